@@ -1,0 +1,99 @@
+# `make demo` and `make test` are all that a person needs: each makes its own environment first, from locks with hashes.
+# Needed beforehand: make, Python 3.11 or newer with venv, Java 17 or newer, Maven.
+#
+#   .venv        what a user installs; `make test` adds pytest, and torch is never in it
+#   .venv-dev    everything: torch, tests, checks
+#   .venv-tools  what makes the locks, the audit and the bill of materials
+
+PYTHON ?= python3
+EVENTS ?=
+BOOTSTRAP ?=
+PYTEST_ARGS ?=
+UPGRADE ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+LOCKED = -m pip install --quiet --require-hashes
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format bench bench-parity lock audit sbom clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+
+demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself
+	.venv/bin/lstmstream demo $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
+
+test: .venv/.test .venv-dev/.package ## all tests, each once; those that need no torch run where there is none
+	.venv/bin/python -m pytest -m "not torch" $(PYTEST_ARGS)
+	.venv-dev/bin/python -m pytest -m torch $(PYTEST_ARGS)
+
+check: .venv-dev/.package ## style, types, imports, dependencies
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/mypy
+	.venv-dev/bin/lint-imports
+	.venv-dev/bin/deptry .
+
+format: .venv-dev/.package ## rewrite the sources in the one style
+	.venv-dev/bin/ruff check --fix .
+	.venv-dev/bin/ruff format .
+
+bench: .venv-dev/.package ## throughput, latency, memory, time per stage
+	.venv-dev/bin/python -m benchmarks.speed
+
+bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
+	.venv-dev/bin/python -m benchmarks.parity
+
+lock: .venv-tools/.locked ## rewrite requirements/*.txt; UPGRADE=--upgrade takes the newest versions
+	UV=.venv-tools/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh
+
+audit: .venv-tools/.locked ## known vulnerabilities of what the locks install
+	for lock in base train; do .venv-tools/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
+
+sbom: .venv-tools/.locked ## dist/sbom.json, the bill of materials of the base install (CycloneDX)
+	mkdir -p dist
+	.venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/sbom.json requirements/base.txt
+
+clean: ## remove the environments and all that tools left behind; the development broker's data stay
+	rm -rf .venv .venv-dev .venv-tools dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- environments: a changed lock makes its environment anew, so that nothing of the old one lingers -------------------
+
+define new_environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "Making $(@D) ..."
+	@$(PYTHON) -m venv --clear $(@D) || \
+	    { echo "Python's venv module is needed (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+endef
+
+.venv/.locked: requirements/base.txt requirements/build.txt
+	$(new_environment)
+	.venv/bin/python $(LOCKED) -r requirements/base.txt
+	.venv/bin/python $(LOCKED) -r requirements/build.txt
+	@touch $@
+
+.venv/.test: requirements/test.txt .venv/.package
+	.venv/bin/python $(LOCKED) -r requirements/test.txt
+	@touch $@
+
+.venv-dev/.locked: requirements/train.txt requirements/build.txt requirements/test.txt requirements/check.txt
+	$(new_environment)
+	.venv-dev/bin/python $(LOCKED) -r requirements/train.txt
+	.venv-dev/bin/python $(LOCKED) -r requirements/build.txt
+	.venv-dev/bin/python $(LOCKED) -r requirements/test.txt
+	.venv-dev/bin/python $(LOCKED) -r requirements/check.txt
+	@touch $@
+
+.venv-tools/.locked: requirements/tools.txt
+	$(new_environment)
+	.venv-tools/bin/python $(LOCKED) -r requirements/tools.txt
+	@touch $@
+
+%/.package: %/.locked pyproject.toml lstmstream/__init__.py
+	$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+.PRECIOUS: .venv/.locked .venv-dev/.locked

@@ -1,0 +1,264 @@
+"""The model card: what serving needs to know of a model besides its graph, as JSON inside the model file.
+
+Reads and writes the card, naming every field that is wrong. Does not know the graph: model.py compares the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import orjson
+
+from lstmstream.errors import CannotServe
+from lstmstream.onnx_wire import quote
+
+FORMAT = 1
+_TASKS = ("anomaly", "classify", "forecast")
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One field of the event. A category has a vocabulary or buckets, a number neither."""
+
+    name: str  # the event's field, dots for nested ones
+    kind: Literal["number", "category"]
+    vocabulary: tuple[str, ...] | None = None  # entry i is fed as i + 1
+    buckets: int | None = None  # 1 + CRC-32 of the UTF-8 text modulo buckets
+
+
+@dataclass(frozen=True, slots=True)
+class StatePart:
+    """A named slice of the state row: `prod(shape)` values from `offset` on."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """The state row of one key: S values, how it begins, and what its parts are."""
+
+    size: int
+    initial: tuple[float, ...]  # [S]
+    parts: tuple[StatePart, ...]  # ordered, covering the row without gap or overlap
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What serving needs to know of a model besides its graph. `fingerprint` is set when the file is written."""
+
+    name: str
+    version: str
+    task: Literal["anomaly", "classify", "forecast"]
+    features: tuple[Feature, ...]
+    state: StateSpec
+    outputs: tuple[str, ...]
+    threshold: float | None = None
+    fingerprint: str = ""
+    training: dict[str, Any] = field(default_factory=dict)  # data digest, metrics, versions, seed, date
+    reference: dict[str, Any] = field(default_factory=dict)  # histograms of score and features, for drift
+    format: ClassVar[int] = FORMAT
+
+    @property
+    def numbers(self) -> tuple[Feature, ...]:
+        """The columns of `x`, in order."""
+        return tuple(feature for feature in self.features if feature.kind == "number")
+
+    @property
+    def categories(self) -> tuple[Feature, ...]:
+        """The columns of `categories`, in order."""
+        return tuple(feature for feature in self.features if feature.kind == "category")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The card as JSON values, in the order people read it."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "version": self.version,
+            "task": self.task,
+            "features": [_without_none(asdict(feature)) for feature in self.features],
+            "state": asdict(self.state),
+            "outputs": list(self.outputs),
+            "threshold": self.threshold,
+            "fingerprint": self.fingerprint,
+            "training": self.training,
+            "reference": self.reference,
+        }
+
+    def to_json(self) -> str:
+        """The card as JSON text; `from_json` reads it back. Raises TypeError where `training` holds no JSON values."""
+        return orjson.dumps(self.to_dict()).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Card:
+        """Reads a card. Raises CannotServe naming every field that is wrong."""
+        try:
+            value = orjson.loads(text)
+        except (orjson.JSONDecodeError, RecursionError) as error:
+            raise CannotServe(f"card: not JSON ({error})") from error
+        problems: list[str] = []
+        card = _read_card(value, problems)
+        if card is None or problems:
+            raise CannotServe(*problems)
+        return card
+
+
+class _Fields:
+    """Takes typed fields out of a JSON object and notes, with its path, each that is missing, wrong or unknown."""
+
+    def __init__(self, value: object, where: str, problems: list[str]) -> None:
+        self.where, self.problems = where, problems
+        self.left: dict[str, Any] = dict(value) if isinstance(value, dict) else {}
+        if not isinstance(value, dict):
+            problems.append(f"{where}: should be an object")
+
+    def wrong(self, key: str, should: str) -> None:
+        self.problems.append(f"{self.where}.{key}: {should}")
+
+    def text(self, key: str, *, empty: bool = False) -> str:
+        value = self.left.pop(key, None)
+        if not isinstance(value, str) or (not empty and not (value and value.isprintable())):
+            self.wrong(key, "should be a text, not empty and without control characters")
+            return ""
+        return value
+
+    def whole(self, key: str, low: int, high: int) -> int:
+        value = self.left.pop(key, None)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.wrong(key, f"should be a whole number from {low} to {high}")
+            return low
+        return value
+
+    def items(self, key: str) -> list[Any]:
+        value = self.left.pop(key, None)
+        if not isinstance(value, list):
+            self.wrong(key, "should be a list")
+            return []
+        return value
+
+    def object(self, key: str) -> dict[str, Any]:
+        value = self.left.pop(key, None)
+        if value is not None and not isinstance(value, dict):
+            self.wrong(key, "should be an object")
+        return value if isinstance(value, dict) else {}
+
+    def end(self) -> None:
+        for key in self.left:
+            self.wrong(quote(key)[1:-1], "unknown field")
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number that float32 can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= float(np.finfo(np.float32).max)
+
+
+def _read_card(value: object, problems: list[str]) -> Card | None:
+    if isinstance(value, dict) and "format" in value and value["format"] != FORMAT:
+        found = value["format"] if isinstance(value["format"], int | float) else quote(str(value["format"]))
+        problems.append(f"card.format: format {found}, this program reads {FORMAT}; use the lstmstream that wrote it")
+        return None
+    fields = _Fields(value, "card", problems)
+    fields.whole("format", FORMAT, FORMAT)
+    name, version, task = fields.text("name"), fields.text("version"), fields.text("task")
+    if task and task not in _TASKS:
+        fields.wrong("task", f"{quote(task)} should be one of {', '.join(_TASKS)}")
+    features = tuple(
+        _read_feature(item, f"card.features[{index}]", problems) for index, item in enumerate(fields.items("features"))
+    )
+    twice = {(feature.name, feature.kind) for feature in features}
+    if len(twice) != len(features):
+        fields.wrong("features", "a field occurs twice with the same kind")
+    state = _read_state(fields.left.pop("state", None), problems)
+    outputs = tuple(fields.items("outputs"))
+    if not all(isinstance(output, str) for output in outputs):
+        fields.wrong("outputs", "should be a list of texts")
+        outputs = ()
+    threshold = fields.left.pop("threshold", None)
+    if threshold is not None and not is_finite(threshold):
+        fields.wrong("threshold", "should be a finite number or null")
+        threshold = None
+    card = Card(
+        name=name,
+        version=version,
+        task=task,  # type: ignore[arg-type] # compared with _TASKS above
+        features=features,
+        state=state,
+        outputs=outputs,
+        threshold=None if threshold is None else float(threshold),
+        fingerprint=fields.text("fingerprint", empty=True),
+        training=fields.object("training"),
+        reference=fields.object("reference"),
+    )
+    fields.end()
+    return card
+
+
+def _read_feature(value: object, where: str, problems: list[str]) -> Feature:
+    fields = _Fields(value, where, problems)
+    name, kind = fields.text("name"), fields.text("kind")
+    vocabulary: tuple[str, ...] | None = None
+    buckets = None
+    if fields.left.get("vocabulary") is not None:
+        vocabulary = tuple(fields.items("vocabulary"))
+        if not all(isinstance(entry, str) for entry in vocabulary):
+            fields.wrong("vocabulary", "should be a list of texts")
+            vocabulary = ()
+        elif len(set(vocabulary)) != len(vocabulary):
+            fields.wrong("vocabulary", "an entry occurs twice")
+    if fields.left.get("buckets") is not None:
+        buckets = fields.whole("buckets", 1, 2**31 - 1)
+    fields.left = {key: entry for key, entry in fields.left.items() if entry is not None}
+    if kind == "category":
+        if (vocabulary is None) == (buckets is None):
+            fields.wrong("kind", "a category needs a vocabulary or buckets, one of the two")
+    elif kind == "number":
+        if vocabulary is not None or buckets is not None:
+            fields.wrong("kind", "a number has no vocabulary and no buckets")
+    elif kind:
+        fields.wrong("kind", f"{quote(kind)} should be number or category")
+    fields.end()
+    return Feature(name, kind, vocabulary, buckets)  # type: ignore[arg-type] # compared above
+
+
+def _read_state(value: object, problems: list[str]) -> StateSpec:
+    fields = _Fields(value, "card.state", problems)
+    size = fields.whole("size", 1, 2**31 - 1)
+    initial = fields.items("initial")
+    if not all(map(is_finite, initial)):
+        fields.wrong("initial", "should hold finite numbers only")
+        initial = []
+    elif len(initial) != size:
+        fields.wrong("initial", f"has {len(initial)} values, state.size is {size}")
+    parts = []
+    for index, item in enumerate(fields.items("parts")):
+        part = _Fields(item, f"card.state.parts[{index}]", problems)
+        name, offset, shape = part.text("name"), part.whole("offset", 0, 2**31 - 1), part.items("shape")
+        if not all(isinstance(dim, int) and not isinstance(dim, bool) and dim > 0 for dim in shape):
+            part.wrong("shape", "should be a list of whole numbers above 0")
+            shape = []
+        part.end()
+        parts.append(StatePart(name, offset, tuple(shape)))
+    fields.end()
+    if len({part.name for part in parts}) != len(parts):
+        fields.wrong("parts", "a name occurs twice")
+    reached = 0
+    for part_read in sorted(parts, key=lambda one: one.offset):
+        if part_read.offset != reached:
+            how = "overlaps the part before" if part_read.offset < reached else "leaves a gap before it"
+            fields.wrong("parts", f"{quote(part_read.name)} at {part_read.offset} {how}, which ends at {reached}")
+        length = 1
+        for dim in part_read.shape:
+            length *= dim
+        reached = max(reached, part_read.offset + length)
+    if reached != size:
+        fields.wrong("parts", f"they end at {reached}, state.size is {size}")
+    return StateSpec(size, tuple(map(float, initial)), tuple(parts))
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,130 @@
+"""The `lstmstream` command. Each subcommand imports its own side when it is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from lstmstream import __version__
+from lstmstream.dev.commands import app as dev
+from lstmstream.errors import CannotServe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Score a live Kafka stream with a recurrent model that remembers every key.",
+)
+model = typer.Typer(no_args_is_help=True, help="Look at model files.")
+app.add_typer(model, name="model")
+app.add_typer(dev, name="dev")
+
+NOT_BUILT = ("train", "evaluate", "import", "check", "verify", "state", "dead-letter")
+
+
+def main() -> NoReturn:
+    """Run the command and exit with its code."""
+    if len(sys.argv) > 1 and sys.argv[1] in NOT_BUILT:
+        fail(f"`lstmstream {sys.argv[1]}` is planned and not built yet")
+    try:
+        code = app(standalone_mode=False)
+    except CannotServe as error:
+        fail(*error.problems)
+    except typer.Exit as done:
+        code = done.exit_code
+    except typer.Abort:
+        code = 1
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a mistake on the command line
+            fail(error.format_message())
+        raise
+    sys.exit(code or 0)
+
+
+def fail(*problems: str) -> NoReturn:
+    """Say each problem on standard error; exit code 2."""
+    for problem in problems:
+        print(f"lstmstream: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lstmstream {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Score a live Kafka stream with a recurrent model that remembers every key."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The daemon's YAML file.")],
+    workers: Annotated[int, typer.Option(help="Not built yet; start one daemon a process.")] = 1,
+) -> int:
+    """Serve: read events, answer them, keep every key's state."""
+    if workers != 1:
+        raise CannotServe("--workers is planned and not built yet; start as many `lstmstream run` as you want workers")
+    from lstmstream import logs
+    from lstmstream.config import load_config
+    from lstmstream.serve.run import run as serve
+
+    loaded = load_config(config)
+    logs.configure(loaded.log.level, loaded.log.format)
+    return serve(loaded)
+
+
+@app.command()
+def score(
+    config: Annotated[str, typer.Argument(metavar="CONFIG|MODEL", help="A daemon's YAML file, or a model.")],
+    data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet; - reads JSONL from standard input.")],
+    out: Annotated[str, typer.Option(help="Where the predictions go, JSONL; - is standard output.")] = "-",
+    key: Annotated[str | None, typer.Option(help="Column of the key.")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Column of the event time.")] = None,
+    dead_letters: Annotated[Path | None, typer.Option(help="Where records go that cannot be answered, JSONL.")] = None,
+) -> int:
+    """Answer the events of a file with the daemon's engine: no broker, the same bytes."""
+    from lstmstream.serve.score import score_file
+
+    return score_file(config, data, out=out, key=key, timestamp=timestamp, dead_letters=dead_letters)
+
+
+@app.command()
+def demo(
+    events: Annotated[int | None, typer.Option(min=1, help="Stop after so many events (until Ctrl-C).")] = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="Use this broker; without, one is started here.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Events per second.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other customers.")] = 7,
+) -> int:
+    """Everything on this machine, from nothing to live predictions."""
+    from lstmstream.demo.run import run_demo
+
+    return run_demo(events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
+
+
+@model.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A model file, or builtin:NAME.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """Show a model's card."""
+    from lstmstream.model import describe, inspect_json, load_model
+
+    loaded = load_model(file)
+    if as_json:
+        import json
+
+        print(json.dumps(inspect_json(loaded), ensure_ascii=False, allow_nan=False))
+    else:
+        print("\n".join(describe(loaded)))

@@ -1,0 +1,1 @@
+"""`lstmstream demo`: everything on one machine, from nothing to live predictions."""

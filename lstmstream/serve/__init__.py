@@ -1,0 +1,1 @@
+"""Everything the daemon runs on. Nothing here may import torch."""

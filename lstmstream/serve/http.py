@@ -1,0 +1,259 @@
+"""`/metrics`, `/livez` and `/readyz` over HTTP/1.1, in a thread of its own and bounded in every direction.
+
+One thread serves all connections without blocking, so a slow or hostile client costs a socket and a few kilobytes,
+never a thread. Each connection carries one request and is closed. When too many are open, the one that has been at it
+longest makes room: a probe gets through while 200 sockets say nothing. No request is logged.
+It knows nothing of the daemon but its Health and its metrics registry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self, cast
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder, generate_latest
+
+from lstmstream.errors import CannotServe
+from lstmstream.logs import safe
+from lstmstream.serve.health import Health
+
+MAX_CONNECTIONS = 64
+HEAD_LIMIT = 16_384  # bytes of request line and headers
+HEADER_COUNT = 64
+TARGET_LIMIT = 1_024  # characters of the request's target
+REQUEST_TIMEOUT_S = 5.0  # from accepting to the last header
+RESPONSE_TIMEOUT_S = 10.0  # until the client has taken all of it
+LINGER_S = 1.0  # for the client to close first: closing on unread bytes could cost it the response
+LINGER_BYTES = 4_194_304
+
+_JSON = "application/json"
+
+
+class HttpServer:
+    """Serves from the moment it is made until `close()`. Raises CannotServe where it cannot listen."""
+
+    def __init__(self, host: str, port: int, health: Health, registry: CollectorRegistry) -> None:
+        """Port 0 takes any free one; `port` tells which."""
+        self._socket = _listen(host, port)
+        self._port = int(self._socket.getsockname()[1])
+        self._pages = _Pages(health, registry)
+        self._open: dict[_Connection, None] = {}  # in the order of their coming
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="lstmstream-http", daemon=True)
+        self._serving = threading.Event()
+        self._closed = False
+        self._thread.start()
+        self._serving.wait()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._port
+
+    def close(self) -> None:
+        """Stop at once; open connections are dropped. Calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        loop = self._loop
+        server = loop.run_until_complete(
+            loop.create_server(lambda: _Connection(self._pages, self._open), sock=self._socket, backlog=128)
+        )
+        loop.call_soon(self._serving.set)  # from here on `close` finds a loop that it can stop
+        try:
+            loop.run_forever()
+        finally:
+            server.close()
+            for connection in list(self._open):
+                connection.drop()
+            loop.run_until_complete(asyncio.sleep(0))  # lets the transports close their sockets
+            loop.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One request, one response, then the end."""
+
+    def __init__(self, pages: _Pages, everyone: dict[_Connection, None]) -> None:
+        self._pages = pages
+        self._everyone = everyone
+        self._received = bytearray()
+        self._answered = False
+        self._discarded = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(REQUEST_TIMEOUT_S, self._too_slow)
+        while len(self._everyone) >= MAX_CONNECTIONS:
+            next(iter(self._everyone)).drop()
+        self._everyone[self] = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        self._everyone.pop(self, None)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.drop()
+            return
+        searched = max(0, len(self._received) - 3)
+        self._received += data
+        end = self._received.find(b"\r\n\r\n", searched, HEAD_LIMIT + 4)
+        if end >= 0:
+            self._answer(self._pages.answer(bytes(self._received[:end])))
+        elif len(self._received) > HEAD_LIMIT:
+            self._answer(_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+
+    def eof_received(self) -> None:
+        """The client has said all it will: without a request that is the end, and after the response too."""
+
+    def drop(self) -> None:
+        """The end, at once."""
+        self._everyone.pop(self, None)
+        self._timer.cancel()
+        self._transport.abort()
+
+    def _too_slow(self) -> None:
+        self._answer(_error(HTTPStatus.REQUEST_TIMEOUT))
+
+    def _answer(self, response: bytes) -> None:
+        self._answered = True
+        self._received.clear()
+        self._timer.cancel()
+        self._timer = self._loop.call_later(RESPONSE_TIMEOUT_S, self.drop)
+        # Told when the last byte has left this process, to begin the shorter wait.
+        self._transport.set_write_buffer_limits(high=0)
+        self._transport.write(response)
+        if self._transport.get_write_buffer_size() == 0:
+            self.resume_writing()
+
+    def resume_writing(self) -> None:
+        if self._transport.is_closing():
+            return
+        self._timer.cancel()
+        self._timer = self._loop.call_later(LINGER_S, self.drop)
+        with contextlib.suppress(OSError):
+            self._transport.write_eof()
+
+
+class _Pages:
+    """From a request's head to the bytes of its response."""
+
+    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
+        self._health = health
+        self._registry = registry
+        self._pages: Mapping[str, Callable[[str], bytes]] = {
+            "/metrics": self._metrics,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+        }
+
+    def answer(self, head: bytes) -> bytes:
+        """The whole response to the request line and headers in `head`, which is without its empty line."""
+        request, *lines = head.decode("latin-1").split("\r\n")
+        parts = request.split(" ")
+        if len(parts) != 3 or not parts[2].startswith("HTTP/"):
+            return _error(HTTPStatus.BAD_REQUEST)
+        method, target, version = parts
+        if version not in {"HTTP/1.0", "HTTP/1.1"}:
+            return _error(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+        if len(target) > TARGET_LIMIT:
+            return _error(HTTPStatus.REQUEST_URI_TOO_LONG)
+        if len(lines) > HEADER_COUNT:
+            return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if method not in {"GET", "HEAD"}:
+            return _error(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
+        page = self._pages.get(target.partition("?")[0])
+        try:
+            response = _error(HTTPStatus.NOT_FOUND) if page is None else page(_header(lines, "accept"))
+        except Exception:  # a metric that fails must not end the thread that answers the probes
+            response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
+        return response if method == "GET" else response[: response.index(b"\r\n\r\n") + 4]
+
+    def _metrics(self, accept: str) -> bytes:
+        try:
+            encode, kind = choose_encoder(accept)
+        except Exception:  # an Accept header that it cannot read
+            encode, kind = choose_encoder("")
+        if not kind.isascii() or not kind.isprintable():
+            encode, kind = generate_latest, "text/plain; version=0.0.4; charset=utf-8"
+        return _response(HTTPStatus.OK, encode(self._registry), kind)
+
+    def _livez(self, _accept: str) -> bytes:
+        ok, text = self._health.livez()
+        return _said(ok=ok, body={"live": ok, "reason": text})
+
+    def _readyz(self, _accept: str) -> bytes:
+        ok, reasons = self._health.readyz()
+        return _said(ok=ok, body={"ready": ok, "phase": self._health.phase, "reasons": reasons})
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError):
+        raise CannotServe(f"http.host: {safe(host)} is no address of this machine; use 127.0.0.1 or 0.0.0.0") from None
+    listening = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+        listening.settimeout(0.0)
+    except OSError as error:
+        listening.close()
+        why = safe(error.strerror or type(error).__name__)
+        raise CannotServe(
+            f"http.port: cannot listen on {safe(host)}:{port} ({why}); set another port or host"
+        ) from None
+    return listening
+
+
+def _header(lines: list[str], name: str) -> str:
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip().lower() == name:
+            return value.strip()
+    return ""
+
+
+def _said(*, ok: bool, body: Mapping[str, object]) -> bytes:
+    status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+    return _response(status, json.dumps(body).encode() + b"\n", _JSON)
+
+
+def _error(status: HTTPStatus, extra: str = "") -> bytes:
+    return _response(status, json.dumps({"error": status.phrase.lower()}).encode() + b"\n", _JSON, extra)
+
+
+def _response(status: HTTPStatus, body: bytes, kind: str, extra: str = "") -> bytes:
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        f"{extra}Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body

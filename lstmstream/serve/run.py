@@ -1,0 +1,91 @@
+"""`lstmstream run`: one process around one daemon: model, clients, metrics, endpoints, signals, exit code."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from lstmstream.config import Config, Security
+from lstmstream.errors import CannotServe, Fatal, OwnershipLost
+from lstmstream.serve.build import open_model
+from lstmstream.serve.daemon import Daemon
+from lstmstream.serve.health import Health
+from lstmstream.serve.http import HttpServer
+from lstmstream.serve.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT. 0 after a clean hand-over, 1 failed while running, 2 could not start."""
+    try:
+        return _serve(config)
+    except CannotServe as error:
+        for problem in error.problems:
+            log.error("%s", problem)  # noqa: TRY400 - it is said for a person, not for a debugger
+        return 2
+    except (Fatal, OwnershipLost) as error:
+        log.error("%s", error)  # noqa: TRY400 - as above
+        return 1
+    except Exception:
+        log.exception("the daemon failed in a way that it does not know")
+        return 1
+
+
+def _serve(config: Config) -> int:
+    metrics = Metrics(CollectorRegistry())
+    health = Health(stall_after=config.http.stall_after)
+    http = HttpServer(config.http.host, config.http.port, health=health, registry=metrics.registry)
+    try:
+        model, step = open_model(config)
+        card = model.card
+        metrics.model(name=card.name, version=card.version, fingerprint=card.fingerprint, device=step.device)
+        health.done("model")
+        log.info(
+            "model loaded",
+            extra={"model": card.name, "version": card.version, "fingerprint": card.fingerprint, "device": step.device},
+        )
+        log.info("listening", extra={"host": config.http.host, "port": http.port})
+        daemon = Daemon(config, step, _transport(config), metrics, health)
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            daemon.stop()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        return daemon.run()
+    finally:
+        http.close()
+
+
+def _transport(config: Config) -> Any:
+    from lstmstream.transport.kafka_python import KafkaPythonTransport  # noqa: PLC0415 - other clients, other imports
+
+    return KafkaPythonTransport(
+        bootstrap_servers=config.kafka.bootstrap_servers,
+        group=config.name,
+        input_topic=config.input.topic,
+        exactly_once=config.delivery == "exactly_once",
+        properties=config.kafka.properties,
+        security=_security(config.kafka.security),
+    )
+
+
+def _security(security: Security) -> Mapping[str, Any]:
+    """kafka-python's names for the same things; what is not set is left to its defaults."""
+    settings = {
+        "security_protocol": security.protocol,
+        "sasl_mechanism": security.mechanism,
+        "sasl_plain_username": security.username,
+        "sasl_plain_password": security.password and security.password.get_secret_value(),
+        "ssl_cafile": security.ca and str(security.ca),
+        "ssl_certfile": security.cert and str(security.cert),
+        "ssl_keyfile": security.key and str(security.key),
+        "ssl_password": security.key_password and security.key_password.get_secret_value(),
+    }
+    return {name: value for name, value in settings.items() if value is not None}

@@ -1,0 +1,1 @@
+"""From history to a model. The only home of torch."""

@@ -1,0 +1,1 @@
+"""What the daemon needs of a broker, and who provides it."""

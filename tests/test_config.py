@@ -1,0 +1,577 @@
+"""The configuration: everything wrong is told at once, by path, and no secret ever shows."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lstmstream.config import Config, load_config, options
+from lstmstream.errors import CannotServe
+
+CANARY = "canary-hunter2"
+LEAST = """\
+name: card-fraud
+model: models/card-fraud.onnx
+kafka: {bootstrap_servers: localhost:9092}
+input: {topic: transactions}
+output: {topic: predictions}
+"""
+
+Load = Callable[..., Config]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def load(text: str | bytes = LEAST, environ: Mapping[str, str] | None = None) -> Config:
+        path = tmp_path / "config.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_config(path, environ or {})
+
+    return load
+
+
+def tree(**changes: Any) -> str:
+    """The least configuration with values put in; `kafka__client` means `kafka.client`."""
+    document = yaml.safe_load(LEAST)
+    for path, value in changes.items():
+        branch = document
+        *sections, key = path.split("__")
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[key] = value
+    return yaml.safe_dump(document)
+
+
+def problems(load: Load, text: str | bytes = LEAST, environ: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(CannotServe) as caught:
+        load(text, environ)
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return list(caught.value.problems)
+
+
+def attempt(load: Load, text: str | bytes, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """What is wrong, or nothing; any other exception is a fault of ours."""
+    try:
+        load(text, environ)
+    except CannotServe as error:
+        return error.problems or ("something is wrong\n",)
+    return ()
+
+
+def test_the_least_that_runs_has_the_documented_defaults(load: Load, tmp_path: Path) -> None:
+    config = load()
+    assert config.name == "card-fraud"
+    assert config.model == "models/card-fraud.onnx"
+    assert config.folder == tmp_path.resolve()
+    assert (config.delivery, config.on_model_change, config.create_topics) == ("exactly_once", "fail", True)
+    assert config.shutdown_timeout == 30.0
+    assert (config.log.level, config.log.format) == ("info", "json")
+    assert config.kafka.bootstrap_servers == ["localhost:9092"]
+    assert (config.kafka.client, config.kafka.properties) == ("auto", {})
+    assert config.kafka.security.protocol == "PLAINTEXT"
+    assert (config.input.topic, config.input.key, config.input.timestamp) == ("transactions", None, None)
+    assert (config.input.format, config.input.start, config.input.late) == ("json", "earliest", "apply")
+    assert config.input.max_bytes == 10_000_000
+    assert (config.output.topic, config.output.alerts_topic, config.output.threshold) == ("predictions", None, None)
+    assert (config.output.include, config.output.key) == ([], None)
+    assert config.dead_letter.topic == "card-fraud.dead-letter"
+    assert (config.state.topic, config.state.checkpoint_interval) == ("card-fraud.state", 30.0)
+    assert (config.state.ttl, config.state.replay, config.state.max_keys, config.state.dir) == (
+        None,
+        604800,
+        None,
+        None,
+    )
+    assert (config.batch.max_events, config.batch.max_wait) == (4096, 0.0)
+    assert (config.device.device, config.device.threads) == ("auto", 1)
+    assert (config.http.host, config.http.port, config.http.token) == ("127.0.0.1", 9108, None)
+    assert config.http.stall_after == 30.0
+
+
+def test_every_option_is_described_and_its_default_is_a_legal_value(load: Load) -> None:
+    assert len({option.path for option in options()}) == len(options()) > 60
+    for option in options():
+        assert option.description.endswith("."), option.path
+        assert option.required == (
+            option.path in {"name", "model", "kafka.bootstrap_servers", "input.topic", "output.topic"}
+        ), option.path
+
+
+def test_nothing_can_be_changed_after_loading(load: Load) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().http.port = 1  # type: ignore[misc]
+
+
+def test_everything_wrong_is_told_at_once_with_its_path(load: Load) -> None:
+    text = """
+name: card-fraud
+model: m.onnx
+delivery: twice
+on_model_change: replay
+colour: red
+kafka:
+  bootstrap_servers: localhost
+  client: confluent
+  properties: {group.id: x, sesion.timeout.ms: 1, batch.size: many, heartbeat.interval.ms: 60000}
+  security: {mechanism: PLAIN, username: u, ca: missing.pem}
+input: {topic: events, max_byte: 3, format: xml}
+output: {topic: events, threshold: high}
+state: {max_keys: 5, dir: /tmp, ttl: 30}
+batch: {max_events: 0, max_wait: 40s}
+http: {port: 70000}
+"""
+    told = problems(load, text, {"LSTMSTREAM_HTTP__HOTS": "x"})
+    paths = [line.partition(": ")[0] for line in told]
+    assert set(paths) == {
+        "LSTMSTREAM_HTTP__HOTS",
+        "delivery",
+        "on_model_change",
+        "colour",
+        "kafka.bootstrap_servers",
+        "kafka.client",
+        "kafka.properties.group.id",
+        "kafka.properties.sesion.timeout.ms",
+        "kafka.properties.batch.size",
+        "kafka.properties.heartbeat.interval.ms",
+        "kafka.security.mechanism",
+        "kafka.security.password",
+        "kafka.security.ca",
+        "input.max_byte",
+        "input.format",
+        "output.topic",
+        "output.threshold",
+        "state.max_keys",
+        "state.dir",
+        "state.ttl",
+        "batch.max_events",
+        "batch.max_wait",
+        "http.port",
+    }
+    by_path = dict(zip(paths, told, strict=True))
+    assert "did you mean max_bytes?" in by_path["input.max_byte"]
+    assert "did you mean session.timeout.ms?" in by_path["kafka.properties.sesion.timeout.ms"]
+    assert "did you mean LSTMSTREAM_HTTP__HOST?" in by_path["LSTMSTREAM_HTTP__HOTS"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("# only a comment", "is empty"),
+        ("[1, 2]", "mapping"),
+        ("just text", "mapping"),
+        ("a: 'x\nb: 1", "line 2"),
+        ("a: 1\na: 2", "the key a stands here twice"),
+        ("a: {b: {c: 1, c: 1}}", "the key c stands here twice"),
+        ("a: &x 1\nb: *x", "alias"),
+        ("1: a", "no text"),
+        ("? [a, b]\n: c", "no text"),
+        ("a: 1\n---\nb: 1", "line 2"),
+        ("!!python/object/apply:os.system ['true']", "constructor"),
+        ("a: 2024-99-99", "put it in quotes"),
+        ("a: " + "9" * 5000, "put it in quotes"),
+        ("a: \x00", "put it in quotes"),
+        (b"a: \xff", "UTF-8"),
+        ("[" * 100_000, "nested too deeply"),
+        ("#" * 2_000_000, "larger than"),
+    ],
+)
+def test_a_file_that_is_no_mapping_of_keys_is_refused(load: Load, text: str | bytes, says: str) -> None:
+    assert says in problems(load, text)[0]
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.yaml", tmp_path, Path("/dev/null")):
+        with pytest.raises(CannotServe):
+            load_config(path, {})
+
+
+def test_without_a_file_the_environment_is_enough() -> None:
+    config = load_config(
+        None,
+        {
+            "LSTMSTREAM__NAME": "n",
+            "LSTMSTREAM__MODEL": "builtin:demo",
+            "LSTMSTREAM_KAFKA__BOOTSTRAP_SERVERS": "a:1, b:2",
+            "LSTMSTREAM_INPUT__TOPIC": "i",
+            "LSTMSTREAM_OUTPUT__TOPIC": "o",
+        },
+    )
+    assert config.kafka.bootstrap_servers == ["a:1", "b:2"]
+    assert config.dead_letter.topic == "n.dead-letter"
+
+
+def test_missing_keys_are_named_even_where_the_section_is_missing_or_empty(load: Load) -> None:
+    told = problems(load, "input:\nkafka: {}\n")
+    assert [line.split(": ")[:2] for line in told] == [
+        [path, "is missing; " + line.split(": ")[1].partition("; ")[2]]
+        for path, line in zip(
+            ["name", "model", "kafka.bootstrap_servers", "input.topic", "output.topic"], told, strict=True
+        )
+    ]
+
+
+def test_every_key_can_be_overridden(load: Load) -> None:
+    """A variable's name leads to the key, and its text wins over the file's."""
+    for option in options():
+        *sections, key = option.path.split(".", 1) if "properties" not in option.path else option.path.split(".", 2)
+        if sections == ["kafka"] and key.startswith("security."):
+            sections, key = ["kafka", "security"], key.removeprefix("security.")
+        name = "LSTMSTREAM_" + "__".join([*(sections or [""]), key]).replace(".", "_").upper()
+        if not sections:
+            name = f"LSTMSTREAM__{key.upper()}"
+        assert not any("names no key" in problem for problem in attempt(load, LEAST, {name: "!"})), name
+
+
+def test_variables_override_the_file(load: Load) -> None:
+    config = load(
+        tree(http__port=1, state__ttl="5s"),
+        {
+            "LSTMSTREAM_HTTP__PORT": "9000",
+            "LSTMSTREAM__DELIVERY": "at_least_once",
+            "LSTMSTREAM__CREATE_TOPICS": "false",
+            "LSTMSTREAM_STATE__TTL": "",  # empty: as if left out
+            "LSTMSTREAM_OUTPUT__INCLUDE": "amount, customer.id",
+            "LSTMSTREAM_OUTPUT__THRESHOLD": "0.5",
+            "LSTMSTREAM_LOG__LEVEL": "DEBUG",
+            "LSTMSTREAM_KAFKA__PROPERTIES__SESSION_TIMEOUT_MS": "10000",
+            "LSTMSTREAM_KAFKA__SECURITY__PROTOCOL": "ssl",
+            "LSTMSTREAM_PORT_9108_TCP_ADDR": "10.0.0.1",  # Kubernetes makes these
+            "LSTMSTREAM_SERVICE_HOST": "10.0.0.1",
+            "PATH": "/bin",
+        },
+    )
+    assert config.http.port == 9000
+    assert config.delivery == "at_least_once"
+    assert config.create_topics is False
+    assert config.state.ttl is None
+    assert config.output.include == ["amount", "customer.id"]
+    assert config.output.threshold == 0.5
+    assert config.log.level == "debug"
+    assert config.kafka.properties == {"session.timeout.ms": 10_000}
+    assert config.kafka.security.protocol == "SSL"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LSTMSTREAM_HTTP__PROT",
+        "LSTMSTREAM__HTTP",
+        "LSTMSTREAM_KAFKA__SECURITY",
+        "LSTMSTREAM_http__port",
+        "LSTMSTREAM__",
+        "LSTMSTREAM_X__FILE",
+        "LSTMSTREAM_KAFKA__PROPERTIES__GROUP_ID",
+    ],
+)
+def test_a_variable_that_names_no_key_is_refused(load: Load, name: str) -> None:
+    (line,) = problems(load, LEAST, {name: CANARY})
+    assert line.startswith(f"{name}: names no key")
+
+
+def test_a_wrong_variable_is_named(load: Load) -> None:
+    (line,) = problems(load, LEAST, {"LSTMSTREAM_HTTP__PORT": "many"})
+    assert line.startswith("http.port: ")
+    assert "LSTMSTREAM_HTTP__PORT" in line
+
+
+def test_secrets_come_from_files(load: Load, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(f"{CANARY}\n")
+    config = load(LEAST, {"LSTMSTREAM_HTTP__TOKEN_FILE": str(secret)})
+    assert config.http.token is not None
+    assert config.http.token.get_secret_value() == CANARY
+    for name, value in (("HTTP__TOKEN", CANARY), ("HTTP__TOKEN_FILE", CANARY), ("HTTP__TOKEN_FILE", str(tmp_path))):
+        both = {f"LSTMSTREAM_{name}": value}
+        if name == "HTTP__TOKEN":
+            both["LSTMSTREAM_HTTP__TOKEN_FILE"] = str(secret)
+        (line,) = problems(load, LEAST, both)
+        assert line.startswith("LSTMSTREAM_HTTP__TOKEN_FILE: ")
+
+
+SASL = {
+    "kafka__security__protocol": "SASL_SSL",
+    "kafka__security__mechanism": "SCRAM-SHA-512",
+    "kafka__security__username": "u",
+}
+
+
+def test_no_secret_shows_in_a_good_configuration(load: Load) -> None:
+    config = load(tree(kafka__security__password=CANARY, http__token=CANARY, **SASL))
+    assert config.kafka.security.password is not None
+    for shown in (repr(config), str(config), config.model_dump_json(), str(config.model_dump()), repr(config.http)):
+        assert CANARY not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"http: {{token: {CANARY}, port: x}}",
+        f"http: {CANARY}",
+        f"http: {{token: [{CANARY}]}}",
+        f"http: {{token:{CANARY}}}",
+        f"http: {{token: '{CANARY} with spaces'}}",
+        f"kafka: {CANARY}",
+        f"kafka: {{security: {CANARY}}}",
+        f"kafka: {{security: {{password:{CANARY}}}}}",
+        f"kafka: {{security: {{password: {CANARY}, mechanism: {CANARY}}}}}",
+        f"kafka: {{security: {{passwort: {CANARY}}}}}",
+        f"kafka: {{security: {{password: *{CANARY}}}}}",
+        f"kafka: {{security: {{password: !{CANARY} x}}}}",
+        f"kafka: {{security: {{password: '{CANARY}}}}}",
+        f"kafka: {{security: {{password: {CANARY}: {CANARY}}}}}",
+        f"kafka: {{security: {{password: {CANARY}",
+        f"kafka: {{security: {{ca: {CANARY}, key: {CANARY}}}}}",
+        f"kafka: {{properties: {{sasl.jaas.config: {CANARY}, ssl.key.password: {CANARY}, batch.size: {CANARY}}}}}",
+        f"kafka: {{bootstrap_servers: 'user:{CANARY}@host:9092'}}",
+        f"%{CANARY}",
+    ],
+)
+def test_no_secret_shows_in_an_error(load: Load, text: str) -> None:
+    problems(load, text)  # asserts so
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30.0), ("250ms", 0.25), ("7d", 604_800.0), ("1h30m", 5_400.0), ("1.5s", 1.5), ("0.001s", 0.001)],
+)
+def test_durations(load: Load, text: str, seconds: float) -> None:
+    assert load(tree(state__ttl=text)).state.ttl == seconds
+
+
+@pytest.mark.parametrize(
+    "value", [30, 0.5, "30", "", "-1s", "0s", 0, "1y", "s", "nan", "1e9s", "0.5ms", "99999999d", [1]]
+)
+def test_what_is_no_duration_is_refused(load: Load, value: object) -> None:
+    assert problems(load, tree(state__ttl=value))[0].startswith("state.ttl: ")
+
+
+def test_no_wait_may_go_without_a_unit(load: Load) -> None:
+    assert load(tree(batch__max_wait=0)).batch.max_wait == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [("10MB", 10_000_000), ("64KiB", 65_536), ("1 gib", 2**30), (5, 5), ("5", 5), ("5B", 5), ("3kB", 3000)],
+)
+def test_sizes(load: Load, value: object, size: int) -> None:
+    assert load(tree(input__max_bytes=value)).input.max_bytes == size
+
+
+@pytest.mark.parametrize("value", ["10XB", "-1", 0, "", "1.5MB", True, 2.5, "5GB", 10**400])
+def test_what_is_no_size_is_refused(load: Load, value: object) -> None:
+    assert problems(load, tree(input__max_bytes=value))[0].startswith("input.max_bytes: ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input__topic": "a b"},
+        {"input__topic": ".."},
+        {"input__topic": "x" * 250},
+        {"input__topic": "__consumer_offsets"},
+        {"name": "a/b"},
+        {"name": "x" * 201},
+        {"name": 5},
+        {"model": "builtin:"},
+        {"batch__max_events": 0},
+        {"batch__max_events": 100_001},
+        {"batch__max_events": True},
+        {"http__port": -1},
+        {"http__port": 65_536},
+        {"http__host": "a\nb"},
+        {"http__token": ""},
+        {"http__stall_after": "0s"},
+        {"shutdown_timeout": "0s"},
+        {"output__threshold": float("nan")},
+        {"output__threshold": 1e39},
+        {"output__include": ["a", "a"]},
+        {"output__include": ["a..b"]},
+        {"output__key": "."},
+        {"create_topics": "perhaps"},
+        {"device__device": "tpu"},
+        {"device__threads": 0},
+        {"log__level": "loud"},
+        {"log__format": "xml"},
+        {"input__late": "never"},
+        {"input__start": "middle"},
+        {"delivery": "maybe"},
+        {"kafka__bootstrap_servers": []},
+        {"kafka__bootstrap_servers": "host"},
+        {"kafka__bootstrap_servers": "host:0"},
+        {"kafka__bootstrap_servers": "host:70000"},
+        {"kafka__bootstrap_servers": "PLAINTEXT://host:1"},
+        {"kafka__bootstrap_servers": "a:1,"},
+        {"kafka__client": "java"},
+        {"kafka__properties__socket.nagle": 1},
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any]) -> None:
+    (path,) = (key.replace("__", ".") if not key.endswith("nagle") else key for key in changes)
+    told = problems(load, tree(**changes))
+    assert len(told) == 1, told
+    assert told[0].startswith(path.replace("__", "."))
+    assert "; " in told[0] or "must be" in told[0], "no remedy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"on_model_change": "replay"}, "on_model_change"),
+        ({"state__dir": "/tmp"}, "state.dir"),
+        ({"state__max_keys": 10}, "state.max_keys"),
+        ({"kafka__client": "confluent"}, "kafka.client"),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_and_says_so(load: Load, changes: dict[str, Any], path: str) -> None:
+    (line,) = problems(load, tree(**changes))
+    assert line.startswith(f"{path}: ")
+    assert "not built yet" in line
+
+
+@pytest.mark.parametrize("path", ["input", "output", "dead_letter", "state"])
+def test_topics_differ(load: Load, path: str) -> None:
+    assert "topic of" in problems(load, tree(**{f"{path}__topic": "al_erts", "output__alerts_topic": "al.erts"}))[0]
+    load(tree(**{f"{path}__topic": "one", "output__alerts_topic": "two"}))
+
+
+@pytest.mark.parametrize(
+    ("security", "path"),
+    [
+        ({"protocol": "SASL_SSL"}, "mechanism"),
+        ({"protocol": "SASL_SSL", "mechanism": "PLAIN", "username": "u"}, "password"),
+        ({"protocol": "SASL_SSL", "mechanism": "PLAIN", "password": CANARY}, "username"),
+        ({"protocol": "SASL_SSL", "mechanism": "PLAIN", "username": "u", "password": ""}, "password"),
+        ({"protocol": "SASL_SSL", "mechanism": "GSSAPI", "username": "u", "password": CANARY}, "mechanism"),
+        ({"protocol": "SASL_PLAINTEXT", "mechanism": "PLAIN", "username": "u", "password": CANARY}, "protocol"),
+        ({"mechanism": "PLAIN", "username": "u", "password": CANARY}, "mechanism"),
+        ({"password": CANARY}, "password"),
+        ({"username": "u"}, "username"),
+        ({"protocol": "SSL", "cert": "pem"}, "key"),
+        ({"protocol": "SSL", "key": "pem"}, "cert"),
+        ({"protocol": "SSL", "ca": "missing"}, "ca"),
+        ({"protocol": "SSL", "ca": "."}, "ca"),
+        ({"protocol": "SSL", "ca": "a\0b"}, "ca"),
+        ({"protocol": "SSL", "cert": "pem", "key": "encrypted"}, "key_password"),
+        ({"protocol": "SSL", "key_password": CANARY}, "key_password"),
+        ({"ca": "pem"}, "ca"),
+    ],
+    ids=str,
+)
+def test_security_that_cannot_work_is_refused(load: Load, tmp_path: Path, security: dict[str, str], path: str) -> None:
+    (tmp_path / "pem").write_text("pem")
+    (tmp_path / "encrypted").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    told = problems(load, tree(kafka__security=security))
+    assert [line.partition(": ")[0] for line in told] == [f"kafka.security.{path}"]
+
+
+def test_security_that_works(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "pem").write_text("pem")
+    login = {"mechanism": "scram-sha-256", "username": "u", "password": CANARY}
+    load(tree(kafka__security={"protocol": "SASL_PLAINTEXT", "insecure": True, **login}))
+    security = load(
+        tree(kafka__security={"protocol": "SASL_SSL", "ca": "pem", "cert": "pem", "key": "pem", **login})
+    ).kafka.security
+    assert (security.mechanism, str(security.ca)) == ("SCRAM-SHA-256", "pem")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "group.id",
+        "transactional.id",
+        "enable.auto.commit",
+        "auto.offset.reset",
+        "isolation.level",
+        "acks",
+        "enable.idempotence",
+        "partition.assignment.strategy",
+    ],
+)
+def test_properties_that_would_break_a_promise_are_refused_with_the_reason(load: Load, name: str) -> None:
+    (line,) = problems(load, tree(kafka__properties={name: "x"}))
+    assert line.startswith(f"kafka.properties.{name}: is not yours to set: ")
+
+
+def test_properties_keep_their_dotted_names_and_get_their_types(load: Load) -> None:
+    given = {
+        "session.timeout.ms": "20000",
+        "heartbeat.interval.ms": 2000,
+        "max.poll.interval.ms": 90_000,
+        "group.instance.id": "worker-1",
+        "fetch.min.bytes": 10,
+        "batch.size": 1000,
+        "receive.buffer.bytes": 1000,
+        "compression.type": "lz4",
+        "linger.ms": 0,
+    }
+    assert load(tree(kafka__properties=given)).kafka.properties == {**given, "session.timeout.ms": 20_000}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"heartbeat.interval.ms": 45_000},
+        {"session.timeout.ms": 3_000},
+        {"fetch.max.wait.ms": 5_000},
+        {"connections.max.idle.ms": 100},
+        {"compression.type": "rar"},
+        {"linger.ms": -1},
+        {"batch.size": 2**31},
+        {"group.instance.id": "a b"},
+    ],
+    ids=str,
+)
+def test_properties_that_cannot_work_are_refused(load: Load, given: dict[str, Any]) -> None:
+    (line,) = problems(load, tree(kafka__properties=given))
+    assert line.startswith(f"kafka.properties.{next(iter(given))}: ")
+
+
+keys = st.sampled_from(
+    [
+        "name", "model", "kafka", "input", "output", "state", "batch", "http", "log", "topic", "security", "password",
+        "properties", "batch.size", "bootstrap_servers", "ttl", "threshold", "include", "max_bytes", "port", "key",
+    ]
+)  # fmt: skip
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates() | st.binary(max_size=5)
+)
+trees = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys | st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text() | st.binary() | trees.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)))
+def test_any_file_gives_a_configuration_or_says_what_is_wrong(load: Load, text: str | bytes) -> None:
+    assert all(
+        problem.isprintable()
+        for problem in attempt(load, text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    )
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([option.path.replace(".", "__", 1) for option in options() if "properties" not in option.path]),
+        scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.text(max_size=3), scalars, max_size=2),
+        max_size=4,
+    ),
+    properties=st.dictionaries(st.sampled_from([o.path[17:] for o in options() if "properties" in o.path]), scalars),
+)
+def test_any_value_gives_a_configuration_or_says_what_is_wrong(
+    load: Load, changes: dict[str, Any], properties: dict[str, Any]
+) -> None:
+    changes = {path.replace("security.", "security__"): value for path, value in changes.items()}
+    assert all(problem.isprintable() for problem in attempt(load, tree(**changes, kafka__properties=properties)))

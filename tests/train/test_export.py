@@ -1,0 +1,318 @@
+"""The step graph gives what torch gives over whole sequences, with bits that do not depend on the batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from models import card_of, random_network, write
+
+from lstmstream.errors import CannotServe
+from lstmstream.model import load_model, with_all_outputs
+from lstmstream.train.export import Category, Elapsed, Encoder, Head, Lstm, Network, Number, build, export, lstm_layers
+
+OUTPUTS = ["state_out", "score", "prediction"]
+KEYS, STEPS = 6, 25
+
+
+def session(network: Network) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(build(network).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def events(network: Network, rows: int, seed: int = 0, *, missing: float = 0.2) -> dict[str, np.ndarray]:
+    """Random inputs of each kind the network has, `rows` of them; a fifth is missing."""
+    generator = np.random.default_rng(seed)
+    encoder = network.encoder
+
+    def holes(values: np.ndarray) -> np.ndarray:
+        return np.where(generator.random(values.shape) < missing, np.nan, values).astype(np.float32)
+
+    feed: dict[str, np.ndarray] = {}
+    if encoder.numbers:
+        feed["x"] = holes(generator.normal(scale=50, size=(rows, len(encoder.numbers))))
+    if encoder.categories:
+        tops = [len(category.table) for category in encoder.categories]
+        feed["categories"] = generator.integers(0, tops, size=(rows, len(tops)))
+    if encoder.hour_of_day or encoder.day_of_week:
+        feed["timestamp"] = generator.integers(-(10**12), 2 * 10**12, rows)
+    if encoder.elapsed is not None:
+        feed["elapsed"] = holes(generator.exponential(size=rows) * 10 ** generator.uniform(-3, 6, rows))
+    feed["state"] = generator.normal(size=(rows, network.state.size)).astype(np.float32)
+    return feed
+
+
+def encode(encoder: Encoder, feed: dict[str, np.ndarray]) -> np.ndarray:
+    """What the module's text says, again in float64 and column by column: [rows, width]."""
+    numbers, flags, rest = [], [], []
+
+    def number(raw: np.ndarray, *, centre: float, scale: float, log: bool, flag: bool) -> None:
+        raw = raw.astype(np.float64)
+        value = np.sign(raw) * np.log1p(np.abs(raw)) if log else raw
+        value = np.clip((value - centre) / scale, -encoder.limit, encoder.limit)
+        numbers.append(np.where(np.isnan(raw), 0, value))
+        if flag:
+            flags.append(np.isnan(raw))
+
+    for index, one in enumerate(encoder.numbers):
+        number(feed["x"][:, index], centre=one.centre, scale=one.scale, log=one.log, flag=one.flag_missing)
+    if encoder.elapsed is not None:
+        number(feed["elapsed"], centre=encoder.elapsed.centre, scale=encoder.elapsed.scale, log=True, flag=True)
+    times = [datetime.fromtimestamp(int(ms) / 1000, UTC) for ms in feed.get("timestamp", [])]
+    hours = np.array([t.hour + t.minute / 60 + t.second / 3600 + t.microsecond / 3.6e9 for t in times])
+    if encoder.hour_of_day:
+        rest += [np.sin(2 * np.pi * hours / 24), np.cos(2 * np.pi * hours / 24)]
+    if encoder.day_of_week:
+        days = np.array([t.weekday() for t in times]) + hours / 24
+        rest += [np.sin(2 * np.pi * days / 7), np.cos(2 * np.pi * days / 7)]
+    for index, category in enumerate(encoder.categories):
+        rest += list(category.table[feed["categories"][:, index]].T)
+    return np.stack([*numbers, *flags, *rest], axis=1)
+
+
+def whole_sequence(network: Network, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """torch.nn.LSTM and torch's head over [keys, steps, width]: prediction, last h, last c."""
+    hidden = network.layers[0].hidden
+    lstm = torch.nn.LSTM(inputs.shape[2], hidden, len(network.layers), batch_first=True)
+    state = {}
+    for index, layer in enumerate(network.layers):
+        first, second = np.split(layer.bias, 2)
+        state |= {
+            f"weight_ih_l{index}": layer.weight_ih,
+            f"weight_hh_l{index}": layer.weight_hh,
+            f"bias_ih_l{index}": first,
+            f"bias_hh_l{index}": second,
+        }
+    lstm.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in state.items()})
+    with torch.no_grad():
+        out, (h, c) = lstm(torch.from_numpy(inputs.astype(np.float32)))
+        logits = out @ torch.from_numpy(network.head.weight).T + torch.from_numpy(network.head.bias)
+        finish = {"sigmoid": torch.sigmoid, "softmax": lambda v: torch.softmax(v, -1), "none": lambda v: v}
+        return finish[network.head.activation](logits).numpy(), h.numpy(), c.numpy()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("hidden", [1, 2, 3, 7, 16, 33, 64])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_steps_give_what_torch_gives_over_whole_sequences(layers: int, hidden: int, outputs: int) -> None:
+    network = random_network(
+        layers=layers,
+        hidden=hidden,
+        outputs=outputs,
+        numbers=("amount", "balance", "age"),
+        categories={"shop": ("a", "b"), "country": 5},
+        clock=True,
+        seed=layers * 100 + hidden,
+    )
+    feed = events(network, KEYS * STEPS)
+    feed["elapsed"].reshape(KEYS, STEPS)[:, 0] = np.nan
+    inputs = encode(network.encoder, feed).reshape(KEYS, STEPS, -1)
+    assert inputs.shape[2] == network.encoder.width
+    expected, h, c = whole_sequence(network, inputs)
+
+    run = session(network)
+    state = np.tile(np.array(network.state.initial, np.float32), (KEYS, 1))
+    for step in range(STEPS):
+        now = {name: np.ascontiguousarray(values.reshape(KEYS, STEPS, *values.shape[1:])[:, step])
+               for name, values in feed.items() if name != "state"}  # fmt: skip
+        state, score, prediction = run.run(OUTPUTS, {**now, "state": state})
+        np.testing.assert_allclose(prediction, expected[:, step], atol=1e-5, rtol=0)
+        probability = expected[:, step, 0]
+        np.testing.assert_allclose(score, probability if outputs == 1 else 1 - probability, atol=1e-5, rtol=0)
+    for part in network.state.parts:
+        torch_part = {"h": h, "c": c}[part.name[0]][int(part.name[1:])]
+        ours = state[:, part.offset : part.offset + math.prod(part.shape)]
+        np.testing.assert_allclose(ours, torch_part, atol=2e-5, rtol=1e-5)
+
+
+def test_head_without_activation_and_weights_from_a_state_dict() -> None:
+    torch.manual_seed(3)
+    module = torch.nn.Module()
+    module.rnn = torch.nn.LSTM(4, 5, 2, batch_first=True, dropout=0.5)
+    layers = lstm_layers({name: value.numpy() for name, value in module.state_dict().items()}, "rnn.")
+    head = Head(np.ones((2, 5), np.float32), np.zeros(2, np.float32), "none")
+    network = Network(Encoder(tuple(Number(name) for name in "abcd")), layers, head)
+    feed = events(network, KEYS, missing=0)
+    with torch.no_grad():
+        sequence, _ = module.rnn.eval()(torch.from_numpy(feed["x"])[:, None])
+    feed["state"][:] = 0
+    _, score, prediction = session(network).run(OUTPUTS, feed)
+    np.testing.assert_allclose(prediction, np.repeat(sequence[:, -1].numpy().sum(-1, keepdims=True), 2, 1), atol=1e-5)
+    np.testing.assert_array_equal(score, prediction[:, 0])
+
+
+def test_a_state_dict_without_biases() -> None:
+    lstm = torch.nn.LSTM(2, 3, bias=False)
+    (layer,) = lstm_layers({name: value.numpy() for name, value in lstm.state_dict().items()})
+    assert layer.bias.shape == (24,)
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"bidirectional": True}, "weight_ih_l0_reverse: bidirectional"), ({"proj_size": 2}, "weight_hr_l0: projections")],
+)
+def test_what_cannot_be_a_step_is_refused_by_name(options: dict[str, Any], said: str) -> None:
+    arrays = {name: value.numpy() for name, value in torch.nn.LSTM(2, 3, **options).state_dict().items()}
+    with pytest.raises(ValueError, match=said):
+        lstm_layers(arrays)
+
+
+def test_no_lstm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no LSTM under 'body\.'"):
+        lstm_layers({"weight_ih_l0": np.zeros((4, 1))}, "body.")
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 3, 5, 8, 16, 31, 32, 33, 64])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("width", [0, 1, 3, 16, 19])
+def test_a_rows_bits_do_not_depend_on_the_batch(hidden: int, layers: int, width: int) -> None:
+    network = random_network(
+        layers=layers,
+        hidden=hidden,
+        outputs=1 if width % 2 else 4,
+        numbers=[f"n{index}" for index in range(width)],
+        categories={"shop": ("a", "b", "c")},
+        clock="hour" if layers == 1 else True,  # two sines or four
+    )
+    rows = 300
+    feed = events(network, rows, seed=hidden)
+    run = session(network)
+
+    def outputs(start: int, stop: int) -> list[np.ndarray]:
+        return run.run(OUTPUTS, {name: np.ascontiguousarray(values[start:stop]) for name, values in feed.items()})
+
+    alone = [np.concatenate(parts) for parts in zip(*(outputs(row, row + 1) for row in range(rows)), strict=True)]
+    for size in (3, 7, 64, 300):
+        for start in {0, 1, 2, 5, 13, 100, rows - size}:
+            if start + size > rows:
+                continue
+            together = outputs(start, start + size)
+            for name, one, many in zip(OUTPUTS, alone, together, strict=True):
+                expected = one[start : start + size].view(np.int32)
+                assert np.array_equal(expected, many.view(np.int32)), f"{name}, batch of {size} at {start}"
+
+
+def test_extremes_stay_finite() -> None:
+    network = random_network(numbers="ab", clock=True)
+    numbers = tuple(Number(name, centre=1e29, scale=1e-29, flag_missing=name == "a") for name in "ab")
+    network = replace(network, encoder=replace(network.encoder, numbers=numbers))
+    most = float(np.finfo(np.float32).max)
+    rows = [(most, -most), (most, most), (np.nan, np.nan), (0.0, -0.0), (1e-45, -1e-45)]
+    feed = events(network, len(rows))
+    feed["x"] = np.array(rows, np.float32)
+    feed["elapsed"][:] = [0, most, 1e-45, np.nan, 1]
+    feed["timestamp"][:] = [0, -(2**63), 2**63 - 1, 1, -1]
+    for values in session(network).run(OUTPUTS, feed):
+        assert np.isfinite(values).all()
+    # onnxruntime's LSTM on the CPU swallows infinities; other forms of it need not.
+    content, _ = with_all_outputs(build(network).SerializeToString())
+    (encoded,) = ort.InferenceSession(content, providers=["CPUExecutionProvider"]).run(["encoded"], feed)
+    assert np.abs(encoded).max() == network.encoder.limit
+    del feed["timestamp"]  # beyond what datetime can hold
+    without_clock = replace(network.encoder, hour_of_day=False, day_of_week=False)
+    columns = [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(encoded[:, columns], encode(without_clock, feed)[:, columns], rtol=1e-6)
+
+
+def test_an_initial_state_that_is_not_zero() -> None:
+    network = random_network(hidden=2)
+    first = replace(network.layers[0], initial_h=np.array([0.1, 0.2]), initial_c=np.array([1e-8, -3]))
+    assert replace(network, layers=(first,)).state.initial == (0.1, 0.2, 1e-8, -3.0)
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    def file(name: str, seed: int = 1) -> bytes:
+        network = random_network(layers=2, categories={"shop": ("a",)}, clock=True, seed=seed)
+        export(tmp_path / name, network, name="m", version="1", training={"seed": 1})
+        return (tmp_path / name).read_bytes()
+
+    assert file("a.onnx") == file("b.onnx")
+    assert file("c.onnx", seed=2) != file("a.onnx")
+    assert str(tmp_path).encode() not in file("a.onnx")
+
+
+def test_onnx_finds_nothing_wrong(tmp_path: Path) -> None:
+    for network in (random_network(), random_network(layers=2, outputs=3, clock=True, categories={"shop": 4})):
+        path = write(tmp_path / "m.onnx", build(network), card_of(network))
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "categories", "elapsed", "clock"])
+def test_each_kind_of_input_alone(tmp_path: Path, kind: str) -> None:
+    table = np.ones((3, 2), np.float32)
+    encoder, inputs = {
+        "numbers": (Encoder((Number("amount"),)), {"x"}),
+        "categories": (Encoder(categories=(Category("shop", table, buckets=2),)), {"categories"}),
+        "elapsed": (Encoder(elapsed=Elapsed()), {"elapsed"}),
+        "clock": (Encoder(day_of_week=True), {"timestamp"}),
+    }[kind]
+    layer = Lstm(np.ones((4, encoder.width), np.float32), np.ones((4, 1), np.float32), np.zeros(8, np.float32))
+    network = Network(encoder, (layer,), Head(np.ones((1, 1), np.float32), np.zeros(1, np.float32)))
+    export(tmp_path / "m.onnx", network, name="m", version="1")
+    model = load_model(tmp_path / "m.onnx")
+    assert model.graph_inputs == inputs | {"state"}
+    feed = events(network, 5)
+    assert set(feed) == model.graph_inputs
+    run = ort.InferenceSession(model.content, providers=["CPUExecutionProvider"])
+    state, _, _ = run.run(OUTPUTS, feed)
+    encoded = encode(encoder, feed)[:, None].astype(np.float32)
+    weights = {"w": torch.nn.LSTM(encoder.width, 1, batch_first=True)}
+    weights["w"].load_state_dict(
+        {"weight_ih_l0": torch.ones(4, encoder.width), "weight_hh_l0": torch.ones(4, 1),
+         "bias_ih_l0": torch.zeros(4), "bias_hh_l0": torch.zeros(4)}
+    )  # fmt: skip
+    before = torch.from_numpy(feed["state"])
+    with torch.no_grad():
+        _, (h, c) = weights["w"](torch.from_numpy(encoded), (before[None, :, :1], before[None, :, 1:].contiguous()))
+    np.testing.assert_allclose(state, torch.cat([h[0], c[0]], 1).numpy(), atol=1e-5)
+
+
+def changed(**values: Any) -> Network:
+    network = random_network(categories={"shop": ("a",)})
+    parts = {name: replace(getattr(network, name), **change) for name, change in values.items() if name != "layer"}
+    if "layer" in values:
+        parts["layers"] = (replace(network.layers[0], **values["layer"]),)
+    return replace(network, **parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"encoder": {"numbers": (Number("amount", scale=0),)}}, "number amount: .*scale 0"),
+        ({"encoder": {"numbers": (Number("amount", centre=math.nan),)}}, "number amount: centre nan"),
+        ({"encoder": {"elapsed": Elapsed(scale=math.inf)}}, "elapsed: .*scale inf"),
+        ({"encoder": {"limit": math.inf}}, "encoder limit"),
+        ({"encoder": {"categories": (Category("shop", np.ones((3, 2)), ("a",)),)}}, "shop: 1 codes .* 2 rows"),
+        ({"encoder": {"elapsed": None}}, "layer 0 weight_ih: shape"),
+        ({"layer": {"bias": np.ones(4)}}, r"layer 0 bias: shape \(4,\)"),
+        ({"layer": {"initial_h": np.ones(3)}}, "layer 0 initial_h"),
+        ({"head": {"weight": np.ones((1, 3))}}, "head: weight"),
+        ({"head": {"activation": "softmax"}}, "head: 1 outputs with activation 'softmax'"),
+        ({"head": {"activation": "tanh"}}, "head: .*'tanh'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build(changed(**change))
+
+
+def test_a_network_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one input"):
+        build(Network(Encoder(), (), Head(np.ones((1, 1)), np.ones(1))))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    network = changed(head={"bias": np.array([np.nan], np.float32)})
+    with pytest.raises(CannotServe, match="initializer 'head_bias': the weights are not finite"):
+        export(tmp_path / "m.onnx", network, name="m", version="1")
+    assert not list(tmp_path.iterdir())
