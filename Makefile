@@ -40,10 +40,10 @@ format: .venv-dev/.package ## rewrite the sources in the one style
 	.venv-dev/bin/ruff format .
 
 bench: .venv-dev/.package ## throughput, latency, memory, time per stage
-	.venv-dev/bin/python -m benchmarks.speed
+	.venv-dev/bin/python benchmarks/speed.py
 
 bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
-	.venv-dev/bin/python -m benchmarks.parity
+	.venv-dev/bin/python benchmarks/parity.py
 
 lock: .venv-tools/.locked ## rewrite requirements/*.txt; UPGRADE=--upgrade takes the newest versions
 	UV=.venv-tools/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh

@@ -5,7 +5,7 @@ Reads and writes the card, naming every field that is wrong. Does not know the g
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,6 +26,15 @@ class Feature:
     kind: Literal["number", "category"]
     vocabulary: tuple[str, ...] | None = None  # entry i is fed as i + 1
     buckets: int | None = None  # 1 + CRC-32 of the UTF-8 text modulo buckets
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; what does not apply is left out."""
+        values: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        if self.vocabulary is not None:
+            values["vocabulary"] = list(self.vocabulary)
+        if self.buckets is not None:
+            values["buckets"] = self.buckets
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +83,14 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON values, in the order people read it."""
+        parts = [{"name": part.name, "offset": part.offset, "shape": list(part.shape)} for part in self.state.parts]
         return {
             "format": FORMAT,
             "name": self.name,
             "version": self.version,
             "task": self.task,
-            "features": [_without_none(asdict(feature)) for feature in self.features],
-            "state": asdict(self.state),
+            "features": [feature.to_dict() for feature in self.features],
+            "state": {"size": self.state.size, "initial": list(self.state.initial), "parts": parts},
             "outputs": list(self.outputs),
             "threshold": self.threshold,
             "fingerprint": self.fingerprint,
@@ -258,7 +268,3 @@ def _read_state(value: object, problems: list[str]) -> StateSpec:
     if reached != size:
         fields.wrong("parts", f"they end at {reached}, state.size is {size}")
     return StateSpec(size, tuple(map(float, initial)), tuple(parts))
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}

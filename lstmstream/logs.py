@@ -8,12 +8,10 @@ knows what a record is: personal data is kept out by those who log, who give cou
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import math
 import numbers
-import os
 import sys
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -27,7 +25,6 @@ FIELD_LIMIT = 2_000  # characters
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OWN = frozenset({"ts", "level", "logger", "message", "exception"})
-_GONE = frozenset({errno.EPIPE, errno.EBADF, errno.EIO})
 
 
 def safe(text: object, limit: int = 200) -> str:
@@ -108,9 +105,6 @@ class _Handler(logging.StreamHandler[TextIO]):
             line = self.format(record).encode("utf-8", "backslashreplace").decode() + "\n"
             self.stream.write(line)
             self.flush()
-        except OSError as error:
-            if error.errno in _GONE:
-                self._give_up()
         except Exception:  # noqa: S110 - a log line is never worth the daemon
             pass
 
@@ -121,15 +115,6 @@ class _Handler(logging.StreamHandler[TextIO]):
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             super().close()
-
-    def _give_up(self) -> None:
-        """Point the dead descriptor at nowhere: what is still buffered would turn the exit code into 120."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            try:
-                os.dup2(nowhere, self.stream.fileno())
-            finally:
-                os.close(nowhere)
 
 
 def _without_kafka_details(record: logging.LogRecord) -> bool:

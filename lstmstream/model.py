@@ -10,10 +10,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from lstmstream import onnx_wire
@@ -106,11 +107,17 @@ def write_model(path: str | Path, content: bytes, card: Card) -> Card:
 
 def fingerprint(proto: onnx_wire.Proto, card: Card) -> str:
     """Who owns a state: 32 hexadecimal digits over operators, graph, weights, features and state, and nothing else."""
-    graph = proto.graph.SerializeToString(deterministic=True)
-    meaning = {"features": [asdict(feature) for feature in card.features], "state": asdict(card.state)}
-    digest = hashlib.sha256(b"lstmstream %d opset %d\n" % (FORMAT, onnx_wire.opset(proto)))
-    digest.update(hashlib.sha256(graph).digest())
-    digest.update(orjson.dumps(meaning, option=orjson.OPT_SORT_KEYS))
+    values = card.to_dict()
+    meaning = {"features": values["features"], "size": card.state.size, "parts": values["state"]["parts"]}
+    pieces = [
+        b"lstmstream %d opset %d" % (FORMAT, onnx_wire.opset(proto)),
+        proto.graph.SerializeToString(deterministic=True),
+        orjson.dumps(meaning, option=orjson.OPT_SORT_KEYS),  # no floats: their text may change with the library
+        np.array(card.state.initial, "<f4").tobytes(),
+    ]
+    digest = hashlib.sha256()
+    for piece in pieces:  # each by its own digest, so that no piece can pass for a part of the next
+        digest.update(hashlib.sha256(piece).digest())
     return digest.hexdigest()[:32]
 
 
@@ -172,11 +179,13 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
             raise CannotServe(f"model {path}: not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(max_bytes + 1) if size <= max_bytes else b""
-    except (OSError, ValueError) as error:
-        raise CannotServe(f"model {path}: cannot be read ({error})") from error
-    if size > max_bytes or len(content) > max_bytes:
-        raise CannotServe(f"model {path}: {size} bytes, at most {max_bytes} are accepted")
+            if size > max_bytes:
+                raise CannotServe(f"model {path}: {size} bytes, at most {max_bytes} are accepted")
+            content = file.read(size + 1)  # not max_bytes: read() sets aside at once what it is asked for
+    except (OSError, ValueError, MemoryError) as error:
+        raise CannotServe(f"model {path}: cannot be read ({str(error) or type(error).__name__})") from error
+    if len(content) != size:
+        raise CannotServe(f"model {path}: changed while it was read; start again")
     return content
 
 

@@ -159,10 +159,11 @@ def parse(content: bytes) -> Proto:
     try:
         model.ParseFromString(content)
         model.DiscardUnknownFields()
-        for _ in walk(model):  # reads every text field once: protobuf accepts broken UTF-8 and fails on access
-            pass
     except (DecodeError, UnicodeDecodeError, RecursionError, MemoryError) as error:
         raise ValueError(f"not an ONNX file ({type(error).__name__})") from error
+    for found in walk(model):
+        if not _is_text(found):
+            raise ValueError(f"not an ONNX file ({found.where or 'a text'} is not UTF-8)")
     if not model.HasField("graph"):
         raise ValueError("not an ONNX file (it has no graph)")
     return model
@@ -171,21 +172,21 @@ def parse(content: bytes) -> Proto:
 def serialise(model: Proto) -> bytes:
     """The bytes for onnxruntime; the same model gives the same bytes.
 
-    Raises ValueError where onnxruntime would not read them as what they are.
+    onnxruntime takes any bytes with ORTM at 4 to 8 for its own flatbuffer format, of which nothing is checked here. A
+    hostile producer_name can put it there in a file, but in these bytes the graph's length and first field stand there.
+    Raises ValueError for a model above 2 GiB.
     """
     try:
         content: bytes = model.SerializeToString(deterministic=True)
     except EncodeError as error:
         raise ValueError(f"the model cannot be written ({error})") from error
-    if content[4:8] == b"ORTM":
-        # onnxruntime takes bytes so marked for its own flatbuffer format, of which nothing was checked.
-        raise ValueError("the bytes at 4 to 8 are the mark of another format, ORTM")
     return content
 
 
-def quote(text: str) -> str:
-    """A name out of a file, fit for a log line: cut, escaped, in quotes."""
-    return ascii(text if len(text) <= 80 else text[:77] + "...")
+def quote(text: str | bytes) -> str:
+    """A name out of a file, fit for a log line: escaped, in quotes, cut. Bytes: a name that is not UTF-8."""
+    shown = ascii(text)
+    return shown if len(shown) <= 82 else f"{shown[:79]}...{shown[-1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,15 +203,17 @@ def walk(message: Proto, kind: str = "ModelProto", where: str = "") -> Iterator[
     yield Found(kind, where, message)
     for name, _, field in _SCHEMA[kind]:
         repeated, kind_below = field[0] in "*#", field.lstrip("*#")
-        if kind_below == "string":
-            value = getattr(message, name)
-            if repeated:
-                list(value)
-        elif kind_below not in _SCALAR and (repeated or message.HasField(name)):
+        if kind_below not in _SCALAR and (repeated or message.HasField(name)):
             below = getattr(message, name)
             for index, child in enumerate(below if repeated else [below]):
                 label = _label(name, kind_below, child, index)
                 yield from walk(child, kind_below, f"{where} / {label}" if where else label)
+
+
+def _is_text(found: Found) -> bool:
+    """Whether its text fields are UTF-8; one of protobuf's two parsers gives bytes where they are not."""
+    values = [(getattr(found.message, name), kind) for name, _, kind in _SCHEMA[found.kind] if "string" in kind]
+    return all(isinstance(text, str) for value, kind in values for text in (value if kind[0] == "*" else [value]))
 
 
 def _label(field: str, kind: str, message: Proto, index: int) -> str:

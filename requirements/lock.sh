@@ -6,16 +6,21 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=${UV:-uv}
 
-compile() { # compile FILE ARGUMENT...
-    local file=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+compile() { # compile FILE ARGUMENT... ; a lock that would say the same is not touched, so no environment is made anew
+    local file=$1 new=$work/new.txt
     shift
+    rm -f "$new"
+    if [[ -f $file && -z ${UPGRADE:-} ]]; then cp "$file" "$new"; fi
     "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-        --no-emit-index-url --no-emit-find-links --output-file "$file" "$@" >/dev/null
-    sed -i "/^ *#  *-c /d" "$file" # that a constraint agreed says nothing of why the package is here
+        --no-emit-index-url --no-emit-find-links --output-file "$new" "$@" >/dev/null
+    sed -i "/^ *#  *-c /d" "$new" # that a constraint agreed says nothing of why the package is here
+    cmp -s "$new" "$file" || cp "$new" "$file"
 }
 
-everything=requirements/.everything.txt
-trap 'rm -f "$everything"' EXIT
+everything=$work/everything.txt
 if [[ -z ${UPGRADE:-} ]]; then
     cat requirements/*.txt >"$everything" 2>/dev/null || true
 fi
@@ -25,7 +30,7 @@ compile requirements/train.txt pyproject.toml --extra train --constraints "$ever
 for group in build check test; do
     compile "requirements/$group.txt" --group "$group" --constraints "$everything"
 done
-compile requirements/tools.txt --group tools ${UPGRADE:-}
+compile requirements/tools.txt --group tools
 
 if grep -nE '://|^-' requirements/*.txt; then
     echo "a lock file names a place on the network (the lines above); it must name only packages and hashes" >&2

@@ -45,7 +45,15 @@ def topic_prefix() -> str:
 # serving needs none, and the rest where it is installed.
 NEED_TORCH = ("train", "parity")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-collect_ignore = [] if HAS_TORCH else list(NEED_TORCH)
+HERE = Path(__file__).parent
+
+
+def needs_torch(path: Path) -> bool:
+    return path.is_relative_to(HERE) and path.relative_to(HERE).parts[:1] in {(folder,) for folder in NEED_TORCH}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return True if not HAS_TORCH and needs_torch(collection_path) else None
 
 
 def pytest_report_header() -> str:
@@ -57,11 +65,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
         if "broker" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.broker)  # so that `-m "not broker"` runs everywhere
-        if item.path.relative_to(here).parts[0] in NEED_TORCH:
+        if needs_torch(item.path):
             item.add_marker(pytest.mark.torch)
     left_out = [item for item in items if item.get_closest_marker("torch") is not None and not HAS_TORCH]
     if left_out:

@@ -502,6 +502,13 @@ def test_properties_that_would_break_a_promise_are_refused_with_the_reason(load:
     assert line.startswith(f"kafka.properties.{name}: is not yours to set: ")
 
 
+def test_a_wait_that_would_lose_the_group_or_the_probe_is_refused(load: Load) -> None:
+    patient = {"http__stall_after": "1h", "batch__max_wait": "60s"}
+    assert "max.poll.interval.ms" in problems(load, tree(**patient))[0]
+    load(tree(**patient, kafka__properties={"max.poll.interval.ms": 60_001}))
+    assert "http.stall_after" in problems(load, tree(batch__max_wait="30s"))[0]
+
+
 def test_properties_keep_their_dotted_names_and_get_their_types(load: Load) -> None:
     given = {
         "session.timeout.ms": "20000",

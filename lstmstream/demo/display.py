@@ -20,7 +20,7 @@ from rich.text import Text
 from lstmstream.demo.simulate import KINDS
 from lstmstream.demo.tally import Alert, Snapshot, Tally
 
-_LINE_EVERY = 2.0  # seconds between two lines where there is no terminal
+_LINE_EVERY = 1.0  # seconds between two lines where there is no terminal
 
 
 class Display:
@@ -89,7 +89,7 @@ class Display:
         self.note(f"throughput {tally.throughput():,.0f} events/s, latency p50 {_ms(p50)}, p99 {_ms(p99)}")
         alerts, frauds = sum(quality.alerted), sum(quality.counts[1:])
         self.note(
-            f"{alerts:,} alerts for {frauds:,} frauds: precision {_percent(quality.precision)}, "
+            f"{alerts:,} alerts, {frauds:,} frauds: precision {_percent(quality.precision)}, "
             f"recall {_percent(quality.recall)}, average precision {_percent(quality.average_precision)}"
         )
         for kind in range(1, len(KINDS)):

@@ -47,7 +47,7 @@ def run_demo(
     events: int | None = None,
     bootstrap_servers: str | None = None,
     rate: float | None = None,
-    seed: int = 1,
+    seed: int = 7,
     http_port: int | None = None,
 ) -> int:
     """Runs the demo until `events` are answered, or until SIGINT or SIGTERM; the exit code.
@@ -153,7 +153,7 @@ class Daemon:
 
     def last_lines(self) -> str:
         """The end of its log."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+        return _tail(self._log)
 
 
 class _Demo:
@@ -162,6 +162,7 @@ class _Demo:
     def __init__(self, display: Display, stop: _Stop, ours: ExitStack, *, started: float, events: int | None) -> None:
         self._display, self._stop, self._ours = display, stop, ours
         self._started, self._events = started, events
+        self._broker: DevBroker | None = None  # of its own
         self._folder = Path(ours.enter_context(tempfile.TemporaryDirectory(prefix="lstmstream-demo-")))
 
     def broker(self, bootstrap_servers: str | None) -> tuple[str, Topics]:
@@ -169,7 +170,7 @@ class _Demo:
         topics = Topics(f"demo-{uuid.uuid4().hex[:8]}")
         if bootstrap_servers is None:
             self._display.note("starting Kafka (the first start on a machine fetches it with Maven) ...")
-            broker = DevBroker(self._folder / "kafka")
+            broker = self._broker = DevBroker(self._folder / "kafka")
             self._ours.callback(broker.down, wipe=True)
             bootstrap_servers = broker.up(0)
             topics.create(bootstrap_servers)
@@ -195,6 +196,7 @@ class _Demo:
                         "include": ["transaction_id", "amount", "merchant"],
                     },
                     "http": {"port": port},
+                    "log": {"format": "json"},
                 },
                 sort_keys=False,
             )
@@ -263,6 +265,8 @@ class _Demo:
                 raise Fatal(
                     f"the daemon ended with code {daemon.exit_code}; the end of its log:\n{daemon.last_lines()}"
                 )
+            if self._broker and not self._broker.status().running:
+                raise Fatal(f"Kafka ended; the end of its log:\n{_tail(self._broker.log)}")
             if time.monotonic() - moved > _STALL_S:
                 raise Fatal(
                     f"no answer for {_STALL_S:.0f} s, {tally.in_flight:,} events wait; "
@@ -292,6 +296,10 @@ def _quietly(action: Callable[[str], None], bootstrap_servers: str) -> None:
     """Clearing up on a broker that may be gone must not hide how the demo ended."""
     with suppress(KafkaError, OSError):
         action(bootstrap_servers)
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
 
 
 def _free_port(wish: int) -> int:

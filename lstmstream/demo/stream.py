@@ -21,7 +21,7 @@ from lstmstream.demo.tally import Tally
 from lstmstream.errors import CannotServe
 
 PARTITIONS = 4
-_IN_FLIGHT = 20_000  # events sent and not yet answered; beyond it the sender waits for the daemon
+_IN_FLIGHT = 2_000, 0.4  # events, seconds: the sender waits while more than both is not yet answered
 _TICK = 0.01  # seconds between two bursts of the sender
 
 
@@ -63,7 +63,7 @@ class Topics:
         roomy = {"num_partitions": PARTITIONS, "configs": {"retention.ms": "-1", "max.message.bytes": "2097152"}}
         topics = {self.transactions: plain, self.predictions: plain, self.alerts: plain, self.dead_letters: roomy}
         try:
-            with _closing(KafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=15_000)) as admin:
+            with _closing(_admin(bootstrap_servers)) as admin:
                 admin.create_topics(topics, wait_for_metadata=True)
         except KafkaError as error:
             raise CannotServe(
@@ -73,10 +73,14 @@ class Topics:
 
     def delete(self, bootstrap_servers: str) -> None:
         """Deletes the topics and the group from a broker that goes on without the demo, as far as possible."""
-        with _closing(KafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=15_000)) as admin:
+        with _closing(_admin(bootstrap_servers)) as admin:
             ours = {self.transactions, self.predictions, self.alerts, self.dead_letters, self.state}
             admin.delete_topics(sorted(ours & set(admin.list_topics())), raise_errors=False)
             admin.delete_groups([self.name])
+
+
+def _admin(bootstrap_servers: str) -> KafkaAdminClient:
+    return KafkaAdminClient(bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=10_000, request_timeout_ms=15_000)
 
 
 class Sender(Thread):
@@ -97,6 +101,7 @@ class Sender(Thread):
         self.error: Exception | None = None
         self._bootstrap_servers, self._topics, self._days, self._tally = bootstrap_servers, topics, days, tally
         self._rate, self._limit, self._stop_event = rate, limit, stop
+        self._in_flight = max(_IN_FLIGHT[0], int(_IN_FLIGHT[1] * rate))
 
     def run(self) -> None:
         """The thread."""
@@ -122,9 +127,9 @@ class Sender(Thread):
                 if self._stop_event.wait(_TICK) or self.error or sent == self._limit:
                     return
                 now = time.monotonic()
-                credit = min(credit + (now - last) * self._rate, self._rate / 4)  # no rush after a pause
+                credit = min(credit + (now - last) * self._rate, max(self._rate / 4, 1))  # no rush after a pause
                 last = now
-                room = min(int(credit), _IN_FLIGHT - self._tally.in_flight)
+                room = min(int(credit), self._in_flight - self._tally.in_flight)
                 if self._limit is not None:
                     room = min(room, self._limit - sent)
                 if room > 0:
@@ -195,7 +200,11 @@ class _closing:  # noqa: N801 - reads like contextlib.closing
         return self._client
 
     def __exit__(self, *_: object) -> None:
-        if isinstance(self._client, KafkaProducer):
-            self._client.close(timeout=5)
-        else:
+        if not isinstance(self._client, KafkaProducer):
             self._client.close()
+            return
+        try:
+            self._client.close(timeout=5)
+        except KafkaError:
+            self._client._sender.force_close()  # close() alone would try again, and complain, in the destructor
+            raise

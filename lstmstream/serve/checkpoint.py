@@ -33,7 +33,7 @@ _MAGIC = b"LSST"
 _CRC = struct.Struct("<I")
 
 
-class Damaged(ValueError):
+class Damaged(ValueError):  # noqa: N818 - it says what the record is
     """A record of the state topic that cannot be trusted."""
 
 
@@ -160,9 +160,9 @@ class _Ledger:
     queue: deque[_Dirty] = field(default_factory=deque)
     dirty: Bools = field(default_factory=lambda: np.zeros(256, dtype=np.bool_))
 
-    def oldest_offset(self) -> int | None:
-        """The first change that no state record contains yet."""
-        return int(self.queue[0].first_offsets[0]) if self.queue else None
+    def oldest_s(self) -> float:
+        """Clock time of the first change that no state record contains yet."""
+        return self.queue[0].since_s if self.queue else np.inf
 
 
 class Plan(NamedTuple):
@@ -172,6 +172,7 @@ class Plan(NamedTuple):
     written: dict[int, Ints]  # partition → rows that become clean
     floors: dict[int, int]
     offsets: dict[int, int]  # of every partition that the transaction writes anything of: they carry the fence
+    credit: int  # what is left of the write budget after it
 
 
 class Checkpointer:
@@ -198,7 +199,7 @@ class Checkpointer:
         self._clock = clock
         self._wall_ms = wall_ms
         self._ledgers: dict[int, _Ledger] = {}
-        self._credit = 0.0
+        self._credit = 0  # committed events that no write was charged to yet
 
     def open(self, partition: int, *, start: int, position: int, floor: int, retention_ms: int | None) -> None:
         """Begin with a partition whose states are restored up to `position`."""
@@ -232,7 +233,7 @@ class Checkpointer:
         """Whether an idle owner should write states now."""
         latest = self._clock() - self._interval_s
         waiting = [ledger for ledger in self._ledgers.values() if ledger.queue]
-        aged = self._credit >= 1 and any(ledger.queue[0].since_s <= latest for ledger in waiting)
+        aged = self._credit >= EVENTS_PER_WRITE and any(ledger.queue[0].since_s <= latest for ledger in waiting)
         return aged or any(map(self._half_retained, waiting))
 
     def unwritten(self) -> int:
@@ -253,18 +254,19 @@ class Checkpointer:
         `changes` are those of the staged batch of `events` events; states are written as of that batch. `everything`
         is for a shutdown: all that is dirty, a transaction's worth at a time.
         """
-        self._credit += events / EVENTS_PER_WRITE
+        credit = self._credit + events
         now = self._clock()
         messages: list[Message] = []
         written: dict[int, Ints] = {}
         floors: dict[int, int] = {}
         room = WRITES_PER_TRANSACTION
-        for partition, ledger in self._ledgers.items():
+        # Partitions oldest first too: where the budget is short, the first of them would else take all of it.
+        for partition, ledger in sorted(self._ledgers.items(), key=lambda item: item[1].oldest_s()):
             urgent = everything or self._half_retained(ledger)
-            allowed = room if urgent else min(room, int(self._credit))
+            allowed = room if urgent else min(room, credit // EVENTS_PER_WRITE)
             rows = self._take(ledger, allowed, before=np.inf if urgent else now - 0.9 * self._interval_s)
             room -= len(rows)
-            self._credit = max(0.0, self._credit - len(rows))
+            credit = max(0, credit - EVENTS_PER_WRITE * len(rows))
             if len(rows):
                 written[partition] = rows
                 messages += self._state_messages(partition, ledger, states, rows)
@@ -275,11 +277,12 @@ class Checkpointer:
                 floors[partition] = floor
                 messages.append(self._floor_message(partition, ledger.start, floor))
         offsets = {p: self._ledgers[p].position for p in {*written, *floors}} | dict(positions)
-        return Plan(messages, written, floors, offsets)
+        return Plan(messages, written, floors, offsets, credit)
 
     def committed(self, plan: Plan, changes: Mapping[int, Changes], oldest_ms: Mapping[int, int]) -> None:
         """The transaction with `plan` is through: its states are clean, the batch's others are dirty."""
         now = self._clock()
+        self._credit = plan.credit
         for partition, rows in plan.written.items():
             ledger = self._ledgers[partition]
             self._drop(ledger, len(rows))

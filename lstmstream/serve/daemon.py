@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmstream.config import Config
-from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.errors import TryAgain
 from lstmstream.serve import topics
 from lstmstream.serve.build import make_engine, owner_of
 from lstmstream.serve.checkpoint import Checkpointer, Plan
@@ -35,7 +35,7 @@ RESTORE_SLICE_S = 1.0
 COMMIT_LIMIT_S = 25.0
 DRAIN_SHARE = 0.8  # of the shutdown timeout; the rest is for leaving the group
 GAUGES_EVERY_S = 1.0
-PARTITIONS_EVERY_S = 30.0
+TOPICS_EVERY_S = 5.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -106,7 +106,7 @@ class Daemon:
         self._attempt: _Attempt | None = None
         self._stage_s: defaultdict[str, float] = defaultdict(float)
         self._next_gauges_s = 0.0
-        self._next_partitions_s = 0.0
+        self._next_topics_s = 0.0
         self._restore_began_s = 0.0
 
     def stop(self) -> None:
@@ -116,20 +116,17 @@ class Daemon:
     def run(self) -> int:
         """Serve until stopped; the exit code. Raises CannotServe, Fatal, OwnershipLost."""
         try:
-            if not self._start():
+            if not self.start():
                 return 0
             while not self._stopping:
-                try:
-                    self._turn()
-                except TryAgain as error:
-                    self._recover(error)
-            return self._drain()
+                self.step()
+            return self.drain()
         finally:
             self._engine_rollback()
             self._transport.close(timeout_s=min(5.0, self._config.shutdown_timeout))
             self._enter(Phase.STOPPED)
 
-    def _start(self) -> bool:
+    def start(self) -> bool:
         """Reach the broker, prepare the topics, join. False if stopped meanwhile."""
         for backoff_s in _backoffs():
             if self._stopping:
@@ -163,8 +160,15 @@ class Daemon:
         self._enter(Phase.JOINING)
         return True
 
+    def step(self) -> None:
+        """One round of the loop, and the way back if the broker failed in it."""
+        try:
+            self._turn()
+        except TryAgain as error:
+            self._recover(error)
+
     def _turn(self) -> None:
-        """One round of the loop: poll, answer and commit, restore a little."""
+        """Poll, answer and commit, restore a little."""
         self._health.moved()
         self._stage_s.clear()
         turn = self._poll()
@@ -265,7 +269,7 @@ class Daemon:
         log.warning("the broker failed, trying again: %s", error)
         for backoff_s in _backoffs():
             if self._stopping:
-                return  # `_drain` decides what is left to do
+                return  # `drain` decides what is left to do
             self._health.moved()
             try:
                 self._transport.recover()
@@ -361,7 +365,7 @@ class Daemon:
         else:
             self._health.done("restore")
 
-    def _drain(self) -> int:
+    def drain(self) -> int:
         """Write the dirty states, so that the next owner has nothing to replay. 1 if that could not be committed."""
         self._enter(Phase.DRAINING)
         self._health.wait("stop", "stopping")
@@ -393,13 +397,13 @@ class Daemon:
                 self._close(partition)
 
     def _look_around(self) -> None:
-        """Gauges once a second; now and then, whether the input has grown."""
+        """Gauges once a second; every few seconds, whether broker and topics are as they were."""
         now_s = self._clock()
         if now_s >= self._next_gauges_s:
             self._next_gauges_s = now_s + GAUGES_EVERY_S
             self._set_gauges()
-        if now_s >= self._next_partitions_s:
-            self._next_partitions_s = now_s + PARTITIONS_EVERY_S
+        if now_s >= self._next_topics_s:
+            self._next_topics_s = now_s + TOPICS_EVERY_S
             topics.still_there(self._config, self._transport, self._topics)
 
     def _set_gauges(self) -> None:

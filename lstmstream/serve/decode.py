@@ -166,8 +166,8 @@ class Decoder:
                 continue
             try:
                 parts.append(name + b":" + _dump_finite(value))
-            except ValueError as error:
-                message = f"field {orjson.loads(name)!r} cannot be carried along: {error}"
+            except (ValueError, TypeError, RecursionError) as error:
+                message = f"field {orjson.loads(name)!r} cannot be carried along: it is not finite or nested too deeply"
                 raise BadRecord("validate", message) from error
         return b"{" + b",".join(parts) + b"}"
 
@@ -238,10 +238,10 @@ def _parse_exactly(value: bytes | None, error: orjson.JSONDecodeError) -> Docume
     if value is None:
         raise BadRecord("decode", "the value is null")
     if "infinity" not in error.msg:
-        raise BadRecord("decode", f"the value is not UTF-8 JSON: {error.msg} at byte {error.pos}") from error
+        raise BadRecord("decode", f"the value is not UTF-8 JSON: {error.msg} at character {error.pos}") from error
     try:
         doc = json.loads(value.decode(), parse_constant=_refuse_constant, parse_int=_parse_int)
-        orjson.dumps(doc)  # refuses what the strict parser refuses too: lone surrogates, too many levels
+        json.dumps(doc, ensure_ascii=False).encode()  # lone surrogates, which the strict parser refuses too
     except (ValueError, RecursionError) as second:
         raise BadRecord("decode", f"the value is not UTF-8 JSON: {type(second).__name__}") from second
     if type(doc) is not dict:
@@ -250,7 +250,9 @@ def _parse_exactly(value: bytes | None, error: orjson.JSONDecodeError) -> Docume
 
 
 def _parse_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= 20 else float(digits)
+    """As the strict parser does it: what 64 bits cannot hold is a float."""
+    value = int(digits) if len(digits) <= 20 else 2**64
+    return value if -(2**63) <= value < 2**64 else float(digits)
 
 
 def _refuse_constant(name: str) -> None:
@@ -258,7 +260,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _dump_finite(value: Any) -> bytes:
-    """JSON text of an event's field. Raises ValueError where it holds an infinite number or too many levels."""
+    """JSON text of an event's field. Raises ValueError for an infinite number, TypeError for too many levels."""
     text = orjson.dumps(value)
     if b"null" in text:  # orjson writes an infinite number as null
         json.dumps(value, allow_nan=False)

@@ -19,11 +19,11 @@ from lstmstream.serve.records import Answers, Bools, Columns, DeadLetter, Ints, 
 from lstmstream.serve.state import Gathered, StateStore
 from lstmstream.serve.step import StepInput, StepModel
 
-
 Measure = Callable[[str], AbstractContextManager[object]]
 
 
 def unmeasured(_stage: str) -> AbstractContextManager[object]:
+    """For an engine whose time nobody takes."""
     return nullcontext()
 
 
@@ -102,15 +102,20 @@ class Engine:
             dead_letters += [
                 DeadLetter(int(columns.index[i]), stage, message) for i, (stage, message) in outcome.dead.items()
             ]
+            dead_letters.sort(key=lambda letter: letter.index)  # in the input's order, whatever the rounds
             messages = self._encoder.encode(records, columns, answers, dead_letters)
         return Result(records, answers, dead_letters, messages, changes, outcome.late_events, outcome.expired)
 
     def replay(self, records: RecordBatch) -> dict[int, Changes]:
-        """Move states on by records that were answered before, skipping for each key what its state has seen."""
+        """Move states on by records that were answered before, skipping for each key what its state has seen.
+
+        Returns the changes of every partition among the records; they may be none.
+        """
         columns, _ = self._decoder.decode(records)
         _, changes = self._advance(self._unseen(columns))
         self.commit()
-        return changes
+        nothing = Changes(np.empty(0, np.int64), np.empty(0, np.int64))
+        return {partition: changes.get(partition, nothing) for partition in records.next_offsets()}
 
     def commit(self) -> None:
         """Keep the last batch's states."""

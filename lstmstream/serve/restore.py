@@ -131,7 +131,7 @@ class Restore:
                 self.damaged += 1
                 if self._bad_offset is None:
                     self._bad_offset = offset
-                log.error(
+                log.error(  # noqa: TRY400 - a damaged record is no bug of ours
                     "a state record cannot be used: %s",
                     damage,
                     extra={"topic": self._state_topic, "partition": self.partition, "offset": offset},
@@ -167,15 +167,15 @@ class Restore:
         elif floor is None:
             if not reset:
                 raise CannotServe(
-                    f"{self._where()}: the group has come to offset {committed}, but topic {self._state_topic!r} holds no"
-                    " states. Bring the topic back, or set on_model_change: reset to go on with empty states"
+                    f"{self._where()}: the group has come to offset {committed}, but topic {self._state_topic!r}"
+                    " holds no states. Bring the topic back, or set on_model_change: reset to go on with empty states"
                 )
             self._begin(member, committed)
         elif floor.owner.digest != self._checkpointer.owner.digest:
             if not reset:
                 raise CannotServe(
-                    f"{self._where()}: its states belong to {floor.owner}, and this is {self._checkpointer.owner}. Serve"
-                    " the old one, or set on_model_change: reset to go on with empty states"
+                    f"{self._where()}: its states belong to {floor.owner}, and this is {self._checkpointer.owner}."
+                    " Serve the old one, or set on_model_change: reset to go on with empty states"
                 )
             self._begin(member, committed)
         else:
@@ -185,12 +185,14 @@ class Restore:
         if floor.topic_id != self._input_id:
             raise CannotServe(
                 f"topic {self._input_topic!r} was deleted and made again since the states in {self._state_topic!r} were"
-                " written; they belong to the old one. Delete the state topic and the group's offsets, or use another name"
+                " written; they belong to the old one. Delete the state topic and the group's offsets, or use another"
+                " name"
             )
         if floor.partitions != self._partitions:
             raise CannotServe(
-                f"topic {self._input_topic!r} has {self._partitions} partitions, and had {floor.partitions} when the states"
-                f" in {self._state_topic!r} were written: keys have moved. Start under another name, from the beginning"
+                f"topic {self._input_topic!r} has {self._partitions} partitions, and had {floor.partitions} when the"
+                f" states in {self._state_topic!r} were written: keys have moved. Start under another name, from the"
+                " beginning"
             )
 
     def _begin(self, member: object, start: int) -> None:
@@ -224,8 +226,9 @@ class Restore:
                 )
         if beginning > replay_from:
             raise CannotServe(
-                f"{self._where()}: states must be rebuilt from offset {replay_from}, but the input begins at {beginning};"
-                " its retention is too short. Set on_model_change: reset and delete the state topic to go on with empty states"
+                f"{self._where()}: states must be rebuilt from offset {replay_from}, but the input begins at"
+                f" {beginning}; its retention is too short. Set on_model_change: reset and delete the state topic to go"
+                " on with empty states"
             )
         slab = self._engine.states.open(self.partition)
         for key, state in stored.items():
@@ -237,7 +240,7 @@ class Restore:
 
     def _put(self, put: Callable[[bytes | None, KeyState], None], key: bytes | None, state: KeyState) -> None:
         if len(state.row) != len(self._engine.states.initial) or not np.isfinite(state.row).all():
-            raise CannotServe(f"{self._where()}: a state record does not fit the model's state; delete the state topic")
+            raise CannotServe(f"{self._where()}: a state record does not fit the model; delete the state topic")
         put(key, state)
 
     def _replay(self, deadline: float) -> None:

@@ -1,6 +1,7 @@
 """`lstmstream score`: the daemon's engine over a file. No broker; the same bytes, but for `source`.
 
 Rows of CSV and Parquet become JSON events first and take the same way as an event from Kafka, so nothing can differ.
+A column `merchant.city` is the field `city` of the object `merchant`, as everywhere else.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import os
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
+from decimal import Decimal
+from math import isinf
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +27,7 @@ from lstmstream.serve.build import make_engine, open_model
 from lstmstream.serve.records import Message, RecordBatch
 
 BATCH_EVENTS = 4096
-_COLUMNS = {".parquet": pl.scan_parquet, ".csv": pl.scan_csv}
+_TABLES = {".parquet", ".csv"}
 
 
 def score_file(
@@ -37,12 +40,15 @@ def score_file(
     """
     config = _config(reference, key, timestamp)
     _, step = open_model(config)
+    texts = [feature.name for feature in step.card.categories]
+    texts += [name for name in (config.input.key, config.output.key) if name is not None]
+    lines = _lines(data, texts)
     engine = make_engine(config, step, from_file=True)
     engine.states.open(0)
     with ExitStack() as files:
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
-        for records in _batches(data, _lines(data)):
+        for records in _batches(data, lines):
             result = engine.process(records)
             for message in result.messages:
                 if message.topic == config.output.topic:
@@ -81,34 +87,70 @@ def _config(reference: str, key: str | None, timestamp: str | None) -> Config:
     return config.model_copy(update={"input": config.input.model_copy(update=changes), "output": alone})
 
 
-def _lines(data: str) -> Iterator[bytes]:
-    """The events, one JSON object each."""
+def _lines(data: str, texts: Collection[str]) -> Iterator[bytes]:
+    """The events, one JSON object each. `texts` are the fields that a CSV file has no numbers in: `007` is not `7`."""
     if data == "-":
-        yield from (line.rstrip(b"\r\n") for line in sys.stdin.buffer if line.strip())
-        return
+        return _stripped(None)
     path = Path(data)
     if not path.is_file():
         raise CannotServe(f"{data}: no such file")
-    scan = _COLUMNS.get(path.suffix.lower())
-    if scan is None:
-        with path.open("rb") as file:
-            yield from (line.rstrip(b"\r\n") for line in file if line.strip())
-        return
-    try:
-        yield from _rows(scan(path))
-    except pl.exceptions.PolarsError as error:
-        raise CannotServe(f"{data}: cannot be read as {path.suffix[1:]}: {error}") from error
+    if path.suffix.lower() in _TABLES:
+        return _rows(path, texts)
+    return _stripped(path)
 
 
-def _rows(frame: pl.LazyFrame) -> Iterator[bytes]:
+def _stripped(path: Path | None) -> Iterator[bytes]:
+    """Lines of a file, or of standard input, without their ends; blank ones are left out."""
+    with sys.stdin.buffer if path is None else path.open("rb") as file:
+        yield from (line.rstrip(b"\r\n") for line in file if line.strip())
+
+
+def _rows(path: Path, texts: Collection[str]) -> Iterator[bytes]:
     """Each row of a table as a JSON object; nulls and NaN are left out, times are ISO 8601."""
-    for part in frame.collect_batches(maintain_order=True, chunk_size=BATCH_EVENTS):
-        for row in part.iter_rows(named=True):
-            yield orjson.dumps(
-                {name: value for name, value in row.items() if value is not None and value == value},  # noqa: PLR0124
-                default=str,
-                option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z,
-            )
+    try:
+        if path.suffix.lower() == ".csv":  # types by the whole file, or the 101st row could fail
+            frame = pl.scan_csv(path, infer_schema_length=None, schema_overrides=dict.fromkeys(texts, pl.String))
+        else:
+            frame = pl.scan_parquet(path)
+        paths = _paths(frame.collect_schema().names())
+        for part in frame.collect_batches(maintain_order=True, chunk_size=BATCH_EVENTS):
+            for row in part.iter_rows():
+                yield _event(paths, row)
+    except pl.exceptions.PolarsError as error:
+        raise CannotServe(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+
+
+def _paths(names: list[str]) -> list[list[str]]:
+    """Each column's way into the event. Raises CannotServe where one column lies inside another."""
+    for name in names:
+        inside = next((other for other in names if other.startswith(f"{name}.")), None)
+        if inside is not None:
+            raise CannotServe(f"columns {name!r} and {inside!r} cannot both be in an event; rename one")
+    return [name.split(".") for name in names]
+
+
+def _event(paths: list[list[str]], row: tuple[Any, ...]) -> bytes:
+    event: dict[str, Any] = {}
+    for (*outer, last), value in zip(paths, row, strict=True):
+        if value is None or value != value:  # noqa: PLR0124 -- NaN
+            continue
+        here = event
+        for name in outer:
+            here = here.setdefault(name, {})
+        # orjson would write null, and so an infinite number would pass as a missing one
+        here[last] = orjson.Fragment("1e400") if _is_infinite(value) else value
+    return orjson.dumps(event, default=_plain, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float) and isinf(value)
+
+
+def _plain(value: object) -> object:
+    """What JSON has no type for: decimals as numbers, the rest as text."""
+    if isinstance(value, Decimal):
+        return int(value) if value == int(value) else float(value)
+    return str(value)
 
 
 def _batches(data: str, lines: Iterator[bytes]) -> Iterator[RecordBatch]:

@@ -8,6 +8,7 @@ gather and one scatter serve the whole batch. Knows nothing of Kafka, JSON or th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -174,7 +175,7 @@ class StateStore:
         """(slot of each event [M], events of each slot [K], partition of each slot [K], its row number [K])."""
         rows = np.empty(len(keys), dtype=np.int64)
         cuts = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(keys)] if keys else [0]
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             rows[start:end] = self._row_numbers(int(partitions[start]), keys[start:end])
         codes, inverse, counts = np.unique((partitions << 40) | rows, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")

@@ -6,10 +6,13 @@ promise 1 (the same answers as offline, bit for bit) stands on that.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: it starts a client that reports to its maker
 import onnxruntime as ort
 
 from lstmstream.errors import CannotServe
@@ -97,6 +100,8 @@ class OnnxStep:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Bytes that happen to look like the runtime's own format would pass by all our checks.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             return ort.InferenceSession(content, options, providers=self._providers)
         except Exception as error:  # onnxruntime raises its own unrelated classes
@@ -107,6 +112,7 @@ class OnnxStep:
         for size in (0.0, 1e6, -1e6):
             given = _probe(self.card, rows=2)._replace(
                 x=np.full((2, len(self.card.numbers)), size, dtype=np.float32),
+                categories=np.array([[0] * len(self.card.categories), _highest_codes(self.card)], dtype=np.int64),
                 elapsed=np.array([np.nan, abs(size)], np.float32),
             )
             try:
@@ -172,13 +178,17 @@ def _probe(card: Card, *, rows: int) -> StepInput:
     rng = np.random.default_rng(20260105)
     x = (rng.standard_normal((rows, len(card.numbers))) * 10.0 ** rng.integers(-1, 4, (rows, 1))).astype(np.float32)
     x[rng.random(x.shape) < 0.1] = np.nan
-    top = [feature.buckets or len(feature.vocabulary or ()) for feature in card.categories]
-    categories = rng.integers(0, np.array(top, dtype=np.int64) + 1, (rows, len(top)), dtype=np.int64)
+    highest = np.array(_highest_codes(card), dtype=np.int64)
+    categories = rng.integers(0, highest + 1, (rows, len(highest)), dtype=np.int64)
     elapsed = (10.0 ** rng.uniform(-3, 6, rows)).astype(np.float32)
     elapsed[rng.random(rows) < 0.1] = np.nan
     timestamp = rng.integers(0, 2_000_000_000_000, rows, dtype=np.int64)
     state = np.tile(np.array(card.state.initial, dtype=np.float32), (rows, 1))
     return StepInput(x, categories, timestamp, elapsed, state)
+
+
+def _highest_codes(card: Card) -> list[int]:
+    return [feature.buckets or len(feature.vocabulary or ()) for feature in card.categories]
 
 
 def _providers(device: str) -> list[str]:

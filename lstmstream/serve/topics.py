@@ -45,8 +45,8 @@ def prepare(config: Config, transport: Transport) -> Topics:
     if missing and not config.create_topics:
         raise CannotServe(
             *(
-                f"topic {name!r} does not exist, and create_topics is false; create it with {source.partitions} partitions"
-                + (f" and {_words(STATE_SETTINGS)}" if name == config.state.topic else "")
+                f"topic {name!r} does not exist, and create_topics is false; create it with"
+                f" {source.partitions} partitions{_needed(name, config)}"
                 for name in missing
             )
         )
@@ -78,8 +78,8 @@ def still_there(config: Config, transport: Transport, known: Topics) -> None:
         problems.append(f"topic {config.input.topic!r} was deleted and made again: its states belong to the old one")
     elif source is not None and source.partitions != known.partitions:
         problems.append(
-            f"topic {config.input.topic!r} has grown from {known.partitions} to {source.partitions} partitions: keys have"
-            " moved, and their states with them. Start under another name, from the beginning"
+            f"topic {config.input.topic!r} has grown from {known.partitions} to {source.partitions} partitions: keys"
+            " have moved, and their states with them. Start under another name, from the beginning"
         )
     if problems:
         raise CannotServe(*problems)
@@ -118,8 +118,10 @@ def _dead_letter_problems(config: Config, found: Mapping[str, TopicInfo], source
     if letters is None or _max_message_bytes(letters) >= needed:
         return []
     return [
-        f"dead_letter.topic: topic {config.dead_letter.topic!r} takes {_max_message_bytes(letters)} bytes a record, and a"
-        f" dead letter from {config.input.topic!r} may need {needed}; set its max.message.bytes to that"
+        (
+            f"dead_letter.topic: topic {config.dead_letter.topic!r} takes {_max_message_bytes(letters)} bytes a record,"
+            f" and a dead letter from {config.input.topic!r} may need {needed}; set its max.message.bytes to that"
+        )
     ]
 
 
@@ -133,5 +135,6 @@ def _retention_ms(source: TopicInfo) -> int | None:
     return retention_ms if deletes and retention_ms >= 0 else None
 
 
-def _words(settings: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+def _needed(topic: str, config: Config) -> str:
+    settings = STATE_SETTINGS if topic == config.state.topic else {}
+    return "".join(f", {name}={value}" for name, value in settings.items())

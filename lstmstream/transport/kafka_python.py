@@ -7,6 +7,7 @@ where it notes, pauses and seeks, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import uuid
@@ -232,39 +233,40 @@ class KafkaPythonTransport:
     def _write(self, messages: Sequence[Message]) -> None:
         """Send, flush, and look at every future: a batch that is too old is dropped without a word otherwise."""
         producer = self._producer
-        futures = [self._send(producer, message) for message in messages]
-        producer.flush(timeout=_PRODUCER["delivery_timeout_ms"] / 1000 + 2)
+        counts = {topic: len(producer.partitions_for(topic)) for topic in {message.topic for message in messages}}
+        futures = [self._send(producer, message, counts[message.topic]) for message in messages]
+        timeout_s = _PRODUCER["delivery_timeout_ms"] / 1000 + 2
+        with contextlib.suppress(kerr.UnknownError):  # a batch was split while it was waited for
+            producer.flush(timeout=timeout_s)
         for future in futures:
-            if not future.succeeded():
-                raise future.exception or kerr.KafkaTimeoutError("a record was neither written nor refused")
+            future.get(timeout=timeout_s)
 
     @staticmethod
-    def _send(producer: Any, message: Message) -> Any:
+    def _send(producer: Any, message: Message, partitions: int) -> Any:
         """`KafkaProducer.send` without its checks: it refuses a null key with a null value, and null headers."""
-        known = producer.partitions_for(message.topic)
         partition = message.partition
         if partition is None:
-            partition = 0 if message.key is None else (murmur2(message.key) & 0x7FFFFFFF) % len(known)
+            partition = 0 if message.key is None else (murmur2(message.key) & 0x7FFFFFFF) % partitions
         at = TopicPartition(message.topic, partition)
         headers = list(message.headers)
         if any(value is None for _, value in headers):
             headers = _NullableHeaders(headers)
-        manager = producer._transaction_manager  # noqa: SLF001
+        manager = producer._transaction_manager
         if manager is not None and manager.is_transactional():
             manager.maybe_add_partition_to_transaction(at)
-        future, full, new, _ = producer._accumulator.append(  # noqa: SLF001
+        future, full, new, _ = producer._accumulator.append(
             at, message.timestamp_ms, message.key, message.value, headers
         )
         if full or new:
-            producer._sender.wakeup()  # noqa: SLF001
+            producer._sender.wakeup()
         return future
 
     def recover(self) -> None:
         """See Transport. Making a producer with the same transactional id ends the transaction that was open."""
         old, self._producer = self._producer, None
-        if old is not None:
-            old.close(timeout=0)
         try:
+            if old is not None:
+                _discard(old)
             producer = KafkaProducer(**self._producer_settings)
             self._producer = producer
             if self._exactly_once:
@@ -278,7 +280,7 @@ class KafkaPythonTransport:
         if self._consumer is not None:
             closing.append(lambda: self._consumer.close(autocommit=False, timeout_ms=int(timeout_s * 1000)))
         if self._producer is not None:
-            closing.append(lambda: self._producer.close(timeout=min(1.0, timeout_s)))
+            closing.append(lambda: _discard(self._producer))
         closing += [client.close for client in (self._reading, self._admin) if client is not None]
         for close in closing:
             try:
@@ -287,10 +289,10 @@ class KafkaPythonTransport:
                 log.warning("a client did not close cleanly: %s", error)
 
     def _positions(self) -> str:
-        parts = []
-        for at in sorted(self._consumer.assignment()):
-            parts.append(f"{at.topic}[{at.partition}]@{self._consumer.position(at, timeout_ms=0)}")
-        return ", ".join(parts)
+        return ", ".join(
+            f"{at.topic}[{at.partition}]@{self._consumer.position(at, timeout_ms=0)}"
+            for at in sorted(self._consumer.assignment())
+        )
 
 
 class KafkaReader:
@@ -362,7 +364,7 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
     def run() -> None:
         try:
             outcome.append((True, call()))
-        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+        except BaseException as error:  # handed to the caller below
             outcome.append((False, error))
 
     thread = threading.Thread(target=run, name="lstmstream-kafka-call", daemon=True)
@@ -374,6 +376,14 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
     if not good:
         raise value
     return value  # type: ignore[no-any-return]
+
+
+def _discard(producer: Any) -> None:
+    """Close a producer and send nothing more: its own `close` flushes first, and raises where it cannot."""
+    producer._sender.force_close()
+    producer._sender.join(2.0)
+    with contextlib.suppress(kerr.KafkaError):
+        producer.close(timeout=0)
 
 
 def _tell(call: Callable[[], T]) -> T:
@@ -392,7 +402,8 @@ def _translate(error: BaseException, *, stable: bool) -> Exception:
             return OwnershipLost(f"another process has taken this one's group.instance.id: {cause}")
         if isinstance(cause, _FATAL_WRITES):
             return Fatal(
-                f"the broker will not take a record: {cause}. Raise max.message.bytes of the output and dead-letter topics"
+                f"the broker will not take a record: {cause}. Raise max.message.bytes of the output and dead-letter"
+                " topics"
             )
         if isinstance(cause, kerr.AuthorizationError):
             return CannotServe(f"the broker denies it: {type(cause).__name__}: {cause}; grant the right it names")

@@ -119,7 +119,7 @@ def test_a_signal_in_mid_stream_leaves_nothing_behind(number: int, folder: Path,
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize("seconds", [0.8, 1.6, 2.4])
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
 def test_a_signal_during_the_start_leaves_nothing_behind(seconds: float, folder: Path, clean: list[Started]) -> None:
     demo = Started(folder, "--events", "500")
     clean.append(demo)
@@ -139,6 +139,19 @@ def test_a_daemon_that_dies_is_reported_with_its_log(broker: str, folder: Path, 
     os.kill(daemon, signal.SIGKILL)
     assert demo.end(60) == 1
     assert "the daemon ended with code -9" in demo.text()
+    assert not demo.left()
+    assert not demo.files()
+
+
+@pytest.mark.broker
+def test_a_broker_that_dies_is_reported(folder: Path, clean: list[Started]) -> None:
+    demo = Started(folder, "--rate", "500")
+    clean.append(demo)
+    demo.wait_for(r"[1-9]\d* of \d+ events answered")
+    (broker,) = [number for number, command in demo.left().items() if " kafka.Kafka " in command]
+    os.kill(broker, signal.SIGKILL)
+    assert demo.end(100) == 1, demo.text()
+    assert "Kafka ended" in demo.text()
     assert not demo.left()
     assert not demo.files()
 

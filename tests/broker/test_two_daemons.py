@@ -1,0 +1,162 @@
+"""Two daemons in one group share a stream: one comes, one goes, one dies, and no answer changes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Self
+
+import pytest
+from answers import Checker, Digest, Events, load_events, score_offline
+from harness import Follower, Producing, RunningDaemon, create_topics, read_all, write_config
+from models import random_model
+
+PARTITIONS = 4
+EVENTS = 60_000
+RATE = 3_000  # events a second
+DEAD_S = 6.0  # the least session timeout: for so long the group does not know that a member was killed
+
+
+class Stream:
+    """Sends the events at a steady rate and notes when an answer of each partition was seen."""
+
+    def __init__(self, servers: str, name: str, events: Events) -> None:
+        self.sent = 0
+        self.seen = Digest()
+        self.times: defaultdict[int, list[float]] = defaultdict(list)  # of answers, by partition
+        self._servers, self._topic, self._events = servers, f"{name}.in", events
+        self._stop = Event()
+        self._error: BaseException | None = None
+        self._sender = Thread(target=self._send, daemon=True)
+        self.follower = Follower(servers, f"{name}.out", partitions=PARTITIONS, take=self._take)
+
+    def __enter__(self) -> Self:
+        self.follower.start()
+        self._sender.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._sender.join(60)
+        self.follower.finish()
+        if self._error is not None:
+            raise self._error
+
+    def wait_for(self, share: float) -> None:
+        """Until so much of it is answered."""
+        self.follower.wait_for(round(share * len(self._events)))
+
+    def _take(self, records: list[Any]) -> None:
+        self.seen.take(records)
+        now = time.monotonic()
+        for partition in {record.partition for record in records}:
+            self.times[partition].append(now)
+
+    def _send(self) -> None:
+        began = time.monotonic()
+        try:
+            with Producing(self._servers, self._topic) as producer:
+                for record in self._events.records():
+                    while (early := self.sent / RATE - (time.monotonic() - began)) > 0:
+                        if self._stop.wait(min(early, 0.05)):
+                            return
+                    producer.send(*record)
+                    self.sent += 1
+                producer.flush()
+        except BaseException as error:  # raised again where the test can see it
+            self._error = error
+
+
+class Case:
+    """One stream with its config, its events and their right answers."""
+
+    def __init__(self, servers: str, name: str, folder: Path) -> None:
+        self.servers, self.name, self.folder = servers, name, folder
+        model = random_model(folder, hidden=16, categories={"terminal": 32})
+        state = {"checkpoint_interval": "1s"}
+        self.config = write_config(folder / "daemon.yaml", name=name, model=model, servers=servers, state=state)
+        self.events = load_events(EVENTS / 1_236_698, partitions=PARTITIONS)
+        self.expected = score_offline(self.config, self.events, folder)
+        create_topics(servers, [f"{name}.in", f"{name}.out"], partitions=PARTITIONS)
+
+    def daemon(self, letter: str) -> RunningDaemon:
+        return RunningDaemon(self.config, self.folder / f"daemon-{letter}.log")
+
+    def check(self, stream: Stream) -> None:
+        """Complete, once, in order per key, bit for bit as one process would answer; nothing seen was taken back."""
+        checker = Checker(self.events, self.expected, input_topic=f"{self.name}.in", partitions=PARTITIONS)
+        digest = Digest()
+        for record in read_all(self.servers, f"{self.name}.out", partitions=PARTITIONS):
+            checker.take([record])
+            digest.take([record])
+        assert not checker.finish(), checker.report()
+        assert stream.seen.seen() == digest.seen()
+        assert not list(read_all(self.servers, f"{self.name}.dead-letter", partitions=PARTITIONS))
+
+
+@pytest.fixture
+def case(broker: str, topic_prefix: str, tmp_path: Path) -> Iterator[Case]:
+    return Case(broker, topic_prefix, tmp_path)
+
+
+def join(daemon: RunningDaemon, first: RunningDaemon) -> tuple[set[int], set[int]]:
+    """Waits until the second daemon serves beside the first; what each of them has now."""
+    daemon.wait_ready()
+
+    def shared() -> bool:
+        mine, others = daemon.partitions(), first.partitions()
+        return bool(mine) and not mine & others and len(mine | others) == PARTITIONS
+
+    daemon.wait(shared, "sharing the partitions")
+    return daemon.partitions(), first.partitions()
+
+
+def restored(daemon: RunningDaemon) -> list[int]:
+    """The partitions that it brought back, in the order of its log."""
+    return [line["partition"] for line in daemon.log_lines if line["message"] == "partition restored"]
+
+
+def answered(daemon: RunningDaemon) -> float:
+    return daemon.metrics()["lstmstream_events_total", ()]
+
+
+def test_one_comes_in_mid_stream_and_the_first_goes(case: Case) -> None:
+    with Stream(case.servers, case.name, case.events) as stream, case.daemon("a") as first:
+        first.wait_ready()
+        stream.wait_for(0.2)
+        assert stream.sent < len(case.events)
+        with case.daemon("b") as second:
+            moved, kept = join(second, first)
+            assert len(moved) == len(kept) == PARTITIONS // 2
+            assert sorted(restored(first)) == list(range(PARTITIONS)), "what it kept was taken away and brought back"
+            before = answered(second)
+            stream.wait_for(0.6)
+            assert answered(second) > before
+            assert stream.sent < len(case.events), "nothing was left when the first one went"
+            assert first.sigterm() == 0, first.last_words()
+            stream.wait_for(1.0)
+            assert sorted(restored(second)) == list(range(PARTITIONS)), "what it had was taken away and brought back"
+            assert second.sigterm() == 0, second.last_words()
+    case.check(stream)
+
+
+def test_one_is_killed_and_the_other_goes_on_with_its_own_then_takes_over(case: Case) -> None:
+    with Stream(case.servers, case.name, case.events) as stream, case.daemon("a") as first:
+        first.wait_ready()
+        with case.daemon("b") as second:
+            lost, kept = join(second, first)
+            stream.wait_for(0.3)
+            assert stream.sent < 0.6 * len(case.events), "too little is left to see who goes on"
+            killed = time.monotonic()
+            second.kill9()
+            time.sleep(DEAD_S - 2.0)  # beyond the time a heartbeat may have been sent before
+            until = time.monotonic()
+            went_on = {p for p in range(PARTITIONS) if any(killed + 0.5 < t < until for t in stream.times[p])}
+            assert went_on == kept, f"{lost} were the killed one's"
+            stream.wait_for(1.0)
+            assert sorted(restored(first)) == sorted([*range(PARTITIONS), *lost]), "its own were taken away"
+            assert first.sigterm() == 0, first.last_words()
+    case.check(stream)

@@ -1,0 +1,176 @@
+"""A world without a broker: daemons on the memory transport, a model in plain numpy, and the right answers."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from lstmstream.card import Card, Feature, StatePart, StateSpec
+from lstmstream.config import Config
+from lstmstream.errors import TryAgain
+from lstmstream.serve.daemon import Daemon, Phase
+from lstmstream.serve.health import Health
+from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.records import Message
+from lstmstream.serve.step import StepInput, StepOutput
+from lstmstream.transport.memory import MemoryBroker, MemoryTransport
+
+PARTITIONS = 3
+INPUT, OUTPUT, LETTERS, STATES = "in", "out", "t.dead-letter", "t.state"
+
+
+def card(*, name: str = "fake", fingerprint: str = "f" * 32) -> Card:
+    """Of the model below."""
+    return Card(
+        name=name,
+        version="1",
+        task="anomaly",
+        features=(Feature("amount", "number", None, None),),
+        state=StateSpec(2, (0.5, 0.0), (StatePart("mean", 0, (1,)), StatePart("count", 1, (1,)))),
+        outputs=("state_out", "score"),
+        threshold=None,
+        fingerprint=fingerprint,
+    )
+
+
+class FakeStep:
+    """A step in numpy: every event changes the state, so a lost or doubled one shows in all later answers."""
+
+    device = "cpu"
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+
+    def step(self, given: StepInput) -> StepOutput:
+        mean, count = fold(given.state[:, 0], given.state[:, 1], np.nan_to_num(given.x[:, 0]))
+        return StepOutput(np.stack([mean, count], axis=1), mean - count, None)
+
+
+def fold(mean: Any, count: Any, amount: Any) -> tuple[Any, Any]:
+    """float32 arithmetic, elementwise."""
+    return np.float32(0.75) * mean + np.float32(0.25) * amount, count + np.float32(1)
+
+
+class World:
+    """One memory broker, a clock, and any number of daemons."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.now_s = 1_000.0
+        self.broker = MemoryBroker(clock=lambda: self.now_s)
+        self.broker.create(INPUT, PARTITIONS, {"retention.ms": "-1"})
+        self.settings = settings
+        self.daemons: list[Daemon] = []
+        self.transports: dict[int, MemoryTransport] = {}
+        self.metrics: dict[int, Metrics] = {}
+        self.faults: list[str] = []  # points at which to fail next, once each
+        self.broker.fault = self._fault
+
+    def _fault(self, point: str) -> None:
+        self.now_s += 0.01  # everything takes a little time
+        if point in self.faults:
+            self.faults.remove(point)
+            raise TryAgain(f"a fault at {point}")
+
+    def produce(self, key: bytes | None, value: bytes, partition: int | None = None) -> None:
+        """One event, a second later than the one before."""
+        self.now_s += 1
+        place = (sum(key) if key else 0) % PARTITIONS if partition is None else partition
+        self.broker.append(Message(INPUT, place, key, value, int(self.now_s * 1000), [("n", b"1")]))
+
+    def config(self, **changes: Any) -> Config:
+        base: dict[str, Any] = {
+            "name": "t",
+            "model": "fake.onnx",
+            "kafka": {"bootstrap_servers": "nowhere:1"},
+            "input": {"topic": INPUT},
+            "output": {"topic": OUTPUT},
+            "state": {"checkpoint_interval": "5s"},
+        }
+        return Config.model_validate({**base, **self.settings, **changes})
+
+    def start(self, step: Any = None, **changes: Any) -> Daemon:
+        """A daemon that has joined the group and been given nothing yet."""
+        transport = MemoryTransport(self.broker, INPUT)
+        metrics = Metrics(CollectorRegistry())
+        daemon = Daemon(
+            self.config(**changes),
+            step or FakeStep(card()),
+            transport,
+            metrics,
+            Health(stall_after=30.0),
+            clock=lambda: self.now_s,
+            wall_s=lambda: self.now_s,
+            sleep=lambda seconds: None,
+        )
+        assert daemon.start()
+        self.daemons.append(daemon)
+        self.transports[id(daemon)] = transport
+        self.metrics[id(daemon)] = metrics
+        return daemon
+
+    def kill(self, daemon: Daemon) -> None:
+        """As kill -9: no more steps; the group drops the member."""
+        self.daemons.remove(daemon)
+        self.broker.leave(self.transports[id(daemon)].member_id)
+
+    def expire(self, daemon: Daemon) -> None:
+        """The group drops a member that goes on: a zombie."""
+        self.broker.leave(self.transports[id(daemon)].member_id)
+
+    def stop(self, daemon: Daemon) -> int:
+        """As SIGTERM."""
+        self.daemons.remove(daemon)
+        daemon.stop()
+        code = daemon.drain()
+        self.transports[id(daemon)].close(1.0)
+        return code
+
+    def settle(self, rounds: int = 200) -> None:
+        """Step all daemons until everything is answered and restored."""
+        for _ in range(rounds):
+            if not (self.daemons and self.unanswered()) and all(
+                daemon.phase is Phase.RUNNING for daemon in self.daemons
+            ):
+                return
+            for daemon in list(self.daemons):
+                daemon.step()
+        raise AssertionError(f"{self.unanswered()} events are still unanswered after {rounds} rounds")
+
+    def unanswered(self) -> int:
+        return sum(
+            1
+            for partition, log in enumerate(self.broker.topics[INPUT].logs)
+            for record in log
+            if record.offset >= self.broker.offsets.get(partition, 0)
+        )
+
+    def answers(self) -> list[Mapping[str, Any]]:
+        """What a reader of the output topic sees, by partition in order."""
+        logs = self.broker.topics[OUTPUT].logs
+        return [json.loads(record.value or b"") for log in logs for record in log]
+
+    def expected(self) -> list[Mapping[str, Any]]:
+        """Each key's events folded one at a time, in the order of the input."""
+        found = []
+        for partition, log in enumerate(self.broker.topics[INPUT].logs):
+            states: dict[bytes | None, tuple[Any, Any, int]] = defaultdict(lambda: (np.float32(0.5), np.float32(0), 0))
+            for record in log:
+                mean, count, steps = states[record.key]
+                try:
+                    amount = np.float32(json.loads(record.value or b"")["amount"])
+                except (ValueError, TypeError, KeyError):
+                    continue
+                mean, count = fold(mean, count, amount)
+                states[record.key] = mean, count, steps + 1
+                found.append((partition, record.offset, float(str(mean - count)), steps + 1))
+        return found
+
+    def check(self) -> None:
+        """Every event answered once, rightly, in order."""
+        seen = [(a["source"]["partition"], a["source"]["offset"], a["score"], a["steps"]) for a in self.answers()]
+        assert seen == self.expected()

@@ -1,0 +1,263 @@
+"""The meaning of the design's section 4, a second time and as plainly as can be: one event after the other, a dict.
+
+Shares no code with the package: JSON by the standard library, the rules of section 7, one row through ONNX Runtime.
+Only float32 text comes from orjson, since the contract says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+import orjson
+
+YEAR_1, YEAR_9999 = -62135596800000, 253402300799999
+NAN = float("nan")
+
+
+class Event(NamedTuple):
+    """One record of the input."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass
+class Remembered:
+    state: np.ndarray
+    steps: int
+    last_timestamp: int
+
+
+class Refused(Exception):  # noqa: N818
+    """A dead letter; the argument is its stage."""
+
+
+class Answer(NamedTuple):
+    key: bytes | None
+    value: bytes
+    alert: bool
+
+
+class Reference:
+    """`answer` takes the events one by one: an Answer, or the stage of a dead letter."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        key: str | None = None,
+        timestamp: str | None = None,
+        include: tuple[str, ...] = (),
+        ttl_ms: int | None = None,
+        late: str = "apply",
+        topic: str = "in",
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(str(path), options)
+        self.card = json.loads(self.session.get_modelmeta().custom_metadata_map["lstmstream"])
+        self.inputs = {one.name for one in self.session.get_inputs()}
+        self.key, self.timestamp, self.include = key, timestamp, include
+        self.ttl_ms, self.late, self.topic = ttl_ms, late, topic
+        self.memory: dict[tuple[int, bytes | None], Remembered] = {}
+
+    def answer(self, event: Event) -> Answer | str:
+        try:
+            return self._answer(event)
+        except Refused as refused:
+            return str(refused)
+
+    def _answer(self, event: Event) -> Answer:
+        fields = read_object(event.value)
+        key = event.key if self.key is None else key_of(find(fields, self.key))
+        if self.timestamp is not None:
+            timestamp = time_of(find(fields, self.timestamp))
+        elif 0 <= event.timestamp <= YEAR_9999:
+            timestamp = event.timestamp
+        else:
+            raise Refused("validate")
+        features = self.card["features"]
+        x = [number_of(find(fields, f["name"])) for f in features if f["kind"] == "number"]
+        categories = [category_of(find(fields, f["name"]), f) for f in features if f["kind"] == "category"]
+
+        mine = (event.partition, key)
+        initial = np.array(self.card["state"]["initial"], np.float32)
+        now = self.memory.get(mine, Remembered(initial, 0, 0))
+        state, steps = now.state, now.steps
+        late = steps > 0 and timestamp < now.last_timestamp
+        if late and self.late == "drop":
+            raise Refused("late")
+        elapsed = NAN if steps == 0 else max(0, timestamp - now.last_timestamp) / 1000
+        if self.ttl_ms and steps > 0 and timestamp - now.last_timestamp > self.ttl_ms:
+            state, steps, elapsed = initial, 0, NAN
+        out = self._model(x, categories, timestamp, elapsed, state)
+        if not all(np.isfinite(values).all() for values in out.values()):
+            raise Refused("step")
+        if not (late and self.late == "score"):
+            last = max(now.last_timestamp, timestamp) if now.steps else timestamp
+            steps += 1
+            self.memory[mine] = Remembered(out["state_out"][0], steps, last)
+        return self._text(event, fields, key, timestamp, steps, out)
+
+    def _model(self, x: list[float], categories: list[int], timestamp: int, elapsed: float, state: Any) -> Any:
+        given = {
+            "x": np.array([x], np.float64).astype(np.float32).reshape(1, len(x)),
+            "categories": np.array([categories], np.int64).reshape(1, len(categories)),
+            "timestamp": np.array([timestamp], np.int64),
+            "elapsed": np.array([elapsed], np.float64).astype(np.float32),
+            "state": state.reshape(1, -1),
+        }
+        outputs = self.card["outputs"]
+        fed = {name: value for name, value in given.items() if name in self.inputs}
+        return dict(zip(outputs, self.session.run(outputs, fed), strict=True))
+
+    def _text(self, event: Event, fields: Any, key: bytes | None, timestamp: int, steps: int, out: Any) -> Answer:
+        score = out["score"][0]
+        threshold = self.card["threshold"]
+        alert = threshold is not None and bool(score >= np.float32(threshold))
+        answer: list[tuple[str, str]] = []
+        if key is None:
+            answer.append(("key", "null"))
+        else:
+            try:
+                answer.append(("key", quoted(key.decode("utf-8"))))
+            except UnicodeDecodeError:
+                answer.append(("key_base64", quoted(base64.b64encode(key).decode())))
+        moment = datetime(1970, 1, 1) + timedelta(milliseconds=timestamp)
+        answer.append(("timestamp", quoted(f"{moment.isoformat(timespec='milliseconds')}Z")))
+        answer.append(("score", float32_text(score)))
+        if "prediction" in out:
+            answer.append(("prediction", f"[{','.join(map(float32_text, out['prediction'][0]))}]"))
+        answer.append(("alert", "true" if alert else "false"))
+        answer.append(("steps", str(steps)))
+        answer.append(("model", quoted(self.card["name"])))
+        answer.append(("version", quoted(self.card["version"])))
+        source = f'{{"topic":{quoted(self.topic)},"partition":{event.partition},"offset":{event.offset}}}'
+        answer.append(("source", source))
+        if self.include:
+            carried = [
+                f"{quoted(name)}:{orjson.dumps(find(fields, name)).decode()}"
+                for name in self.include
+                if find(fields, name) is not ABSENT
+            ]
+            answer.append(("event", f"{{{','.join(carried)}}}"))
+        text = ",".join(f"{quoted(name)}:{value}" for name, value in answer)
+        return Answer(key, f"{{{text}}}".encode(), alert)
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def float32_text(value: np.float32) -> str:
+    return orjson.dumps(np.float32(value), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def read_object(value: bytes | None) -> dict[str, Any]:
+    """A JSON object, or Refused: stage decode."""
+    if value is None:
+        raise Refused("decode")
+
+    def no_constant(_name: str) -> None:
+        raise ValueError
+
+    try:
+        found = json.loads(value.decode("utf-8"), parse_constant=no_constant)
+        json.dumps(found, ensure_ascii=False).encode("utf-8")  # a lone surrogate is no Unicode text
+    except (ValueError, RecursionError):
+        raise Refused("decode") from None
+    if not isinstance(found, dict):
+        raise Refused("decode")
+    return found
+
+
+class Absent:
+    """Neither a value nor null."""
+
+
+ABSENT = Absent()
+
+
+def find(fields: dict[str, Any], path: str) -> Any:
+    here: Any = fields
+    for name in path.split("."):
+        if not isinstance(here, dict) or name not in here:
+            return ABSENT
+        here = here[name]
+    return here
+
+
+def number_of(value: Any) -> float:
+    if value is None or value is ABSENT:
+        return NAN
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused("validate")
+    try:
+        wide = float(value)
+    except OverflowError:
+        raise Refused("validate") from None
+    with np.errstate(over="ignore"):
+        if not math.isfinite(np.float64(wide).astype(np.float32)):
+            raise Refused("validate")
+    return wide
+
+
+def text_of(value: Any) -> str:
+    """A string, or an integer's decimal text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**53) <= value <= 2**53:
+        raise Refused("validate")
+    return str(value)
+
+
+def key_of(value: Any) -> bytes:
+    if value is None or value is ABSENT:
+        raise Refused("validate")
+    return text_of(value).encode()
+
+
+def category_of(value: Any, feature: dict[str, Any]) -> int:
+    if value is None or value is ABSENT:
+        return 0
+    text = text_of(value)
+    if "buckets" in feature:
+        return 1 + zlib.crc32(text.encode("utf-8")) % int(feature["buckets"])
+    known = list(feature["vocabulary"])
+    return known.index(text) + 1 if text in known else 0
+
+
+def time_of(value: Any) -> int:
+    if isinstance(value, str):
+        ms = _ms_of_text(value)
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise Refused("validate")
+    else:
+        exact = Decimal(value) if isinstance(value, int) else Decimal(repr(value))
+        ms = int(exact * 1000 if abs(exact) < 10**11 else exact)  # int() cuts off
+    if not YEAR_1 <= ms <= YEAR_9999:
+        raise Refused("validate")
+    return ms
+
+
+def _ms_of_text(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused("validate") from None
+    offset = moment.utcoffset() or timedelta(0)
+    since = moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC) - offset
+    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000

@@ -1,0 +1,357 @@
+"""The daemon on the memory transport: each event once and rightly, whatever happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_world import INPUT, LETTERS, PARTITIONS, STATES, FakeStep, World, card
+
+from lstmstream.errors import CannotServe
+from lstmstream.serve.daemon import Daemon, Phase
+
+
+def fill(world: World, events: int, keys: int = 7) -> None:
+    for i in range(events):
+        world.produce(b"k%d" % (i % keys), b'{"amount": %d}' % (i * 37 % 101))
+
+
+def test_one_daemon_answers_every_event_once() -> None:
+    world = World()
+    fill(world, 100)
+    daemon = world.start()
+    world.settle()
+    world.check()
+    assert daemon.phase is Phase.RUNNING
+    assert world.stop(daemon) == 0
+
+
+def test_a_clean_stop_leaves_nothing_to_replay() -> None:
+    """After SIGTERM the floor is the committed offset, and the next daemon reads no input again."""
+    world = World()
+    fill(world, 100)
+    world.stop(_settled(world))
+    fill(world, 50)
+    world.broker.truncate(INPUT, 0, world.broker.offsets[0])  # what was handed over may be deleted
+    world.start()
+    world.settle()
+    assert len(world.answers()) == 150
+
+
+def _settled(world: World) -> Daemon:
+    daemon = world.start()
+    world.settle()
+    return daemon
+
+
+def test_states_are_rebuilt_after_a_kill() -> None:
+    world = World()
+    fill(world, 100)
+    world.kill(_settled(world))
+    fill(world, 100)
+    world.start()
+    world.settle()
+    world.check()
+
+
+def test_a_bad_record_is_one_dead_letter_in_the_same_transaction() -> None:
+    world = World()
+    fill(world, 10)
+    world.produce(b"k1", b'{"amount": "much"}')
+    world.produce(b"k1", b"\xff")
+    fill(world, 10)
+    world.start()
+    world.settle()
+    world.check()
+    letters = [record for log in world.broker.topics[LETTERS].logs for record in log]
+    assert sorted(letter.value for letter in letters) == [b'{"amount": "much"}', b"\xff"]
+    stages = sorted(dict(letter.headers)["lstmstream.stage"] for letter in letters)
+    assert stages == [b"decode", b"validate"]
+
+
+@pytest.mark.parametrize(
+    "point", ["poll", "begin", "commit", "committed", "recover", "committed_offset", "read", "bounds"]
+)
+def test_a_fault_at_any_point_changes_no_answer(point: str) -> None:
+    world = World()
+    fill(world, 60)
+    world.faults.append(point)
+    daemon = _settled(world)
+    for _ in range(6):
+        world.faults.append(point)
+        fill(world, 10)
+        daemon.step()
+    world.faults.clear()
+    world.settle()
+    world.check()
+    registry = world.metrics[id(daemon)].registry
+    assert registry.get_sample_value("lstmstream_events_total") == 120, "what was rolled back is not counted"
+
+
+def test_a_commit_whose_answer_was_lost_is_not_done_twice() -> None:
+    """The fault strikes after the transaction was applied: the committed offset tells, and nothing is redone."""
+    world = World()
+    daemon = _settled(world)
+    fill(world, 30)
+    world.settle()
+    fill(world, 30)
+    world.faults.append("committed")
+    daemon.step()
+    assert not world.unanswered()
+    world.settle()
+    world.check()
+    registry = world.metrics[id(daemon)].registry
+    assert registry.get_sample_value("lstmstream_events_total") == 60
+    assert not registry.get_sample_value("lstmstream_transactions_total", {"outcome": "aborted"})
+
+
+def test_a_zombie_commits_nothing() -> None:
+    """A member that was dropped while it held polled records is fenced, and its work is done by the next."""
+    world = World()
+    zombie = _settled(world)
+    fill(world, 40)
+
+    def drop(point: str) -> None:
+        if point == "begin":
+            world.broker.fault = world._fault
+            world.expire(zombie)
+            world.start()
+            for _ in range(40):
+                world.daemons[-1].step()
+
+    world.broker.fault = drop
+    zombie.step()
+    world.settle()
+    world.check()
+
+
+def test_a_second_daemon_takes_over_partitions_and_the_others_go_on() -> None:
+    world = World()
+    first = _settled(world)
+    fill(world, 40)
+    second = world.start()
+    kept = set(world.broker.assignment(world.transports[id(first)].member_id) or ())
+    first.step()
+    assert kept <= first._live, "partitions that stay are not restored again"
+    world.settle()
+    world.stop(first)
+    fill(world, 40)
+    world.settle()
+    world.check()
+    assert second.phase is Phase.RUNNING
+
+
+def test_states_never_take_more_than_one_write_for_five_events() -> None:
+    world = World(state={"checkpoint_interval": "1s"})
+    daemon = world.start()
+    for _ in range(40):
+        fill(world, 10, keys=97)
+        daemon.step()
+    world.settle()
+    states = sum(record.key != b"\x00" for log in world.broker.topics[STATES].logs for record in log)
+    assert 0 < states <= 400 / 5
+
+
+def test_compaction_and_a_damaged_state_change_no_answer() -> None:
+    world = World(state={"checkpoint_interval": "1s"})
+    fill(world, 200)
+    daemon = world.start()
+    for _ in range(50):
+        world.now_s += 2
+        fill(world, 5)
+        daemon.step()
+    world.settle()
+    world.kill(daemon)
+    world.broker.compact(STATES)
+    log = next(log for log in world.broker.topics[STATES].logs if any(r.key != b"\x00" for r in log))
+    at, record = next((i, r) for i, r in enumerate(log) if r.key != b"\x00")
+    value = bytearray(record.value or b"")
+    value[-10] ^= 4
+    log[at] = record._replace(value=bytes(value))
+    fill(world, 50)
+    world.start()
+    world.settle()
+    world.check()
+
+
+def _fails(world: World, start: Callable[[], Daemon]) -> str:
+    daemon = start()
+    with pytest.raises(CannotServe) as caught:
+        _step(daemon, 50)
+    return str(caught.value)
+
+
+def _step(daemon: Daemon, times: int) -> None:
+    for _ in range(times):
+        daemon.step()
+
+
+def test_another_model_is_refused_and_both_are_named() -> None:
+    world = World()
+    fill(world, 20)
+    world.stop(_settled(world))
+    other = FakeStep(card(name="other", fingerprint="e" * 32))
+    message = _fails(world, lambda: world.start(other))
+    assert "f" * 32 in message
+    assert "e" * 32 in message
+    assert "on_model_change: reset" in message
+
+
+def test_reset_goes_on_with_empty_states_and_going_back_revives_nothing() -> None:
+    world = World()
+    world.produce(b"old", b'{"amount": 1}')
+    fill(world, 21)
+    world.stop(_settled(world))
+    other = FakeStep(card(name="other", fingerprint="e" * 32))
+    for step in (other, FakeStep(card())):
+        fill(world, 21)
+        daemon = world.start(step, on_model_change="reset")
+        world.settle()
+        world.stop(daemon)
+    world.produce(b"old", b'{"amount": 1}')
+    daemon = world.start()
+    world.settle()
+    steps = {key: [a["steps"] for a in world.answers() if a["key"] == key] for key in ("k0", "old")}
+    assert steps == {"k0": [1, 2, 3] * 3, "old": [1, 1]}
+
+
+def test_a_changed_ttl_is_another_owner() -> None:
+    world = World()
+    fill(world, 20)
+    world.stop(_settled(world))
+    assert "ttl 60000ms" in _fails(world, lambda: world.start(state={"ttl": "1m"}))
+
+
+def test_lost_offsets_are_refused() -> None:
+    world = World()
+    fill(world, 20)
+    world.stop(_settled(world))
+    world.broker.offsets.clear()
+    assert "offsets are gone" in _fails(world, world.start)
+
+
+def test_a_lost_state_topic_is_refused() -> None:
+    world = World()
+    fill(world, 20)
+    world.stop(_settled(world))
+    del world.broker.topics[STATES]
+    assert "holds no states" in _fails(world, world.start)
+
+
+def test_offsets_moved_back_rebuild_from_the_start() -> None:
+    world = World()
+    fill(world, 60)
+    world.stop(_settled(world))
+    before = dict(world.broker.offsets)
+    world.broker.offsets.update({p: offset - 5 for p, offset in before.items()})
+    world.start()
+    world.settle()
+    again = [a for a in world.answers() if a["source"]["offset"] >= before[a["source"]["partition"]] - 5]
+    texts = [repr(sorted(a.items(), key=str)) for a in again]
+    assert len(texts) == 2 * len(set(texts)), "the second answer is the first one's twin"
+
+
+def test_retention_shorter_than_the_floor_is_refused() -> None:
+    world = World()
+    fill(world, 60)
+    world.kill(_settled(world))
+    for partition in range(PARTITIONS):
+        world.broker.truncate(INPUT, partition, 3)
+    assert "retention is too short" in _fails(world, world.start)
+
+
+def test_an_input_made_again_is_refused() -> None:
+    world = World()
+    fill(world, 20)
+    world.stop(_settled(world))
+    world.broker.topics[INPUT].topic_id = "another"
+    assert "deleted and made again" in _fails(world, world.start)
+
+
+def test_a_grown_input_is_refused() -> None:
+    world = World()
+    fill(world, 20)
+    world.stop(_settled(world))
+    world.broker.topics[INPUT].logs.append([])
+    world.broker.topics[INPUT].beginnings.append(0)
+    with pytest.raises(CannotServe, match="partitions"):
+        world.start()
+
+
+def test_start_latest_begins_at_the_end() -> None:
+    world = World(input={"topic": INPUT, "start": "latest"})
+    fill(world, 20)
+    daemon = world.start()
+    for _ in range(20):
+        daemon.step()
+    fill(world, 30)
+    world.settle()
+    assert len(world.answers()) == 30
+
+
+def test_max_wait_gathers_a_batch() -> None:
+    world = World(batch={"max_wait": "50ms", "max_events": 7})
+    fill(world, 30)
+    world.start()
+    for _ in range(10):
+        world.daemons[0].step()
+        world.now_s += 1
+    world.settle()
+    world.check()
+
+
+KEYS = st.sampled_from([b"a", b"b", b"c", b"", b"\x00floor", b"\x01a", b"\xff\xfe", None])
+EVENTS = st.lists(
+    st.tuples(KEYS, st.integers(-1000, 1000).map(lambda n: b'{"amount": %d}' % n) | st.just(b"no")),
+    min_size=1,
+    max_size=9,
+)
+DAEMON = st.integers(0, 2)
+ACTION = st.one_of(
+    st.tuples(st.just("produce"), EVENTS),
+    st.tuples(st.just("produce"), EVENTS),
+    st.tuples(st.just("step"), DAEMON),
+    st.tuples(st.just("step"), DAEMON),
+    st.tuples(st.just("settle")),
+    st.tuples(st.sampled_from(["kill", "stop", "expire"]), DAEMON),
+    st.tuples(st.sampled_from(["start", "compact"])),
+    st.tuples(st.just("wait"), st.integers(1, 20)),
+    st.tuples(st.just("fault"), st.sampled_from(["begin", "commit", "committed", "poll", "read", "recover", "bounds"])),
+)
+
+
+@given(st.lists(ACTION, min_size=10, max_size=80), st.sampled_from(["1s", "5s", "60s"]))
+@settings(max_examples=500, deadline=None)
+def test_any_schedule_gives_the_answers_of_one_pass(actions: list[tuple[Any, ...]], interval: str) -> None:
+    """Produce, step, kill, stop, expire, start, compact, wait and fail in any order: answers are those of a fold."""
+    world = World(state={"checkpoint_interval": interval})
+    fill(world, 20)
+    _settled(world)
+    for what, *details in actions:
+        if what == "produce":
+            for event in details[0]:
+                world.produce(*event)
+        elif what == "start":
+            if len(world.daemons) < 3:
+                world.start()
+        elif what == "compact":
+            world.broker.compact(STATES)
+        elif what == "settle":
+            world.settle()
+        elif what == "wait":
+            world.now_s += details[0]
+        elif what == "fault":
+            world.faults.append(details[0])
+        elif world.daemons:
+            daemon = world.daemons[details[0] % len(world.daemons)]
+            if what == "stop":
+                assert world.stop(daemon) in (0, 1)
+            else:
+                {"step": Daemon.step, "kill": world.kill, "expire": world.expire}[what](daemon)
+    world.faults.clear()
+    world.start()
+    world.settle()
+    world.check()

@@ -1,0 +1,398 @@
+"""The poison table: what is wrong with a record, at which stage, and that no message ever repeats a value."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import batch, one, onnx_step
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import Event, Refused, time_of
+
+from lstmstream.errors import BadRecord
+from lstmstream.serve.decode import Decoder, timestamp_ms
+from lstmstream.serve.records import Columns, DeadLetter
+
+SECRET = "s3cret-4711"
+
+
+def decoder(**named: Any) -> Decoder:
+    """Numbers amount and merchant.risk; categories channel (web, app, pos) and device.id (16 buckets)."""
+    return Decoder(onnx_step("small").card, **named)
+
+
+def letter(value: bytes | None, *, record_ms: int = 0, **named: Any) -> DeadLetter:
+    columns, letters = decoder(**named).decode(one(value, timestamp=record_ms))
+    assert len(columns.index) == 0
+    (found,) = letters
+    assert found.index == 0
+    return found
+
+
+def good(value: bytes | dict[str, Any], **named: Any) -> Columns:
+    raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+    columns, letters = decoder(**named).decode(one(raw))
+    assert letters == []
+    return columns
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b" ",
+        b"null",
+        b"{",
+        b"{}{}",
+        b"{} x",
+        b"{'amount':1}",
+        b'{"amount":01}',
+        b'{"amount":+1}',
+        b'{"amount":1,}',
+        b'{"amount":.5}',
+        b"[]",
+        b'"x"',
+        b"1",
+        b"1e400",
+        b"[1e400]",
+        b"true",
+        b'{"amount":NaN}',
+        b'{"amount":nan}',
+        b'{"amount":Infinity}',
+        b'{"amount":-Infinity}',
+        b'{"amount":1e400,"x":NaN}',
+        b'{"amount":1e400,"x":-Infinity}',
+        b'{"amount":1e400',
+        b'\xef\xbb\xbf{"amount":1}',
+        '{"amount":1}'.encode("utf-16"),
+        b'{"other":"\xff"}',
+        b'{"other":1e400,"b":"\xc3"}',
+        b'{"other":"\xed\xa0\x80"}',  # a surrogate as bytes
+        b'{"other":"\\ud800"}',
+        b'{"\\ud800":1}',
+        b'{"other":"\\ud800","x":1e400}',
+        b'{"other":1e400,"x":"\\ud800"}',
+        b'{"other":1e400,"\\udfff":1}',
+        b'{"other":"a\nb"}',
+        b'{"other":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"[" * 100_000,
+        b'{"other":1e400,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a":' * 100_000,
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_is_no_utf8_json_object_fails_at_decode(value: bytes | None) -> None:
+    found = letter(value)
+    assert found.stage == "decode"
+    assert found.keep_value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "the value is null"),
+        (b"null", "the value is a JSON null, not an object"),
+        (b"[]", "the value is a JSON array, not an object"),
+        (b'"x"', "the value is a JSON string, not an object"),
+        (b"1", "the value is a JSON number, not an object"),
+        (b"false", "the value is a JSON boolean, not an object"),
+        (b"[1e400]", "the value is a JSON array, not an object"),
+        (
+            '{"éé":x}'.encode(),
+            "the value is not UTF-8 JSON: unexpected character, expected a JSON value at character 6",
+        ),
+    ],
+)
+def test_the_messages_of_decode(value: bytes | None, message: str) -> None:
+    assert letter(value).message == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "kind"),
+    [
+        ('"amount":true', "amount", "boolean"),
+        ('"amount":false', "amount", "boolean"),
+        ('"amount":"1"', "amount", "string"),
+        (f'"amount":"{SECRET}"', "amount", "string"),
+        ('"amount":[1]', "amount", "array"),
+        ('"amount":{}', "amount", "object"),
+        ('"merchant":{"risk":true}', "merchant.risk", "boolean"),
+        ('"amount":1,"amount":"1"', "amount", "string"),
+        ('"channel":true', "channel", "boolean"),
+        ('"channel":1.5', "channel", "number"),
+        ('"channel":1.0', "channel", "number"),
+        ('"channel":1e400', "channel", "number"),
+        ('"channel":["web"]', "channel", "array"),
+        ('"device":{"id":{}}', "device.id", "object"),
+    ],
+)
+def test_a_wrong_type_fails_at_validate_and_names_the_field(fields: str, name: str, kind: str) -> None:
+    found = letter(f"{{{fields}}}".encode())
+    assert found.stage == "validate"
+    assert found.message.startswith(f"field '{name}' is a {kind}, ")
+    assert SECRET not in found.message
+
+
+@pytest.mark.parametrize(
+    "number", ["1e400", "-1e400", "1e39", "-1e39", "3.4028235677973366e38", "1" * 400, "-" + "9" * 39]
+)
+@pytest.mark.parametrize("name", ["amount", "merchant.risk"])
+def test_numbers_beyond_float32_fail_at_validate(number: str, name: str) -> None:
+    text = f'{{"amount":{number}}}' if name == "amount" else f'{{"merchant":{{"risk":{number}}}}}'
+    assert letter(text.encode()).stage == "validate"
+    assert letter(text.encode()).message == f"field '{name}' is not finite in float32"
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        ("3.4028234663852886e38", 3.4028234663852886e38),
+        ("3.40282356779733e38", 3.4028234663852886e38),  # rounds down, so it is finite
+        ("1e-400", 0.0),
+        ("-0.0", -0.0),
+        ("16777217", 16777216.0),
+        ("12345678901234567890", 1.2345679e19),
+        ("123456789012345678901234567890", 1.2345679e29),
+        ("0.1", 0.1),
+        ("null", np.nan),
+    ],
+)
+def test_numbers_are_rounded_to_float32(number: str, expected: float) -> None:
+    for padding in ("", ',"other":1e400', ',"channel":7'):
+        x = good(f'{{"amount":{number}{padding}}}'.encode()).x
+        assert x.dtype == np.float32
+        assert x[0, :1].tobytes() == np.array([expected], np.float32).tobytes()
+
+
+def test_an_infinite_number_that_nobody_reads_does_no_harm() -> None:
+    columns = good(b'{"amount":1,"amount":2.5,"other":[1e400,99999999999999999999],"channel":"app"}')
+    assert (columns.x[0, 0], columns.categories[0, 0]) == (2.5, 2)
+    assert good(b'{"amount":1e400,"amount":2.5}').x[0, 0] == 2.5
+
+
+@pytest.mark.parametrize(
+    "doc",
+    [
+        b"{}",
+        b'{"amount":null}',
+        b'{"merchant":5}',
+        b'{"merchant":[{"risk":1}]}',
+        b'{"merchant":null}',
+        b' {"a":{}}\r\n',
+    ],
+)
+def test_absent_null_and_paths_through_no_object_are_missing(doc: bytes) -> None:
+    columns = good(doc)
+    assert np.isnan(columns.x).all()
+    assert columns.categories.tolist() == [[0, 0]]
+
+
+def test_of_duplicate_names_the_last_counts() -> None:
+    assert good(b'{"amount":"x","amount":3}').x[0, 0] == 3
+    assert np.isnan(good(b'{"merchant":{"risk":1},"merchant":{}}').x[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("channel", "code"),
+    [("web", 1), ("app", 2), ("pos", 3), ("WEB", 0), ("", 0), ("fax", 0), (None, 0), (1, 0), (2**53, 0), (-(2**53), 0)],
+)
+def test_vocabulary(channel: Any, code: int) -> None:
+    assert good({"channel": channel}).categories[0, 0] == code
+
+
+@pytest.mark.parametrize(
+    ("device", "text"), [("abc", "abc"), ("", ""), ("ключ", "ключ"), (7, "7"), (-7, "-7"), ("7", "7")]
+)
+def test_buckets_are_crc32_of_the_utf8_text(device: Any, text: str) -> None:
+    expected = 1 + zlib.crc32(text.encode()) % 16
+    assert good({"device": {"id": device}}).categories[0, 1] == expected
+
+
+def test_known_buckets() -> None:
+    """CRC-32 of "123456789" is 0xCBF43926, the algorithm's check value; of the empty text it is 0."""
+    assert good({"device": {"id": "123456789"}}).categories[0, 1] == 1 + 0xCBF43926 % 16 == 7
+    assert good({"device": {"id": 123456789}}).categories[0, 1] == 7
+    assert good({"device": {"id": ""}}).categories[0, 1] == 1
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**63, 10**19])
+def test_integers_beyond_2_to_the_53_are_no_names(value: int) -> None:
+    for found in (
+        letter(b'{"channel":%d}' % value),
+        letter(b'{"device":{"id":%d}}' % value),
+        letter(b'{"channel":1e400,"device":{"id":%d}}' % value),
+        letter(b'{"id":%d}' % value, key="id"),
+    ):
+        assert found.stage == "validate"
+        assert str(value) not in found.message
+
+
+@pytest.mark.parametrize(
+    ("value", "ms"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("2026-01-05T10:31:07.123Z", 1767609067123),
+        ("2026-01-05T10:31:07.123999Z", 1767609067123),
+        ("2026-01-05T10:31:07,123Z", 1767609067123),
+        ("2026-01-05T10:31:07.123", 1767609067123),
+        ("2026-01-05 10:31:07.123", 1767609067123),
+        ("2026-01-05T12:31:07.123+02:00", 1767609067123),
+        ("2026-01-05T05:01:07.123-05:30", 1767609067123),
+        ("2026-01-05", 1767571200000),
+        ("20260105T103107Z", 1767609067000),
+        ("1969-12-31T23:59:59.999Z", -1),
+        ("0001-01-01T00:00:00Z", -62135596800000),
+        ("9999-12-31T23:59:59.999999Z", 253402300799999),
+        (0, 0),
+        (1, 1000),
+        (1.001, 1001),
+        (1.0019, 1001),
+        (4.35, 4350),
+        (1767609067, 1767609067000),
+        (1767609067.123, 1767609067123),
+        (1767609067.9999, 1767609067999),
+        (-1, -1000),
+        (-0.001, -1),
+        (99_999_999_999, 99_999_999_999_000),
+        (100_000_000_000, 100_000_000_000),
+        (99999999999.999, 99999999999999),
+        (1e11, 100_000_000_000),
+        (1767609067123, 1767609067123),
+        (1767609067123.9, 1767609067123),
+        (253402300799999, 253402300799999),
+        (-(10**11), -(10**11)),
+        (-62135596800000, -62135596800000),
+    ],
+)
+def test_times(value: Any, ms: int) -> None:
+    assert timestamp_ms(value, "when") == ms
+    assert good({"when": value}, timestamp="when").timestamps.tolist() == [ms]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "soon", "", "1767609067", "2026-13-01", "2026-01-05T25:00:00Z", "2026-01-05T10:31:60Z", "10000-01-01", "10:31",
+        "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", True, None, [], {}, [1], 253402300800000,
+        -62135596800001, -62135596801.0, 10**18, 10**30, 1e300, -1e300,
+    ],
+)  # fmt: skip
+def test_what_is_no_time_fails_at_validate(value: Any) -> None:
+    found = letter(json.dumps({"when": value}).encode(), timestamp="when")
+    assert found.stage == "validate"
+    if isinstance(value, str | int) and len(str(value)) > 4:
+        assert str(value) not in found.message
+    assert "when" in found.message or "years" in found.message
+
+
+def test_an_infinite_time_fails_at_validate() -> None:
+    for number in (b"1e400", b"-1e400"):
+        assert letter(b'{"when":%b}' % number, timestamp="when").stage == "validate"
+
+
+@given(
+    st.floats(-1e13, 1e13) | st.integers(-(10**14), 10**14) | st.integers(-(10**13), 10**13).map(lambda ms: ms / 1000)
+)
+def test_times_are_the_decimal_text_cut_off(value: float) -> None:
+    try:
+        expected = time_of(value)
+    except Refused:
+        with pytest.raises(BadRecord):
+            timestamp_ms(value, "when")
+    else:
+        assert timestamp_ms(value, "when") == expected, Decimal(value)
+
+
+@pytest.mark.parametrize("timestamp", [-1, -2, 253402300800000, 2**63 - 1, -(2**63)])
+def test_a_record_without_a_time_fails_at_validate(timestamp: int) -> None:
+    found = letter(b"{}", record_ms=timestamp)
+    assert found.stage == "validate"
+    assert ("-1" in found.message) == (timestamp == -1)
+    assert good(b'{"when":5}', timestamp="when").timestamps.tolist() == [5000]
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [("c1", b"c1"), ("", b""), ("ключ", "ключ".encode()), (42, b"42"), (-7, b"-7"), (2**53, b"9007199254740992")],
+)
+def test_a_key_from_a_field(value: Any, key: bytes) -> None:
+    assert good({"id": value}, key="id").keys == [key]
+    assert good({"who": {"id": value}}, key="who.id").keys == [key]
+    assert good({"id": value}, output_key="id").output_keys == [key]
+    assert good({"id": value}, output_key="id").keys == [b"k"]
+
+
+@pytest.mark.parametrize(
+    "doc", ["{}", '{"id":null}', '{"id":true}', '{"id":1.0}', '{"id":1e3}', '{"id":[]}', '{"id":{}}']
+)
+def test_no_key_where_a_field_should_give_it_fails_at_validate(doc: str) -> None:
+    for name in ("key", "output_key"):
+        found = letter(doc.encode(), **{name: "id"})
+        assert found.stage == "validate"
+        assert "field 'id'" in found.message
+
+
+def test_the_records_own_key_may_be_anything() -> None:
+    for key in (None, b"", b"\xff", b"x" * 65_536):
+        assert decoder().decode(one(b"{}", key=key))[0].keys == [key]
+
+
+def test_include() -> None:
+    names = ["a", "b.c", "none", "b", 'q"ü']
+    doc = {"b": {"c": [1, 2.5, "x"], "d": None}, "none": None, "more": 1, 'q"ü': "null"}
+    (text,) = good(doc, include=names).included or []
+    assert text == '{"b.c":[1,2.5,"x"],"none":null,"b":{"c":[1,2.5,"x"],"d":null},"q\\"ü":"null"}'.encode()
+    assert good({"b": 3}, include=["b.c"]).included == [b"{}"]
+    assert good({}, include=["b.c"]).included == [b"{}"]
+    assert good({}).included is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"1e400", b"[[-1e400]]", b'{"x":{"y":1e400}}', b"[" * 600 + b"]" * 600, b"[null," * 600 + b"1" + b"]" * 600],
+)
+def test_what_cannot_be_carried_along_fails_at_validate(value: bytes) -> None:
+    found = letter(b'{"f":%b,"amount":1}' % value, include=["amount", "f"])
+    assert (found.stage, found.message[:9]) == ("validate", "field 'f'")
+    assert good(b'{"f":%b,"amount":1}' % value, include=["amount"]).included == [b'{"amount":1}']
+
+
+def test_include_beside_an_infinite_number_keeps_large_integers() -> None:
+    text = b'{"f":[99999999999999999999,18446744073709551615,-9223372036854775808],"g":1e400}'
+    plain = text.replace(b"1e400", b"1")
+    assert good(text, include=["f"]).included == good(plain, include=["f"]).included
+
+
+def test_size_limit_comes_before_parsing() -> None:
+    value = b'{"amount":1,"x":"' + b"y" * 10_000_000 + b'"}'
+    found = letter(value)
+    assert (found.stage, found.keep_value) == ("decode", False)
+    assert found.message == "the value has 10000019 bytes, more than input.max_bytes = 10000000"
+    assert good(b"{}" + b" " * 98, max_bytes=100).index.tolist() == [0]
+    assert letter(b"{}" + b" " * 99, max_bytes=100).keep_value is False
+
+
+def test_neighbours_of_poison_are_untouched() -> None:
+    values = [b'{"amount":1}', b"{", b'{"amount":2,"channel":"web"}', b'{"amount":true}', b'{"amount":1e39}', b"{}"]
+    events = [Event(i % 2, i, 1000 + i, b"%d" % i, value) for i, value in enumerate(values)]
+    columns, letters = decoder(include=["amount"]).decode(batch(events))
+    assert columns.index.tolist() == [0, 2, 5]
+    assert columns.offsets.tolist() == [0, 2, 5]
+    assert columns.partitions.tolist() == [0, 0, 1]
+    assert columns.timestamps.tolist() == [1000, 1002, 1005]
+    assert columns.keys == [b"0", b"2", b"5"]
+    assert columns.x[:2, 0].tolist() == [1, 2]
+    assert columns.categories[:, 0].tolist() == [0, 1, 0]
+    assert columns.included == [b'{"amount":1}', b'{"amount":2}', b"{}"]
+    assert [(one.index, one.stage) for one in letters] == [(1, "decode"), (3, "validate"), (4, "validate")]
+
+
+def test_an_empty_batch() -> None:
+    columns, letters = decoder(key="id", timestamp="when", include=["a"], output_key="b").decode(batch([]))
+    assert (columns.x.shape, columns.categories.shape, letters) == ((0, 2), (0, 2), [])

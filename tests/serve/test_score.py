@@ -1,0 +1,216 @@
+"""`lstmstream score`: one engine, whatever the file; the bytes are the daemon's apart from `source`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import polars as pl
+import pytest
+from helpers import DATA, batch, engine
+from reference import Answer, Event, Reference
+
+from lstmstream.cli import main
+from lstmstream.serve import score
+
+MODEL = str(DATA / "small.onnx")
+BASE_MS = 1_767_609_067_123
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """Typed columns that CSV and Parquet can hold too; some cells are empty."""
+    return [
+        {
+            "id": f"00{i % 7}",
+            "at": datetime.fromtimestamp((BASE_MS + 1_500 * i) / 1000, UTC).isoformat(timespec="milliseconds"),
+            "amount": None if i % 5 == 0 else i / 8,
+            "merchant.risk": i * 0.1,
+            "channel": [None, "web", "app", "7"][i % 4],
+            "device.id": str(i % 3),
+            "note": 'a, "b"\n' if i % 2 else "ü",
+        }
+        for i in range(count)
+    ]
+
+
+def nested(row: dict[str, Any]) -> dict[str, Any]:
+    event: dict[str, Any] = {}
+    for name, value in row.items():
+        if value is not None:
+            outer, _, last = name.rpartition(".")
+            (event.setdefault(outer, {}) if outer else event)[last] = value
+    return event
+
+
+def files(folder: Path, data: list[dict[str, Any]]) -> dict[str, Path]:
+    """The same events as JSON lines, CSV and Parquet."""
+    found = {kind: folder / f"events.{kind}" for kind in ("jsonl", "csv", "parquet")}
+    found["jsonl"].write_bytes(b"".join(json.dumps(nested(row)).encode() + b"\n" for row in data))
+    frame = pl.DataFrame(data, infer_schema_length=None)
+    frame.write_csv(found["csv"])
+    frame.write_parquet(found["parquet"])
+    return found
+
+
+def run(*arguments: object) -> int:
+    """The exit code of the command."""
+    command = ["lstmstream", "score", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", command), pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def without_source(text: bytes) -> list[bytes]:
+    return [
+        line[: line.index(b'"source"')] + line[line.index(b"}", line.index(b'"source"')) :]
+        for line in text.splitlines()
+    ]
+
+
+def test_any_file_and_stdin_and_the_engine_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+) -> None:
+    data = rows(300)
+    monkeypatch.setattr(score, "BATCH_EVENTS", 64)
+    reference = Reference(Path(MODEL), key="id", timestamp="at")
+    expected = []
+    for i, row in enumerate(data):
+        answer = reference.answer(Event(0, i, -1, None, json.dumps(nested(row)).encode()))
+        assert isinstance(answer, Answer)
+        expected.append(answer.value)
+    texts = {}
+    for kind, path in files(tmp_path, data).items():
+        out = tmp_path / f"{kind}.out"
+        assert run(MODEL, path, "--key", "id", "--timestamp", "at", "--out", out) == 0
+        texts[kind] = out.read_bytes()
+        sources = [json.loads(line)["source"] for line in texts[kind].splitlines()]
+        assert sources == [{"file": str(path), "row": i} for i in range(len(data))]
+        assert without_source(texts[kind]) == without_source(b"\n".join(expected))
+    capfdbinary.readouterr()
+    stdin = io.TextIOWrapper(io.BytesIO((tmp_path / "events.jsonl").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert run(MODEL, "-", "--key", "id", "--timestamp", "at") == 0
+    found = capfdbinary.readouterr().out
+    assert found.replace(b'"file":"-"', b'"file":"%b"' % str(tmp_path / "events.jsonl").encode()) == texts["jsonl"]
+
+
+def test_dead_letters_go_to_their_file(tmp_path: Path, capfd: Any) -> None:
+    lines = [b'{"amount":1}', b"{", b"\xff", b'{"amount":"x"}', b"", b'{"amount":2}\r', b" "]
+    data, out, letters = tmp_path / "in.jsonl", tmp_path / "out", tmp_path / "letters"
+    data.write_bytes(b"\n".join(lines))
+    assert run(MODEL, data, "--out", out, "--dead-letters", letters) == 0
+    assert [json.loads(line)["source"]["row"] for line in out.read_bytes().splitlines()] == [0, 4]
+    found = [json.loads(line) for line in letters.read_bytes().splitlines()]
+    assert [(one["lstmstream.stage"], one["__streams.errors.offset"]) for one in found] == [
+        ("decode", "1"),
+        ("decode", "2"),
+        ("validate", "3"),
+    ]
+    assert [one.get("value") for one in found] == ["{", None, '{"amount":"x"}']
+    assert found[1]["value_base64"] == "/w=="
+    assert found[0]["__streams.errors.topic"] == str(data)
+    assert capfd.readouterr().err == ""
+    assert run(MODEL, data, "--out", out) == 0
+    said = capfd.readouterr().err
+    assert "row 1" in said
+    assert "3 dead letters" in said
+
+
+def test_a_missing_file_is_said_before_anything_is_overwritten(tmp_path: Path, capfd: Any) -> None:
+    out = tmp_path / "out"
+    out.write_bytes(b"precious")
+    assert run(MODEL, tmp_path / "no.jsonl", "--out", out) == 2
+    assert "no.jsonl: no such file" in capfd.readouterr().err
+    assert out.read_bytes() == b"precious"
+    assert run(tmp_path / "no.onnx", tmp_path / "no.jsonl") == 2
+
+
+def test_a_broken_table_is_exit_2(tmp_path: Path, capfd: Any) -> None:
+    broken = tmp_path / "x.parquet"
+    broken.write_bytes(b"PAR1 no")
+    assert run(MODEL, broken) == 2
+    assert "cannot be read as parquet" in capfd.readouterr().err
+    both = tmp_path / "x.csv"
+    both.write_text("device,device.id\n1,2\n")
+    assert run(MODEL, both) == 2
+    assert "'device' and 'device.id'" in capfd.readouterr().err
+
+
+def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
+    empty, out = tmp_path / "x.jsonl", tmp_path / "out"
+    empty.touch()
+    assert run(MODEL, empty, "--out", out) == 0
+    assert out.read_bytes() == b""
+
+
+def events_of(path: Path, texts: tuple[str, ...] = ()) -> list[bytes]:
+    return list(score._lines(str(path), texts))
+
+
+def test_cells_of_csv(tmp_path: Path) -> None:
+    """Types go by the whole file; keys and categories are text, whatever they look like."""
+    path = tmp_path / "x.csv"
+    path.write_text("id,amount,n\n" + "7,1,5\n" * 150 + "007,2.5,\nabc,inf,6\n,NaN,7\n")
+    found = events_of(path, ("id", "not there"))
+    assert found[0] == b'{"id":"7","amount":1.0,"n":5}'
+    assert found[150:] == [b'{"id":"007","amount":2.5}', b'{"id":"abc","amount":1e400,"n":6}', b'{"n":7}']
+
+
+def test_cells_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pl.DataFrame(
+        {
+            "f": pl.Series([0.1, float("nan"), float("-inf")], dtype=pl.Float32),
+            "d": [Decimal("1.50"), Decimal("2.00"), None],
+            "t": [datetime(2026, 1, 5, 10, 31, 7, 123_000), None, None],
+            "z": pl.Series([datetime(2026, 1, 5, 10, 31, 7)] * 3, dtype=pl.Datetime("ms", "Europe/Berlin")),
+            "u": pl.Series([2**64 - 1, None, None], dtype=pl.UInt64),
+        }
+    ).write_parquet(path)
+    assert events_of(path) == [
+        b'{"f":0.10000000149011612,"d":1.5,"t":"2026-01-05T10:31:07.123000Z","z":"2026-01-05T11:31:07+01:00","u":%d}'
+        % (2**64 - 1),
+        b'{"d":2,"z":"2026-01-05T11:31:07+01:00"}',
+        b'{"f":1e400,"z":"2026-01-05T11:31:07+01:00"}',
+    ]
+
+
+def test_an_infinite_cell_is_a_dead_letter_not_a_missing_number(tmp_path: Path) -> None:
+    path, letters = tmp_path / "x.csv", tmp_path / "letters"
+    path.write_text("amount\n1.5\ninf\n")
+    assert run(MODEL, path, "--out", tmp_path / "out", "--dead-letters", letters) == 0
+    assert json.loads(letters.read_bytes())["lstmstream.stage"] == "validate"
+
+
+def test_a_config_names_key_time_and_fields_and_the_options_come_first(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"name: t\nmodel: {MODEL}\nkafka: {{bootstrap_servers: 'localhost:9092'}}\n"
+        "input: {topic: in, key: id, timestamp: at, late: score}\nstate: {ttl: 5s}\n"
+        "output: {topic: out, alerts_topic: al, include: [note, device.id]}\n"
+    )
+    path, out = tmp_path / "x.jsonl", tmp_path / "out"
+    times = [0, 5_000, 10_001, 9_000, 20_000]
+    lines = [
+        json.dumps(
+            {"id": "a", "who": i % 2, "at": BASE_MS + ms, "amount": i, "note": i, "device": {"id": "x"}}
+        ).encode()
+        for i, ms in enumerate(times)
+    ]
+    path.write_bytes(b"\n".join(lines))
+    events = [Event(0, i, -1, None, line) for i, line in enumerate(lines)]
+    for options, key in (((), "id"), (("--key", "who"), "who")):
+        assert run(config, path, "--out", out, *options) == 0
+        made = engine(
+            "small", alerts=None, key=key, timestamp="at", ttl_ms=5_000, late="score", include=["note", "device.id"]
+        )
+        expected = [m.value or b"" for m in made.process(batch(events)).messages]
+        assert without_source(out.read_bytes()) == without_source(b"\n".join(expected))
+        steps = [json.loads(line)["steps"] for line in out.read_bytes().splitlines()]
+        assert steps == ([1, 2, 1, 1, 1] if key == "id" else [1, 1, 1, 2, 1])

@@ -1,0 +1,252 @@
+"""What is shipped beside the code: image, compose file and locks, read as text, since no Docker may be at hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lstmstream.config import load_config
+
+ROOT = Path(__file__).parent.parent
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+PINNED = re.compile(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
+STREAM = ROOT / "deploy" / "compose" / "stream.yaml"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, arguments), continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines()) if name]
+
+
+def last_stage() -> list[tuple[str, str]]:
+    steps = instructions()
+    start = max(place for place, (name, _) in enumerate(steps) if name == "FROM")
+    return steps[start:]
+
+
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return content
+
+
+def service(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = compose()["services"][name]
+    return found
+
+
+def seconds(text: str) -> int:
+    match = re.fullmatch(r"(\d+)s", text)
+    assert match, text
+    return int(match[1])
+
+
+# -- the image ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_base_image_is_pinned_by_digest() -> None:
+    images = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
+    images += [entry["image"] for entry in compose()["services"].values() if "build" not in entry]
+    assert len(images) == 5
+    for image in images:
+        assert PINNED.fullmatch(image), image
+
+
+def test_the_image_runs_as_a_number_that_is_not_root() -> None:
+    users = [rest for name, rest in last_stage() if name == "USER"]
+    assert len(users) == 1
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", users[0])
+
+
+def test_the_image_holds_no_compiler_no_secret_and_nothing_unlocked() -> None:
+    names = [name for name, _ in last_stage()]
+    assert "RUN" not in names, "all that is installed comes from the first stage"
+    assert "ADD" not in [name for name, _ in instructions()]
+    everything = "\n".join(f"{name} {rest}" for name, rest in instructions())
+    assert not re.search(r"apt|gcc|build-essential|password|secret|token", everything, re.IGNORECASE)
+    installs = re.findall(r"\binstall\b[^&]*", everything)
+    assert len(installs) == 3
+    for install in installs:
+        assert "--require-hashes" in install or "--no-deps --no-index" in install, install
+
+
+def test_the_image_is_alive_while_the_daemon_is() -> None:
+    steps = dict(last_stage())
+    assert json.loads(steps["ENTRYPOINT"]) == ["lstmstream"]
+    assert json.loads(steps["CMD"]) == ["run", "/etc/lstmstream/stream.yaml"]
+    command = json.loads(steps["HEALTHCHECK"].partition("CMD ")[2])
+    assert command[0] == "python", "a slim image has no curl"
+    port = load_config(STREAM, {}).http.port
+    assert f"http://127.0.0.1:{port}/livez" in command[2]
+    compile(command[2], "HEALTHCHECK", "exec")
+
+
+def test_the_builder_gets_what_it_copies_and_no_more() -> None:
+    patterns = (ROOT / ".dockerignore").read_text().splitlines()
+    assert next(line for line in patterns if not line.startswith("#")) == "*"
+    sent = {line[1:] for line in patterns if line.startswith("!")}
+    copied = set()
+    for name, rest in instructions():
+        if name == "COPY" and "--from" not in rest:
+            copied |= {source.split("/")[0] for source in rest.split()[:-1]}
+    assert copied == sent
+    for source in copied:
+        assert (ROOT / source).exists(), source
+
+
+# -- compose -----------------------------------------------------------------------------------------------------------
+
+
+def test_compose_has_the_services_people_expect() -> None:
+    assert {"kafka", "topics", "lstmstream", "prometheus"} <= set(compose()["services"])
+
+
+def test_the_daemon_in_compose_is_locked_down_and_has_time_to_hand_over() -> None:
+    daemon = service("lstmstream")
+    assert daemon["read_only"] is True
+    assert daemon["cap_drop"] == ["ALL"]
+    assert daemon["security_opt"] == ["no-new-privileges:true"]
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", daemon["user"])
+    assert daemon["user"] == dict(last_stage())["USER"]
+    assert seconds(daemon["stop_grace_period"]) > load_config(STREAM, {}).shutdown_timeout
+    assert daemon["volumes"] == ["./deploy/compose/stream.yaml:/etc/lstmstream/stream.yaml:ro"]
+
+
+@pytest.mark.parametrize("name", ["kafka", "topics", "lstmstream", "prometheus"])
+def test_no_service_gains_rights_or_is_seen_from_outside(name: str) -> None:
+    here = service(name)
+    assert here["cap_drop"] == ["ALL"]
+    assert here["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in here
+    assert "network_mode" not in here
+    for port in here.get("ports", []):
+        assert port.startswith("127.0.0.1:"), port
+
+
+def test_services_wait_for_what_they_need() -> None:
+    assert service("topics")["depends_on"] == {"kafka": {"condition": "service_healthy"}}
+    assert service("lstmstream")["depends_on"] == {
+        "kafka": {"condition": "service_healthy"},
+        "topics": {"condition": "service_completed_successfully"},
+    }
+    for name, here in compose()["services"].items():
+        for needed, how in here.get("depends_on", {}).items():
+            has_check = "healthcheck" in service(needed) or "build" in service(needed)  # the image brings its own
+            assert has_check or how["condition"] != "service_healthy", (name, needed)
+
+
+def test_kafka_is_reached_from_containers_and_from_this_machine() -> None:
+    environment = service("kafka")["environment"]
+    addresses = dict(entry.split("://") for entry in environment["KAFKA_ADVERTISED_LISTENERS"].split(","))
+    assert addresses == {"INTERNAL": "kafka:29092", "HOST": "localhost:9092"}
+    listening = dict(entry.split("://") for entry in environment["KAFKA_LISTENERS"].split(","))
+    for name, address in addresses.items():
+        assert listening[name] == ":" + address.partition(":")[2]
+    assert set(listening) == {
+        entry.split(":")[0] for entry in environment["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(",")
+    }
+    assert service("kafka")["ports"] == ["127.0.0.1:9092:9092"]
+    assert all(isinstance(value, str) for value in environment.values()), "compose takes no other type for some"
+    assert len(base64.b64decode(environment["CLUSTER_ID"] + "==", validate=True)) == 16
+
+
+def test_the_parts_agree_with_each_other() -> None:
+    config = load_config(STREAM, {})
+    assert config.kafka.bootstrap_servers == ["kafka:29092"]
+    command = service("topics")["command"]
+    assert command[command.index("--topic") + 1] == config.input.topic
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    assert prometheus["scrape_configs"] == [
+        {"job_name": "lstmstream", "static_configs": [{"targets": [f"lstmstream:{config.http.port}"]}]}
+    ]
+    assert service("lstmstream")["ports"] == [f"127.0.0.1:{config.http.port}:{config.http.port}"]
+    for name in ("lstmstream", "prometheus"):
+        for volume in service(name)["volumes"]:
+            source = volume.split(":")[0]
+            assert source in compose()["volumes"] or (ROOT / source).is_file(), volume
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+def requirements(lock: Path) -> dict[str, list[str]]:
+    """Each pinned requirement of a lock and its hashes."""
+    found: dict[str, list[str]] = {}
+    last = ""
+    for line in lock.read_text().splitlines():
+        if line.startswith("    --hash="):
+            found[last].append(line.strip(" \\").removeprefix("--hash="))
+        elif not line.lstrip().startswith("#"):
+            last = line.rstrip(" \\")
+            found[last] = []
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_a_lock_is_versions_and_hashes_and_names_no_place(lock: Path) -> None:
+    assert "://" not in lock.read_text()
+    entries = requirements(lock)
+    assert entries
+    for requirement, hashes in entries.items():
+        assert re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; .+)?", requirement), requirement
+        assert hashes, requirement
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", entry) for entry in hashes), requirement
+
+
+def test_locks_that_are_installed_together_agree() -> None:
+    versions: dict[str, str] = {}
+    for lock in LOCKS:
+        if lock.stem == "tools":
+            continue  # an environment of its own
+        for requirement in requirements(lock):
+            pin, _, marker = requirement.partition(" ; ")
+            name = pin.partition("==")[0] + (marker if "python_full_version" in marker else "")
+            assert versions.setdefault(name, pin) == pin, lock.name
+
+
+def test_the_base_lock_has_neither_torch_nor_onnx() -> None:
+    names = {requirement.partition("==")[0] for requirement in requirements(ROOT / "requirements" / "base.txt")}
+    assert {"kafka-python", "onnxruntime"} <= names
+    assert not {"torch", "onnx", "triton"} & names
+
+
+def test_the_makefile_installs_by_hash_only() -> None:
+    text = (ROOT / "Makefile").read_text()
+    installs = [line for line in text.splitlines() if re.search(r"pip install|\$\(LOCKED\)", line)]
+    assert len(installs) > 5
+    for line in installs:
+        assert "--require-hashes" in line or "$(LOCKED)" in line or "--no-deps --no-build-isolation --no-index" in line
+
+
+def test_a_package_that_is_not_the_locked_one_is_refused(tmp_path: Path) -> None:
+    """A forged wheel under a locked name and version: pip must not take it."""
+    lock = requirements(ROOT / "requirements" / "test.txt")
+    requirement = next(entry for entry in lock if entry.startswith("iniconfig=="))
+    version = requirement.partition("==")[2]
+    with zipfile.ZipFile(tmp_path / f"iniconfig-{version}-py3-none-any.whl", "w") as wheel:
+        folder = f"iniconfig-{version}.dist-info"
+        wheel.writestr(f"{folder}/METADATA", f"Metadata-Version: 2.1\nName: iniconfig\nVersion: {version}\n")
+        wheel.writestr(
+            f"{folder}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{folder}/RECORD", "")
+    (tmp_path / "lock.txt").write_text(requirement + "".join(f" --hash={entry}" for entry in lock[requirement]) + "\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    command = [sys.executable, "-m", "pip", "install", "--isolated", "--no-index", "--find-links", str(tmp_path)]
+    command += ["--no-deps", "--target", str(tmp_path / "target")]
+    forged = subprocess.run([*command, requirement], env=environment, capture_output=True, text=True, check=False)
+    assert forged.returncode == 0, "without hashes it would be taken: " + forged.stderr
+    command += ["--require-hashes", "-r", str(tmp_path / "lock.txt"), "--upgrade"]
+    locked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert locked.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in locked.stderr
