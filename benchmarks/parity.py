@@ -109,21 +109,21 @@ def torch_scores(events: Events) -> NDArray[np.float32]:
     amounts = (np.log1p(events.frame["amount"].to_numpy()) - AMOUNT[0]) / AMOUNT[1]
     angle = 2 * np.pi * (events.times_ms % 86_400_000) / 86_400_000
     scores = np.full(len(events), np.nan, dtype=np.float32)
-    for some in (sequences[i : i + 256] for i in range(0, len(sequences), 256)):
-        inputs = []
-        for rows in some:
-            latest = np.maximum.accumulate(events.times_ms[rows])
-            seconds = np.maximum(0, events.times_ms[rows][1:] - latest[:-1]) / 1000
-            elapsed = np.r_[0.0, (np.log1p(seconds) - ELAPSED[0]) / ELAPSED[1]]
-            first = np.r_[1.0, np.zeros(len(rows) - 1)]
-            columns = (amounts[rows], elapsed, first, np.sin(angle[rows]), np.cos(angle[rows]))
-            plain = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
-            inputs.append(torch.cat([plain, table(torch.from_numpy(codes[rows]))], dim=1))
-        with torch.inference_mode():
-            padded, _ = lstm(torch.nn.utils.rnn.pad_sequence([one.detach() for one in inputs]))
-            out = torch.sigmoid(head(padded))[:, :, 0].numpy()
-        for column, rows in enumerate(some):
-            scores[rows] = out[: len(rows), column]
+    with torch.inference_mode():
+        for some in (sequences[i : i + 256] for i in range(0, len(sequences), 256)):
+            inputs = []
+            for rows in some:
+                latest = np.maximum.accumulate(events.times_ms[rows])
+                seconds = np.maximum(0, events.times_ms[rows][1:] - latest[:-1]) / 1000
+                elapsed = np.r_[0.0, (np.log1p(seconds) - ELAPSED[0]) / ELAPSED[1]]
+                first = np.r_[1.0, np.zeros(len(rows) - 1)]
+                columns = (amounts[rows], elapsed, first, np.sin(angle[rows]), np.cos(angle[rows]))
+                plain = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
+                inputs.append(torch.cat([plain, table(torch.from_numpy(codes[rows]))], dim=1))
+            hidden, _ = lstm(torch.nn.utils.rnn.pad_sequence(inputs))
+            out = torch.sigmoid(head(hidden))[:, :, 0].numpy()
+            for column, rows in enumerate(some):
+                scores[rows] = out[: len(rows), column]
     return scores
 
 
@@ -202,6 +202,7 @@ def interrupted(
             say(f"{time.monotonic() - began:6.1f} s  daemon {number} ready after {ready_s:.1f} s")
             follower.wait_for(round(until * total), alive=lambda: _alive(daemon))
         except BaseException:
+            say(f"the log of daemon {number} ends with\n{daemon.last_words()}")
             daemon.kill9()
             raise
         return daemon

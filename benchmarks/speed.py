@@ -63,8 +63,8 @@ class Keys:
         """Key, value (about 157 bytes), timestamp and partition of one event."""
         amount = (number * 7919 % 100_000) / 100
         value = (
-            b'{"transaction_id":%d,"customer_id":"c%06d","terminal_id":"t%06d","time":%d,"amount":%.2f,"distance_km":%.2f,'
-            b'"merchant":"grocery","entry":"contactless"}'
+            b'{"transaction_id":%d,"customer_id":"c%06d","terminal_id":"t%06d","time":%d,"amount":%.2f,"distance":%.2f,'
+            b'"shop":"fuel","entry":"chip"}'
         ) % (1_000_000 + number, key, number * 31 % 10_000, time_ms, amount, amount / 10)
         return self.names[key], value, time_ms, self.partitions[key]
 
@@ -128,7 +128,7 @@ class Bench:
         self.found: dict[str, Any] = {}
         self._servers, self._name, self._say, self._folder = servers, name, say, folder
         self._keys, self._answers = Keys(), Answers()
-        model = random_model(folder, hidden=HIDDEN, layers=1, numbers=("amount", "distance_km"))
+        model = random_model(folder, hidden=HIDDEN, layers=1, numbers=("amount", "distance"))
         kafka = {"properties": INSTANCE}
         self._config = write_config(folder / "speed.yaml", name=name, model=model, servers=servers, kafka=kafka)
         self._daemons = 0

@@ -49,7 +49,8 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
     """Send every log event of this process to `stream` (standard error). Calling it again replaces what was set.
 
     A stream that is gone (closed, or a pipe nobody reads) loses lines and never stops the daemon.
-    `kafka` loggers stay at INFO or above whatever `level` says: at DEBUG they print keys and values.
+    The `kafka` loggers speak at level `debug` alone, and then from INFO on, since at DEBUG they print keys and values.
+    Else only CRITICAL passes: a broker that is away is worth hundreds of lines to them, and ours say what happened.
     """
     root = logging.getLogger()
     for old in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
@@ -61,8 +62,7 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
     handler.addFilter(_without_kafka_details)
     root.addHandler(handler)
     root.setLevel(number)
-    quietest = logging.INFO if number <= logging.DEBUG else logging.WARNING
-    logging.getLogger("kafka").setLevel(max(number, quietest))
+    logging.getLogger("kafka").setLevel(logging.INFO if level == "debug" else logging.CRITICAL)
     logging.captureWarnings(capture=True)
 
 

@@ -150,17 +150,17 @@ def test_warnings_become_events() -> None:
 @pytest.mark.parametrize(
     ("level", "heard"),
     [
-        ("debug", ["info", "warning", "error"]),
-        ("info", ["warning", "error"]),
-        ("warning", ["warning", "error"]),
-        ("error", ["error"]),
+        ("debug", ["info", "warning", "error", "critical"]),
+        ("info", ["critical"]),
+        ("warning", ["critical"]),
+        ("error", ["critical"]),
     ],
 )
-def test_kafka_never_tells_keys_and_values(level: logs.Level, heard: list[str]) -> None:
+def test_kafka_is_quiet_and_never_tells_keys_and_values(level: logs.Level, heard: list[str]) -> None:
     """The library prints records at DEBUG, even where one of its loggers has been opened up by itself."""
     stream = io.StringIO()
     logs.configure(level, "json", stream)
-    for name in ("debug", "info", "warning", "error"):
+    for name in ("debug", "info", "warning", "error", "critical"):
         getattr(logging.getLogger("kafka.producer"), name)("canary")
     opened = logging.getLogger("kafka.conn")
     opened.setLevel(logging.DEBUG)

@@ -114,20 +114,13 @@ class Decoder:
         return [text.encode() for text in texts]
 
     def _timestamps(self, records: RecordBatch, docs: list[Document], found: _Rejects) -> Ints:
-        if self._timestamp is None:
-            timestamps = records.timestamps
-        else:
+        if self._timestamp is not None:
             name, get = self._timestamp
-            timestamps = np.array(_each(docs, found, lambda doc: timestamp_ms(get(doc), name), default=0), np.int64)
-        wrong = timestamps > TIMESTAMP_MAX_MS
-        wrong |= (timestamps < 0) if self._timestamp is None else (timestamps < TIMESTAMP_MIN_MS)
-        for i in np.flatnonzero(wrong).tolist():
-            message = (
-                "the record has no timestamp (-1)"
-                if timestamps[i] == -1
-                else "the timestamp lies outside years 1..9999"
-            )
-            found.add(i, BadRecord("validate", message))
+            return np.array(_each(docs, found, lambda doc: timestamp_ms(get(doc), name), default=0), np.int64)
+        timestamps = records.timestamps
+        for i in np.flatnonzero((timestamps < 0) | (timestamps > TIMESTAMP_MAX_MS)).tolist():
+            wrong = "has no timestamp (-1)" if timestamps[i] == -1 else "has a timestamp outside years 1970..9999"
+            found.add(i, BadRecord("validate", f"the record {wrong}"))
         return timestamps
 
     def _x(self, docs: list[Document], found: _Rejects) -> Floats:
@@ -240,8 +233,8 @@ def _parse_exactly(value: bytes | None, error: orjson.JSONDecodeError) -> Docume
     if "infinity" not in error.msg:
         raise BadRecord("decode", f"the value is not UTF-8 JSON: {error.msg} at character {error.pos}") from error
     try:
-        doc = json.loads(value.decode(), parse_constant=_refuse_constant, parse_int=_parse_int)
-        json.dumps(doc, ensure_ascii=False).encode()  # lone surrogates, which the strict parser refuses too
+        doc = _EXACT.decode(value.decode())
+        _UNICODE.encode(doc).encode()  # lone surrogates, which the strict parser refuses too
     except (ValueError, RecursionError) as second:
         raise BadRecord("decode", f"the value is not UTF-8 JSON: {type(second).__name__}") from second
     if type(doc) is not dict:
@@ -257,6 +250,10 @@ def _parse_int(digits: str) -> int | float:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+_EXACT = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_int)
+_UNICODE = json.JSONEncoder(ensure_ascii=False)
 
 
 def _dump_finite(value: Any) -> bytes:
@@ -305,8 +302,8 @@ def timestamp_ms(value: Any, name: str) -> int:
             raise BadRecord("validate", f"field {name!r} is not an ISO 8601 time") from error
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        return (moment - _EPOCH) // _MILLISECOND
-    if type(value) is int:
+        ms = (moment - _EPOCH) // _MILLISECOND
+    elif type(value) is int:
         ms = value * 1000 if abs(value) < SECONDS_BELOW else value
     elif type(value) is float and abs(value) < float("inf"):
         ms = _seconds_to_ms(value) if abs(value) < SECONDS_BELOW else int(value)

@@ -23,56 +23,12 @@ OUTCOMES = ("committed", "aborted", "unknown")
 STAGES = ("poll", "decode", "gather", "step", "stage", "encode", "commit")
 
 _EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-_SHORT_S = (
-    1e-5,
-    2.5e-5,
-    5e-5,
-    1e-4,
-    2.5e-4,
-    5e-4,
-    1e-3,
-    2.5e-3,
-    5e-3,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-)
-_COMMIT_S = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_LATENCY_S = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 86400)
-# Probabilities, finely at both ends, and the unbounded scores of anomaly models.
-_SCORE = (
-    0,
-    1e-3,
-    0.01,
-    0.05,
-    0.1,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    0.95,
-    0.99,
-    0.999,
-    1,
-    2,
-    3,
-    5,
-    10,
-    30,
-    100,
-    1000,
-)
+_SECONDS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_STAGE_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, *_SECONDS)
+_COMMIT_S = (*_SECONDS, 30)
+_LATENCY_S = (*_SECONDS, 30, 60, 300, 1800, 3600, 86400)
+_PROBABILITY = (0, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)
+_SCORE = (*_PROBABILITY, 2, 3, 5, 10, 30, 100, 1000)  # anomaly models have no upper end
 
 
 class BatchHistogram(Collector):
@@ -163,7 +119,7 @@ class Metrics:
             "late_events_total", "Events older than their key's last, by what was done.", "policy", LATE_POLICIES
         )
         self.batch_events = histogram("batch_events", "Input records in one micro-batch.", _EVENTS)
-        self.stage_seconds = histogram("stage_seconds", "Time of one batch in a stage.", _SHORT_S, ("stage", STAGES))
+        self.stage_seconds = histogram("stage_seconds", "Time of one batch in a stage.", _STAGE_S, ("stage", STAGES))
         self.event_latency_seconds = histogram(
             "event_latency_seconds", "Time from a record's timestamp to its committed answer.", _LATENCY_S
         )

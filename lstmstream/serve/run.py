@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -72,20 +73,20 @@ def _transport(config: Config) -> Any:
         input_topic=config.input.topic,
         exactly_once=config.delivery == "exactly_once",
         properties=config.kafka.properties,
-        security=_security(config.kafka.security),
+        security=_security(config.kafka.security, config.folder),
     )
 
 
-def _security(security: Security) -> Mapping[str, Any]:
-    """kafka-python's names for the same things; what is not set is left to its defaults."""
+def _security(security: Security, folder: Path) -> Mapping[str, Any]:
+    """kafka-python's names for the same things; what is not set is left to its defaults. Paths are from `folder`."""
     settings = {
         "security_protocol": security.protocol,
         "sasl_mechanism": security.mechanism,
         "sasl_plain_username": security.username,
         "sasl_plain_password": security.password and security.password.get_secret_value(),
-        "ssl_cafile": security.ca and str(security.ca),
-        "ssl_certfile": security.cert and str(security.cert),
-        "ssl_keyfile": security.key and str(security.key),
+        "ssl_cafile": security.ca and str(folder / security.ca),
+        "ssl_certfile": security.cert and str(folder / security.cert),
+        "ssl_keyfile": security.key and str(folder / security.key),
         "ssl_password": security.key_password and security.key_password.get_secret_value(),
     }
     return {name: value for name, value in settings.items() if value is not None}

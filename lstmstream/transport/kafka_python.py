@@ -54,6 +54,8 @@ class KafkaPythonTransport:
     ) -> None:
         """`properties` under Kafka's dotted names; `security` under kafka-python's own."""
         given = {_RENAMED.get(k, k.replace(".", "_")): v for k, v in (properties or {}).items()}
+        if given.get("compression_type") == "none":
+            given["compression_type"] = None
         common = {"bootstrap_servers": list(bootstrap_servers), "client_id": f"lstmstream-{group}", **(security or {})}
         instance = given.get("group_instance_id")
         self._group = group

@@ -27,6 +27,7 @@ from kafka.protocol.consumer.offsets import IsolationLevel
 from prometheus_client.parser import text_string_to_metric_families
 
 READY_S = 60.0
+IN_FLIGHT = 50_000  # records that `produce` hands over before it waits for the broker
 EXIT_S = 45.0  # after SIGTERM; the daemon's own limit is 30 s
 KEEP_FOR_EVER = {"retention.ms": "-1"}  # events bear times of years ago
 # A daemon that is killed is missed after the session timeout; 6 s is the least that a broker allows by default.
@@ -41,6 +42,7 @@ class RunningDaemon:
 
     def __init__(self, config: Path, log: Path) -> None:
         self.log_file = log
+        self._port: int | None = None
         self.started = time.monotonic()
         # A variable that overrides a key would change the test under its feet.
         environment = {k: v for k, v in os.environ.items() if not (k.startswith("LSTMSTREAM_") and "__" in k)}
@@ -77,8 +79,10 @@ class RunningDaemon:
     @property
     def port(self) -> int | None:
         """Where /metrics is, once its log has told."""
-        ports = [line["port"] for line in self.log_lines if line.get("message") == "listening"]
-        return ports[0] if ports else None
+        if self._port is None:
+            ports = [line["port"] for line in self.log_lines if line.get("message") == "listening"]
+            self._port = ports[0] if ports else None
+        return self._port
 
     def ready(self) -> bool:
         """Whether /readyz says so now."""
@@ -269,8 +273,10 @@ class Producing:
 def produce(servers: str, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int | None, int]]) -> None:
     """Write many records (key, value, timestamp in ms, partition) quickly, in order, each once."""
     with Producing(servers, topic) as producer:
-        for record in records:
+        for number, record in enumerate(records, start=1):
             producer.send(*record)
+            if number % IN_FLIGHT == 0:  # the client has no bound of its own
+                producer.flush()
         producer.flush()
 
 

@@ -288,7 +288,7 @@ def test_what_is_no_time_fails_at_validate(value: Any) -> None:
     assert found.stage == "validate"
     if isinstance(value, str | int) and len(str(value)) > 4:
         assert str(value) not in found.message
-    assert "when" in found.message or "years" in found.message
+    assert "field 'when'" in found.message
 
 
 def test_an_infinite_time_fails_at_validate() -> None:

@@ -1,0 +1,95 @@
+"""Rewrites the generated tables of docs/reference.md from the program itself: options and metrics.
+
+    python docs/make_reference.py
+
+The text around the tables is written by hand and left alone. A test checks that the file is up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from lstmstream.config import Option, options
+from lstmstream.serve.metrics import Metrics
+
+REFERENCE = Path(__file__).parent / "reference.md"
+PROPERTIES = "kafka.properties."
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+
+
+def render(text: str) -> str:
+    """`text` with every table between `<!-- generated: NAME -->` and `<!-- end -->` made anew."""
+    tables = {"options": _options(), "properties": _properties(), "metrics": _metrics()}
+    for name, table in tables.items():
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->\n"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{REFERENCE.name} has no place for {name}: `{begin.strip()}` to `{end.strip()}`")
+        text = before + begin + table + end + after
+    return text
+
+
+def _options() -> str:
+    rows = [
+        (f"`{option.path}`", _default(option), option.description)
+        for option in options()
+        if not option.path.startswith(PROPERTIES)
+    ]
+    return _table(("key", "default", "meaning"), rows)
+
+
+def _properties() -> str:
+    rows = [
+        (f"`{option.path.removeprefix(PROPERTIES)}`", option.description)
+        for option in options()
+        if option.path.startswith(PROPERTIES)
+    ]
+    return _table(("property", "meaning"), rows)
+
+
+def _metrics() -> str:
+    rows = []
+    for family in Metrics(CollectorRegistry()).registry.collect():
+        if not family.name.startswith("lstmstream_"):
+            continue  # process_*: prometheus-client's own
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append((f"`{name}`", family.type, family.documentation))
+    return _table(("metric", "type", "meaning"), rows)
+
+
+def _default(option: Option) -> str:
+    """As one would write it in the file."""
+    value = option.default
+    if option.required:
+        return "required"
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):  # every float that has a default is a duration in seconds
+        return f"`{_duration(round(value * 1000))}`"
+    if option.path.endswith("bytes") and isinstance(value, int) and value % 10**6 == 0:
+        return f"`{value // 10**6}MB`"
+    return f"`{value}`"
+
+
+def _duration(milliseconds: int) -> str:
+    """In the largest unit that divides it."""
+    for unit, size in _UNITS:
+        if milliseconds and milliseconds % size == 0:
+            return f"{milliseconds // size}{unit}"
+    return "0ms"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head)]
+    lines += [["---"] * len(lines[0]), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(render(REFERENCE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,58 @@
+"""The command as a person meets it: exit codes and sentences."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def lstmstream(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lstmstream", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "import", "check", "verify", "state", "dead-letter"])
+def test_a_command_that_is_not_built_says_so(command: str) -> None:
+    done = lstmstream(command, "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"lstmstream: `lstmstream {command}` is planned and not built yet\n"
+
+
+def test_workers_are_refused(tmp_path: Path) -> None:
+    done = lstmstream("run", str(tmp_path / "c.yaml"), "--workers", "2")
+    assert done.returncode == 2
+    assert "--workers is planned and not built yet" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["score", "x"], ["demo", "--events", "0"]])
+def test_a_mistake_on_the_command_line_is_one_sentence(arguments: list[str]) -> None:
+    done = lstmstream(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("lstmstream: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_config_is_one_sentence() -> None:
+    done = lstmstream("run", "nowhere.yaml")
+    assert done.returncode == 2
+    assert "nowhere.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_inspect_shows_the_shipped_model() -> None:
+    card = json.loads(lstmstream("model", "inspect", "builtin:demo", "--json").stdout)
+    assert card["format"] == 1
+    assert Path(card["path"]).is_absolute()
+    assert len(card["sha256"]) == 64
+    text = lstmstream("model", "inspect", "builtin:demo")
+    assert text.returncode == 0
+    assert card["fingerprint"] in text.stdout
+
+
+def test_version() -> None:
+    assert lstmstream("--version").stdout.startswith("lstmstream ")

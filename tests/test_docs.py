@@ -1,0 +1,87 @@
+"""The documents name nothing that is not there, and leave out nothing that they promise to list."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from lstmstream.config import options
+from lstmstream.serve.metrics import Metrics
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+OF_THE_READER = {"stream.yaml", "events.jsonl", "bad.jsonl"}  # files that somebody who follows the README makes
+PACKAGE = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "lstmstream").rglob("*.py"))]
+
+
+def code(text: str) -> list[str]:
+    """What stands in backticks, outside of fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def looks_like_a_path(text: str) -> bool:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]*)*", text):
+        return False
+    return "/" in text or text.endswith((".py", ".md", ".yaml", ".yml", ".toml", ".jsonl", ".onnx"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_path_it_names_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    words = {part for span in code(text) for part in span.split()}
+    missing = {word for word in words if looks_like_a_path(word) and not (ROOT / word).exists()}
+    assert missing <= OF_THE_READER
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link.partition("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_method_it_names_exists(document: Path) -> None:
+    named = {span for span in code(document.read_text(encoding="utf-8")) if re.fullmatch(r"[A-Z]\w+\.\w+", span)}
+    missing = set()
+    for name in named:
+        class_name, method = name.split(".")
+        bodies = [re.search(rf"^class {class_name}\b.*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL) for text in PACKAGE]
+        if not any(body and re.search(rf"\bdef {method}\(", body[0]) for body in bodies):
+            missing.add(name)
+    assert not missing
+
+
+def test_every_option_is_in_the_reference() -> None:
+    words = set(code(REFERENCE.read_text(encoding="utf-8")))
+    assert {option.path.removeprefix("kafka.properties.") for option in options()} <= words
+
+
+def test_every_metric_is_in_the_reference() -> None:
+    words = set(code(REFERENCE.read_text(encoding="utf-8")))
+    families = [f for f in Metrics(CollectorRegistry()).registry.collect() if f.name.startswith("lstmstream_")]
+    assert len(families) > 20
+    assert {f"{f.name}_total" if f.type == "counter" else f.name for f in families} <= words
+
+
+def test_every_metric_that_a_document_names_exists() -> None:
+    families = Metrics(CollectorRegistry()).registry.collect()
+    names = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
+    for document in DOCUMENTS:
+        named = {s for s in code(document.read_text(encoding="utf-8")) if re.fullmatch(r"lstmstream_\w+", s)}
+        assert named <= names, document.name
+
+
+def test_the_tables_of_the_reference_are_up_to_date() -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
+    assert make_reference().render(text) == text, "run `python docs/make_reference.py`"
+
+
+def make_reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
