@@ -84,7 +84,7 @@ def write_model(path: str | Path, content: bytes, card: Card) -> Card:
         proto = onnx_wire.parse(content)
         onnx_wire.drop_unused_domains(proto)
         if card.threshold is not None and not is_finite(card.threshold):
-            raise ValueError("card.threshold: should be a finite number or null")  # noqa: TRY301 -- JSON has no NaN
+            raise ValueError("card.threshold: should be a finite number or null")
         card = Card.from_json(card.to_json())  # as load_model will see it
         _check(proto, card)
         card = replace(card, fingerprint=fingerprint(proto, card))

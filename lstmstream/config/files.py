@@ -7,7 +7,7 @@ from pathlib import Path
 LIMIT = 1_000_000  # bytes: far more than any such file, far less than what hurts
 
 
-class Unreadable(Exception):  # noqa: N818 - a word, as in lstmstream.errors
+class Unreadable(Exception):
     """Why a file cannot be read. Its path stays unsaid: some put the secret itself there."""
 
 

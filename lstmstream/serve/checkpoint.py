@@ -34,7 +34,7 @@ _MAGIC = b"LSST"
 _CRC = struct.Struct("<I")
 
 
-class Damaged(ValueError):  # noqa: N818 - it says what the record is
+class Damaged(ValueError):
     """A record of the state topic that cannot be trusted."""
 
 

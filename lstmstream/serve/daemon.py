@@ -371,10 +371,13 @@ class Daemon:
         self._health.wait("stop", "stopping")
         deadline = self._clock() + DRAIN_SHARE * self._config.shutdown_timeout
         nothing = RecordBatch.empty(self._config.input.topic)
-        while self._attempt is not None or self._checkpointer.unwritten():
+        while self._attempt is not None or any(self._checkpointer.floor_lag().values()):
             self._health.moved()
             if self._clock() > deadline:
-                log.error("not all states could be written in time; the next owner will replay the input")
+                log.error(
+                    "not all states could be written in time; the next owner will replay the input",
+                    extra={"states": self._checkpointer.unwritten()},
+                )
                 return 1
             try:
                 if self._attempt is not None or self._member is None:

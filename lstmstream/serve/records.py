@@ -62,8 +62,9 @@ class RecordBatch:
         return {p: int(self.offsets[self.partitions == p][-1]) + 1 for p in np.unique(self.partitions).tolist()}
 
     def oldest_ms(self) -> dict[int, int]:
-        """The least timestamp, by partition."""
-        return {p: int(self.timestamps[self.partitions == p].min()) for p in np.unique(self.partitions).tolist()}
+        """The least timestamp, by partition; one where no record has any counts as the latest there is."""
+        known = np.where(self.timestamps < 0, np.iinfo(np.int64).max, self.timestamps)
+        return {p: int(known[self.partitions == p].min()) for p in np.unique(self.partitions).tolist()}
 
 
 def concatenate(batches: Sequence[RecordBatch]) -> RecordBatch:

@@ -251,7 +251,7 @@ class Restore:
             batch = reader.next(max(0.0, deadline - self._clock()))
             if len(batch):
                 changes = self._engine.replay(batch)[self.partition]
-                self._replayed.append((changes, int(batch.timestamps.min())))
+                self._replayed.append((changes, batch.oldest_ms()[self.partition]))
             return
         self._serve(self._serving)
         for changes, oldest_ms in self._replayed:

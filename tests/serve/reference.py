@@ -41,7 +41,7 @@ class Remembered:
     last_timestamp: int
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A dead letter; the argument is its stage."""
 
 

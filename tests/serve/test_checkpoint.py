@@ -294,7 +294,7 @@ def test_an_idle_owner_writes_what_is_due_and_then_has_nothing_to_replay() -> No
 
 
 def test_a_shutdown_writes_all_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "WRITES_PER_TRANSACTION", 70)
+    monkeypatch.setattr(checkpoint, "WRITES_PER_TRANSACTION_AT_END", 70)
     world = World(2)
     for i in range(200):
         world.produce(i % 2, b"%d" % i, b"{}")
