@@ -189,18 +189,24 @@ def interrupted(
     problems: list[str] = []
     began = time.monotonic()
 
-    def left(what: str) -> None:
+    def left(what: str) -> int:
         done = sum(committed_offsets(servers, name).values())
         say(f"{time.monotonic() - began:6.1f} s  {what}: {done} events answered, {total - done} left")
         if not 0 < done < total:
             problems.append(f"{what} proves nothing: {done} of {total} events were answered by then")
+        return done
 
-    def serve(until: float, number: int) -> RunningDaemon:
+    def serve(number: int, until: float, done: int) -> RunningDaemon:
+        """A daemon, once so much of all is answered; its own count is nearer to the present than any reader."""
         daemon = RunningDaemon(config, folder / f"daemon-{number}.log")
         try:
             ready_s = daemon.wait_ready()
             say(f"{time.monotonic() - began:6.1f} s  daemon {number} ready after {ready_s:.1f} s")
-            follower.wait_for(round(until * total), alive=lambda: _alive(daemon))
+            if until < 1:
+                need = until * total - done
+                daemon.wait(lambda: daemon.count("events_total") >= need, f"{until:.0%} answered", timeout_s=300)
+            else:
+                follower.wait_for(total, alive=lambda: _alive(daemon))
         except BaseException:
             say(f"the log of daemon {number} ends with\n{daemon.last_words()}")
             daemon.kill9()
@@ -208,17 +214,17 @@ def interrupted(
         return daemon
 
     with Follower(servers, f"{name}.out", partitions=PARTITIONS, take=followed.take) as follower:
-        with serve(KILL_AT, 1) as daemon, admin(servers) as client:
+        with serve(1, KILL_AT, 0) as daemon, admin(servers) as client:
             inside = daemon.kill9_when(lambda: in_transaction(client, f"{name}.out", partitions=PARTITIONS))
-            left("kill -9")
+            done = left("kill -9")
             if not inside:
                 problems.append("no moment within a transaction was found for the kill -9")
-        with serve(STOP_AT, 2) as daemon:
+        with serve(2, STOP_AT, done) as daemon:
             code = daemon.sigterm()
-            left("SIGTERM")
+            done = left("SIGTERM")
             if code != 0:
                 problems.append(f"exit code {code} after SIGTERM\n{daemon.last_words()}")
-        with serve(1.0, 3) as daemon:
+        with serve(3, 1.0, done) as daemon:
             code = daemon.sigterm()
             say(f"{time.monotonic() - began:6.1f} s  all answered, stopped with code {code}")
             if code != 0:

@@ -39,7 +39,7 @@ def main() -> NoReturn:
         code = 1
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a mistake on the command line
-            fail(error.format_message())
+            fail(*filter(None, [error.format_message()]))  # without arguments the help is the message
         raise
     sys.exit(code or 0)
 

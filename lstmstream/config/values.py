@@ -140,7 +140,8 @@ def _single_line(value: str) -> str:
 Duration = Annotated[float, BeforeValidator(_seconds)]  # seconds
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=_INT32_MAX)]  # bytes
 Whole = Annotated[int, BeforeValidator(_number)]
-Float32 = Annotated[float, BeforeValidator(_number), Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX, allow_inf_nan=False)]
+_Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Float32 = Annotated[_Finite, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
 Milliseconds = Annotated[Whole, Field(ge=0, le=_INT32_MAX)]
 PositiveMs = Annotated[Whole, Field(ge=1, le=_INT32_MAX)]
 ByteCount = Annotated[Whole, Field(ge=1, le=_INT32_MAX)]

@@ -128,6 +128,7 @@ class Daemon:
 
     def start(self) -> bool:
         """Reach the broker, prepare the topics, join. False if stopped meanwhile."""
+        self._health.wait("broker", "the broker has not been reached yet")
         for backoff_s in _backoffs():
             if self._stopping:
                 self._enter(Phase.STOPPED)

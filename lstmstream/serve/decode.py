@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from types import NoneType
 from typing import Any
 from zlib import crc32
@@ -317,9 +318,8 @@ def timestamp_ms(value: Any, name: str) -> int:
 
 
 def _seconds_to_ms(seconds: float) -> int:
-    """Whole milliseconds of a decimal number of seconds: 1.001 s is 1001 ms, though 1.001 * 1000 < 1001 in binary."""
-    nearest = round(seconds * 1000)
-    return nearest if nearest / 1000 == seconds else int(seconds * 1000)
+    """Whole milliseconds of the number as it was written: 1.001 s is 1001 ms, though 1.001 * 1000 < 1001 in binary."""
+    return int(Decimal(repr(seconds)) * 1000)
 
 
 def _json_type(value: Any) -> str:

@@ -58,10 +58,10 @@ def score_file(
                     letters.write(_letter(message) + b"\n")
             engine.commit()
             if result.dead_letters and letters is None:
-                first = result.dead_letters[0]
+                first, name = result.dead_letters[0], "standard input" if data == "-" else data
                 print(
-                    f"lstmstream: {data} row {records.offsets[first.index]}: {first.message}"
-                    f" ({len(result.dead_letters)} dead letters in this batch; --dead-letters FILE keeps them)",
+                    f"lstmstream: {name}, row {records.offsets[first.index]}: {first.message}"
+                    f" (dead letters in this batch: {len(result.dead_letters)}; --dead-letters FILE keeps them)",
                     file=sys.stderr,
                 )
         predictions.flush()

@@ -69,7 +69,7 @@ class Transport(Protocol):
         """(beginning, high watermark). Raises TryAgain."""
 
     def high_watermark(self, partition: int) -> int | None:
-        """Of an assigned input partition, as last seen by `poll`."""
+        """Of an assigned input partition, as last seen; None where it is no longer ours. Raises TryAgain."""
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
         """One at a time: a new reader ends the one before. Raises TryAgain."""

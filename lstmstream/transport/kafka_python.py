@@ -35,9 +35,6 @@ CALL_LIMIT_S = 12.0  # for a call to the admin client or the coordinator
 _FATAL_WRITES = (kerr.MessageSizeTooLargeError, kerr.RecordListTooLargeError, kerr.InvalidTopicError)
 _FENCED = (kerr.ProducerFencedError, kerr.InvalidProducerEpochError, kerr.FencedInstanceIdError)
 
-# The names of Kafka's documentation, as kafka-python spells them, where replacing dots does not do.
-_RENAMED = {"socket.send.buffer.bytes": "send_buffer_bytes", "socket.receive.buffer.bytes": "receive_buffer_bytes"}
-
 
 class KafkaPythonTransport:
     """A Transport (see transport/base.py) on kafka-python."""
@@ -53,10 +50,11 @@ class KafkaPythonTransport:
         security: Mapping[str, Any] | None = None,
     ) -> None:
         """`properties` under Kafka's dotted names; `security` under kafka-python's own."""
-        given = {_RENAMED.get(k, k.replace(".", "_")): v for k, v in (properties or {}).items()}
+        given = {k.replace(".", "_"): v for k, v in (properties or {}).items()}
         if given.get("compression_type") == "none":
             given["compression_type"] = None
-        common = {"bootstrap_servers": list(bootstrap_servers), "client_id": f"lstmstream-{group}", **(security or {})}
+        given.setdefault("client_id", f"lstmstream-{group}")
+        common = {"bootstrap_servers": list(bootstrap_servers), **(security or {})}
         instance = given.get("group_instance_id")
         self._group = group
         self._input_topic = input_topic
@@ -77,6 +75,7 @@ class KafkaPythonTransport:
         self._reading: Any = None
         self._admin: Any = None
         self._listener = _Listener()
+        self._idle_marks: dict[int, int] = {}
 
     # -- topics
 
@@ -159,6 +158,7 @@ class KafkaPythonTransport:
     def resume(self, partition: int, offset: int) -> None:
         """See Transport."""
         at = TopicPartition(self._input_topic, partition)
+        self._idle_marks.pop(partition, None)
         try:
             self._consumer.seek(at, offset)
             self._consumer.resume(at)
@@ -177,7 +177,11 @@ class KafkaPythonTransport:
             mark = self._consumer.highwater(TopicPartition(self._input_topic, partition))
         except (kerr.IllegalStateError, AssertionError, KeyError):  # no longer ours
             return None
-        return None if mark is None else int(mark)
+        if mark is None:  # nothing was fetched yet, and of an idle partition nothing will be
+            if partition not in self._idle_marks:
+                self._idle_marks[partition] = self.bounds(self._input_topic, partition)[1]
+            return self._idle_marks[partition]
+        return int(mark)
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> KafkaReader:
         """See Transport."""
@@ -237,7 +241,7 @@ class KafkaPythonTransport:
         producer = self._producer
         counts = {topic: len(producer.partitions_for(topic)) for topic in {message.topic for message in messages}}
         futures = [self._send(producer, message, counts[message.topic]) for message in messages]
-        timeout_s = _PRODUCER["delivery_timeout_ms"] / 1000 + 2
+        timeout_s = self._producer_settings["delivery_timeout_ms"] / 1000 + 2
         with contextlib.suppress(kerr.UnknownError):  # a batch was split while it was waited for
             producer.flush(timeout=timeout_s)
         for future in futures:
@@ -411,7 +415,7 @@ def _translate(error: BaseException, *, stable: bool) -> Exception:
             return CannotServe(f"the broker denies it: {type(cause).__name__}: {cause}; grant the right it names")
         if isinstance(cause, kerr.SaslAuthenticationFailedError | kerr.UnsupportedSaslMechanismError):
             return CannotServe(f"the broker does not accept the credentials: {cause}; see kafka.security")
-    return TryAgain(f"{type(chain[-1]).__name__}: {chain[-1]}" if chain else str(error))
+    return TryAgain(str(chain[-1]))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -109,12 +109,16 @@ class RunningDaemon:
         families = text_string_to_metric_families(text.decode())
         return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
+    def count(self, name: str) -> float:
+        """One of its metrics that has no label, 0 while it does not answer."""
+        return self.metrics().get((f"lstmstream_{name}", ()), 0.0)
+
     def partitions(self) -> set[int]:
         """The partitions of the input that it serves, as /metrics has them (renewed once a second)."""
         return {
             int(dict(labels)["partition"])
             for name, labels in self.metrics()
-            if name == "lstmstream_consumer_lag_records"
+            if name == "lstmstream_state_floor_lag_records"
         }
 
     def sigterm(self, timeout_s: float = EXIT_S) -> int:
@@ -124,6 +128,14 @@ class RunningDaemon:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still there {timeout_s:g} s after SIGTERM\n{self.last_words()}") from None
+
+    def freeze(self) -> None:
+        """Stop it where it stands, as a long pause of its machine would."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill9(self) -> None:
         """End it at once, if it still runs."""

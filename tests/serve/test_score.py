@@ -119,7 +119,7 @@ def test_dead_letters_go_to_their_file(tmp_path: Path, capfd: Any) -> None:
     assert run(MODEL, data, "--out", out) == 0
     said = capfd.readouterr().err
     assert "row 1" in said
-    assert "3 dead letters" in said
+    assert "dead letters in this batch: 3" in said
 
 
 def test_a_missing_file_is_said_before_anything_is_overwritten(tmp_path: Path, capfd: Any) -> None:
