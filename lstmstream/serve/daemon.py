@@ -122,7 +122,6 @@ class Daemon:
                 self.step()
             return self.drain()
         finally:
-            self._engine_rollback()
             self._transport.close(timeout_s=min(5.0, self._config.shutdown_timeout))
             self._enter(Phase.STOPPED)
 
@@ -295,7 +294,7 @@ class Daemon:
                 self._keep(attempt, None)
             else:
                 self._metrics.transaction("aborted")
-                self._engine_rollback()
+                self._engine.rollback()
         self._attempt = None
         for partition, offset in committed.items():
             if offset == self._checkpointer.position(partition):
@@ -306,10 +305,6 @@ class Daemon:
                 self._begin_restore(partition)
         for partition in [restore.partition for restore in self._restores]:
             self._restart_restore(partition)
-
-    def _engine_rollback(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.rollback()
 
     def _begin_restore(self, partition: int) -> None:
         if not self._restores:

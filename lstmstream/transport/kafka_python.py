@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -81,6 +82,10 @@ class KafkaPythonTransport:
 
     def connect(self) -> None:
         """See Transport."""
+        for client in (self._admin, self._reading):  # of a try that failed half-way
+            if client is not None:
+                client.close()
+        self._admin = self._reading = None
         self._admin = _tell(lambda: KafkaAdminClient(**self._admin_settings))
         self._reading = _tell(lambda: KafkaConsumer(**self._reader_settings))
         self.recover()
@@ -288,9 +293,10 @@ class KafkaPythonTransport:
         if self._producer is not None:
             closing.append(lambda: _discard(self._producer))
         closing += [client.close for client in (self._reading, self._admin) if client is not None]
+        deadline = time.monotonic() + timeout_s
         for close in closing:
             try:
-                within(timeout_s, close)
+                within(max(0.2, deadline - time.monotonic()), close)
             except (kerr.KafkaError, TryAgain, OSError, RuntimeError) as error:
                 log.warning("a client did not close cleanly: %s", error)
 
