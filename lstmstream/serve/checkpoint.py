@@ -24,7 +24,7 @@ from lstmstream.serve.state import KeyState, StateStore
 
 STATE_FORMAT = 1
 EVENTS_PER_WRITE = 5  # states never take more than one write for five events
-WRITES_PER_TRANSACTION = 2_000
+WRITES_PER_TRANSACTION = 200  # or two fifths of the batch, if that is more: what a small batch waits for is latency
 WRITES_PER_TRANSACTION_AT_END = 10_000  # a shutdown has little time
 FLOOR_EVERY_S = 1.0
 FLOOR_KEY = b"\x00"
@@ -260,7 +260,8 @@ class Checkpointer:
         messages: list[Message] = []
         written: dict[int, Ints] = {}
         floors: dict[int, int] = {}
-        room = WRITES_PER_TRANSACTION_AT_END if everything else WRITES_PER_TRANSACTION
+        usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
+        room = WRITES_PER_TRANSACTION_AT_END if everything else usual
         # Partitions oldest first too: where the budget is short, the first of them would else take all of it.
         for partition, ledger in sorted(self._ledgers.items(), key=lambda item: item[1].oldest_s()):
             urgent = everything or self._half_retained(ledger)

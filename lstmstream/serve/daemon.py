@@ -136,6 +136,7 @@ class Daemon:
             try:
                 self._transport.connect()
                 self._topics = topics.prepare(self._config, self._transport)
+                self._transport.join()
                 break
             except TryAgain as error:
                 self._health.wait("broker", "the broker cannot be reached; trying again")
@@ -156,7 +157,6 @@ class Daemon:
             clock=self._clock,
             wall_ms=lambda: int(self._wall_s() * 1000),
         )
-        self._transport.join()
         self._enter(Phase.JOINING)
         return True
 

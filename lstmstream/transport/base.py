@@ -54,7 +54,7 @@ class Transport(Protocol):
         """Create a topic; one that exists meanwhile is left as it is. Raises TryAgain, CannotServe."""
 
     def join(self) -> None:
-        """Join the consumer group for the input topic."""
+        """Begin to join the consumer group for the input topic. Raises TryAgain."""
 
     def poll(self, timeout_s: float, max_events: int) -> Turn:
         """Up to `max_events` records, as soon as there are any. Raises TryAgain, Fatal, OwnershipLost."""

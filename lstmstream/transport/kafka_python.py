@@ -138,9 +138,15 @@ class KafkaPythonTransport:
 
     def join(self) -> None:
         """See Transport."""
+        if self._consumer is not None:  # of a try that failed half-way
+            self._consumer.close(autocommit=False, timeout_ms=1000)
         self._consumer = _tell(lambda: KafkaConsumer(**self._consumer_settings))
         self._listener.consumer = self._consumer
         self._consumer.subscribe([self._input_topic], listener=self._listener)
+        # A leader that joins before it knows the topic's partitions was seen to assign none, and to leave it at that.
+        known = within(CALL_LIMIT_S, lambda: _tell(lambda: self._consumer.partitions_for_topic(self._input_topic)))
+        if not known:
+            raise TryAgain(f"the partitions of topic {self._input_topic!r} are not known yet")
 
     def poll(self, timeout_s: float, max_events: int) -> Turn:
         """See Transport."""

@@ -40,15 +40,16 @@ Samples = dict[tuple[str, Labels], float]
 class RunningDaemon:
     """`lstmstream run CONFIG` as a process of its own, with its log in a file; the port in the config should be 0."""
 
-    def __init__(self, config: Path, log: Path) -> None:
+    def __init__(self, config: Path, log: Path, *, command: Sequence[str] | None = None) -> None:
         self.log_file = log
         self._port: int | None = None
         self.started = time.monotonic()
         # A variable that overrides a key would change the test under its feet.
         environment = {k: v for k, v in os.environ.items() if not (k.startswith("LSTMSTREAM_") and "__" in k)}
+        environment["PYTHONFAULTHANDLER"] = "1"  # SIGABRT makes it say where it stands
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lstmstream", "run", str(config)],
+                command or [sys.executable, "-m", "lstmstream", "run", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -128,6 +129,15 @@ class RunningDaemon:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still there {timeout_s:g} s after SIGTERM\n{self.last_words()}") from None
+
+    def wait_end(self, timeout_s: float = READY_S) -> int:
+        """Until it ends by itself; its exit code. If it does not, where each of its threads stands is in the error."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGABRT)
+            self._process.wait(10)
+            raise AssertionError(f"still there after {timeout_s:g} s\n{self.last_words(80)}") from None
 
     def freeze(self) -> None:
         """Stop it where it stands, as a long pause of its machine would."""

@@ -142,10 +142,7 @@ def test_an_output_topic_that_vanishes_stops_it_and_nothing_is_skipped(
         with admin(broker) as client:
             client.delete_topics([f"{name}.out"])
         produce(broker, f"{name}.in", [good(i) for i in range(50)])
-        deadline = time.monotonic() + 60
-        while daemon.exit_code is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert daemon.exit_code == 2
+        assert daemon.wait_end() == 2
         assert f"{name}.out" in daemon.last_words()
     assert committed_offsets(broker, name)[0] == 50
     with RunningDaemon(config, tmp_path / "log2") as daemon:  # makes the topic again, and goes on where it was
@@ -175,10 +172,7 @@ def test_an_answer_that_is_too_big_stops_it_and_nothing_is_skipped(
         output={"topic": f"{name}.out", "include": ["note"]},
     )
     with RunningDaemon(config, tmp_path / "log") as daemon:
-        deadline = time.monotonic() + 60
-        while daemon.exit_code is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert daemon.exit_code == 1
+        assert daemon.wait_end() == 1
         assert "max.message.bytes" in daemon.last_words()
     assert committed_offsets(broker, name).get(0) == 0
     assert answered(broker, name) == []
@@ -198,10 +192,7 @@ def test_another_model_under_the_same_name_is_refused(
     other = random_model(tmp_path, file="other.onnx", name="other-model", hidden=4, seed=5)
     config = write_config(tmp_path / "c.yaml", name=name, model=other, servers=broker)
     with RunningDaemon(config, tmp_path / "log2") as daemon:
-        deadline = time.monotonic() + 60
-        while daemon.exit_code is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert daemon.exit_code == 2
+        assert daemon.wait_end() == 2
         assert "test-model" in daemon.last_words()
         assert "other-model" in daemon.last_words()
 

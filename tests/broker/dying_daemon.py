@@ -1,0 +1,83 @@
+"""`lstmstream run` that dies by SIGKILL at a named point of a transaction: python dying_daemon.py POINT COUNT CONFIG.
+
+The points are wrapped from outside, so that the product holds no code for its own end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kafka import KafkaProducer
+
+from lstmstream.cli import main
+from lstmstream.serve.daemon import Daemon
+
+POINTS = ("polled", "begun", "sent", "flushed", "offsets_sent", "committing", "committed")
+
+
+def die() -> None:
+    """As the machine would take it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def wrap(
+    owner: type, name: str, *, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
+) -> None:
+    """Put code around a method."""
+    inner = getattr(owner, name)
+
+    def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(self)
+        result = inner(self, *args, **kwargs)
+        if after is not None:
+            after(self)
+        return result
+
+    setattr(owner, name, outer)
+
+
+def arrange(point: str, count: int) -> None:
+    """Die at `point` of the `count`-th batch of events (the transactions that begin a partition come before)."""
+    batches = 0
+
+    def next_batch(_: Any) -> None:
+        nonlocal batches
+        batches += 1
+        if point == "polled":
+            at(None)
+
+    def at(_: Any) -> None:
+        if batches == count:
+            die()
+
+    def on_its_way(producer: Any) -> None:
+        if batches == count:
+            producer._transaction_manager.begin_commit()
+            producer._sender.wakeup()
+            time.sleep(0.002)
+            die()
+
+    wrap(Daemon, "_answer", before=next_batch)
+    if point == "begun":
+        wrap(KafkaProducer, "begin_transaction", after=at)
+    elif point in ("sent", "flushed"):
+        wrap(KafkaProducer, "flush", **{"before" if point == "sent" else "after": at})
+    elif point == "offsets_sent":
+        wrap(KafkaProducer, "send_offsets_to_transaction", after=at)
+    elif point == "committing":
+        wrap(KafkaProducer, "commit_transaction", before=on_its_way)
+    elif point == "committed":
+        wrap(KafkaProducer, "commit_transaction", after=at)
+
+
+if __name__ == "__main__":
+    arrange(sys.argv[1], int(sys.argv[2]))
+    sys.argv = ["lstmstream", "run", sys.argv[3]]
+    main()
