@@ -192,7 +192,6 @@ class Checkpointer:
     ) -> None:
         """`clock` is monotonic seconds, `wall_ms` milliseconds since 1970."""
         self.owner = owner
-        self.states_written = 0
         self._topic = topic
         self._interval_s = interval_s
         self._input_id = input_id
@@ -289,7 +288,6 @@ class Checkpointer:
             ledger = self._ledgers[partition]
             self._drop(ledger, len(rows))
             ledger.dirty[rows] = False
-            self.states_written += len(rows)
         for partition, floor in plan.floors.items():
             self._ledgers[partition].floor, self._ledgers[partition].floor_written_s = floor, now
         for partition, position in plan.offsets.items():

@@ -71,7 +71,6 @@ class Restore:
         """`start` is earliest or latest, for a group that has no offset; `on_model_change` is fail or reset."""
         self.partition = partition
         self.position = 0  # where serving goes on, once done
-        self.damaged = 0
         self._transport = transport
         self._engine = engine
         self._checkpointer = checkpointer
@@ -89,7 +88,8 @@ class Restore:
         self._committed: int | None = None
         self._floor: Floor | None = None
         self._stored: dict[bytes | None, StoredState] = {}
-        self._bad_offset: int | None = None  # of the first damaged state record
+        self._damaged = 0  # state records that cannot be trusted
+        self._bad_offset: int | None = None  # of the first of them
         self._replayed: list[tuple[Changes, int]] = []  # with the oldest record timestamp of each
 
     @property
@@ -128,7 +128,7 @@ class Restore:
             try:
                 self._take(key, value)
             except Damaged as damage:
-                self.damaged += 1
+                self._damaged += 1
                 if self._bad_offset is None:
                     self._bad_offset = offset
                 log.error(  # noqa: TRY400 - a damaged record is no bug of ours
@@ -212,7 +212,7 @@ class Restore:
         ahead = [key for key, state in stored.items() if state.last_offset >= committed]
         if ahead or self._bad_offset is not None or floor.offset > committed:
             reason = (
-                f"the state record at offset {self._bad_offset} is damaged"
+                f"{self._damaged} state records are damaged, the first at offset {self._bad_offset}"
                 if self._bad_offset is not None
                 else f"the group's offset was moved back to {committed}, before states that were written later"
             )

@@ -57,7 +57,6 @@ class KafkaPythonTransport:
         given.setdefault("client_id", f"lstmstream-{group}")
         common = {"bootstrap_servers": list(bootstrap_servers), **(security or {})}
         instance = given.get("group_instance_id")
-        self._group = group
         self._input_topic = input_topic
         self._exactly_once = exactly_once
         # With an instance id another process may follow under the same transactional id; without one, none can.

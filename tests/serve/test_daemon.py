@@ -12,6 +12,7 @@ from memory_world import INPUT, LETTERS, PARTITIONS, STATES, FakeStep, World, ca
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.daemon import Daemon, Phase
+from lstmstream.transport.memory import POINTS
 
 
 def fill(world: World, events: int, keys: int = 7) -> None:
@@ -72,9 +73,7 @@ def test_a_bad_record_is_one_dead_letter_in_the_same_transaction() -> None:
     assert stages == [b"decode", b"validate"]
 
 
-@pytest.mark.parametrize(
-    "point", ["poll", "begin", "commit", "committed", "recover", "committed_offset", "read", "bounds"]
-)
+@pytest.mark.parametrize("point", POINTS)
 def test_a_fault_at_any_point_changes_no_answer(point: str) -> None:
     world = World()
     fill(world, 60)
