@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -74,13 +75,16 @@ def run(
     """Serve: read events, answer them, keep every key's state."""
     if workers != 1:
         raise CannotServe("--workers is planned and not built yet; start as many `lstmstream run` as you want workers")
+    from lstmstream.stop import Stop
+
+    stop = Stop()  # first of all: the rest takes most of a second to load
     from lstmstream import logs
     from lstmstream.config import load_config
     from lstmstream.serve.run import run as serve
 
     loaded = load_config(config)
     logs.configure(loaded.log.level, loaded.log.format)
-    return serve(loaded)
+    return serve(loaded, stop)
 
 
 @app.command()
@@ -95,7 +99,12 @@ def score(
     """Answer the events of a file with the daemon's engine: no broker, the same bytes."""
     from lstmstream.serve.score import score_file
 
-    return score_file(config, data, out=out, key=key, timestamp=timestamp, dead_letters=dead_letters)
+    try:
+        return score_file(config, data, out=out, key=key, timestamp=timestamp, dead_letters=dead_letters)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it flushes it
+        print(f"lstmstream: {error.filename or out}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 @app.command()

@@ -54,5 +54,22 @@ def test_inspect_shows_the_shipped_model() -> None:
     assert card["fingerprint"] in text.stdout
 
 
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    events.write_text('{"amount": 1}\n' * 3)
+    nowhere = lstmstream("score", "builtin:demo", str(events), "--out", str(tmp_path / "no" / "where"))
+    assert (nowhere.returncode, nowhere.stderr) == (1, f"lstmstream: {tmp_path}/no/where: No such file or directory\n")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lstmstream", "score", "builtin:demo", str(events)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "lstmstream: -: No space left on device\n")
+
+
 def test_version() -> None:
     assert lstmstream("--version").stdout.startswith("lstmstream ")

@@ -339,6 +339,7 @@ class Daemon:
         if done:
             self._restores.pop(0)
             self._live.add(restore.partition)
+            self._next_gauges_s = 0.0  # now, and not in a second
             self._transport.resume(restore.partition, restore.position)
             log.info("partition restored", extra={"partition": restore.partition, "offset": restore.position})
             self._settle()

@@ -87,9 +87,10 @@ class Decoder:
         """One JSON object for each record; an empty one stands where there is none."""
         docs: list[Document] = []
         loads, append, limit = orjson.loads, docs.append, self._max_bytes
-        for i, value in enumerate(records.values):
-            if value is not None and len(value) > limit:
-                message = f"the value has {len(value)} bytes, more than input.max_bytes = {limit}"
+        for i, (value, key) in enumerate(zip(records.values, records.keys, strict=True)):
+            if value is not None and len(value) + len(key or b"") > limit:
+                size = len(value) + len(key or b"")
+                message = f"key and value have {size} bytes, more than input.max_bytes = {limit}"
                 found.by_index[i] = DeadLetter(i, "decode", message, keep_value=False)
                 append({})
                 continue

@@ -52,10 +52,9 @@ class Encoder:
         timestamps, partitions = records.timestamps.tolist(), records.partitions.tolist()
         keys = columns.keys if columns.output_keys is None else columns.output_keys
         for i, at, text, alert in zip(answers.index.tolist(), place, texts, answers.alert.tolist(), strict=True):
-            timestamp = timestamps[i] if timestamps[i] >= 0 else None
             for topic in topics if alert else topics[:1]:
                 partition = None if topic in self._hashed_topics else partitions[i]
-                messages.append(Message(topic, partition, keys[at], text, timestamp, records.headers[i]))
+                messages.append(Message(topic, partition, keys[at], text, timestamps[i], records.headers[i]))
         messages += [self._dead_letter(records, letter) for letter in dead_letters]
         return messages
 
@@ -108,7 +107,7 @@ class Encoder:
             None if self._dead_letter_topic in self._hashed_topics else partition,
             records.keys[i],
             records.values[i] if letter.keep_value else None,
-            timestamp if timestamp >= 0 else None,
+            timestamp,
             [*records.headers[i], *((name, text.encode()) for name, text in about.items())],
         )
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -18,14 +16,17 @@ from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import HttpServer
 from lstmstream.serve.metrics import Metrics
+from lstmstream.stop import Stop
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT. 0 after a clean hand-over, 1 failed while running, 2 could not start."""
+def run(config: Config, stop: Stop) -> int:
+    """Serve until `stop`. 0 after a clean hand-over, 1 failed while running, 2 could not start."""
+    for setting, meaning in _idle_settings(config):
+        log.warning("%s is set and changes nothing yet: %s is not built", setting, meaning)
     try:
-        return _serve(config)
+        return _serve(config, stop)
     except CannotServe as error:
         for problem in error.problems:
             log.error("%s", problem)  # noqa: TRY400 - it is said for a person, not for a debugger
@@ -36,9 +37,21 @@ def run(config: Config) -> int:
     except Exception:
         log.exception("the daemon failed in a way that it does not know")
         return 1
+    finally:
+        stop.no_more()
 
 
-def _serve(config: Config) -> int:
+def _idle_settings(config: Config) -> list[tuple[str, str]]:
+    """Settings that belong to what is still to come."""
+    idle = []
+    if config.http.token is not None:
+        idle.append(("http.token", "/state/<key>, which it guards,"))
+    if "replay" in config.state.model_fields_set:
+        idle.append(("state.replay", "on_model_change: replay"))
+    return idle
+
+
+def _serve(config: Config, stop: Stop) -> int:
     metrics = Metrics(CollectorRegistry())
     health = Health(stall_after=config.http.stall_after)
     http = HttpServer(config.http.host, config.http.port, health=health, registry=metrics.registry)
@@ -53,12 +66,7 @@ def _serve(config: Config) -> int:
         )
         log.info("listening", extra={"host": config.http.host, "port": http.port})
         daemon = Daemon(config, step, _transport(config), metrics, health)
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            daemon.stop()
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        stop.then(daemon.stop)
         return daemon.run()
     finally:
         http.close()

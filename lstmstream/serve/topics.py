@@ -41,6 +41,9 @@ def prepare(config: Config, transport: Transport) -> Topics:
     if config.input.topic not in found:
         raise CannotServe(f"input.topic: topic {config.input.topic!r} does not exist; create it, or mend the name")
     source = found[config.input.topic]
+    problems = [*_state_problems(config, found, source), *_dead_letter_problems(config, found, source)]
+    if problems:
+        raise CannotServe(*problems)
     missing = sorted(owned - found.keys())
     if missing and not config.create_topics:
         raise CannotServe(
@@ -55,9 +58,6 @@ def prepare(config: Config, transport: Transport) -> Topics:
         log.info("topic created", extra={"topic": name, "partitions": source.partitions})
     if missing:
         found |= transport.describe(missing)
-    problems = [*_state_problems(config, found, source), *_dead_letter_problems(config, found, source)]
-    if problems:
-        raise CannotServe(*problems)
     hashed = {name for name in owned if name in found and found[name].partitions != source.partitions}
     if config.output.key is not None:
         hashed |= answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,25 @@ def test_without_a_broker_it_lives_and_says_so_and_stops_cleanly(tmp_path: Path,
         assert daemon.sigterm() == 0
         assert all({"ts", "level", "message"} <= line.keys() for line in daemon.log_lines)
         assert len(daemon.log_lines) < 100, "one line a try, not a flood"
+
+
+def test_a_stop_is_heard_from_the_first_moment_to_the_last(
+    broker: str, topic_prefix: str, tmp_path: Path, model: Path
+) -> None:
+    """While it still loads, while it is on its way out, again and again: exit code 0."""
+    name = topic_prefix
+    create_topics(broker, [f"{name}.in"], partitions=PARTITIONS)
+    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker)
+    for wait_s in (0.35, 0.6, 0.9):  # Python itself and the command take about a quarter of a second
+        with RunningDaemon(config, tmp_path / "log") as daemon:
+            time.sleep(wait_s)
+            assert daemon.sigterm() == 0, daemon.last_words()
+    with RunningDaemon(config, tmp_path / "log") as daemon:
+        daemon.wait_ready()
+        while daemon.exit_code is None:
+            daemon._process.send_signal(signal.SIGTERM)
+            time.sleep(0.005)
+        assert daemon.exit_code == 0, daemon.last_words()
 
 
 def test_bad_records_become_dead_letters_and_harm_nobody(broker: str, topic_prefix: str, tmp_path: Path) -> None:

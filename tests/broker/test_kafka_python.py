@@ -126,6 +126,20 @@ def test_null_key_null_value_and_null_header_can_be_sent(
     assert read(broker, names[1]) == [(0, None, None, [("h", None), ("h", b""), ("h", b"x")]), (0, b"k", None, [])]
 
 
+def test_a_record_without_a_timestamp_is_sent_on_without_one(
+    broker: str, transport: KafkaPythonTransport, names: tuple[str, str, str]
+) -> None:
+    member = until_assigned(transport).member
+    timeless = Message(names[1], 0, b"k", b"v", -1, [])
+    transport.commit([message(names[1], b"a"), timeless, message(names[1], b"b")], [], {0: 1}, member, limit_s=20)
+    reader = transport.reader(names[1], 0, 0, 3)
+    times: list[int] = []
+    deadline = time.monotonic() + 20
+    while reader.position < reader.end and time.monotonic() < deadline:
+        times += reader.next(0.5).timestamps.tolist()
+    assert times == [NOW_MS, -1, NOW_MS]
+
+
 def test_the_partition_of_a_key_is_murmur2s(
     broker: str, transport: KafkaPythonTransport, names: tuple[str, str, str]
 ) -> None:

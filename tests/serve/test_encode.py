@@ -115,7 +115,7 @@ def test_where_a_prediction_goes() -> None:
     assert encode(output_key=b"merchant")[0].key == b"merchant"
     assert json.loads(encode(output_key=b"merchant")[0].value or b"")["key"] == "c000123"
     assert encode(hashed_topics=[OUT])[0].partition is None
-    assert encode(record_ms=-1)[0].timestamp_ms is None
+    assert encode(record_ms=-1)[0].timestamp_ms == -1
     assert encode(record_ms=0)[0].timestamp_ms == 0
 
 
@@ -218,18 +218,18 @@ def test_a_dead_letter_is_the_record_untouched_and_why(stage: str) -> None:
     )
 
 
-def test_a_dead_letter_may_lack_value_time_and_partition() -> None:
+def test_a_dead_letter_keeps_even_a_missing_time_and_may_lack_value_and_partition() -> None:
     _, message = dead_letter(
         DeadLetter(1, "decode", "too large", keep_value=False), record_ms=-1, hashed_topics=[LETTERS]
     )
-    assert (message.value, message.key, message.timestamp_ms, message.partition) == (None, b"\xffkey", None, None)
+    assert (message.value, message.key, message.timestamp_ms, message.partition) == (None, b"\xffkey", -1, None)
 
 
 def test_an_oversized_value_leaves_its_size_only() -> None:
     result = engine("small", max_bytes=100).process(batch([Event(0, 5, NOW_MS, b"k", b'{"x":"%b"}' % (b"y" * 100))]))
     (message,) = result.messages
     assert (message.topic, message.value, message.key) == (LETTERS, None, b"k")
-    assert b"108 bytes" in (dict(message.headers)["__streams.errors.message"] or b"")
+    assert b"109 bytes" in (dict(message.headers)["__streams.errors.message"] or b"")
 
 
 def test_predictions_keep_the_records_order_and_dead_letters_theirs() -> None:
