@@ -26,6 +26,7 @@ from kafka.structs import OffsetAndMetadata
 
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
 from lstmstream.serve.records import Message, RecordBatch
+from lstmstream.transport import unpack
 from lstmstream.transport.base import TopicInfo, Turn
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class KafkaPythonTransport:
 
     def connect(self) -> None:
         """See Transport."""
+        unpack.install()
         for client in (self._admin, self._reading):  # of a try that failed half-way
             if client is not None:
                 client.close()
@@ -160,8 +162,6 @@ class KafkaPythonTransport:
             ) from error
         except kerr.KafkaError as error:
             raise _translate(error, stable=self._stable) from error
-        except MemoryError as error:
-            raise Fatal(f"topic {self._input_topic!r}: a batch is too large to unpack: {self._positions()}") from error
         valid = member.generation_id >= 0 and bool(member.member_id)
         return Turn(_to_batch(self._input_topic, polled), member, valid, self._listener.assignment())
 
@@ -305,12 +305,6 @@ class KafkaPythonTransport:
             except (kerr.KafkaError, TryAgain, OSError, RuntimeError) as error:
                 log.warning("a client did not close cleanly: %s", error)
 
-    def _positions(self) -> str:
-        return ", ".join(
-            f"{at.topic}[{at.partition}]@{self._consumer.position(at, timeout_ms=0)}"
-            for at in sorted(self._consumer.assignment())
-        )
-
 
 class KafkaReader:
     """A Reader (see transport/base.py) on the group-less consumer."""
@@ -327,7 +321,7 @@ class KafkaReader:
             polled = self._consumer.poll(timeout_ms=max(1, int(timeout_s * 1000)), max_records=4096)
             position = self._consumer.position(self._at, timeout_ms=1000)
         except kerr.KafkaError as error:
-            raise TryAgain(f"reading {self._at.topic}[{self._at.partition}]: {error}") from error
+            raise _translate(error, stable=False) from error
         records = [record for record in polled.get(self._at, []) if record.offset < self.end]
         if position is not None:
             self.position = max(self.position, int(position))
@@ -415,6 +409,8 @@ def _translate(error: BaseException, *, stable: bool) -> Exception:
     """What the daemon should do about a client's error. Often it is a bare KafkaError with the cause inside."""
     chain = list(_causes(error))
     for cause in chain:
+        if isinstance(cause, unpack.BatchTooLargeError):
+            return Fatal(f"{cause}. Move the group's offset past it, if it can be done without")
         if isinstance(cause, kerr.FencedInstanceIdError) or (stable and isinstance(cause, _FENCED)):
             return OwnershipLost(f"another process has taken this one's group.instance.id: {cause}")
         if isinstance(cause, _FATAL_WRITES):

@@ -24,6 +24,7 @@ from harness import (
     read_all,
     write_config,
 )
+from kafka import KafkaProducer
 from models import MAGIC, poisoned_model, random_model
 
 from lstmstream.dev.broker import DevBroker
@@ -170,6 +171,40 @@ def test_an_output_topic_that_vanishes_stops_it_and_nothing_is_skipped(
         daemon.wait(lambda: committed_offsets(broker, name).get(0) == 100, "all committed")
         assert daemon.sigterm() == 0
     assert sources(answered(broker, name)) == Counter((0, offset) for offset in range(50, 100))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
+def test_a_batch_that_unpacks_without_end_stops_it_and_its_place_is_named(
+    broker: str, topic_prefix: str, tmp_path: Path, model: Path, codec: str
+) -> None:
+    """A few hundred kilobytes of a producer's hold 200 MB: exit code 1 within bounded memory, nothing skipped."""
+    name = topic_prefix
+    create_topics(broker, [f"{name}.in"], partitions=PARTITIONS)
+    produce(broker, f"{name}.in", [good(i) for i in range(5)])
+    bomb = KafkaProducer(bootstrap_servers=broker, compression_type=codec, max_request_size=1 << 30)
+    bomb.send(f"{name}.in", b" " * (200 << 20), key=b"k", partition=0, timestamp_ms=NOW_MS).get(60)
+    bomb.close()
+    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker)
+    with RunningDaemon(config, tmp_path / "log") as daemon:
+        assert daemon.wait_end() == 1
+        assert f"{name}.in[0]@5: a compressed batch is too large to unpack" in daemon.last_words()
+    assert committed_offsets(broker, name).get(0) in (0, 5)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_compressed_input_is_read(broker: str, topic_prefix: str, tmp_path: Path, model: Path, codec: str) -> None:
+    name = topic_prefix
+    create_topics(broker, [f"{name}.in"], partitions=PARTITIONS)
+    producer = KafkaProducer(bootstrap_servers=broker, compression_type=codec, linger_ms=50)
+    for i in range(500):
+        key, value, timestamp_ms, partition = good(i)
+        producer.send(f"{name}.in", value, key=key, timestamp_ms=timestamp_ms, partition=partition)
+    producer.close()
+    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker)
+    with RunningDaemon(config, tmp_path / "log") as daemon:
+        daemon.wait(lambda: committed_offsets(broker, name).get(0) == 500, "all committed")
+        assert daemon.sigterm() == 0
+    assert sources(answered(broker, name)) == Counter((0, offset) for offset in range(500))
 
 
 def test_an_answer_that_is_too_big_stops_it_and_nothing_is_skipped(
