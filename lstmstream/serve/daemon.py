@@ -296,15 +296,14 @@ class Daemon:
                 self._metrics.transaction("aborted")
                 self._engine.rollback()
         self._attempt = None
+        for restore in list(self._restores):  # they stopped half-way
+            self._restart_restore(restore.partition)
         for partition, offset in committed.items():
             if offset == self._checkpointer.position(partition):
                 self._transport.resume(partition, offset)
             else:
                 log.warning("the group's offset has moved; restoring", extra={"partition": partition})
-                self._close(partition)
-                self._begin_restore(partition)
-        for partition in [restore.partition for restore in self._restores]:
-            self._restart_restore(partition)
+                self._restart_restore(partition)
 
     def _begin_restore(self, partition: int) -> None:
         if not self._restores:

@@ -35,8 +35,7 @@ class Topics(NamedTuple):
 
 def prepare(config: Config, transport: Transport) -> Topics:
     """Create and check. Raises CannotServe with every problem at once, TryAgain where the broker is away."""
-    answers = {config.output.topic, *([config.output.alerts_topic] if config.output.alerts_topic else [])}
-    owned = {*answers, config.dead_letter.topic, config.state.topic}
+    answers, owned = _answers(config), _owned(config)
     found = transport.describe([config.input.topic, *sorted(owned)])
     if config.input.topic not in found:
         raise CannotServe(f"input.topic: topic {config.input.topic!r} does not exist; create it, or mend the name")
@@ -66,9 +65,7 @@ def prepare(config: Config, transport: Transport) -> Topics:
 
 def still_there(config: Config, transport: Transport, known: Topics) -> None:
     """Whether all topics are as they were at the start. Raises CannotServe, TryAgain."""
-    names = [config.input.topic, config.output.topic, config.dead_letter.topic, config.state.topic]
-    if config.output.alerts_topic is not None:
-        names.append(config.output.alerts_topic)
+    names = [config.input.topic, *sorted(_owned(config))]
     found = transport.describe(names)
     problems = [
         f"topic {name!r} is gone; nothing was committed since. Bring it back" for name in names if name not in found
@@ -83,6 +80,16 @@ def still_there(config: Config, transport: Transport, known: Topics) -> None:
         )
     if problems:
         raise CannotServe(*problems)
+
+
+def _answers(config: Config) -> set[str]:
+    """The topics that predictions go to."""
+    return {topic for topic in (config.output.topic, config.output.alerts_topic) if topic is not None}
+
+
+def _owned(config: Config) -> set[str]:
+    """The topics that the daemon makes where they are missing."""
+    return {*_answers(config), config.dead_letter.topic, config.state.topic}
 
 
 def _settings(config: Config, name: str, source: TopicInfo) -> dict[str, str]:
