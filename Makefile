@@ -79,12 +79,14 @@ endef
 	.venv/bin/python $(LOCKED) -r requirements/test.txt
 	@touch $@
 
-.venv-dev/.locked: requirements/train.txt requirements/build.txt requirements/test.txt requirements/check.txt
+.venv-dev/.locked: requirements/train.txt requirements/build.txt requirements/test.txt requirements/check.txt \
+                   requirements/foreign.txt
 	$(new_environment)
 	.venv-dev/bin/python $(LOCKED) -r requirements/train.txt
 	.venv-dev/bin/python $(LOCKED) -r requirements/build.txt
 	.venv-dev/bin/python $(LOCKED) -r requirements/test.txt
 	.venv-dev/bin/python $(LOCKED) -r requirements/check.txt
+	.venv-dev/bin/python $(LOCKED) -r requirements/foreign.txt
 	@touch $@
 
 .venv-tools/.locked: requirements/tools.txt

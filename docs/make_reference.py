@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from lstmstream.config import Option, options
 from lstmstream.serve.metrics import Metrics
+from lstmstream.train.schema import TRAIN_OPTIONS
 
 REFERENCE = Path(__file__).parent / "reference.md"
 PROPERTIES = "kafka.properties."
@@ -22,7 +23,7 @@ _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms
 
 def render(text: str) -> str:
     """`text` with every table between `<!-- generated: NAME -->` and `<!-- end -->` made anew."""
-    tables = {"options": _options(), "properties": _properties(), "metrics": _metrics()}
+    tables = {"options": _options(), "properties": _properties(), "training": _training(), "metrics": _metrics()}
     for name, table in tables.items():
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->\n"
         before, found, rest = text.partition(begin)
@@ -38,6 +39,15 @@ def _options() -> str:
         (f"`{option.path}`", _default(option), option.description)
         for option in options()
         if not option.path.startswith(PROPERTIES)
+    ]
+    return _table(("key", "default", "meaning"), rows)
+
+
+def _training() -> str:
+    rows = [
+        (f"`{option.path}`", _default(option), option.description)
+        for option in TRAIN_OPTIONS.values()
+        if not option.path.startswith("kafka.")
     ]
     return _table(("key", "default", "meaning"), rows)
 
@@ -70,7 +80,7 @@ def _default(option: Option) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    if isinstance(value, float):  # every float that has a default is a duration in seconds
+    if isinstance(value, float) and option.path not in TRAIN_OPTIONS:  # here all floats are durations in seconds
         return f"`{_duration(round(value * 1000))}`"
     if option.path.endswith("bytes") and isinstance(value, int) and value % 10**6 == 0:
         return f"`{value // 10**6}MB`"

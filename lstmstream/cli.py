@@ -23,7 +23,7 @@ model = typer.Typer(no_args_is_help=True, help="Look at model files.")
 app.add_typer(model, name="model")
 app.add_typer(dev, name="dev")
 
-NOT_BUILT = ("train", "evaluate", "import", "check", "verify", "state", "dead-letter")
+NOT_BUILT = ("check", "verify", "state", "dead-letter")
 
 
 def main() -> NoReturn:
@@ -50,6 +50,15 @@ def fail(*problems: str) -> NoReturn:
     for problem in problems:
         print(f"lstmstream: {problem}", file=sys.stderr)
     sys.exit(2)
+
+
+def _needs_torch(command: str) -> None:
+    """Exit code 2 where the packages that make models are not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "onnx", "optuna") if find_spec(name) is None]
+    if missing:
+        fail(f"`lstmstream {command}` needs {' and '.join(missing)}: pip install 'lstmstream[train]'")
 
 
 def _version(wanted: bool) -> None:
@@ -105,6 +114,99 @@ def score(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it flushes it
         print(f"lstmstream: {error.filename or out}: {error.strerror}", file=sys.stderr)
         return 1
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The training's YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Where the model goes; the report goes beside it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a training was cut off.")] = False,
+    init: Annotated[str | None, typer.Option(help="A model file to fine-tune on this data.")] = None,
+) -> int:
+    """Make a model from history: prepare, train, measure, export, report."""
+    _needs_torch("train")
+    from lstmstream.train.run import train as run_training
+
+    return run_training(config, out=out, resume=resume, init=init)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model file, or builtin:NAME.")],
+    data: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet, or a pattern with * in quotes.")],
+    key: Annotated[str | None, typer.Option(help="Field of the key (the card's).")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Field of the event time (the card's).")] = None,
+    target: Annotated[str | None, typer.Option(help="Field of the label (the card's).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+    resamples: Annotated[int, typer.Option(min=10, max=10_000, help="Resamples behind the intervals.")] = 200,
+    k: Annotated[
+        list[int] | None, typer.Option(min=1, help="Precision among so many highest scores; repeat it.")
+    ] = None,
+) -> int:
+    """Measure a model on data with labels: the task's metrics, with 95 % intervals."""
+    from lstmstream.train.evaluate import evaluate as run_evaluation
+
+    return run_evaluation(
+        model, data, key=key, timestamp=timestamp, target=target, as_json=as_json, resamples=resamples, k=k or (100,)
+    )
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="ONNX, .keras, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Where the model goes.")],
+    mode: Annotated[
+        str, typer.Option(help="step: state between events. window: the last T inputs each time.")
+    ] = "step",
+    features: Annotated[str | None, typer.Option(help="The inputs' fields, in order: a,b,c.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name (the file's).")] = None,
+    version: Annotated[str, typer.Option(help="The model's version.")] = "1",
+    task: Annotated[str | None, typer.Option(help="anomaly, classify or forecast.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Score from which on it is an alert.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="With --mode window: how many inputs.")] = None,
+    layout: Annotated[Path | None, typer.Option(help="For weights: a YAML that says which are which.")] = None,
+    missing: Annotated[str, typer.Option(help="A missing number: zero feeds 0, error makes a dead letter.")] = "zero",
+    score_column: Annotated[int | None, typer.Option(min=0, help="The output's column that is the score.")] = None,
+    output: Annotated[str | None, typer.Option(help="Which of the file's outputs, where it has several.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Data on which step and window mode are compared.")] = None,
+    key: Annotated[str | None, typer.Option(help="With --compare: the key's column.")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="With --compare: the time's column.")] = None,
+) -> int:
+    """Bring in a recurrent model from elsewhere, rewritten to one step and proved against the original."""
+    _needs_torch("import")
+    from lstmstream.train.bring_in import import_model
+
+    return import_model(
+        file,
+        out=out,
+        mode=mode,  # type: ignore[arg-type] # judged there, with the rest
+        features=features,
+        name=name,
+        version=version,
+        task=task,  # type: ignore[arg-type] # as above
+        threshold=threshold,
+        window=window,
+        layout=layout,
+        missing=missing,  # type: ignore[arg-type] # as above
+        score_column=score_column,
+        output=output,
+        compare=compare,
+        key=key,
+        timestamp=timestamp,
+    )
+
+
+@app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="The training's YAML file; its section `tune` has the bounds.")],
+    trials: Annotated[int | None, typer.Option(min=1, help="Trainings to try, instead of the file's number.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the best settings go (FILE.tuned.yaml beside it).")] = None,
+) -> int:
+    """Search for better settings: train again and again within bounds."""
+    _needs_torch("tune")
+    from lstmstream.train.tune import tune as run_tuning
+
+    return run_tuning(config, trials=trials, out=out)
 
 
 @app.command()

@@ -24,6 +24,11 @@ class Stop:
         if self._asked:
             tell()
 
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has asked."""
+        return self._asked
+
     @staticmethod
     def no_more() -> None:
         """What comes from here on is too late: the process is on its way out, and its exit code is settled."""

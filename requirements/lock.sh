@@ -24,10 +24,10 @@ everything=$work/everything.txt
 if [[ -z ${UPGRADE:-} ]]; then
     cat requirements/*.txt >"$everything" 2>/dev/null || true
 fi
-compile "$everything" pyproject.toml --extra train --group build --group check --group test
+compile "$everything" pyproject.toml --extra train --group build --group check --group test --group foreign
 compile requirements/base.txt pyproject.toml --constraints "$everything"
 compile requirements/train.txt pyproject.toml --extra train --constraints "$everything"
-for group in build check test; do
+for group in build check test foreign; do
     compile "requirements/$group.txt" --group "$group" --constraints "$everything"
 done
 compile requirements/tools.txt --group tools

@@ -1,10 +1,13 @@
-"""Judges a tree of keys and values: all that is wrong with it, each as a path and a sentence for a person."""
+"""Judges a tree of keys and values: all that is wrong with it, each as a path and a sentence for a person.
+
+`judge` is for the daemon's configuration; `faults` puts into words what any tree of sections was refused for.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from pydantic import ValidationError
 from lstmstream.config import clashes
 from lstmstream.config.paths import put, remove, shown, starts, variable_of
 from lstmstream.config.properties import REFUSED
-from lstmstream.config.schema import OPTIONS, Config
+from lstmstream.config.schema import OPTIONS, Config, Option
 from lstmstream.logs import safe
 
 Keys = tuple[str, ...]
@@ -51,20 +54,25 @@ def judge(tree: dict[str, Any], folder: Path) -> tuple[Config, list[tuple[str, s
 
     Where there are faults, what was wrong is taken out of `tree` and the configuration is good for nothing.
     """
-    faults: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
     wrong: list[str] = []
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        details = list(_details(error))
-        faults = [_explain(keys, detail) for keys, detail in details]
-        wrong = [".".join(keys) for keys, _ in details]
-        config = _without(tree, [keys for keys, _ in details])
+        found = faults(error, OPTIONS)
+        bad_keys = [keys for keys, _ in _details(error)]
+        wrong = [".".join(keys) for keys in bad_keys]
+        config = _without(tree, bad_keys)
     config._folder = folder
     for paths, text in clashes.find(config):
         if not any(starts(path, bad) for path in paths for bad in wrong):
-            faults.append((paths[0], text))
-    return config, faults
+            found.append((paths[0], text))
+    return config, found
+
+
+def faults(error: ValidationError, options: Mapping[str, Option]) -> list[tuple[str, str]]:
+    """Each fault of a tree that should have been described by `options`, as (path, text)."""
+    return [_explain(keys, detail, options) for keys, detail in _details(error)]
 
 
 def _details(error: ValidationError) -> Iterator[tuple[Keys, Detail]]:
@@ -88,14 +96,14 @@ def _without(tree: dict[str, Any], bad: list[Keys]) -> Config:
     return Config.model_validate(tree)
 
 
-def _explain(keys: Keys, detail: Detail) -> tuple[str, str]:
+def _explain(keys: Keys, detail: Detail, options: Mapping[str, Option]) -> tuple[str, str]:
     """A fault's path, and what is wrong and how to mend it."""
     path = ".".join([*keys[:-1], shown(keys[-1])])
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return path, _unknown(keys)
+        return path, _unknown(keys, options)
     if kind == "missing":
-        what = OPTIONS[path].description
+        what = options[".".join(_without_places(keys))].description
         return path, f"is missing; {what[:1].lower()}{what[1:].rstrip('.')}"
     if kind == "value_error":
         text = str(detail["ctx"]["error"])
@@ -109,15 +117,21 @@ def _explain(keys: Keys, detail: Detail) -> tuple[str, str]:
     return path, text
 
 
-def _unknown(keys: Keys) -> str:
-    *above, key = keys
+def _without_places(keys: Keys) -> Keys:
+    """The keys of an option in a list's entries, which all have the same options."""
+    return tuple(key for key in keys if not key.isdigit())
+
+
+def _unknown(keys: Keys, options: Mapping[str, Option]) -> str:
+    *above, key = _without_places(keys)
     depth = len(above)
     if above == ["kafka", "properties"]:
         if key in REFUSED:
             return f"is not yours to set: {REFUSED[key]}"
         if key.startswith(("sasl.", "ssl.")):
             return "is set under `kafka.security`; see its keys"
-    known = list(dict.fromkeys(o.keys[depth] for o in OPTIONS.values() if [*o.keys[:depth]] == above))
+    below = (option.keys for option in options.values())
+    known = list(dict.fromkeys(there[depth] for there in below if [*there[:depth]] == above and len(there) > depth))
     if key.removesuffix("_file") in known:
         return f"unknown key; set the variable {variable_of(keys)}"
     if re.match(r"[\w.-]+:", key):

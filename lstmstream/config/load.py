@@ -24,7 +24,7 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> C
 
     Raises CannotServe with one line for each thing that is wrong, all of them at once.
     """
-    tree = {} if path is None else _read_yaml(path)
+    tree = {} if path is None else read_yaml(path)
     sources, problems = _override(tree, environ)
     config, faults = judge(tree, (Path() if path is None else path.parent).resolve())
     for place, text in faults:
@@ -68,8 +68,8 @@ class _Fault(yaml.MarkedYAMLError):
         super().__init__(problem=problem, problem_mark=mark)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The file as a tree. Its text never enters an error: a line that is wrong may hold a password."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The file as a tree of text keys. Raises CannotServe, never with the file's text: it may hold a password."""
     try:
         tree = yaml.load(read(path).decode("utf-8-sig"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except Unreadable as error:
@@ -90,7 +90,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             return tree
         problem = "must be a mapping of keys at the top; write `key: value` lines"
         if tree is None:
-            problem = "is empty; the least that runs has name, model, kafka, input and output"
+            problem = "is empty; the manual shows the least that runs"
     # Raised out here, since an exception that quotes the file would else go along as its context.
     raise CannotServe(f"{safe(str(path), 1000)}: {problem}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
@@ -236,16 +236,18 @@ def options() -> list[Option]:
     return list(OPTIONS.values())
 
 
-def _walk(section: type[Section], above: tuple[str, ...]) -> Iterator[Option]:
+def options_of(section: type[Section], above: tuple[str, ...] = ()) -> Iterator[Option]:
+    """Every option of a section and of those in it. A list of sections is an option, and its entries' options are."""
     for attribute, field in section.model_fields.items():
         keys = (*above, field.alias or attribute)
         inner = Properties if keys == ("kafka", "properties") else section_of(field.annotation)
-        if inner is not None:
-            yield from _walk(inner, keys)
-        else:
+        if inner is None:
             default = None if field.is_required() else field.default
             path = ".".join(keys)
             yield Option(path, variable_of(keys), field.is_required(), default, field.description or "", keys)
+            inner = next(filter(None, map(section_of, get_args(field.annotation))), None)
+        if inner is not None:
+            yield from options_of(inner, keys)
 
 
-OPTIONS = {option.path: option for option in _walk(Config, ())}
+OPTIONS = {option.path: option for option in options_of(Config)}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from lstmstream.config import Config, Security
+from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost
 from lstmstream.serve.build import open_model
 from lstmstream.serve.daemon import Daemon
@@ -17,6 +15,7 @@ from lstmstream.serve.health import Health
 from lstmstream.serve.http import HttpServer
 from lstmstream.serve.metrics import Metrics
 from lstmstream.stop import Stop
+from lstmstream.transport.login import security_settings
 
 log = logging.getLogger(__name__)
 
@@ -81,20 +80,5 @@ def _transport(config: Config) -> Any:
         input_topic=config.input.topic,
         exactly_once=config.delivery == "exactly_once",
         properties=config.kafka.properties,
-        security=_security(config.kafka.security, config.folder),
+        security=security_settings(config.kafka.security, config.folder),
     )
-
-
-def _security(security: Security, folder: Path) -> Mapping[str, Any]:
-    """kafka-python's names for the same things; what is not set is left to its defaults. Paths are from `folder`."""
-    settings = {
-        "security_protocol": security.protocol,
-        "sasl_mechanism": security.mechanism,
-        "sasl_plain_username": security.username,
-        "sasl_plain_password": security.password and security.password.get_secret_value(),
-        "ssl_cafile": security.ca and str(folder / security.ca),
-        "ssl_certfile": security.cert and str(folder / security.cert),
-        "ssl_keyfile": security.key and str(folder / security.key),
-        "ssl_password": security.key_password and security.key_password.get_secret_value(),
-    }
-    return {name: value for name, value in settings.items() if value is not None}

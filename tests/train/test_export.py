@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,28 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from encoded_by_hand import encode
 from models import card_of, random_network, write
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model, with_all_outputs
-from lstmstream.train.export import Category, Elapsed, Encoder, Head, Lstm, Network, Number, build, export, lstm_layers
+from lstmstream.train.export import (
+    AnomalyHead,
+    Calibration,
+    Category,
+    Elapsed,
+    Encoder,
+    ForecastHead,
+    Gru,
+    Head,
+    Lstm,
+    Network,
+    Number,
+    build,
+    export,
+    gru_layers,
+    lstm_layers,
+)
 
 OUTPUTS = ["state_out", "score", "prediction"]
 KEYS, STEPS = 6, 25
@@ -49,34 +65,6 @@ def events(network: Network, rows: int, seed: int = 0, *, missing: float = 0.2) 
         feed["elapsed"] = holes(generator.exponential(size=rows) * 10 ** generator.uniform(-3, 6, rows))
     feed["state"] = generator.normal(size=(rows, network.state.size)).astype(np.float32)
     return feed
-
-
-def encode(encoder: Encoder, feed: dict[str, np.ndarray]) -> np.ndarray:
-    """What the module's text says, again in float64 and column by column: [rows, width]."""
-    numbers, flags, rest = [], [], []
-
-    def number(raw: np.ndarray, *, centre: float, scale: float, log: bool, flag: bool) -> None:
-        raw = raw.astype(np.float64)
-        value = np.sign(raw) * np.log1p(np.abs(raw)) if log else raw
-        value = np.clip((value - centre) / scale, -encoder.limit, encoder.limit)
-        numbers.append(np.where(np.isnan(raw), 0, value))
-        if flag:
-            flags.append(np.isnan(raw))
-
-    for index, one in enumerate(encoder.numbers):
-        number(feed["x"][:, index], centre=one.centre, scale=one.scale, log=one.log, flag=one.flag_missing)
-    if encoder.elapsed is not None:
-        number(feed["elapsed"], centre=encoder.elapsed.centre, scale=encoder.elapsed.scale, log=True, flag=True)
-    times = [datetime.fromtimestamp(int(ms) / 1000, UTC) for ms in feed.get("timestamp", [])]
-    hours = np.array([t.hour + t.minute / 60 + t.second / 3600 + t.microsecond / 3.6e9 for t in times])
-    if encoder.hour_of_day:
-        rest += [np.sin(2 * np.pi * hours / 24), np.cos(2 * np.pi * hours / 24)]
-    if encoder.day_of_week:
-        days = np.array([t.weekday() for t in times]) + hours / 24
-        rest += [np.sin(2 * np.pi * days / 7), np.cos(2 * np.pi * days / 7)]
-    for index, category in enumerate(encoder.categories):
-        rest += list(category.table[feed["categories"][:, index]].T)
-    return np.stack([*numbers, *flags, *rest], axis=1)
 
 
 def whole_sequence(network: Network, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -158,18 +146,45 @@ def test_a_state_dict_without_biases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [({"bidirectional": True}, "weight_ih_l0_reverse: bidirectional"), ({"proj_size": 2}, "weight_hr_l0: projections")],
+    ("rnn", "read"),
+    [
+        (torch.nn.LSTM(2, 3, bidirectional=True), lstm_layers),
+        (torch.nn.GRU(2, 3, bidirectional=True), gru_layers),
+    ],
+    ids=["lstm", "gru"],
 )
-def test_what_cannot_be_a_step_is_refused_by_name(options: dict[str, Any], said: str) -> None:
-    arrays = {name: value.numpy() for name, value in torch.nn.LSTM(2, 3, **options).state_dict().items()}
-    with pytest.raises(ValueError, match=said):
-        lstm_layers(arrays)
+def test_what_cannot_be_a_step_is_refused_by_name(rnn: torch.nn.Module, read: Any) -> None:
+    arrays = {name: value.numpy() for name, value in rnn.state_dict().items()}
+    with pytest.raises(ValueError, match="weight_ih_l0_reverse: bidirectional"):
+        read(arrays)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("width", [1, 3, 16, 33])
+@pytest.mark.parametrize("kind", ["gru", "gru-no-bias", "projected", "projected-no-bias"])
+def test_other_layers_from_a_state_dict(kind: str, width: int) -> None:
+    torch.manual_seed(width)
+    options = {"batch_first": True, "bias": "no-bias" not in kind}
+    gru = kind.startswith("gru")
+    rnn = torch.nn.GRU(4, width, 2, **options) if gru else torch.nn.LSTM(4, width + 1, 2, proj_size=width, **options)
+    read = gru_layers if gru else lstm_layers
+    layers = read({name: value.numpy() for name, value in rnn.state_dict().items()})
+    head = Head(np.ones((1, width), np.float32), np.zeros(1, np.float32), "none")
+    network = Network(Encoder(tuple(Number(name) for name in "abcd")), layers, head)
+    run, state = session(network), np.zeros((KEYS, network.state.size), np.float32)
+    x = np.random.default_rng(0).normal(size=(KEYS, STEPS, 4)).astype(np.float32)
+    with torch.no_grad():
+        expected = rnn(torch.from_numpy(x))[0].sum(-1).numpy()
+    for step in range(STEPS):
+        state, score, _ = run.run(OUTPUTS, {"x": np.ascontiguousarray(x[:, step]), "state": state})
+        np.testing.assert_allclose(score, expected[:, step], atol=2e-6 * width + 1e-6)
 
 
 def test_no_lstm_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no LSTM under 'body\.'"):
         lstm_layers({"weight_ih_l0": np.zeros((4, 1))}, "body.")
+    with pytest.raises(ValueError, match="no GRU under ''"):
+        gru_layers({})
 
 
 @pytest.mark.parametrize("hidden", [1, 2, 3, 5, 8, 16, 31, 32, 33, 64])
@@ -299,11 +314,53 @@ def changed(**values: Any) -> Network:
         ({"head": {"weight": np.ones((1, 3))}}, "head: weight"),
         ({"head": {"activation": "softmax"}}, "head: 1 outputs with activation 'softmax'"),
         ({"head": {"activation": "tanh"}}, "head: .*'tanh'"),
+        ({"layer": {"projection": np.ones((3, 5))}}, r"layer 0 projection: shape \(3, 5\), should be \(3, 8\)"),
+        ({"layer": {"projection": np.ones((3, 8))}}, r"layer 0 weight_hh: shape \(32, 8\), should be \(32, 3\)"),
+        ({"layer": {"activation": "gelu"}}, "layer 0 activation: 'gelu'"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         build(changed(**change))
+
+
+def forecast(**values: Any) -> Network:
+    return replace(changed(), head=replace(ForecastHead(np.ones((1, 8)), np.ones(1), (0,)), **values))
+
+
+def anomaly(**calibration: float) -> Network:
+    values = Calibration(**{"start": 1.0, "unit": 1.0, "alpha": 0.1} | calibration)
+    return replace(changed(), head=AnomalyHead(np.ones((2, 8)), np.ones(2), (0,), values))
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (replace(changed(), window=0), "window: 0 should be from 1 to 500"),
+        (replace(changed(), window=501), "window: 501"),
+        (replace(changed(), layers=(Gru(np.ones((6, 8)), np.ones((6, 2)), np.ones(12)),)), "layer 0 weight_ih: shape"),
+        (forecast(columns=()), r"head: columns \(\)"),
+        (forecast(columns=(1,)), r"head: columns \(1,\) should be different ones of the 1 numbers"),
+        (forecast(columns=(0, 0)), r"head: columns \(0, 0\)"),
+        (forecast(horizon=2), "head: 1 outputs, 2 for each of 1 columns"),
+        (forecast(horizon=0), "head: 1 outputs, 0 for each"),
+        (forecast(weight=np.ones((1, 7))), "do not fit 8 inputs"),
+        (anomaly(start=0), "calibration: start 0 .*"),
+        (anomaly(unit=math.nan), "unit nan"),
+        (anomaly(alpha=1.5), "alpha 1.5"),
+        (anomaly(alpha=0), "alpha 0"),
+    ],
+)
+def test_layers_heads_and_windows_that_do_not_fit_are_named(network: Network, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build(network)
+
+
+def test_the_head_gives_the_task(tmp_path: Path) -> None:
+    for network, task in ((changed(), "classify"), (forecast(), "forecast"), (anomaly(), "anomaly")):
+        assert export(tmp_path / "m.onnx", network, name="m", version="1").task == task
+        onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"), full_check=True)
+    assert export(tmp_path / "m.onnx", changed(), name="m", version="1", task="anomaly").task == "anomaly"
 
 
 def test_a_network_of_nothing_is_refused() -> None:

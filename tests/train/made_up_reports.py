@@ -1,0 +1,157 @@
+"""Made-up reports of every task, for the tests and for looking at them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lstmstream.card import Feature
+from lstmstream.train.baselines import baselines
+from lstmstream.train.data import Events
+from lstmstream.train.intervals import intervals
+from lstmstream.train.judge import Goal, judge_events, rows_that_count
+from lstmstream.train.report import Report
+from lstmstream.train.summary import part_facts, summarise
+from lstmstream.train.threshold import Rule, choose
+from lstmstream.train.verdict import compare
+from tests.train.random_events import history
+
+SHOPS = ("grocer", "fuel", "travel", "online", "cash")
+
+
+def report(task: str, *, keys: int = 60, length: int = 120, resamples: int = 30, **changes: Any) -> Report:
+    """`binary`, `classes`, `forecast`, `anomaly` or `unlabelled`; `changes` are fields of the Report."""
+    goal, events, features, score, prediction = MAKERS[task](keys, length)
+    owner = np.repeat(np.arange(len(events.keys)), np.diff(events.starts))
+    turn = np.arange(len(owner)) - events.starts[owner]
+    share = turn / np.diff(events.starts)[owner]
+    masks = {"train": share < 0.6, "validation": (share >= 0.6) & (share < 0.8), "test": share >= 0.8}
+    parts = {name: judge_events(goal, events, score, prediction, masks[name]) for name in ("validation", "test")}
+    rule = {"binary": Rule("f1"), "anomaly": Rule("alerts_per_day", 5), "unlabelled": Rule("quantile", 0.999)}
+    threshold, said = choose(parts["validation"], rule.get(task, Rule("none")))
+    others = baselines(
+        goal, events, parts["test"], rows_that_count(goal, events, score, masks["test"]),
+        training=np.flatnonzero(masks["train"]),
+        dense=lambda rows: np.nan_to_num(events.x[rows] / 100),
+    )  # fmt: skip
+    made = Report(
+        name="card-fraud" if task == "binary" else f"{task}-example",
+        version="3",
+        task=goal.task,
+        cell="LSTM",
+        config=f"name: {task}\nversion: \"3\"\ntask: {goal.task}\ndata:\n  path: data/*.parquet\n  key: customer\n",
+        keys=events.keys,
+        summary=summarise(events, features),
+        parts=[part_facts(name, events, np.flatnonzero(mask)) for name, mask in masks.items()],
+        history=_history(),
+        chosen_epoch=9,
+        validation=parts["validation"],
+        test=parts["test"],
+        metrics={name: intervals(part, threshold, resamples=resamples) for name, part in parts.items()},
+        baselines=others,
+        verdict=compare(parts["test"], others, resamples=resamples),
+        threshold=threshold,
+        threshold_rule=said,
+        facts={"Parameters": "22,401", "State": "512 bytes per key", "SHA-256": "ab" * 32,
+               "Proof": "torch and the exported file differ by 2.4e-07 at most"},
+        warnings=["features.numbers: 'balance' is constant; take it away"] if task == "binary" else [],
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def _history() -> list[dict[str, float]]:
+    return [
+        {"epoch": float(e), "train_loss": 0.5 / e + 0.1, "validation_loss": 0.5 / e + 0.12 + 0.004 * max(0, e - 8),
+         "metric": 0.7 - 0.4 / e - 0.003 * max(0, e - 9), "learning_rate": 3e-3 * 0.8**e, "seconds": 11.5}
+        for e in range(1, 15)
+    ]  # fmt: skip
+
+
+Made = tuple[Goal, Events, tuple[Feature, ...], np.ndarray, np.ndarray | None]
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def _binary(keys: int, length: int) -> Made:
+    rng = np.random.default_rng(5)
+    count = keys * length
+    hidden = rng.normal(size=count) - 3.2
+    label = (rng.random(count) < _sigmoid(2 * hidden)).astype(np.int64)
+    values = np.stack([np.exp(rng.normal(3, 1, count) + label), np.full(count, 7.0)], 1)
+    values[rng.random(count) < 0.08, 0] = np.nan
+    events = history(lengths=[length] * keys, seed=1, values=values, codes=(5,), label=label, gap_s=3600.0)
+    score = _sigmoid(2 * hidden + 0.6 * rng.normal(size=count)).astype(np.float32)
+    features = (Feature("amount", "number"), Feature("balance", "number"), Feature("shop", "category", SHOPS))
+    return (
+        Goal("classify", ("amount", "balance"), classes=("genuine", "fraud")),
+        events,
+        features,
+        score,
+        score[:, None],
+    )
+
+
+def _classes(keys: int, length: int) -> Made:
+    rng = np.random.default_rng(6)
+    count, names = keys * length, ("walk", "run", "cycle", "sit")
+    label = rng.choice(4, count, p=[0.4, 0.2, 0.1, 0.3])
+    values = np.stack([label * 30 + rng.normal(0, 25, count), rng.normal(size=count)], 1)
+    events = history(lengths=[length] * keys, seed=1, values=values, label=label, gap_s=10.0)
+    logits = rng.normal(size=(count, 4)) + 2.2 * np.eye(4)[label]
+    logits[:, 0] += 0.8 * (label == 1)
+    likely = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    features = (Feature("speed", "number"), Feature("tilt", "number"))
+    goal = Goal("classify", ("speed", "tilt"), classes=names)
+    return goal, events, features, (1 - likely[:, 0]).astype(np.float32), likely.astype(np.float32)
+
+
+def _load(keys: int, length: int) -> tuple[Events, np.ndarray]:
+    rng = np.random.default_rng(7)
+    hour = np.tile(np.arange(length), keys)
+    clean = np.repeat(rng.uniform(50, 200, keys), length) * (1 + 0.4 * np.sin(2 * np.pi * hour / 24))
+    values = clean * (1 + 0.05 * rng.normal(size=len(clean)))
+    other = 15 + 5 * np.cos(2 * np.pi * hour / 24) + rng.normal(size=len(clean))
+    return history(lengths=[length] * keys, seed=1, values=np.stack([values, other], 1), gap_s=3600.0), clean
+
+
+def _forecast(keys: int, length: int) -> Made:
+    events, clean = _load(keys, length)
+    goal = Goal("forecast", ("load", "temperature"), ("load", "temperature"), horizon=6)
+    rng = np.random.default_rng(8)
+    columns = []
+    for ahead in range(1, 7):
+        columns += [
+            np.roll(clean, -ahead) * (1 + 0.02 * ahead * rng.normal(size=len(clean))),
+            np.roll(events.x[:, 1], -ahead),
+        ]
+    prediction = np.stack(columns, 1).astype(np.float32)
+    prediction[:, 1::2] += rng.normal(size=prediction[:, 1::2].shape)
+    features = (Feature("load", "number"), Feature("temperature", "number"))
+    return goal, events, features, prediction[:, 0].copy(), prediction
+
+
+def _anomaly(keys: int, length: int) -> Made:
+    events, clean = _load(keys, length)
+    rng = np.random.default_rng(9)
+    label = np.zeros(len(clean), np.int64)
+    hit = rng.choice(len(clean), 40, replace=False)
+    label[hit] = 1
+    events.x[hit, 0] *= 1.8
+    error = np.abs(events.x[:, 0] / clean - 1) + 0.1 * rng.random(len(clean))
+    score = (error / (error + 0.3)).astype(np.float32)
+    prediction = np.stack([np.roll(clean, -1), np.roll(events.x[:, 1], -1)], 1).astype(np.float32)
+    features = (Feature("load", "number"), Feature("temperature", "number"))
+    goal = Goal("anomaly", ("load", "temperature"), ("load", "temperature"))
+    return goal, replace(events, label=label), features, score, prediction
+
+
+def _unlabelled(keys: int, length: int) -> Made:
+    goal, events, features, score, prediction = _anomaly(keys, length)
+    return goal, replace(events, label=np.empty(0, np.int64)), features, score, prediction
+
+
+MAKERS = {"binary": _binary, "classes": _classes, "forecast": _forecast, "anomaly": _anomaly, "unlabelled": _unlabelled}

@@ -1,0 +1,281 @@
+"""`lstmstream train` as a user has it: files in, a model and a report out, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+import yaml
+from histories import config_for, purchases, settings, write_config
+
+from lstmstream.errors import CannotServe
+from lstmstream.model import load_model
+from lstmstream.serve.score import score_file
+from lstmstream.train import data
+from lstmstream.train.prepare import prepare
+from lstmstream.train.run import train
+from lstmstream.train.tune import tune
+
+pytestmark = pytest.mark.torch
+
+LSTMSTREAM = [sys.executable, "-m", "lstmstream"]
+
+
+def _iso(seconds: object) -> str:
+    assert isinstance(seconds, int)
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def command(folder: Path, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*LSTMSTREAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert check is None or done.returncode == check, done.stderr
+    return done
+
+
+def scores(model: Path, data: Path, folder: Path) -> list[dict[str, Any]]:
+    out = folder / "scores.jsonl"
+    score_file(str(model), str(data), out=str(out), key="customer", timestamp="time", dead_letters=None)
+    return [orjson.loads(line) for line in out.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("task", ["classify", "forecast", "anomaly"])
+def test_a_model_and_a_report_come_out(tmp_path: Path, task: str) -> None:
+    file = write_config(tmp_path, task=task)
+    done = command(tmp_path, "train", str(file))
+    assert done.stdout.startswith("card-fraud.onnx") or str(tmp_path / "card-fraud.onnx") in done.stdout
+    card = load_model(tmp_path / "card-fraud.onnx").card
+    frame = pl.read_csv(tmp_path / "history.csv")
+    assert (card.name, card.version, card.task) == ("card-fraud", "1", task)
+    assert [feature.name for feature in card.features] == ["amount", "distance", "shop"]
+    assert card.categories[0].vocabulary == ("food", "fuel", "web")
+    told = card.training
+    assert told["fields"]["key"] == "customer"
+    assert told["fields"]["timestamp"] == "time"
+    assert told["data"] | {"sha256": ""} == {
+        "sha256": "", "rows": len(frame), "keys": 40,
+        "from": _iso(frame["time"].min()), "to": _iso(frame["time"].max()),
+    }  # fmt: skip
+    assert set(told["metrics"]) == {"validation", "test"}
+    for part in told["metrics"].values():
+        for interval in part.values():
+            assert set(interval) == {"value", "low", "high"}
+    assert told["difference"] < 1e-5
+    assert told["threshold_rule"]
+    assert (card.threshold is None) == (task == "forecast")
+    assert sum(card.reference["score"]["counts"]) > 0
+    assert set(card.reference["features"]) == {"amount", "distance", "shop"}
+    assert sum(card.reference["features"]["shop"]["counts"]) == sum(card.reference["features"]["amount"]["counts"])
+    assert str(tmp_path) not in card.to_json()
+    assert (tmp_path / "card-fraud.html").stat().st_size > 10_000
+    assert not list(tmp_path.glob("*checkpoint*"))
+    assert not list(tmp_path.glob(".*"))
+    answers = scores(tmp_path / "card-fraud.onnx", tmp_path / "history.csv", tmp_path)
+    assert len(answers) == len(frame)
+
+
+def test_what_is_measured_is_what_serving_gives(tmp_path: Path) -> None:
+    """Average precision on the test part, from the engine's own answers."""
+    file = write_config(tmp_path, training={"epochs": 8, "learning_rate": 0.02})
+    train(file)
+    model = tmp_path / "card-fraud.onnx"
+    prepared = prepare(config_for(tmp_path))
+    begin = int(prepared.events.timestamp[prepared.parts.of == 3].min())
+    frame = pl.read_csv(tmp_path / "history.csv")
+    answers = scores(model, tmp_path / "history.csv", tmp_path)
+    told = load_model(model).card
+    score = np.array([answer["score"] for answer in answers])
+    there = (frame["time"] * 1000 >= begin).to_numpy()
+    order = np.argsort(-score[there], kind="stable")
+    label = frame["fraud"].to_numpy()[there][order]
+    precision = np.cumsum(label) / np.arange(1, len(label) + 1)
+    expected = told.training["metrics"]["test"]["average_precision"]["value"]
+    assert (precision * label).sum() / label.sum() == pytest.approx(expected, abs=1e-3)
+    alerts = [answer["alert"] for answer in answers]
+    assert alerts == [bool(value >= np.float32(told.threshold)) for value in score.astype(np.float32)]
+
+
+def test_the_same_twice(tmp_path: Path) -> None:
+    file = write_config(tmp_path, model={"hidden": 8, "dropout": 0.3}, training={"noise": 0.1, "mask": 0.1})
+    train(file, out=tmp_path / "one.onnx")
+    train(file, out=tmp_path / "two.onnx")
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+    train(write_config(tmp_path, training={"seed": 1}), out=tmp_path / "three.onnx")
+    assert load_model(tmp_path / "one.onnx").card.fingerprint != load_model(tmp_path / "three.onnx").card.fingerprint
+
+
+def test_labels_of_the_test_part_do_not_choose(tmp_path: Path) -> None:
+    file = write_config(tmp_path)
+    train(file, out=tmp_path / "one.onnx")
+    prepared = prepare(config_for(tmp_path))
+    begin = int(prepared.events.timestamp[prepared.parts.of == 3].min()) // 1000
+    frame = pl.read_csv(tmp_path / "history.csv")
+    late = pl.col("time") >= begin
+    frame.with_columns(
+        fraud=pl.when(late).then(1 - pl.col("fraud")).otherwise(pl.col("fraud")),
+        amount=pl.when(late).then(pl.col("amount") * 50).otherwise(pl.col("amount")),
+    ).write_csv(tmp_path / "history.csv")
+    train(file, out=tmp_path / "two.onnx")
+    one, two = (load_model(tmp_path / name).card for name in ("one.onnx", "two.onnx"))
+    assert one.fingerprint == two.fingerprint
+    assert one.threshold == two.threshold
+    assert one.training["metrics"]["validation"] == two.training["metrics"]["validation"]
+    assert one.training["metrics"]["test"] != two.training["metrics"]["test"]
+
+
+def test_half_of_the_anomaly_scores_promise(tmp_path: Path) -> None:
+    """A score of one half is passed by one usual event in two hundred."""
+    purchases(tmp_path / "history.csv", keys=60, events=300)
+    train(write_config(tmp_path, task="anomaly", target={"memory": 2000}))
+    metrics = load_model(tmp_path / "card-fraud.onnx").card.training["metrics"]["validation"]
+    assert metrics["alert_share"]["value"] == pytest.approx(0.005, abs=0.002)
+
+
+# --- stopping, going on ---------------------------------------------------------------------------------------------
+
+
+def begun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A training that has done two epochs and has many before it."""
+    file = write_config(folder, training={"epochs": 5000, "patience": 5000})
+    process = subprocess.Popen(
+        [*LSTMSTREAM, "train", str(file), *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    epochs = (line for line in process.stderr if line.startswith("epoch "))
+    assert next(epochs)
+    assert next(epochs)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_best_so_far(tmp_path: Path, number: int) -> None:
+    process = begun(tmp_path)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert "stopping; the best epoch so far is kept" in told
+    training = load_model(tmp_path / "card-fraud.onnx").card.training
+    assert 2 <= training["epochs"] < 5000
+
+
+def test_a_killed_training_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
+    process = begun(tmp_path)
+    process.kill()
+    _, told = process.communicate(timeout=60)
+    done = 2 + told.count("epoch ")  # those that were read, and those that were told until the end
+    assert (tmp_path / "card-fraud.checkpoint").exists()
+    assert not (tmp_path / "card-fraud.onnx").exists()
+    process = begun(tmp_path, "--resume")
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= done + 2
+    assert not (tmp_path / "card-fraud.checkpoint").exists()
+
+
+# --- fine-tuning ----------------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_keeps_scaling_and_begins_with_the_weights(tmp_path: Path) -> None:
+    train(write_config(tmp_path), out=tmp_path / "old.onnx")
+    frame = pl.read_csv(tmp_path / "history.csv")
+    frame.with_columns(amount=pl.col("amount") * 3).write_csv(tmp_path / "history.csv")
+    file = write_config(tmp_path, training={"epochs": 1, "learning_rate": 1e-9})
+    train(file, out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
+    old, new = (scores(tmp_path / name, tmp_path / "history.csv", tmp_path) for name in ("old.onnx", "new.onnx"))
+    for one, other in zip(old, new, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_fine_tuning_another_network_is_refused(tmp_path: Path) -> None:
+    train(write_config(tmp_path), out=tmp_path / "old.onnx")
+    for sections, told in (
+        ({"model": {"hidden": 16}}, r"model\.hidden: 16 is asked for, and the model of --init has 8; leave it out"),
+        ({"model": {"cell": "gru"}}, r"model\.cell: gru is asked for, and the model of --init has lstm"),
+        (
+            {"features": {"numbers": ["amount"]}},
+            r"features\.numbers: are amount, and the model of --init has amount, dist",
+        ),
+        ({"task": "forecast"}, "--init: the model does not fit"),
+    ):
+        with pytest.raises(CannotServe, match=told):
+            train(write_config(tmp_path, **sections), init=str(tmp_path / "old.onnx"))
+
+
+# --- tuning ---------------------------------------------------------------------------------------------------------
+
+
+def test_tuning_writes_the_best_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bounds = {"trials": 4, "hidden": [4, 6], "learning_rate": [0.001, 0.05]}
+    file = write_config(tmp_path, tune=bounds)
+    assert tune(file) == 0
+    assert "train.tuned.yaml: the best of 4 trials" in capsys.readouterr().out
+    found = yaml.safe_load((tmp_path / "train.tuned.yaml").read_text())
+    assert 4 <= found["model"].pop("hidden") <= 6
+    assert 0.001 <= found["training"].pop("learning_rate") <= 0.05
+    given = settings(tune=bounds)
+    del given["model"]["hidden"], given["training"]["learning_rate"]
+    assert found == given
+    assert train(tmp_path / "train.tuned.yaml") == 0
+    with pytest.raises(CannotServe, match="must lie beside"):
+        tune(file, out=tmp_path.parent / "elsewhere.yaml")
+
+
+# --- what it says -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"data": {"path": "nothing.csv"}}, "nothing.csv does not exist"),
+        ({"features": {"numbers": ["amont"]}}, "there is no field 'amont'; it has 'customer', 'time', 'amount'"),
+        ({"model": {"hiden": 3}}, "model.hiden: unknown key; did you mean hidden?"),
+        ({"training": {"device": "cuda"}}, "training.device: cuda asks for an NVIDIA GPU, and torch finds none"),
+        ({"split": {"validation": 0.9, "test": 0.2}}, "split.test: validation and test together"),
+    ],
+)
+def test_exit_code_2_with_a_sentence(tmp_path: Path, sections: dict[str, Any], told: str) -> None:
+    done = command(tmp_path, "train", str(write_config(tmp_path, **sections)), check=2)
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_place_that_is_not_there_is_said_before_the_work(tmp_path: Path) -> None:
+    done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "nowhere/m.onnx", check=2)
+    assert "there is no folder nowhere" in done.stderr
+    assert "epoch" not in done.stderr
+    done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "m.pt", check=2)
+    assert "a model file's name ends in .onnx" in done.stderr
+
+
+def test_data_larger_than_memory_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_config(tmp_path)
+    train(file, out=tmp_path / "memory.onnx")
+    monkeypatch.setattr("lstmstream.train.data.RAM_BYTES", 20_000)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    spooled: list[int] = []
+    add = data._Spool.add
+    monkeypatch.setattr(data._Spool, "add", lambda spool, held: (spooled.append(len(held)), add(spool, held))[1])
+    train(file, out=tmp_path / "disk.onnx")
+    assert spooled
+    assert not list(scratch.iterdir())
+    memory, disk = (load_model(tmp_path / name).card for name in ("memory.onnx", "disk.onnx"))
+    assert memory.training["data"] == disk.training["data"]
+    assert memory.training["metrics"]["test"].keys() == disk.training["metrics"]["test"].keys()
