@@ -1,16 +1,17 @@
-"""Writes what the sensors of twelve machines say, every 15 minutes for five weeks, as `sensors.csv`.
+"""Writes what the sensors of twelve machines say, every 15 minutes for eight weeks, as `sensors.csv`.
 
     python make_data.py [FOLDER] [--small]     beside this file, unless a folder is named
 
-Load has a daily rhythm, by machine and by weekday; temperature follows the load; vibration follows it too, and grows as
-the machine wears. Faults are in the last week only, and none of them needs a value that the machine did not have
-before:
+Each machine works its own hours on weekdays, so that its load leaps twice a day. Temperature follows the load and the
+weather; vibration follows the load, and grows as the machine wears. Faults are in the last week only, and none needs a
+value that the machine did not have before:
 
     hot      the temperature climbs, and the load does not
     bearing  the vibration trembles
-    jump     the load leaps for one reading
+    leap     the load leaps for one reading, out of hours or amid the work
 
-`fault` is for measuring: nothing learns from it. The last week also goes to `events.jsonl`.
+`fault` is 1 from the first reading of a fault to the one that is as usual again. It is for measuring: nothing learns
+from it. The last week also goes to `events.jsonl`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 START = np.datetime64("2026-03-02T00:00")  # a Monday
-MACHINES, SMALL, WEEKS, A_DAY = 12, 4, 5, 96
-HOT, BEARING, JUMP = 6, 8, 1  # readings that each fault lasts
-FAULTS = 4  # of each kind, for each machine
+MACHINES, SMALL, WEEKS, A_DAY = 12, 4, 8, 96
+LENGTH = {"hot": 6, "bearing": 8, "leap": 1}  # readings
+FAULTS = 2  # of each kind, for each machine
 
 
 def slow(random: np.random.Generator, count: int, keep: float, size: float) -> Floats:
@@ -42,14 +43,16 @@ def healthy(random: np.random.Generator) -> Floats:
     """[N, 3] Load in percent, temperature in degrees Celsius, vibration in mm/s."""
     count = WEEKS * 7 * A_DAY
     time = np.arange(count)
-    day, weekday = 2 * np.pi * time / A_DAY, (time // A_DAY) % 7
-    rhythm = np.sin(day - random.uniform(1.2, 2.2)) + 0.3 * np.sin(2 * day + random.uniform(0, 6))
-    load = 55 + 22 * rhythm * np.where(weekday < 5, 1.0, 0.4) + slow(random, count, 0.9, 4) + random.normal(0, 1, count)
+    hour, weekday = 24 * (time % A_DAY) / A_DAY, (time // A_DAY) % 7
+    begin, end = random.integers(5, 9), random.integers(16, 23)
+    works = (hour >= begin) & (hour < end) & (weekday < 5)
+    load = np.where(works, random.uniform(45, 75), 10) + slow(random, count, 0.9, 4) + random.normal(0, 1, count)
     load = np.clip(load, 2, 100)
+    outside = 20 + 4 * np.sin(2 * np.pi * (hour - 9) / 24) + slow(random, count, 0.999, 3)
     temperature = np.empty(count)
-    temperature[0] = 30 + 0.4 * load[0]
+    temperature[0] = outside[0] + 0.4 * load[0]
     for at in range(1, count):  # warms and cools slowly
-        temperature[at] = temperature[at - 1] + 0.15 * (30 + 0.4 * load[at] - temperature[at - 1])
+        temperature[at] = temperature[at - 1] + 0.15 * (outside[at] + 0.4 * load[at] - temperature[at - 1])
     temperature += random.normal(0, 0.3, count)
     wear = random.uniform(0.2, 0.8) * time / count
     vibration = 1.5 + wear + 0.02 * load + random.normal(0, 0.08, count)
@@ -59,21 +62,20 @@ def healthy(random: np.random.Generator) -> Floats:
 def broken(values: Floats, random: np.random.Generator) -> list[str]:
     """[N] The fault at each reading, "" where there is none; changes `values` [N, 3]."""
     fault = [""] * len(values)
-    first = (WEEKS - 1) * 7 * A_DAY
-    places = (
-        first + 10 + np.arange(3 * FAULTS) * ((7 * A_DAY - 20) // (3 * FAULTS)) + random.integers(0, 30, 3 * FAULTS)
-    )
-    kinds = random.permutation(["hot", "bearing", "jump"] * FAULTS)
-    for start, kind in zip(places.tolist(), kinds.tolist(), strict=True):
-        length = {"hot": HOT, "bearing": BEARING, "jump": JUMP}[kind]
+    kinds = random.permutation(list(LENGTH) * FAULTS).tolist()
+    week = 7 * A_DAY
+    apart = (week - 20) // len(kinds)
+    for place, kind in enumerate(kinds):
+        start = len(values) - week + 10 + place * apart + int(random.integers(0, apart - 12))
+        length = LENGTH[kind]
         span = slice(start, start + length)
         if kind == "hot":
             values[span, 1] += 1.6 * np.arange(1, length + 1)
         elif kind == "bearing":
             values[span, 2] += random.choice([-1, 1], length) * random.uniform(0.3, 0.7, length)
         else:
-            values[span, 0] = 110 - values[span, 0]
-        fault[span] = [kind] * length
+            values[span, 0] += 30 if values[start, 0] < 40 else -30
+        fault[start : start + length + 1] = [kind] * (length + 1)
     return fault
 
 

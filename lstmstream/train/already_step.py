@@ -26,9 +26,9 @@ from lstmstream.train.rewrite import (
     declared,
     fill_missing,
     finish,
+    is_probability,
     only_outputs,
     weight,
-    within_one,
 )
 
 _KEYS, _EVENTS = 3, 9
@@ -146,7 +146,7 @@ def wrap(foreign: Foreign, pairing: Pairing, *, missing: Missing, column: int | 
     answer = Answer(pairing.output, axes[0], None, value.size // _KEYS)
     score = Score.choose(foreign, answer, value, column)
     finish(foreign, model, pairing.output, (axes[0], value.ndim), score)
-    return Step(model, state, answer, str(score), within_one(value))
+    return Step(model, state, answer, str(score), is_probability(foreign, pairing.output))
 
 
 def _batch_of(foreign: Foreign, name: str) -> int | None:

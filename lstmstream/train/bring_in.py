@@ -262,6 +262,10 @@ def report(foreign: Foreign, brought: Brought, card: Card, out: Path) -> list[st
         f" {proof.answers:.2g} (answers), {proof.memories:.2g} (memory); at most 1e-05 is accepted"
     )
     lines += [f"  note      {note}" for note in brought.notes]
+    if not proof.reacts:
+        lines.append(
+            "  warning   the events did not change an answer in any of these sequences: is this the right file?"
+        )
     if not proof.remembers:
         lines.append("  warning   the past did not change an answer in any of these sequences: is this the right file?")
     if brought.mode == "window":

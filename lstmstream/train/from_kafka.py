@@ -63,24 +63,19 @@ def fetch(config: TrainConfig, fields: Fields, file: Path) -> tuple[Fields, list
 
 
 def _line(records: RecordBatch, row: int, timestamp: int, fields: Fields) -> bytes:
-    """The wanted fields of one record, those within objects under their whole path."""
+    """The wanted fields of one record, those within objects with the whole object."""
     value = records.values[row] or b"{}"
     try:
         document = orjson.loads(value)
     except orjson.JSONDecodeError:  # 1e400 in a field that nobody wants, or the decoder had refused it
         document = json.loads(value)
-    wanted: dict[str, Any] = {name: _at(document, name) for name in fields.all()}
+    outermost = {name.partition(".")[0] for name in fields.all()}
+    wanted: dict[str, Any] = {name: document.get(name) for name in sorted(outermost)}
     if fields.key is None:
         wanted[KEY] = _text(records.keys[row])
     if fields.timestamp is None:
         wanted[TIMESTAMP] = timestamp
     return orjson.dumps(wanted) + b"\n"
-
-
-def _at(document: Any, path: str) -> Any:
-    for name in path.split("."):
-        document = document.get(name) if isinstance(document, dict) else None
-    return document
 
 
 def _text(key: bytes | None) -> str:

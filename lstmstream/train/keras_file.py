@@ -118,6 +118,9 @@ def _layers(config: Mapping[str, Any], content: bytes) -> Iterator[Layer]:
     if config["class_name"] == "Sequential":
         yield from found.values()
         return
+    for entry in described:
+        if any(node["kwargs"].get("training") for node in entry["inbound_nodes"]):
+            raise _Refused(f"{found[entry['config']['name']]}: called with training=True, which is random")
     before = {entry["config"]["name"]: list(_sources(entry["inbound_nodes"])) for entry in described}
     ends = config["config"]["output_layers"]
     ends = [ends] if isinstance(ends[0], str) else ends
@@ -212,7 +215,9 @@ def _add(graph: SequenceGraph, layer: Layer) -> None:
             raise _Refused(f"{layer}: {quote(inner['class_name'])} inside cannot be read")
         _add(graph, Layer(inner["class_name"], layer.name, inner["config"], below))
     elif kind == "Dense":
-        graph.dense(layer.weights["vars/0"], layer.weights.get("vars/1"))
+        kernel, bias = _exactly(layer, "vars", 2)
+        assert kernel is not None
+        graph.dense(kernel, bias)
         _activate(graph, layer, config["activation"])
     elif kind in _IDLE:
         return  # at inference they pass everything on
@@ -233,8 +238,9 @@ def _add_recurrent(graph: SequenceGraph, layer: Layer) -> None:
         raise _Refused(f"{layer}: return_state; a chain of layers can be read. Or: {_OTHER_WAY}")
     if not graph.sequence:
         raise _Refused(f"{layer}: the layers before it have no axis of time left")
-    kernel, recurrent = layer.weights["cell/vars/0"], layer.weights["cell/vars/1"]
-    bias = layer.weights.get("cell/vars/2")
+    kernel, recurrent, bias = _exactly(layer, "cell/vars", 3)
+    assert kernel is not None
+    assert recurrent is not None
     names = ["activation"] if kind == "SimpleRNN" else ["recurrent_activation", "activation"]
     chosen = [config[name] for name in names]
     for name in chosen:
@@ -261,6 +267,18 @@ def _add_recurrent(graph: SequenceGraph, layer: Layer) -> None:
         linear_before_reset=int(bool(config.get("reset_after"))) if kind == "GRU" else None,
         whole=bool(config["return_sequences"]),
     )
+
+
+def _exactly(layer: Layer, group: str, count: int) -> list[Array | None]:
+    """The layer's weights in order, the last one (the bias) None where the layer has none.
+
+    One too few or too many (LoRA, quantisation) means that the layer computes something else.
+    """
+    names = [f"{group}/{index}" for index in range(count - (not layer.config["use_bias"]))]
+    found = {name for name in layer.weights if name.startswith(f"{group}/")}
+    if found != set(names):
+        raise _Refused(f"{layer}: has {len(found)} weights, should have {len(names)}")
+    return [layer.weights.get(f"{group}/{index}") for index in range(count)]
 
 
 def _activate(graph: SequenceGraph, layer: Layer, name: Any) -> None:

@@ -26,6 +26,7 @@ PROBES = (4, 6)  # batches; no graph has both as the size of something else by c
 UNSTEADY = {"Log", "Sin", "Cos", "Softplus", "Mish", "Atan", "Asin", "Acos", "Elu", "Selu", "Celu"}
 POISON = "zero_or_nan"  # [N] where a missing number is an error
 _VECTOR = 16
+_FORMS = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Gather", "Slice", "Flatten", "Cast"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Step:
     state: StateSpec
     answer: Answer  # of the original
     score: str  # which number it is, for a person
-    probability: bool  # whether the answers to random inputs were all from 0 to 1
+    probability: bool  # whether a sigmoid or softmax makes the answer
 
 
 def to_step(foreign: Foreign, layout: Layout, output: str, *, missing: Missing, column: int | None) -> Step:
@@ -76,7 +77,7 @@ def to_step(foreign: Foreign, layout: Layout, output: str, *, missing: Missing, 
     answer = _answer(foreign, model, output, original[0][output].shape, batch, given)
     score = Score.choose(foreign, answer, original[0][output], column)
     finish(foreign, model, output, (answer.batch_axis, len(original[0][output].shape)), score)
-    return Step(model, state, answer, str(score), within_one(original[0][output]))
+    return Step(model, state, answer, str(score), is_probability(foreign, output))
 
 
 def _step_feed(rows: int, features: int, state: StateSpec) -> dict[str, Array]:
@@ -265,9 +266,12 @@ def one_hot(answer: Answer, value: Array) -> bool:
     return bool(answer.columns > 1 and (rows >= 0).all() and np.allclose(rows.sum(axis=2), 1, atol=1e-5))
 
 
-def within_one(value: Array) -> bool:
-    """Whether all numbers are from 0 to 1, and not all the same: probabilities, by the look of it."""
-    return bool((value >= 0).all() and (value <= 1).all() and np.ptp(value) > 0)
+def is_probability(foreign: Foreign, output: str) -> bool:
+    """Whether the output is what a sigmoid or a softmax gives, but for its form."""
+    makers = {name: node for node in foreign.graph.node for name in node.output}
+    while (node := makers.get(output)) is not None and node.op_type in _FORMS:
+        output = node.input[0]
+    return node is not None and node.op_type in {"Sigmoid", "HardSigmoid", "Softmax"}
 
 
 @dataclass(frozen=True, slots=True)

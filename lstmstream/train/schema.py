@@ -142,7 +142,7 @@ class Design(Section):
     projection: Count | None = Field(None, description="Project h to so many values (LSTM only; smaller than hidden).")
     dropout: Share = Field(0.0, description="Share of each layer's outputs that is dropped while training.")
     activation: Literal["tanh", "relu"] = Field("tanh", description="Of the cell; relu as Keras' LSTM has it.")
-    window: Annotated[Whole, Field(ge=1, le=4096)] | None = Field(
+    window: Annotated[Whole, Field(ge=1, le=500)] | None = Field(
         None, description="The network sees only the last so many events; the state then holds them (all events)."
     )
 

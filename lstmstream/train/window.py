@@ -26,9 +26,9 @@ from lstmstream.train.rewrite import (
     declared,
     fill_missing,
     finish,
+    is_probability,
     only_outputs,
     weight,
-    within_one,
 )
 
 # For one row alone onnxruntime adds up in another order than for several, so these never see one row.
@@ -89,7 +89,7 @@ def to_window(
         rows, axis, rank = "last_answer", axis - (answer.time_axis < axis), rank - 1
     score = Score.choose(foreign, answer, original[output], column)
     finish(foreign, model, rows, (axis, rank), score)
-    return Step(model, state, answer, str(score), within_one(original[output]))
+    return Step(model, state, answer, str(score), is_probability(foreign, output))
 
 
 def _length(foreign: Foreign, layout: Layout, window: int | None) -> int:

@@ -1,4 +1,7 @@
-"""Foreign model files for the tests: makes them once a run, each framework in a process of its own, side by side."""
+"""Foreign model files for the tests, and how to serve what was imported.
+
+Those of torch and Keras are made once a run, each framework in a process of its own, side by side.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import pytest
 
+from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.serve.step import OnnxStep, StepInput
+from lstmstream.train.bring_in import import_model
+from lstmstream.train.sequence_graph import SequenceGraph
 
 HERE = Path(__file__).parent
+F, H = 3, 4  # of the small files
 
 
 def make_all(folder: Path) -> None:
@@ -44,3 +54,35 @@ def walk(path: Path, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         predictions.append(out.prediction)
         scores.append(out.score)
     return np.stack(predictions, axis=1), np.stack(scores, axis=1)
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return (0.5 * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def lstm_file(path: Path, *, length: int | None = None, whole: bool = False) -> Path:
+    """A plain LSTM with a sigmoid head, as ONNX."""
+    graph = SequenceGraph(F, length)
+    graph.recurrent(
+        "LSTM", draw(4 * H, F), draw(4 * H, H, seed=1), draw(8 * H, seed=2), ["sigmoid", "tanh"],
+        linear_before_reset=None, whole=whole,
+    )  # fmt: skip
+    graph.dense(draw(H, 1, seed=3), draw(1, seed=4))
+    graph.activate("sigmoid")
+    path.write_bytes(graph.finish())
+    return path
+
+
+def edited(path: Path, change: Any) -> Path:
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def refusal(file: Path, **options: Any) -> str:
+    out = file.parent / "refused.onnx"
+    with pytest.raises(CannotServe) as refused:
+        import_model(file, out=out, **options)
+    assert not out.exists()
+    return str(refused.value)

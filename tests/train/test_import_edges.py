@@ -1,4 +1,4 @@
-"""What import does with hostile files, files of weights, the user's options and the user's data."""
+"""What import does with hostile files, the user's options and the user's data."""
 
 from __future__ import annotations
 
@@ -10,58 +10,19 @@ from typing import Any
 import foreign
 import h5py
 import numpy as np
-import onnx
 import orjson
 import polars as pl
 import pytest
-import torch
+from foreign import F, H, draw, edited, lstm_file, refusal
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import save_file
-from torch import nn
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.train.bring_in import import_model
 from lstmstream.train.fit_shapes import Sizes, reshaped
 from lstmstream.train.foreign_graph import checked
-from lstmstream.train.sequence_graph import SequenceGraph
 
 pytestmark = pytest.mark.torch
-F, H = 3, 4
-
-
-def draw(*shape: int, seed: int = 0) -> np.ndarray:
-    return (0.5 * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
-
-
-def lstm_file(path: Path, *, length: int | None = None, whole: bool = False) -> Path:
-    """A plain LSTM with a sigmoid head, as ONNX."""
-    graph = SequenceGraph(F, length)
-    graph.recurrent(
-        "LSTM", draw(4 * H, F), draw(4 * H, H, seed=1), draw(8 * H, seed=2), ["sigmoid", "tanh"],
-        linear_before_reset=None, whole=whole,
-    )  # fmt: skip
-    graph.dense(draw(H, 1, seed=3), draw(1, seed=4))
-    graph.activate("sigmoid")
-    path.write_bytes(graph.finish())
-    return path
-
-
-def edited(path: Path, change: Any) -> Path:
-    model = onnx.load(path)
-    change(model)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def refusal(file: Path, **options: Any) -> str:
-    out = file.parent / "refused.onnx"
-    with pytest.raises(CannotServe) as refused:
-        import_model(file, out=out, **options)
-    assert not out.exists()
-    return str(refused.value)
-
-
 # --- hostile files ---------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +89,8 @@ def keras_file(path: Path, *, change: Any = None, kernel: Any = None, outside: P
     layers = [
         {"class_name": "InputLayer", "config": {"name": "i", "batch_shape": [None, None, 3], "dtype": "float32"}},
         {"class_name": "LSTM", "config": {
-            "name": "l", "return_sequences": False, "activation": "tanh", "recurrent_activation": "sigmoid",
+            "name": "l", "return_sequences": False, "use_bias": True,
+            "activation": "tanh", "recurrent_activation": "sigmoid",
         }},
     ]  # fmt: skip
     config = {"class_name": "Sequential", "config": {"layers": layers}}
@@ -174,6 +136,11 @@ def test_keras_files_that_are_old_or_odd_are_refused(tmp_path: Path) -> None:
         config["config"]["layers"][1]["config"] = {"name": ["l"]}
 
     assert "written by Keras '2.15.0'" in refusal(keras_file(tmp_path / "a.keras", change=old))
+
+    def no_bias(config: Any, _: Any) -> None:
+        config["config"]["layers"][1]["config"]["use_bias"] = False
+
+    assert "has 3 weights, should have 2" in refusal(keras_file(tmp_path / "a.keras", change=no_bias))
     assert "layer 'l' (MyLayer): is not one that can be read" in refusal(keras_file(tmp_path / "a.keras", change=own))
     assert "not a .keras file that can be read" in refusal(keras_file(tmp_path / "a.keras", change=deep))
     wrong = draw(3, 7)
@@ -274,6 +241,44 @@ def test_memories_are_compared_where_the_head_says_nothing(tmp_path: Path) -> No
     assert "node 'lstm_1' (LSTM) differs" in refusal(edited(lstm_file(tmp_path / "a.onnx"), blind))
 
 
+def with_start(path: Path, rows: np.ndarray, length: int = 5) -> Path:
+    """The plain LSTM with a first h of its own, its batch fixed to the number of `rows`."""
+
+    def start(model: Any) -> None:
+        node = next(node for node in model.graph.node if node.op_type == "LSTM")
+        model.graph.initializer.append(numpy_helper.from_array(rows[np.newaxis], "start"))
+        node.input.extend(["", "start"])
+        for value in [*model.graph.input, *model.graph.output]:
+            value.type.tensor_type.shape.dim[0].dim_value = len(rows)
+
+    return edited(lstm_file(path, length=length), start)
+
+
+def test_first_states_that_differ_within_a_batch_are_refused(tmp_path: Path) -> None:
+    file = with_start(tmp_path / "a.onnx", draw(2, H))
+    for mode in ("step", "window"):
+        assert "the first state 'start' is not the same for every sequence" in refusal(file, mode=mode)
+
+
+def test_a_first_state_stays_in_a_window_of_any_batch(tmp_path: Path) -> None:
+    row = draw(1, H, seed=9)
+    import_model(with_start(tmp_path / "a.onnx", row), out=tmp_path / "w.onnx", mode="window")
+    import_model(with_start(tmp_path / "b.onnx", row), out=tmp_path / "s.onnx")
+    assert load_model(tmp_path / "s.onnx").card.state.initial[:H] == pytest.approx(row[0])
+    x = draw(3, 5, F)
+    ours, theirs = (foreign.walk(tmp_path / name, x)[0][:, 4] for name in ("w.onnx", "s.onnx"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_events_that_change_nothing_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def deaf(model: Any) -> None:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.startswith("W"))
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 0, tensor.name))
+
+    import_model(edited(lstm_file(tmp_path / "a.onnx"), deaf), out=tmp_path / "m.onnx")
+    assert "the events did not change an answer" in capsys.readouterr().out
+
+
 def test_reshapes_of_fixed_sizes_are_freed() -> None:
     sizes = Sizes(batch=2, length=5, batches=(4, 6), length_now=1)
     assert reshaped((5, 2, 1, 8), (5, 2, 8), ((1, 4, 1, 8), (1, 6, 1, 8)), sizes) == [1, -1, 8]
@@ -324,6 +329,17 @@ def test_compare_says_where_the_two_modes_part(tmp_path: Path, capsys: pytest.Ca
     assert float(lines[4][3]) < 1e-6 < float(lines[5][3])  # a full window begins with zeros, as the step did
 
 
+def test_compare_takes_keys_of_different_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "d.csv"
+    ragged = table().filter((pl.col("k") != "k0") | (pl.col("t") < 10))  # 4 of its 9 events
+    ragged.write_csv(data)
+    options: dict[str, Any] = {"features": "f0,f1,f2", "window": 4, "compare": data, "key": "k", "timestamp": "t"}
+    import_model(lstm_file(tmp_path / "a.onnx"), out=tmp_path / "m.onnx", **options)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    keys = {int(line[0]): int(line[1]) for line in lines if line[0].isdigit()}
+    assert (keys[4], keys[5], keys[9]) == (3, 2, 2)
+
+
 def test_compare_of_short_sequences_says_that_nothing_can_be_seen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,103 +380,3 @@ def test_data_that_cannot_be_compared_is_refused(tmp_path: Path, options: dict[s
     given["compare"] = tmp_path / given["compare"]
     with pytest.raises(CannotServe, match=said):
         import_model(lstm_file(tmp_path / "a.onnx"), out=tmp_path / "m.onnx", **given)
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-LAYOUT = "cell: {cell}\nlayers: {layers}\nhead: {{linear: fc., activation: {activation}}}\nfeatures: {features}\n"
-
-
-class Net(nn.Module):
-    def __init__(self, cell: Any, out: int, **options: Any) -> None:
-        super().__init__()
-        self.rnn = cell(F, H, batch_first=True, **options)
-        self.fc = nn.Linear(options.get("proj_size") or H, out)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.rnn(x)[0])
-
-
-def layout_file(tmp_path: Path, **values: Any) -> Path:
-    path = tmp_path / "layout.yaml"
-    given = {"cell": "lstm", "layers": "rnn.", "activation": "none", "features": "[a, b, c]", **values}
-    path.write_text(LAYOUT.format(**given) + given.get("more", ""))
-    return path
-
-
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize(
-    ("cell", "options", "activation", "out"),
-    [
-        ("lstm", {"num_layers": 2}, "sigmoid", 1),
-        ("lstm", {"proj_size": 2}, "none", 2),
-        ("lstm", {"bias": False}, "softmax", 3),
-        ("gru", {"num_layers": 3}, "none", 1),
-    ],
-)
-def test_weights_and_a_layout_are_the_model_of_torch(
-    tmp_path: Path, suffix: str, cell: str, options: dict[str, Any], activation: str, out: int
-) -> None:
-    torch.manual_seed(0)
-    net = Net({"lstm": nn.LSTM, "gru": nn.GRU}[cell], out, **options)
-    file = tmp_path / f"w{suffix}"
-    if suffix == ".pt":
-        torch.save({"epoch": 3, "state_dict": net.state_dict()}, file)
-    else:
-        save_file(net.state_dict(), file)
-    layout = layout_file(tmp_path, cell=cell, activation=activation)
-    import_model(file, out=tmp_path / "m.onnx", layout=layout)
-    x = 3 * draw(4, 9, F)
-    with torch.no_grad():
-        expected = net(torch.from_numpy(x))
-        expected = {"sigmoid": torch.sigmoid, "softmax": lambda v: v.softmax(-1), "none": lambda v: v}[activation](
-            expected
-        )
-    predictions, _ = foreign.walk(tmp_path / "m.onnx", x)
-    np.testing.assert_allclose(predictions, expected.numpy(), atol=1e-5)
-    assert load_model(tmp_path / "m.onnx").card.task == ("forecast" if activation == "none" else "classify")
-
-
-def test_scaling_stands_in_the_layout(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = Net(nn.LSTM, 1)
-    torch.save(net.state_dict(), tmp_path / "w.pt")
-    fields = "[a, {name: b, centre: 5, scale: 2}, {name: c, log: true, centre: 1, scale: 0.5}]"
-    import_model(tmp_path / "w.pt", out=tmp_path / "m.onnx", layout=layout_file(tmp_path, features=fields))
-    raw = np.abs(draw(2, 6, F)) * 20
-    scaled = np.stack([raw[..., 0], (raw[..., 1] - 5) / 2, (np.log1p(raw[..., 2]) - 1) / 0.5], axis=-1)
-    with torch.no_grad():
-        expected = net(torch.from_numpy(scaled)).numpy()
-    np.testing.assert_allclose(foreign.walk(tmp_path / "m.onnx", raw)[0], expected, atol=1e-5)
-
-
-def test_weights_that_do_not_fit_their_layout_are_refused(tmp_path: Path) -> None:
-    net = Net(nn.LSTM, 1)
-    file = tmp_path / "w.pt"
-    torch.save(net.state_dict(), file)
-    assert "describe them: --layout" in refusal(file)
-    assert "there is no encoder.weight_ih_l0" in refusal(file, layout=layout_file(tmp_path, layers="encoder."))
-    assert "there are 2, the first layer takes 3" in refusal(file, layout=layout_file(tmp_path, features="[a, b]"))
-    assert "activation" in refusal(file, layout=layout_file(tmp_path, activation="softmax"))
-    assert "head.activation: must be one of" in refusal(file, layout=layout_file(tmp_path, activation="gelu"))
-    assert "import" in refusal(file, layout=layout_file(tmp_path, cell="gru"))
-    assert "export the model to ONNX" in refusal(file, layout=layout_file(tmp_path), mode="window")
-    extra = {**net.state_dict(), "norm.weight": torch.ones(3)}
-    torch.save(extra, file)
-    assert "does not speak of 'norm.weight'" in refusal(file, layout=layout_file(tmp_path))
-    import_model(file, out=tmp_path / "m.onnx", layout=layout_file(tmp_path, more="ignore: [norm.]\n"))
-    torch.save({**net.state_dict(), "fc.bias": torch.tensor([float("nan")])}, file)
-    assert "'fc.bias' is not finite" in refusal(file, layout=layout_file(tmp_path))
-    torch.save(Net(nn.LSTM, 1, bidirectional=True).state_dict(), file)
-    assert "bidirectional" in refusal(file, layout=layout_file(tmp_path))
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return Path.touch, (tmp_path / "ran",)
-
-    torch.save({"a": Evil()}, tmp_path / "w.pt")
-    assert "holds more than weights" in refusal(tmp_path / "w.pt", layout=layout_file(tmp_path))
-    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,181 @@
+"""CSV and Parquet: what their many types mean, and which of them are refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from reading import NESTED, csv, parquet, refused
+
+from lstmstream.train.read import Fields, read
+
+# --- CSV -----
+
+
+def test_texts_of_csv_stay_as_they_are_written(tmp_path: Path) -> None:
+    assert csv(tmp_path, "k,t,n,c\n007,1,1,1.0\n7,1,1,true\n") == [
+        ("007", 1000, [1.0], ["1.0"]),
+        ("7", 1000, [1.0], ["true"]),
+    ]
+
+
+def test_empty_cells_of_csv_are_missing(tmp_path: Path) -> None:
+    assert csv(tmp_path, "k,t,n,c\na,1,,\nb,2,,x\n") == [("a", 1000, [None], [None]), ("b", 2000, [None], ["x"])]
+    assert csv(tmp_path, 'k,t,n,c\na,1,"",x\na,1, 5 ,x\n') == [("a", 1000, [None], ["x"]), ("a", 1000, [5.0], ["x"])]
+    assert csv(tmp_path, "k,t,n,c\na,1,NaN,x\na,1,nan,x\n") == [("a", 1000, [None], ["x"])] * 2
+
+
+def test_numbers_of_csv_in_any_spelling(tmp_path: Path) -> None:
+    found = csv(tmp_path, "k,t,n,c\n" + "".join(f"a,1,{text},x\n" for text in ("1E5", "+5", ".5", "5.", '"7"', "-0")))
+    assert [row[2][0] for row in found] == [1e5, 5, 0.5, 5, 7, 0]
+    assert csv(tmp_path, f"k,t,n,c\na,1,{2**64},x\n")[0][2] == [float(2**64)]
+
+
+@pytest.mark.parametrize(("text", "shown"), [("abc", "'abc'"), ("true", "'true'"), ("1,5", ""), ("NA", "'NA'")])
+def test_what_is_no_number_in_csv_is_named(tmp_path: Path, text: str, shown: str) -> None:
+    message = refused("x.csv: ", csv, tmp_path, f"k,t,n,c\na,1,1,x\na,1,{text},x\n")
+    if shown:
+        assert f"row 1: field 'n' is {shown}, not a number; leave it empty where it is missing, or name it" in message
+    refused("row 0: field 'n' is not finite", csv, tmp_path, "k,t,n,c\na,1,inf,x\n")
+    refused("row 0: field 'n' is not finite", csv, tmp_path, "k,t,n,c\na,1,1e39,x\n")
+
+
+def test_times_of_csv(tmp_path: Path) -> None:
+    def times(*texts: str) -> list[int]:
+        return [row[1] for row in csv(tmp_path, "k,t,n,c\n" + "".join(f"a,{text},1,x\n" for text in texts))]
+
+    assert times("1522540800", "1522540800123", "-5") == [1522540800000, 1522540800123, -5000]
+    assert times("1.001", "1522540800.25") == [1001, 1522540800250]
+    assert times("2018-04-01", "2018-04-01T00:00:00.1239+02:00", "2018-04-01 12:00") == [
+        1522540800000,
+        1522533600123,
+        1522584000000,
+    ]
+    refused("row 1: field 't' is not an ISO 8601 time", times, "2018-04-01", "1.4.2018")
+    refused("row 1: field 't', the timestamp, is missing; leave such rows out", times, "5", "")
+
+
+def test_a_field_may_be_number_and_category_at_once(tmp_path: Path) -> None:
+    both = Fields("k", "t", ("n",), ("n",))
+    assert csv(tmp_path, "k,t,n\na,1,07\n", fields=both) == [("a", 1000, [7.0], ["07"])]
+    assert parquet(tmp_path, both, n=[7]) == [("a", 1000, [7.0], ["7"])]
+
+
+def test_a_column_with_dots_is_a_nested_field(tmp_path: Path) -> None:
+    assert csv(tmp_path, "u.k,t,m.n,u.c\nz,1,2,x\n", fields=NESTED) == [("z", 1000, [2.0], ["x"])]
+
+
+# --- Parquet -----
+
+
+def test_categories_of_parquet(tmp_path: Path) -> None:
+    def texts(*values: Any, kind: Any = None) -> list[str | None]:
+        return [row[3][0] for row in parquet(tmp_path, c=pl.Series(values, dtype=kind))]
+
+    assert texts("x", None, "y", kind=pl.Categorical) == ["x", None, "y"]
+    assert texts("x", None, kind=pl.Enum(["y", "x"])) == ["x", None]
+    for kind in (pl.Int8, pl.UInt8, pl.Int64, pl.UInt64, pl.Int128):
+        assert texts(7, None, kind=kind) == ["7", None]
+    assert texts(-128, kind=pl.Int8) == ["-128"]
+    assert texts(2**53, -(2**53)) == [str(2**53), str(-(2**53))]
+    assert texts(7.0, None, float("nan"), -0.0) == ["7", None, None, "0"]  # as pandas has ids, some of them missing
+    assert texts(Decimal(12), None) == ["12", None]
+    assert texts(None, kind=pl.Null) == [None]
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ([2**53 + 1], "has integers beyond 2^53; write such ids as text"),
+        ([-(2**63)], "has integers beyond 2^53; write such ids as text"),
+        (pl.Series([2**64 - 1], dtype=pl.UInt64), "has integers beyond 2^53"),
+        ([1.0, 7.5], "is 7.5, and neither text nor a whole number"),
+        ([1.0, float("inf")], "is inf, and neither text"),
+        ([1.0, 1e300], "is 1e+300, and neither text"),
+        ([True], "is Boolean, neither text nor whole numbers; write it as text"),
+        ([b"x"], "is Binary, neither"),
+        ([["x"]], "is List(String), neither"),
+        ([dt.date(2018, 4, 1)], "is Date, neither"),
+    ],
+)
+def test_what_is_no_category_in_parquet_is_named(tmp_path: Path, values: Any, what: str) -> None:
+    message = refused(f"field 'c' {what}", parquet, tmp_path, c=values)
+    assert "x.parquet: " in message
+    if "and neither" in message:
+        assert "row 1: " in message
+
+
+def test_numbers_of_parquet(tmp_path: Path) -> None:
+    def numbers(*values: Any, kind: Any = None) -> list[float | None]:
+        return [row[2][0] for row in parquet(tmp_path, n=pl.Series(values, dtype=kind))]
+
+    assert numbers(Decimal("1.50"), None) == [1.5, None]
+    assert numbers(2**100, kind=pl.Int128) == [2.0**100]
+    assert numbers(2**64 - 1, kind=pl.UInt64) == [2.0**64]
+    assert numbers(None, kind=pl.Null) == [None]
+    assert numbers(None, kind=pl.String) == [None]  # nothing is of no type
+    assert numbers(0.5, float("nan"), kind=pl.Float32) == [0.5, None]
+    for values, what in (
+        ([True], "field 'n' is Boolean, not a number; write 0 and 1"),
+        (["2"], "field 'n' is String, not a number"),  # the daemon takes no text for a number
+        ([dt.date(2018, 4, 1)], "field 'n' is Date, not a number"),
+        ([1.0, float("-inf")], "row 1: field 'n' is not finite in float32; leave it empty, or mend it"),
+        ([1.0, 1e39], "row 1: field 'n' is not finite in float32"),
+    ):
+        refused(what, parquet, tmp_path, n=values)
+
+
+def test_times_of_parquet(tmp_path: Path) -> None:
+    def times(values: Any) -> list[int]:
+        return [row[1] for row in parquet(tmp_path, t=values)]
+
+    moments = [dt.datetime(2018, 4, 1, 12, 0, 0, 123999), dt.datetime(1969, 12, 31, 23, 59, 59, 999999)]
+    for unit in ("ms", "us", "ns"):
+        plain = pl.Series(moments).dt.cast_time_unit(unit)
+        assert times(plain) == [1522584000123, -1]
+        assert times(plain.dt.replace_time_zone("UTC")) == [1522584000123, -1]
+        assert times(plain.dt.replace_time_zone("Europe/Berlin")) == [1522584000123 - 7_200_000, -1 - 3_600_000]
+    assert times(pl.Series([-1, -1_000_000, -1_000_001, 1]).cast(pl.Datetime("ns"))) == [-1, -1, -2, 0]
+    assert times([dt.date(2018, 4, 1), dt.date(1969, 12, 31)]) == [1522540800000, -86_400_000]
+    assert times([1.001, 1522540800.25]) == [1001, 1522540800250]
+    assert times([Decimal("1.001")]) == [1001]
+    assert times(pl.Series([-5], dtype=pl.Int8)) == [-5000]
+    assert times([99_999_999_999, 100_000_000_000]) == [99_999_999_999_000, 100_000_000_000]
+    assert times(pl.Series(["2018-04-01"], dtype=pl.Categorical)) == [1522540800000]
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ([5, None], "row 1: field 't', the timestamp, is missing; leave such rows out"),
+        ([5.0, float("nan")], "row 1: field 't', the timestamp, is missing"),
+        ([True], "field 't' is a boolean, not a time"),
+        ([5, 10**18], "row 1: field 't' lies outside years 1..9999"),
+        ([5, -(2**63)], "row 1: field 't' lies outside years 1..9999"),
+        (pl.Series([2**64 - 1], dtype=pl.UInt64), "row 0: field 't' lies outside years 1..9999"),
+        (pl.Series([0, 2**62]).cast(pl.Datetime("ms")), "row 1: field 't' lies outside years 1..9999"),
+        ([dt.time(1)], "field 't' is Time, not a time; give date and time, or an epoch"),
+    ],
+)
+def test_what_is_no_time_in_parquet_is_named(tmp_path: Path, values: Any, what: str) -> None:
+    refused(what, parquet, tmp_path, t=values)
+
+
+def test_nested_fields_of_parquet(tmp_path: Path) -> None:
+    u = [{"k": "z", "c": "x"}, {"k": "y", "c": None}]
+    assert parquet(tmp_path, NESTED, u=u, m=[{"n": 1.5}, None]) == [
+        ("z", 1000, [1.5], ["x"]),
+        ("y", 1000, [None], [None]),
+    ]
+    refused("there is no field 'm.n'; it has 'k'", parquet, tmp_path, NESTED, u=u, m=[{"z": 1}, None])
+    refused("row 1: field 'k', the key, is missing; leave such rows out", parquet, tmp_path, k=["a", None])
+
+
+def test_booleans_are_labels(tmp_path: Path) -> None:
+    pl.DataFrame({"y": [True, None, False]}).write_parquet(tmp_path / "x.parquet")
+    (part,) = read([tmp_path / "x.parquet"], Fields(None, None, (), (), label="y"))
+    assert part.label == ["1", None, "0"]
