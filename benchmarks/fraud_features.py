@@ -82,7 +82,7 @@ def terminal_run(terminal: Ints, time: Ints, fraud: Ints, ratio: Array, stolen: 
     """What the known labels of the terminal say about its being taken over now; columns [N].
 
     A fraud of more than `stolen` times its customer's usual amount speaks of the card: it is left out.
-    terminal_streak   the last so many known transactions were frauds (0: the last known one was honest, or there is none)
+    terminal_streak   the last so many known transactions were frauds (0: the last known one was honest, or none is)
     terminal_since    days from the first fraud of that streak to now (0 without a streak)
     """
     order = np.lexsort((time, terminal))

@@ -582,3 +582,7 @@ def test_any_value_gives_a_configuration_or_says_what_is_wrong(
 ) -> None:
     changes = {path.replace("security.", "security__"): value for path, value in changes.items()}
     assert all(problem.isprintable() for problem in attempt(load, tree(**changes, kafka__properties=properties)))
+
+
+def test_a_key_that_is_a_number_is_unknown(load: Load) -> None:
+    assert any(line.startswith("0: unknown key") for line in problems(load, LEAST + '"0": 1\n'))

@@ -123,7 +123,7 @@ def _without_places(keys: Keys) -> Keys:
 
 
 def _unknown(keys: Keys, options: Mapping[str, Option]) -> str:
-    *above, key = _without_places(keys)
+    above, key = [*_without_places(keys[:-1])], keys[-1]
     depth = len(above)
     if above == ["kafka", "properties"]:
         if key in REFUSED:

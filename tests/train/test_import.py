@@ -234,8 +234,10 @@ def test_probabilities_make_the_score_of_not_being_usual(files: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [("torch/lstm_last_new.onnx", "forecast"), ("torch/dense_norm_new.onnx", "classify"), ("keras/lstm.keras", "classify"),
-     ("keras/onnx_stacked.onnx", "classify"), ("torch/step_of_cell.onnx", "forecast")],
+    [("torch/lstm_last_new.onnx", "forecast"), ("torch/dense_norm_new.onnx", "classify"),
+     ("keras/lstm.keras", "classify"),
+     ("keras/onnx_stacked.onnx", "classify"),
+     ("torch/step_of_cell.onnx", "forecast")],
 )  # fmt: skip
 def test_the_task_is_told_by_what_makes_the_answer(files: Path, tmp_path: Path, name: str, task: str) -> None:
     import_model(files / name, out=tmp_path / "m.onnx")
