@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from random_events import history
 
 from lstmstream.card import Feature
 from lstmstream.train.baselines import baselines
@@ -16,7 +17,6 @@ from lstmstream.train.report import Report
 from lstmstream.train.summary import part_facts, summarise
 from lstmstream.train.threshold import Rule, choose
 from lstmstream.train.verdict import compare
-from tests.train.random_events import history
 
 SHOPS = ("grocer", "fuel", "travel", "online", "cash")
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from random_events import history
 
 from lstmstream.train.baselines import _logistic, baselines
 from lstmstream.train.judge import Goal, judge_events, rows_that_count
 from lstmstream.train.metrics import Judged, measure
 from lstmstream.train.verdict import compare, main_measure
-from tests.train.random_events import history
 
 HOUR_S = 3600.0
 

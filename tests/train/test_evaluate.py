@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from random_events import history
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
@@ -19,7 +20,6 @@ from lstmstream.train.evaluate import evaluate, number
 from lstmstream.train.export import Head, build
 from lstmstream.train.judge import Goal, judge_events, rows_that_count
 from tests.models import card_of, random_network, write
-from tests.train.random_events import history
 
 NAN = np.nan
 TWO_KEYS = [[1, 10], [NAN, 20], [3, 30], [4, 40], [NAN, 5], [6, NAN]]  # 4 events, then 2

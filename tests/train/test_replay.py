@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_events import history, write_jsonl
 
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
@@ -14,7 +15,6 @@ from lstmstream.serve.step import OnnxStep
 from lstmstream.train.data import Events
 from lstmstream.train.replay import replay
 from tests.models import MAGIC, poisoned_model, random_model
-from tests.train.random_events import history, write_jsonl
 
 NETWORK = {"numbers": ("amount", "age"), "categories": {"shop": ("a", "b"), "city": 7}, "clock": True, "hidden": 16}
 

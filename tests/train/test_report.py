@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up_reports import MAKERS, report
+from test_measures import DAY, judged
 
 from lstmstream.train import plots
 from lstmstream.train.evaluate import number
 from lstmstream.train.metrics import measure
 from lstmstream.train.report import Report, plots_of, render, write_report
 from lstmstream.train.summary import part_facts, summarise
-from tests.train.made_up_reports import MAKERS, report
-from tests.train.test_metrics import DAY, judged
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 EVIL = "</script><b>&\"'<!-- http://evil.example/x.js -->"

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from test_measures import DAY, judged
 
 from lstmstream.errors import CannotServe
 from lstmstream.train.metrics import Judged, alerts, measure
 from lstmstream.train.threshold import Rule, check, choose
-from tests.train.test_metrics import DAY, judged
 
 
 def random_part(seed: int, count: int = 400, steps: int = 50) -> Judged:
