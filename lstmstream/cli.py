@@ -174,7 +174,7 @@ def import_(
 ) -> int:
     """Bring in a recurrent model from elsewhere, rewritten to one step and proved against the original."""
     _needs_torch("import")
-    from lstmstream.train.bring_in import import_model
+    from lstmstream.train.foreign.bring_in import import_model
 
     return import_model(
         file,

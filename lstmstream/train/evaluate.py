@@ -22,12 +22,12 @@ from rich.text import Text
 from lstmstream.errors import CannotServe
 from lstmstream.model import Card, Model, load_model
 from lstmstream.serve.step import OnnxStep
-from lstmstream.train.data import Events, load_for_card, order_classes
-from lstmstream.train.intervals import Interval, intervals, units
-from lstmstream.train.judge import Goal, judge_events
-from lstmstream.train.metrics import Judged
-from lstmstream.train.read import resolve
-from lstmstream.train.replay import replay
+from lstmstream.train.history.data import Events, load_for_card, order_classes
+from lstmstream.train.history.read import resolve
+from lstmstream.train.measure.intervals import Interval, intervals, units
+from lstmstream.train.measure.judge import Goal, judge_events
+from lstmstream.train.measure.metrics import Judged
+from lstmstream.train.measure.replay import replay
 
 MEANINGS = {
     "average_precision": "area under precision over recall; by chance: the share of positives",

@@ -14,20 +14,21 @@ import torch
 from lstmstream.errors import Fatal
 from lstmstream.model import Card, load_model
 from lstmstream.serve.step import OnnxStep
-from lstmstream.train import account, features
+from lstmstream.train import account
 from lstmstream.train.export import export
+from lstmstream.train.export.parts import Calibration, Network
 from lstmstream.train.fit import Fit, Fitted
-from lstmstream.train.intervals import Interval, intervals
-from lstmstream.train.judge import judge_events
-from lstmstream.train.metrics import Judged
+from lstmstream.train.history import features
+from lstmstream.train.history.prepare import Prepared
+from lstmstream.train.history.read import Floats
+from lstmstream.train.history.split import NAMES, TEST, TRAIN, VALIDATION
+from lstmstream.train.measure.intervals import Interval, intervals
+from lstmstream.train.measure.judge import judge_events
+from lstmstream.train.measure.metrics import Judged
+from lstmstream.train.measure.replay import replay
+from lstmstream.train.measure.threshold import Rule, choose
 from lstmstream.train.network import Net, answers
-from lstmstream.train.parts import Calibration, Network
-from lstmstream.train.prepare import Prepared
-from lstmstream.train.read import Floats
-from lstmstream.train.replay import replay
 from lstmstream.train.schema import Threshold
-from lstmstream.train.split import NAMES, TEST, TRAIN, VALIDATION
-from lstmstream.train.threshold import Rule, choose
 
 USUAL_SHARE = 0.995  # of the validation part's events that an anomaly score of one half is above
 PROVED_KEYS, PROVED_EVENTS = 50, 200

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from lstmstream.errors import CannotServe
-from lstmstream.train import features
-from lstmstream.train.data import Events
-from lstmstream.train.metrics import Judged, average_precision, rank
+from lstmstream.train.history import features
+from lstmstream.train.history.data import Events
+from lstmstream.train.history.read import Floats, Ints
+from lstmstream.train.measure.metrics import Judged, average_precision, rank
 from lstmstream.train.network import Net
 from lstmstream.train.objective import Objective, hide
 from lstmstream.train.pieces import Bools, Piece, walk, windows
-from lstmstream.train.read import Floats, Ints
 from lstmstream.train.schema import Training
 
 _LOOK_BATCH = 512  # keys at once where nothing is learned

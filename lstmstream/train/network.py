@@ -1,6 +1,6 @@
 """The network in torch: what training moves, what becomes a model file, and what serving will answer.
 
-`Net` is the same network as export.py writes, over whole sequences. It does not train, and reads no raw events: the
+`Net` is the network that the package `export` writes, over whole sequences. It does not train, and reads no raw events: the
 encoder's dense columns (numbers, elapsed | flags | clock, already scaled, missing 0) and codes are given.
 
 `answers` gives, in float32, what the exported step model gives event by event, for every task.
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lstmstream.train.heads import LARGEST_JUMP, LARGEST_LOG, LARGEST_LOG_SCALE, LARGEST_Z, raw_scale
-from lstmstream.train.parts import (
+from lstmstream.train.export.heads import LARGEST_JUMP, LARGEST_LOG, LARGEST_LOG_SCALE, LARGEST_Z, raw_scale
+from lstmstream.train.export.parts import (
     Activation,
     AnomalyHead,
     AnyHead,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lstmstream.train import features
-from lstmstream.train.data import Events
 from lstmstream.train.export import Encoder
+from lstmstream.train.history import features
+from lstmstream.train.history.data import Events
+from lstmstream.train.history.read import Floats, Ints
+from lstmstream.train.history.split import Parts
 from lstmstream.train.pieces import Bools, Piece
-from lstmstream.train.read import Floats, Ints
 from lstmstream.train.schema import TrainConfig
-from lstmstream.train.split import Parts
 
 HUBER_FROM = 1.0  # in scaled units, errors grow linearly from here
 

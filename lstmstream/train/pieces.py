@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmstream.train.read import Ints
+from lstmstream.train.history.read import Ints
 
 Bools = NDArray[np.bool_]
 

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from lstmstream.train.fit import Fitted, Line, Told
-from lstmstream.train.prepare import Prepared
-from lstmstream.train.report import Report
-from lstmstream.train.split import NAMES
+from lstmstream.train.history.prepare import Prepared
+from lstmstream.train.history.split import NAMES
+from lstmstream.train.report.report import Report
 
 _REFRESH_S = 0.2
 _SHOWN = {"average_precision", "roc_auc", "precision", "recall", "accuracy", "macro_f1", "mae", "rmse", "mase"}

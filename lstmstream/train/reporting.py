@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from lstmstream.train import features
-from lstmstream.train.baselines import baselines
 from lstmstream.train.finish import Finished
 from lstmstream.train.fit import Fitted
-from lstmstream.train.judge import rows_that_count
+from lstmstream.train.history import features
+from lstmstream.train.history.prepare import Prepared
+from lstmstream.train.history.read import Floats, Ints
+from lstmstream.train.history.split import NAMES, TEST, TRAIN, VALIDATION
+from lstmstream.train.measure.baselines import baselines
+from lstmstream.train.measure.judge import rows_that_count
+from lstmstream.train.measure.verdict import compare
 from lstmstream.train.objective import counting
-from lstmstream.train.prepare import Prepared
-from lstmstream.train.read import Floats, Ints
-from lstmstream.train.report import Report
-from lstmstream.train.split import NAMES, TEST, TRAIN, VALIDATION
-from lstmstream.train.summary import part_facts, summarise
-from lstmstream.train.verdict import compare
+from lstmstream.train.report.report import Report
+from lstmstream.train.report.summary import part_facts, summarise
 
 
 def gather(prepared: Prepared, fitted: Fitted, finished: Finished, config_text: str, weights: int) -> Report:

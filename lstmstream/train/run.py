@@ -12,17 +12,17 @@ from lstmstream.model import load_model
 from lstmstream.stop import Stop
 from lstmstream.train.account import settings_digest
 from lstmstream.train.export import read_network
+from lstmstream.train.export.parts import Network
 from lstmstream.train.finish import finish
 from lstmstream.train.fit import Fit
+from lstmstream.train.history.prepare import Prepared, prepare
+from lstmstream.train.history.split import NAMES, TRAIN, VALIDATION
 from lstmstream.train.network import Anomaly, Classes, Design, Forecast, Net, Target, load
 from lstmstream.train.objective import Objective, class_counts, class_weights
-from lstmstream.train.parts import Network
-from lstmstream.train.prepare import Prepared, prepare
 from lstmstream.train.progress import Screen, summary
-from lstmstream.train.report import write_report
+from lstmstream.train.report.report import write_report
 from lstmstream.train.reporting import gather
 from lstmstream.train.schema import TrainConfig, load_training
-from lstmstream.train.split import NAMES, TRAIN, VALIDATION
 
 
 def train(path: Path, *, out: Path | None = None, resume: bool = False, init: str | None = None) -> int:

@@ -48,7 +48,7 @@ def _weights(value: object) -> object:
     many = isinstance(value, list) and all(type(one) in {int, float} and 0 < one < math.inf for one in value)
     if not many and value not in ("none", "balanced"):
         raise ValueError("must be none, balanced, or a list of positive numbers, one for each class")
-    return value
+    return [float(one) for one in value] if isinstance(value, list) else value
 
 
 Real = Float32

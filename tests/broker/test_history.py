@@ -10,9 +10,9 @@ import pytest
 from harness import create_topics, produce
 
 from lstmstream.errors import CannotServe
-from lstmstream.train.data import load
-from lstmstream.train.from_kafka import fetch
-from lstmstream.train.read import Fields
+from lstmstream.train.history.data import load
+from lstmstream.train.history.from_kafka import fetch
+from lstmstream.train.history.read import Fields
 from lstmstream.train.schema import TrainConfig, judge_training
 
 T0 = 1_700_000_000_000

@@ -18,8 +18,8 @@ import pytest
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.serve.step import OnnxStep, StepInput
-from lstmstream.train.bring_in import import_model
-from lstmstream.train.sequence_graph import SequenceGraph
+from lstmstream.train.foreign.bring_in import import_model
+from lstmstream.train.foreign.sequence_graph import SequenceGraph
 
 HERE = Path(__file__).parent
 F, H = 3, 4  # of the small files

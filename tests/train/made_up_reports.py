@@ -9,14 +9,14 @@ import numpy as np
 from random_events import history
 
 from lstmstream.card import Feature
-from lstmstream.train.baselines import baselines
-from lstmstream.train.data import Events
-from lstmstream.train.intervals import intervals
-from lstmstream.train.judge import Goal, judge_events, rows_that_count
-from lstmstream.train.report import Report
-from lstmstream.train.summary import part_facts, summarise
-from lstmstream.train.threshold import Rule, choose
-from lstmstream.train.verdict import compare
+from lstmstream.train.history.data import Events
+from lstmstream.train.measure.baselines import baselines
+from lstmstream.train.measure.intervals import intervals
+from lstmstream.train.measure.judge import Goal, judge_events, rows_that_count
+from lstmstream.train.measure.threshold import Rule, choose
+from lstmstream.train.measure.verdict import compare
+from lstmstream.train.report.report import Report
+from lstmstream.train.report.summary import part_facts, summarise
 
 SHOPS = ("grocer", "fuel", "travel", "online", "cash")
 

@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from lstmstream.train.data import Events
+from lstmstream.train.history.data import Events
 
 START_MS = 1_770_000_000_000
 CITY_BUCKETS = 7

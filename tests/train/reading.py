@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from lstmstream.errors import CannotServe
-from lstmstream.train.read import Fields, Part, read
+from lstmstream.train.history.read import Fields, Part, read
 
 FIELDS = Fields("k", "t", ("n",), ("c",))
 NESTED = Fields("u.k", "t", ("m.n",), ("u.c",))

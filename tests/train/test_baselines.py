@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from random_events import history
 
-from lstmstream.train.baselines import _logistic, baselines
-from lstmstream.train.judge import Goal, judge_events, rows_that_count
-from lstmstream.train.metrics import Judged, measure
-from lstmstream.train.verdict import compare, main_measure
+from lstmstream.train.measure.baselines import _logistic, baselines
+from lstmstream.train.measure.judge import Goal, judge_events, rows_that_count
+from lstmstream.train.measure.metrics import Judged, measure
+from lstmstream.train.measure.verdict import compare, main_measure
 
 HOUR_S = 3600.0
 

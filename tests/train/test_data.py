@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from lstmstream.card import Card, Feature, StateSpec
 from lstmstream.errors import CannotServe
-from lstmstream.train import data, read
-from lstmstream.train.data import Events, encode_categories, gather, load, load_for_card, order_classes
-from lstmstream.train.read import Fields, Part
+from lstmstream.train.history import data, read
+from lstmstream.train.history.data import Events, encode_categories, gather, load, load_for_card, order_classes
+from lstmstream.train.history.read import Fields, Part
 
 FIELDS = Fields("k", "t", ("n",), ("c",), label="y", part="p")
 

@@ -10,13 +10,13 @@ import onnxruntime as ort
 import pytest
 from encoded_by_hand import encode as encode_by_hand
 
-from lstmstream.train import features
-from lstmstream.train.data import Events, gather
-from lstmstream.train.encoder import NUMBERS
 from lstmstream.train.export import Category, Elapsed, Encoder, Head, Lstm, Network, Number, build
-from lstmstream.train.features import encode, features_of, flag_columns, learn
-from lstmstream.train.parts import floats
-from lstmstream.train.read import Fields, Part
+from lstmstream.train.export.encoder import NUMBERS
+from lstmstream.train.export.parts import floats
+from lstmstream.train.history import features
+from lstmstream.train.history.data import Events, gather
+from lstmstream.train.history.features import encode, features_of, flag_columns, learn
+from lstmstream.train.history.read import Fields, Part
 from lstmstream.train.schema import Features
 
 

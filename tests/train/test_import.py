@@ -16,7 +16,7 @@ from foreign_torch import cases as torch_cases
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
-from lstmstream.train.bring_in import import_model
+from lstmstream.train.foreign.bring_in import import_model
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-5

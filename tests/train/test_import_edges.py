@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
-from lstmstream.train.bring_in import import_model
-from lstmstream.train.fit_shapes import Sizes, reshaped
-from lstmstream.train.foreign_graph import checked
+from lstmstream.train.foreign.bring_in import import_model
+from lstmstream.train.foreign.fit_shapes import Sizes, reshaped
+from lstmstream.train.foreign.graph import checked
 
 pytestmark = pytest.mark.torch
 # --- hostile files ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lstmstream.model import load_model
-from lstmstream.train.bring_in import import_model
+from lstmstream.train.foreign.bring_in import import_model
 
 pytestmark = pytest.mark.torch
 

@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 
 from lstmstream.errors import CannotServe
-from lstmstream.train import inspection
-from lstmstream.train.data import Events, load, order_classes
-from lstmstream.train.inspection import check_memory, refuse, warn
-from lstmstream.train.read import Fields
+from lstmstream.train.history import inspection
+from lstmstream.train.history.data import Events, load, order_classes
+from lstmstream.train.history.inspection import check_memory, refuse, warn
+from lstmstream.train.history.read import Fields
+from lstmstream.train.history.split import TRAIN, VALIDATION, Parts, divide
 from lstmstream.train.schema import TrainConfig, judge_training
-from lstmstream.train.split import TRAIN, VALIDATION, Parts, divide
 
 ROWS = 400
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmstream.train.intervals import advantage, intervals, units
-from lstmstream.train.metrics import Judged, alerts, measure, prepare
+from lstmstream.train.measure.intervals import advantage, intervals, units
+from lstmstream.train.measure.metrics import Judged, alerts, measure, prepare
 
 DAY = 86_400_000
 EMPTY = np.empty((0, 0), np.float32)

@@ -16,8 +16,8 @@ from reading import FIELDS, NESTED, ROW, csv, jsonl, line, refused, rows
 from lstmstream.card import Card, Feature, StateSpec
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.records import RecordBatch
-from lstmstream.train import read as reading
-from lstmstream.train.read import Fields, read, resolve
+from lstmstream.train.history import read as reading
+from lstmstream.train.history.read import Fields, read, resolve
 
 VOCABULARY = ("a", "b", "7", "", "é")
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from reading import NESTED, csv, parquet, refused
 
-from lstmstream.train.read import Fields, read
+from lstmstream.train.history.read import Fields, read
 
 # --- CSV -----
 

@@ -12,8 +12,8 @@ from random_events import history, write_jsonl
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.serve.step import OnnxStep
-from lstmstream.train.data import Events
-from lstmstream.train.replay import replay
+from lstmstream.train.history.data import Events
+from lstmstream.train.measure.replay import replay
 from tests.models import MAGIC, poisoned_model, random_model
 
 NETWORK = {"numbers": ("amount", "age"), "categories": {"shop": ("a", "b"), "city": 7}, "clock": True, "hidden": 16}

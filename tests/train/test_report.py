@@ -17,11 +17,11 @@ import pytest
 from made_up_reports import MAKERS, report
 from test_measures import DAY, judged
 
-from lstmstream.train import plots
 from lstmstream.train.evaluate import number
-from lstmstream.train.metrics import measure
-from lstmstream.train.report import Report, plots_of, render, write_report
-from lstmstream.train.summary import part_facts, summarise
+from lstmstream.train.measure.metrics import measure
+from lstmstream.train.report import plots
+from lstmstream.train.report.report import Report, plots_of, render, write_report
+from lstmstream.train.report.summary import part_facts, summarise
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 EVIL = "</script><b>&\"'<!-- http://evil.example/x.js -->"

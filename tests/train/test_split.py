@@ -10,11 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lstmstream.errors import CannotServe
-from lstmstream.train.data import Events, gather
-from lstmstream.train.features import learn
-from lstmstream.train.read import Fields, Part
+from lstmstream.train.history.data import Events, gather
+from lstmstream.train.history.features import learn
+from lstmstream.train.history.read import Fields, Part
+from lstmstream.train.history.split import NAMES, NONE, TEST, TRAIN, VALIDATION, divide
 from lstmstream.train.schema import Features, Split
-from lstmstream.train.split import NAMES, NONE, TEST, TRAIN, VALIDATION, divide
 
 DAY_MS = 86_400_000
 START_MS = 1_522_540_800_000  # 2018-04-01

@@ -9,8 +9,8 @@ import pytest
 from test_measures import DAY, judged
 
 from lstmstream.errors import CannotServe
-from lstmstream.train.metrics import Judged, alerts, measure
-from lstmstream.train.threshold import Rule, check, choose
+from lstmstream.train.measure.metrics import Judged, alerts, measure
+from lstmstream.train.measure.threshold import Rule, check, choose
 
 
 def random_part(seed: int, count: int = 400, steps: int = 50) -> Judged:

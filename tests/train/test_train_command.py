@@ -20,8 +20,8 @@ from histories import config_for, purchases, settings, write_config
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
-from lstmstream.train import data
-from lstmstream.train.prepare import prepare
+from lstmstream.train.history import data
+from lstmstream.train.history.prepare import prepare
 from lstmstream.train.run import train
 from lstmstream.train.tune import tune
 
@@ -266,7 +266,7 @@ def test_a_place_that_is_not_there_is_said_before_the_work(tmp_path: Path) -> No
 def test_data_larger_than_memory_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_config(tmp_path)
     train(file, out=tmp_path / "memory.onnx")
-    monkeypatch.setattr("lstmstream.train.data.RAM_BYTES", 20_000)
+    monkeypatch.setattr("lstmstream.train.history.data.RAM_BYTES", 20_000)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))

@@ -1,0 +1,83 @@
+"""Whether the parts of a network fit together, with the name of what does not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lstmstream.train.export.parts import AnomalyHead, Encoder, ForecastHead, Head, Layer, Lstm, Network
+
+MOST_ROWS = 500  # of a window; each is a copy of all layers in the graph
+
+
+def validate(network: Network) -> None:
+    """Raises ValueError for weights that do not fit together or values outside their bounds."""
+    if network.encoder.width == 0 or not network.layers:
+        raise ValueError("the network needs at least one input and one layer")
+    if network.window is not None and not 1 <= network.window <= MOST_ROWS:
+        raise ValueError(f"window: {network.window} should be from 1 to {MOST_ROWS}")
+    _validate_encoder(network.encoder)
+    width = network.encoder.width
+    for index, layer in enumerate(network.layers):
+        _validate_layer(index, layer, width)
+        width = layer.width
+    head = network.head
+    if head.weight.ndim != 2 or head.weight.shape[1] != width or head.bias.shape != head.weight.shape[:1]:
+        raise ValueError(f"head: weight {head.weight.shape} and bias {head.bias.shape} do not fit {width} inputs")
+    if isinstance(head, Head):
+        wrong = {"sigmoid": len(head.bias) != 1, "softmax": len(head.bias) < 2, "none": len(head.bias) < 1}
+        if wrong.get(head.activation, True):
+            raise ValueError(f"head: {len(head.bias)} outputs with activation {head.activation!r}")
+    else:
+        _validate_forecast(network.encoder, head)
+
+
+def _validate_layer(index: int, layer: Layer, width: int) -> None:
+    h, gates = layer.hidden, 4 if isinstance(layer, Lstm) else 3
+    out = h
+    if isinstance(layer, Lstm) and layer.projection is not None:
+        out = np.shape(layer.projection)[0]
+        if np.shape(layer.projection) != (out, h):
+            raise ValueError(f"layer {index} projection: shape {np.shape(layer.projection)}, should be {(out, h)}")
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight_ih": (gates * h, width),
+        "weight_hh": (gates * h, out),
+        "bias": (2 * gates * h,),
+        "initial_h": (out,),
+        "initial_c": (h,),
+    }
+    for name, shape in shapes.items():
+        values = getattr(layer, name, None)
+        if values is not None and np.shape(values) != shape:
+            raise ValueError(f"layer {index} {name}: shape {np.shape(values)}, should be {shape}")
+    if layer.activation not in {"tanh", "relu"}:
+        raise ValueError(f"layer {index} activation: {layer.activation!r} should be tanh or relu")
+
+
+def _validate_forecast(encoder: Encoder, head: ForecastHead | AnomalyHead) -> None:
+    columns = head.columns
+    if not columns or len(set(columns)) != len(columns) or not all(0 <= c < len(encoder.numbers) for c in columns):
+        raise ValueError(f"head: columns {columns} should be different ones of the {len(encoder.numbers)} numbers")
+    each = 2 if isinstance(head, AnomalyHead) else head.horizon
+    if each < 1 or len(head.bias) != each * len(columns):
+        raise ValueError(f"head: {len(head.bias)} outputs, {each} for each of {len(columns)} columns are needed")
+    if isinstance(head, AnomalyHead):
+        start, unit, alpha = head.calibration.start, head.calibration.unit, head.calibration.alpha
+        if not (1e-6 <= start <= 1e6 and 1e-6 <= unit <= 1e6 and 0 < alpha <= 1):  # NaN fails too
+            raise ValueError(
+                f"calibration: start {start} and unit {unit} should be from 1e-6 to 1e6, alpha {alpha} above 0, up to 1"
+            )
+
+
+def _validate_encoder(encoder: Encoder) -> None:
+    if not 0 < encoder.limit < 1e30:
+        raise ValueError(f"encoder limit: {encoder.limit} should be above 0 and below 1e30")
+    scaled: list[tuple[str, float, float]] = [(f"number {one.name}", one.centre, one.scale) for one in encoder.numbers]
+    if encoder.elapsed is not None:
+        scaled.append(("elapsed", encoder.elapsed.centre, encoder.elapsed.scale))
+    for name, centre, scale in scaled:
+        if not (abs(centre) < 1e30 and 1e-30 < scale < 1e30):  # NaN fails too
+            raise ValueError(f"{name}: centre {centre} and scale {scale} should be below 1e30, scale above 1e-30")
+    for category in encoder.categories:
+        codes = len(category.vocabulary or ()) or category.buckets or 0
+        if category.table.ndim != 2 or category.table.shape[0] != codes + 1:
+            raise ValueError(f"category {category.name}: {codes} codes need a table of {codes + 1} rows")
