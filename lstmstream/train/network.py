@@ -1,7 +1,7 @@
 """The network in torch: what training moves, what becomes a model file, and what serving will answer.
 
-`Net` is the network that the package `export` writes, over whole sequences. It does not train, and reads no raw events: the
-encoder's dense columns (numbers, elapsed | flags | clock, already scaled, missing 0) and codes are given.
+`Net` is the network that the package `export` writes, over whole sequences. It does not train, and reads no raw events:
+the encoder's dense columns (numbers, elapsed | flags | clock, already scaled, missing 0) and codes are given.
 
 `answers` gives, in float32, what the exported step model gives event by event, for every task.
 """
