@@ -26,7 +26,7 @@ from lstmstream.train.measure.intervals import Interval, intervals
 from lstmstream.train.measure.judge import judge_events
 from lstmstream.train.measure.metrics import Judged
 from lstmstream.train.measure.replay import replay
-from lstmstream.train.measure.threshold import Rule, choose
+from lstmstream.train.measure.threshold import Rule, check, choose
 from lstmstream.train.network import Net, answers
 from lstmstream.train.schema import Threshold
 
@@ -75,6 +75,15 @@ def finish(net: Net, prepared: Prepared, fitted: Fitted, fit: Fit, out: Path) ->
         reference=account.reference(prepared, validation),
     )
     return Finished(card, validation, parts.get(TEST), threshold, rule, metrics, difference, score)
+
+
+def check_threshold(prepared: Prepared) -> None:
+    """Before the long part: whether the validation part can choose a threshold. Raises CannotServe."""
+    if prepared.config.task == "forecast":  # alerts on nothing
+        return
+    unknown = np.zeros(len(prepared.events), np.float32)
+    validation = judge_events(prepared.goal, prepared.events, unknown, None, prepared.parts.of == VALIDATION)
+    check(validation, _rule(prepared.config.threshold, validation))
 
 
 def _write_and_replay(network: Network, prepared: Prepared, out: Path) -> tuple[Floats, Floats | None]:

@@ -105,7 +105,7 @@ class Fit:
             line = {"epoch": len(fitted.history) + 1.0, "train_loss": loss, "validation_loss": check}
             line |= {"metric": metric, "learning_rate": rate, "seconds": time.monotonic() - started}
             fitted.history.append(line)
-            if metric > fitted.best:
+            if metric > fitted.best or (fitted.monitor == "none" and math.isfinite(metric)):
                 fitted.best, fitted.best_epoch = metric, len(fitted.history)
                 fitted.weights = copy.deepcopy(self.net.state_dict())
             self._save()
@@ -167,7 +167,7 @@ class Fit:
         loss_value = total / max(weights, 1e-30)
         if not math.isfinite(loss_value):
             return loss_value, -math.inf
-        if self.fitted.monitor == "loss":
+        if self.fitted.monitor != "average_precision":
             return loss_value, -loss_value
         return loss_value, _precision(np.concatenate(scores), np.concatenate(labels))
 
@@ -218,8 +218,10 @@ class Fit:
         two = config.task == "classify" and len(self.objective.weights) == 2
         if self.options.monitor == "average_precision" and not two:
             raise CannotServe("training.monitor: average_precision needs two classes; use loss")
-        if self.options.monitor != "auto" or not two:
-            return "loss" if self.options.monitor == "auto" else self.options.monitor
+        if self.options.monitor != "auto":
+            return self.options.monitor
+        if not two:
+            return "loss"
         positives = int((np.asarray(self.events.label)[self.checked] == 1).sum())
         return "average_precision" if positives >= _ENOUGH_POSITIVES else "loss"
 

@@ -23,11 +23,13 @@ _SHOWN = {"average_precision", "roc_auc", "precision", "recall", "accuracy", "ma
 def summary(report: Report, out: Path) -> list[str]:
     """What came out, in a few lines."""
     lines = [f"{out}: epoch {report.chosen_epoch} of {len(report.history)}; {report.facts['training ended']}"]
-    for name, found in report.metrics[report.part].items():
-        if name in _SHOWN:
-            interval = f"({found['low']:.3g} to {found['high']:.3g})" if found["low"] == found["low"] else ""
-            lines.append(f"  {name.replace('_', ' '):<20} {found['value']:>9.4g}  {interval}")
-    lines.append(f"  on the {report.part} part, 95 % intervals. {report.threshold_rule}")
+    shown = {name: found for name, found in report.metrics[report.part].items() if name in _SHOWN}
+    sure = any(np.isfinite(found["low"]) for found in shown.values())
+    lines.append(f"  on the {report.part} part{', with 95 % intervals' if sure else ''}:")
+    for name, found in shown.items():
+        interval = f"  ({found['low']:.3g} to {found['high']:.3g})" if np.isfinite(found["low"]) else ""
+        lines.append(f"  {name.replace('_', ' '):<20} {found['value']:>9.4g}{interval}")
+    lines.append(report.threshold_rule)
     lines.append(f"Worth it? {report.verdict.answer}. {report.verdict.text}")
     lines.append(f"Report: {out.with_suffix('.html')}")
     return lines
@@ -99,7 +101,7 @@ class Screen:
 
     def after(self, line: Line, fitted: Fitted) -> None:
         """After an epoch."""
-        best = "  best" if fitted.best_epoch == line["epoch"] else ""
+        best = "  best" if fitted.best_epoch == line["epoch"] and fitted.monitor != "none" else ""
         metric = f"  average precision {line['metric']:.4f}" if fitted.monitor == "average_precision" else ""
         self.say(
             f"epoch {line['epoch']:>3.0f}  {line['seconds']:6.1f} s  loss {line['train_loss']:.5f}"

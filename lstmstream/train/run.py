@@ -13,7 +13,7 @@ from lstmstream.stop import Stop
 from lstmstream.train.account import settings_digest
 from lstmstream.train.export import read_network
 from lstmstream.train.export.parts import Network
-from lstmstream.train.finish import finish
+from lstmstream.train.finish import check_threshold, finish
 from lstmstream.train.fit import Fit
 from lstmstream.train.history.prepare import Prepared, prepare
 from lstmstream.train.history.split import NAMES, TRAIN, VALIDATION
@@ -38,6 +38,7 @@ def train(path: Path, *, out: Path | None = None, resume: bool = False, init: st
     try:
         screen = Screen(prepared)
         screen.begin()
+        check_threshold(prepared)
         net = make_net(prepared, base)
         fit = make_fit(net, prepared, out.with_suffix(".checkpoint"))
         if resume:

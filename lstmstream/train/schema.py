@@ -152,8 +152,10 @@ class Training(Section):
 
     epochs: Count = Field(30, description="The most passes over the training part.")
     patience: Count = Field(5, description="Epochs without a better validation before it stops.")
-    monitor: Literal["auto", "loss", "average_precision"] = Field(
-        "auto", description="What chooses the epoch: average precision for two classes, else the validation loss."
+    monitor: Literal["auto", "loss", "average_precision", "none"] = Field(
+        "auto",
+        description="What chooses the epoch: average precision for two classes, else the validation loss; `none`: the"
+        " last epoch is kept.",
     )
     batch: Count = Field(64, description="Keys (with `window`: windows) that are learned from at once.")
     steps: Annotated[Whole, Field(ge=1, le=65536)] = Field(

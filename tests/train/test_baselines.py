@@ -194,6 +194,15 @@ def test_the_verdict_without_a_baseline() -> None:
     assert compare(noisy(0.1), {}).worth is None
 
 
+def test_the_verdict_on_one_event_does_not_pretend() -> None:
+    judged, found = all_of(Goal("forecast", ("v",), ("v",)), history(lengths=[2], seed=0, values=np.array([1.0, 3.0])))
+    assert len(judged) == 1
+    verdict = compare(replace(judged, prediction=judged.truth), found)
+    assert (verdict.worth, verdict.answer) == (None, "Not known")
+    assert "nan" not in verdict.text
+    assert "too little" in verdict.text
+
+
 def test_the_verdict_on_forecasts_takes_the_lower_error() -> None:
     judged, found = all_of(Goal("forecast", ("load",), ("load",)), daily(6))
     verdict = compare(replace(judged, prediction=judged.truth + 5), found, resamples=50)

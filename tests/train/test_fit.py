@@ -112,6 +112,14 @@ def test_the_best_epoch_is_kept_and_patience_ends_it(tmp_path: Path, monkeypatch
     assert not torch.equal(kept[1], kept[4])
 
 
+def test_without_a_monitor_the_last_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fit = ready(tmp_path, training={"epochs": 4, "patience": 1, "monitor": "none"})
+    metrics = iter([0.9, 0.5, 0.6, 0.4])
+    monkeypatch.setattr(fit, "_check", lambda: (1.0, next(metrics)))
+    fitted = run(fit)
+    assert (fitted.best_epoch, len(fitted.history), fitted.ended) == (4, 4, "all epochs done")
+
+
 def test_a_stop_keeps_the_best_so_far(tmp_path: Path) -> None:
     _, fit = ready(tmp_path, training={"epochs": 50})
     told: list[Told] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,7 @@ def test_more_than_two_classes_alert_on_any_but_the_first() -> None:
         (judged([0.1, 0.2], task="anomaly"), Rule("f1"), "needs labels, and the validation part has none"),
         (judged([]), Rule("f1"), "the validation part is empty"),
         (judged([0.1, 0.2], timestamp=[7, 7]), Rule("alerts_per_day", 5), "the same time"),
+        (replace(judged([0.1, 0.2]), timed=False), Rule("alerts_per_day", 5), "the same time or none"),
         (judged([0.1]), Rule("quantile", 1.0), "should be from 0 to below 1"),
     ],
 )

@@ -263,6 +263,17 @@ def test_a_place_that_is_not_there_is_said_before_the_work(tmp_path: Path) -> No
     assert "a model file's name ends in .onnx" in done.stderr
 
 
+def test_a_threshold_that_cannot_be_chosen_is_said_before_the_work(tmp_path: Path) -> None:
+    rows = purchases(tmp_path / "history.csv")
+    last = rows["time"].quantile(0.7)
+    rows.with_columns(fraud=pl.when(pl.col("time") < last).then("fraud").otherwise(0)).write_csv(
+        tmp_path / "history.csv"
+    )
+    done = command(tmp_path, "train", str(write_config(tmp_path, threshold={"rule": "f1"})), check=2)
+    assert "threshold.rule: f1 cannot choose, as none of the" in done.stderr
+    assert "epoch" not in done.stderr
+
+
 def test_data_larger_than_memory_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_config(tmp_path)
     train(file, out=tmp_path / "memory.onnx")

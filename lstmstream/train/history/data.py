@@ -40,6 +40,7 @@ class Events:
     classes: tuple[str, ...] = ()  # the label's values
     parts: tuple[str, ...] = ()
     unsorted: str = ""  # the first key whose rows were not in order of time, and the row
+    timed: bool = True  # whether the data say when; else rows count as a second apart
     sha256: str = ""  # of what was read, in the order it was read
     scratch: tempfile.TemporaryDirectory[str] | None = None  # goes with the events
 
@@ -140,6 +141,7 @@ def gather(parts: Iterable[Part], fields: Fields, *, ram_bytes: int = RAM_BYTES)
         classes=tuple(codes.labels),
         parts=tuple(codes.parts),
         unsorted=codes.unsorted,
+        timed=fields.timestamp is not None,
         sha256=digest.hexdigest(),
         scratch=None if spool is None else spool.folder,
     )

@@ -88,6 +88,7 @@ def judge_events(
         truth=truth,
         names=goal.names,
         naive=naive,
+        timed=events.timed,
     )
 
 

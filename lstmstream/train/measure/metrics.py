@@ -48,6 +48,7 @@ class Judged:
     truth: Floats  # [N', P] what came, raw units, NaN unknown; [0, 0] where there is none
     names: tuple[str, ...]  # the classes, or a name for each column of prediction ("value t+1")
     naive: Floats  # [N', P] last value known at the event, raw units; [0, 0] where there is none
+    timed: bool = True  # whether `timestamp` is the data's own; else only the order counts
 
     def __len__(self) -> int:
         return len(self.score)
@@ -74,8 +75,8 @@ class Judged:
 
     @property
     def days(self) -> float:
-        """From the first event to the last."""
-        return float(self.timestamp.max() - self.timestamp.min()) / DAY_MS if len(self) else 0.0
+        """From the first event to the last; 0 where the data do not say when."""
+        return float(np.ptp(self.timestamp)) / DAY_MS if len(self) and self.timed else 0.0
 
 
 def alerts(judged: Judged, threshold: float) -> Bools:

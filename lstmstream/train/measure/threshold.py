@@ -49,8 +49,8 @@ def check(judged: Judged, rule: Rule) -> None:
         _check_labels(judged, rule)
     if rule.kind == "alerts_per_day" and judged.days <= 0:
         raise CannotServe(
-            "threshold.alerts_per_day: all events of the validation part have the same time, so there is no day to"
-            " count by; name the time's column under data.timestamp, or use another rule"
+            "threshold.alerts_per_day: the validation part's events all have the same time or none, so there is no day"
+            " to count by; name the time's column under data.timestamp, or use another rule"
         )
     if rule.kind == "quantile" and not 0 <= rule.value < 1:
         raise CannotServe(f"threshold.quantile: {rule.value:g} should be from 0 to below 1")
