@@ -274,6 +274,24 @@ def test_memory_that_is_free() -> None:
     assert free is None or 2**20 < free < 2**50
 
 
+@pytest.mark.parametrize(("limit", "free"), [("1000000", 1_000_000 - 700_000 + 200_000), ("max", None)])
+def test_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int | None
+) -> None:
+    monkeypatch.setattr(inspection, "_CGROUP", tmp_path / "none")
+    of_machine = inspection._free_bytes()
+    assert of_machine is not None
+    monkeypatch.setattr(inspection, "_CGROUP", tmp_path)
+    for name, text in {
+        "memory.max": limit,
+        "memory.current": "700000",
+        "memory.stat": "anon 500000\ninactive_file 200000",
+    }.items():
+        (tmp_path / name).write_text(text + "\n")
+    found = inspection._free_bytes()
+    assert found == free if free is not None else found is not None and abs(found - of_machine) < 2**30
+
+
 def test_everything_at_once(tmp_path: Path) -> None:
     late = [i % 2 if i < 200 else None for i in range(ROWS)]
     text = World(tmp_path, frame_of(fraud=late, amount=pl.Series([None] * ROWS, dtype=pl.Float64))).refused()

@@ -158,10 +158,10 @@ def test_the_numbers_are_the_metrics(task: str) -> None:
 def test_sections_by_task() -> None:
     ids = {task: [plot["id"] for plot in Page(render(made(task))).data()] for task in MAKERS}
     assert set(ids["binary"]) == {"scores", "pr", "roc", "alerts", "calibration", "loss", "metric"}
-    assert set(ids["classes"]) == {"calibration", "loss", "metric"}
-    assert set(ids["forecast"]) == {"forecast", "steps", "loss", "metric"}
-    assert set(ids["anomaly"]) == {"time", "forecast", "scores", "pr", "roc", "alerts", "loss", "metric"}
-    assert set(ids["unlabelled"]) == {"time", "forecast", "scores", "loss", "metric"}
+    assert set(ids["classes"]) == {"calibration", "loss"}
+    assert set(ids["forecast"]) == {"forecast", "steps", "loss"}
+    assert set(ids["anomaly"]) == {"time", "forecast", "scores", "pr", "roc", "alerts", "loss"}
+    assert set(ids["unlabelled"]) == {"time", "forecast", "scores", "loss"}
     for task in MAKERS:
         page = Page(render(made(task)))
         figures = {a["data-plot"] for tag, a in page.elements if tag == "figure"}

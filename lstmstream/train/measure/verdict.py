@@ -50,9 +50,7 @@ def compare(
     gain = advantage(model, baselines[best], name, resamples=resamples, seed=seed)
     has = f"{NAMES[name]} {ours:.3g}, against {theirs[best]:.3g} of the best baseline, {best!r}"
     if np.isnan(gain["low"]):
-        text = (
-            f"The {called} has {has}. That rests on too little to tell from chance: bring more to measure on."
-        )
+        text = f"The {called} has {has}. That rests on too little to tell from chance: bring more to measure on."
         return Verdict(None, "Not known", text, name, best, gain)
     by = f"a difference of {gain['value']:+.2g} (95 % interval {gain['low']:+.2g} to {gain['high']:+.2g}; + is better)"
     worth = gain["low"] > 0

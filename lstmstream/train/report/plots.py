@@ -94,7 +94,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], chosen: int) -> list
     caption = "Where validation rises while training still falls, the network learns the training part by heart."
     plots = [Plot("loss", "Loss by epoch", caption, "epoch", "loss", epochs, both, marks=marks)]
     metric = column("metric")
-    if np.isfinite(metric).any() and not np.allclose(np.abs(metric), column("validation_loss"), equal_nan=True):
+    if np.isfinite(metric).any() and not np.allclose(np.negative(metric), column("validation_loss"), equal_nan=True):
         line = (Series("validation", metric, colour=1),)
         caption = "The measure that the kept epoch was chosen by; higher is better."
         plots.append(Plot("metric", "Measure by epoch", caption, "epoch", "measure", epochs, line, marks=marks))
