@@ -12,10 +12,10 @@ import numpy as np
 import orjson
 
 from lstmstream.train.fit import Fitted
-from lstmstream.train.history.prepare import Prepared
 from lstmstream.train.history.split import TRAIN
 from lstmstream.train.measure.intervals import Interval
 from lstmstream.train.measure.metrics import Doubles, Judged
+from lstmstream.train.prepare import Prepared
 from lstmstream.train.schema import TrainConfig
 
 _BINS = 50

@@ -19,7 +19,6 @@ from lstmstream.train.export import export
 from lstmstream.train.export.parts import Calibration, Network
 from lstmstream.train.fit import Fit, Fitted
 from lstmstream.train.history import features
-from lstmstream.train.history.prepare import Prepared
 from lstmstream.train.history.read import Floats
 from lstmstream.train.history.split import NAMES, TEST, TRAIN, VALIDATION
 from lstmstream.train.measure.intervals import Interval, intervals
@@ -28,6 +27,7 @@ from lstmstream.train.measure.metrics import Judged
 from lstmstream.train.measure.replay import replay
 from lstmstream.train.measure.threshold import Rule, check, choose
 from lstmstream.train.network import Net, answers
+from lstmstream.train.prepare import Prepared
 from lstmstream.train.schema import Threshold
 
 USUAL_SHARE = 0.995  # of the validation part's events that an anomaly score of one half is above

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from lstmstream.train.fit import Fitted, Line, Told
-from lstmstream.train.history.prepare import Prepared
 from lstmstream.train.history.split import NAMES
+from lstmstream.train.prepare import Prepared
 from lstmstream.train.report.report import Report
 
 _REFRESH_S = 0.2

@@ -7,13 +7,13 @@ import numpy as np
 from lstmstream.train.finish import Finished
 from lstmstream.train.fit import Fitted
 from lstmstream.train.history import features
-from lstmstream.train.history.prepare import Prepared
 from lstmstream.train.history.read import Floats, Ints
 from lstmstream.train.history.split import NAMES, TEST, TRAIN, VALIDATION
 from lstmstream.train.measure.baselines import baselines
 from lstmstream.train.measure.judge import rows_that_count
 from lstmstream.train.measure.verdict import compare
 from lstmstream.train.objective import counting
+from lstmstream.train.prepare import Prepared
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import part_facts, summarise
 

@@ -15,10 +15,10 @@ from lstmstream.train.export import read_network
 from lstmstream.train.export.parts import Network
 from lstmstream.train.finish import check_threshold, finish
 from lstmstream.train.fit import Fit
-from lstmstream.train.history.prepare import Prepared, prepare
 from lstmstream.train.history.split import NAMES, TRAIN, VALIDATION
 from lstmstream.train.network import Anomaly, Classes, Design, Forecast, Net, Target, load
 from lstmstream.train.objective import Objective, class_counts, class_weights
+from lstmstream.train.prepare import Prepared, prepare
 from lstmstream.train.progress import Screen, summary
 from lstmstream.train.report.report import write_report
 from lstmstream.train.reporting import gather

@@ -17,7 +17,7 @@ from lstmstream.config.load import read_yaml
 from lstmstream.errors import CannotServe
 from lstmstream.stop import Stop
 from lstmstream.train.fit import Line
-from lstmstream.train.history.prepare import Prepared, prepare
+from lstmstream.train.prepare import Prepared, prepare
 from lstmstream.train.run import make_fit, make_net
 from lstmstream.train.schema import TrainConfig, Tune, judge_training, load_training
 

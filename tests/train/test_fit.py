@@ -14,9 +14,9 @@ from lstmstream.errors import CannotServe
 from lstmstream.train import network
 from lstmstream.train.fit import Fit, Line, Told
 from lstmstream.train.history import features
-from lstmstream.train.history.prepare import Prepared, prepare
 from lstmstream.train.history.split import TEST, TRAIN, VALIDATION
 from lstmstream.train.objective import Objective, class_weights, counting, hide
+from lstmstream.train.prepare import Prepared, prepare
 from lstmstream.train.run import make_fit, make_net
 
 pytestmark = pytest.mark.torch

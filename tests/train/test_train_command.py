@@ -21,7 +21,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.train.history import data
-from lstmstream.train.history.prepare import prepare
+from lstmstream.train.prepare import prepare
 from lstmstream.train.run import train
 from lstmstream.train.tune import tune
 
