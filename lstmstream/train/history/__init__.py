@@ -1,1 +1,1 @@
-"""History to events: reading, sorting, splitting, scaling, and what is refused or warned about before training starts."""
+"""History to events: reading, sorting, splitting, scaling, and what is refused or warned of before training."""
