@@ -155,6 +155,55 @@ def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert max(norms) <= 1.001e-3
 
 
+@pytest.mark.parametrize("what", [{"noise": 1.0}, {"mask": 0.5}])
+def test_what_is_hidden_is_hidden_while_learning_only(tmp_path: Path, what: dict[str, float]) -> None:
+    """The encoder is the same: with `mask` it has flags, so both have a mask."""
+    few = {"mask": 1e-9} if "mask" in what else {}
+    _, plain = ready(tmp_path, training={"epochs": 1, **few})
+    _, hidden = ready(tmp_path, training={"epochs": 1, **what})
+    assert plain._check() == hidden._check()
+    assert run(plain).history[0]["train_loss"] != pytest.approx(run(hidden).history[0]["train_loss"], rel=1e-3)
+
+
+def test_looking_drops_nothing_out(tmp_path: Path) -> None:
+    _, fit = ready(tmp_path, model={"layers": 2, "dropout": 0.5})
+    fit.net.train()
+    assert fit._check() == fit._check()
+
+
+def test_the_weights_of_classes_do_not_change_the_size_of_a_step(tmp_path: Path) -> None:
+    nets = []
+    for weight in (1, 100):
+        training = {"optimizer": "sgd", "clip": 1e9, "epochs": 1, "class_weights": [weight, weight]}
+        _, fit = ready(tmp_path, training=training)
+        run(fit)
+        nets.append(fit.net.state_dict())
+    for name, values in nets[0].items():
+        torch.testing.assert_close(nets[1][name], values, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_few_positives_leave_the_choice_to_the_loss(tmp_path: Path) -> None:
+    prepared, fit = ready(tmp_path)
+    checked = prepared.counted["validation"]
+    positives = np.flatnonzero(checked & (np.asarray(prepared.events.label) == 1))
+    assert fit.fitted.monitor == "average_precision"
+    for left, monitor in ((10, "average_precision"), (9, "loss")):
+        checked[positives[left:]] = False
+        assert make_fit(make_net(prepared), prepared, None).fitted.monitor == monitor
+
+
+def test_the_learning_rate_follows_its_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {}
+    for schedule in ("none", "cosine", "plateau"):
+        _, fit = ready(tmp_path, training={"epochs": 5, "patience": 5, "learning_rate": 0.1, "schedule": schedule})
+        monkeypatch.setattr(fit, "_check", lambda: (1.0, 0.0))  # stalls
+        rates[schedule] = [line["learning_rate"] for line in run(fit).history]
+    assert rates["none"] == [0.1] * 5
+    cosine = [0.001 + 0.099 * (1 + np.cos(np.pi * epoch / 5)) / 2 for epoch in range(5)]
+    assert rates["cosine"] == pytest.approx(cosine)
+    assert rates["plateau"] == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05])
+
+
 def test_learning_helps(tmp_path: Path) -> None:
     """The label depends on the event before, which only a memory knows."""
     _, fit = ready(tmp_path, training={"epochs": 30, "patience": 30, "learning_rate": 0.02})
