@@ -155,7 +155,6 @@ def test_the_gradient_is_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert max(norms) <= 1.001e-3
 
 
-@pytest.mark.parametrize("what", [{"noise": 1.0}, {"mask": 0.5}])
 @pytest.mark.parametrize("weights", ["none", [1, 5]])
 def test_a_network_begins_with_how_frequent_the_classes_are(tmp_path: Path, weights: Any) -> None:
     prepared, fit = ready(tmp_path, training={"class_weights": weights})
@@ -164,6 +163,7 @@ def test_a_network_begins_with_how_frequent_the_classes_are(tmp_path: Path, weig
     assert float(fit.net.head.bias[0]) == pytest.approx(np.log(odds), abs=1e-5)
 
 
+@pytest.mark.parametrize("what", [{"noise": 1.0}, {"mask": 0.5}])
 def test_what_is_hidden_is_hidden_while_learning_only(tmp_path: Path, what: dict[str, float]) -> None:
     """The encoder is the same: with `mask` it has flags, so both have a mask."""
     few = {"mask": 1e-9} if "mask" in what else {}
