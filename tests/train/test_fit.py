@@ -160,7 +160,7 @@ def test_a_network_begins_with_how_frequent_the_classes_are(tmp_path: Path, weig
     prepared, fit = ready(tmp_path, training={"class_weights": weights})
     labels = np.asarray(prepared.events.label)[prepared.counted["train"]]
     odds = (labels == 1).sum() / (labels == 0).sum() * (1 if weights == "none" else 5)
-    assert float(fit.net.head.bias[0]) == pytest.approx(np.log(odds), abs=1e-5)
+    assert float(fit.net.head.bias.detach()[0]) == pytest.approx(np.log(odds), abs=1e-5)
 
 
 @pytest.mark.parametrize("what", [{"noise": 1.0}, {"mask": 0.5}])
