@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from lstmstream.train.prepare import Prepared
 from lstmstream.train.report.report import Report
 
 _REFRESH_S = 0.2
+_LINE_S = 0.3
 _SHOWN = {"average_precision", "roc_auc", "precision", "recall", "accuracy", "macro_f1", "mae", "rmse", "mase"}
 
 
@@ -45,6 +47,7 @@ class Screen:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._told = 0.0
+        self._line = -math.inf  # when one was last said
 
     def say(self, text: str) -> None:
         """A line; what came from data or configuration stays plain text."""
@@ -100,12 +103,15 @@ class Screen:
         )
 
     def after(self, line: Line, fitted: Fitted) -> None:
-        """After an epoch."""
+        """After an epoch; of many short ones, a line now and then. The report has all."""
+        if time.monotonic() - self._line < _LINE_S:
+            return
+        self._line = time.monotonic()
         best = "  best" if fitted.best_epoch == line["epoch"] and fitted.monitor != "none" else ""
         metric = f"  average precision {line['metric']:.4f}" if fitted.monitor == "average_precision" else ""
         self.say(
-            f"epoch {line['epoch']:>3.0f}  {line['seconds']:6.1f} s  loss {line['train_loss']:.5f}"
-            f"  validation {line['validation_loss']:.5f}{metric}{best}"
+            f"epoch {line['epoch']:>3.0f}  {line['seconds']:6.1f} s  loss {line['train_loss']:<9.4g}"
+            f"  validation {line['validation_loss']:<9.4g}{metric}{best}"
         )
 
     def stopping(self) -> None:

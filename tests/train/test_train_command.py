@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -144,8 +145,8 @@ def test_half_of_the_anomaly_scores_promise(tmp_path: Path) -> None:
 # --- stopping, going on ---------------------------------------------------------------------------------------------
 
 
-def begun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A training that has done two epochs and has many before it."""
+def begun(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """A training that has told of two epochs and has many before it, and what it told of the second."""
     file = write_config(folder, training={"epochs": 5000, "patience": 5000})
     process = subprocess.Popen(
         [*LSTMSTREAM, "train", str(file), *arguments],
@@ -157,13 +158,16 @@ def begun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     assert process.stderr is not None
     epochs = (line for line in process.stderr if line.startswith("epoch "))
     assert next(epochs)
-    assert next(epochs)
-    return process
+    return process, next(epochs)
+
+
+def last_epoch(told: str) -> int:
+    return int(re.findall(r"^epoch +(\d+)", told, re.MULTILINE)[-1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_the_best_so_far(tmp_path: Path, number: int) -> None:
-    process = begun(tmp_path)
+    process, _ = begun(tmp_path)
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
@@ -173,17 +177,18 @@ def test_a_signal_keeps_the_best_so_far(tmp_path: Path, number: int) -> None:
 
 
 def test_a_killed_training_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
-    process = begun(tmp_path)
+    process, told = begun(tmp_path)
     process.kill()
-    _, told = process.communicate(timeout=60)
-    done = 2 + told.count("epoch ")  # those that were read, and those that were told until the end
+    _, more = process.communicate(timeout=60)
+    done = last_epoch(told + more)
     assert (tmp_path / "card-fraud.checkpoint").exists()
     assert not (tmp_path / "card-fraud.onnx").exists()
-    process = begun(tmp_path, "--resume")
+    process, told = begun(tmp_path, "--resume")
+    assert last_epoch(told) > done
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
-    assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= done + 2
+    _, more = process.communicate(timeout=60)
+    assert process.returncode == 0, more
+    assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= last_epoch(told + more)
     assert not (tmp_path / "card-fraud.checkpoint").exists()
 
 
