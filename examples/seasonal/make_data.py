@@ -1,10 +1,9 @@
-"""Writes what the sun sends to eight real places, hour by hour for two years, as `sunlight.csv`.
+"""Writes what the sun might send to eight places, hour by hour for two years, as `sunlight.csv`.
 
     python make_data.py [FOLDER] [--small] [--from FILE.csv]     beside this file, unless a folder is named
 
-Where the sun stands is real astronomy: its declination and the equation of time by Spencer's series (1971), and from
-them what a clear sky lets through (Haurwitz, 1945). The clouds before it are random. `--from` takes a series of your
-own
+Where the sun stands is astronomy: its declination and the equation of time by Spencer's series (1971), and from them
+what a clear sky lets through (Haurwitz, 1945). The clouds before it are random. `--from` takes a series of your own
 instead: a CSV file with the columns timestamp and value. The last tenth of the hours also goes to `events.jsonl`.
 """
 

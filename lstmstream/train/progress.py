@@ -19,6 +19,7 @@ from lstmstream.train.report.report import Report
 
 _REFRESH_S = 0.2
 _LINE_S = 0.3
+_CLASSES = 8  # that are told of
 _SHOWN = {"average_precision", "roc_auc", "precision", "recall", "accuracy", "macro_f1", "mae", "rmse", "mase"}
 
 
@@ -67,8 +68,9 @@ class Screen:
             if config.task == "classify":
                 labels = np.asarray(events.label)[prepared.counted[name]]
                 counts = np.bincount(labels, minlength=len(events.classes))
-                found = zip(events.classes, counts.tolist(), strict=True)
-                line += "   " + ", ".join(f"{count:,} x {text}" for text, count in list(found)[:8])
+                found = [f"{count:,} x {text}" for text, count in zip(events.classes, counts.tolist(), strict=True)]
+                more = [f"and {len(found) - _CLASSES} more classes"] if len(found) > _CLASSES else []
+                line += "   " + ", ".join(found[:_CLASSES] + more)
             self.say(line)
         for warning in prepared.warnings:
             self.say(f"warning: {warning}")
