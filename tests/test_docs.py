@@ -8,15 +8,26 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from lstmstream.config import options
 from lstmstream.serve.metrics import Metrics
+from lstmstream.train.schema import judge_training
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-OF_THE_READER = {"stream.yaml", "events.jsonl", "bad.jsonl"}  # files that somebody who follows the README makes
+OF_THE_READER = {
+    "stream.yaml",
+    "events.jsonl",
+    "bad.jsonl",
+    "train.yaml",
+    "train.tuned.yaml",
+    "card-fraud.onnx",
+    "model.onnx",
+    "mine.onnx",
+}  # files that somebody who follows the README makes
 PACKAGE = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "lstmstream").rglob("*.py"))]
 
 
@@ -51,6 +62,13 @@ def test_every_method_it_names_exists(document: Path) -> None:
         if not any(body and re.search(rf"\bdef {method}\(", body[0]) for body in bodies):
             missing.add(name)
     assert not missing
+
+
+def test_the_configurations_of_the_guide_to_training_are_good(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    trees = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+    names = [judge_training(tree, tmp_path).name for tree in trees if "task" in tree]
+    assert names == ["card-fraud", "card-fraud"]
 
 
 def test_every_option_is_in_the_reference() -> None:
