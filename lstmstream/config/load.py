@@ -25,7 +25,7 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> C
     Raises CannotServe with one line for each thing that is wrong, all of them at once.
     """
     tree = {} if path is None else read_yaml(path)
-    sources, problems = _override(tree, environ)
+    sources, problems = override(tree, environ)
     config, faults = judge(tree, (Path() if path is None else path.parent).resolve())
     for place, text in faults:
         variable = next((name for option, name in sources.items() if starts(place, option)), None)
@@ -98,9 +98,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 # --- the environment -----------------------------------------------------------------------------------------------
 
 
-def _override(tree: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Put the variables' values into `tree`. Returns which variable gave which path, and what is wrong."""
-    known = {option.variable: option for option in OPTIONS.values()}
+def override(
+    tree: dict[str, Any], environ: Mapping[str, str], section: str | None = None
+) -> tuple[dict[str, str], list[str]]:
+    """Put the variables' values into `tree`. Returns which variable gave which path, and what is wrong.
+
+    With a `section` only its variables count, and others are left to who reads them.
+    """
+    known = {option.variable: option for option in OPTIONS.values() if section in (None, option.keys[0])}
     sources: dict[str, str] = {}
     problems: list[str] = []
     for variable in sorted(environ):
@@ -108,6 +113,8 @@ def _override(tree: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[st
             continue
         stem = variable if variable in known else variable.removesuffix("_FILE")
         if stem not in known:
+            if section is not None:
+                continue
             near = difflib.get_close_matches(variable, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "take it away, or name a key of the configuration"
             problems.append(f"{safe(variable)}: names no key; {hint}")

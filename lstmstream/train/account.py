@@ -116,6 +116,14 @@ def _histogram(values: Doubles, edges: Any = None) -> dict[str, Any]:
 
 
 def settings_digest(prepared: Prepared) -> str:
-    """Names data and settings, so that a checkpoint of others is refused."""
-    text = orjson.dumps([prepared.events.sha256, prepared.config.task, _settings(prepared.config)])
+    """Names data, settings and scaling, so that a checkpoint of others is refused."""
+    encoder = prepared.encoder  # with --init another model's
+    scaling = [
+        [repr(number) for number in encoder.numbers],
+        repr(encoder.elapsed),
+        [encoder.hour_of_day, encoder.day_of_week, encoder.limit],
+        [[one.name, one.vocabulary, one.table.shape] for one in encoder.categories],
+    ]
+    parts = hashlib.sha256(prepared.parts.of.tobytes()).hexdigest()
+    text = orjson.dumps([prepared.events.sha256, parts, prepared.config.task, _settings(prepared.config), scaling])
     return hashlib.sha256(text).hexdigest()

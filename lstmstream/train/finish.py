@@ -5,6 +5,7 @@ What is measured is the file, run as the daemon runs it, and not the network it 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lstmstream.model import Card, load_model
 from lstmstream.serve.step import OnnxStep
 from lstmstream.train import account
 from lstmstream.train.export import export
+from lstmstream.train.export.heads import LARGEST_Z
 from lstmstream.train.export.parts import Calibration, Network
 from lstmstream.train.fit import Fit, Fitted
 from lstmstream.train.history import features
@@ -125,7 +127,8 @@ def _surprises(net: Net, prepared: Prepared, fit: Fit) -> Floats:
         numbers = [prepared.encoder.numbers[column] for column in columns]
         values = features.scale(numbers, raw, prepared.encoder.limit)
         with np.errstate(invalid="ignore", divide="ignore"):
-            squares = np.where(np.isnan(raw), np.nan, ((values - means) / np.exp(scales)) ** 2)
+            off = np.clip((values - means) / np.exp(scales), -LARGEST_Z, LARGEST_Z)  # as the step has it
+            squares = np.where(np.isnan(raw), np.nan, off**2)
         known = ~np.isnan(squares).all(axis=1)
         found.append(np.sqrt(np.nanmean(squares[known], axis=1)))
     return np.concatenate(found)
@@ -134,8 +137,12 @@ def _surprises(net: Net, prepared: Prepared, fit: Fit) -> Floats:
 def _prove(
     net: Net, prepared: Prepared, calibration: Calibration | None, score: Floats, prediction: Floats | None, out: Path
 ) -> float:
-    """The network over some keys' whole sequences against the file's answers; the largest difference."""
+    """The network over some keys' whole sequences against the file's answers; the largest difference.
+
+    Both on the CPU: a GPU may round an LSTM's products to 10 bits.
+    """
     events, worst = prepared.events, 0.0
+    net = copy.deepcopy(net).cpu()
     keys = np.linspace(0, len(events.keys) - 1, min(PROVED_KEYS, len(events.keys))).astype(int)
     for key in keys.tolist():
         rows = np.arange(events.starts[key], min(events.starts[key + 1], events.starts[key] + PROVED_EVENTS))
@@ -143,14 +150,14 @@ def _prove(
         dense = features.encode(
             prepared.encoder, x, np.asarray(events.elapsed[rows]), np.asarray(events.timestamp[rows])
         )
-        device = next(net.parameters()).device
         given = (dense, np.asarray(events.codes[rows]), np.isnan(x))
-        inputs, codes, missing = (torch.from_numpy(part)[None].to(device) for part in given)
+        inputs, codes, missing = (torch.from_numpy(part)[None] for part in given)
         theirs = answers(net, inputs, codes, missing, torch.tensor([len(rows)]), calibration)
         for ours, torchs in zip((score, prediction), theirs, strict=True):
             if ours is not None:
-                expected = torchs[0].cpu().numpy()
-                worst = max(worst, float(np.max(np.abs(ours[rows] - expected) / np.maximum(1, np.abs(expected)))))
+                expected = torchs[0].numpy()
+                off = np.abs(ours[rows] - expected) / np.maximum(1, np.abs(expected))
+                worst = float(np.maximum(worst, off.max()))  # NaN stays NaN
     if not worst <= TOLERANCE:
         raise Fatal(f"{out}: the file and the network that was trained differ by {worst:.2g}; the file is not written")
     return worst

@@ -218,11 +218,17 @@ class Fit:
         two = config.task == "classify" and len(self.objective.weights) == 2
         if self.options.monitor == "average_precision" and not two:
             raise CannotServe("training.monitor: average_precision needs two classes; use loss")
+        labels = np.asarray(self.events.label)[self.checked] if two else np.empty(0, np.int64)
+        positives = int((labels == 1).sum())
+        if self.options.monitor == "average_precision" and not 0 < positives < len(labels):
+            raise CannotServe(
+                f"training.monitor: average_precision cannot choose, as {positives} of the validation part's"
+                f" {len(labels)} labelled events are positive; use loss, or split so that it has both"
+            )
         if self.options.monitor != "auto":
             return self.options.monitor
         if not two:
             return "loss"
-        positives = int((np.asarray(self.events.label)[self.checked] == 1).sum())
         return "average_precision" if positives >= _ENOUGH_POSITIVES else "loss"
 
     def _turn_rate(self, check: float) -> None:
@@ -255,6 +261,7 @@ class Fit:
                 "random": _plain(self.random.bit_generator.state),
                 "noise": self.noise.get_state(),
                 "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
                 "fitted": {name: getattr(self.fitted, name) for name in ("history", "best_epoch", "best", "weights")},
             },
             unfinished,
@@ -288,6 +295,8 @@ class Fit:
         self.random.bit_generator.state = saved["random"]
         self.noise.set_state(saved["noise"])
         torch.set_rng_state(saved["torch"])
+        if self.device.type == "cuda" and saved["cuda"]:
+            torch.cuda.set_rng_state_all(saved["cuda"])
         for name, value in saved["fitted"].items():
             setattr(self.fitted, name, value)
         return len(self.fitted.history)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lstmstream.train.export import Encoder
+from lstmstream.train.export.heads import LARGEST_Z
 from lstmstream.train.history import features
 from lstmstream.train.history.data import Events
 from lstmstream.train.history.read import Floats, Ints
@@ -39,9 +40,10 @@ def counting(events: Events, parts: Parts, config: TrainConfig, part: int) -> Bo
     sequence = events.sequence()
     counted = np.zeros(len(events), np.bool_)
     if len(events) > horizon:
-        counted[:-horizon] = (
-            (sequence[:-horizon] == sequence[horizon:]) & here[1 : len(here) - horizon + 1] & here[horizon:]
-        )
+        there = sequence[:-horizon] == sequence[horizon:]
+        for ahead in range(1, horizon + 1):
+            there &= here[ahead : len(here) - horizon + ahead]
+        counted[:-horizon] = there
     return counted
 
 
@@ -74,7 +76,8 @@ class Objective:
             width = wanted.shape[-1]
             mean, log_scale = output[..., :width], output[..., width:]
             off = (wanted - mean) * torch.exp(-log_scale)
-            each = log_scale + 0.5 * off.clamp(-100, 100) ** 2  # Gaussian negative log-likelihood, less a constant
+            # Gaussian negative log-likelihood, less a constant; linear where it would drown everything else
+            each = log_scale + functional.huber_loss(off, torch.zeros_like(off), reduction="none", delta=LARGEST_Z)
         elif self.config.target.loss == "mae":
             each = (output - wanted).abs()
         elif self.config.target.loss == "huber":

@@ -21,7 +21,6 @@ class Piece:
     """Some events of B keys; T is the longest."""
 
     sequence: Ints  # [B] whose state goes in and comes out
-    fresh: bool  # begins with the initial state, and nobody wants the state afterwards (a window)
     rows: Ints  # [B, T] rows of the events; where not `there`, some row of the same key
     there: Bools  # [B, T]
     counted: Bools  # [B, T] whether the answer to this event matters
@@ -37,13 +36,10 @@ def walk(
     sequences, begins, ends = _spans(starts, counted)
     first = np.full(len(sequences), steps) if random is None else random.integers(1, steps + 1, len(sequences))
     length = ends - begins
-    turn = 0
-    while True:
-        low = np.where(turn == 0, 0, first + (turn - 1) * steps)
-        active = np.flatnonzero(low < length)
-        if not len(active):
-            return
-        high = np.minimum(first + turn * steps, length)
+    low, high = np.zeros_like(length), np.minimum(first, length)
+    left = np.flatnonzero(length)  # keys that have events left; few, where one is much longer than the others
+    while len(left):
+        active = left.copy()
         if random is not None:
             random.shuffle(active)
         active = active[np.argsort(-(high - low)[active], kind="stable")]  # alike ones together: little padding
@@ -52,7 +48,8 @@ def walk(
             random.shuffle(groups)
         for group in groups:
             yield _piece(sequences[group], begins[group] + low[group], begins[group] + high[group], counted)
-        turn += 1
+        left = left[high[left] < length[left]]
+        low[left], high[left] = high[left], np.minimum(high[left] + steps, length[left])
 
 
 def windows(
@@ -67,7 +64,7 @@ def windows(
         sequence = np.searchsorted(starts, last, side="right") - 1
         low = np.maximum(starts[sequence], last + 1 - window)
         only_last = np.zeros(0, np.bool_)
-        piece = _piece(sequence, low, last + 1, only_last, fresh=True)
+        piece = _piece(sequence, low, last + 1, only_last)
         piece.counted[np.arange(len(last)), last - low] = True
         yield piece
 
@@ -80,10 +77,10 @@ def _spans(starts: Ints, counted: Bools) -> tuple[Ints, Ints, Ints]:
     return sequence[last], starts[sequence[last]], rows[last] + 1
 
 
-def _piece(sequence: Ints, low: Ints, high: Ints, counted: Bools, *, fresh: bool = False) -> Piece:
+def _piece(sequence: Ints, low: Ints, high: Ints, counted: Bools) -> Piece:
     offsets = np.arange(int((high - low).max()))
     rows = low[:, np.newaxis] + offsets
     there = rows < high[:, np.newaxis]
     rows = np.where(there, rows, high[:, np.newaxis] - 1)
     matters = there & counted[rows] if len(counted) else np.zeros_like(there)
-    return Piece(sequence, fresh, rows, there, matters)
+    return Piece(sequence, rows, there, matters)

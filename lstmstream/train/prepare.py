@@ -63,6 +63,16 @@ def prepare(config: TrainConfig, base: Network | None = None) -> Prepared:
     if not len(events):
         raise CannotServe("data: there is no event in it; check data.path")
     if config.target.field is not None:
+        if (
+            base is not None
+            and config.task == "classify"
+            and (unknown := set(events.classes) - set(config.target.classes))
+        ):
+            raise CannotServe(
+                f"target.field: {config.target.field!r} holds {', '.join(map(repr, sorted(unknown)[:5]))}, and the"
+                f" model of --init knows {', '.join(map(repr, config.target.classes))}; leave such rows out, or train"
+                " anew"
+            )
         events = order_classes(events, config.target.classes or _classes(events))
     parts = divide(events, config.split, config.training.seed)
     names = {part: name for part, name in NAMES.items() if (parts.of == part).any()}

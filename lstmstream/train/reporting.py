@@ -12,7 +12,6 @@ from lstmstream.train.history.split import NAMES, TEST, TRAIN, VALIDATION
 from lstmstream.train.measure.baselines import baselines
 from lstmstream.train.measure.judge import rows_that_count
 from lstmstream.train.measure.verdict import compare
-from lstmstream.train.objective import counting
 from lstmstream.train.prepare import Prepared
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import part_facts, summarise
@@ -33,9 +32,7 @@ def gather(prepared: Prepared, fitted: Fitted, finished: Finished, config_text: 
             np.asarray(events.timestamp[wanted]),
         )
 
-    learned = parts.rows(TRAIN)
-    if config.task == "classify":
-        learned = np.flatnonzero(counting(events, parts, config, TRAIN))
+    learned = np.flatnonzero(prepared.counted[NAMES[TRAIN]]) if config.task == "classify" else parts.rows(TRAIN)
     others = baselines(prepared.goal, events, judged, rows, training=learned, dense=dense)
     cell = config.model.cell.upper()
     card = finished.card

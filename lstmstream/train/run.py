@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lstmstream.card import Card
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.stop import Stop
@@ -22,7 +23,7 @@ from lstmstream.train.prepare import Prepared, prepare
 from lstmstream.train.progress import Screen, summary
 from lstmstream.train.report.report import write_report
 from lstmstream.train.reporting import gather
-from lstmstream.train.schema import TrainConfig, load_training
+from lstmstream.train.schema import TrainConfig, load_training, shown
 
 
 def train(path: Path, *, out: Path | None = None, resume: bool = False, init: str | None = None) -> int:
@@ -33,8 +34,12 @@ def train(path: Path, *, out: Path | None = None, resume: bool = False, init: st
     stop = Stop()
     config = load_training(path)
     out = _place(config, out)
-    base = None if init is None else read_network(load_model(init))
-    prepared = prepare(config if base is None else fine_tuned(config, base), base)
+    base = None
+    if init is not None:
+        model = load_model(init)
+        base = read_network(model)
+        config = fine_tuned(config, base, model.card)
+    prepared = prepare(config, base)
     try:
         screen = Screen(prepared)
         screen.begin()
@@ -51,7 +56,7 @@ def train(path: Path, *, out: Path | None = None, resume: bool = False, init: st
         finally:
             screen.end()
         finished = finish(net, prepared, fitted, fit, out)
-        report = gather(prepared, fitted, finished, path.read_text(encoding="utf-8-sig"), weights)
+        report = gather(prepared, fitted, finished, shown(path), weights)
         write_report(out.with_suffix(".html"), report)
         fit.done()
         print("\n".join(summary(report, out)))
@@ -104,8 +109,8 @@ def make_fit(net: Net, prepared: Prepared, checkpoint: Path | None) -> Fit:
     )
 
 
-def fine_tuned(config: TrainConfig, base: Network) -> TrainConfig:
-    """The configuration with the network of `base`. Raises CannotServe where it asks for another one."""
+def fine_tuned(config: TrainConfig, base: Network, card: Card) -> TrainConfig:
+    """The configuration with the network and classes of `base`. Raises CannotServe where it asks for others."""
     first = base.layers[0]
     theirs = {
         "cell": type(first).__name__.lower(),
@@ -129,16 +134,35 @@ def fine_tuned(config: TrainConfig, base: Network) -> TrainConfig:
         for kind, mine, its in zip(("numbers", "categories"), ours, known, strict=True)
         if mine != its
     ]
+    clock = {
+        "elapsed": encoder.elapsed is not None,
+        "hour_of_day": encoder.hour_of_day,
+        "day_of_week": encoder.day_of_week,
+    }
+    has = {True: "has it", False: "does not have it"}
+    problems += [
+        f"features.{name}: the model of --init {has[clock[name]]}; leave it out"
+        for name in config.features.model_fields_set & clock.keys()
+        if getattr(config.features, name) != clock[name]
+    ]
+    problems += [
+        f"features.numbers.{mine.name}.log: the model of --init {has[its.log]}; leave it out"
+        for mine, its in zip(config.features.numbers, encoder.numbers, strict=False)
+        if mine.name == its.name and "log" in mine.model_fields_set and mine.log != its.log
+    ]
+    classes = card.training.get("fields", {}).get("classes") or []
+    target = config.target
+    if config.task == "classify" and target.classes and classes and target.classes != classes:
+        problems.append(f"target.classes: are {', '.join(classes)} in the model of --init, in this order; leave it out")
     if problems:
         raise CannotServe(*problems)
-    features = config.features.model_copy(
+    changed = config.model_copy(
         update={
-            "elapsed": encoder.elapsed is not None,
-            "hour_of_day": encoder.hour_of_day,
-            "day_of_week": encoder.day_of_week,
+            "model": model.model_copy(update=theirs),
+            "features": config.features.model_copy(update=clock),
+            "target": target.model_copy(update={"classes": target.classes or classes}),
         }
     )
-    changed = config.model_copy(update={"model": model.model_copy(update=theirs), "features": features})
     changed._folder = config.folder
     return changed
 

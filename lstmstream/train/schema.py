@@ -1,20 +1,21 @@
 """Every option of a training configuration, each described once, and the file they come from.
 
 `load_training` tells everything that is wrong at once, as `path: what is wrong; remedy`. It reads no data: what only
-the data can tell is for `inspect`.
-
+the data can tell is for `history/inspection.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from lstmstream.config.explain import faults
-from lstmstream.config.load import read_yaml
+from lstmstream.config.load import override, read_yaml
 from lstmstream.config.schema import Kafka, options_of
 from lstmstream.config.values import (
     Duration,
@@ -272,9 +273,27 @@ class TrainConfig(Section):
 TRAIN_OPTIONS = {option.path: option for option in options_of(TrainConfig)}
 
 
-def load_training(path: Path) -> TrainConfig:
-    """The training configuration at `path`. Raises CannotServe with one line for each thing that is wrong."""
-    return judge_training(read_yaml(path), path.parent.resolve())
+def load_training(path: Path, environ: Mapping[str, str] = os.environ) -> TrainConfig:
+    """The training configuration at `path`. Raises CannotServe with one line for each thing that is wrong.
+
+    With `data.from: kafka` the daemon's variables for section `kafka` hold here too: passwords need not be in the file.
+    """
+    tree = read_yaml(path)
+    data = tree.get("data")
+    if isinstance(data, dict) and data.get("from") == "kafka":
+        _, problems = override(tree, environ, "kafka")
+        if problems:
+            raise CannotServe(*problems)
+    return judge_training(tree, path.parent.resolve())
+
+
+def shown(path: Path) -> str:
+    """The configuration's text for a report, without section `kafka`: it may hold a password."""
+    tree = read_yaml(path)
+    if "kafka" not in tree:
+        return path.read_text(encoding="utf-8-sig")
+    del tree["kafka"]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def judge_training(tree: dict[str, object], folder: Path) -> TrainConfig:
@@ -304,6 +323,8 @@ def _clashes(config: TrainConfig) -> Iterator[str]:
         bounds = getattr(config.tune, name)
         if bounds is not None and bounds[0] <= 0:
             yield f"tune.{name}: its lower bound must be above 0, for it is searched on a logarithmic scale"
+    if config.tune.hidden is not None and config.tune.hidden[0] <= (model.projection or 0):
+        yield f"tune.hidden: its lower bound must be above model.projection, {model.projection}"
     if config.tune.dropout is not None and config.tune.dropout[1] >= 1:
         yield "tune.dropout: its upper bound must be below 1"
     if threshold.rule == "alerts_per_day" and threshold.alerts_per_day is None:
@@ -324,6 +345,12 @@ def _data_clashes(config: TrainConfig) -> Iterator[str]:
         yield "data.path: is missing; name a CSV, JSONL or Parquet file"
     if data.source == "kafka" and data.topic is None:
         yield "data.topic: is missing; name the topic to read"
+    if data.source == "files" and data.timestamp is None:
+        yield from (
+            f"features.{name}: needs data.timestamp, as the daemon will feed real times; name that, or take this away"
+            for name in ("elapsed", "hour_of_day", "day_of_week")
+            if getattr(features, name)
+        )
     names = [number.name for number in features.numbers]
     if not names and not features.categories and not (features.hour_of_day or features.day_of_week or features.elapsed):
         yield "features: is empty; name at least one of numbers or categories"

@@ -49,7 +49,11 @@ def tune(path: Path, *, trials: int | None = None, out: Path | None = None) -> i
     )
 
     def one(trial: optuna.Trial) -> float:
-        found = _try(trial, prepared, stop)
+        try:
+            found = _try(trial, prepared, stop)
+        except CannotServe as error:  # it did not learn, or was stopped before it could: the others count
+            screen.print(f"trial {trial.number + 1:>3}  {_shown(trial.params)}  {error}")
+            raise optuna.TrialPruned from error
         screen.print(f"trial {trial.number + 1:>3}  {_shown(trial.params)}  validation {found:.5g}")
         return found
 

@@ -231,12 +231,12 @@ def test_the_digest_is_of_the_rows_and_not_of_how_they_were_read(
 
 
 @pytest.mark.parametrize("column", range(6))
-def test_the_digest_tells_any_change(column: int) -> None:
+def test_the_digest_tells_any_change_but_that_of_the_split(column: int) -> None:
     rows = some_rows(20)
     was = gather([part(rows)], FIELDS).sha256
     changed = list(rows[7])
     changed[column] = {0: "new", 1: 12345, 2: 0.123, 3: "new", 4: "new", 5: "new"}[column]
-    assert gather([part([*rows[:7], tuple(changed), *rows[8:]])], FIELDS).sha256 != was
+    assert (gather([part([*rows[:7], tuple(changed), *rows[8:]])], FIELDS).sha256 == was) == (column == 5)
     assert gather([part([*rows[1:], rows[0]])], FIELDS).sha256 != was  # the order counts
     renamed = [tuple("q" if value == "a" else value for value in row) for row in rows]
     assert gather([part(renamed)], FIELDS).sha256 != was  # the same codes of other texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.train import network
 from lstmstream.train.fit import Fit, Line, Told
 from lstmstream.train.history import features
-from lstmstream.train.history.split import TEST, TRAIN, VALIDATION
+from lstmstream.train.history.split import TEST, TRAIN, VALIDATION, Parts
 from lstmstream.train.objective import Objective, class_weights, counting, hide
 from lstmstream.train.prepare import Prepared, prepare
 from lstmstream.train.run import make_fit, make_net
@@ -88,13 +89,20 @@ def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path, sc
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "model.checkpoint"
-    _, fit = ready(tmp_path, checkpoint)
+    prepared, fit = ready(tmp_path, checkpoint)
     with pytest.raises(CannotServe, match=r"--resume: there is no .*model\.checkpoint"):
         fit.resume()
     run(fit, stop_after=1)
     _, other = ready(tmp_path, checkpoint, training={"learning_rate": 0.02})
     with pytest.raises(CannotServe, match="other data or settings"):
         other.resume()
+    first, *others = prepared.encoder.numbers
+    encoder = replace(prepared.encoder, numbers=(replace(first, scale=2.5), *others))
+    scaled = replace(prepared, encoder=encoder)
+    divided = replace(prepared, parts=replace(prepared.parts, of=prepared.parts.of[::-1].copy()))
+    for one in (scaled, divided):
+        with pytest.raises(CannotServe, match="other data or settings"):
+            make_fit(make_net(one), one, checkpoint).resume()
     checkpoint.write_bytes(b"no checkpoint")
     with pytest.raises(CannotServe, match="cannot be read"):
         fit.resume()
@@ -190,6 +198,14 @@ def test_the_weights_of_classes_do_not_change_the_size_of_a_step(tmp_path: Path)
         torch.testing.assert_close(nets[1][name], values, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_average_precision_without_positives_is_refused(tmp_path: Path) -> None:
+    prepared, _ = ready(tmp_path, training={"monitor": "average_precision"})
+    checked = prepared.counted["validation"]
+    checked &= np.asarray(prepared.events.label) == 0
+    with pytest.raises(CannotServe, match=r"training\.monitor: average_precision cannot choose, as 0 of the"):
+        make_fit(make_net(prepared), prepared, None)
+
+
 def test_few_positives_leave_the_choice_to_the_loss(tmp_path: Path) -> None:
     prepared, fit = ready(tmp_path)
     checked = prepared.counted["validation"]
@@ -253,6 +269,31 @@ def test_a_forecast_belongs_to_the_part_where_it_comes_true(tmp_path: Path) -> N
             for row in rows:
                 expected = row + 2 in rows and parts.of[row + 1] == part and parts.of[row + 2] == part
                 assert counted[row] == expected
+
+
+def test_a_forecast_crosses_no_other_part(tmp_path: Path) -> None:
+    """Parts may be mixed within a key where the data say which is which."""
+    prepared, _ = ready(tmp_path, task="forecast", target={"horizon": 3})
+    events = prepared.events
+    key = int(np.argmax(events.lengths))
+    begin, end = (int(row) for row in events.starts[key : key + 2])
+    of = np.full(len(events), TRAIN, np.int8)
+    of[begin + 6] = TEST
+    counted = counting(events, Parts(of, ""), prepared.config, TRAIN)
+    expected = np.array([row + 3 < end and not row < begin + 6 <= row + 3 for row in range(begin, end)])
+    assert counted[begin:end].tolist() == expected.tolist()
+
+
+def test_an_event_far_off_still_teaches(tmp_path: Path) -> None:
+    prepared, _ = ready(tmp_path, task="anomaly")
+    objective = Objective(prepared.config, prepared.encoder, np.empty(0, np.float32))
+    output = torch.zeros(1, 1, 4, requires_grad=True)
+    wanted = torch.full((1, 1, 2), 1e4)
+    objective.error(output, wanted, torch.ones(1, 1, 2, dtype=torch.bool))[0].backward()
+    assert output.grad is not None
+    means, log_scales = output.grad[0, 0].chunk(2)
+    assert (means < -50).all(), "towards the event"
+    assert (log_scales < 0).all(), "a wider scale"
 
 
 def test_what_a_forecast_should_say(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def forecast(prediction: Any, truth: Any, naive: Any, names: tuple[str, ...] = (
     return judged(score, task="forecast", names=names, prediction=prediction, truth=truth, naive=naive, **more)
 
 
+def test_a_column_that_never_changes_leaves_the_others_their_error() -> None:
+    values = measure(forecast([[1, 5], [2, 5]], [[2, 5], [2, 5]], [[3, 5], [3, 5]], names=("a t+1", "b t+1")))
+    assert values["mase[a t+1]"] == values["mase"] == pytest.approx(1 / 2)
+    assert "mase[b t+1]" not in values or np.isnan(values["mase[b t+1]"])
+
+
 def test_binary_by_hand() -> None:
     values = measure(judged([0.9, 0.8, 0.8, 0.2], [1, 0, 1, 0]), 0.8, k=(1, 2))
     # one step at 0.9 (1 of 1), one at 0.8 (2 of 3): 1/2 · 1 + 1/2 · 2/3

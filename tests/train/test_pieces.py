@@ -58,7 +58,6 @@ def test_every_event_up_to_the_last_that_counts_once_and_in_order(
     flags = []
     for piece in walk(starts, counted, batch=batch, steps=steps, random=random):
         is_sound(piece, starts, counted)
-        assert not piece.fresh
         assert piece.rows.shape[0] <= batch
         assert piece.rows.shape[1] <= steps
         assert len(set(piece.sequence.tolist())) == len(piece.sequence)  # a key has one state
@@ -132,7 +131,6 @@ def test_a_window_for_each_event_that_counts(
     ends = []
     for piece in windows(starts, counted, batch=batch, window=window, random=random):
         is_sound(piece, starts, counted)
-        assert piece.fresh
         assert piece.rows.shape[0] <= batch
         assert piece.rows.shape[1] <= window
         assert piece.counted.sum(axis=1).tolist() == [1] * len(piece.rows)

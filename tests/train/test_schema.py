@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lstmstream.errors import CannotServe
-from lstmstream.train.schema import TRAIN_OPTIONS, TrainConfig, judge_training, load_training
+from lstmstream.train.schema import TRAIN_OPTIONS, TrainConfig, judge_training, load_training, shown
 
 LEAST = """
 name: card-fraud
@@ -272,6 +272,18 @@ ANOMALY = "task: anomaly, target: {field: null}"
     [
         ("data: {path: []}", ["data.path: is missing; name a CSV, JSONL or Parquet file"]),
         ("data: {from: kafka}", ["data.topic: is missing; name the topic to read"]),
+        (
+            "{data: {timestamp: null}, features: {elapsed: true, day_of_week: true}}",
+            [
+                f"features.{name}: needs data.timestamp, as the daemon will feed real times; name that, or take this"
+                " away"
+                for name in ("elapsed", "day_of_week")
+            ],
+        ),
+        (
+            "model: {projection: 16}\ntune: {hidden: [16, 32]}",
+            ["tune.hidden: its lower bound must be above model.projection, 16"],
+        ),
         ("features: {numbers: []}", ["features: is empty; name at least one of numbers or categories"]),
         ("features: {numbers: [a, b, a]}", ["features.numbers: a stands there twice; keep one"]),
         ("features: {categories: [a, {name: a, width: 2}]}", ["features.categories: a stands there twice; keep one"]),
@@ -369,3 +381,28 @@ def test_nothing_can_be_changed() -> None:
     config: Any = judged("{}")
     with pytest.raises(ValueError, match="frozen"):
         config.model.hidden = 5
+
+
+# --- what belongs to nobody else -----
+
+
+def test_a_password_may_come_from_the_environment_and_no_report_shows_the_section(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(LEAST.replace("data:", "kafka: {security: {protocol: SASL_SSL, username: u}}\ndata:", 1))
+    tree = yaml.safe_load(file.read_text())
+    tree["data"] = {"from": "kafka", "topic": "t"}
+    file.write_text(yaml.safe_dump(tree))
+    environ = {"LSTMSTREAM_KAFKA__SECURITY__PASSWORD": "hunter2", "LSTMSTREAM_INPUT__TOPIC": "of the daemon"}
+    config = load_training(file, environ)
+    assert config.kafka.security.password is not None
+    assert config.kafka.security.password.get_secret_value() == "hunter2"
+    tree["kafka"]["security"]["password"] = "hunter2"
+    file.write_text(yaml.safe_dump(tree))
+    assert "hunter2" not in shown(file)
+    assert yaml.safe_load(shown(file)) == {name: value for name, value in tree.items() if name != "kafka"}
+
+
+def test_a_report_shows_the_text_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(f"# mine\n{LEAST}")
+    assert shown(file) == f"# mine\n{LEAST}"

@@ -18,9 +18,10 @@ import pytest
 import yaml
 from histories import config_for, purchases, settings, write_config
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, Fatal
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
+from lstmstream.train.fit import Fit
 from lstmstream.train.history import data
 from lstmstream.train.prepare import prepare
 from lstmstream.train.run import train
@@ -216,9 +217,35 @@ def test_fine_tuning_another_network_is_refused(tmp_path: Path) -> None:
             r"features\.numbers: are amount, and the model of --init has amount, dist",
         ),
         ({"task": "forecast"}, "--init: the model does not fit"),
+        ({"features": {"elapsed": False}}, r"features\.elapsed: the model of --init has it; leave it out"),
+        (
+            {"features": {"numbers": [{"name": "amount", "log": False}, "distance"]}},
+            r"features\.numbers\.amount\.log: the model of --init has it; leave it out",
+        ),
+        ({"target": {"classes": ["1", "0"]}}, r"target\.classes: are 0, 1 in the model of --init, in this order"),
     ):
         with pytest.raises(CannotServe, match=told):
             train(write_config(tmp_path, **sections), init=str(tmp_path / "old.onnx"))
+
+
+def test_fine_tuning_keeps_the_order_of_the_classes(tmp_path: Path) -> None:
+    kinds = {"rest": ["usual", "odd", "rare"], "new": ["odd", "rare", "usual"]}  # most frequent first
+    frame = purchases(tmp_path / "history.csv")
+    random = np.random.default_rng(0)
+
+    def write(order: list[str]) -> None:
+        labels = random.choice(order, len(frame), p=[0.6, 0.3, 0.1])
+        frame.with_columns(fraud=pl.Series(labels)).write_csv(tmp_path / "history.csv")
+
+    write(kinds["rest"])
+    train(write_config(tmp_path), out=tmp_path / "old.onnx")
+    write(kinds["new"])
+    train(write_config(tmp_path), out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
+    of = [load_model(tmp_path / name).card.training["fields"]["classes"] for name in ("old.onnx", "new.onnx")]
+    assert of[0] == of[1] == ["usual", "odd", "rare"]
+    write(["usual", "odd", "never seen"])
+    with pytest.raises(CannotServe, match=r"'fraud' holds 'never seen', and the model of --init knows 'usual', 'odd'"):
+        train(write_config(tmp_path), out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
 
 
 # --- tuning ---------------------------------------------------------------------------------------------------------
@@ -238,6 +265,41 @@ def test_tuning_writes_the_best_settings(tmp_path: Path, capsys: pytest.CaptureF
     assert train(tmp_path / "train.tuned.yaml") == 0
     with pytest.raises(CannotServe, match="must lie beside"):
         tune(file, out=tmp_path.parent / "elsewhere.yaml")
+
+
+def test_a_trial_that_does_not_learn_spoils_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, done = Fit.run, []
+
+    def second_fails(fit: Fit, *told: Any) -> Any:
+        done.append(fit)
+        if len(done) == 2:
+            raise CannotServe("training: the loss is not a number")
+        return run(fit, *told)
+
+    monkeypatch.setattr(Fit, "run", second_fails)
+    assert tune(write_config(tmp_path, tune={"trials": 3, "hidden": [4, 6]})) == 0
+    out, err = capsys.readouterr()
+    assert "the loss is not a number" in err
+    assert "train.tuned.yaml: the best of 3 trials" in out
+
+
+def test_a_file_that_answers_nothing_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(_step: Any, events: Any) -> Any:
+        return np.full(len(events), np.nan, np.float32), None
+
+    monkeypatch.setattr("lstmstream.train.finish.replay", nothing)
+    with pytest.raises(Fatal, match="differ by nan; the file is not written"):
+        train(write_config(tmp_path))
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_numbers_that_are_huge_and_not_scaled_can_be_watched(tmp_path: Path) -> None:
+    frame = purchases(tmp_path / "history.csv")
+    frame.with_columns(amount=pl.col("amount") * 1e9).write_csv(tmp_path / "history.csv")
+    features = {"numbers": [{"name": "amount", "scale": "none"}, "distance"], "categories": []}
+    assert train(write_config(tmp_path, task="anomaly", features=features)) == 0
 
 
 # --- what it says -----------------------------------------------------------------------------------------------

@@ -112,14 +112,19 @@ def gather(parts: Iterable[Part], fields: Fields, *, ram_bytes: int = RAM_BYTES)
     try:
         for part in parts:
             rows = codes.rows(part, kind)
-            digest.update(rows.tobytes())  # row by row: the format and the parts that it was read in do not matter
+            digest.update(_unsplit(rows).tobytes())  # by row: the format and the parts it was read in do not matter
             held.append(rows)
             if spool is None and sum(map(len, held)) * kind.itemsize > ram_bytes:
                 spool = _Spool(kind)
             if spool is not None:
                 spool.add(held)
                 held = []
-        rows = _sorted(np.concatenate([np.empty(0, kind), *held])) if spool is None else spool.sorted()
+        if spool is None:
+            rows = np.concatenate([np.empty(0, kind), *held])
+            held.clear()
+            rows = _sorted(rows)
+        else:
+            rows = spool.sorted()
     except BaseException:
         if spool is not None:
             spool.folder.cleanup()
@@ -174,7 +179,7 @@ class _Codes:
         self._latest: list[int] = []  # timestamp by key
 
     def found(self) -> list[list[str]]:
-        return [list(texts) for texts in (self.keys, *self.categories, self.labels, self.parts)]
+        return [list(texts) for texts in (self.keys, *self.categories, self.labels)]
 
     def rows(self, part: Part, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
         rows = np.zeros(len(part), kind)
@@ -200,6 +205,15 @@ class _Codes:
                 self.unsorted = f"key {part.keys[place]!r}, row {part.first_row + place}"
                 return
             latest[key] = time
+
+
+def _unsplit(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same data, however they are divided."""
+    if not rows["part"].any():
+        return rows
+    rows = rows.copy()
+    rows["part"] = 0
+    return rows
 
 
 def _coded(texts: Sequence[str | None], known: dict[str, int]) -> Ints:
@@ -240,6 +254,6 @@ class _Spool:
         with whole.open("wb") as out:
             for bucket in range(_BUCKETS):
                 if self._file(bucket).exists():
-                    out.write(_sorted(np.fromfile(self._file(bucket), self._kind)).tobytes())
+                    _sorted(np.fromfile(self._file(bucket), self._kind)).tofile(out)
                     self._file(bucket).unlink()
         return np.memmap(whole, self._kind, mode="r+")

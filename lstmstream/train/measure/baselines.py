@@ -142,7 +142,9 @@ def _seasonal(goal: Goal, events: Events, judged: Judged, rows: Ints, period_s: 
 
 def _median_gaps(events: Events) -> Doubles:
     """[K] Milliseconds between a key's events; of two in the middle the longer; 0 for keys with one event."""
-    rows = np.setdiff1d(np.arange(len(events.timestamp)), events.starts[:-1])  # all but the keys' first events
+    later = np.ones(len(events), np.bool_)
+    later[events.starts[:-1]] = False
+    rows = np.flatnonzero(later)  # all but the keys' first events
     key, gaps = key_of(events, rows), events.timestamp[rows] - events.timestamp[rows - 1]
     gaps = gaps[np.lexsort((gaps, key))]
     counts = np.diff(events.starts) - 1

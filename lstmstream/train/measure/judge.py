@@ -31,13 +31,14 @@ class Goal:
 
     @classmethod
     def of(cls, card: Card) -> Goal:
-        """As the card of a trained model says; of an imported one, all numbers are forecast, one event ahead."""
+        """As the card of a trained model says; an imported forecast is of all numbers, one event ahead."""
         fields: dict[str, Any] = card.training.get("fields", {})
         numbers = tuple(feature.name for feature in card.numbers)
+        known = tuple(fields.get("targets") or ())
         return cls(
             task=card.task,
             numbers=numbers,
-            targets=() if card.task == "classify" else tuple(fields.get("targets") or numbers),
+            targets=known or (numbers if card.task == "forecast" else ()),
             horizon=int(fields.get("horizon") or 1),
             classes=tuple(map(str, fields.get("classes") or ())),
             per=fields.get("per") or "event",
@@ -70,7 +71,7 @@ def judge_events(
         prediction = score[:, None]
     rows = rows_that_count(goal, events, score, mask)
     truth = naive = np.empty((0, 0), np.float32)
-    if goal.task != "classify" and prediction is not None and prediction.shape[1]:
+    if goal.targets and prediction is not None and prediction.shape[1]:
         if prediction.shape[1] != len(goal.names):
             raise CannotServe(
                 f"the model forecasts {prediction.shape[1]} values, and {goal.horizon} ahead of"

@@ -303,7 +303,9 @@ def _errors(judged: Judged, prediction: Floats) -> Measure:
             each["mae"].append(_mean(errors, weights[rows]))
             each["rmse"].append(float(np.sqrt(_mean(errors**2, weights[rows]))))
             each["mase"].append(_ratio(float(ours @ weights[pairs]), float(theirs @ weights[pairs])))
-        out = {name: float(np.mean(numbers)) for name, numbers in each.items()}
+        # a column that never changes has no MASE; the others still have
+        known = {name: [value for value in values if np.isfinite(value)] for name, values in each.items()}
+        out = {name: float(np.mean(values)) if values else np.nan for name, values in known.items()}
         if len(columns) > 1:
             out |= {f"{name}[{judged.names[j]}]": value for name in each for j, value in enumerate(each[name])}
         return out

@@ -25,7 +25,6 @@ TILES = {
     "anomaly": ("average_precision", "roc_auc", "recall", "precision", "alerts_per_day", "alert_share", "mase"),
     "forecast": ("mase", "mae", "rmse"),
 }
-TITLES = {"forecast": "Forecasts", "scores": "Scores and errors", "loss": "Training"}
 _MOST_ROWS = 60  # of a table that the user's data make long
 _MOST_CLASSES = 20
 _WIDE = ("forecast", "time")

@@ -1,0 +1,185 @@
+"""Fine-tuning on a shifted month, against the model as it was, and against training from scratch on that month.
+
+    python benchmarks/fraud_drift.py [--shared ../shared] [--seeds 3] [--days 7,21] [--factor 0.511] [--all-features]
+
+The old model learns from days 14 to 60 (mid-April and May). From June 1st (day 61) on all amounts are in another unit.
+Each new model learns from so many days from then on: from scratch, at two learning rates, the better of which counts by
+its mean afterwards; or from the old model by `--init`, with one setting for all amounts of data. Every tenth customer
+validates, in all of them. Judged by `lstmstream evaluate` on days held back, each with the same 14 days before them.
+Labels are taken as known at once in learning; days 96 to 128 come more than 7 days after all that is learned from.
+
+By default the model is given amounts and what is known of the terminal, and has to remember by itself what is usual for
+a customer; with --all-features it is told, as in fraud_weeks.py. Average precision, mean of the seeds:
+
+    features  days learned  seeds  judged on  old    scratch  tuned  tuned above scratch at the better rate
+    few                  7      2  82-90      0.730  0.723    0.763  2 of 2
+                                   96-128     0.737  0.700    0.763  2 of 2
+                        21      3  82-90      0.734  0.771    0.778  3 of 3 (2 of 3 above both rates)
+                                   96-128     0.741  0.760    0.772  3 of 3
+    all                  3      2  82-90      0.715  0.695    0.762  2 of 2
+                                   96-128     0.745  0.662    0.758  2 of 2
+                         7      2  82-90      0.715  0.755    0.775  2 of 2
+                                   96-128     0.745  0.739    0.758  2 of 2
+                        21      3  82-90      0.715  0.790    0.788  0 of 3
+                                   96-128     0.745  0.768    0.775  3 of 3
+
+So with all features, three weeks are enough to do as well from scratch on the days just after them, not on later ones.
+About a minute for each model, three for each number of days: 20 to 30 minutes by default on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+from fraud_features import DAY
+from fraud_weeks import CONFIG, read_transactions, to_events, train
+
+FEW: dict[str, Any] = {
+    "numbers": [
+        {"name": "amount", "log": True},
+        "terminal_risk_7d",
+        "terminal_risk_30d",
+        "terminal_since",
+        {"name": "terminal_count_30d", "log": True},
+        {"name": "terminal_streak", "log": True},
+    ],
+    "elapsed": True,
+}
+BEFORE = 14  # days of events that only warm the states up
+OLD = (14, 60)  # first and last day that the old model learns from
+SHIFT = 61  # 2018-06-01
+HELD_BACK = ((82, 90), (96, 128))  # a span counts for an adaptation that ended before it
+OLD_TRAINING = {"epochs": 10, "learning_rate": 0.003, "batch": 32}
+TUNED = {"epochs": 5, "learning_rate": 0.001}
+SCRATCH = ({"epochs": 12, "learning_rate": 0.003}, {"epochs": 12, "learning_rate": 0.006})
+NO_SHIFT = "old, were there no shift"
+Found = dict[str, float]  # average precision by span
+
+
+def shifted(raw: pl.DataFrame, factor: float) -> pl.DataFrame:
+    """The purchases with amounts in another unit from June 1st on."""
+    amount = pl.col("TX_AMOUNT")
+    after = pl.col("TX_TIME_SECONDS") >= SHIFT * DAY
+    return raw.with_columns(pl.when(after).then((amount * factor).round(2)).otherwise(amount))
+
+
+def learned(events: pl.DataFrame, first: int, last: int) -> pl.DataFrame:
+    """Days to learn from; every tenth customer validates. The days before have no part: they warm the states up."""
+    part = pl.when(pl.col("customer") % 10 == 0).then(pl.lit("validation")).otherwise(pl.lit("train"))
+    kept = events.filter(pl.col("day").is_between(first - BEFORE, last))
+    return kept.with_columns(part=pl.when(pl.col("day") >= first).then(part))
+
+
+def configuration(base: dict[str, Any], seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What `lstmstream train` is told."""
+    return base | {"training": base["training"] | {"seed": seed, "patience": 5} | options}
+
+
+class Judge:
+    """`lstmstream evaluate` on the days held back, with the same events before them for every model."""
+
+    def __init__(self, events: pl.DataFrame, folder: Path) -> None:
+        self._files = {}
+        for first, last in HELD_BACK:
+            file = folder / f"held-back-{first}-{last}.parquet"
+            kept = events.filter(pl.col("day").is_between(first - BEFORE, last))
+            kept.with_columns(fraud=pl.when(pl.col("day") >= first).then("fraud")).write_parquet(file)
+            self._files[f"{first}-{last}"] = file
+
+    def __call__(self, model: Path) -> Found:
+        """Average precision by span."""
+        found = {}
+        for name, file in self._files.items():
+            command = [sys.executable, "-m", "lstmstream", "evaluate", str(model), str(file), "--json"]
+            done = subprocess.run([*command, "--resamples", "10"], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise SystemExit(done.stderr)
+            found[name] = float(orjson.loads(done.stdout)["metrics"]["average_precision"]["value"])
+        return found
+
+
+def one_seed(
+    base: dict[str, Any], seed: int, days: list[int], plain: pl.DataFrame, events: pl.DataFrame, folder: Path
+) -> dict[str, Found]:
+    """Every model of one seed; `plain` are the events without the shift."""
+    judge, before = Judge(events, folder), Judge(plain, _made(folder / "plain"))
+    found: dict[str, Found] = {}
+
+    def note(name: str, model: Path, judge: Judge, began: float) -> None:
+        found[name] = judge(model)
+        told = "  ".join(f"days {span}: {value:.4f}" for span, value in found[name].items())
+        print(f"  seed {seed}  {name:<30}{told}   {time.monotonic() - began:3.0f} s", flush=True)
+
+    began = time.monotonic()
+    old = train(folder / "old", learned(plain, *OLD), configuration(base, seed, OLD_TRAINING))
+    note(NO_SHIFT, old, before, began)
+    note("old", old, judge, time.monotonic())
+    for count in days:
+        month = learned(events, SHIFT, SHIFT + count - 1)
+        for options in SCRATCH:
+            began = time.monotonic()
+            model = train(folder / "scratch", month, configuration(base, seed, options))
+            note(f"{count} days, scratch, rate {options['learning_rate']:g}", model, judge, began)
+        began = time.monotonic()
+        model = train(folder / "tuned", month, configuration(base, seed, TUNED), init=old)
+        note(f"{count} days, tuned", model, judge, began)
+    return found
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def show(days: list[int], seeds: list[dict[str, Found]]) -> None:
+    """The table: mean and standard deviation over the seeds; scratch by its better setting, chosen afterwards."""
+
+    def values(name: str, span: str) -> np.ndarray[Any, Any]:
+        return np.array([found[name][span] for found in seeds])
+
+    def text(found: np.ndarray[Any, Any]) -> str:
+        return f"{found.mean():.4f} ± {found.std(ddof=1) if len(found) > 1 else 0:.4f}"
+
+    for first, last in HELD_BACK:
+        span = f"{first}-{last}"
+        print(f"\naverage precision on days {span}, {len(seeds)} seeds; no shift: {text(values(NO_SHIFT, span))}")
+        print("days learned   old               scratch           tuned             tuned - old  tuned - scratch  wins")
+        for count in [count for count in days if SHIFT + count <= first]:
+            old, tuned = values("old", span), values(f"{count} days, tuned", span)
+            tries = [values(f"{count} days, scratch, rate {one['learning_rate']:g}", span) for one in SCRATCH]
+            scratch = max(tries, key=lambda found: float(found.mean()))
+            wins = int(((tuned > old) & (tuned > scratch)).sum())
+            gains = f"{(tuned - old).mean():+.4f}      {(tuned - scratch).mean():+.4f}          {wins} of {len(seeds)}"
+            print(f"{count:>12}   {text(old)}   {text(scratch)}   {text(tuned)}   {gains}")
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(__file__).resolve().parents[1]
+    parser.add_argument("--shared", type=Path, default=root.parent / "shared", help="folder with fraud/")
+    parser.add_argument("--seeds", type=int, default=3, help="how often it is done, with other seeds")
+    parser.add_argument("--days", default="7,21", help="how many days of the new month are learned from")
+    parser.add_argument("--factor", type=float, default=0.511, help="of amounts from June 1st on")
+    parser.add_argument("--all-features", action="store_true", help="those of fraud_weeks.py")
+    options = parser.parse_args()
+    days = [int(word) for word in options.days.split(",")]
+    raw = read_transactions(options.shared)
+    plain, events = to_events(raw), to_events(shifted(raw, options.factor))
+    base = CONFIG if options.all_features else CONFIG | {"features": FEW}
+    with tempfile.TemporaryDirectory(prefix="lstmstream-drift-") as folder:
+        show(days, [one_seed(base, seed, days, plain, events, Path(folder)) for seed in range(options.seeds)])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
