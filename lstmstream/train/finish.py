@@ -166,8 +166,8 @@ def _prove(
 def _rule(option: Threshold, validation: Judged) -> Rule:
     """The configuration's rule."""
     kind = option.rule
-    if validation.task == "forecast" or (
-        validation.task == "classify" and len(validation.names) > 2 and kind == "auto"
+    if kind == "auto" and (
+        validation.task == "forecast" or (validation.task == "classify" and len(validation.names) > 2)
     ):
         return Rule("none")
     if kind == "auto":

@@ -108,17 +108,17 @@ class Fit:
             if metric > fitted.best or (fitted.monitor == "none" and math.isfinite(metric)):
                 fitted.best, fitted.best_epoch = metric, len(fitted.history)
                 fitted.weights = copy.deepcopy(self.net.state_dict())
+            if not math.isfinite(loss) or not math.isfinite(check):
+                break
             self._save()
             after(line)
-            if not math.isfinite(loss):
-                break
         fitted.ended = self._why(stopped())
         if not fitted.weights:
             if stopped():
                 raise CannotServe("training: stopped before the first epoch was done; there is nothing to keep")
             raise CannotServe(
-                "training: the loss is not a number; take a smaller training.learning_rate, or log: true for numbers"
-                " that range widely"
+                "training: the loss is not a number; take a smaller training.learning_rate, noise or weight_decay, or"
+                " log: true for numbers that range widely"
             )
         self.net.load_state_dict(fitted.weights)
         return fitted
@@ -241,7 +241,9 @@ class Fit:
         fitted = self.fitted
         if stopped:
             return "stopped by hand"
-        if fitted.history and not math.isfinite(fitted.history[-1]["train_loss"]):
+        if fitted.history and not all(
+            math.isfinite(fitted.history[-1][name]) for name in ("train_loss", "validation_loss")
+        ):
             return "the loss was no number any more"
         if fitted.stale >= self.options.patience:
             return f"{fitted.stale} epochs without a better validation"

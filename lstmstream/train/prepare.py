@@ -81,6 +81,7 @@ def prepare(config: TrainConfig, base: Network | None = None) -> Prepared:
     warnings = [*told, *inspection.warn(events, parts, config, counted)]
     if base is None:
         encoder = learn(events, parts.rows(TRAIN), config.features, flag_missing=config.training.mask > 0)
+        inspection.check_scale(encoder)
     else:
         encoder = base.encoder
     inspection.check_memory(config, len(events.keys), encoder.width)

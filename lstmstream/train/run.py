@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from lstmstream.train.progress import Screen, summary
 from lstmstream.train.report.report import write_report
 from lstmstream.train.reporting import gather
 from lstmstream.train.schema import TrainConfig, load_training, shown
+
+_TO = {"classify": "classify", "forecast": "forecast", "anomaly": "find anomalies"}
 
 
 def train(path: Path, *, out: Path | None = None, resume: bool = False, init: str | None = None) -> int:
@@ -154,6 +157,8 @@ def fine_tuned(config: TrainConfig, base: Network, card: Card) -> TrainConfig:
     target = config.target
     if config.task == "classify" and target.classes and classes and target.classes != classes:
         problems.append(f"target.classes: are {', '.join(classes)} in the model of --init, in this order; leave it out")
+    if config.task != card.task:
+        problems.append(f"task: {config.task} is asked for, and the model of --init was made to {_TO[card.task]}")
     if problems:
         raise CannotServe(*problems)
     changed = config.model_copy(
@@ -174,6 +179,14 @@ def _place(config: TrainConfig, out: Path | None) -> Path:
         raise CannotServe(f"{place}: there is no folder {place.parent}; make it, or name another with --out")
     if place.suffix != ".onnx":
         raise CannotServe(f"{place}: a model file's name ends in .onnx")
+    for suffix in (".onnx", ".html", ".checkpoint"):
+        if place.with_suffix(suffix).is_dir():
+            raise CannotServe(f"{place.with_suffix(suffix)}: is a folder; name another place with --out")
+    try:
+        with tempfile.TemporaryFile(dir=place.parent):
+            place.exists()
+    except OSError as error:
+        raise CannotServe(f"{place}: {error.strerror or error}; name another place with --out") from error
     return place
 
 

@@ -7,7 +7,7 @@ the data can tell is for `history/inspection.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +30,7 @@ from lstmstream.config.values import (
     lower,
 )
 from lstmstream.errors import CannotServe
+from lstmstream.train.clashes import clashes
 from lstmstream.train.values import Count, Moment, Place, Real, Share, Weights, named, text_list
 
 Task = Literal["forecast", "classify", "anomaly"]
@@ -302,100 +303,8 @@ def judge_training(tree: dict[str, object], folder: Path) -> TrainConfig:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
         raise CannotServe(*(f"{place}: {text}" for place, text in faults(error, TRAIN_OPTIONS))) from None
-    problems = list(_clashes(config))
+    problems = list(clashes(config))
     if problems:
         raise CannotServe(*problems)
     config._folder = folder
     return config
-
-
-def _clashes(config: TrainConfig) -> Iterator[str]:
-    """What no option by itself can be blamed for."""
-    yield from _data_clashes(config)
-    yield from _target_clashes(config)
-    yield from _split_clashes(config.split)
-    model, threshold = config.model, config.threshold
-    if model.projection is not None and model.cell == "gru":
-        yield "model.projection: only an LSTM has one; take it away, or use cell: lstm"
-    elif model.projection is not None and model.projection >= model.hidden:
-        yield f"model.projection: {model.projection} must be smaller than model.hidden, {model.hidden}"
-    for name in ("learning_rate", "weight_decay"):
-        bounds = getattr(config.tune, name)
-        if bounds is not None and bounds[0] <= 0:
-            yield f"tune.{name}: its lower bound must be above 0, for it is searched on a logarithmic scale"
-    if config.tune.hidden is not None and config.tune.hidden[0] <= (model.projection or 0):
-        yield f"tune.hidden: its lower bound must be above model.projection, {model.projection}"
-    if config.tune.dropout is not None and config.tune.dropout[1] >= 1:
-        yield "tune.dropout: its upper bound must be below 1"
-    if threshold.rule == "alerts_per_day" and threshold.alerts_per_day is None:
-        yield "threshold.alerts_per_day: is missing; write how many alerts a day somebody can look at"
-    if threshold.rule == "value" and threshold.value is None:
-        yield "threshold.value: is missing; write the score from which on it is an alert"
-    given = {"alerts_per_day": threshold.alerts_per_day is not None, "value": threshold.value is not None}
-    for rule, there in (given | {"cost": bool(threshold.cost.model_fields_set)}).items():
-        if there and threshold.rule != rule:
-            yield f"threshold.{rule}: has no effect with rule: {threshold.rule}; write rule: {rule}, or take it away"
-    if config.training.monitor == "average_precision" and config.task != "classify":
-        yield "training.monitor: average_precision needs task: classify; use loss"
-
-
-def _data_clashes(config: TrainConfig) -> Iterator[str]:
-    data, features = config.data, config.features
-    if data.source == "files" and not data.path:
-        yield "data.path: is missing; name a CSV, JSONL or Parquet file"
-    if data.source == "kafka" and data.topic is None:
-        yield "data.topic: is missing; name the topic to read"
-    if data.source == "files" and data.timestamp is None:
-        yield from (
-            f"features.{name}: needs data.timestamp, as the daemon will feed real times; name that, or take this away"
-            for name in ("elapsed", "hour_of_day", "day_of_week")
-            if getattr(features, name)
-        )
-    names = [number.name for number in features.numbers]
-    if not names and not features.categories and not (features.hour_of_day or features.day_of_week or features.elapsed):
-        yield "features: is empty; name at least one of numbers or categories"
-    for section, found in (("numbers", names), ("categories", [category.name for category in features.categories])):
-        yield from (
-            f"features.{section}: {name} stands there twice; keep one"
-            for name in dict.fromkeys(found)
-            if found.count(name) > 1
-        )
-
-
-def _target_clashes(config: TrainConfig) -> Iterator[str]:
-    target, names = config.target, [number.name for number in config.features.numbers]
-    if config.task == "classify":
-        if target.field is None:
-            yield "target.field: is missing; name the field that holds the label"
-        if target.fields:
-            yield "target.fields: is for forecasts; to classify, name one label in target.field"
-        if len(set(target.classes)) != len(target.classes) or len(target.classes) == 1:
-            yield "target.classes: needs two or more values, each once"
-        return
-    if not names:
-        yield f"features.numbers: is empty; task {config.task} needs numbers to forecast"
-    for field in target.fields:
-        if field not in names:
-            yield f"target.fields: {field} is not among features.numbers; add it there, it is an input too"
-    if config.task == "anomaly" and target.horizon != 1:
-        yield "target.horizon: anomaly detection looks one event ahead; take it away"
-    if config.task == "forecast" and target.field is not None:
-        yield "target.field: is for labels; a forecast's fields stand in target.fields"
-    if target.per == "sequence":
-        yield f"target.per: sequence needs task: classify, not {config.task}"
-
-
-def _split_clashes(split: Split) -> Iterator[str]:
-    if split.validation + split.test >= 1:
-        yield "split.test: validation and test together leave nothing to learn from; make them smaller"
-    if split.by == "given" and split.field is None:
-        yield "split.field: is missing; name the field that says train, validation or test"
-    if split.by != "given" and split.field is not None:
-        yield "split.field: has no effect without by: given; write that, or take it away"
-    dates = [
-        name for name in ("train_from", "train_to", "validation_from", "test_from", "test_to") if getattr(split, name)
-    ]
-    if dates and split.by != "time":
-        yield f"split.{dates[0]}: dates need split.by: time"
-    if split.by != "time" and split.gap:
-        yield "split.gap: a gap needs split.by: time"

@@ -17,6 +17,7 @@ from lstmstream.config.load import read_yaml
 from lstmstream.errors import CannotServe
 from lstmstream.stop import Stop
 from lstmstream.train.fit import Line
+from lstmstream.train.history.inspection import check_memory
 from lstmstream.train.prepare import Prepared, prepare
 from lstmstream.train.run import make_fit, make_net
 from lstmstream.train.schema import TrainConfig, Tune, judge_training, load_training
@@ -37,6 +38,10 @@ def tune(path: Path, *, trials: int | None = None, out: Path | None = None) -> i
     stop = Stop()
     config = load_training(path)
     out = out or path.with_suffix(".tuned.yaml")
+    if config.tune.bounds.get("hidden", (1 << 30,))[0] <= (config.model.projection or 0):
+        raise CannotServe(
+            f"tune.hidden: its lower bound must be above model.projection, {config.model.projection}; write bounds"
+        )
     if out.parent.resolve() != path.parent.resolve():
         raise CannotServe(f"{out}: must lie beside {path}, because paths in it start from there")
     prepared = prepare(config)
@@ -67,7 +72,8 @@ def tune(path: Path, *, trials: int | None = None, out: Path | None = None) -> i
         if prepared.events.scratch is not None:
             prepared.events.scratch.cleanup()
     if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials):
-        raise CannotServe("tune: stopped before the first training was done; there is nothing to keep")
+        why = "stopped before the first training was done" if stop.asked else "no trial came to a result (see above)"
+        raise CannotServe(f"tune: {why}; there is nothing to keep")
     _write(out, read_yaml(path), study.best_params, config)
     _print(study)
     print(f"{out}: the best of {len(study.trials)} trials; now: lstmstream train {out}")
@@ -80,6 +86,7 @@ def _try(trial: optuna.Trial, prepared: Prepared, stop: Stop) -> float:
     one = Prepared(
         changed, prepared.fields, prepared.events, prepared.parts, prepared.counted, prepared.encoder, prepared.warnings
     )
+    check_memory(changed, len(prepared.events.keys), prepared.encoder.width)
     fit = make_fit(make_net(one), one, None)
 
     def after(line: Line) -> None:

@@ -281,8 +281,19 @@ ANOMALY = "task: anomaly, target: {field: null}"
             ],
         ),
         (
-            "model: {projection: 16}\ntune: {hidden: [16, 32]}",
-            ["tune.hidden: its lower bound must be above model.projection, 16"],
+            "tune: {layers: [1, 20], dropout: [0, 1]}",
+            [
+                "tune.layers: its upper bound must be less than or equal to 16; got 20",
+                "tune.dropout: its upper bound must be less than 1; got 1.0",
+            ],
+        ),
+        (
+            "split: {validation: 0}",
+            ["split.validation: is 0, and it chooses the epoch and the threshold; make it larger"],
+        ),
+        (
+            f"{{{FORECAST}, threshold: {{rule: f1}}}}",
+            ["threshold.rule: f1 is not for forecasts; write rule: value, or take it away"],
         ),
         ("features: {numbers: []}", ["features: is empty; name at least one of numbers or categories"]),
         ("features: {numbers: [a, b, a]}", ["features.numbers: a stands there twice; keep one"]),

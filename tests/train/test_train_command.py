@@ -216,7 +216,7 @@ def test_fine_tuning_another_network_is_refused(tmp_path: Path) -> None:
             {"features": {"numbers": ["amount"]}},
             r"features\.numbers: are amount, and the model of --init has amount, dist",
         ),
-        ({"task": "forecast"}, "--init: the model does not fit"),
+        ({"task": "forecast"}, "task: forecast is asked for, and the model of --init was made to classify"),
         ({"features": {"elapsed": False}}, r"features\.elapsed: the model of --init has it; leave it out"),
         (
             {"features": {"numbers": [{"name": "amount", "log": False}, "distance"]}},
@@ -265,6 +265,8 @@ def test_tuning_writes_the_best_settings(tmp_path: Path, capsys: pytest.CaptureF
     assert train(tmp_path / "train.tuned.yaml") == 0
     with pytest.raises(CannotServe, match="must lie beside"):
         tune(file, out=tmp_path.parent / "elsewhere.yaml")
+    with pytest.raises(CannotServe, match=r"tune\.hidden: its lower bound must be above model\.projection, 6"):
+        tune(write_config(tmp_path, model={"projection": 6}, tune={"hidden": [6, 8]}))
 
 
 def test_a_trial_that_does_not_learn_spoils_nothing(
@@ -322,7 +324,49 @@ def test_exit_code_2_with_a_sentence(tmp_path: Path, sections: dict[str, Any], t
     assert not list(tmp_path.glob("*.onnx"))
 
 
+@pytest.mark.parametrize("taken", ["card-fraud.onnx", "card-fraud.html", "card-fraud.checkpoint"])
+def test_a_folder_in_the_way_is_said_before_the_work(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).mkdir()
+    with pytest.raises(CannotServe, match=f"{taken}: is a folder; name another place with --out"):
+        train(write_config(tmp_path))
+
+
+def test_numbers_beyond_arithmetic_are_said_before_the_work(tmp_path: Path) -> None:
+    frame = purchases(tmp_path / "history.csv")
+    frame.with_columns(amount=pl.col("amount") * 1e31).write_csv(tmp_path / "history.csv")
+    features = {"numbers": ["amount", "distance"]}
+    with pytest.raises(CannotServe, match=r"features\.numbers: amount has centre .* and scale .*log: true for it"):
+        train(write_config(tmp_path, features=features))
+
+
+@pytest.mark.parametrize("task", ["forecast", "anomaly"])
+def test_nothing_to_forecast_is_said_before_the_work(tmp_path: Path, task: str) -> None:
+    frame = purchases(tmp_path / "history.csv")
+    late = frame["time"].quantile(0.6)
+    frame.with_columns(amount=pl.when(pl.col("time") < late).then("amount")).write_csv(tmp_path / "history.csv")
+    file = write_config(tmp_path, task=task, target={"fields": ["amount"]})
+    with pytest.raises(CannotServe, match="in the validation part no event is followed by a value of amount"):
+        train(file)
+
+
+def test_a_test_part_without_truth_gives_a_model_and_no_measures(tmp_path: Path) -> None:
+    frame = purchases(tmp_path / "history.csv")
+    late = frame["time"].quantile(0.85)
+    frame.with_columns(amount=pl.when(pl.col("time") < late).then("amount")).write_csv(tmp_path / "history.csv")
+    assert train(write_config(tmp_path, task="forecast", target={"fields": ["amount"]})) == 0
+
+
+def test_a_forecast_may_have_a_threshold(tmp_path: Path) -> None:
+    file = write_config(tmp_path, task="forecast", threshold={"rule": "value", "value": 3.5})
+    assert train(file) == 0
+    assert load_model(tmp_path / "card-fraud.onnx").card.threshold == 3.5
+
+
 def test_a_place_that_is_not_there_is_said_before_the_work(tmp_path: Path) -> None:
+    if Path("/proc").is_dir():
+        done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "/proc/m.onnx", check=2)
+        assert "/proc/m.onnx: " in done.stderr
+        assert "epoch" not in done.stderr
     done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "nowhere/m.onnx", check=2)
     assert "there is no folder nowhere" in done.stderr
     assert "epoch" not in done.stderr

@@ -6,6 +6,7 @@ import numpy as np
 
 from lstmstream.train.export.parts import AnomalyHead, Encoder, ForecastHead, Head, Layer, Lstm, Network
 
+LARGEST_SCALE = 1e30  # of what numbers are divided by; float32 ends at 3e38
 MOST_ROWS = 500  # of a window; each is a copy of all layers in the graph
 
 
@@ -75,7 +76,7 @@ def _validate_encoder(encoder: Encoder) -> None:
     if encoder.elapsed is not None:
         scaled.append(("elapsed", encoder.elapsed.centre, encoder.elapsed.scale))
     for name, centre, scale in scaled:
-        if not (abs(centre) < 1e30 and 1e-30 < scale < 1e30):  # NaN fails too
+        if not (abs(centre) < LARGEST_SCALE and 1 / LARGEST_SCALE < scale < LARGEST_SCALE):  # NaN fails too
             raise ValueError(f"{name}: centre {centre} and scale {scale} should be below 1e30, scale above 1e-30")
     for category in encoder.categories:
         codes = len(category.vocabulary or ()) or category.buckets or 0

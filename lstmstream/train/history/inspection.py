@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from lstmstream.errors import CannotServe
+from lstmstream.train.export import Encoder
+from lstmstream.train.export.checks import LARGEST_SCALE
 from lstmstream.train.history.data import Events
 from lstmstream.train.history.read import Floats, Ints
 from lstmstream.train.history.split import TRAIN, Parts
@@ -49,6 +51,18 @@ def warn(events: Events, parts: Parts, config: TrainConfig, counted: dict[str, B
         *_leaks(events, sample, config),
         *_unlabelled(events, parts, config),
     ]
+
+
+def check_scale(encoder: Encoder) -> None:
+    """Raises CannotServe for numbers that are too large or too alike for float32 arithmetic."""
+    problems = [
+        f"features.numbers: {one.name} has centre {one.centre:.3g} and scale {one.scale:.3g}, beyond what can be"
+        " computed with; write log: true for it, or take other units"
+        for one in encoder.numbers
+        if not (abs(one.centre) < LARGEST_SCALE and 1 / LARGEST_SCALE < one.scale < LARGEST_SCALE)
+    ]
+    if problems:
+        raise CannotServe(*problems)
 
 
 def check_memory(config: TrainConfig, keys: int, width: int) -> None:
@@ -114,6 +128,19 @@ def _uncounted(events: Events, config: TrainConfig, counted: dict[str, Bools]) -
                 else "no event that is followed by another of its key in the same part"
             )
             yield f"split: the {name} part has {what}; change the shares or dates under split"
+        elif config.task != "classify" and not _comes_true(events, config, rows):
+            names = ", ".join(config.features.numbers[column].name for column in config.targets)
+            yield f"split: in the {name} part no event is followed by a value of {names}; there is nothing to forecast"
+
+
+def _comes_true(events: Events, config: TrainConfig, counted: Bools) -> bool:
+    """Whether any of the values that are to be forecast is known."""
+    rows = np.flatnonzero(counted)
+    return any(
+        bool((~np.isnan(np.asarray(events.x[rows + ahead, column]))).any())
+        for ahead in range(1, config.target.horizon + 1)
+        for column in config.targets
+    )
 
 
 def _classes(events: Events, config: TrainConfig, counted: dict[str, Bools]) -> Iterator[str]:

@@ -31,7 +31,7 @@ class Parts:
 
 
 def divide(events: Events, split: Split, seed: int) -> Parts:
-    """Gives each event its part. Raises CannotServe where training or validation would be empty."""
+    """Gives each event its part. Raises CannotServe where one that is needed would be empty."""
     if split.by == "time":
         parts = _by_time(events, split)
     elif split.by == "key":
@@ -39,8 +39,9 @@ def divide(events: Events, split: Split, seed: int) -> Parts:
     else:
         parts = _given(events, split)
     counts = {name: int((parts.of == part).sum()) for part, name in NAMES.items()}
-    for name in ("train", "validation"):
-        if counts[name] == 0:
+    asked = {"train": True, "validation": True, "test": split.test_from is not None}
+    for name in NAMES.values():
+        if asked[name] and counts[name] == 0:
             raise CannotServe(
                 f"split: the {name} part is empty ({parts.rule}; of {len(events)} events"
                 f" {counts['train']} train, {counts['validation']} validate, {counts['test']} test);"
@@ -65,6 +66,11 @@ def _by_time(events: Events, split: Split) -> Parts:
     test_from = _moment(split.test_from, "test_from", share(1 - split.test) if has_test else last)
     validation_from = _moment(split.validation_from, "validation_from", share(1 - split.test - split.validation))
     train_to = _moment(split.train_to, "train_to", validation_from - gap)
+    if train_to > validation_from:
+        raise CannotServe(
+            f"split.train_to: {_text(train_to)} lies after the start of the validation part, {_text(validation_from)};"
+            " write an earlier time, or leave it out"
+        )
     of = np.zeros(len(times), np.int8)
     of[(times >= train_from) & (times < train_to)] = TRAIN
     validation_to = test_from - (gap if has_test else 0)

@@ -60,7 +60,7 @@ def intervals(
     values = measure(np.ones(len(judged)))
     names = [name for name, value in values.items() if np.isfinite(value)]
     drawn = [[once[name] for name in names] for once in _resampled(judged, [measure], resamples, seed)]
-    low, high = _bounds(np.array(drawn).reshape(-1, len(names)))
+    low, high = _bounds(np.array(drawn).reshape(len(drawn), len(names)))
     return {name: Interval(value=values[name], low=float(low[i]), high=float(high[i])) for i, name in enumerate(names)}
 
 
