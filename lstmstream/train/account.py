@@ -17,6 +17,7 @@ from lstmstream.train.measure.intervals import Interval
 from lstmstream.train.measure.metrics import Doubles, Judged
 from lstmstream.train.prepare import Prepared
 from lstmstream.train.schema import TrainConfig
+from lstmstream.train.values import moment
 
 _BINS = 50
 
@@ -42,8 +43,8 @@ def training(
             "sha256": events.sha256,
             "rows": len(events),
             "keys": len(events.keys),
-            "from": _moment(int(times.min())),
-            "to": _moment(int(times.max())),
+            "from": moment(int(times.min())),
+            "to": moment(int(times.max())),
         },
         "split": prepared.parts.rule,
         "epochs": len(fitted.history),
@@ -73,10 +74,6 @@ def _rounded(interval: Interval) -> dict[str, float | None]:
 
 def _number(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def _moment(ms: int) -> str:
-    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def reference(prepared: Prepared, validation: Judged) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,8 @@ from lstmstream.train.measure.intervals import Interval, intervals, units
 from lstmstream.train.measure.judge import Goal, judge_events
 from lstmstream.train.measure.metrics import Judged
 from lstmstream.train.measure.replay import replay
-
-MEANINGS = {
-    "average_precision": "area under precision over recall; by chance: the share of positives",
-    "roc_auc": "a positive scores above a negative; by chance: 0.5",
-    "precision_at": "share of positives among so many highest scores",
-    "precision": "share of alerts that are right",
-    "recall": "share of positives that alert",
-    "f1": "harmonic mean of precision and recall",
-    "alert_share": "share of events that alert",
-    "alerts_per_day": "on average over the time of the data",
-    "brier": "mean squared error of the probability; lower is better",
-    "log_loss": "nats for each event; lower is better",
-    "calibration_error": "mean distance of probability and frequency; lower is better",
-    "accuracy": "share of right classes",
-    "macro_f1": "mean F1 of the classes",
-    "mae": "mean absolute error, in the field's unit",
-    "rmse": "root of the mean squared error, in the field's unit",
-    "mase": "absolute error as a share of the last value's; below 1 beats it",
-}
+from lstmstream.train.measure.wording import meaning, number, span
+from lstmstream.train.values import moment
 
 
 def evaluate(
@@ -187,8 +169,8 @@ def _facts(loaded: Model, data: str, events: Events, judged: Judged, *, unanswer
         "judged": len(judged),
         "unanswered": unanswered,
         "trained_on": bool(events.sha256) and card.training.get("data", {}).get("sha256") == events.sha256,
-        "from": _iso(int(events.timestamp.min())),
-        "to": _iso(int(events.timestamp.max())),
+        "from": moment(int(events.timestamp.min())),
+        "to": moment(int(events.timestamp.max())),
         "threshold": card.threshold,
     }
     if judged.has_labels:
@@ -196,10 +178,6 @@ def _facts(loaded: Model, data: str, events: Events, judged: Judged, *, unanswer
         names = judged.names if judged.task == "classify" else ("0", "1")
         facts["labels"] = {name: int(count) for name, count in zip(names, counts, strict=False)}
     return facts
-
-
-def _iso(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _show(facts: dict[str, Any], found: dict[str, Interval], resampled: str, resamples: int) -> None:
@@ -226,23 +204,3 @@ def _show(facts: dict[str, Any], found: dict[str, Interval], resampled: str, res
     console.print(table)
     if resamples:
         say(f"Intervals: {resamples} resamples of {resampled}.")
-
-
-def meaning(name: str) -> str:
-    """What a measure says, in a few words; empty where the name says it."""
-    plain = name.partition("[")[0]
-    if plain == "recall" and "[" in name:
-        return "share of the class that is found"
-    return MEANINGS.get(plain, MEANINGS["precision_at"] if plain.startswith("precision_at_") else "")
-
-
-def number(value: float) -> str:
-    """Four digits that count; a dash where there is no number."""
-    if not np.isfinite(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def span(one: Interval) -> str:
-    """The interval as text, empty where it is not known."""
-    return f"{number(one['low'])} to {number(one['high'])}" if np.isfinite(one["low"]) else ""

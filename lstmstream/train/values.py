@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
@@ -49,6 +49,15 @@ def _weights(value: object) -> object:
     if not many and value not in ("none", "balanced"):
         raise ValueError("must be none, balanced, or a list of positive numbers, one for each class")
     return [float(one) for one in value] if isinstance(value, list) else value
+
+
+def moment(ms: int) -> str:
+    """Milliseconds since 1970 as ISO 8601, UTC."""
+    return (
+        datetime.fromtimestamp(ms / 1000, UTC)
+        .isoformat(timespec="milliseconds" if ms % 1000 else "seconds")
+        .replace("+00:00", "Z")
+    )
 
 
 Real = Float32

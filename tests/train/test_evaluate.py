@@ -15,10 +15,11 @@ from random_events import history
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
-from lstmstream.train.evaluate import evaluate, number
+from lstmstream.train.evaluate import evaluate
 from lstmstream.train.export import Head, build
 from lstmstream.train.history.data import load_for_card
 from lstmstream.train.measure.judge import Goal, judge_events, rows_that_count
+from lstmstream.train.measure.wording import number
 from tests.models import card_of, random_network, write
 
 NAN = np.nan

@@ -17,8 +17,8 @@ import pytest
 from made_up_reports import MAKERS, report
 from test_measures import DAY, judged
 
-from lstmstream.train.evaluate import number
 from lstmstream.train.measure.metrics import measure
+from lstmstream.train.measure.wording import number
 from lstmstream.train.report import plots
 from lstmstream.train.report.report import Report, plots_of, render, write_report
 from lstmstream.train.report.summary import part_facts, summarise

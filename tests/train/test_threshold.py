@@ -88,21 +88,12 @@ def test_ties_at_the_budget_are_left_out_together() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_threshold_gives_its_float32_back_from_the_card(seed: int) -> None:
     part = random_part(seed, steps=3000)
-    for rule in (Rule("f1"), Rule("alerts_per_day", 3), Rule("cost", missed=10, alert=1), Rule("quantile", 0.9)):
+    for rule in (Rule("f1"), Rule("alerts_per_day", 3), Rule("cost", missed=10, alert=1)):
         threshold, _ = choose(part, rule)
         again = json.loads(json.dumps(threshold))
         assert np.float32(again) in part.score
         assert (part.score >= np.float32(again)).sum() == alerts(part, again).sum()
         assert len(repr(threshold)) <= 15  # the shortest text, not the float32 written out as a double
-
-
-def test_a_quantile_needs_no_labels() -> None:
-    part = judged(np.arange(1000) / 1000, task="anomaly")
-    threshold, said = choose(part, Rule("quantile", 0.99))
-    assert threshold is not None
-    assert alerts(part, threshold).sum() == 10
-    assert "0.99" in said
-    assert "positives" not in said
 
 
 def test_given_and_no_thresholds() -> None:
@@ -129,7 +120,6 @@ def test_more_than_two_classes_alert_on_any_but_the_first() -> None:
         (judged([]), Rule("f1"), "the validation part is empty"),
         (judged([0.1, 0.2], timestamp=[7, 7]), Rule("alerts_per_day", 5), "the same time"),
         (replace(judged([0.1, 0.2]), timed=False), Rule("alerts_per_day", 5), "the same time or none"),
-        (judged([0.1]), Rule("quantile", 1.0), "should be from 0 to below 1"),
     ],
 )
 def test_what_cannot_be_chosen_is_said(part: Judged, rule: Rule, said: str) -> None:

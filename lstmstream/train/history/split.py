@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from zlib import crc32
 
 import numpy as np
@@ -13,6 +12,7 @@ from lstmstream.serve.decode import timestamp_ms
 from lstmstream.train.history.data import Events
 from lstmstream.train.history.read import Ints
 from lstmstream.train.schema import Split
+from lstmstream.train.values import moment
 
 NONE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3  # NONE: warms the state up, counts nowhere
 NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -68,7 +68,7 @@ def _by_time(events: Events, split: Split) -> Parts:
     train_to = _moment(split.train_to, "train_to", validation_from - gap)
     if train_to > validation_from:
         raise CannotServe(
-            f"split.train_to: {_text(train_to)} lies after the start of the validation part, {_text(validation_from)};"
+            f"split.train_to: {moment(train_to)} lies after the validation part's start, {moment(validation_from)};"
             " write an earlier time, or leave it out"
         )
     of = np.zeros(len(times), np.int8)
@@ -76,7 +76,7 @@ def _by_time(events: Events, split: Split) -> Parts:
     validation_to = test_from - (gap if has_test else 0)
     of[(times >= validation_from) & (times < validation_to)] = VALIDATION
     of[(times >= test_from) & (times < test_to)] = TEST
-    begin, middle, end = map(_text, (train_to, validation_from, test_from))
+    begin, middle, end = map(moment, (train_to, validation_from, test_from))
     rule = f"by time: train before {begin}, validation from {middle}" + (f", test from {end}" if has_test else "")
     return Parts(of, rule)
 
@@ -113,7 +113,3 @@ def _moment(text: str | None, option: str, otherwise: int) -> int:
         raise CannotServe(
             f"split.{option}: {text!r} is not an ISO 8601 time; write 2026-01-31 or 2026-01-31T12:00Z"
         ) from bad
-
-
-def _text(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

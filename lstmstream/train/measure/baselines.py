@@ -93,7 +93,7 @@ def _spread(events: Events, goal: Goal, sample: Ints) -> Floats:
 def _distance(error: Floats, scale: Floats) -> Floats:
     """[N'] Root of the mean squared scaled error over the values there are; 0 without any."""
     known = np.isfinite(error)
-    squares = np.where(known, error / scale, 0) ** 2
+    squares = np.where(known, error.astype(np.float64) / scale, 0) ** 2
     return np.asarray(np.sqrt(squares.sum(axis=1) / np.maximum(1, known.sum(axis=1))), np.float32)
 
 

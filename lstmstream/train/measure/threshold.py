@@ -14,15 +14,15 @@ import numpy as np
 from lstmstream.errors import CannotServe
 from lstmstream.train.measure.metrics import Doubles, Judged, alerts, rank
 
-Kind = Literal["f1", "alerts_per_day", "cost", "quantile", "value", "none"]
+Kind = Literal["f1", "alerts_per_day", "cost", "value", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a threshold is chosen. `value` belongs to alerts_per_day, quantile and value; the costs to cost."""
+    """How a threshold is chosen. `value` belongs to alerts_per_day and value; the costs to cost."""
 
     kind: Kind
-    value: float = 0.0  # alerts a day; share of scores below (0..1); the threshold itself
+    value: float = 0.0  # alerts a day; the threshold itself
     missed: float = 0.0  # cost of a positive without an alert
     alert: float = 0.0  # cost of every alert, right or wrong
 
@@ -33,7 +33,6 @@ class Rule:
             "f1": "the highest F1",
             "alerts_per_day": f"at most {self.value:g} alerts a day on average",
             "cost": f"the least cost, with {self.missed:g} for a missed positive and {self.alert:g} for each alert",
-            "quantile": f"the score that a share of {self.value:g} of the events stays below",
             "value": f"given as {self.value:g}",
             "none": "none",
         }[self.kind]
@@ -52,8 +51,6 @@ def check(judged: Judged, rule: Rule) -> None:
             "threshold.alerts_per_day: the validation part's events all have the same time or none, so there is no day"
             " to count by; name the time's column under data.timestamp, or use another rule"
         )
-    if rule.kind == "quantile" and not 0 <= rule.value < 1:
-        raise CannotServe(f"threshold.quantile: {rule.value:g} should be from 0 to below 1")
 
 
 def _check_labels(judged: Judged, rule: Rule) -> None:
@@ -90,8 +87,6 @@ def choose(judged: Judged, rule: Rule) -> tuple[float | None, str]:
         return rule.value, f"Threshold {rule.value:g} was given.{_outcome(judged, rule.value)}"
     if rule.kind == "alerts_per_day":
         best = _within(judged, int(np.floor(rule.value * judged.days)))
-    elif rule.kind == "quantile":
-        best = _within(judged, int(np.floor(round((1 - rule.value) * len(judged), 6))))
     else:
         best = _by_labels(judged, rule)
     threshold = float(str(best))  # the shortest text of the float32, as the card's JSON has it

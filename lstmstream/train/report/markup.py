@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lstmstream import __version__
-from lstmstream.train.evaluate import meaning, number, span
 from lstmstream.train.measure.intervals import Interval
 from lstmstream.train.measure.metrics import LOWER_IS_BETTER, Judged, alerts, measure
 from lstmstream.train.measure.verdict import main_measure
+from lstmstream.train.measure.wording import meaning, number, span
 from lstmstream.train.report.plots import Plot
 from lstmstream.train.report.summary import FieldFacts
 
