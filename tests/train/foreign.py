@@ -5,14 +5,18 @@ Those of torch and Keras are made once a run, each framework in a process of its
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import onnx
+import orjson
 import pytest
 
 from lstmstream.errors import CannotServe
@@ -25,6 +29,11 @@ HERE = Path(__file__).parent
 F, H = 3, 4  # of the small files
 
 
+def one_thread() -> dict[str, str]:
+    """The environment of a program that makes or reads model files beside others."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
 def make_all(folder: Path) -> None:
     """Files and recorded answers of torch and Keras in `folder`/torch and `folder`/keras."""
     running = []
@@ -32,8 +41,7 @@ def make_all(folder: Path) -> None:
         (folder / name).mkdir()
         log = (folder / f"{name}.log").open("w")
         program = [sys.executable, str(HERE / f"foreign_{name}.py"), str(folder / name)]
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        running.append((name, subprocess.Popen(program, stdout=log, stderr=log, env=environ), log))
+        running.append((name, subprocess.Popen(program, stdout=log, stderr=log, env=one_thread()), log))
     for name, process, log in running:
         code = process.wait(timeout=280)
         log.close()
@@ -77,6 +85,38 @@ def edited(path: Path, change: Any) -> Path:
     model = onnx.load(path)
     change(model)
     path.write_bytes(model.SerializeToString())
+    return path
+
+
+def keras_file(
+    path: Path, *, change: Any = None, kernel: Any = None, outside: Path | None = None, more: Any = None
+) -> Path:
+    """A .keras file by hand: LSTM(2) over 3 features. `more` is given the group of its weights."""
+    layers = [
+        {"class_name": "InputLayer", "config": {"name": "i", "batch_shape": [None, None, 3], "dtype": "float32"}},
+        {"class_name": "LSTM", "config": {
+            "name": "l", "return_sequences": False, "use_bias": True,
+            "activation": "tanh", "recurrent_activation": "sigmoid",
+        }},
+    ]  # fmt: skip
+    config = {"class_name": "Sequential", "config": {"layers": layers}}
+    metadata = {"keras_version": "3.15.1"}
+    if change:
+        change(config, metadata)
+    weights = io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        group = file.create_group("layers/lstm/cell/vars")
+        if outside is not None:
+            group["0"] = h5py.ExternalLink(str(outside), "/secret")
+        else:
+            group["0"] = draw(3, 8) if kernel is None else kernel
+        group["1"], group["2"] = draw(2, 8, seed=1), draw(8, seed=2)
+        if more:
+            more(group)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", orjson.dumps(config))
+        archive.writestr("metadata.json", orjson.dumps(metadata))
+        archive.writestr("model.weights.h5", weights.getvalue())
     return path
 
 

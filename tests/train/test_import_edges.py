@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import foreign
 import h5py
 import numpy as np
-import orjson
 import polars as pl
 import pytest
-from foreign import F, H, draw, edited, lstm_file, refusal
+from foreign import F, H, draw, edited, keras_file, lstm_file, refusal
 from onnx import TensorProto, helper, numpy_helper
 
 from lstmstream.errors import CannotServe
@@ -82,34 +79,6 @@ def test_damaged_bytes_are_refused_or_proved(tmp_path: Path) -> None:
             import_model(file, out=tmp_path / "out.onnx")
         except CannotServe:
             continue
-
-
-def keras_file(path: Path, *, change: Any = None, kernel: Any = None, outside: Path | None = None) -> Path:
-    """A .keras file by hand: LSTM(2) over 3 features."""
-    layers = [
-        {"class_name": "InputLayer", "config": {"name": "i", "batch_shape": [None, None, 3], "dtype": "float32"}},
-        {"class_name": "LSTM", "config": {
-            "name": "l", "return_sequences": False, "use_bias": True,
-            "activation": "tanh", "recurrent_activation": "sigmoid",
-        }},
-    ]  # fmt: skip
-    config = {"class_name": "Sequential", "config": {"layers": layers}}
-    metadata = {"keras_version": "3.15.1"}
-    if change:
-        change(config, metadata)
-    weights = io.BytesIO()
-    with h5py.File(weights, "w") as file:
-        group = file.create_group("layers/lstm/cell/vars")
-        if outside is not None:
-            group["0"] = h5py.ExternalLink(str(outside), "/secret")
-        else:
-            group["0"] = draw(3, 8) if kernel is None else kernel
-        group["1"], group["2"] = draw(2, 8, seed=1), draw(8, seed=2)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", orjson.dumps(config))
-        archive.writestr("metadata.json", orjson.dumps(metadata))
-        archive.writestr("model.weights.h5", weights.getvalue())
-    return path
 
 
 def test_a_keras_file_is_read_without_keras(tmp_path: Path) -> None:
@@ -361,6 +330,17 @@ def test_compare_of_what_can_only_be_a_window_says_so(tmp_path: Path, capsys: py
     report = capsys.readouterr().out
     assert "there is nothing to choose: step mode is not possible" in report
     assert "direction reverse" in report
+
+
+def test_compare_leaves_out_events_that_no_key_has_a_score_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "d.csv"
+    table(keys=1).with_columns(f1=pl.when(pl.col("t") == 4).then(None).otherwise(pl.col("f1"))).write_csv(data)
+    options: dict[str, Any] = {"features": "f0,f1,f2", "window": 4, "compare": data, "missing": "error"}
+    import_model(lstm_file(tmp_path / "a.onnx"), out=tmp_path / "m.onnx", **options)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {1, 2, 3, 4} <= {int(line[0]) for line in lines if line[0].isdigit()} <= {1, 2, 3, 4, 6, 8, 9}
 
 
 @pytest.mark.parametrize(

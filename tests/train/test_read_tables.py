@@ -57,6 +57,58 @@ def test_times_of_csv(tmp_path: Path) -> None:
     ]
     refused("row 1: field 't' is not an ISO 8601 time", times, "2018-04-01", "1.4.2018")
     refused("row 1: field 't', the timestamp, is missing; leave such rows out", times, "5", "")
+    refused("row 2: field 't' is not an ISO 8601 time; mend it", times, "1522540800", "1522540801.5", "1.4.2018", "x")
+    refused("row 1: field 't', the timestamp, is missing", times, "1.5", "nan")
+    assert times("1522540800", "2018-04-01T00:00:01Z", " 1522540802.5", "1522540803000") == [
+        1522540800000,
+        1522540801000,
+        1522540802500,
+        1522540803000,
+    ]
+
+
+def test_blank_rows_of_csv_are_left_out_and_counted(tmp_path: Path) -> None:
+    text = "k,t,n,c\na,1,1,x\n\nb,2,2,y\n,,,\nc,{},3,z\n\n\n"
+    assert [row[:2] for row in csv(tmp_path, text.format(3))] == [("a", 1000), ("b", 2000), ("c", 3000)]
+    refused("row 4: field 't' is not an ISO 8601 time", csv, tmp_path, text.format("x"))
+    refused("row 4: field 't', the timestamp, is missing", csv, tmp_path, text.format(""))
+    refused("row 2: field 'n' is 'x', not a number", csv, tmp_path, text.format(3).replace("b,2,2", "b,2,x"))
+    refused("row 2: field 'n' is not finite", csv, tmp_path, text.format(3).replace("b,2,2", "b,2,inf"))
+    refused("row 2: field 'k', the key, is missing", csv, tmp_path, text.format(3).replace("b,2,2", ",2,2"))
+
+
+def test_a_row_with_a_cell_in_any_column_is_an_event(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("n,other\n1,\n\n,5\n")
+    (tmp_path / "y.csv").write_text("n\n\n7\n")
+    parts = list(read([tmp_path / "x.csv", tmp_path / "y.csv"], Fields(None, None, ("n",), ())))
+    assert [part.first_row for part in parts] == [0, 2]
+    assert [part.timestamp.tolist() for part in parts] == [[0, 1000], [2000]]
+    assert parts[0].x[0] == 1
+    assert parts[0].x[1] != parts[0].x[1]  # missing
+    pl.DataFrame({"n": [1.0, None]}).write_parquet(tmp_path / "x.parquet")
+    assert sum(map(len, read([tmp_path / "x.parquet"], Fields(None, None, ("n",), ())))) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"k;t;n;c\na;1;1,5;x\n", "it looks separated by ';'; save it with commas, as UTF-8"),
+        (b'"k"\t"t"\t"n"\t"c"\na\t1\t1\tx\n', "it looks separated by tabs; save it with commas, as UTF-8"),
+        ("k,t,n,c\na,1,1,x\n".encode("utf-16"), "it looks like UTF-16; save it with commas, as UTF-8"),
+        (b'k,t,n,c\na,1,1,"x\nb,1,1,x\n', "; close each quote, and write a quote inside quotes twice"),
+        (b"k,t,n,c\na,1,1,5,x\n", "; a row has more cells than the header; put quotes around text that holds a comma"),
+        (b"", "cannot be read as csv: empty CSV; its first line must name the columns"),
+        (b"k,t,n,c\n\xe9,1,1,x\n", "; save it as UTF-8"),
+    ],
+)
+def test_what_is_no_good_csv_is_said_in_one_line(tmp_path: Path, content: bytes, what: str) -> None:
+    file = tmp_path / "x.csv"
+    file.write_bytes(content)
+    message = refused(what, list, read([file], Fields("k", "t", ("n",), ("c",))))
+    assert message.startswith(f"{file}: ")
+    assert "\n" not in message
+    for advice in ("infer_schema_length", "ignore_errors", "truncate_ragged_lines", "null_values"):
+        assert advice not in message
 
 
 def test_a_field_may_be_number_and_category_at_once(tmp_path: Path) -> None:

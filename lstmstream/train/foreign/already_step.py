@@ -17,7 +17,7 @@ from lstmstream.card import StatePart, StateSpec
 from lstmstream.onnx_wire import FLOAT
 from lstmstream.train.foreign.graph import Array, Foreign, copy_of, run, session
 from lstmstream.train.foreign.layout import Floats
-from lstmstream.train.foreign.proof import TOLERANCE, Proof, Walker, difference
+from lstmstream.train.foreign.proof import TOLERANCE, Proof, Walker, difference, largest
 from lstmstream.train.foreign.rewrite import (
     Answer,
     Missing,
@@ -182,8 +182,8 @@ def prove_wrap(foreign: Foreign, pairing: Pairing, step: Step) -> Proof:
     for event in range(_EVENTS):
         out = _run(foreign, pairing, opened, x[:, event], states)
         states = {name: out[output] for name, output, _ in pairing.states}
-        gap = max(gap, difference(given[:, event], step.answer.rows(out[pairing.output])[:, 0]))
-    if not gap <= TOLERANCE:
+        gap = largest(gap, difference(given[:, event], step.answer.rows(out[pairing.output])[:, 0]))
+    if not gap <= TOLERANCE:  # NaN too
         raise foreign.refuse(f"the step with our state row differs from the original by up to {gap:.3g}")
     forgetful, _ = walker.walk(x[:, -1:])
     remembers = difference(forgetful[:, 0], given[:, -1]) > TOLERANCE

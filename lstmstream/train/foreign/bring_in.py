@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from lstmstream.onnx_wire import quote
 from lstmstream.serve.step import OnnxStep
 from lstmstream.train.foreign.already_step import find_pairing, prove_wrap, wrap
 from lstmstream.train.foreign.compare import compare_modes
-from lstmstream.train.foreign.graph import Foreign, checked, read_foreign
+from lstmstream.train.foreign.graph import Foreign, checked, printable, read_foreign
 from lstmstream.train.foreign.keras_file import read_keras
 from lstmstream.train.foreign.layout import Layout, layouts, refuse_for_step
 from lstmstream.train.foreign.proof import Proof, prove
@@ -35,6 +37,7 @@ from lstmstream.train.foreign.window import prove_window, to_window
 Mode = Literal["step", "window"]
 Task = Literal["anomaly", "classify", "forecast"]
 _WEIGHTS = {".pt", ".pth", ".bin", ".safetensors"}
+_HDF5 = b"\x89HDF\r\n\x1a\n"  # the signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,10 @@ def import_model(
         return _import_weights(file, layout, out, mode, (name or file.stem, version, task, threshold), names)
     if layout is not None:
         raise CannotServe(f"import {file}: --layout is for files of weights ({', '.join(sorted(_WEIGHTS))})")
-    foreign, origin = _open(file)
     wishes = Wishes(mode, names, window, missing, score_column, output)
-    brought = bring_in(foreign, wishes)
+    with _refusing(file):
+        foreign, origin = _open(file)
+        brought = bring_in(foreign, wishes)
     names = names or tuple(f"x{index}" for index in range(brought.features))
     kind: Task = task or ("classify" if brought.step.probability else "forecast")
     training = {"import": {"file": file.name, **origin, **_facts(foreign, brought, missing)}}
@@ -109,7 +113,8 @@ def import_model(
         threshold=threshold,
         training=training,
     )
-    card = write_checked(out, brought.step.model.SerializeToString(deterministic=True), card)
+    with _refusing(file):
+        card = write_checked(out, brought.step.model.SerializeToString(deterministic=True), card)
     print("\n".join(report(foreign, brought, card, out)))
     if compare is not None:
         print("\n".join(_compared(foreign, wishes, brought, compare, names, key, timestamp)))
@@ -127,6 +132,11 @@ def _names(features: str | None) -> tuple[str, ...] | None:
 
 def _open(file: Path) -> tuple[Foreign, dict[str, Any]]:
     """The graph of the file, and where it comes from."""
+    if _is_hdf5(file):
+        raise CannotServe(
+            f"import {file}: an HDF5 file, as Keras 2 wrote them; load it in Keras 3 and save it as .keras:"
+            f' keras.models.load_model("model.h5").save("model.keras"), then import that'
+        )
     if file.suffix == ".keras":
         if not file.is_file():
             raise CannotServe(f"import {file}: no such file")
@@ -135,6 +145,32 @@ def _open(file: Path) -> tuple[Foreign, dict[str, Any]]:
         return checked(content, str(file)), origin
     foreign = read_foreign(file)
     return foreign, {"format": "onnx", "opset": foreign.opset, "sha256": foreign.sha256}
+
+
+def _is_hdf5(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_HDF5)) == _HDF5
+    except OSError:  # whoever reads it next says what is wrong
+        return False
+
+
+@contextmanager
+def _refusing(source: object) -> Iterator[None]:
+    """Makes a refusal of whatever else a file leads to: many places look at parts of it.
+
+    The cause stays with it, for those who look for it.
+    """
+    try:
+        yield
+    except CannotServe:
+        raise
+    except MemoryError as error:
+        raise CannotServe(f"import {source}: needs more memory than there is; is the file damaged?") from error
+    except Exception as error:
+        raise CannotServe(
+            f"import {source}: cannot be read ({type(error).__name__}: {printable(error)}); export or save it again"
+        ) from error
 
 
 def bring_in(foreign: Foreign, wishes: Wishes) -> Brought:
@@ -295,7 +331,8 @@ def _compared(
         raise CannotServe("import: --compare needs the length of the windows: --window T")
     other: Mode = "window" if brought.mode == "step" else "step"
     try:
-        second = bring_in(foreign, replace(wishes, mode=other, window=window))
+        with _refusing(foreign.source):
+            second = bring_in(foreign, replace(wishes, mode=other, window=window))
     except CannotServe as error:
         return [f"  compare   there is nothing to choose: {other} mode is not possible ({error})"]
     steps = {brought.mode: brought.step, other: second.step}
@@ -310,9 +347,11 @@ def _import_weights(
         raise CannotServe(f"import {file}: weights alone do not say what they are for; describe them: --layout YAML")
     if mode == "window":
         raise CannotServe(f"import {file}: --mode window needs the graph; export the model to ONNX and import that")
-    read = read_weights(file, layout, names)
+    with _refusing(file):
+        read = read_weights(file, layout, names)
     training = {"import": {"file": file.name, "format": "weights", "sha256": read.sha256, "mode": "step", **read.facts}}
-    card = write_checked(out, read.content, read.card(*card_of, training))
+    with _refusing(file):
+        card = write_checked(out, read.content, read.card(*card_of, training))
     print("\n".join([f"{file} -> {out} (step mode)", *read.report]))
     parts = ", ".join(f"{part.name} {list(part.shape)}" for part in card.state.parts)
     print(f"  state     {card.state.size} values, {card.state.size * 4} bytes a key: {parts}")

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lstmstream.errors import CannotServe
-from lstmstream.train.foreign.graph import run, session
+from lstmstream.train.foreign.graph import printable, run, session
 from lstmstream.train.foreign.layout import Floats
 from lstmstream.train.foreign.rewrite import Step
 
@@ -36,7 +36,8 @@ def compare_modes(
     ]
     for event in _shown(len(counts), length):
         column = gaps[:, event][~np.isnan(gaps[:, event])]
-        lines.append(f"            {event + 1:>7} {len(column):>7} {column.mean():>10.3g} {column.max():>10.3g}")
+        if len(column):  # with --missing error a value that is missing for all keys leaves no score
+            lines.append(f"            {event + 1:>7} {len(column):>7} {column.mean():>10.3g} {column.max():>10.3g}")
     return [*lines, *_verdict(gaps, length)]
 
 
@@ -99,7 +100,7 @@ def read_sequences(data: Path, features: tuple[str, ...], key: str | None, times
     try:
         table = readers[data.suffix](data)
     except Exception as error:  # polars raises many kinds
-        raise CannotServe(f"--compare {data}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise CannotServe(f"--compare {data}: cannot be read ({printable(error)})") from error
     wanted = [*features, *([key] if key else []), *([timestamp] if timestamp else [])]
     if lacking := [name for name in wanted if name not in table.columns]:
         raise CannotServe(
@@ -111,7 +112,7 @@ def read_sequences(data: Path, features: tuple[str, ...], key: str | None, times
     try:
         table = table.with_columns(pl.col(list(features)).cast(pl.Float32))
     except pl.exceptions.PolarsError as error:
-        raise CannotServe(f"--compare {data}: a feature is no number ({str(error).splitlines()[0]})") from error
+        raise CannotServe(f"--compare {data}: a feature is no number ({printable(error)})") from error
     if timestamp:
         table = table.sort(timestamp, maintain_order=True)
     groups = table.partition_by(key, maintain_order=True) if key else [table]

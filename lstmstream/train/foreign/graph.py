@@ -7,6 +7,7 @@ onnxruntime sees a byte of it. Does not change the graph's meaning and does not 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ LOOPS = {"Loop", "Scan", "SequenceMap"}
 MAX_FILE_BYTES = 2**31 - 1
 MAX_TRACED = 2**28  # values of one tensor; more than any step needs, few enough for memory
 MAX_HIDDEN = 2**16
+MAX_FED = 2**23  # values that an input declares; the proof feeds it hundreds of times
 _LOWEST_OPSET, _HIGHEST_OPSET = 9, 26
 # Our graph's own names; a foreign tensor of such a name gets another.
 RESERVED = {"x", "categories", "timestamp", "elapsed", "state", "state_out", "score", "prediction"}
@@ -81,17 +83,18 @@ class Foreign:
         for index, node in enumerate(self.graph.node):
             if node.op_type in RECURRENT:
                 recurrence = self.constant(node.input[2])
-                hidden = attribute(node, "hidden_size", recurrence.shape[-1] if recurrence is not None else 0)
+                width = recurrence.shape[-1] if recurrence is not None and recurrence.ndim else 0
+                hidden = attribute(node, "hidden_size", width)
                 found.append(Cell(index, title(node, index), node.op_type, int(hidden)))
         return tuple(found)
 
     def dims(self, name: str) -> tuple[int | None, ...]:
-        """Declared dimensions of an input or output, None where symbolic. Raises CannotServe where there are none."""
+        """Declared dimensions of an input or output, None where symbolic or -1. Raises CannotServe for none at all."""
         for value in [*self.graph.input, *self.graph.output]:
             if value.name == name:
                 if not value.type.tensor_type.HasField("shape"):
                     break
-                return tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
+                return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim)
         raise self.refuse(f"{self.shown(name)} declares no shape; export it with one")
 
     def element(self, name: str) -> int:
@@ -126,7 +129,7 @@ def read_foreign(path: Path) -> Foreign:
             raise CannotServe(f"import {path}: {size} bytes, at most {MAX_FILE_BYTES} are accepted")
         content = path.read_bytes()
     except (OSError, MemoryError) as error:
-        raise CannotServe(f"import {path}: cannot be read ({error})") from error
+        raise CannotServe(f"import {path}: cannot be read ({printable(error)})") from error
     return checked(content, str(path))
 
 
@@ -156,12 +159,20 @@ def checked(content: bytes, source: str) -> Foreign:
     foreign = Foreign(source, hashlib.sha256(content).hexdigest(), model, opset, renamed)
     if not foreign.inputs or not foreign.outputs:
         raise foreign.refuse("the graph has no input that reaches an output: it is a constant")
+    session(model, source)  # holds every node against its operator, so that we need not ask what a node lacks
     return foreign
 
 
 def _refuse_giants(graph: onnx.GraphProto, source: str) -> None:
     """A few bytes can ask for terabytes; only what is written in the file as a number is seen here."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    for value in graph.input:
+        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if math.prod(size if size > 0 else 16 for size in sizes) > MAX_FED:  # free axes get up to 13
+            raise CannotServe(
+                f"import {source}: the input {quote(value.name)} declares {sizes} (0: free): too large to be fed;"
+                " export it with free axes of batch and time"
+            )
     for index, node in enumerate(graph.node):
         place = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Reshape": 1, "Pad": 1, "Upsample": 1}.get(node.op_type)
         if place is not None and len(node.input) > place and node.input[place] in weights:
@@ -170,7 +181,8 @@ def _refuse_giants(graph: onnx.GraphProto, source: str) -> None:
                 raise CannotServe(
                     f"import {source}: {title(node, index)} makes a tensor of {sizes.tolist()}: too large"
                 )
-        if (size := attribute(node, "hidden_size", 0)) > MAX_HIDDEN:
+        size = next((one.i for one in node.attribute if one.name == "hidden_size"), 0)
+        if size > MAX_HIDDEN:
             raise CannotServe(f"import {source}: {title(node, index)} has {size} hidden units, at most {MAX_HIDDEN}")
 
 
@@ -345,7 +357,12 @@ def brief(error: Exception) -> str:
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"Non-zero status code returned while running ", "", text)
     text = re.sub(r"Status Message: (/\S+:\d+ .*?\) )?", "", text)
-    return text[:300]
+    return printable(text)
+
+
+def printable(text: object) -> str:
+    """The words of others on one line, fit for a terminal: a file's own names may stand in them. Escaped and cut."""
+    return " ".join(str(text).split()).encode("unicode_escape").decode()[:300]
 
 
 def traced(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

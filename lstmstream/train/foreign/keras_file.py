@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from lstmstream.errors import CannotServe
 from lstmstream.onnx_wire import quote
+from lstmstream.train.foreign.graph import printable
 from lstmstream.train.foreign.sequence_graph import ACTIVATIONS, RECURRENT_ACTIVATIONS, SequenceGraph
 
 Array = NDArray[np.float32]
 MAX_CONFIG_BYTES = 2**26
 MAX_WEIGHTS_BYTES = 2**31 - 1
+MAX_WEIGHTS_NODES = 20_000  # groups and arrays of all layers; Keras makes fewer than ten for a layer
 _IDLE = {
     "Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "AlphaDropout", "ActivityRegularization",
     "Identity",
@@ -56,10 +58,10 @@ def read_keras(path: Path) -> tuple[bytes, str]:
         return _read(path)
     except _Refused as refused:
         raise CannotServe(f"import {path}: {refused}") from refused
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip, its compressions, HDF5, JSON and numpy raise many kinds
         raise CannotServe(
-            f"import {path}: not a .keras file that can be read ({type(error).__name__}: {error}); save it again with"
-            f" Keras 3, or {_OTHER_WAY}"
+            f"import {path}: not a .keras file that can be read ({type(error).__name__}: {printable(error)}); save it"
+            f" again with Keras 3, or {_OTHER_WAY}"
         ) from error
 
 
@@ -80,7 +82,8 @@ def _read(path: Path) -> tuple[bytes, str]:
     shape = layers[0].config["batch_shape"]
     if len(shape) != 3 or shape[2] is None or layers[0].config.get("dtype") != "float32":
         raise _Refused(
-            f"{layers[0]}: takes {shape} of {layers[0].config.get('dtype')}, not [batch, time, features] float32"
+            f"{layers[0]}: takes {printable(shape)} of {printable(layers[0].config.get('dtype'))}, not"
+            " [batch, time, features] float32"
         )
     graph = SequenceGraph(int(shape[2]), None if shape[1] is None else int(shape[1]))
     for layer in layers[1:]:
@@ -109,9 +112,10 @@ def _layers(config: Mapping[str, Any], content: bytes) -> Iterator[Layer]:
     described = config["config"]["layers"]
     groups = _group_names(described)
     with h5py.File(io.BytesIO(content), "r") as file:
+        budget = _Budget(MAX_WEIGHTS_NODES, len(content))
         found = {
             entry["config"]["name"]: Layer(
-                entry["class_name"], entry["config"]["name"], entry["config"], _weights(file, f"layers/{group}")
+                entry["class_name"], entry["config"]["name"], entry["config"], _weights(file, f"layers/{group}", budget)
             )
             for entry, group in zip(described, groups, strict=True)
         }
@@ -123,7 +127,7 @@ def _layers(config: Mapping[str, Any], content: bytes) -> Iterator[Layer]:
             raise _Refused(f"{found[entry['config']['name']]}: called with training=True, which is random")
     before = {entry["config"]["name"]: list(_sources(entry["inbound_nodes"])) for entry in described}
     ends = config["config"]["output_layers"]
-    ends = [ends] if isinstance(ends[0], str) else ends
+    ends = [ends] if ends and isinstance(ends[0], str) else ends
     if len(ends) != 1:
         raise _Refused(f"{len(ends)} outputs; a model with one can be read. Or: {_OTHER_WAY}")
     chain = [ends[0][0]]
@@ -169,7 +173,34 @@ def _snake_case(name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _weights(file: Any, group: str) -> dict[str, Array]:
+@dataclass(slots=True)
+class _Budget:
+    """What may still be read of a file, all its layers together.
+
+    An array that was never written takes no room in the file, and a group can be linked to any number of times: a
+    file of a kilobyte can ask for gigabytes, or hours.
+    """
+
+    nodes: int
+    values: int  # bytes
+
+    def visit(self, path: str) -> None:
+        """Counts a group or an array."""
+        self.nodes -= 1
+        if self.nodes < 0:
+            raise _Refused(f"{quote(path)}: more than {MAX_WEIGHTS_NODES} groups and arrays of weights")
+
+    def read(self, path: str, size: int) -> None:
+        """Counts an array's bytes."""
+        self.values -= size
+        if self.values < 0:
+            raise _Refused(
+                f"{quote(path)}: the weights up to here are larger than the file they stand in, so some were never"
+                " written, are compressed or stand there twice; save it again with Keras 3"
+            )
+
+
+def _weights(file: Any, group: str, budget: _Budget) -> dict[str, Array]:
     """Every array below a group. Links to other files, which HDF5 can hold, are refused."""
     import h5py  # noqa: PLC0415
 
@@ -179,6 +210,7 @@ def _weights(file: Any, group: str) -> dict[str, Array]:
         if depth > 8:
             raise _Refused(f"{quote(path)}: groups within groups too deep")
         for name in node:
+            budget.visit(f"{path}/{name}")
             if not isinstance(node.get(name, getlink=True), h5py.HardLink):
                 raise _Refused(f"{quote(f'{path}/{name}')}: a link; weights have to be in the file")
             child, below = node[name], f"{path}/{name}"
@@ -187,8 +219,7 @@ def _weights(file: Any, group: str) -> dict[str, Array]:
             elif child.external or child.is_virtual:
                 raise _Refused(f"{quote(below)}: its data is in another file; weights have to be in the file")
             elif child.dtype.kind in "fiu":
-                if child.size > MAX_WEIGHTS_BYTES // 4:
-                    raise _Refused(f"{quote(below)}: {child.size} values are too many")
+                budget.read(below, child.size * child.dtype.itemsize)
                 found[below.removeprefix(f"{group}/")] = np.asarray(child[()], np.float32)
 
     if group in file:
@@ -291,7 +322,7 @@ def _activate(graph: SequenceGraph, layer: Layer, name: Any) -> None:
 def _batch_norm(graph: SequenceGraph, layer: Layer) -> None:
     config = layer.config
     if config["axis"] not in {-1, 2} and config["axis"] != [2]:
-        raise _Refused(f"{layer}: over axis {config['axis']}, not over features")
+        raise _Refused(f"{layer}: over axis {printable(config['axis'])}, not over features")
     values = [layer.weights[f"vars/{index}"] for index in range(2 + config["scale"] + config["center"])]
     gamma = values.pop(0) if config["scale"] else np.ones_like(values[-1])
     beta = values.pop(0) if config["center"] else np.zeros_like(gamma)
@@ -303,7 +334,7 @@ def _batch_norm(graph: SequenceGraph, layer: Layer) -> None:
 def _layer_norm(graph: SequenceGraph, layer: Layer) -> None:
     config = layer.config
     if config["axis"] not in (-1, [-1], [2], 2) or config.get("rms_scaling"):
-        raise _Refused(f"{layer}: over axis {config['axis']}, not over features")
+        raise _Refused(f"{layer}: over axis {printable(config['axis'])}, not over features")
     values = [layer.weights[f"vars/{index}"] for index in range(config["scale"] + config["center"])]
     gamma = values.pop(0) if config["scale"] else np.ones(graph.width, np.float32)
     graph.layer_norm(gamma, values.pop(0) if config["center"] else np.zeros_like(gamma), float(config["epsilon"]))
@@ -312,7 +343,7 @@ def _layer_norm(graph: SequenceGraph, layer: Layer) -> None:
 def _normalization(graph: SequenceGraph, layer: Layer) -> None:
     config = layer.config
     if config.get("axis") not in (-1, [-1], [2], 2) or config.get("invert"):
-        raise _Refused(f"{layer}: over axis {config.get('axis')}, not over features")
+        raise _Refused(f"{layer}: over axis {printable(config.get('axis'))}, not over features")
     given = [config.get("mean"), config.get("variance")]
     mean, variance = (
         np.asarray(layer.weights[f"vars/{index}"] if one is None else one, np.float32).reshape(-1)
@@ -335,7 +366,7 @@ def _relu(graph: SequenceGraph, layer: Layer) -> None:
 
 def _softmax(graph: SequenceGraph, layer: Layer) -> None:
     if layer.config.get("axis", -1) not in (-1, [-1]):
-        raise _Refused(f"{layer}: over axis {layer.config['axis']}, not over the classes")
+        raise _Refused(f"{layer}: over axis {printable(layer.config['axis'])}, not over the classes")
     graph.activate("softmax")
 
 

@@ -61,9 +61,9 @@ def prove(foreign: Foreign, layout: Layout, step: onnx.ModelProto, initial: Floa
             given, states = walker.walk(x)
             gap = difference(given[:, positions], expected)
             states_gap = _memories(foreign, layout, x, states[:, -1])
-            if not max(gap, states_gap) <= TOLERANCE:  # NaN too
-                raise foreign.refuse(_culprit(foreign, layout, step, x, states, max(gap, states_gap)))
-            widest, memory, sequences = max(widest, gap), max(memory, states_gap), sequences + batch
+            if not largest(gap, states_gap) <= TOLERANCE:  # NaN too
+                raise foreign.refuse(_culprit(foreign, layout, step, x, states, largest(gap, states_gap)))
+            widest, memory, sequences = largest(widest, gap), largest(memory, states_gap), sequences + batch
             forgetful, _ = walker.walk(x[:, -1:])
             remembers |= bool(difference(forgetful[:, 0], given[:, -1]) > TOLERANCE)
             reacts |= bool(np.ptp(given[:, -1], axis=0).max() > TOLERANCE) or batch == 1
@@ -75,10 +75,19 @@ def difference(ours: Array, theirs: Array) -> float:
     """Largest difference; of numbers above 1 as a share. NaN where only one of the two is."""
     if ours.size == 0:
         return 0.0
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         gap = np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))
     gap[(np.isnan(ours) & np.isnan(theirs)) | (ours == theirs)] = 0
     return float(gap.max())
+
+
+def largest(*differences: float) -> float:
+    """NaN where one of them is: max() forgets a NaN that does not come first.
+
+    >>> max(0.0, float("nan")), largest(0.0, float("nan"))
+    (0.0, nan)
+    """
+    return float(np.max(differences))
 
 
 class Walker:

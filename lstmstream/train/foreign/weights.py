@@ -13,7 +13,9 @@ than its description says would be a different model. Proved against torch.nn it
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +32,8 @@ from lstmstream.config.values import Section
 from lstmstream.errors import CannotServe
 from lstmstream.onnx_wire import quote
 from lstmstream.train.export import OUTPUTS, Encoder, Gru, Head, Lstm, Network, Number, build, gru_layers, lstm_layers
-from lstmstream.train.foreign.proof import LENGTHS, TOLERANCE, Walker, difference
+from lstmstream.train.foreign.graph import printable
+from lstmstream.train.foreign.proof import LENGTHS, TOLERANCE, Walker, difference, largest
 
 Array = NDArray[np.float32]
 MAX_FILE_BYTES = 2**31 - 1
@@ -155,9 +158,33 @@ def _content(file: Path) -> bytes:
 
 def _tensors(file: Path, content: bytes) -> dict[str, Array]:
     """Every weight by its name, as float32. Raises CannotServe for whatever else is in the file."""
-    import io  # noqa: PLC0415
-
     import torch  # noqa: PLC0415 -- takes a second; other formats do not need it
+
+    found = _loaded(file, content)
+    for name, value in found.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.is_nested or value.is_quantized or value.is_complex():
+            raise CannotServe(
+                f"import {file}: {quote(name)} is no plain tensor (sparse, quantised, nested, complex or without"
+                " data); save model.state_dict() of the float32 model"
+            )
+    _refuse_large(file, 4 * sum(value.numel() for value in found.values()))  # strides of 0 make much of a few bytes
+    tensors = {}
+    for name, value in found.items():
+        try:
+            tensors[name] = value.detach().to(torch.float32).contiguous().numpy()
+        except Exception as error:  # torch raises many kinds
+            raise CannotServe(
+                f"import {file}: {quote(name)} cannot be read as float32 ({printable(error)}); save it as that"
+            ) from error
+        if not np.isfinite(tensors[name]).all():
+            raise CannotServe(f"import {file}: {quote(name)} is not finite (NaN or infinity)")
+    return tensors
+
+
+def _loaded(file: Path, content: bytes) -> dict[str, Any]:
+    """The state dict, its tensors as they are."""
+    import torch  # noqa: PLC0415
 
     try:
         if file.suffix == ".safetensors":
@@ -165,9 +192,14 @@ def _tensors(file: Path, content: bytes) -> dict[str, Array]:
 
             found: Any = load(content)
         else:
+            if zipfile.is_zipfile(io.BytesIO(content)):  # torch unpacks members without a limit
+                with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                    _refuse_large(file, sum(member.file_size for member in archive.infolist()))
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except CannotServe:
+        raise
     except Exception as error:  # torch raises many kinds
-        first = str(error).strip().split("\n")[0].split(". ")[0]
+        first = printable(str(error).strip().split("\n")[0].split(". ")[0])
         raise CannotServe(
             f"import {file}: holds more than weights, or is damaged ({first}); save model.state_dict() with torch.save"
         ) from error
@@ -176,11 +208,15 @@ def _tensors(file: Path, content: bytes) -> dict[str, Array]:
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise CannotServe(f"import {file}: is no state dict (names and tensors); save model.state_dict()")
-    tensors = {str(name): value.detach().to(torch.float32).numpy() for name, value in found.items()}
-    for name, values in tensors.items():
-        if not np.isfinite(values).all():
-            raise CannotServe(f"import {file}: {quote(name)} is not finite (NaN or infinity)")
-    return tensors
+    return {str(name): value for name, value in found.items()}
+
+
+def _refuse_large(file: Path, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise CannotServe(
+            f"import {file}: unpacked, its weights take {size} bytes, at most {MAX_FILE_BYTES} are accepted; save"
+            " model.state_dict() alone"
+        )
 
 
 def _network(tensors: dict[str, Array], described: WeightsLayout, names: tuple[str, ...]) -> Network:
@@ -234,9 +270,7 @@ def _against_torch(
     try:
         layers.load_state_dict(mine)
     except RuntimeError as error:
-        raise CannotServe(
-            f"import {file}: torch does not take these weights: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise CannotServe(f"import {file}: torch does not take these weights: {printable(error)}") from error
     head = network.head
     assert isinstance(head, Head)
     walker = Walker(model, np.array(network.state.initial, np.float32), str(file))
@@ -253,8 +287,8 @@ def _against_torch(
             last = {"sigmoid": torch.sigmoid, "softmax": lambda v: torch.softmax(v, -1), "none": lambda v: v}
             expected = last[head.activation](logits).numpy()
         given, _ = walker.walk(raw)
-        widest = max(widest, difference(given, expected))
-    if not widest <= TOLERANCE:
+        widest = largest(widest, difference(given, expected))
+    if not widest <= TOLERANCE:  # NaN too
         raise CannotServe(f"import {file}: the step differs from torch by up to {widest:.3g}")
     return widest
 

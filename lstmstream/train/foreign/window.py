@@ -16,7 +16,7 @@ from lstmstream.card import StatePart, StateSpec
 from lstmstream.train.foreign.fit_shapes import Sizes, free_sizes
 from lstmstream.train.foreign.graph import RECURRENT, Array, Foreign, copy_of, run, session
 from lstmstream.train.foreign.layout import Floats, Layout, probe
-from lstmstream.train.foreign.proof import TOLERANCE, Proof, Walker, difference
+from lstmstream.train.foreign.proof import TOLERANCE, Proof, Walker, difference, largest
 from lstmstream.train.foreign.rewrite import (
     PROBES,
     Answer,
@@ -219,11 +219,11 @@ def prove_window(foreign: Foreign, layout: Layout, step: Step) -> Proof:
     for event in range(x.shape[1]):
         window = padded[:, event + 1 : event + 1 + length]
         value = run(whole, [step.answer.output], layout.feed(foreign, window), foreign.source)[step.answer.output]
-        gap = max(gap, difference(given[:, event], step.answer.rows(value)[:, -1]))
-        state_gap = max(state_gap, difference(states[:, event], window.reshape(batch, -1)))
-    if not max(gap, state_gap) <= TOLERANCE:
+        gap = largest(gap, difference(given[:, event], step.answer.rows(value)[:, -1]))
+        state_gap = largest(state_gap, difference(states[:, event], window.reshape(batch, -1)))
+    if not largest(gap, state_gap) <= TOLERANCE:  # NaN too
         raise foreign.refuse(
-            f"the window's answers differ from the original's by up to {max(gap, state_gap):.3g}: does a row of the"
+            f"the window's answers differ from the original's by up to {largest(gap, state_gap):.3g}: does a row of the"
             " batch depend on the others?"
         )
     forgetful, _ = walker.walk(x[:, -1:])
