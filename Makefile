@@ -16,7 +16,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench bench-parity lock audit sbom clean
+.PHONY: help demo test check format bench bench-parity bench-training lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -44,6 +44,9 @@ bench: .venv-dev/.package ## throughput, latency, memory, time per stage
 
 bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
 	.venv-dev/bin/python benchmarks/parity.py
+
+bench-training: .venv-dev/.package ## how fast `lstmstream train` learns, and how much memory it takes
+	.venv-dev/bin/python benchmarks/training.py
 
 lock: .venv-tools/.locked ## rewrite requirements/*.txt; UPGRADE=--upgrade takes the newest versions
 	UV=.venv-tools/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh

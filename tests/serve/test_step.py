@@ -15,7 +15,7 @@ from lstmstream.train.export import build
 
 
 def test_a_model_that_cannot_answer_one_event_alone_is_refused(tmp_path: Path) -> None:
-    network = random_network()
+    network = random_network(numbers=("a", "b"))
     proto = build(network)
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
