@@ -1,6 +1,7 @@
 """`lstmstream score`: the daemon's engine over a file. No broker; the same bytes, but for `source`.
 
 Rows of CSV and Parquet become JSON events first and take the same way as an event from Kafka, so nothing can differ.
+A cell of CSV has no type: where the model wants a number or a time, one that reads as a number is one.
 A column `merchant.city` is the field `city` of the object `merchant`, as everywhere else.
 """
 
@@ -13,6 +14,7 @@ from base64 import b64encode
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from decimal import Decimal
+from itertools import islice
 from math import isinf
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +25,7 @@ import polars as pl
 
 from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
+from lstmstream.serve import csv_files
 from lstmstream.serve.build import make_engine, open_model
 from lstmstream.serve.records import Message, RecordBatch
 
@@ -39,10 +42,16 @@ def score_file(
     either, all events belong to one key (null), and the timestamp is the moment of reading.
     """
     config = _config(reference, key, timestamp)
-    _, step = open_model(config)
+    model, step = open_model(config)
+    numbers = [feature.name for feature in step.card.numbers]
+    numbers += [config.input.timestamp] if config.input.timestamp is not None else []
     texts = [feature.name for feature in step.card.categories]
     texts += [name for name in (config.input.key, config.output.key) if name is not None]
-    lines = _lines(data, texts)
+    lines = _lines(data, texts, numbers)
+    _refuse_overwriting(
+        {"the data": "/dev/stdin" if data == "-" else data, "the model": model.path, "the config": reference},
+        {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters},
+    )
     engine = make_engine(config, step, from_file=True)
     engine.states.open(0)
     with ExitStack() as files:
@@ -87,15 +96,40 @@ def _config(reference: str, key: str | None, timestamp: str | None) -> Config:
     return config.model_copy(update={"input": config.input.model_copy(update=changes), "output": alone})
 
 
-def _lines(data: str, texts: Collection[str]) -> Iterator[bytes]:
-    """The events, one JSON object each. `texts` are the fields that a CSV file has no numbers in: `007` is not `7`."""
+def _refuse_overwriting(inputs: dict[str, str | Path], outputs: dict[str, str | Path | None]) -> None:
+    """Raises CannotServe where an output is a file that is read, or is the other output."""
+    taken = {what: Path(path) for what, path in inputs.items()}
+    for option, output in outputs.items():
+        if output is None:
+            continue
+        path = Path(output)
+        for what, other in taken.items():
+            if _same_file(path, other):
+                raise CannotServe(f"{option} {path}: this is the file of {what} too; name another file")
+        taken[option] = path
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Also by another name. Two of what is no file, such as a terminal, do each other no harm."""
+    if one.exists() and other.exists():
+        return one.is_file() and one.samefile(other)
+    return one.resolve() == other.resolve()
+
+
+def _lines(data: str, texts: Collection[str], numbers: Collection[str] = ()) -> Iterator[bytes]:
+    """The events, one JSON object each; an empty line stands for a row of CSV that is blank.
+
+    Of a CSV file, `texts` are the fields that have no numbers in them (`007` is not `7`), `numbers` those that should.
+    """
     if data == "-":
         return _stripped(None)
     path = Path(data)
     if not path.is_file():
         raise CannotServe(f"{data}: no such file")
     if path.suffix.lower() in _TABLES:
-        return _rows(path, texts)
+        if path.suffix.lower() == ".csv":  # at once, before an output is opened
+            csv_files.refuse_other_formats(path, {*texts, *numbers})
+        return _rows(path, texts, numbers)
     return _stripped(path)
 
 
@@ -105,19 +139,24 @@ def _stripped(path: Path | None) -> Iterator[bytes]:
         yield from (line.rstrip(b"\r\n") for line in file if line.strip())
 
 
-def _rows(path: Path, texts: Collection[str]) -> Iterator[bytes]:
+def _rows(path: Path, texts: Collection[str], numbers: Collection[str]) -> Iterator[bytes]:
     """Each row of a table as a JSON object; nulls and NaN are left out, times are ISO 8601."""
+    csv = path.suffix.lower() == ".csv"
     try:
-        if path.suffix.lower() == ".csv":  # types by the whole file, or the 101st row could fail
-            frame = pl.scan_csv(path, infer_schema_length=None, schema_overrides=dict.fromkeys(texts, pl.String))
+        if csv:  # the other columns' types by the whole file, or the 101st row could fail
+            as_written = dict.fromkeys([*texts, *numbers], pl.String)
+            frame = pl.scan_csv(path, infer_schema_length=None, schema_overrides=as_written)
         else:
             frame = pl.scan_parquet(path)
-        paths = _paths(frame.collect_schema().names())
+        names = frame.collect_schema().names()
+        paths = _paths(names)
+        judged = set(numbers) if csv else set()
         for part in frame.collect_batches(maintain_order=True, chunk_size=BATCH_EVENTS):
-            for row in part.iter_rows():
-                yield _event(paths, row)
+            columns = [csv_files.values(part[name]) if name in judged else part[name].to_list() for name in names]
+            for row in zip(*columns, strict=True):
+                yield b"" if csv and row.count(None) == len(row) else _event(paths, row)
     except pl.exceptions.PolarsError as error:
-        raise CannotServe(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+        raise csv_files.unreadable(path, error) from error
 
 
 def _paths(names: list[str]) -> list[list[str]]:
@@ -158,24 +197,22 @@ def _batches(data: str, lines: Iterator[bytes]) -> Iterator[RecordBatch]:
     name = "-" if data == "-" else os.fspath(data)
     row, waiting = 0, True
     while waiting:
-        values: list[bytes | None] = []
-        for line in lines:
-            values.append(line)
-            if len(values) == BATCH_EVENTS:
-                break
-        waiting = len(values) == BATCH_EVENTS
+        taken = list(islice(lines, BATCH_EVENTS))
+        waiting = len(taken) == BATCH_EVENTS
+        offsets = [row + place for place, line in enumerate(taken) if line]
+        values: list[bytes | None] = [line for line in taken if line]
         count = len(values)
         if count:
             yield RecordBatch(
                 topic=name,
                 partitions=np.zeros(count, dtype=np.int64),
-                offsets=np.arange(row, row + count, dtype=np.int64),
+                offsets=np.array(offsets, dtype=np.int64),
                 timestamps=np.full(count, int(time.time() * 1000), dtype=np.int64),
                 keys=[None] * count,
                 values=values,
                 headers=[()] * count,
             )
-        row += count
+        row += len(taken)
 
 
 def _open_out(out: str, files: ExitStack) -> IO[bytes]:

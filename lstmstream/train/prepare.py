@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from lstmstream.train.export.parts import Network
 from lstmstream.train.history import inspection
 from lstmstream.train.history.data import Events, encode_categories, load, order_classes
 from lstmstream.train.history.features import features_of, learn
-from lstmstream.train.history.read import Fields, resolve
+from lstmstream.train.history.read import Fields, label_text, resolve
 from lstmstream.train.history.split import NAMES, TRAIN, VALIDATION, Parts, divide
 from lstmstream.train.measure.judge import Goal
 from lstmstream.train.objective import counting
 from lstmstream.train.pieces import Bools
 from lstmstream.train.schema import TrainConfig
 
-_TRUE_LAST = (("0", "1"), ("false", "true"), ("False", "True"), ("no", "yes"))
+_TRUE_LAST = (("false", "true"), ("no", "yes"))  # in any case
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,15 @@ def prepare(config: TrainConfig, base: Network | None = None) -> Prepared:
     if not len(events):
         raise CannotServe("data: there is no event in it; check data.path")
     if config.target.field is not None:
-        if (
-            base is not None
-            and config.task == "classify"
-            and (unknown := set(events.classes) - set(config.target.classes))
-        ):
+        # 0.0 in the configuration is the class 0 of a CSV file that says 0.0
+        wanted = [text if text in events.classes else label_text(text) or text for text in config.target.classes]
+        unknown = sorted(set(events.classes) - set(wanted))
+        if base is not None and config.task == "classify" and unknown:
             raise CannotServe(
-                f"target.field: {config.target.field!r} holds {', '.join(map(repr, sorted(unknown)[:5]))}, and the"
-                f" model of --init knows {', '.join(map(repr, config.target.classes))}; leave such rows out, or train"
-                " anew"
+                f"target.field: {config.target.field!r} holds {', '.join(map(repr, unknown[:5]))}, and the model of"
+                f" --init knows {', '.join(map(repr, wanted))}; leave such rows out, or train anew"
             )
-        events = order_classes(events, config.target.classes or _classes(events))
+        events = order_classes(events, wanted or _classes(events))
     parts = divide(events, config.split, config.training.seed)
     names = {part: name for part, name in NAMES.items() if (parts.of == part).any()}
     counted = {name: counting(events, parts, config, part) for part, name in names.items()}
@@ -115,11 +114,19 @@ def _read(config: TrainConfig, fields: Fields) -> tuple[Events, Fields, Sequence
 def _classes(events: Events) -> Sequence[str]:
     """The label's values in an order: numbers ascend; else the most frequent first, then by name."""
     found = events.classes
+    by_lower = {text.lower(): text for text in found}
     for pair in _TRUE_LAST:
-        if set(found) <= set(pair) and len(found) == len(pair):
-            return pair
-    if all(text.removeprefix("-").isdecimal() for text in found):
-        return sorted(found, key=int)
+        if len(found) == len(pair) and set(by_lower) == set(pair):
+            return [by_lower[text] for text in pair]
+    if all(map(_is_number, found)):
+        return sorted(found, key=lambda text: (float(text), text))
     counts = np.bincount(np.asarray(events.label)[np.asarray(events.label) >= 0], minlength=len(found))
     usual = found[int(np.argmax(counts))]
     return [usual, *sorted(text for text in found if text != usual)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -179,6 +180,143 @@ def test_cells_of_parquet(tmp_path: Path) -> None:
         b'{"d":2,"z":"2026-01-05T11:31:07+01:00"}',
         b'{"f":1e400,"z":"2026-01-05T11:31:07+01:00"}',
     ]
+
+
+def test_an_odd_cell_of_csv_spoils_its_own_row_only(tmp_path: Path) -> None:
+    path, out, letters = tmp_path / "x.csv", tmp_path / "out", tmp_path / "letters"
+    odd = ["1", "abc", " 2", "nan", '""', "", "1e400", "0.5", "true"]
+    path.write_text("id,at,amount\n" + "".join(f"007,{BASE_MS + i},{cell}\n" for i, cell in enumerate(odd)))
+    options = ("--key", "id", "--timestamp", "at", "--out", out, "--dead-letters", letters)
+    assert run(MODEL, path, *options) == 0
+    found = [json.loads(line) for line in letters.read_bytes().splitlines()]
+    assert [one["__streams.errors.offset"] for one in found] == ["1", "6", "8"]
+    assert "field 'amount' is a string" in found[0]["__streams.errors.message"]
+    assert "field 'amount' is not finite" in found[1]["__streams.errors.message"]
+    answers = [json.loads(line) for line in out.read_bytes().splitlines()]
+    assert {answer["key"] for answer in answers} == {"007"}
+    lines = tmp_path / "x.jsonl"
+    numbers = [1, 2, None, None, None, 0.5]
+    times = [BASE_MS + i for i in (0, 2, 3, 4, 5, 7)]
+    events = [{"id": "007", "at": at, "amount": number} for at, number in zip(times, numbers, strict=True)]
+    lines.write_text("".join(json.dumps(event) + "\n" for event in events))
+    as_json = tmp_path / "out.jsonl"
+    assert run(MODEL, lines, "--key", "id", "--timestamp", "at", "--out", as_json) == 0
+    assert without_source(out.read_bytes()) == without_source(as_json.read_bytes())
+
+
+def test_cells_of_csv_that_should_be_numbers(tmp_path: Path) -> None:
+    """Each by itself, as it is written; the others keep one type for the column."""
+    path = tmp_path / "x.csv"
+    path.write_text("id,n,other\n7,1,1\n7, 2 ,2.5\n7,3.0,\n7,x ,\n7,1e3,\n7,+5,\n7,NaN,\n")
+    assert list(score._lines(str(path), ("id",), ("n", "not there"))) == [
+        b'{"id":"7","n":1,"other":1.0}',
+        b'{"id":"7","n":2,"other":2.5}',
+        b'{"id":"7","n":3.0}',
+        b'{"id":"7","n":"x "}',
+        b'{"id":"7","n":1000.0}',
+        b'{"id":"7","n":5}',
+        b'{"id":"7"}',
+    ]
+
+
+def test_epochs_and_texts_may_stand_in_one_column_of_times(tmp_path: Path, capfd: Any) -> None:
+    path, out = tmp_path / "x.csv", tmp_path / "out"
+    path.write_text("at,amount\n1522540800,1\n2018-04-01T00:00:01Z,2\n1.4.2018,3\n1522540802.5,4\n")
+    assert run(MODEL, path, "--timestamp", "at", "--out", out) == 0
+    times = [json.loads(line)["timestamp"][-7:-1] for line in out.read_bytes().splitlines()]
+    assert times == ["00.000", "01.000", "02.500"]
+    assert "row 2: field 'at' is not an ISO 8601 time" in capfd.readouterr().err
+
+
+def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr(score, "BATCH_EVENTS", 2)
+    path, out = tmp_path / "x.csv", tmp_path / "out"
+    path.write_text("id,amount\na,1\n\na,2\n\n\n\na,3\n\n")
+    for options in ((), ("--key", "id")):
+        assert run(MODEL, path, *options, "--out", out) == 0
+        assert [json.loads(line)["source"]["row"] for line in out.read_bytes().splitlines()] == [0, 2, 6]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"id;amount\na;1,5\n", "it looks separated by ';'; save it with commas, as UTF-8"),
+        (b"id\tamount\na\t1\n", "it looks separated by tabs; save it with commas"),
+        ("id,amount\na,1\n".encode("utf-16"), "it looks like UTF-16; save it with commas, as UTF-8"),
+        ("id,amount\na,1\n".encode("utf-16-be"), "it looks like UTF-16"),
+        (b'id,amount\na,1\n"b,2\nc,3\n', "close each quote, and write a quote inside quotes twice"),
+        (b"id,amount\na,1\nb,2,3\n", "a row has more cells than the header; put quotes around text that holds a comma"),
+        (b"", "empty CSV; its first line must name the columns"),
+        (b"id,amount\n\xe9,1\n", "save it as UTF-8"),
+    ],
+)
+def test_what_is_no_good_csv_is_said_in_one_line(tmp_path: Path, capfd: Any, content: bytes, what: str) -> None:
+    path, out = tmp_path / "x.csv", tmp_path / "out"
+    path.write_bytes(content)
+    assert run(MODEL, path, "--key", "id", "--out", out) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"lstmstream: {path}: ")
+    assert what in said
+    assert said.count("\n") == 1
+    for advice in ("infer_schema_length", "ignore_errors", "truncate_ragged_lines", "null_values"):
+        assert advice not in said
+
+
+def test_other_signs_in_a_header_with_commas_do_no_harm(tmp_path: Path) -> None:
+    path, out = tmp_path / "x.csv", tmp_path / "out"
+    path.write_text('a;b;c;d,"amount",x\n1,2,3\n')
+    assert run(MODEL, path, "--out", out) == 0
+    assert out.read_bytes().count(b"\n") == 1
+
+
+def test_no_output_may_be_a_file_that_is_read_or_the_other_output(tmp_path: Path, capfd: Any) -> None:
+    data, model, config = tmp_path / "x.jsonl", tmp_path / "m.onnx", tmp_path / "c.yaml"
+    model.write_bytes(Path(MODEL).read_bytes())
+    config.write_text(
+        "name: t\nmodel: m.onnx\nkafka: {bootstrap_servers: 'localhost:9092'}\n"
+        "input: {topic: in}\noutput: {topic: out}\n"
+    )
+    data.write_text('{"amount":1}\n')
+    (tmp_path / "link").symlink_to(data)
+    (tmp_path / "hard").hardlink_to(data)
+    (tmp_path / "folder").mkdir()
+    before = {path: path.read_bytes() for path in (data, model, config)}
+    for output in (data, tmp_path / "link", tmp_path / "hard", tmp_path / "folder" / ".." / "x.jsonl", model, config):
+        for option in ("--out", "--dead-letters"):
+            assert run(config, data, option, output) == 2
+            what = {"m.onnx": "the model", "c.yaml": "the config"}.get(output.name, "the data")
+            message = f"{option} {output}: this is the file of {what} too; name another file"
+            assert message in capfd.readouterr().err
+            assert {path: path.read_bytes() for path in before} == before
+    new = tmp_path / "new"
+    assert run(model, data, "--out", new, "--dead-letters", tmp_path / "folder" / ".." / "new") == 2
+    assert "this is the file of --out too" in capfd.readouterr().err
+    assert not new.exists()
+    assert run(model, data, "--out", "/dev/null", "--dead-letters", "/dev/null") == 0
+
+
+def test_standard_input_and_output_are_files_too(tmp_path: Path) -> None:
+    data, other = tmp_path / "x.jsonl", tmp_path / "other.jsonl"
+    for path in (data, other):
+        path.write_text('{"amount":1}\n')
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    for arguments, redirected in (
+        (["-", "--out", str(data)], "stdin"),
+        ([str(data)], "stdout"),
+        ([str(other), "--dead-letters", str(data)], "stdout"),
+    ):
+        with data.open("rb" if redirected == "stdin" else "ab") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", "lstmstream", "score", MODEL, *arguments],
+                **{**streams, redirected: file},
+                stderr=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 2, done.stderr
+        assert b"this is the file of" in done.stderr
+        assert data.read_text() == '{"amount":1}\n'
 
 
 def test_an_infinite_cell_is_a_dead_letter_not_a_missing_number(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import polars as pl
 import pytest
 from reading import NESTED, csv, parquet, refused
 
+from lstmstream.train.history import read as reading
 from lstmstream.train.history.read import Fields, read
+
+NUMBER = Fields(None, None, ("n",), ())
 
 # --- CSV -----
 
@@ -77,16 +80,30 @@ def test_blank_rows_of_csv_are_left_out_and_counted(tmp_path: Path) -> None:
     refused("row 2: field 'k', the key, is missing", csv, tmp_path, text.format(3).replace("b,2,2", ",2,2"))
 
 
+def test_parts_of_a_file_follow_each_other_without_its_blank_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH_ROWS", 2)
+    file = tmp_path / "x.csv"
+    file.write_text("n,m\n" + "0,0\n\n1,1\n2,2\n\n\n3,3\nx,4\n")
+    refused("row 7: field 'n' is 'x'", list, read([file], NUMBER))
+    file.write_text(file.read_text().replace("x,4", "4,4"))
+    parts = list(read([file], NUMBER))
+    assert len(parts) > 1
+    for part in parts:
+        assert part.x[:, 0].tolist() == list(range(part.first_row, part.first_row + len(part)))
+
+
 def test_a_row_with_a_cell_in_any_column_is_an_event(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("n,other\n1,\n\n,5\n")
     (tmp_path / "y.csv").write_text("n\n\n7\n")
-    parts = list(read([tmp_path / "x.csv", tmp_path / "y.csv"], Fields(None, None, ("n",), ())))
+    parts = list(read([tmp_path / "x.csv", tmp_path / "y.csv"], NUMBER))
     assert [part.first_row for part in parts] == [0, 2]
     assert [part.timestamp.tolist() for part in parts] == [[0, 1000], [2000]]
     assert parts[0].x[0] == 1
     assert parts[0].x[1] != parts[0].x[1]  # missing
     pl.DataFrame({"n": [1.0, None]}).write_parquet(tmp_path / "x.parquet")
-    assert sum(map(len, read([tmp_path / "x.parquet"], Fields(None, None, ("n",), ())))) == 2
+    assert sum(map(len, read([tmp_path / "x.parquet"], NUMBER))) == 2
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,13 @@ def test_the_same_twice(tmp_path: Path) -> None:
     assert load_model(tmp_path / "one.onnx").card.fingerprint != load_model(tmp_path / "three.onnx").card.fingerprint
 
 
+def test_classes_may_be_named_as_a_csv_file_writes_them(tmp_path: Path) -> None:
+    frame = purchases(tmp_path / "history.csv")
+    frame.with_columns(fraud=pl.col("fraud").cast(pl.Float64)).write_csv(tmp_path / "history.csv")
+    train(write_config(tmp_path, target={"classes": ["1.0", "0.0"]}))
+    assert load_model(tmp_path / "card-fraud.onnx").card.training["fields"]["classes"] == ["1", "0"]
+
+
 def test_labels_of_the_test_part_do_not_choose(tmp_path: Path) -> None:
     file = write_config(tmp_path)
     train(file, out=tmp_path / "one.onnx")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from lstmstream.card import Card, Feature, StateSpec
 from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.serve import csv_files
 from lstmstream.serve.decode import (
     EXACT_INTEGER_MAX,
     SECONDS_BELOW,
@@ -37,6 +39,8 @@ _LINES = 16_384  # of JSONL at once: as objects they are larger than in the file
 _JSONL = {".jsonl", ".ndjson", ".json"}
 _SHOWN = 30  # names of fields in an error
 _ABSENT = object()
+_BLANK = "\0blank"  # a column's name that no file has
+_CODE = re.compile(r"\s*[+-]?0\d|.*_")  # no number, though Python would take it for one
 _PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -63,7 +67,7 @@ class Fields:
 class Part:
     """M rows of the files, in their order. Texts are None where the field is missing."""
 
-    first_row: int  # its place in all rows, from 0
+    first_row: int  # its place in all rows but blank ones, from 0
     keys: list[str]  # [M]
     timestamp: Ints  # [M] ms since 1970 UTC
     x: Floats  # [M, F] NaN where missing
@@ -169,8 +173,10 @@ class _Lines:
             if any(_at(document, name) is not _ABSENT for document in documents):
                 self._unseen.discard(name)
 
+        rows = range(row, row + count)
+
         def texts(name: str) -> list[str | None]:
-            return _each((_at(document, name) for document in documents), lambda value: _text(value, name), file, row)
+            return _each((_at(document, name) for document in documents), lambda value: _text(value, name), file, rows)
 
         fields = self._fields
         return Part(
@@ -217,27 +223,36 @@ def _text(value: Any, name: str) -> str | None:
 
 
 def _table(file: Path, fields: Fields, first: int) -> Iterator[Part]:
-    """Rows of CSV or Parquet."""
-    kind = file.suffix.lower()[1:]
+    """Rows of CSV or Parquet; blank rows of CSV are left out."""
     row = 0  # in this file
     try:
         scan = _scan(file, fields)
         columns = _columns(file, scan, fields)
+        if _is_csv(file):
+            columns.append(pl.all_horizontal(pl.all().is_null()).alias(_BLANK))
         for frame in scan.select(columns).collect_batches(maintain_order=True, chunk_size=BATCH_ROWS):
-            if len(frame):
-                yield _part(file, frame, fields, (first, row))
-                row += len(frame)
+            rows: Sequence[int] = range(row, row + len(frame))
+            row += len(frame)
+            if _is_csv(file) and frame[_BLANK].any():
+                rows = [rows[place] for place in (~frame[_BLANK]).arg_true()]
+                frame = frame.filter(~pl.col(_BLANK))  # noqa: PLW2901 -- the same rows
+            if rows:
+                yield _part(file, frame, fields, rows, first)
+                first += len(rows)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise CannotServe(f"{file}: cannot be read as {kind}: {error}") from error
+        raise csv_files.unreadable(file, error) from error
+
+
+def _is_csv(file: Path) -> bool:
+    return file.suffix.lower() == ".csv"
 
 
 def _scan(file: Path, fields: Fields) -> pl.LazyFrame:
-    kind = file.suffix.lower()
-    if kind == ".parquet":
+    if file.suffix.lower() == ".parquet":
         return pl.scan_parquet(file)
-    if kind == ".csv":  # a time's type by the whole file; the rest stays as it is written: 007 is not 7
-        texts = [name for name in fields.all() if name != fields.timestamp]
-        return pl.scan_csv(file, infer_schema_length=None, schema_overrides=dict.fromkeys(texts, pl.String))
+    if _is_csv(file):  # all as it is written: 007 is not 7
+        csv_files.refuse_other_formats(file, fields.all())
+        return pl.scan_csv(file, infer_schema=False)
     raise CannotServe(f"{file}: is neither .csv, .jsonl nor .parquet; convert it, or rename it")
 
 
@@ -271,46 +286,50 @@ def _find(name: str, schema: pl.Schema) -> pl.Expr | None:
     return None if here is None else expression
 
 
-def _part(file: Path, frame: pl.DataFrame, fields: Fields, place: tuple[int, int]) -> Part:
-    first, row = place
+def _part(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int], first: int) -> Part:
+    """`rows` are the frame's in the file; `first` is the place of the first among all that are kept."""
 
-    def texts(name: str, *, flags: bool = False) -> list[str | None]:
-        return _texts(file, frame[name], row, flags=flags)
+    def texts(name: str, *, label: bool = False) -> list[str | None]:
+        return _texts(file, frame[name], rows, label=label)
 
     if fields.key is None:
         keys = [""] * len(frame)
     else:
         found = texts(fields.key)
         if None in found:
-            where = row + found.index(None)
+            where = rows[found.index(None)]
             raise CannotServe(f"{file}: row {where}: field {fields.key!r}, the key, is missing; leave such rows out")
         keys = [key for key in found if key is not None]
     if fields.timestamp is None:
-        timestamp = np.arange(first + row, first + row + len(frame), dtype=np.int64) * 1000
+        timestamp = np.arange(first, first + len(frame), dtype=np.int64) * 1000
     else:
-        timestamp = _times(file, frame[fields.timestamp], row)
+        timestamp = _times(file, frame[fields.timestamp], rows)
     x = np.empty((len(frame), len(fields.numbers)), np.float32)
     for column, name in enumerate(fields.numbers):
-        x[:, column] = _numbers(file, frame[name], row)
+        x[:, column] = _numbers(file, frame[name], rows)
     return Part(
-        first_row=first + row,
+        first_row=first,
         keys=keys,
         timestamp=timestamp,
         x=x,
         categories=[texts(name) for name in fields.categories],
-        label=None if fields.label is None else texts(fields.label, flags=True),
+        label=None if fields.label is None else texts(fields.label, label=True),
         part=None if fields.part is None else texts(fields.part),
     )
 
 
-def _texts(file: Path, series: pl.Series, row: int, *, flags: bool = False) -> list[str | None]:
+def _texts(file: Path, series: pl.Series, rows: Sequence[int], *, label: bool = False) -> list[str | None]:
     """Text, and whole numbers by their decimal text; of a table also whole floats: ids are, where some are missing.
 
-    `flags`: true and false are 1 and 0, as in a label; the daemon takes neither for a key nor for a category.
+    As a `label`, true and false are 1 and 0, which the daemon takes neither for a key nor for a category; and CSV's 1.0
+    is 1, as in any other file.
     """
     kind = series.dtype
-    if kind == pl.Boolean and flags:
+    if label and kind == pl.Boolean:
         series = series.cast(pl.Int8)
+    elif label and _is_csv(file):
+        known = {text: label_text(text) for text in series.unique()}
+        return [known[text] for text in series]
     elif kind.is_integer():
         bounds = [abs(int(bound)) for bound in (series.min(), series.max()) if isinstance(bound, int)]
         if max(bounds, default=0) > EXACT_INTEGER_MAX:
@@ -321,7 +340,7 @@ def _texts(file: Path, series: pl.Series, row: int, *, flags: bool = False) -> l
         if wrong.any():
             place = int(wrong.fill_null(value=False).arg_true()[0])
             raise CannotServe(
-                f"{file}: row {row + place}: field {series.name!r} is {series[place]}, and neither text nor a whole"
+                f"{file}: row {rows[place]}: field {series.name!r} is {series[place]}, and neither text nor a whole"
                 " number up to 2^53, as a key, a category and a label must be; name it under features.numbers, or"
                 " write text"
             )
@@ -331,18 +350,27 @@ def _texts(file: Path, series: pl.Series, row: int, *, flags: bool = False) -> l
     return series.cast(pl.String).to_list()
 
 
-def _numbers(file: Path, series: pl.Series, row: int) -> Floats:
+def label_text(text: str | None) -> str | None:
+    """A whole number by its decimal text; what has leading zeros is a code, and stays."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return text
+    if text is None or not value.is_integer() or abs(value) > EXACT_INTEGER_MAX or _CODE.match(text):
+        return text
+    return str(int(value))
+
+
+def _numbers(file: Path, series: pl.Series, rows: Sequence[int]) -> Floats:
     """[M] float32, NaN where missing."""
     kind = series.dtype
     empty = series.null_count() == len(series)
-    if kind == pl.String and (empty or file.suffix.lower() == ".csv"):
-        texts = series.str.strip_chars()
-        wide = texts.cast(pl.Float64, strict=False)
-        wrong = (wide.is_null() & (texts != "")).arg_true()
-        if len(wrong):
-            place = int(wrong[0])
+    if kind == pl.String and (empty or _is_csv(file)):
+        wide = csv_files.numbers(series)
+        if wrong := csv_files.not_numbers(series, wide):
+            place = wrong[0]
             raise CannotServe(
-                f"{file}: row {row + place}: field {series.name!r} is {series[place][:40]!r}, not a number; leave it"
+                f"{file}: row {rows[place]}: field {series.name!r} is {series[place][:40]!r}, not a number; leave it"
                 " empty where it is missing, or name it under features.categories"
             )
     elif kind == pl.Boolean or not (kind.is_numeric() or kind == pl.Null):
@@ -354,21 +382,31 @@ def _numbers(file: Path, series: pl.Series, row: int) -> Floats:
         values: Floats = wide.to_numpy().astype(np.float32)
     infinite = np.flatnonzero(np.isinf(values))
     if len(infinite):
-        where = row + int(infinite[0])
+        where = rows[int(infinite[0])]
         raise CannotServe(
             f"{file}: row {where}: field {series.name!r} is not finite in float32; leave it empty, or mend it"
         )
     return values
 
 
-def _times(file: Path, series: pl.Series, row: int) -> Ints:
+def _times(file: Path, series: pl.Series, rows: Sequence[int]) -> Ints:
     """[M] ms since 1970 UTC, as the daemon reads a time. Raises CannotServe, naming the row."""
+    mixed: list[Any] | None = None
+    if _is_csv(file):
+        cells = csv_files.values(series)
+        types = set(map(type, cells))
+        if types == {int}:
+            series = pl.Series(series.name, cells, pl.Int64)
+        elif types == {float}:
+            series = pl.Series(series.name, cells, pl.Float64)
+        else:
+            mixed = cells
     kind = series.dtype
     if kind.is_float() or kind.is_decimal():
         series = series.cast(pl.Float64).fill_nan(None)
     missing = series.is_null()
     if missing.any():
-        where = row + int(missing.arg_true()[0])
+        where = rows[int(missing.arg_true()[0])]
         raise CannotServe(f"{file}: row {where}: field {series.name!r}, the timestamp, is missing; leave such rows out")
     times: Ints | None = None
     if isinstance(kind, pl.Datetime):  # with a zone or without, it holds UTC
@@ -382,19 +420,19 @@ def _times(file: Path, series: pl.Series, row: int) -> Ints:
     elif kind.is_temporal():
         raise CannotServe(f"{file}: field {series.name!r} is {kind}, not a time; give date and time, or an epoch")
     if times is None:
-        return np.array(_each(series, lambda value: timestamp_ms(value, series.name), file, row), np.int64)
+        return np.array(_each(mixed or series, lambda value: timestamp_ms(value, series.name), file, rows), np.int64)
     outside = np.flatnonzero((times < TIMESTAMP_MIN_MS) | (times > TIMESTAMP_MAX_MS))
     if len(outside):
-        where = row + int(outside[0])
+        where = rows[int(outside[0])]
         raise CannotServe(f"{file}: row {where}: field {series.name!r} lies outside years 1..9999; mend it")
     return times
 
 
-def _each(values: Iterable[Any], read_one: Callable[[Any], Any], file: Path, row: int) -> list[Any]:
+def _each(values: Iterable[Any], read_one: Callable[[Any], Any], file: Path, rows: Sequence[int]) -> list[Any]:
     found = []
     for place, value in enumerate(values):
         try:
             found.append(read_one(value))
         except BadRecord as bad:
-            raise CannotServe(f"{file}: row {row + place}: {bad}; mend it, or leave the row out") from bad
+            raise CannotServe(f"{file}: row {rows[place]}: {bad}; mend it, or leave the row out") from bad
     return found
