@@ -85,7 +85,7 @@ def learned(events: pl.DataFrame, first: int, last: int) -> pl.DataFrame:
 
 def configuration(base: dict[str, Any], seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """What `lstmstream train` is told."""
-    return base | {"training": base["training"] | {"seed": seed, "patience": 5} | options}
+    return base | {"training": base["training"] | {"seed": seed, "patience": 5, "monitor": "loss"} | options}
 
 
 class Judge:

@@ -3,10 +3,8 @@
 Reads arrays of transactions in time order (times in seconds, labels known 7 days after their transaction), returns one
 column for each feature. Does not scale, does not train and never reads the scenario column. Needs numpy only.
 
-With eleven of these (amount, customer_count_1d, customer_count_7d, customer_mean_30d, terminal_count_30d,
-terminal_risk_7d, terminal_risk_30d, usual_amount, amount_ratio, terminal_streak, terminal_since) and elapsed time, an
-LSTM(64) by customer, dropout 0.2, AdamW at 6e-3 with a cosine schedule, 12 epochs, 16 customers and 64 events a piece,
-learned from the book's seven days alone, gave a prototype 0.743 average precision and 0.293 card precision@100.
+What helped most, beyond the book's counts and risks: how many frauds in a row a terminal has had among those that are
+known (terminal_streak), and an amount against the median of the customer's last 100 (usual_amount, amount_ratio).
 """
 
 from __future__ import annotations
