@@ -126,7 +126,7 @@ def fine_tuned(config: TrainConfig, base: Network, card: Card) -> TrainConfig:
     model = config.model
     problems = [
         f"model.{name}: {getattr(model, name)} is asked for, and the model of --init has {theirs[name]}; leave it out"
-        for name in model.model_fields_set & theirs.keys()
+        for name in sorted(model.model_fields_set & theirs.keys())
         if getattr(model, name) != theirs[name]
     ]
     ours = [number.name for number in config.features.numbers], [field.name for field in config.features.categories]
@@ -145,7 +145,7 @@ def fine_tuned(config: TrainConfig, base: Network, card: Card) -> TrainConfig:
     has = {True: "has it", False: "does not have it"}
     problems += [
         f"features.{name}: the model of --init {has[clock[name]]}; leave it out"
-        for name in config.features.model_fields_set & clock.keys()
+        for name in sorted(config.features.model_fields_set & clock.keys())
         if getattr(config.features, name) != clock[name]
     ]
     problems += [
