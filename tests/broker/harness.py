@@ -89,6 +89,12 @@ class RunningDaemon:
         """Whether /readyz says so now."""
         return self.port is not None and self._get("/readyz")[0] == http.client.OK
 
+    def hears_sigterm(self) -> bool:
+        """Whether it has a handler for SIGTERM: while Python itself starts, it has none."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
     def wait_ready(self, timeout_s: float = READY_S) -> float:
         """Seconds from the start of the process until it was seen ready."""
         self.wait(self.ready, "ready", timeout_s)

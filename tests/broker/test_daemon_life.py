@@ -77,8 +77,9 @@ def test_a_stop_is_heard_from_the_first_moment_to_the_last(
     name = topic_prefix
     create_topics(broker, [f"{name}.in"], partitions=PARTITIONS)
     config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker)
-    for wait_s in (0.35, 0.6, 0.9):  # Python itself and the command take about a quarter of a second
+    for wait_s in (0, 0.25, 0.55):
         with RunningDaemon(config, tmp_path / "log") as daemon:
+            daemon.wait(daemon.hears_sigterm, "listening to signals")
             time.sleep(wait_s)
             assert daemon.sigterm() == 0, daemon.last_words()
     with RunningDaemon(config, tmp_path / "log") as daemon:
