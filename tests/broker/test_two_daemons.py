@@ -175,7 +175,7 @@ def test_one_that_sleeps_through_its_session_wakes_as_a_zombie_and_changes_nothi
                 second.freeze()
                 stream.limit = limit  # more to answer while it sleeps
                 time.sleep(DEAD_S + 3.0)
-                assert first.partitions() == set(range(PARTITIONS)), "nobody took over"
+                first.wait(lambda: first.partitions() == set(range(PARTITIONS)), "taking over")
                 second.thaw()
                 join(second, first)
             stream.wait_for(1.0)
