@@ -5,8 +5,10 @@ One thread. One micro-batch, one transaction. Nothing is polled while one is ope
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.records import RecordBatch, concatenate
 from lstmstream.serve.restore import Restore
 from lstmstream.serve.step import OnnxStep
-from lstmstream.transport.base import Transport, Turn
+from lstmstream.transport.base import CommittedOffset, Transport, Turn
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,17 @@ class _Attempt(NamedTuple):
 
     result: Result
     plan: Plan
+    nonce: str
+
+    def was_committed(self, committed: Mapping[int, CommittedOffset | None]) -> bool:
+        """Whether it went through, by what is committed now for each partition of the plan.
+
+        The offsets themselves tell nothing: an idle owner's are those that were committed before, and another member
+        that answers the same events commits the same ones. A partition that was lost since may show another's nonce,
+        so one that shows ours is enough; if none does, nothing of it is ours any more, or it was aborted.
+        """
+        found = (committed.get(partition) for partition in self.plan.offsets)
+        return any(there is not None and there.metadata == self.nonce for there in found)
 
 
 class Daemon:
@@ -104,6 +117,8 @@ class Daemon:
         self._restores: list[Restore] = []
         self._live: set[int] = set()
         self._attempt: _Attempt | None = None
+        instance = uuid.uuid4().hex
+        self._nonces = (f"{instance}-{number}" for number in itertools.count(1))
         self._stage_s: defaultdict[str, float] = defaultdict(float)
         self._next_gauges_s = 0.0
         self._next_topics_s = 0.0
@@ -222,7 +237,8 @@ class Daemon:
 
         1. the engine answers and stages the new states;
         2. answers, dead letters, due states and offsets are committed together;
-        3. the engine keeps the states. Up to 2 an error leaves nothing behind; within 2 `_recover` finds out.
+        3. the engine keeps the states. Up to 2 an error leaves nothing behind; within 2 `_recover` finds out, by the
+           nonce that each commit bears.
         """
         result = self._engine.process(records)
         plan = self._checkpointer.plan(
@@ -232,15 +248,17 @@ class Daemon:
             positions=records.next_offsets(),
             everything=everything,
         )
-        self._attempt = _Attempt(result, plan)
+        self._attempt = attempt = _Attempt(result, plan, next(self._nonces))
         began_s = self._clock()
         with self._measure("commit"):
-            self._transport.commit(result.messages, plan.messages, plan.offsets, self._member, limit_s=limit_s)
-        self._keep(self._attempt, self._clock() - began_s)
+            self._transport.commit(
+                result.messages, plan.messages, plan.offsets, self._member, nonce=attempt.nonce, limit_s=limit_s
+            )
+        self._keep(attempt, self._clock() - began_s)
 
     def _keep(self, attempt: _Attempt, commit_s: float | None) -> None:
         """The attempt is committed: so are its states; count it."""
-        result, plan = attempt
+        result, plan, _ = attempt
         self._attempt = None
         self._engine.commit()
         self._checkpointer.committed(plan, result.changes, result.records.oldest_ms())
@@ -263,7 +281,7 @@ class Daemon:
         self._stage_s.clear()
 
     def _recover(self, error: TryAgain) -> None:
-        """A new producer ends the open transaction one way or the other; the committed offsets tell which."""
+        """A new producer ends the open transaction one way or the other; the nonce in the offsets tells which."""
         self._enter(Phase.RECOVERING)
         self._health.wait("broker", "the broker failed; recovering")
         log.warning("the broker failed, trying again: %s", error)
@@ -285,22 +303,23 @@ class Daemon:
 
     def _rewind(self) -> None:
         """Go on from the committed offsets, with the states that belong to them. Raises TryAgain."""
-        committed = {p: self._transport.committed(p) for p in self._live}
         attempt = self._attempt
-        if attempt is not None:
-            exactly_once = self._config.delivery == "exactly_once"
-            through = exactly_once and all(committed.get(p) == o for p, o in attempt.plan.offsets.items())
-            if through:
-                self._keep(attempt, None)
-            else:
-                self._metrics.transaction("aborted")
-                self._engine.rollback()
+        concerned = self._live if attempt is None else {*self._live, *attempt.plan.offsets}
+        committed = {p: self._transport.committed(p) for p in concerned}
+        if attempt is not None and attempt.was_committed(committed):
+            if self._config.delivery == "at_least_once":  # states come after the offsets, so perhaps they are missing
+                attempt = attempt._replace(plan=attempt.plan._replace(written={}, floors={}))
+            self._keep(attempt, None)
+        elif attempt is not None:
+            self._metrics.transaction("aborted")
+            self._engine.rollback()
         self._attempt = None
         for restore in list(self._restores):  # they stopped half-way
             self._restart_restore(restore.partition)
-        for partition, offset in committed.items():
-            if offset == self._checkpointer.position(partition):
-                self._transport.resume(partition, offset)
+        for partition in list(self._live):
+            found, position = committed[partition], self._checkpointer.position(partition)
+            if found is not None and found.offset == position:
+                self._transport.resume(partition, position)
             else:
                 log.warning("the group's offset has moved; restoring", extra={"partition": partition})
                 self._restart_restore(partition)
@@ -321,6 +340,7 @@ class Daemon:
                 start=self._config.input.start,
                 on_model_change=self._config.on_model_change,
                 retention_ms=self._topics.retention_ms,
+                nonces=self._nonces,
                 clock=self._clock,
             )
         )

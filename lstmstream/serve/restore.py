@@ -7,7 +7,7 @@ ways on: continue (this owner's states are there), begin (nothing is there, or a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -66,6 +66,7 @@ class Restore:
         start: str,
         on_model_change: str,
         retention_ms: int | None,
+        nonces: Iterator[str],
         clock: Callable[[], float],
     ) -> None:
         """`start` is earliest or latest, for a group that has no offset; `on_model_change` is fail or reset."""
@@ -81,6 +82,7 @@ class Restore:
         self._start = start
         self._on_model_change = on_model_change
         self._retention_ms = retention_ms
+        self._nonces = nonces
         self._clock = clock
         self._stage = _Stage.OPEN
         self._reader: Reader | None = None
@@ -105,7 +107,8 @@ class Restore:
         deadline = self._clock() + slice_s
         while self._stage is not _Stage.DONE and self._clock() < deadline:
             if self._stage is _Stage.OPEN:
-                self._committed = self._transport.committed(self.partition)
+                committed = self._transport.committed(self.partition)
+                self._committed = None if committed is None else committed.offset
                 _, end = self._transport.bounds(self._state_topic, self.partition)
                 self._reader = self._transport.reader(self._state_topic, self.partition, 0, end)
                 self._stage = _Stage.STATES
@@ -198,7 +201,10 @@ class Restore:
     def _begin(self, member: object, start: int) -> None:
         """No states: fix where they begin, and the group's offset, before the first answer."""
         floor = self._checkpointer.first_floor(self.partition, start)
-        self._transport.commit([], [floor], {self.partition: start}, member, limit_s=COMMIT_LIMIT_S)
+        # Where its fate stays unknown, the partition is restored from the start: it asks what is committed then.
+        self._transport.commit(
+            [], [floor], {self.partition: start}, member, nonce=next(self._nonces), limit_s=COMMIT_LIMIT_S
+        )
         self._engine.states.open(self.partition)
         self._serve(_Serving(start, start=start, floor=start))
 

@@ -3,7 +3,8 @@
 Rules that hold for every transport:
 - a partition newly assigned is silent until `resume` says where to go on;
 - `poll` hands out records together with the membership they were read under, and `commit` is fenced by it;
-- after any error but OwnershipLost and CannotServe: `recover`, ask for the committed offset, resume there.
+- after any error but OwnershipLost and CannotServe: `recover`, ask for the committed offsets, look for the nonce of the
+  commit that failed, resume.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ class Turn(NamedTuple):
     member: object  # hand it to `commit`
     member_valid: bool  # a member without a generation is not fenced by the broker: commit nothing under it
     assignment: Mapping[int, int]  # partition → a number that is new each time the partition is assigned
+
+
+class CommittedOffset(NamedTuple):
+    """What the group has committed for a partition."""
+
+    offset: int  # the next one to read
+    metadata: str  # the nonce of the commit that wrote it; empty or anything else where somebody else did
 
 
 class Reader(Protocol):
@@ -62,8 +70,11 @@ class Transport(Protocol):
     def resume(self, partition: int, offset: int) -> None:
         """Read an assigned partition from `offset` on. One that was lost meanwhile is left alone."""
 
-    def committed(self, partition: int) -> int | None:
-        """The group's offset, once no transaction is pending on it; None if there is none. Raises TryAgain."""
+    def committed(self, partition: int) -> CommittedOffset | None:
+        """The group's offset, once no transaction is pending on it; None if there is none. Raises TryAgain.
+
+        Of any partition of the input, assigned or not.
+        """
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """(beginning, high watermark). Raises TryAgain."""
@@ -81,9 +92,15 @@ class Transport(Protocol):
         offsets: Mapping[int, int],
         member: object,
         *,
+        nonce: str,
         limit_s: float,
     ) -> None:
         """Write all of it or nothing: answers, states, and the offsets (input partition → next offset).
+
+        `nonce`, never used before, is committed with each of the offsets. Whether a commit in doubt went through can be
+        told by it alone: the offsets may be the ones that were committed before, or another member's.
+
+        With at_least_once it vouches for answers and offsets; the states are written after them.
 
         Raises TryAgain (fate unknown until `recover`), OwnershipLost (another process has our place), Fatal.
         """

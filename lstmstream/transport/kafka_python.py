@@ -27,7 +27,7 @@ from kafka.structs import OffsetAndMetadata
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
 from lstmstream.serve.records import Message, RecordBatch
 from lstmstream.transport import unpack
-from lstmstream.transport.base import TopicInfo, Turn
+from lstmstream.transport.base import CommittedOffset, TopicInfo, Turn
 
 log = logging.getLogger(__name__)
 
@@ -175,11 +175,13 @@ class KafkaPythonTransport:
         except (ValueError, kerr.IllegalStateError, KeyError, AttributeError):
             log.info("a partition was lost before it could be resumed", extra={"partition": partition})
 
-    def committed(self, partition: int) -> int | None:
+    def committed(self, partition: int) -> CommittedOffset | None:
         """See Transport. The consumer reads committed, so the broker waits for transactions pending on the group."""
         at = TopicPartition(self._input_topic, partition)
-        offset = within(CALL_LIMIT_S, lambda: _tell(lambda: self._consumer.committed(at, timeout_ms=10_000)))
-        return None if offset is None or offset < 0 else int(offset)
+        found = within(
+            CALL_LIMIT_S, lambda: _tell(lambda: self._consumer.committed(at, metadata=True, timeout_ms=10_000))
+        )
+        return None if found is None or found.offset < 0 else CommittedOffset(int(found.offset), found.metadata or "")
 
     def high_watermark(self, partition: int) -> int | None:
         """See Transport."""
@@ -213,37 +215,34 @@ class KafkaPythonTransport:
         offsets: Mapping[int, int],
         member: object,
         *,
+        nonce: str,
         limit_s: float,
     ) -> None:
         """See Transport. On any error the producer is of no more use: `recover` makes a new one."""
         commit = self._transact if self._exactly_once else self._write_at_least_once
+        marked = {TopicPartition(self._input_topic, p): OffsetAndMetadata(o, nonce, -1) for p, o in offsets.items()}
         try:
-            within(limit_s, lambda: commit(messages, states, offsets, member))
+            within(limit_s, lambda: commit(messages, states, marked, member))
         except kerr.KafkaError as error:
             raise _translate(error, stable=self._stable) from error
 
     def _transact(
-        self, messages: Sequence[Message], states: Sequence[Message], offsets: Mapping[int, int], member: Any
+        self, messages: Sequence[Message], states: Sequence[Message], offsets: Mapping[Any, Any], member: Any
     ) -> None:
         producer = self._producer
         producer.begin_transaction()
         self._write([*messages, *states])
         # An aborted transaction's offsets go out with the next one, and a producer whose commit timed out may end
         # the next transaction (KAFKA-17754): hence a new producer after any error.
-        producer.send_offsets_to_transaction(
-            {TopicPartition(self._input_topic, p): OffsetAndMetadata(o, "", -1) for p, o in offsets.items()}, member
-        )
+        producer.send_offsets_to_transaction(offsets, member)
         producer.commit_transaction()
 
     def _write_at_least_once(
-        self, messages: Sequence[Message], states: Sequence[Message], offsets: Mapping[int, int], _member: object
+        self, messages: Sequence[Message], states: Sequence[Message], offsets: Mapping[Any, Any], _member: object
     ) -> None:
         """States last: a state that is newer than the committed offset could not be used."""
         self._write(messages)
-        self._consumer.commit(
-            {TopicPartition(self._input_topic, p): OffsetAndMetadata(o, "", -1) for p, o in offsets.items()},
-            timeout_ms=10_000,
-        )
+        self._consumer.commit(offsets, timeout_ms=10_000)
         self._write(states)
 
     def _write(self, messages: Sequence[Message]) -> None:

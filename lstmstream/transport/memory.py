@@ -15,7 +15,7 @@ import numpy as np
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.records import Headers, Message, RecordBatch
-from lstmstream.transport.base import TopicInfo, Turn
+from lstmstream.transport.base import CommittedOffset, TopicInfo, Turn
 
 # Where a test may strike. After `committed` the transaction has been applied, though its author does not know it.
 POINTS = (
@@ -23,6 +23,9 @@ POINTS = (
     *("poll", "committed_offset", "bounds", "read"),
     *("begin", "commit", "committed"),
 )
+# The points of a commit without a transaction: `outputs` comes before the answers, `begin` before the offsets, `commit`
+# between offsets and states.
+AT_LEAST_ONCE_POINTS = ("outputs", "begin", "commit", "committed")
 
 
 class Stored(NamedTuple):
@@ -62,6 +65,8 @@ class MemoryBroker:
         """`clock`: seconds since 1970, for records that bring no timestamp."""
         self.topics: dict[str, MemoryTopic] = {}
         self.offsets: dict[int, int] = {}  # the group's, by input partition
+        self.nonces: dict[int, str] = {}  # of the commits that wrote them
+        self.open: dict[int, set[int]] = {}  # member → partitions that its transaction has offsets of
         self.fault: Callable[[str], None] = lambda _point: None
         self._clock = clock
         self._generation = 0
@@ -85,6 +90,11 @@ class MemoryBroker:
         record = Stored(topic.end(partition), timestamp_ms, message.key, message.value, list(message.headers))
         topic.logs[partition].append(record)
 
+    def set_offsets(self, offsets: Mapping[int, int], nonce: str) -> None:
+        """Commit offsets for the group, each with the nonce as its metadata."""
+        self.offsets.update(offsets)
+        self.nonces.update(dict.fromkeys(offsets, nonce))
+
     def compact(self, topic: str) -> None:
         """Leave the newest record of each key."""
         for log in self.topics[topic].logs:
@@ -104,6 +114,7 @@ class MemoryBroker:
 
     def leave(self, member_id: int) -> None:
         """A member goes, or is dropped because it was silent: rebalance among the others."""
+        self.open.pop(member_id, None)  # Kafka aborts it after a while; here at once
         mine = self._assignments.pop(member_id, None)
         if mine is not None and self._assignments:
             self._rebalance(sum(map(len, self._assignments.values())) + len(mine))
@@ -148,11 +159,12 @@ class MemoryTransport:
 
     _made = 0
 
-    def __init__(self, broker: MemoryBroker, input_topic: str) -> None:
+    def __init__(self, broker: MemoryBroker, input_topic: str, *, exactly_once: bool = True) -> None:
         MemoryTransport._made += 1
         self.member_id = MemoryTransport._made
         self._broker = broker
         self._input_topic = input_topic
+        self._exactly_once = exactly_once
         self._positions: dict[int, tuple[int, int]] = {}  # partition → (epoch, next offset) once resumed
         self._usable = True  # the producer
 
@@ -208,10 +220,13 @@ class MemoryTransport:
         if epoch is not None:
             self._positions[partition] = (epoch, offset)
 
-    def committed(self, partition: int) -> int | None:
+    def committed(self, partition: int) -> CommittedOffset | None:
         """See Transport."""
         self._broker.fault("committed_offset")
-        return self._broker.offsets.get(partition)
+        if any(partition in pending for pending in self._broker.open.values()):
+            raise TryAgain("a transaction is pending on the offset")
+        offset = self._broker.offsets.get(partition)
+        return None if offset is None else CommittedOffset(offset, self._broker.nonces.get(partition, ""))
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """See Transport."""
@@ -234,25 +249,45 @@ class MemoryTransport:
         offsets: Mapping[int, int],
         member: object,
         *,
+        nonce: str,
         limit_s: float,  # nothing here takes time
     ) -> None:
         """See Transport."""
         assert offsets, "a transaction without offsets is not fenced"
         assert self._usable, "after an error comes recover()"
         self._usable = False
-        self._broker.fault("begin")
-        if self._broker.fenced(member):
-            raise TryAgain("the member is of an old generation")
-        self._broker.fault("commit")
-        for message in [*messages, *states]:
-            self._broker.append(message)
-        self._broker.offsets.update(offsets)
+        if self._exactly_once:
+            self._begin(member)
+            self._broker.open[self.member_id] = set(offsets)
+            self._broker.fault("commit")
+            if self._broker.open.pop(self.member_id, None) is None:
+                raise TryAgain("the transaction was aborted meanwhile")
+            self._write([*messages, *states])
+            self._broker.set_offsets(offsets, nonce)
+        else:  # the order of kafka_python.py
+            self._broker.fault("outputs")
+            self._write(messages)
+            self._begin(member)
+            self._broker.set_offsets(offsets, nonce)
+            self._broker.fault("commit")
+            self._write(states)
         self._broker.fault("committed")
         self._usable = True
 
+    def _begin(self, member: object) -> None:
+        self._broker.fault("begin")
+        if self._broker.fenced(member):
+            raise TryAgain("the member is of an old generation")
+
+    def _write(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._broker.append(message)
+
     def recover(self) -> None:
         """See Transport."""
+        self._usable = False  # the old producer is gone, whatever becomes of the new one
         self._broker.fault("recover")
+        self._broker.open.pop(self.member_id, None)
         self._usable = True
 
     def close(self, timeout_s: float) -> None:  # nothing here takes time

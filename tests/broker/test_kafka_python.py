@@ -12,6 +12,7 @@ from kafka.admin import KafkaAdminClient, NewTopic
 
 from lstmstream.errors import Fatal, OwnershipLost, TryAgain
 from lstmstream.serve.records import Message
+from lstmstream.transport.base import CommittedOffset
 from lstmstream.transport.kafka_python import KafkaPythonTransport, within
 
 NOW_MS = 1_700_000_000_000
@@ -56,7 +57,7 @@ def until_assigned(transport: KafkaPythonTransport, partitions: int = 2) -> Any:
     raise AssertionError("no assignment within 30 s")
 
 
-def committed_at_last(transport: KafkaPythonTransport) -> int | None:
+def committed_at_last(transport: KafkaPythonTransport) -> CommittedOffset | None:
     """The committed offset, asked for again where the broker takes its time, as the daemon does."""
     deadline = time.monotonic() + 60
     while True:
@@ -117,12 +118,11 @@ def test_records_come_only_after_resume(
 def test_a_transaction_is_whole(broker: str, transport: KafkaPythonTransport, names: tuple[str, str, str]) -> None:
     member = until_assigned(transport).member
     _, out, state = names
-    transport.commit(
-        [message(out, b"a"), message(out, b"b", partition=1)], [message(state, b"s")], {0: 7}, member, limit_s=20
-    )
+    answers = [message(out, b"a"), message(out, b"b", partition=1)]
+    transport.commit(answers, [message(state, b"s")], {0: 7}, member, nonce="n", limit_s=20)
     assert sorted(value or b"" for _, _, value, _ in read(broker, out)) == [b"a", b"b"]
     assert [value for _, _, value, _ in read(broker, state)] == [b"s"]
-    assert transport.committed(0) == 7
+    assert transport.committed(0) == (7, "n")
     assert transport.committed(1) is None
 
 
@@ -132,7 +132,7 @@ def test_null_key_null_value_and_null_header_can_be_sent(
     """A dead letter that could not be sent would stop its partition for ever."""
     member = until_assigned(transport).member
     nothing = Message(names[1], 0, None, None, None, [("h", None), ("h", b""), ("h", b"x")])
-    transport.commit([nothing, message(names[1], None)], [], {0: 1}, member, limit_s=20)
+    transport.commit([nothing, message(names[1], None)], [], {0: 1}, member, nonce="n", limit_s=20)
     assert read(broker, names[1]) == [(0, None, None, [("h", None), ("h", b""), ("h", b"x")]), (0, b"k", None, [])]
 
 
@@ -141,7 +141,9 @@ def test_a_record_without_a_timestamp_is_sent_on_without_one(
 ) -> None:
     member = until_assigned(transport).member
     timeless = Message(names[1], 0, b"k", b"v", -1, [])
-    transport.commit([message(names[1], b"a"), timeless, message(names[1], b"b")], [], {0: 1}, member, limit_s=20)
+    transport.commit(
+        [message(names[1], b"a"), timeless, message(names[1], b"b")], [], {0: 1}, member, nonce="n", limit_s=20
+    )
     reader = transport.reader(names[1], 0, 0, 3)
     times: list[int] = []
     deadline = time.monotonic() + 20
@@ -155,7 +157,7 @@ def test_the_partition_of_a_key_is_murmur2s(
 ) -> None:
     member = until_assigned(transport).member
     keys = [b"key-%d" % i for i in range(20)]
-    transport.commit([message(names[1], b"", key, None) for key in keys], [], {0: 1}, member, limit_s=20)
+    transport.commit([message(names[1], b"", key, None) for key in keys], [], {0: 1}, member, nonce="n", limit_s=20)
     ours = {key: partition for partition, key, _, _ in read(broker, names[1])}
     producer = KafkaProducer(bootstrap_servers=broker)
     theirs = {key: producer.send(names[2], b"", key=key).get(10).partition for key in keys}
@@ -176,11 +178,11 @@ def test_a_member_of_an_old_generation_commits_nothing(
             if all(len(turn.assignment) == 1 and turn.member.state == "<stable>" for turn in turns):
                 break
         with pytest.raises(TryAgain):
-            transport.commit([message(names[1], b"zombie")], [], {0: 99}, old, limit_s=20)
+            transport.commit([message(names[1], b"zombie")], [], {0: 99}, old, nonce="n", limit_s=20)
         transport.recover()
         assert committed_at_last(transport) is None
         now = transport.poll(0.1, 1).member
-        transport.commit([message(names[1], b"fine")], [], {0: 1}, now, limit_s=20)
+        transport.commit([message(names[1], b"fine")], [], {0: 1}, now, nonce="n", limit_s=20)
     finally:
         second.close(5.0)
     assert [value for _, _, value, _ in read(broker, names[1])] == [b"fine"]
@@ -192,15 +194,15 @@ def test_offsets_of_a_failed_transaction_do_not_go_out_with_the_next(
 ) -> None:
     """An aborted transaction's offsets were seen to be committed by the one after it: 90 became 10."""
     member = until_assigned(transport).member
-    transport.commit([message(names[1], b"1")], [], {0: 90}, member, limit_s=20)
+    transport.commit([message(names[1], b"1")], [], {0: 90}, member, nonce="n", limit_s=20)
     with monkeypatch.context() as patch:
         patch.setattr(transport._producer, "commit_transaction", lambda: time.sleep(30))
         with pytest.raises(TryAgain, match="did not answer"):
-            transport.commit([message(names[1], b"2")], [], {0: 95}, member, limit_s=2)
+            transport.commit([message(names[1], b"2")], [], {0: 95}, member, nonce="n2", limit_s=2)
     transport.recover()
-    assert transport.committed(0) == 90
-    transport.commit([message(names[1], b"3")], [], {1: 5}, member, limit_s=20)
-    assert (transport.committed(0), transport.committed(1)) == (90, 5)
+    assert transport.committed(0) == (90, "n"), "its nonce is still the first one's"
+    transport.commit([message(names[1], b"3")], [], {1: 5}, member, nonce="n3", limit_s=20)
+    assert (transport.committed(0), transport.committed(1)) == ((90, "n"), (5, "n3"))
     assert [value for _, _, value, _ in read(broker, names[1])] == [b"1", b"3"]
 
 
@@ -209,7 +211,9 @@ def test_a_record_that_is_too_big_is_fatal_and_commits_nothing(
 ) -> None:
     member = until_assigned(transport).member
     with pytest.raises(Fatal, match="take a record"):
-        transport.commit([message(names[1], b"x" * 200_000), message(names[1], b"y")], [], {0: 1}, member, limit_s=20)
+        transport.commit(
+            [message(names[1], b"x" * 200_000), message(names[1], b"y")], [], {0: 1}, member, nonce="n", limit_s=20
+        )
     transport.recover()
     assert transport.committed(0) is None
     assert read(broker, names[1]) == []
@@ -223,7 +227,7 @@ def test_a_stable_instance_that_is_replaced_leaves(broker: str, topic_prefix: st
     try:
         until_assigned(second)
         with pytest.raises(OwnershipLost):
-            first.commit([message(names[1], b"old")], [], {0: 1}, member, limit_s=20)
+            first.commit([message(names[1], b"old")], [], {0: 1}, member, nonce="n", limit_s=20)
         assert second.committed(0) is None
     finally:
         second.close(5.0)
@@ -235,7 +239,7 @@ def test_the_reader_ends_at_the_high_watermark_in_spite_of_aborted_records(
 ) -> None:
     """Control records and aborted ones are passed over: the position reaches the end."""
     member = until_assigned(transport).member
-    transport.commit([message(names[1], b"1")], [], {0: 1}, member, limit_s=20)
+    transport.commit([message(names[1], b"1")], [], {0: 1}, member, nonce="n", limit_s=20)
     aborting = KafkaProducer(bootstrap_servers=broker, transactional_id=f"{names[1]}.other")
     aborting.init_transactions()
     aborting.begin_transaction()
@@ -273,8 +277,8 @@ def test_at_least_once_commits_offsets_and_writes_states_after_them(
     transport.connect()
     transport.join()
     member = until_assigned(transport).member
-    transport.commit([message(names[1], b"a")], [message(names[2], b"s")], {0: 3}, member, limit_s=20)
-    assert transport.committed(0) == 3
+    transport.commit([message(names[1], b"a")], [message(names[2], b"s")], {0: 3}, member, nonce="n", limit_s=20)
+    assert transport.committed(0) == (3, "n")
     transport.close(5.0)
     assert [len(read(broker, topic)) for topic in names[1:]] == [1, 1]
 
