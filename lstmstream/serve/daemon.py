@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -107,6 +108,7 @@ class Daemon:
         self._wall_s = wall_s
         self._sleep = sleep
         self._stopping = False
+        self._drain_by = math.inf  # clock time at which handing over is given up
         self.phase = Phase.STARTING
         self._engine: Engine
         self._checkpointer: Checkpointer
@@ -117,6 +119,7 @@ class Daemon:
         self._restores: list[Restore] = []
         self._live: set[int] = set()
         self._attempt: _Attempt | None = None
+        self._recovered = True  # whether the transport can be used: it cannot between an error and `recover`
         instance = uuid.uuid4().hex
         self._nonces = (f"{instance}-{number}" for number in itertools.count(1))
         self._stage_s: defaultdict[str, float] = defaultdict(float)
@@ -126,6 +129,10 @@ class Daemon:
 
     def stop(self) -> None:
         """Finish the batch, hand over, and return from `run`. Safe to call from a signal handler, more than once."""
+        if not self._stopping:
+            limit_s = DRAIN_SHARE * self._config.shutdown_timeout
+            self._drain_by = self._clock() + limit_s
+            self._transport.bound_calls(limit_s)
         self._stopping = True
 
     def run(self) -> int:
@@ -137,7 +144,7 @@ class Daemon:
                 self.step()
             return self.drain()
         finally:
-            self._transport.close(timeout_s=min(5.0, self._config.shutdown_timeout))
+            self._transport.close(timeout_s=min(5.0, (1 - DRAIN_SHARE) * self._config.shutdown_timeout))
             self._enter(Phase.STOPPED)
 
     def start(self) -> bool:
@@ -282,6 +289,7 @@ class Daemon:
 
     def _recover(self, error: TryAgain) -> None:
         """A new producer ends the open transaction one way or the other; the nonce in the offsets tells which."""
+        self._recovered = False
         self._enter(Phase.RECOVERING)
         self._health.wait("broker", "the broker failed; recovering")
         log.warning("the broker failed, trying again: %s", error)
@@ -293,6 +301,7 @@ class Daemon:
                 self._transport.recover()
                 topics.still_there(self._config, self._transport, self._topics)
                 self._rewind()
+                self._recovered = True
                 break
             except TryAgain as again:
                 log.warning("still trying: %s", again)
@@ -385,35 +394,54 @@ class Daemon:
         """Write the dirty states, so that the next owner has nothing to replay. 1 if that could not be committed."""
         self._enter(Phase.DRAINING)
         self._health.wait("stop", "stopping")
-        deadline = self._clock() + DRAIN_SHARE * self._config.shutdown_timeout
         nothing = RecordBatch.empty(self._config.input.topic)
+        failure: TryAgain | None = None
+        backoffs = _backoffs()
         while self._attempt is not None or any(self._checkpointer.floor_lag().values()):
             self._health.moved()
-            if self._clock() > deadline:
+            left_s = self._drain_by - self._clock()
+            if left_s <= 0:
                 log.error(
-                    "not all states could be written in time; the next owner will replay the input",
+                    "not all states could be written within shutdown_timeout (%gs); the next owner will replay the"
+                    " input%s",
+                    self._config.shutdown_timeout,
+                    "" if failure is None else f". The last failure: {failure}",
                     extra={"states": self._checkpointer.unwritten()},
                 )
                 return 1
             try:
-                if self._attempt is not None or self._member is None:
+                if not self._recovered or self._member is None:
                     self._rejoin_to_end()
                 else:
-                    self._answer(nothing, everything=True, limit_s=deadline - self._clock())
+                    self._answer(nothing, everything=True, limit_s=left_s)
             except TryAgain as error:
-                log.warning("handing over failed, trying again: %s", error)
+                if failure is None:
+                    log.warning("handing over failed, trying again until shutdown_timeout: %s", error)
+                failure = error
+                self._recovered = False
+                self._sleep(max(0.0, min(next(backoffs), self._drain_by - self._clock())))
         log.info("handed over")
         return 0
 
     def _rejoin_to_end(self) -> None:
-        """While stopping: learn the last transaction's fate and what is still ours; restore nothing."""
-        self._transport.recover()
-        self._rewind()
+        """While stopping: learn the last transaction's fate and what is still ours; restore nothing. Raises TryAgain.
+
+        A member that was dropped gets its partitions anew when it is back. Where nobody has gone on with one meanwhile,
+        the states in memory are still those of the committed offset and can be handed over.
+        """
+        if not self._recovered:
+            self._transport.recover()
+            self._rewind()
+            self._recovered = True
         turn = self._transport.poll(POLL_S, 1)
         self._member = turn.member if turn.member_valid else None
-        for partition in list(self._live):
-            if turn.assignment.get(partition) != self._assignment.get(partition):
+        if self._member is None:
+            return
+        for partition in [p for p in self._live if turn.assignment.get(p) != self._assignment.get(p)]:
+            found = self._transport.committed(partition) if partition in turn.assignment else None
+            if found is None or found.offset != self._checkpointer.position(partition):
                 self._close(partition)
+        self._assignment = dict(turn.assignment)
 
     def _look_around(self) -> None:
         """Gauges once a second; every few seconds, whether broker and topics are as they were."""

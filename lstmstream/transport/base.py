@@ -108,5 +108,11 @@ class Transport(Protocol):
     def recover(self) -> None:
         """After an error: end whatever transaction is open, one way or the other. Raises as `commit` does."""
 
+    def bound_calls(self, limit_s: float) -> None:
+        """The process is leaving: from now on, no call but `close` waits for longer than that. For a signal handler.
+
+        A call that would have to wait for longer raises TryAgain.
+        """
+
     def close(self, timeout_s: float) -> None:
         """Leave the group and free everything; never raises."""

@@ -77,6 +77,7 @@ class KafkaPythonTransport:
         self._admin: Any = None
         self._listener = _Listener()
         self._idle_marks: dict[int, int] = {}
+        self._leave_by: float | None = None  # time.monotonic() at which no call may wait any longer
 
     # -- topics
 
@@ -87,14 +88,14 @@ class KafkaPythonTransport:
             if client is not None:
                 client.close()
         self._admin = self._reading = None
-        self._admin = _tell(lambda: KafkaAdminClient(**self._admin_settings))
-        self._reading = _tell(lambda: KafkaConsumer(**self._reader_settings))
+        self._admin = self._within(CALL_LIMIT_S, lambda: _tell(lambda: KafkaAdminClient(**self._admin_settings)))
+        self._reading = self._within(CALL_LIMIT_S, lambda: _tell(lambda: KafkaConsumer(**self._reader_settings)))
         self.recover()
 
     def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
         """See Transport."""
         found = {}
-        for topic in within(CALL_LIMIT_S, lambda: _tell(lambda: self._admin.describe_topics(list(topics)))):
+        for topic in self._within(CALL_LIMIT_S, lambda: _tell(lambda: self._admin.describe_topics(list(topics)))):
             if topic["error_code"] == kerr.UnknownTopicOrPartitionError.errno:
                 continue
             if topic["error_code"]:
@@ -103,7 +104,7 @@ class KafkaPythonTransport:
         if not found:
             return {}
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
-        settings = within(
+        settings = self._within(
             CALL_LIMIT_S, lambda: _tell(lambda: self._admin.describe_configs(resources, config_filter="all"))
         )
         by_topic = settings[ConfigResourceType.TOPIC] if ConfigResourceType.TOPIC in settings else settings["topic"]
@@ -116,7 +117,7 @@ class KafkaPythonTransport:
         """See Transport."""
         new = NewTopic(topic, num_partitions=partitions, replication_factor=-1, topic_configs=dict(settings))
         try:
-            within(CALL_LIMIT_S, lambda: self._admin.create_topics([new], timeout_ms=10_000))
+            self._within(CALL_LIMIT_S, lambda: self._admin.create_topics([new], timeout_ms=10_000))
         except kerr.TopicAlreadyExistsError:
             return
         except (kerr.AuthorizationError, kerr.PolicyViolationError, kerr.InvalidReplicationFactorError) as error:
@@ -133,7 +134,7 @@ class KafkaPythonTransport:
             return int(found[at].offset)
 
         # The admin client reads uncommitted: up to the high watermark, not the last stable offset (KAFKA-10167).
-        return within(CALL_LIMIT_S, lambda: _tell(lambda: (ask(OffsetSpec.EARLIEST), ask(OffsetSpec.LATEST))))
+        return self._within(CALL_LIMIT_S, lambda: _tell(lambda: (ask(OffsetSpec.EARLIEST), ask(OffsetSpec.LATEST))))
 
     # -- reading
 
@@ -141,11 +142,13 @@ class KafkaPythonTransport:
         """See Transport."""
         if self._consumer is not None:  # of a try that failed half-way
             self._consumer.close(autocommit=False, timeout_ms=1000)
-        self._consumer = _tell(lambda: KafkaConsumer(**self._consumer_settings))
+        self._consumer = self._within(CALL_LIMIT_S, lambda: _tell(lambda: KafkaConsumer(**self._consumer_settings)))
         self._listener.consumer = self._consumer
         self._consumer.subscribe([self._input_topic], listener=self._listener)
         # A leader that joins before it knows the topic's partitions was seen to assign none, and to leave it at that.
-        known = within(CALL_LIMIT_S, lambda: _tell(lambda: self._consumer.partitions_for_topic(self._input_topic)))
+        known = self._within(
+            CALL_LIMIT_S, lambda: _tell(lambda: self._consumer.partitions_for_topic(self._input_topic))
+        )
         if not known:
             raise TryAgain(f"the partitions of topic {self._input_topic!r} are not known yet")
 
@@ -178,7 +181,7 @@ class KafkaPythonTransport:
     def committed(self, partition: int) -> CommittedOffset | None:
         """See Transport. The consumer reads committed, so the broker waits for transactions pending on the group."""
         at = TopicPartition(self._input_topic, partition)
-        found = within(
+        found = self._within(
             CALL_LIMIT_S, lambda: _tell(lambda: self._consumer.committed(at, metadata=True, timeout_ms=10_000))
         )
         return None if found is None or found.offset < 0 else CommittedOffset(int(found.offset), found.metadata or "")
@@ -203,7 +206,7 @@ class KafkaPythonTransport:
             self._reading.assign([at])
             self._reading.seek(at, start)
 
-        within(CALL_LIMIT_S, lambda: _tell(aim))
+        self._within(CALL_LIMIT_S, lambda: _tell(aim))
         return KafkaReader(self._reading, at, start, end)
 
     # -- writing
@@ -222,7 +225,7 @@ class KafkaPythonTransport:
         commit = self._transact if self._exactly_once else self._write_at_least_once
         marked = {TopicPartition(self._input_topic, p): OffsetAndMetadata(o, nonce, -1) for p, o in offsets.items()}
         try:
-            within(limit_s, lambda: commit(messages, states, marked, member))
+            self._within(limit_s, lambda: commit(messages, states, marked, member))
         except kerr.KafkaError as error:
             raise _translate(error, stable=self._stable) from error
 
@@ -282,12 +285,19 @@ class KafkaPythonTransport:
         try:
             if old is not None:
                 _discard(old)
-            producer = KafkaProducer(**self._producer_settings)
+            producer = self._within(CALL_LIMIT_S, lambda: KafkaProducer(**self._producer_settings))
             self._producer = producer
             if self._exactly_once:
-                within(CALL_LIMIT_S, producer.init_transactions)
+                self._within(CALL_LIMIT_S, producer.init_transactions)
         except kerr.KafkaError as error:
             raise _translate(error, stable=self._stable) from error
+
+    def bound_calls(self, limit_s: float) -> None:
+        """See Transport. Sets a number that waiting calls look at."""
+        self._leave_by = time.monotonic() + limit_s
+
+    def _within(self, limit_s: float, call: Callable[[], T]) -> T:
+        return within(limit_s, call, leave_by=lambda: self._leave_by)
 
     def close(self, timeout_s: float) -> None:
         """See Transport."""
@@ -363,8 +373,10 @@ class _NullableHeaders(list[tuple[str, bytes | None]]):
         return False
 
 
-def within(limit_s: float, call: Callable[[], T]) -> T:
+def within(limit_s: float, call: Callable[[], T], *, leave_by: Callable[[], float | None] = lambda: None) -> T:
     """`call()` on a thread of its own; TryAgain where it has not returned in time.
+
+    `leave_by`: a time.monotonic() that may be set while the call runs, and ends the wait too.
 
     Some of the client's calls have no limit of their own. A thread that is left behind ends with its producer, and
     whatever that producer still sends is fenced by the epoch of the next one.
@@ -379,9 +391,12 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="lstmstream-kafka-call", daemon=True)
     thread.start()
-    thread.join(limit_s)
+    began = time.monotonic()
+    deadline = began + limit_s
+    while not outcome and (left_s := min(deadline, leave_by() or deadline) - time.monotonic()) > 0:
+        thread.join(min(left_s, 0.2))
     if not outcome:
-        raise TryAgain(f"the broker did not answer within {limit_s:g} s")
+        raise TryAgain(f"the broker did not answer within {time.monotonic() - began:.3g} s")
     good, value = outcome[0]
     if not good:
         raise value

@@ -290,6 +290,9 @@ class MemoryTransport:
         self._broker.open.pop(self.member_id, None)
         self._usable = True
 
+    def bound_calls(self, limit_s: float) -> None:  # nothing here takes time
+        """See Transport."""
+
     def close(self, timeout_s: float) -> None:  # nothing here takes time
         """See Transport."""
         self._broker.leave(self.member_id)

@@ -73,12 +73,14 @@ class World:
         self.metrics: dict[int, Metrics] = {}
         self.faults: list[str] = []  # points at which to fail next, once each
         self.actions: list[tuple[str, Callable[[], None]]] = []  # what to do at a point next, once each
+        self.watch: Callable[[str], None] = lambda _point: None  # told of every call to the broker, before it
         self.busy: list[Daemon] = []  # those within a call: an action must not call them
         self.away = False  # whether the broker is: every call to it fails
         self.broker.fault = self._fault
 
     def _fault(self, point: str) -> None:
         self.now_s += 0.01  # everything takes a little time
+        self.watch(point)
         for number, (at, act) in enumerate(self.actions):
             if at == point:
                 del self.actions[number]
@@ -109,6 +111,13 @@ class World:
 
     def start(self, step: Any = None, **changes: Any) -> Daemon:
         """A daemon that has joined the group and been given nothing yet."""
+        daemon = self.make(step, **changes)
+        assert daemon.start()
+        self.daemons.append(daemon)
+        return daemon
+
+    def make(self, step: Any = None, **changes: Any) -> Daemon:
+        """A daemon that has not begun."""
         config = self.config(**changes)
         transport = MemoryTransport(self.broker, INPUT, exactly_once=config.delivery == "exactly_once")
         metrics = Metrics(CollectorRegistry())
@@ -120,13 +129,22 @@ class World:
             Health(stall_after=30.0),
             clock=lambda: self.now_s,
             wall_s=lambda: self.now_s,
-            sleep=lambda seconds: None,
+            sleep=self._sleep,
         )
-        assert daemon.start()
-        self.daemons.append(daemon)
         self.transports[id(daemon)] = transport
         self.metrics[id(daemon)] = metrics
         return daemon
+
+    def _sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def run(self, daemon: Daemon) -> int:
+        """Its whole life, from the start until `watch` has it stop; the exit code."""
+        return daemon.run()
+
+    def ask_to_stop(self, daemon: Daemon) -> None:
+        """As the handler of SIGTERM, while it does something else."""
+        daemon.stop()
 
     def step(self, daemon: Daemon) -> None:
         """One round of its loop."""
@@ -149,6 +167,10 @@ class World:
         """The partitions that the group has given it."""
         return set(self.broker.assignment(self.transports[id(daemon)].member_id) or ())
 
+    def serving(self, daemon: Daemon) -> set[int]:
+        """The partitions whose states it has and whose events it answers."""
+        return set(daemon._live)
+
     def clean_rows(self, daemon: Daemon) -> Iterator[tuple[int, bytes | None, int]]:
         """(partition, key, last_offset) of each state in memory that the daemon takes for written."""
         for partition in daemon._live:
@@ -157,6 +179,11 @@ class World:
             for key, row in slab.index.items():
                 if slab.steps[row] and not (row < len(dirty) and dirty[row]):
                     yield partition, key, int(slab.last_offset[row])
+
+    def dirty_rows(self, daemon: Daemon) -> int:
+        """How many states in memory have changed since they were written."""
+        rows = sum(int(np.count_nonzero(daemon._engine.states.slabs[p].steps)) for p in daemon._live)
+        return rows - len(list(self.clean_rows(daemon)))
 
     def state_records(self) -> dict[tuple[int, bytes | None], int]:
         """Committed states, as a restore takes them: (partition, key) to the offset of the last event included."""
