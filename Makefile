@@ -1,8 +1,8 @@
 # `make demo` and `make test` are all that a person needs: each makes its own environment first, from locks with hashes.
 # Needed beforehand: make, Python 3.11 or newer with venv, Java 17 or newer, Maven.
 #
-#   .venv        what a user installs; `make test` adds pytest, and torch is never in it
-#   .venv-dev    everything: torch, tests, checks
+#   .venv        what a user installs without extras; `make test` adds pytest. Neither torch nor polars is ever in it
+#   .venv-dev    everything: all extras, tests, checks
 #   .venv-tools  what makes the locks, the audit and the bill of materials
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench bench-parity bench-training lock audit sbom clean
+.PHONY: help demo test check format bench bench-parity bench-restart bench-training lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -24,9 +24,9 @@ help:
 demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself
 	.venv/bin/lstmstream demo $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
 
-test: .venv/.test .venv-dev/.package ## all tests, each once; those that need no torch run where there is none
-	.venv/bin/python -m pytest -m "not torch" $(PYTEST_ARGS)
-	.venv-dev/bin/python -m pytest -m torch $(PYTEST_ARGS)
+test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
+	.venv/bin/python -m pytest -m "not torch and not tables" $(PYTEST_ARGS)
+	.venv-dev/bin/python -m pytest -m "torch or tables" $(PYTEST_ARGS)
 
 check: .venv-dev/.package ## style, types, imports, dependencies
 	.venv-dev/bin/ruff check .
@@ -44,6 +44,9 @@ bench: .venv-dev/.package ## throughput, latency, memory, time per stage
 
 bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
 	.venv-dev/bin/python benchmarks/parity.py
+
+bench-restart: .venv-dev/.package ## stop and restart with 1,000,000 keys: time and memory
+	.venv-dev/bin/python benchmarks/restart.py
 
 bench-training: .venv-dev/.package ## how fast `lstmstream train` learns, and how much memory it takes
 	.venv-dev/bin/python benchmarks/training.py

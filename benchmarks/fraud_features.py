@@ -1,10 +1,10 @@
-"""Card purchases to upstream features, each from the past of its event only, as a stream processor would keep them.
+"""Upstream features of card purchases, each from the past of its event only, as a stream processor would compute them.
 
-Reads arrays of transactions in time order (times in seconds, labels known 7 days after their transaction), returns one
-column for each feature. Does not scale, does not train and never reads the scenario column. Needs numpy only.
+Takes arrays of transactions in time order (times in seconds, labels known 7 days after their transaction) and returns
+one column for each feature. Does not scale or train, and never reads the scenario column. Needs numpy only.
 
-What helped most, beyond the book's counts and risks: how many frauds in a row a terminal has had among those that are
-known (terminal_streak), and an amount against the median of the customer's last 100 (usual_amount, amount_ratio).
+Beyond the counts and risks of the book, two features helped most: the current run of known frauds at the terminal
+(terminal_streak), and the amount against the median of the customer's last 100 (usual_amount, amount_ratio).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def features(time: Ints, customer: Ints, terminal: Ints, amount: Array, fraud: I
     out["weekend"] = ((day + 6) % 7 >= 5).astype(float)  # day 0 is a Sunday (2018-04-01)
     out["night"] = (time % DAY // 3600 <= 6).astype(float)
     ones = np.ones(len(time))
-    for days in (1, 7, 30):  # with the transaction itself, as in the book
+    for days in (1, 7, 30):  # including the transaction itself, as in the book
         spent, count = (_between(customer, time, v, days * DAY, 0) for v in (amount, ones))
         out[f"customer_count_{days}d"], out[f"customer_mean_{days}d"] = count, spent / count
     for days in (1, 7, 30):  # transactions whose label is known
@@ -59,7 +59,7 @@ def _between(group: Ints, time: Ints, value: Array, oldest: int, newest: int) ->
 
 
 def usual_amount(customer: Ints, amount: Array, last: int = 100, start: float = 50.0) -> Array:
-    """Median of the customer's `last` earlier amounts, [N]; `start` counts as the first. Frauds hardly move it."""
+    """[N] Median of the customer's `last` earlier amounts, with `start` as the first. Frauds hardly change it."""
     order = np.argsort(customer, kind="stable")
     begins = np.concatenate([[0], np.flatnonzero(np.diff(customer[order])) + 1, [len(order)]])
     out = np.empty(len(order))
@@ -77,14 +77,14 @@ def usual_amount(customer: Ints, amount: Array, last: int = 100, start: float = 
 
 
 def terminal_run(terminal: Ints, time: Ints, fraud: Ints, ratio: Array, stolen: float = 3.0) -> dict[str, Array]:
-    """What the known labels of the terminal say about its being taken over now; columns [N].
+    """Features [N] that show whether the terminal is compromised, from its known labels.
 
-    A fraud of more than `stolen` times its customer's usual amount speaks of the card: it is left out.
-    terminal_streak   the last so many known transactions were frauds (0: the last known one was honest, or none is)
+    A fraud of more than `stolen` times its customer's usual amount points to a stolen card, and is left out.
+    terminal_streak   number of frauds in a row up to the last known transaction (0 if that one is genuine)
     terminal_since    days from the first fraud of that streak to now (0 without a streak)
     """
     order = np.lexsort((time, terminal))
-    order = order[~((fraud[order] == 1) & (ratio[order] > stolen))]  # labelled transactions that count
+    order = order[~((fraud[order] == 1) & (ratio[order] > stolen))]  # transactions that count
     g, t, y = terminal[order], time[order], fraud[order] == 1
     index = np.arange(len(order))
     begins = np.r_[True, g[1:] != g[:-1]] if len(g) else np.empty(0, bool)
@@ -94,7 +94,7 @@ def terminal_run(terminal: Ints, time: Ints, fraud: Ints, ratio: Array, stolen: 
     wide = int(time.max()) + 1000 * DAY
     at = (
         np.searchsorted(g * wide + t, terminal * wide + time - DELAY, side="right") - 1
-    )  # last known one of the terminal
+    )  # the terminal's last known transaction
     known = (at >= 0) & (g[at] == terminal)
     length = np.where(known, streak[at], 0)
     since = np.where(length > 0, (time - t[started[at]]) / DAY, 0.0)

@@ -1,12 +1,12 @@
-"""Card fraud by the protocol of "Reproducible ML for Credit Card Fraud Detection": a model from one week's `train`.
+"""Card fraud by the protocol of "Reproducible ML for Credit Card Fraud Detection": a model trained on one week.
 
     python benchmarks/fraud_weeks.py [--shared ../shared] [--seeds 1]
 
-For each of the book's four validation weeks inside the data: `lstmstream train` on its seven training days and nothing
-else, `lstmstream score` of these and the two weeks after them, the protocol's own scorer on the last seven days.
+For each of the book's four validation weeks in the data: `lstmstream train` on its seven training days alone,
+`lstmstream score` on these and the two weeks after them, and the protocol's own scorer on the last seven days.
 
 Measured over 3 seeds: average precision 0.738 ± 0.001, card precision@100 0.293 ± 0.001 (the book's XGBoost: 0.708 and
-0.288). Exit code 1 below 0.70 or 0.287. About a minute and a half a seed on one core. The scorer needs pandas, pyarrow.
+0.288). Exit code 1 below 0.70 or 0.287. About 90 seconds per seed on one core. The scorer needs pandas, pyarrow.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ GOALS = {"ap": 0.70, "cp100": 0.287}
 
 
 def read_transactions(shared: Path) -> pl.DataFrame:
-    """The card purchases in the order of time."""
+    """The card purchases under `shared`, in the order of time."""
     return pl.read_parquet(_files(shared)).sort("TX_TIME_SECONDS", "TRANSACTION_ID")
 
 
@@ -72,7 +72,7 @@ def _files(shared: Path) -> list[Path]:
 
 
 def to_events(raw: pl.DataFrame) -> pl.DataFrame:
-    """The events of the stream: one row for each purchase, with what a stream processor would know then."""
+    """The events of the stream: one row for each purchase, with the features that are known at its time."""
     time_s, customer, terminal, fraud = (
         raw[name].cast(pl.Int64).to_numpy() for name in ("TX_TIME_SECONDS", "CUSTOMER_ID", "TERMINAL_ID", "TX_FRAUD")
     )
@@ -100,14 +100,14 @@ def train(folder: Path, events: pl.DataFrame, config: dict[str, Any], *, init: P
 
 
 def score(folder: Path, events: pl.DataFrame, model: Path) -> pl.Series:
-    """[N] `lstmstream score`'s answers to these events, in their order."""
+    """[N] The scores of the events by `lstmstream score`, in their order."""
     data, out = folder / "scored.parquet", folder / "scores.jsonl"
     events.select("customer", "time", *PLAIN, *LOGGED).write_parquet(data)
     _lstmstream("score", model, data, "--key", "customer", "--timestamp", "time", "--out", out)
     with out.open("rb") as lines:
-        answers = [(answer["source"]["row"], answer["score"]) for answer in map(orjson.loads, lines)]
-    assert [row for row, _ in answers] == list(range(len(events))), "an event has no answer"
-    return pl.Series("score", [value for _, value in answers])
+        scores = [(record["source"]["row"], record["score"]) for record in map(orjson.loads, lines)]
+    assert [row for row, _ in scores] == list(range(len(events))), "an event has no score"
+    return pl.Series("score", [value for _, value in scores])
 
 
 def _lstmstream(*words: object) -> None:
@@ -117,10 +117,10 @@ def _lstmstream(*words: object) -> None:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def learned(week: pl.DataFrame) -> pl.DataFrame:
-    """All of a week to learn from; nothing is held back.
+def training_data(week: pl.DataFrame) -> pl.DataFrame:
+    """The events of a week, all of them in the training split.
 
-    `train` must have a validation part. It chooses nothing here (`monitor: none`, no threshold), and is made of copies
+    `lstmstream train` needs a validation split. It chooses nothing here (`monitor: none`, no threshold), and is a copy
     of every tenth customer under another name.
     """
     whole = week.with_columns(pl.col("customer").cast(pl.String), part=pl.lit("train"))
@@ -129,17 +129,17 @@ def learned(week: pl.DataFrame) -> pl.DataFrame:
 
 
 def one_week(events: pl.DataFrame, begins: str, seed: int, folder: Path) -> pl.DataFrame:
-    """Scores of the test week that belongs to the training week which begins then."""
+    """The scores of the test week for the training week that starts on the date `begins`."""
     day = (date.fromisoformat(begins) - START.date()).days
-    seen = events.filter(pl.col("day").is_between(day, day + 20))  # training, labels still unknown, test: a week each
+    seen = events.filter(pl.col("day").is_between(day, day + 20))  # a week each to train, to wait for labels, to test
     config = CONFIG | {"training": CONFIG["training"] | {"seed": seed}}
-    model = train(folder, learned(seen.filter(pl.col("day") < day + 7)), config)
+    model = train(folder, training_data(seen.filter(pl.col("day") < day + 7)), config)
     scored = seen.with_columns(score(folder, seen, model))
     return scored.filter(pl.col("day") >= day + 14).select(TRANSACTION_ID="id", score="score")
 
 
-def measure(shared: Path, scores: pl.DataFrame, folder: Path) -> list[dict[str, float]]:
-    """What the protocol's scorer says of each week, in the order of WEEKS."""
+def evaluate(shared: Path, scores: pl.DataFrame, folder: Path) -> list[dict[str, float]]:
+    """The metrics of each week by the protocol's scorer, in the order of WEEKS."""
     path = folder / "scores.csv"
     scores.write_csv(path)
     scorer, data = shared / "scorers" / "fraud.py", ",".join(map(str, _files(shared)))
@@ -155,7 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).resolve().parents[1]
     parser.add_argument("--shared", type=Path, default=root.parent / "shared", help="folder with fraud/ and scorers/")
-    parser.add_argument("--seeds", type=int, default=1, help="how often it is done, with other seeds")
+    parser.add_argument("--seeds", type=int, default=1, help="number of runs, each with another seed")
     options = parser.parse_args()
     events = to_events(read_transactions(options.shared))
     means: dict[str, list[float]] = {name: [] for name in GOALS}
@@ -164,9 +164,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="lstmstream-fraud-") as name:
             folder = Path(name)
             scores = pl.concat([one_week(events, begins, seed, folder / begins) for begins in WEEKS])
-            weeks = measure(options.shared, scores, folder)
+            weeks = evaluate(options.shared, scores, folder)
         for begins, found in zip(WEEKS, weeks, strict=True):
-            print(f"seed {seed}  learned from {begins}:  AP {found['ap']:.4f}  CP@100 {found['cp100']:.4f}")
+            print(f"seed {seed}  trained on {begins}:  AP {found['ap']:.4f}  CP@100 {found['cp100']:.4f}")
         for goal, each in means.items():
             each.append(float(np.mean([found[goal] for found in weeks])))
         took = time.monotonic() - began
@@ -175,7 +175,7 @@ def main() -> int:
         )
     for goal, each in means.items():
         spread = f" ± {np.std(each, ddof=1):.4f}" if len(each) > 1 else ""
-        print(f"{goal}: {np.mean(each):.4f}{spread} over {len(each)} seeds; at least {GOALS[goal]} is wanted")
+        print(f"{goal}: {np.mean(each):.4f}{spread} over {len(each)} seeds; required: {GOALS[goal]}")
     return 0 if all(np.mean(each) >= GOALS[goal] for goal, each in means.items()) else 1
 
 

@@ -1,6 +1,6 @@
 """How fast the daemon is and what it costs, on this machine: throughput, latency, CPU, memory, restarts.
 
-    python benchmarks/speed.py [--events N] [--seconds S] [--bootstrap-servers HOST:PORT] [--json FILE]
+    python benchmarks/speed.py [--client auto] [--events N] [--seconds S] [--bootstrap-servers HOST:PORT] [--json FILE]
 
 One daemon, an LSTM of 64 units, 100,000 keys whose frequencies follow Zipf's law, events of about 157 bytes of JSON, 4
 partitions, client, broker and daemon on the same cores. Prints a table, then the same numbers as JSON. Judges nothing:
@@ -27,6 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "broker"))
+import harness
 from harness import Follower, Producing, RunningDaemon, Samples, create_topics, produce, write_config
 from kafka.partitioner.default import murmur2
 from models import random_model
@@ -309,11 +310,15 @@ def machine() -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--client", choices=("auto", "kafka-python", "confluent"), default="auto", help="of the daemon (auto)"
+    )
     parser.add_argument("--events", type=int, default=400_000, help="of the backlog, beside one for each key (400000)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of 2,000 events/s (30)")
     parser.add_argument("--bootstrap-servers", help="a broker that runs; without, one is started here")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args(arguments)
+    harness.CLIENT = options.client
     name = f"speed-{uuid.uuid4().hex[:8]}"
     found: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory(prefix="lstmstream-speed-") as temporary:

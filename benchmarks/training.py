@@ -1,11 +1,11 @@
-"""How fast `lstmstream train` learns and how much memory it takes, on this machine.
+"""Speed and memory of `lstmstream train` on this machine.
 
     python benchmarks/training.py [--events 1200000] [--large 0] [--epochs 3] [--json FILE]
 
 Two classes, LSTM(64), 5,000 keys, three numbers and one category from Parquet, one thread. `--large N` then trains one
-epoch on N events, to see that memory does not grow with the data: above 1 GB of rows they are sorted through files.
-Anonymous memory cannot be given back while it is used; file memory is the system's cache of those files, and can.
-Judges nothing: absolute figures differ from machine to machine.
+epoch on N events, to show that memory does not grow with the data: above 1 GB of rows they are sorted through files.
+Anonymous memory is held by the process; file memory is the system's cache of those files, and can be given back.
+There is no pass or fail: absolute figures differ from machine to machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHOPS = ("grocery", "fuel", "online", "travel", "restaurant")
 
 
 def write_history(folder: Path, events: int) -> None:
-    """Parquet files of 2,000,000 rows in the order of time; a key's label hangs on how its amounts went before."""
+    """Parquet files of 2,000,000 rows in the order of time; labels depend on the amount against the key's usual one."""
     random = np.random.default_rng(0)
     usual = random.normal(3, 1, KEYS)
     for number, first in enumerate(range(0, events, CHUNK)):
@@ -55,7 +55,7 @@ def write_history(folder: Path, events: int) -> None:
 
 
 def train(folder: Path, epochs: int) -> dict[str, Any]:
-    """One run of the command: seconds of its epochs, of everything, and its peak memory."""
+    """Runs the command once; returns the seconds of its epochs and in all, and its peak memory in MiB."""
     config = {
         "name": "speed",
         "task": "classify",
@@ -83,20 +83,20 @@ def train(folder: Path, epochs: int) -> dict[str, Any]:
         while process.poll() is None:
             for name, value in re.findall(r"(RssAnon|RssFile):\s+(\d+)", _status(process.pid)):
                 peak[name] = max(peak[name], int(value) // 1024)
-            if first_epoch_s is None and "weights, on" in log.read_text(encoding="utf-8"):
+            if first_epoch_s is None and "parameters, on" in log.read_text(encoding="utf-8"):
                 first_epoch_s = time.monotonic() - started
             time.sleep(0.05)
-    said = log.read_text(encoding="utf-8")
+    output = log.read_text(encoding="utf-8")
     if process.returncode:
-        raise SystemExit(said)
-    seconds = [float(found) for found in re.findall(r"^epoch +\d+ +([\d.]+) s", said, re.MULTILINE)]
-    parts = {name: int(found.replace(",", "")) for name, found in re.findall(r"  (\w+) +([\d,]+) events", said)}
+        raise SystemExit(output)
+    seconds = [float(found) for found in re.findall(r"^epoch +\d+ +([\d.]+) s", output, re.MULTILINE)]
+    splits = {name: int(count.replace(",", "")) for name, count in re.findall(r"  (\w+) +([\d,]+) events", output)}
     return {
-        "events": sum(parts.values()),
-        "trained_events": parts["train"],
+        "events": sum(splits.values()),
+        "trained_events": splits["train"],
         "prepared_s": first_epoch_s,
         "epoch_s": seconds,
-        "trained_events_per_s": round(parts["train"] / min(seconds)),
+        "trained_events_per_s": round(splits["train"] / min(seconds)),
         "whole_s": time.monotonic() - started,
         "peak_anonymous_mib": peak["RssAnon"],
         "peak_file_mib": peak["RssFile"],
@@ -106,12 +106,12 @@ def train(folder: Path, epochs: int) -> dict[str, Any]:
 def _status(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return ""
 
 
 def main() -> None:
-    """Runs both and prints."""
+    """Runs one or both trainings and prints their figures as JSON."""
     parser = argparse.ArgumentParser(description="Speed and memory of training.")
     parser.add_argument("--events", type=int, default=1_200_000)
     parser.add_argument("--large", type=int, default=0)

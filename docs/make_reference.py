@@ -2,7 +2,7 @@
 
     python docs/make_reference.py
 
-The text around the tables is written by hand and left alone. A test checks that the file is up to date.
+The text around the tables is written by hand and not changed. A test checks that the file is up to date.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from lstmstream.config import Option, options
 from lstmstream.serve.metrics import Metrics
-from lstmstream.train.schema import TRAIN_OPTIONS
+from lstmstream.train.schema import training_options
 
 REFERENCE = Path(__file__).parent / "reference.md"
 PROPERTIES = "kafka.properties."
@@ -22,7 +22,7 @@ _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms
 
 
 def render(text: str) -> str:
-    """`text` with every table between `<!-- generated: NAME -->` and `<!-- end -->` made anew."""
+    """Return `text` with every table between `<!-- generated: NAME -->` and `<!-- end -->` generated again."""
     tables = {"options": _options(), "properties": _properties(), "training": _training(), "metrics": _metrics()}
     for name, table in tables.items():
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->\n"
@@ -36,7 +36,7 @@ def render(text: str) -> str:
 
 def _options() -> str:
     rows = [
-        (f"`{option.path}`", _default(option), option.description)
+        (f"`{option.path}`", _default(option, durations=True), _meaning(option))
         for option in options()
         if not option.path.startswith(PROPERTIES)
     ]
@@ -45,8 +45,8 @@ def _options() -> str:
 
 def _training() -> str:
     rows = [
-        (f"`{option.path}`", _default(option), option.description)
-        for option in TRAIN_OPTIONS.values()
+        (f"`{option.path}`", _default(option), _meaning(option))
+        for option in training_options()
         if not option.path.startswith("kafka.")
     ]
     return _table(("key", "default", "meaning"), rows)
@@ -54,7 +54,7 @@ def _training() -> str:
 
 def _properties() -> str:
     rows = [
-        (f"`{option.path.removeprefix(PROPERTIES)}`", option.description)
+        (f"`{option.path.removeprefix(PROPERTIES)}`", _meaning(option))
         for option in options()
         if option.path.startswith(PROPERTIES)
     ]
@@ -71,8 +71,15 @@ def _metrics() -> str:
     return _table(("metric", "type", "meaning"), rows)
 
 
-def _default(option: Option) -> str:
-    """As one would write it in the file."""
+def _meaning(option: Option) -> str:
+    """The option's description, and its values where they can be listed and the description does not name them all."""
+    if not option.values or all(f"`{value}`" in option.description for value in option.values):
+        return option.description
+    return f"{option.description} Values: {', '.join(f'`{value}`' for value in option.values)}."
+
+
+def _default(option: Option, *, durations: bool = False) -> str:
+    """The default as it is written in the file. `durations`: a float is a duration in seconds."""
     value = option.default
     if option.required:
         return "required"
@@ -80,7 +87,7 @@ def _default(option: Option) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    if isinstance(value, float) and option.path not in TRAIN_OPTIONS:  # here all floats are durations in seconds
+    if isinstance(value, float) and (durations or option.path == "split.gap"):
         return f"`{_duration(round(value * 1000))}`"
     if option.path.endswith("bytes") and isinstance(value, int) and value % 10**6 == 0:
         return f"`{value // 10**6}MB`"
@@ -88,7 +95,7 @@ def _default(option: Option) -> str:
 
 
 def _duration(milliseconds: int) -> str:
-    """In the largest unit that divides it."""
+    """A duration in the largest unit that divides it."""
     for unit, size in _UNITS:
         if milliseconds and milliseconds % size == 0:
             return f"{milliseconds // size}{unit}"

@@ -1,11 +1,11 @@
-"""What can go wrong, split by what the daemon does next.
+"""The errors of this package, grouped by what the daemon does next.
 
 LstmstreamError
 ├── BadRecord        one record is wrong: it becomes a dead letter, the stream goes on
 ├── TryAgain         the broker may recover: roll back, make a new producer, rewind, retry
 ├── OwnershipLost    another process owns these keys or this transactional id: leave, commit nothing
 ├── Fatal            running cannot go on and starting again may help: exit code 1
-└── CannotServe      config, model or topics are wrong: say what and how to mend it, exit code 2
+└── CannotServe      config, model or topics are wrong: say what and how to fix it, exit code 2
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class LstmstreamError(Exception):
 
 
 class BadRecord(LstmstreamError):
-    """One input record cannot be answered; `stage` names the step that found it."""
+    """One input record cannot be turned into a prediction. `stage` names the stage that rejected it."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(message)
@@ -24,11 +24,11 @@ class BadRecord(LstmstreamError):
 
 
 class TryAgain(LstmstreamError):
-    """A fault of the broker or the network that may pass. The transaction in progress is void."""
+    """A temporary fault of the broker or the network. The transaction in progress is lost."""
 
 
 class OwnershipLost(LstmstreamError):
-    """Another process has taken this one's place. Nothing may be committed from here on."""
+    """Another process has taken over. Nothing may be committed from here on."""
 
 
 class Fatal(LstmstreamError):
@@ -36,7 +36,7 @@ class Fatal(LstmstreamError):
 
 
 class CannotServe(LstmstreamError):
-    """A person has to mend something first (exit code 2). Each line says what, where and the remedy."""
+    """Something must be fixed before it can start (exit code 2). Each line says what, where and how to fix it."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))

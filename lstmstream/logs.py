@@ -1,8 +1,8 @@
-"""Log lines that survive hostile text: one line per event, parseable, valid UTF-8.
+"""Log lines that hostile text cannot break: one line per event, parseable, valid UTF-8.
 
-Keys, values, topic names and error texts come from outside. Whatever they hold (newlines, escape sequences, lone
-surrogates, line separators), an event stays one line and none of its text can pass for another event. Nothing here
-knows what a record is: personal data is kept out by those who log, who give counts and offsets, never keys or values.
+Keys, values, topic names and error messages come from outside. Whatever they contain (newlines, escape sequences, lone
+surrogates, line separators), an event stays on one line and its text cannot look like another event. This module does
+not know what a record is: the code that logs keeps personal data out. It logs counts and offsets, not keys or values.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "console"]
 
 MESSAGE_LIMIT = 8_000  # characters
-EXCEPTION_LIMIT = 16_000  # characters, the last ones: the cause stands at the end
+EXCEPTION_LIMIT = 16_000  # characters, counted from the end, where the cause is
 FIELD_LIMIT = 2_000  # characters
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OWN = frozenset({"ts", "level", "logger", "message", "exception"})
 
 
-def safe(text: object, limit: int = 200) -> str:
-    r"""Untrusted `text` on one line: what is not printable is escaped, and what is too long is cut.
+def escape_untrusted(text: object, limit: int = 200) -> str:
+    r"""Return untrusted `text` on one line: unprintable characters escaped, cut after `limit` characters.
 
-    >>> safe("a\r\nlevel=ERROR fake")
+    >>> escape_untrusted("a\r\nlevel=ERROR fake")
     'a\\r\\nlevel=ERROR fake'
     """
     if isinstance(text, bytes):
@@ -46,11 +46,11 @@ def safe(text: object, limit: int = 200) -> str:
 
 
 def configure(level: Level, format: Format, stream: TextIO | None = None) -> None:  # noqa: A002
-    """Send every log event of this process to `stream` (standard error). Calling it again replaces what was set.
+    """Send every log event of this process to `stream` (default: standard error). A second call replaces the first.
 
-    A stream that is gone (closed, or a pipe nobody reads) loses lines and never stops the daemon.
-    The `kafka` loggers speak at level `debug` alone, and then from INFO on, since at DEBUG they print keys and values.
-    Else only CRITICAL passes: a broker that is away is worth hundreds of lines to them, and ours say what happened.
+    Lines to a closed stream, or to a pipe that nobody reads, are lost; they never stop the daemon.
+    The `kafka` loggers are heard at level `debug` only, from INFO on, because at DEBUG they print keys and values.
+    At other levels only CRITICAL passes: they log hundreds of lines for one lost broker, and the daemon logs its own.
     """
     root = logging.getLogger()
     for old in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
@@ -70,7 +70,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object in ASCII: `ts`, `level`, `logger`, `message`, the event's own fields, `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The event as one line, without its end."""
+        """Return the event as one line, without the newline."""
         event: dict[str, object] = {
             "ts": _time(record),
             "level": record.levelname.lower(),
@@ -85,20 +85,25 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """For a person at a terminal. Lines after an event's first begin with a bar, so none can pass for an event."""
+    """Plain text for a terminal. Continuation lines begin with a bar, so that none can look like another event."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The event as text, without its end."""
-        parts = [_time(record), f"{record.levelname:<7}", safe(record.name), safe(_message(record), MESSAGE_LIMIT)]
-        parts += [f"{safe(name, 60)}={_console_value(value)}" for name, value in _fields(record).items()]
+        """Return the event as text, without the last newline."""
+        parts = [
+            _time(record),
+            f"{record.levelname:<7}",
+            escape_untrusted(record.name),
+            escape_untrusted(_message(record), MESSAGE_LIMIT),
+        ]
+        parts += [f"{escape_untrusted(name, 60)}={_console_value(value)}" for name, value in _fields(record).items()]
         lines = [" ".join(parts)]
         if exception := _exception(self, record):
-            lines += [f"    | {safe(line, FIELD_LIMIT)}" for line in exception.splitlines()]
+            lines += [f"    | {escape_untrusted(line, FIELD_LIMIT)}" for line in exception.splitlines()]
         return "\n".join(lines)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes a line or loses it; raises nothing and prints no traceback of its own."""
+    """Writes each line or loses it; never raises and never prints a traceback of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -118,7 +123,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def _without_kafka_details(record: logging.LogRecord) -> bool:
-    """Whether to keep it. Guards against one of the library's loggers being opened up by itself."""
+    """Whether to keep the event. Catches a logger of the client library whose level was lowered separately."""
     return record.levelno >= logging.INFO or record.name.partition(".")[0] != "kafka"
 
 
@@ -130,7 +135,7 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:
-        return f"{_text(record.msg)} (its arguments do not fit)"
+        return f"{_text(record.msg)} (its arguments do not match)"
 
 
 def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:
@@ -145,17 +150,17 @@ def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """What the caller gave as `extra`, in values that JSON has; a name of our own gets `extra_` in front."""
+    """The fields the caller passed as `extra`, as JSON values; a field named like one of ours is prefixed `extra_`."""
     fields: dict[str, object] = {}
     for name, value in vars(record).items():
         if name in _STANDARD:
             continue
-        fields[f"extra_{name}" if name in _OWN else _encodable(name)] = _plain(value)
+        fields[f"extra_{name}" if name in _OWN else _encodable(name)] = _json_value(value)
     return fields
 
 
-def _plain(value: object) -> object:
-    """The value as JSON has it: true, false, null, a number that any reader can hold, or text."""
+def _json_value(value: object) -> object:
+    """Convert to a JSON value: true, false, null, a number that fits into 64 bits, or text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, numbers.Integral) and -(2**63) <= int(value) < 2**63:
@@ -166,12 +171,12 @@ def _plain(value: object) -> object:
 
 
 def _console_value(value: object) -> str:
-    text = safe(value, FIELD_LIMIT)
+    text = escape_untrusted(value, FIELD_LIMIT)
     return text if text and text.isascii() and not set(text) & set(" =\"'\\") else f'"{text.replace(chr(34), chr(39))}"'
 
 
 def _text(value: object) -> str:
-    """`str(value)`, whatever the value; without lone surrogates, which JSON's readers refuse."""
+    """Return `str(value)` for any value, without lone surrogates, which JSON parsers refuse."""
     try:
         text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     except Exception:

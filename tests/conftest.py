@@ -41,36 +41,39 @@ def topic_prefix() -> str:
     return f"t-{uuid.uuid4().hex[:12]}"
 
 
-# `make test` runs twice: everything that can do without torch in an environment that has none, which proves that
-# serving needs none, and the rest where it is installed.
-NEED_TORCH = ("train", "parity")
-HAS_TORCH = importlib.util.find_spec("torch") is not None
+# `make test` runs twice: first in the environment of the base install, which has neither torch nor polars and so shows
+# that the daemon, `score` and `evaluate` need neither; then what is left, in the environment that has everything.
+NEED_TORCH = ("train", "importer")  # folders
+NEED_POLARS = "*_tables.py"  # tests of CSV and Parquet
+HAS = {name: importlib.util.find_spec(name) is not None for name in ("torch", "polars")}
 HERE = Path(__file__).parent
 
 
-def needs_torch(path: Path) -> bool:
-    return path.is_relative_to(HERE) and path.relative_to(HERE).parts[:1] in {(folder,) for folder in NEED_TORCH}
+def needs(path: Path) -> list[str]:
+    """The packages without which the test file at `path` cannot be imported."""
+    inside = path.relative_to(HERE).parts if path.is_relative_to(HERE) else ()
+    needed = ["torch"] if inside[:1] and inside[0] in NEED_TORCH else []
+    return [*needed, "polars"] if path.match(NEED_POLARS) else needed
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    return True if not HAS_TORCH and needs_torch(collection_path) else None
+    return True if not all(HAS[name] for name in needs(collection_path)) else None
 
 
-def pytest_report_header() -> str:
-    return (
-        "torch is installed"
-        if HAS_TORCH
-        else "torch is not installed: tests that need it are left to `-m torch` elsewhere"
-    )
+def pytest_report_header() -> list[str]:
+    return [f"{name} is {'installed' if found else 'not installed'}" for name, found in HAS.items()]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "broker" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.broker)  # so that `-m "not broker"` runs everywhere
-        if needs_torch(item.path):
+        needed = needs(item.path)
+        if "torch" in needed:
             item.add_marker(pytest.mark.torch)
-    left_out = [item for item in items if item.get_closest_marker("torch") is not None and not HAS_TORCH]
+        if "polars" in needed:
+            item.add_marker(pytest.mark.tables)
+    left_out = [item for item in items if item.get_closest_marker("torch") is not None and not HAS["torch"]]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

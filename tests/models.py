@@ -11,7 +11,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lstmstream.model import Card, write_model
-from lstmstream.train.export import OUTPUTS, Category, Elapsed, Encoder, Head, Lstm, Network, Number, build
+from lstmstream.train.export import (
+    OUTPUTS,
+    Category,
+    DenseHead,
+    Elapsed,
+    FeatureEncoder,
+    Lstm,
+    NetworkSpec,
+    Number,
+    build,
+)
 
 MAGIC = 666.0  # the first number's value at which `poisoned_model` fails
 
@@ -26,7 +36,7 @@ def random_network(
     clock: bool | Literal["hour"] = False,
     outputs: int = 1,
     seed: int = 0,
-) -> Network:
+) -> NetworkSpec:
     """`categories`: name to vocabulary, or to a number of buckets. More than one output: softmax, else sigmoid."""
     generator = np.random.default_rng(seed)
 
@@ -38,7 +48,7 @@ def random_network(
         codes = known if isinstance(known, int) else len(known)
         vocabulary, buckets = (None, known) if isinstance(known, int) else (tuple(known), None)
         embedded.append(Category(name, weights(codes + 1, 3), vocabulary, buckets))
-    encoder = Encoder(
+    encoder = FeatureEncoder(
         numbers=tuple(
             Number(name, centre=1.0 + index, scale=2.0, log=index % 2 == 0, flag_missing=index % 3 == 0)
             for index, name in enumerate(numbers)
@@ -49,12 +59,12 @@ def random_network(
         day_of_week=clock is True,
     )
     widths = [encoder.width] + [hidden] * layers
-    return Network(
+    return NetworkSpec(
         encoder,
         tuple(
             Lstm(weights(4 * hidden, width), weights(4 * hidden, hidden), weights(8 * hidden)) for width in widths[:-1]
         ),
-        Head(weights(outputs, hidden), weights(outputs), "sigmoid" if outputs == 1 else "softmax"),
+        DenseHead(weights(outputs, hidden), weights(outputs), "sigmoid" if outputs == 1 else "softmax"),
     )
 
 
@@ -88,7 +98,9 @@ def poisoned_model(
     return write(folder / file, proto, card_of(made, threshold=threshold))
 
 
-def card_of(network: Network, *, name: str = "test-model", version: str = "1", threshold: float | None = 0.5) -> Card:
+def card_of(
+    network: NetworkSpec, *, name: str = "test-model", version: str = "1", threshold: float | None = 0.5
+) -> Card:
     """The card that fits the network."""
     return Card(
         name=name,

@@ -1,4 +1,4 @@
-"""The command as a person meets it: exit codes and sentences."""
+"""The command line: exit codes and messages."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def lstmstream(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", ["check", "verify", "state", "dead-letter"])
-def test_a_command_that_is_not_built_says_so(command: str) -> None:
+def test_a_command_that_is_not_implemented_says_so(command: str) -> None:
     done = lstmstream(command, "x")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"lstmstream: `lstmstream {command}` is planned and not built yet\n"
+    assert done.stderr == f"lstmstream: `lstmstream {command}` is not implemented yet\n"
 
 
 def test_workers_are_refused(tmp_path: Path) -> None:
     done = lstmstream("run", str(tmp_path / "c.yaml"), "--workers", "2")
     assert done.returncode == 2
-    assert "--workers is planned and not built yet" in done.stderr
+    assert "--workers is not implemented yet" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["score", "x"], ["demo", "--events", "0"]])

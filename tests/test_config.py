@@ -1,4 +1,4 @@
-"""The configuration: everything wrong is told at once, by path, and no secret ever shows."""
+"""The configuration: all faults are reported at once, by path, and no secret is ever shown."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_nothing_can_be_changed_after_loading(load: Load) -> None:
         load().http.port = 1  # type: ignore[misc]
 
 
-def test_everything_wrong_is_told_at_once_with_its_path(load: Load) -> None:
+def test_all_faults_are_reported_at_once_with_their_paths(load: Load) -> None:
     text = """
 name: card-fraud
 model: m.onnx
@@ -119,7 +119,7 @@ on_model_change: replay
 colour: red
 kafka:
   bootstrap_servers: localhost
-  client: confluent
+  client: confuent
   properties: {group.id: x, sesion.timeout.ms: 1, batch.size: many, heartbeat.interval.ms: 60000}
   security: {mechanism: PLAIN, username: u, ca: missing.pem}
 input: {topic: events, max_byte: 3, format: xml}
@@ -128,8 +128,8 @@ state: {max_keys: 5, dir: /tmp, ttl: 30}
 batch: {max_events: 0, max_wait: 40s}
 http: {port: 70000}
 """
-    told = problems(load, text, {"LSTMSTREAM_HTTP__HOTS": "x"})
-    paths = [line.partition(": ")[0] for line in told]
+    found = problems(load, text, {"LSTMSTREAM_HTTP__HOTS": "x"})
+    paths = [line.partition(": ")[0] for line in found]
     assert set(paths) == {
         "LSTMSTREAM_HTTP__HOTS",
         "delivery",
@@ -155,37 +155,37 @@ http: {port: 70000}
         "batch.max_wait",
         "http.port",
     }
-    by_path = dict(zip(paths, told, strict=True))
+    by_path = dict(zip(paths, found, strict=True))
     assert "did you mean max_bytes?" in by_path["input.max_byte"]
     assert "did you mean session.timeout.ms?" in by_path["kafka.properties.sesion.timeout.ms"]
     assert "did you mean LSTMSTREAM_HTTP__HOST?" in by_path["LSTMSTREAM_HTTP__HOTS"]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("# only a comment", "is empty"),
         ("[1, 2]", "mapping"),
         ("just text", "mapping"),
         ("a: 'x\nb: 1", "line 2"),
-        ("a: 1\na: 2", "the key a stands here twice"),
-        ("a: {b: {c: 1, c: 1}}", "the key c stands here twice"),
+        ("a: 1\na: 2", "the key a is given twice"),
+        ("a: {b: {c: 1, c: 1}}", "the key c is given twice"),
         ("a: &x 1\nb: *x", "alias"),
-        ("1: a", "no text"),
-        ("? [a, b]\n: c", "no text"),
+        ("1: a", "not text"),
+        ("? [a, b]\n: c", "not text"),
         ("a: 1\n---\nb: 1", "line 2"),
         ("!!python/object/apply:os.system ['true']", "constructor"),
-        ("a: 2024-99-99", "put it in quotes"),
-        ("a: " + "9" * 5000, "put it in quotes"),
-        ("a: \x00", "put it in quotes"),
+        ("a: 2024-99-99", "put the value in quotes"),
+        ("a: " + "9" * 5000, "put the value in quotes"),
+        ("a: \x00", "put the value in quotes"),
         (b"a: \xff", "UTF-8"),
         ("[" * 100_000, "nested too deeply"),
         ("#" * 2_000_000, "larger than"),
     ],
 )
-def test_a_file_that_is_no_mapping_of_keys_is_refused(load: Load, text: str | bytes, says: str) -> None:
-    assert says in problems(load, text)[0]
+def test_a_file_that_is_not_a_mapping_of_keys_is_refused(load: Load, text: str | bytes, message: str) -> None:
+    assert message in problems(load, text)[0]
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -210,11 +210,11 @@ def test_without_a_file_the_environment_is_enough() -> None:
 
 
 def test_missing_keys_are_named_even_where_the_section_is_missing_or_empty(load: Load) -> None:
-    told = problems(load, "input:\nkafka: {}\n")
-    assert [line.split(": ")[:2] for line in told] == [
+    found = problems(load, "input:\nkafka: {}\n")
+    assert [line.split(": ")[:2] for line in found] == [
         [path, "is missing; " + line.split(": ")[1].partition("; ")[2]]
         for path, line in zip(
-            ["name", "model", "kafka.bootstrap_servers", "input.topic", "output.topic"], told, strict=True
+            ["name", "model", "kafka.bootstrap_servers", "input.topic", "output.topic"], found, strict=True
         )
     ]
 
@@ -228,7 +228,7 @@ def test_every_key_can_be_overridden(load: Load) -> None:
         name = "LSTMSTREAM_" + "__".join([*(sections or [""]), key]).replace(".", "_").upper()
         if not sections:
             name = f"LSTMSTREAM__{key.upper()}"
-        assert not any("names no key" in problem for problem in attempt(load, LEAST, {name: "!"})), name
+        assert not any("does not name an option" in problem for problem in attempt(load, LEAST, {name: "!"})), name
 
 
 def test_variables_override_the_file(load: Load) -> None:
@@ -272,9 +272,9 @@ def test_variables_override_the_file(load: Load) -> None:
         "LSTMSTREAM_KAFKA__PROPERTIES__GROUP_ID",
     ],
 )
-def test_a_variable_that_names_no_key_is_refused(load: Load, name: str) -> None:
+def test_a_variable_that_does_not_name_an_option_is_refused(load: Load, name: str) -> None:
     (line,) = problems(load, LEAST, {name: CANARY})
-    assert line.startswith(f"{name}: names no key")
+    assert line.startswith(f"{name}: does not name an option")
 
 
 def test_a_wrong_variable_is_named(load: Load) -> None:
@@ -333,6 +333,10 @@ def test_no_secret_shows_in_a_good_configuration(load: Load) -> None:
         f"kafka: {{properties: {{sasl.jaas.config: {CANARY}, ssl.key.password: {CANARY}, batch.size: {CANARY}}}}}",
         f"kafka: {{bootstrap_servers: 'user:{CANARY}@host:9092'}}",
         f"%{CANARY}",
+        f"a: &{CANARY} 1\nb: &{CANARY} 2",
+        f"a: !<x'{CANARY}'y> b",
+        f'a: "\\q{CANARY}"',
+        f"a: '{CANARY}' '{CANARY}'",
     ],
 )
 def test_no_secret_shows_in_an_error(load: Load, text: str) -> None:
@@ -350,7 +354,7 @@ def test_durations(load: Load, text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "value", [30, 0.5, "30", "", "-1s", "0s", 0, "1y", "s", "nan", "1e9s", "0.5ms", "99999999d", [1]]
 )
-def test_what_is_no_duration_is_refused(load: Load, value: object) -> None:
+def test_an_invalid_duration_is_refused(load: Load, value: object) -> None:
     assert problems(load, tree(state__ttl=value))[0].startswith("state.ttl: ")
 
 
@@ -367,7 +371,7 @@ def test_sizes(load: Load, value: object, size: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["10XB", "-1", 0, "", "1.5MB", True, 2.5, "5GB", 10**400])
-def test_what_is_no_size_is_refused(load: Load, value: object) -> None:
+def test_an_invalid_size_is_refused(load: Load, value: object) -> None:
     assert problems(load, tree(input__max_bytes=value))[0].startswith("input.max_bytes: ")
 
 
@@ -417,10 +421,10 @@ def test_what_is_no_size_is_refused(load: Load, value: object) -> None:
 )
 def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any]) -> None:
     (path,) = (key.replace("__", ".") if not key.endswith("nagle") else key for key in changes)
-    told = problems(load, tree(**changes))
-    assert len(told) == 1, told
-    assert told[0].startswith(path.replace("__", "."))
-    assert "; " in told[0] or "must be" in told[0], "no remedy"
+    found = problems(load, tree(**changes))
+    assert len(found) == 1, found
+    assert found[0].startswith(path.replace("__", "."))
+    assert "; " in found[0] or "must be" in found[0], "no remedy"
 
 
 @pytest.mark.parametrize(
@@ -429,18 +433,20 @@ def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any])
         ({"on_model_change": "replay"}, "on_model_change"),
         ({"state__dir": "/tmp"}, "state.dir"),
         ({"state__max_keys": 10}, "state.max_keys"),
-        ({"kafka__client": "confluent"}, "kafka.client"),
     ],
 )
-def test_what_is_not_built_yet_is_refused_and_says_so(load: Load, changes: dict[str, Any], path: str) -> None:
+def test_what_is_not_implemented_yet_is_refused_and_says_so(load: Load, changes: dict[str, Any], path: str) -> None:
     (line,) = problems(load, tree(**changes))
     assert line.startswith(f"{path}: ")
-    assert "not built yet" in line
+    assert "not implemented yet" in line
 
 
 @pytest.mark.parametrize("path", ["input", "output", "dead_letter", "state"])
 def test_topics_differ(load: Load, path: str) -> None:
-    assert "topic of" in problems(load, tree(**{f"{path}__topic": "al_erts", "output__alerts_topic": "al.erts"}))[0]
+    assert (
+        "is the same topic as"
+        in problems(load, tree(**{f"{path}__topic": "al_erts", "output__alerts_topic": "al.erts"}))[0]
+    )
     load(tree(**{f"{path}__topic": "one", "output__alerts_topic": "two"}))
 
 
@@ -470,8 +476,8 @@ def test_topics_differ(load: Load, path: str) -> None:
 def test_security_that_cannot_work_is_refused(load: Load, tmp_path: Path, security: dict[str, str], path: str) -> None:
     (tmp_path / "pem").write_text("pem")
     (tmp_path / "encrypted").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----")
-    told = problems(load, tree(kafka__security=security))
-    assert [line.partition(": ")[0] for line in told] == [f"kafka.security.{path}"]
+    found = problems(load, tree(kafka__security=security))
+    assert [line.partition(": ")[0] for line in found] == [f"kafka.security.{path}"]
 
 
 def test_security_that_works(load: Load, tmp_path: Path) -> None:
@@ -499,7 +505,7 @@ def test_security_that_works(load: Load, tmp_path: Path) -> None:
 )
 def test_properties_that_would_break_a_promise_are_refused_with_the_reason(load: Load, name: str) -> None:
     (line,) = problems(load, tree(kafka__properties={name: "x"}))
-    assert line.startswith(f"kafka.properties.{name}: is not yours to set: ")
+    assert line.startswith(f"kafka.properties.{name}: cannot be set here: ")
 
 
 def test_a_wait_that_would_lose_the_group_or_the_probe_is_refused(load: Load) -> None:

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from lstmstream.config import options
 from lstmstream.serve.metrics import Metrics
-from lstmstream.train.schema import judge_training
+from lstmstream.train.schema import validate_training
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -67,7 +67,7 @@ def test_every_method_it_names_exists(document: Path) -> None:
 def test_the_configurations_of_the_guide_to_training_are_good(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     trees = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
-    names = [judge_training(tree, tmp_path).name for tree in trees if "task" in tree]
+    names = [validate_training(tree, tmp_path).name for tree in trees if "task" in tree]
     assert names == ["card-fraud", "card-fraud"]
 
 

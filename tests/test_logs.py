@@ -211,16 +211,16 @@ def test_a_dead_standard_error_neither_stops_the_process_nor_changes_its_exit_co
 
 
 def test_safe_escapes_and_cuts() -> None:
-    assert logs.safe(FAKE) == "a\\r\\nlevel=ERROR fake"
-    assert logs.safe("x" * 1000).startswith("x" * 200 + "…")
-    assert logs.safe("\x00" * 1000, 20).startswith("\\x00" * 5 + "…")
-    assert logs.safe(b"\xff\n") == "\\xff\\n"
-    assert logs.safe("grün") == "grün"
-    assert logs.safe(Unprintable()) == "<Unprintable that cannot be printed>"
+    assert logs.escape_untrusted(FAKE) == "a\\r\\nlevel=ERROR fake"
+    assert logs.escape_untrusted("x" * 1000).startswith("x" * 200 + "…")
+    assert logs.escape_untrusted("\x00" * 1000, 20).startswith("\\x00" * 5 + "…")
+    assert logs.escape_untrusted(b"\xff\n") == "\\xff\\n"
+    assert logs.escape_untrusted("grün") == "grün"
+    assert logs.escape_untrusted(Unprintable()) == "<Unprintable that cannot be printed>"
 
 
 @given(st.text() | st.binary(), st.integers(0, 50))
 def test_safe_is_printable_and_bounded(text: str | bytes, limit: int) -> None:
-    shown = logs.safe(text, limit)
+    shown = logs.escape_untrusted(text, limit)
     assert shown.isprintable()
     assert len(shown) <= limit + 30

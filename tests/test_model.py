@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError
 from models import MAGIC, card_of, poisoned_model, random_model, random_network
 from onnx import TensorProto, helper, numpy_helper
 
-from lstmstream import onnx_wire
 from lstmstream.errors import CannotServe
 from lstmstream.model import (
     CARD_KEY,
@@ -31,6 +30,7 @@ from lstmstream.model import (
     fingerprint,
     inspect_json,
     load_model,
+    onnx_proto,
     with_all_outputs,
     write_model,
 )
@@ -53,12 +53,12 @@ def problems(path: Path | str, **options: Any) -> str:
 
 
 def forged(tmp_path: Path, edit: Edit, change_card: Callable[[dict[str, Any]], object] | None = None) -> Path:
-    """A file changed by somebody who knows how to compute fingerprints."""
+    """A file changed by an attacker who can compute fingerprints."""
     network = random_network(**NETWORK)
     proto = build(network)
     edit(proto)
     card = card_of(network)
-    parsed = onnx_wire.parse(proto.SerializeToString())
+    parsed = onnx_proto.parse(proto.SerializeToString())
     values = card.to_dict()
     if parsed.opset_import:
         values["fingerprint"] = fingerprint(parsed, card)
@@ -139,7 +139,7 @@ def test_writing_replaces_whole_or_not_at_all(good: Path) -> None:
         write_model(good, b"", load_model(good).card)
     assert good.read_bytes() == before
     assert list(good.parent.iterdir()) == [good]
-    with good.open("rb") as reader:  # somebody in the middle of reading keeps what it has begun
+    with good.open("rb") as reader:  # a reader in the middle of the file keeps the old content
         write_model(good, build(random_network()).SerializeToString(), card_of(random_network()))
         assert reader.read() == before
     assert good.read_bytes() != before
@@ -153,13 +153,13 @@ def test_writing_replaces_whole_or_not_at_all(good: Path) -> None:
 
 
 def test_files_that_are_none(tmp_path: Path, good: Path) -> None:
-    assert "no such file" in problems(tmp_path / "absent.onnx")
+    assert "does not exist" in problems(tmp_path / "absent.onnx")
     assert "not a regular file" in problems(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in problems(tmp_path / "pipe")
-    assert f"{good.stat().st_size} bytes, at most 1000" in problems(good, max_bytes=1000)
+    assert f"{good.stat().st_size} bytes, and at most 1000" in problems(good, max_bytes=1000)
     assert load_model(good, max_bytes=good.stat().st_size)
-    assert "no such file" in problems("a\0b")
+    assert "does not exist" in problems("a\0b")
 
 
 def test_a_small_file_needs_little_memory(good: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_small_file_needs_little_memory(good: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"name: fraud\n", b"\x80\x04", bytes(100), b"\x3a\x02\x0a\x00"])
 def test_files_of_other_kinds(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
-    said = problems(tmp_path / "m.onnx")
-    assert "not an ONNX file" in said or "without an lstmstream card" in said
+    message = problems(tmp_path / "m.onnx")
+    assert "not an ONNX file" in message or "without an lstmstream card" in message
 
 
 @pytest.mark.parametrize("text", [b"lstm0", b"encoded", b"test-model", b"prediction", b"lstmstream"])
@@ -209,13 +209,13 @@ def test_deep_nesting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "absent", "../model", "/etc/passwd", "demo.onnx", "a\nb"])
 def test_builtin_models_that_are_none(name: str) -> None:
-    assert "no such model in the package; there are: " in problems(f"builtin:{name}")
+    assert "there is no such model in the package; use one of: " in problems(f"builtin:{name}")
 
 
 def test_builtin_models(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmstream.model._BUILTIN_DIR", good.parent)
+    monkeypatch.setattr("lstmstream.model.file._BUILTIN_DIR", good.parent)
     assert load_model("builtin:model", base=Path("/elsewhere")).path == good
-    assert "there are: builtin:model" in problems("builtin:other")
+    assert "use one of: builtin:model" in problems("builtin:other")
 
 
 def test_a_file_that_onnxruntime_would_take_for_another_format(good: Path) -> None:
@@ -350,7 +350,7 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
         "'choice' .*'evil' .*domain 'evil' is not accepted",
     ),
     "overload": (set_fields(first_node, overload="mine"), "node 0 .*overload"),
-    "no operator set": (lambda proto: proto.ClearField("opset_import"), "opset_import names no version"),
+    "no operator set": (lambda proto: proto.ClearField("opset_import"), "version of the standard operators is missing"),
     "random": (add_node(helper.make_node("RandomNormal", [], ["r"], shape=[1])), "node 0 .*random operator"),
     "random in a branch": (add_node(branch(helper.make_node("Bernoulli", ["a"], ["r"]))), "'Bernoulli'.*random"),
     "NaN raw": (add_weight(array(np.array([1, np.nan], np.float32))), f"'odd': .*{FINITE}.*first at value 1"),
@@ -369,8 +369,8 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "infinite attributes": (
         add_node(constant(value_floats=[1.0, float("inf")])), f"'hidden_constant' .*'value_floats': .*{FINITE}"
     ),
-    "short raw data": (add_weight(raw(1, bytes(7), [2])), r"'odd': shape \[2\] needs 8 bytes, there are 7"),
-    "huge shape": (add_weight(raw(1, b"", [2**40, 2**40])), "'odd': shape .* needs .* bytes, there are 0"),
+    "short raw data": (add_weight(raw(1, bytes(7), [2])), r"'odd': shape \[2\] needs 8 bytes, but there are 7"),
+    "huge shape": (add_weight(raw(1, b"", [2**40, 2**40])), "'odd': shape .* needs .* bytes, but there are 0"),
     "short list": (add_weight(onnx.TensorProto(name="odd", data_type=1, dims=[3])), "'odd': .* needs 3 values"),
     "two kinds of data": (
         add_weight(onnx.TensorProto(name="odd", data_type=1, dims=[1], raw_data=bytes(4), float_data=[1])), "'odd': "
@@ -380,23 +380,23 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "type of 4 bits": (add_weight(raw(22, b"\0", [2])), "'odd': data type 22 is not accepted"),
     "input undeclared": (
         lambda proto: proto.graph.input.append(helper.make_tensor_value_info("w", 1, ["N"])),
-        "graph input 'w': not one of x, categories, timestamp, elapsed, state",
+        "graph input 'w': must be one of x, categories, timestamp, elapsed, state",
     ),
     "output undeclared": (
         lambda proto: proto.graph.output.append(helper.make_tensor_value_info("encoded", 1, ["N", 3])),
-        "graph output 'encoded': not one of state_out, score, prediction",
+        "graph output 'encoded': must be one of state_out, score, prediction",
     ),
-    "input twice": (lambda proto: proto.graph.input.append(value(proto, "x")), "graph input 'x': declared twice"),
+    "input twice": (lambda proto: proto.graph.input.append(value(proto, "x")), "graph input 'x': is declared twice"),
     "input with a default": (
-        add_weight(numpy_helper.from_array(np.zeros((1, 2), np.float32), "x")), "graph input x: also a weight"
+        add_weight(numpy_helper.from_array(np.zeros((1, 2), np.float32), "x")), "graph input x: is also a weight"
     ),
-    "input missing": (lambda proto: proto.graph.input.remove(value(proto, "x")), "graph input x: missing.* 2 number"),
-    "no state": (lambda proto: proto.graph.input.remove(value(proto, "state")), "graph input state: missing"),
+    "input missing": (lambda proto: proto.graph.input.remove(value(proto, "x")), "input x: is missing.* 2 number"),
+    "no state": (lambda proto: proto.graph.input.remove(value(proto, "state")), "graph input state: is missing"),
     "no state out": (
-        lambda proto: proto.graph.output.remove(value(proto, "state_out")), "graph output state_out: missing"
+        lambda proto: proto.graph.output.remove(value(proto, "state_out")), "graph output state_out: is missing"
     ),
     "long name": (
-        set_fields(lambda proto: value(proto, "x"), name="y" * 10_000), "graph input 'y{78}[.]{3}': not one of"
+        set_fields(lambda proto: value(proto, "x"), name="y" * 10_000), "graph input 'y{78}[.]{3}': must be one of"
     ),
     "name with a line feed": (
         set_fields(lambda proto: value(proto, "x"), name="x\nlevel=ERROR fake"), r"graph input 'x\\nlevel=ERROR fake'"
@@ -406,16 +406,16 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_graphs_are_refused_by_name(tmp_path: Path, case: str) -> None:
-    edit, said = HOSTILE[case]
+    edit, message = HOSTILE[case]
     path = forged(tmp_path, edit)
     text = problems(path)
-    with pytest.raises(CannotServe, match=said):
+    with pytest.raises(CannotServe, match=message):
         load_model(path)
     assert "fingerprint" not in text
     assert str(path) in text
     proto = build(random_network(**NETWORK))
     edit(proto)
-    with pytest.raises(CannotServe, match=said):
+    with pytest.raises(CannotServe, match=message):
         write_model(tmp_path / "out.onnx", proto.SerializeToString(), card_of(random_network(**NETWORK)))
 
 
@@ -427,35 +427,35 @@ def test_an_unused_operator_domain_in_a_file_is_refused(tmp_path: Path) -> None:
 
 INT32, N = TensorProto.INT32, "N"
 SHAPES: list[tuple[str, int, list[int | str | None] | None, str]] = [
-    ("x", TensorProto.DOUBLE, [N, 2], "is float64 [N, 2], should be float32 [N, 2]"),
-    ("x", TensorProto.FLOAT, [N, 3], "is float32 [N, 3], should be float32 [N, 2] (the card has 2 number features)"),
-    ("x", TensorProto.FLOAT, [N, "F"], "is float32 [N, F], should be float32 [N, 2]"),
-    ("x", TensorProto.FLOAT, [1, 2], "is float32 [1, 2], should be float32 [N, 2]"),
-    ("x", TensorProto.FLOAT, [N, 1, 2], "is float32 [N, 1, 2], should be float32 [N, 2]"),
-    ("x", TensorProto.FLOAT, None, "declares no tensor shape, should be float32 [N, 2]"),
-    ("categories", TensorProto.FLOAT, [N, 1], "is float32 [N, 1], should be int64 [N, 1]"),
-    ("categories", TensorProto.INT64, [N, 2], "should be int64 [N, 1] (the card has 1 category features)"),
-    ("timestamp", INT32, [N], "is int32 [N], should be int64 [N]"),
-    ("elapsed", TensorProto.FLOAT, [N, 1], "is float32 [N, 1], should be float32 [N]"),
-    ("state", TensorProto.FLOAT, [N, 17], "should be float32 [N, 16] (the card has state.size 16)"),
-    ("state_out", TensorProto.FLOAT, [N, 17], "should be float32 [N, 16] (the card has state.size 16)"),
-    ("score", TensorProto.FLOAT, [], "is float32 [], should be float32 [N]"),
-    ("score", 99, [N], "is type 99 [N], should be float32 [N]"),
-    ("prediction", TensorProto.FLOAT, [N, "P"], "is float32 [N, P], should be float32 [N, P]"),
-    ("prediction", TensorProto.FLOAT, [N, 0], "is float32 [N, 0], should be float32 [N, P]"),
+    ("x", TensorProto.DOUBLE, [N, 2], "is float64 [N, 2], but must be float32 [N, 2]"),
+    ("x", TensorProto.FLOAT, [N, 3], "is float32 [N, 3], but must be float32 [N, 2] (the card has 2 number features)"),
+    ("x", TensorProto.FLOAT, [N, "F"], "is float32 [N, F], but must be float32 [N, 2]"),
+    ("x", TensorProto.FLOAT, [1, 2], "is float32 [1, 2], but must be float32 [N, 2]"),
+    ("x", TensorProto.FLOAT, [N, 1, 2], "is float32 [N, 1, 2], but must be float32 [N, 2]"),
+    ("x", TensorProto.FLOAT, None, "declares no tensor shape; it must be float32 [N, 2]"),
+    ("categories", TensorProto.FLOAT, [N, 1], "is float32 [N, 1], but must be int64 [N, 1]"),
+    ("categories", TensorProto.INT64, [N, 2], "must be int64 [N, 1] (the card has 1 category features)"),
+    ("timestamp", INT32, [N], "is int32 [N], but must be int64 [N]"),
+    ("elapsed", TensorProto.FLOAT, [N, 1], "is float32 [N, 1], but must be float32 [N]"),
+    ("state", TensorProto.FLOAT, [N, 17], "must be float32 [N, 16] (the card has state.size 16)"),
+    ("state_out", TensorProto.FLOAT, [N, 17], "must be float32 [N, 16] (the card has state.size 16)"),
+    ("score", TensorProto.FLOAT, [], "is float32 [], but must be float32 [N]"),
+    ("score", 99, [N], "is type 99 [N], but must be float32 [N]"),
+    ("prediction", TensorProto.FLOAT, [N, "P"], "is float32 [N, P], but must be float32 [N, P]"),
+    ("prediction", TensorProto.FLOAT, [N, 0], "is float32 [N, 0], but must be float32 [N, P]"),
 ]
 
 
-@pytest.mark.parametrize(("name", "element", "shape", "said"), SHAPES)
+@pytest.mark.parametrize(("name", "element", "shape", "message"), SHAPES)
 def test_wrong_shapes_are_refused_by_name(
-    tmp_path: Path, name: str, element: int, shape: list[int | str | None] | None, said: str
+    tmp_path: Path, name: str, element: int, shape: list[int | str | None] | None, message: str
 ) -> None:
     def edit(proto: onnx.ModelProto) -> None:
         value(proto, name).CopyFrom(helper.make_tensor_value_info(name, element, shape))
 
     text = problems(forged(tmp_path, edit))
     assert f"put {name}: " in text
-    assert said in text
+    assert message in text
 
 
 def test_an_input_that_is_no_tensor(tmp_path: Path) -> None:
@@ -481,59 +481,61 @@ def put(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
 
 
 CARDS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
-    (put("format", to=2), "card.format: format 2, this program reads 1"),
-    (put("format", to="two\n"), "card.format: format 'two\\n', this program reads 1"),
-    (put("format", to=True), "card.format: should be a whole number from 1 to 1"),
+    (put("format", to=2), "card.format: format 2, but this lstmstream reads 1"),
+    (put("format", to="two\n"), "card.format: format 'two\\n', but this lstmstream reads 1"),
+    (put("format", to=True), "card.format: must be a whole number from 1 to 1"),
     (lambda card: card.pop("format"), "card.format: "),
-    (lambda card: card.pop("name"), "card.name: should be a text"),
-    (put("name", to=""), "card.name: should be a text, not empty"),
-    (put("name", to="a\nb"), "card.name: should be a text, not empty and without control characters"),
-    (put("version", to=3), "card.version: should be a text"),
-    (put("task", to="cluster"), "card.task: 'cluster' should be one of anomaly, classify, forecast"),
+    (lambda card: card.pop("name"), "card.name: must be text"),
+    (put("name", to=""), "card.name: must be text, not empty"),
+    (put("name", to="a\nb"), "card.name: must be text, not empty and without control characters"),
+    (put("version", to=3), "card.version: must be text"),
+    (put("task", to="cluster"), "card.task: 'cluster' must be one of anomaly, classify, forecast"),
     (put("colour", to=1), "card.colour: unknown field"),
     (put("a\nb", to=1), "card.a\\nb: unknown field"),
-    (put("features", to={}), "card.features: should be a list"),
-    (put("features", 1, to="x"), "card.features[1]: should be an object"),
-    (put("features", 0, "name", to=None), "card.features[0].name: should be a text"),
-    (put("features", 0, "kind", to="text"), "card.features[0].kind: 'text' should be number or category"),
-    (put("features", 0, "buckets", to=3), "card.features[0].kind: a number has no vocabulary"),
-    (put("features", 2, "buckets", to=3), "card.features[2].kind: a category needs a vocabulary or buckets"),
-    (put("features", 2, "buckets", to=0), "card.features[2].buckets: should be a whole number"),
+    (put("features", to={}), "card.features: must be a list"),
+    (put("features", 1, to="x"), "card.features[1]: must be an object"),
+    (put("features", 0, "name", to=None), "card.features[0].name: must be text"),
+    (put("features", 0, "kind", to="text"), "card.features[0].kind: 'text' must be number or category"),
+    (put("features", 0, "buckets", to=3), "card.features[0].kind: a number has neither vocabulary nor buckets"),
+    (put("features", 2, "buckets", to=3), "card.features[2].kind: a category needs either a vocabulary or buckets"),
+    (put("features", 2, "buckets", to=0), "card.features[2].buckets: must be a whole number"),
     (put("features", 2, "vocabulary", to=None), "card.features[2].kind: a category needs"),
-    (put("features", 2, "vocabulary", to=["a", 1]), "card.features[2].vocabulary: should be a list of texts"),
-    (put("features", 2, "vocabulary", to=["a", "a"]), "card.features[2].vocabulary: an entry occurs twice"),
+    (put("features", 2, "vocabulary", to=["a", 1]), "card.features[2].vocabulary: must be a list of text values"),
+    (put("features", 2, "vocabulary", to=["a", "a"]), "card.features[2].vocabulary: an entry is listed twice"),
     (put("features", 2, "unit", to="EUR"), "card.features[2].unit: unknown field"),
-    (put("features", 1, "name", to="amount"), "card.features: a field occurs twice"),
-    (lambda card: card["features"].pop(0), "graph input x: is float32 [N, 2], should be float32 [N, 1]"),
-    (lambda card: card["features"].pop(2), "graph input categories: is int64 [N, 1], should be int64 [N, 0]"),
-    (put("state", to=[]), "card.state: should be an object"),
-    (put("state", "size", to=15), "card.state.initial: has 16 values, state.size is 15"),
-    (put("state", "size", to=0), "card.state.size: should be a whole number from 1"),
-    (put("state", "size", to=True), "card.state.size: should be a whole number"),
-    (put("state", "initial", 3, to=None), "card.state.initial: should hold finite numbers only"),
-    (put("state", "initial", 3, to=1e39), "card.state.initial: should hold finite numbers only"),
-    (put("state", "initial", to=[0.0] * 17), "card.state.initial: has 17 values, state.size is 16"),
-    (put("state", "parts", 1, "offset", to=7), "card.state.parts: 'c0' at 7 overlaps the part before"),
-    (put("state", "parts", 1, "offset", to=9), "card.state.parts: 'c0' at 9 leaves a gap before it"),
-    (put("state", "parts", 1, "offset", to=-8), "card.state.parts[1].offset: should be a whole number"),
-    (put("state", "parts", 1, "shape", to=[9]), "card.state.parts: they end at 17, state.size is 16"),
-    (put("state", "parts", 1, "shape", to=[-8]), "card.state.parts[1].shape: should be a list of whole numbers"),
-    (put("state", "parts", 1, "name", to="h0"), "card.state.parts: a name occurs twice"),
-    (put("outputs", to=["state_out", "score"]), "card.outputs: 'state_out', 'score', but the graph has"),
-    (put("outputs", to=[1]), "card.outputs: should be a list of texts"),
-    (put("threshold", to="0.5"), "card.threshold: should be a finite number or null"),
-    (put("threshold", to=1e39), "card.threshold: should be a finite number or null"),
-    (put("threshold", to=False), "card.threshold: should be a finite number or null"),
-    (put("training", to=[]), "card.training: should be an object"),
-    (put("reference", to="x"), "card.reference: should be an object"),
-    (put("fingerprint", to=7), "card.fingerprint: should be a text"),
-    (put("fingerprint", to="0" * 32), f"card.fingerprint: the card says '{'0' * 32}', graph and weights give '"),
+    (put("features", 1, "name", to="amount"), "card.features: a field is listed twice"),
+    (lambda card: card["features"].pop(0), "graph input x: is float32 [N, 2], but must be float32 [N, 1]"),
+    (lambda card: card["features"].pop(2), "graph input categories: is int64 [N, 1], but must be int64 [N, 0]"),
+    (put("state", to=[]), "card.state: must be an object"),
+    (put("state", "size", to=15), "card.state.initial: has 16 values, but state.size is 15"),
+    (put("state", "size", to=0), "card.state.size: must be a whole number from 1"),
+    (put("state", "size", to=True), "card.state.size: must be a whole number"),
+    (put("state", "initial", 3, to=None), "card.state.initial: must contain finite numbers only"),
+    (put("state", "initial", 3, to=1e39), "card.state.initial: must contain finite numbers only"),
+    (put("state", "initial", to=[0.0] * 17), "card.state.initial: has 17 values, but state.size is 16"),
+    (put("state", "parts", 1, "offset", to=7), "card.state.parts: 'c0' at 7 overlaps the previous part"),
+    (put("state", "parts", 1, "offset", to=9), "card.state.parts: 'c0' at 9 leaves a gap after the previous part"),
+    (put("state", "parts", 1, "offset", to=-8), "card.state.parts[1].offset: must be a whole number"),
+    (put("state", "parts", 1, "shape", to=[9]), "card.state.parts: the parts end at 17, but state.size is 16"),
+    (put("state", "parts", 1, "shape", to=[-8]), "card.state.parts[1].shape: must be a list of whole numbers"),
+    (put("state", "parts", 1, "name", to="h0"), "card.state.parts: a name is used twice"),
+    (put("outputs", to=["state_out", "score"]), "card.outputs: are 'state_out', 'score', but the graph has"),
+    (put("outputs", to=[1]), "card.outputs: must be a list of text values"),
+    (put("threshold", to="0.5"), "card.threshold: must be a finite number or null"),
+    (put("threshold", to=1e39), "card.threshold: must be a finite number or null"),
+    (put("threshold", to=False), "card.threshold: must be a finite number or null"),
+    (put("training", to=[]), "card.training: must be an object"),
+    (put("reference", to="x"), "card.reference: must be an object"),
+    (put("fingerprint", to=7), "card.fingerprint: must be text"),
+    (put("fingerprint", to="0" * 32), f"card.fingerprint: is '{'0' * 32}', but graph and weights give '"),
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), CARDS, ids=[said for _, said in CARDS])
-def test_wrong_cards_are_refused_by_name(tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str) -> None:
-    assert said in problems(forged(tmp_path, lambda _: None, change))
+@pytest.mark.parametrize(("change", "message"), CARDS, ids=[message for _, message in CARDS])
+def test_wrong_cards_are_refused_by_name(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    assert message in problems(forged(tmp_path, lambda _: None, change))
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
@@ -573,7 +575,7 @@ def test_no_card_and_two_cards(good: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"threshold": float("nan")}, "card.threshold"),
         ({"threshold": 1e39}, "card.threshold"),
@@ -581,9 +583,9 @@ def test_no_card_and_two_cards(good: Path) -> None:
         ({"state": StateSpec(1, (float("inf"),), (StatePart("h0", 0, (1,)),))}, "card.state.initial"),
     ],
 )
-def test_cards_that_cannot_be_written(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_cards_that_cannot_be_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     network = random_network()
-    with pytest.raises(CannotServe, match=said):
+    with pytest.raises(CannotServe, match=message):
         write_model(tmp_path / "m.onnx", build(network).SerializeToString(), replace(card_of(network), **change))
     assert not list(tmp_path.iterdir())
 
@@ -705,7 +707,7 @@ def test_flipped_bits_and_cuts_raise_nothing_but_cannot_serve(good: Path) -> Non
 
 
 def test_damage_with_a_repaired_fingerprint_raises_nothing_but_cannot_serve(tmp_path: Path) -> None:
-    """A forger damages the graph and computes the fingerprint anew: every check behind it must stand by itself."""
+    """An attacker damages the graph and recomputes the fingerprint: every later check must hold without it."""
     network = random_network(**NETWORK)
     content = build(network).SerializeToString()
     generator = np.random.default_rng(20260106)

@@ -2,8 +2,8 @@
 
     python make_data.py [FOLDER] [--small]     beside this file, unless a folder is named
 
-The world is lstmstream.demo.simulate's, with another seed than the demo's: nobody in the history is in the demo.
-Labels are taken as known at once; in life they come days later.
+The simulation is lstmstream.demo.simulate, with another seed than the demo's: no customer here is in the demo.
+The labels are known at once; in production they come days later.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from lstmstream.demo.simulate import ENTRIES, KINDS, MERCHANTS, Transactions, tr
 
 SEED, CUSTOMERS, TERMINALS, DAYS = 1000, 4000, 5000, 90
 SMALL = 400  # customers
-EVENTS_SEED, EVENTS = 7, 4000  # the demo's world
+EVENTS_SEED, EVENTS = 7, 4000  # the seed of the demo
 
 
 def table(history: Transactions) -> pl.DataFrame:
-    """The transactions with their labels, under the names of the README's events."""
+    """The transactions with their labels, under the field names of the README."""
     return pl.DataFrame(
         {
             "customer": [f"c{number:06d}" for number in history.customer.tolist()],
             "time": pl.Series(history.time_ms).cast(pl.Datetime("ms", "UTC")),
             "amount": history.amount,
-            "distance_km": pl.Series(history.distance_km).fill_nan(None),  # an online shop has no place
+            "distance_km": pl.Series(history.distance_km).fill_nan(None),  # an online shop has no location
             "merchant": np.array(MERCHANTS)[history.merchant].tolist(),
             "entry": np.array(ENTRIES)[history.entry].tolist(),
             "fraud": history.fraud.astype(np.int8),

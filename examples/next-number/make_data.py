@@ -1,4 +1,4 @@
-"""Writes the numbers 1 to 10 to learn from, `numbers.csv`, and events to ask with, `events.jsonl`.
+"""Writes the numbers 1 to 10 as training data, `numbers.csv`, and events to score, `events.jsonl`.
 
 python make_data.py [FOLDER] [--small]     beside this file, unless a folder is named; --small changes nothing here
 """
@@ -10,10 +10,10 @@ import csv
 import json
 from pathlib import Path
 
-SERIES = {  # key: its numbers, and the part of each; "" only leads up to the others
+SERIES = {  # key: its numbers and the split of each; "" only warms up the state
     "ten": [(number, "train") for number in range(1, 11)],
-    "between": [(number + 0.5, "validation") for number in range(1, 10)],  # never learned from; chooses the epoch
-    "beyond": [(8, ""), (9, ""), (10, "test"), (11, "test")],  # one forecast is measured: 11, after 8, 9, 10
+    "between": [(number + 0.5, "validation") for number in range(1, 10)],  # for validation only
+    "beyond": [(8, ""), (9, ""), (10, "test"), (11, "test")],  # one forecast is evaluated: 11, after 8, 9, 10
 }
 
 
@@ -31,5 +31,5 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Writes numbers.csv and events.jsonl.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent)
-    parser.add_argument("--small", action="store_true", help="as it is: it is small")
+    parser.add_argument("--small", action="store_true", help="no effect: the data are small")
     main(parser.parse_args().folder)

@@ -1,4 +1,4 @@
-"""Writes the number line, 0 -> 1, 1 -> 2, ... 99 -> 100, as `line.csv`, and 100 to be asked with, `events.jsonl`.
+"""Writes the number line, 0 -> 1, 1 -> 2, ... 99 -> 100, as `line.csv`, and the event 100 to score, `events.jsonl`.
 
 python make_data.py [FOLDER] [--small]     beside this file, unless a folder is named; --small changes nothing here
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 
 def rows() -> Iterator[tuple[str, float, str]]:
-    """Key, value and part."""
+    """Key, value and split of each row."""
     for number in range(101):
         yield "line", number, "train"
-    for number in range(100):  # the numbers between: never learned from, they choose the epoch
+    for number in range(100):  # the numbers between, for validation only
         yield "between", number + 0.5, "validation"
-    for number in (100, 101):  # one forecast is measured: 101, after 100
+    for number in (100, 101):  # one forecast is evaluated: 101, after 100
         yield "beyond", number, "test"
 
 
@@ -34,5 +34,5 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Writes line.csv and events.jsonl.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent)
-    parser.add_argument("--small", action="store_true", help="as it is: it is small")
+    parser.add_argument("--small", action="store_true", help="no effect: the data are small")
     main(parser.parse_args().folder)

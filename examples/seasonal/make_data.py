@@ -1,10 +1,10 @@
-"""Writes what the sun might send to eight places, hour by hour for two years, as `sunlight.csv`.
+"""Writes the sunlight at eight places, computed hour by hour for two years, as `sunlight.csv`.
 
     python make_data.py [FOLDER] [--small] [--from FILE.csv]     beside this file, unless a folder is named
 
-Where the sun stands is astronomy: its declination and the equation of time by Spencer's series (1971), and from them
-what a clear sky lets through (Haurwitz, 1945). The clouds before it are random. `--from` takes a series of your own
-instead: a CSV file with the columns timestamp and value. The last tenth of the hours also goes to `events.jsonl`.
+The position of the sun is astronomy: declination and equation of time by Spencer's series (1971), and from them the
+light of a clear sky (Haurwitz, 1945). The clouds are random. `--from` takes a series of your own instead: a CSV file
+with the columns timestamp and value. The last tenth of the hours also goes to `events.jsonl`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Row = tuple[str, str, float]
 
 
 def elevation(hours: NDArray[np.datetime64], north: float, east: float) -> Floats:
-    """[N] Sine of the sun's height above the horizon at these hours, UTC."""
+    """[N] Sine of the elevation of the sun at the hours [N] (UTC), at a place in degrees north and east."""
     year = 2 * np.pi * ((hours - hours.astype("datetime64[Y]")) / np.timedelta64(1, "h")) / 24 / 365.25
     declination = (
         0.006918
@@ -42,7 +42,7 @@ def elevation(hours: NDArray[np.datetime64], north: float, east: float) -> Float
         - 0.006758 * np.cos(2 * year)
         + 0.000907 * np.sin(2 * year)
     )
-    equation_of_time = 229.18 * (  # minutes that a sundial is ahead of a clock
+    equation_of_time = 229.18 * (  # in minutes, by which a sundial is ahead of a clock
         0.000075
         + 0.001868 * np.cos(year)
         - 0.032077 * np.sin(year)
@@ -59,28 +59,28 @@ def elevation(hours: NDArray[np.datetime64], north: float, east: float) -> Float
 
 
 def sunlight(hours: NDArray[np.datetime64], place: str, seed: int) -> Floats:
-    """[N] Watts per square metre on level ground: a clear sky's, less what the clouds of that hour keep."""
+    """[N] Light on level ground in watts per square metre: that of a clear sky, reduced by random clouds."""
     height = np.maximum(elevation(hours, *PLACES[place]), 1e-6)
     clear = 1098 * height * np.exp(-0.057 / height)
     random = np.random.default_rng(seed)
     weather = np.zeros(len(hours))
     for hour, change in enumerate(random.normal(0, 0.35, len(hours))):
-        weather[hour] = 0.94 * weather[hour - 1] + change  # lasts for most of a day
+        weather[hour] = 0.94 * weather[hour - 1] + change  # weather lasts for most of a day
     through = 0.25 + 0.75 / (1 + np.exp(-1.0 - 1.5 * weather))
     light: Floats = clear * through
     return light
 
 
-def computed(days: int) -> list[Row]:
-    """Place, time and value of all places, in the order of time."""
+def computed_rows(days: int) -> list[Row]:
+    """The rows of all places: place, time and value, in the order of time."""
     hours = np.datetime64(START) + np.arange(24 * days).astype("timedelta64[h]")
     series = {place: sunlight(hours, place, seed) for seed, place in enumerate(PLACES)}
     times = np.datetime_as_string(hours, unit="s", timezone="UTC").tolist()
     return [(place, time, round(float(series[place][at]), 1)) for at, time in enumerate(times) for place in PLACES]
 
 
-def given(file: Path) -> list[Row]:
-    """The rows of somebody else's file, as one place."""
+def rows_from_file(file: Path) -> list[Row]:
+    """The rows of the user's file, as one place."""
     with file.open(newline="", encoding="utf-8") as opened:
         return [(file.stem, row["timestamp"], float(row["value"])) for row in csv.DictReader(opened)]
 
@@ -104,4 +104,7 @@ if __name__ == "__main__":
         "--from", dest="file", type=Path, help="a CSV file with timestamp and value, instead of the sun"
     )
     options = parser.parse_args()
-    main(options.folder, given(options.file) if options.file else computed(SMALL if options.small else DAYS))
+    main(
+        options.folder,
+        rows_from_file(options.file) if options.file else computed_rows(SMALL if options.small else DAYS),
+    )

@@ -1,17 +1,17 @@
-"""Writes what the sensors of twelve machines say, every 15 minutes for eight weeks, as `sensors.csv`.
+"""Writes sensor readings of twelve simulated machines, every 15 minutes for eight weeks, as `sensors.csv`.
 
     python make_data.py [FOLDER] [--small]     beside this file, unless a folder is named
 
-Each machine works its own hours on weekdays, so that its load leaps twice a day. Temperature follows the load and the
-weather; vibration follows the load, and grows as the machine wears. Faults are in the last week only, and none needs a
-value that the machine did not have before:
+Each machine works its own hours on weekdays, so that its load jumps twice a day. Temperature follows the load and the
+weather; vibration follows the load, and grows as the machine wears. Faults are in the last week only, and their values
+are within the usual range of the machine:
 
-    hot      the temperature climbs, and the load does not
-    bearing  the vibration trembles
-    leap     the load leaps for one reading, out of hours or amid the work
+    hot      the temperature rises, and the load does not
+    bearing  the vibration is unsteady
+    leap     the load jumps for one reading, outside or within the working hours
 
-`fault` is 1 from the first reading of a fault to the one that is as usual again. It is for measuring: nothing learns
-from it. The last week also goes to `events.jsonl`.
+`fault` is 1 from the first reading of a fault to the first normal one after it. It is for evaluation only. The last
+week also goes to `events.jsonl`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ LENGTH = {"hot": 6, "bearing": 8, "leap": 1}  # readings
 FAULTS = 2  # of each kind, for each machine
 
 
-def slow(random: np.random.Generator, count: int, keep: float, size: float) -> Floats:
-    """[count] Noise with a memory: each value is `keep` of the last and something new, `size` in all."""
+def autocorrelated_noise(random: np.random.Generator, count: int, keep: float, size: float) -> Floats:
+    """[count] Autocorrelated noise: `keep` is the correlation of neighbors, `size` the standard deviation."""
     values = np.zeros(count)
     for at, change in enumerate(random.normal(0, size * np.sqrt(1 - keep**2), count)):
         values[at] = keep * values[at - 1] + change
@@ -46,9 +46,13 @@ def healthy(random: np.random.Generator) -> Floats:
     hour, weekday = 24 * (time % A_DAY) / A_DAY, (time // A_DAY) % 7
     begin, end = random.integers(5, 9), random.integers(16, 23)
     works = (hour >= begin) & (hour < end) & (weekday < 5)
-    load = np.where(works, random.uniform(45, 75), 10) + slow(random, count, 0.9, 4) + random.normal(0, 1, count)
+    load = (
+        np.where(works, random.uniform(45, 75), 10)
+        + autocorrelated_noise(random, count, 0.9, 4)
+        + random.normal(0, 1, count)
+    )
     load = np.clip(load, 2, 100)
-    outside = 20 + 4 * np.sin(2 * np.pi * (hour - 9) / 24) + slow(random, count, 0.999, 3)
+    outside = 20 + 4 * np.sin(2 * np.pi * (hour - 9) / 24) + autocorrelated_noise(random, count, 0.999, 3)
     temperature = np.empty(count)
     temperature[0] = outside[0] + 0.4 * load[0]
     for at in range(1, count):  # warms and cools slowly
@@ -59,8 +63,8 @@ def healthy(random: np.random.Generator) -> Floats:
     return np.stack([load, temperature, vibration], axis=1)
 
 
-def broken(values: Floats, random: np.random.Generator) -> list[str]:
-    """[N] The fault at each reading, "" where there is none; changes `values` [N, 3]."""
+def add_faults(values: Floats, random: np.random.Generator) -> list[str]:
+    """Adds faults to `values` [N, 3] in place; returns the kind of fault at each reading [N], "" for none."""
     fault = [""] * len(values)
     kinds = random.permutation(list(LENGTH) * FAULTS).tolist()
     week = 7 * A_DAY
@@ -85,7 +89,7 @@ def main(folder: Path, machines: int) -> None:
     for number in range(machines):
         random = np.random.default_rng([11, number])
         values = healthy(random)
-        fault = broken(values, random)
+        fault = add_faults(values, random)
         for at, (load, temperature, vibration) in enumerate(values.round(2).tolist()):
             time = f"{START + np.timedelta64(15 * at, 'm')}:00Z"
             rows.append((time, f"m{number:02d}", load, temperature, vibration, fault[at]))

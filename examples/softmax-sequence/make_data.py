@@ -1,9 +1,9 @@
-"""Writes sequences of ten kinds, waves of ten different periods, in noise; the kind is known at the end of a sequence.
+"""Writes noisy waves of ten different periods; the label of a wave is its period.
 
     python make_data.py [FOLDER] [--small]     beside this file, unless a folder is named
 
-`waves.csv` is to learn from; `train.yaml` splits it by key. `events.jsonl` holds other waves, as a stream would bring
-them: their values in turn, each with its kind, which the model does not see.
+`waves.csv` is the training data; `train.yaml` splits it by key. `events.jsonl` has other waves as a stream: their
+values in turn, each with its label, which the model does not see.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PERIODS = {f"period-{period}": period for period in (2, 3, 4, 5, 6, 8, 10, 13, 17, 24)}
-WAVES, SMALL, ASKED = 3000, 1200, 200
-NOISE = 0.3  # standard deviation, of a wave that goes from -1 to 1
+WAVES, SMALL, STREAMED = 3000, 1200, 200
+NOISE = 0.3  # standard deviation; the waves range from -1 to 1
 Row = tuple[str, float, str]  # key, value, kind
 
 
 def wave(key: str, source: random.Random) -> Iterator[Row]:
-    """20 to 40 values of a wave that begins anywhere."""
+    """The rows of one wave: 20 to 40 values from a random phase on."""
     kind = source.choice(list(PERIODS))
     begin = source.uniform(0, 2 * math.pi)
     for place in range(source.randint(20, 40)):
@@ -32,21 +32,21 @@ def wave(key: str, source: random.Random) -> Iterator[Row]:
 
 
 def in_turn(waves: list[list[Row]]) -> Iterator[Row]:
-    """The first value of each, then the second of each, and so on."""
+    """The first row of each wave, then the second of each, and so on."""
     for place in range(max(map(len, waves))):
         yield from (rows[place] for rows in waves if place < len(rows))
 
 
 def main(folder: Path, *, small: bool = False) -> None:
     """Writes both files."""
-    learned, asked = random.Random(1), random.Random(2)  # noqa: S311 -- the same numbers every time
+    train_random, stream_random = random.Random(1), random.Random(2)  # noqa: S311 -- the same numbers every time
     with (folder / "waves.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["wave", "value", "kind"])
         for number in range(SMALL if small else WAVES):
-            writer.writerows(wave(f"w{number}", learned))
+            writer.writerows(wave(f"w{number}", train_random))
     with (folder / "events.jsonl").open("w", encoding="utf-8") as file:
-        for key, value, kind in in_turn([list(wave(f"a{number}", asked)) for number in range(ASKED)]):
+        for key, value, kind in in_turn([list(wave(f"a{number}", stream_random)) for number in range(STREAMED)]):
             file.write(json.dumps({"wave": key, "value": value, "kind": kind}) + "\n")
 
 

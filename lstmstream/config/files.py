@@ -1,25 +1,28 @@
-"""Reads the small files that a configuration is made of or names: itself, secrets, certificates."""
+"""Reads the small files that a configuration consists of or names: the YAML file itself, secrets, certificates."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-LIMIT = 1_000_000  # bytes: far more than any such file, far less than what hurts
+MAX_BYTES = 1_000_000  # far more than any such file needs, far less than what would hurt
 
 
-class Unreadable(Exception):
-    """Why a file cannot be read. Its path stays unsaid: some put the secret itself there."""
+class UnreadableFile(Exception):
+    """Why a file cannot be read, without its path: some users put the secret itself there."""
 
 
-def read(path: Path) -> bytes:
-    """All of it. Raises Unreadable; a pipe or a device, which may never end, is no file."""
+def read_small_file(path: Path) -> bytes:
+    """Return the file's content, at most MAX_BYTES.
+
+    Raises UnreadableFile. A pipe or a device, which may never end, is not read.
+    """
     try:
         if not path.is_file():
-            raise Unreadable("is no file" if path.exists() else "does not exist")
+            raise UnreadableFile("is not a regular file" if path.exists() else "does not exist")
         with path.open("rb") as file:
-            content = file.read(LIMIT + 1)
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise Unreadable(f"cannot be read ({error.strerror})") from None
-    if len(content) > LIMIT:
-        raise Unreadable(f"is larger than {LIMIT} bytes")
+        raise UnreadableFile(f"cannot be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise UnreadableFile(f"is larger than {MAX_BYTES} bytes")
     return content

@@ -1,4 +1,4 @@
-"""Where an option stands: its keys, from the top; its path, the same with dots between; its environment variable."""
+"""Where an option is: its keys from the top; its path, the same joined by dots; its environment variable."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import Any
 
 PREFIX = "LSTMSTREAM"
 
+Keys = tuple[str, ...]  # from the top of the file; the last one may contain dots: ("kafka", "properties", "client.id")
 
-def variable_of(keys: tuple[str, ...]) -> str:
-    """The environment variable of the option at `keys`."""
+
+def variable_of(keys: Keys) -> str:
+    """Return the name of the environment variable that sets the option at `keys`."""
     name = "__".join(keys) if len(keys) > 1 else f"_{keys[0]}"
     return f"{PREFIX}_{name}".replace(".", "_").upper()
 
 
-def starts(path: str, other: str) -> bool:
-    """Whether `path` is `other` or stands within it."""
-    return f"{path}.".startswith(f"{other}.")
+def is_within(path: str, section: str) -> bool:
+    """Whether `path` is `section` itself or an option below it."""
+    return f"{path}.".startswith(f"{section}.")
 
 
-def shown(key: str) -> str:
-    """A key as it may be shown: `password:secret`, for want of a space, is one key to YAML."""
+def redacted_key(key: str) -> str:
+    """Return a key in a form that is safe to show: without its space, YAML takes `password:secret` for one key."""
     name = re.split(r"[^\w.-]", key, maxsplit=1)[0][:80]
     return name if name == key else f"{name}…"
 
 
-def put(tree: dict[str, Any], keys: tuple[str, ...], value: str | None) -> None:
-    """Set it, making the sections on the way. A section that is none stays: that is told later."""
+def set_in(tree: dict[str, Any], keys: Keys, value: object) -> None:
+    """Set the value at `keys`, creating missing sections. Where a section is not a mapping, validation reports it."""
     *sections, last = keys
     branch = tree
     for section in sections:
@@ -38,8 +40,8 @@ def put(tree: dict[str, Any], keys: tuple[str, ...], value: str | None) -> None:
     branch[last] = value
 
 
-def remove(tree: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Take away what stands there, if anything does; with an entry of a list goes the whole list."""
+def delete_in(tree: dict[str, Any], keys: Keys) -> None:
+    """Delete the value at `keys`, if there is one. For an entry of a list, delete the whole list."""
     *sections, last = keys
     branch = tree
     for section in sections:

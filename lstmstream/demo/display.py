@@ -1,7 +1,4 @@
-"""What the demo shows: a live table on a terminal, plain lines elsewhere, and the summary at the end.
-
-It shows numbers that others counted and decides nothing.
-"""
+"""What the demo shows: a live table on a terminal, plain lines elsewhere, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from rich.text import Text
 from lstmstream.demo.simulate import KINDS
 from lstmstream.demo.tally import Alert, Snapshot, Tally
 
-_LINE_EVERY = 1.0  # seconds between two lines where there is no terminal
+_LINE_INTERVAL_S = 1.0  # between two lines where there is no terminal
 
 
 class Display:
-    """A context: inside it `show` refreshes the live table, or prints a line now and then."""
+    """A context manager: inside it, `show` refreshes the live table or prints a line every second."""
 
     def __init__(self, *, events: int | None, metrics: str) -> None:
         self._console = Console(highlight=False)
@@ -43,50 +40,54 @@ class Display:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """One line that stays on the screen."""
+        """Print one line that stays on the screen."""
         self._console.print(Text(text), soft_wrap=True)
 
     def problem(self, text: str) -> None:
-        """One line for standard error."""
+        """Print one line to standard error."""
         print(text, file=sys.stderr, flush=True)
 
     def show(self, now: Snapshot) -> None:
-        """Shows where the stream stands."""
+        """Show the state of the stream."""
         if self._live:
             self._live.update(Group(self._progress(now), _alerts(now.last_alerts)), refresh=True)
         elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + _LINE_EVERY
+            self._next_line = time.monotonic() + _LINE_INTERVAL_S
             self.note(
-                f"{now.seconds:6.1f} s  {now.answered:,} of {now.sent:,} events answered, {now.rate:,.0f}/s, "
+                f"{now.seconds:6.1f} s  {now.predictions:,} of {now.sent:,} events scored, {now.rate:,.0f}/s, "
                 f"p50 {_ms(now.p50)} p99 {_ms(now.p99)}, {now.keys:,} keys, "
                 f"{now.alerts:,} alerts, {now.true_alerts:,} of them fraud"
             )
-            fresh = min(now.alerts - self._alerts_shown, 2)
+            new = min(now.alerts - self._alerts_shown, 2)
             self._alerts_shown = now.alerts
-            for alert in reversed(now.last_alerts[:fresh]):
-                self.note(f"          alert {alert.key} score {alert.score:.3f} {alert.amount:,.2f}: {_truth(alert)}")
+            for alert in reversed(now.last_alerts[:new]):
+                self.note(f"          alert {alert.key} score {alert.score:.3f} {alert.amount:,.2f}: {_label(alert)}")
 
     def _progress(self, now: Snapshot) -> Panel:
         table = Table.grid(padding=(0, 3))
-        goal = f" of {self._events:,}" if self._events else ""
-        table.add_row("events", f"{now.sent:,} sent", f"{now.answered:,}{goal} answered", f"{now.rate:,.0f}/s")
-        table.add_row("latency", f"p50 {_ms(now.p50)}", f"p99 {_ms(now.p99)}", "from sending to reading the answer")
+        limit = f" of {self._events:,}" if self._events else ""
+        table.add_row("events", f"{now.sent:,} sent", f"{now.predictions:,}{limit} scored", f"{now.rate:,.0f}/s")
+        table.add_row(
+            "latency", f"p50 {_ms(now.p50)}", f"p99 {_ms(now.p99)}", "from sending an event to reading its prediction"
+        )
         table.add_row("state", f"{now.keys:,} keys", f"{now.dead_letters:,} dead letters", "")
         table.add_row("alerts", f"{now.alerts:,}", f"{now.true_alerts:,} true", self._metrics)
-        return Panel(table, title=f"lstmstream demo, {now.seconds:.0f} s", subtitle="Ctrl-C stops it")
+        return Panel(table, title=f"lstmstream demo, {now.seconds:.0f} s", subtitle="Ctrl-C to stop")
 
     def summary(self, tally: Tally, *, first_prediction: float | None, dead_letter_reason: str) -> None:
-        """The numbers of the whole demo; `first_prediction`: seconds from the start of the command to it."""
+        """Show the numbers of the whole demo. `first_prediction`: seconds from the start of the command."""
         quality, (p50, p99) = tally.quality(), tally.latency()
-        answers = f"{tally.answered:,} predictions, {tally.dead_letters:,} dead letters"
-        self.note(f"\n{tally.sent:,} events: {answers}, {tally.duplicates:,} duplicates")
+        records = f"{tally.predictions:,} predictions, {tally.dead_letters:,} dead letters"
+        self.note(f"\n{tally.sent:,} events: {records}, {tally.duplicates:,} duplicates")
         if dead_letter_reason:
-            self.note(f"newest dead letter: {dead_letter_reason}")
-        if not tally.answered:
+            self.note(f"reason of the newest dead letter: {dead_letter_reason}")
+        if not tally.predictions:
             return
         if first_prediction is not None:
             self.note(f"first prediction {first_prediction:.1f} s after the start of the command")
-        self.note(f"throughput {tally.throughput():,.0f} events/s, latency p50 {_ms(p50)}, p99 {_ms(p99)}")
+        self.note(
+            f"throughput {tally.throughput():,.0f} events/s, latency p50 {_ms(p50)}, p99 {_ms(p99)}, over the whole run"
+        )
         alerts, frauds = sum(quality.alerted), sum(quality.counts[1:])
         self.note(
             f"{alerts:,} alerts, {frauds:,} frauds: precision {_percent(quality.precision)}, "
@@ -100,15 +101,15 @@ class Display:
 
 
 def _alerts(alerts: tuple[Alert, ...]) -> Table:
-    table = Table("customer", "event", "amount", "score", "truth", title="newest alerts", expand=True)
+    table = Table("customer", "event", "amount", "score", "label", title="newest alerts", expand=True)
     for alert in alerts:
-        truth = Text(_truth(alert), style="green" if alert.kind else "red")
-        table.add_row(alert.key, f"{alert.steps:,}", f"{alert.amount:,.2f}", f"{alert.score:.3f}", truth)
+        label = Text(_label(alert), style="green" if alert.kind else "red")
+        table.add_row(alert.key, f"{alert.steps:,}", f"{alert.amount:,.2f}", f"{alert.score:.3f}", label)
     return table
 
 
-def _truth(alert: Alert) -> str:
-    return f"fraud, {KINDS[alert.kind]}" if alert.kind else "genuine, a false alarm"
+def _label(alert: Alert) -> str:
+    return f"fraud ({KINDS[alert.kind]})" if alert.kind else "genuine (false alarm)"
 
 
 def _ms(value: float) -> str:

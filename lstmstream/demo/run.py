@@ -1,7 +1,7 @@
 """`lstmstream demo`: a broker, simulated card transactions, the daemon and a live page, all on this machine.
 
-The daemon runs as a process of its own, from a configuration file, as it would for anybody. Whatever ends the demo,
-it takes with it what it started: the daemon, the broker, its topics on somebody else's broker, and its files.
+The daemon is a process of its own with a configuration file, as in any other use. However the demo ends, it removes
+what it started: the daemon, the broker, its topics on another broker, and its files.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from lstmstream.demo.tally import Tally
 from lstmstream.dev.broker import DevBroker
 from lstmstream.errors import CannotServe, Fatal
 
-RATE_WITH_END, RATE_ENDLESS = 5_000.0, 2_000.0  # events a second, where none is given
+RATE_WITH_END, RATE_ENDLESS = 5_000.0, 2_000.0  # default events per second
 CUSTOMERS, TERMINALS = 1_000, 2_000
-METRICS_PORT = 9108  # the daemon's usual one, taken if it is free
+METRICS_PORT = 9108  # the daemon's default, used if it is free
 
-_READY_S = 120.0  # for the daemon to start, join its group and be ready
-_STALL_S = 60.0  # without any answer while some are awaited
+_READY_S = 120.0  # for the daemon to start, join its group and become ready
+_STALL_S = 60.0  # without any prediction while events are in flight
 _STOP_S = 40.0  # for the daemon after SIGTERM; its own limit is 30 s
 _REFRESH_S = 0.25
 _LOG_LINES = 20
@@ -50,18 +50,18 @@ def run_demo(
     seed: int = 7,
     http_port: int | None = None,
 ) -> int:
-    """Runs the demo until `events` are answered, or until SIGINT or SIGTERM; the exit code.
+    """Run the demo until `events` have predictions, or until SIGINT or SIGTERM. Returns the exit code.
 
-    0: every event was answered exactly once and the daemon stopped cleanly, or somebody stopped the demo. 1: not so.
-    2: it could not start. `bootstrap_servers`: a broker to use instead of one of its own; `rate` in events a second.
+    0: every event got exactly one prediction and the daemon stopped cleanly, or a signal stopped the demo. 1: neither.
+    2: it could not start. `bootstrap_servers`: a broker to use instead of starting one; `rate` in events per second.
     """
     started = time.monotonic()
     port = http_port or _free_port(METRICS_PORT)
     display = Display(events=events, metrics=f"http://127.0.0.1:{port}/metrics")
     rate = rate or (RATE_ENDLESS if events is None else RATE_WITH_END)
     world = World(customers=CUSTOMERS, terminals=TERMINALS, seed=seed)
-    with _Stop() as stop, ExitStack() as ours:
-        demo = _Demo(display, stop, ours, started=started, events=events)
+    with _StopSignals() as stop, ExitStack() as cleanup:
+        demo = _Demo(display, stop, cleanup, started=started, events=events)
         try:
             servers, topics = demo.broker(bootstrap_servers)
             daemon = demo.daemon(servers, topics, port)
@@ -76,11 +76,11 @@ def run_demo(
             display.problem(f"the demo failed: {problem}")
             code = 1
         finally:
-            stop.interrupts = False  # what follows only clears up, and does so in bounded time
+            stop.interrupts = False  # what follows only cleans up, in bounded time
     return code
 
 
-class _Stop:
+class _StopSignals:
     """SIGINT, SIGTERM and SIGHUP set `event`; while `interrupts`, the first one also raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Daemon:
 
     def __init__(self, config: Path, log: Path, port: int) -> None:
         self._log, self._port = log, port
-        # A variable that overrides a key would change the demo under the reader's feet.
+        # A variable that overrides an option would change the demo.
         environment = {
             name: value for name, value in os.environ.items() if not (name.startswith("LSTMSTREAM_") and "__" in name)
         }
@@ -122,16 +122,16 @@ class Daemon:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # Ctrl-C reaches the demo alone, which then stops the daemon in order
+                start_new_session=True,  # Ctrl-C reaches the demo only, which then stops the daemon
             )
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code; None while it is running."""
         return self._process.poll()
 
     def ready(self) -> bool:
-        """Whether /readyz answers 200."""
+        """Whether /readyz returns 200."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2)
         try:
             connection.request("GET", "/readyz")
@@ -142,7 +142,7 @@ class Daemon:
             connection.close()
 
     def stop(self) -> int:
-        """SIGTERM, after a bound SIGKILL; the exit code."""
+        """Stop it with SIGTERM, or with SIGKILL after a time limit. Returns the exit code."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -152,36 +152,38 @@ class Daemon:
         return self._process.wait()
 
     def last_lines(self) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         return _tail(self._log)
 
 
 class _Demo:
-    """The steps of one demo. What each starts it hands to `ours`, which ends it in reverse order."""
+    """The steps of one demo. Each registers what it starts with `cleanup`, which ends it in reverse order."""
 
-    def __init__(self, display: Display, stop: _Stop, ours: ExitStack, *, started: float, events: int | None) -> None:
-        self._display, self._stop, self._ours = display, stop, ours
+    def __init__(
+        self, display: Display, stop: _StopSignals, cleanup: ExitStack, *, started: float, events: int | None
+    ) -> None:
+        self._display, self._stop, self._cleanup = display, stop, cleanup
         self._started, self._events = started, events
         self._broker: DevBroker | None = None  # of its own
-        self._folder = Path(ours.enter_context(tempfile.TemporaryDirectory(prefix="lstmstream-demo-")))
+        self._folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="lstmstream-demo-")))
 
     def broker(self, bootstrap_servers: str | None) -> tuple[str, Topics]:
-        """A broker and the demo's topics on it."""
+        """Return a broker's address, and the demo's topics, created on it."""
         topics = Topics(f"demo-{uuid.uuid4().hex[:8]}")
         if bootstrap_servers is None:
-            self._display.note("starting Kafka (the first start on a machine fetches it with Maven) ...")
+            self._display.note("starting Kafka (the first start on a machine downloads it with Maven) ...")
             broker = self._broker = DevBroker(self._folder / "kafka")
-            self._ours.callback(broker.down, wipe=True)
+            self._cleanup.callback(broker.down, wipe=True)
             bootstrap_servers = broker.up(0)
             topics.create(bootstrap_servers)
         else:
-            self._ours.callback(_quietly, topics.delete, bootstrap_servers)
+            self._cleanup.callback(_quietly, topics.delete, bootstrap_servers)
             topics.create(bootstrap_servers)
         self._display.note(f"Kafka: {bootstrap_servers}, topics {topics.name}.*")
         return bootstrap_servers, topics
 
     def daemon(self, bootstrap_servers: str, topics: Topics, port: int) -> Daemon:
-        """The daemon, ready; errors: Fatal with the end of its log."""
+        """Start the daemon and wait until it is ready. Raises Fatal with the end of its log."""
         config = self._folder / "demo.yaml"
         config.write_text(
             yaml.safe_dump(
@@ -202,23 +204,23 @@ class _Demo:
             )
         )
         daemon = Daemon(config, self._folder / "daemon.log", port)
-        self._ours.callback(daemon.stop)
+        self._cleanup.callback(daemon.stop)
         deadline = time.monotonic() + _READY_S
         while not daemon.ready():
             if daemon.exit_code is not None:
                 raise Fatal(
-                    f"the daemon ended with code {daemon.exit_code}; the end of its log:\n{daemon.last_lines()}"
+                    f"the daemon exited with code {daemon.exit_code}; the end of its log:\n{daemon.last_lines()}"
                 )
             if time.monotonic() > deadline:
                 raise Fatal(
                     f"the daemon is not ready after {_READY_S:.0f} s; the end of its log:\n{daemon.last_lines()}"
                 )
             time.sleep(0.1)
-        self._display.note(f"daemon: ready, http://127.0.0.1:{port}/metrics and /readyz")
+        self._display.note(f"daemon: ready; http://127.0.0.1:{port}/metrics and /readyz")
         return daemon
 
     def stream(self, daemon: Daemon, servers: str, topics: Topics, world: World, rate: float) -> int:
-        """Sends, reads and shows until the end or a signal; the exit code."""
+        """Send, read and show until the end or a signal. Returns the exit code."""
         tally, reading = Tally(), Event()
         sender = Sender(servers, topics, world.stream(), tally, rate=rate, limit=self._events, stop=self._stop.event)
         reader = Reader(servers, topics, tally, stop=reading)
@@ -230,29 +232,29 @@ class _Demo:
                     self._watch(daemon, tally, sender, reader)
             except Fatal as problem:
                 failure = str(problem)
-            asked = self._stop.event.is_set()
+            stopped = self._stop.event.is_set()
             self._stop.event.set()  # the sender's end
             sender.join(10)
             code = daemon.stop()
-        failure = failure or (None if asked else self._verdict(tally, code, daemon))
-        first = None if tally.first_answer is None else tally.first_answer - self._started
+        failure = failure or (None if stopped else self._check(tally, code, daemon))
+        first = None if tally.first_prediction is None else tally.first_prediction - self._started
         self._display.summary(tally, first_prediction=first, dead_letter_reason=reader.last_reason)
         if failure:
             self._display.problem(f"the demo failed: {failure}")
             return 1
-        if not asked:
-            self._display.note("each event was answered exactly once; the daemon stopped with code 0")
+        if not stopped:
+            self._display.note("every event has exactly one prediction; the daemon stopped cleanly")
         elif code:
-            self._display.note(f"the daemon, asked to stop, ended with code {code}")
+            self._display.note(f"the daemon did not stop cleanly: it exited with code {code}")
         return 0
 
     def _watch(self, daemon: Daemon, tally: Tally, sender: Sender, reader: Reader) -> None:
-        """Returns at the last answer or at a signal; errors: Fatal."""
+        """Return at the last prediction or at a signal. Raises Fatal."""
         seen, moved = 0, time.monotonic()
         while not self._stop.event.wait(_REFRESH_S):
-            if seen == 0 and tally.first_answer is not None:
-                self._display.note(f"first prediction {tally.first_answer - self._started:.1f} s after the start")
-            done = tally.answered + tally.dead_letters
+            if seen == 0 and tally.first_prediction is not None:
+                self._display.note(f"first prediction {tally.first_prediction - self._started:.1f} s after the start")
+            done = tally.predictions + tally.dead_letters
             if done > seen or not tally.in_flight:
                 seen, moved = done, time.monotonic()
             self._display.show(tally.snapshot(self._started))
@@ -263,27 +265,27 @@ class _Demo:
                     raise Fatal(f"{what}: {type(error).__name__}: {error}")
             if daemon.exit_code is not None:
                 raise Fatal(
-                    f"the daemon ended with code {daemon.exit_code}; the end of its log:\n{daemon.last_lines()}"
+                    f"the daemon exited with code {daemon.exit_code}; the end of its log:\n{daemon.last_lines()}"
                 )
             if self._broker and not self._broker.status().running:
-                raise Fatal(f"Kafka ended; the end of its log:\n{_tail(self._broker.log)}")
+                raise Fatal(f"Kafka exited; the end of its log:\n{_tail(self._broker.log)}")
             if time.monotonic() - moved > _STALL_S:
                 raise Fatal(
-                    f"no answer for {_STALL_S:.0f} s, {tally.in_flight:,} events wait; "
+                    f"no prediction for {_STALL_S:.0f} s, {tally.in_flight:,} events are in flight; "
                     f"the end of the daemon's log:\n{daemon.last_lines()}"
                 )
 
-    def _verdict(self, tally: Tally, code: int, daemon: Daemon) -> str | None:
-        """What was not as promised, after all was read and the daemon stopped."""
+    def _check(self, tally: Tally, code: int, daemon: Daemon) -> str | None:
+        """Return what is wrong after everything was read and the daemon stopped, or None."""
         faults = tally.faults()
         if code:
-            faults.append(f"the daemon stopped with code {code}; the end of its log:\n{daemon.last_lines()}")
+            faults.append(f"the daemon exited with code {code}; the end of its log:\n{daemon.last_lines()}")
         return "; ".join(faults) or None
 
 
 @contextmanager
 def _running(thread: Sender | Reader, stop: Event) -> Iterator[None]:
-    """Starts the thread; at the end tells it to stop and waits for it."""
+    """Start the thread; at the end, stop it and wait for it."""
     thread.start()
     try:
         yield
@@ -293,7 +295,7 @@ def _running(thread: Sender | Reader, stop: Event) -> Iterator[None]:
 
 
 def _quietly(action: Callable[[str], None], bootstrap_servers: str) -> None:
-    """Clearing up on a broker that may be gone must not hide how the demo ended."""
+    """Clean up on a broker that may be gone, without hiding how the demo ended."""
     with suppress(KafkaError, OSError):
         action(bootstrap_servers)
 
@@ -302,11 +304,11 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
 
 
-def _free_port(wish: int) -> int:
-    """`wish` if nobody listens there, else any free port."""
-    for port in (wish, 0):
+def _free_port(preferred: int) -> int:
+    """Return `preferred` if nobody listens there, else any free port."""
+    for port in (preferred, 0):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
-    return wish  # the daemon will say what is wrong with it
+    return preferred  # the daemon reports what is wrong with it

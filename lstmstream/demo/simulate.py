@@ -1,16 +1,16 @@
 """Simulated card transactions: customers and terminals with habits, and three kinds of fraud.
 
-The recipe is that of the Fraud Detection Handbook (https://fraud-detection-handbook.github.io), chapter 3, with code
-and numbers of our own. A customer has a home, a usual amount, a usual number of purchases a day, usual hours and a few
-favourite terminals near home. Fraud comes in three kinds:
+The simulation follows the Fraud Detection Handbook (https://fraud-detection-handbook.github.io), chapter 3, with code
+and numbers of its own. A customer has a home, a usual amount, a usual number of purchases per day, usual hours and
+a few favourite terminals near home. There are three kinds of fraud:
 
-1. ``large``: one purchase for a conspicuously large amount;
-2. ``terminal``: a terminal is taken over for two weeks; half of the payments there are tampered with: the amount is
-   somewhat too high, and the card mostly read from its magnetic stripe;
-3. ``leaked``: somebody else shops with the card for a week, beside its owner: amounts multiplied, any hour, anywhere.
+1. ``large``: one purchase for an unusually large amount;
+2. ``terminal``: a terminal is compromised for two weeks; half of the payments there are tampered with: the amount is
+   somewhat too high, and the card is mostly read from its magnetic stripe;
+3. ``leaked``: somebody else uses the card for a week, as well as its owner: higher amounts, at any hour, anywhere.
 
-The same seed gives the same transactions, whatever was asked for before: each day has random numbers of its own.
-The label never becomes part of an event. This module does not know Kafka or the model.
+The same seed gives the same transactions in any order of calls, because each day has its own random numbers.
+The label never becomes part of an event. This module knows neither Kafka nor the model.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _WEEK = np.array([0.95, 0.9, 0.95, 1.0, 1.15, 1.2, 0.85])  # Monday first
 
 @dataclass(frozen=True, slots=True)
 class Transactions:
-    """N transactions in the order of time. `kind` is the label: an index into KINDS, 0 for genuine."""
+    """N transactions in order of time. `kind` is the label: an index into KINDS, 0 for genuine."""
 
-    transaction_id: Ints  # [N] 0, 1, 2 ... in the order of time
+    transaction_id: Ints  # [N] 0, 1, 2 ... in order of time
     customer: Ints  # [N]
     terminal: Ints  # [N]
     time_ms: Ints  # [N] milliseconds since 1970 UTC
@@ -69,15 +69,15 @@ class Transactions:
 
     @property
     def fraud(self) -> NDArray[np.bool_]:
-        """The label as yes or no."""
+        """The label as a boolean, [N]."""
         return self.kind > 0
 
     def keys(self) -> list[bytes]:
-        """The key of each event's record: the customer's id."""
+        """Return the record key of each event: the customer's id."""
         return [b"c%06d" % number for number in self.customer.tolist()]
 
     def values(self) -> list[bytes]:
-        """Each event as JSON, without the label."""
+        """Return each event as JSON, without the label."""
         moments = np.datetime_as_string(self.time_ms.astype("datetime64[ms]"), timezone="UTC").tolist()
         rows = zip(
             self.transaction_id.tolist(),
@@ -99,7 +99,7 @@ class Transactions:
                     "terminal_id": f"t{terminal:06d}",
                     "time": moment,
                     "amount": amount,
-                    "distance_km": km,  # orjson writes NaN as null: an online shop has no place
+                    "distance_km": km,  # orjson writes NaN as null: an online shop has no location
                     "merchant": MERCHANTS[merchant],
                     "entry": ENTRIES[entry],
                 }
@@ -109,15 +109,15 @@ class Transactions:
 
 
 def to_json_lines(transactions: Transactions) -> bytes:
-    """The events as JSON lines, without the label."""
+    """Return the events as JSON lines, without the label."""
     return b"".join(value + b"\n" for value in transactions.values())
 
 
 class World:
-    """Customers, terminals and their habits. `day(d)` gives the transactions of day d, d = 0, 1, 2 ..."""
+    """Customers, terminals and their habits. `day(d)` returns the transactions of day d, d = 0, 1, 2 ..."""
 
     def __init__(self, *, customers: int = 1000, terminals: int = 2000, seed: int = 1) -> None:
-        """Draws the habits; errors: ValueError where there is nobody or nowhere to go."""
+        """Draw the habits. Raises ValueError without customers, or with too few terminals."""
         if customers < 1 or terminals < _FAVOURITES:
             raise ValueError(f"need at least 1 customer and {_FAVOURITES} terminals, got {customers} and {terminals}")
         self.customers, self.terminals, self.seed = customers, terminals, seed
@@ -137,12 +137,12 @@ class World:
         self._usage = np.cumsum(usage / usage.sum())
 
     def day(self, day: int, *, first_id: int = 0) -> Transactions:
-        """The transactions of one day in the order of time, numbered from `first_id`."""
+        """Return the transactions of one day in order of time, numbered from `first_id`."""
         random = np.random.default_rng([self.seed, 1, day])
-        own = self._purchases(day, random)
-        thief = self._thefts(day, random)
+        by_owner = self._purchases(day, random)
+        by_others = self._fraudulent_purchases(day, random)
         customer, terminal, time_ms, amount, kind, entry = (
-            np.concatenate(pair) for pair in zip(own, thief, strict=True)
+            np.concatenate(pair) for pair in zip(by_owner, by_others, strict=True)
         )
         place = self.terminal_place[terminal] - self.home[customer]
         distance: Floats = np.round(np.hypot(place[:, 0], place[:, 1]), 2).astype(np.float64)
@@ -161,7 +161,7 @@ class World:
         )
 
     def stream(self) -> Iterator[Transactions]:
-        """Day after day, without end, numbered from 0."""
+        """Yield the transactions of day after day without end, numbered from 0."""
         day, number = 0, 0
         while True:
             batch = self.day(day, first_id=number)
@@ -169,15 +169,15 @@ class World:
             day, number = day + 1, number + len(batch)
 
     def taken_over(self, day: int) -> NDArray[np.bool_]:
-        """[terminals] which terminals are taken over on that day."""
-        return self._struck(day, salt=2, share=_TAKEN_OVER_A_DAY, days=_TAKEN_OVER_DAYS, count=self.terminals)
+        """Return which terminals are compromised on that day, [terminals]."""
+        return self._affected(day, salt=2, share=_TAKEN_OVER_A_DAY, days=_TAKEN_OVER_DAYS, count=self.terminals)
 
     def leaked(self, day: int) -> NDArray[np.bool_]:
-        """[customers] whose card somebody else uses on that day."""
-        return self._struck(day, salt=3, share=_LEAKED_A_DAY, days=_LEAKED_DAYS, count=self.customers)
+        """Return which customers' cards somebody else uses on that day, [customers]."""
+        return self._affected(day, salt=3, share=_LEAKED_A_DAY, days=_LEAKED_DAYS, count=self.customers)
 
     def _purchases(self, day: int, random: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
-        """What the owners buy, kinds 0, 1 and 2: customer, terminal, time of day, amount, kind, entry."""
+        """Purchases by the owners, kinds 0, 1 and 2: columns customer, terminal, time of day, amount, kind, entry."""
         customer = np.repeat(np.arange(self.customers), random.poisson(self.a_day * _WEEK[day % 7]))
         count = len(customer)
         favourite = self.favourites[customer, np.searchsorted(self._usage, random.random(count))]
@@ -200,8 +200,8 @@ class World:
         entry[swiped] = SWIPE
         return customer, terminal, time_ms, amount, kind, entry
 
-    def _thefts(self, day: int, random: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
-        """What strangers buy with leaked cards, kind 3; the same columns."""
+    def _fraudulent_purchases(self, day: int, random: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
+        """Purchases by others with leaked cards, kind 3; the same columns."""
         cards = np.flatnonzero(self.leaked(day))
         customer = np.repeat(cards, random.poisson(_THIEF_A_DAY, len(cards)))
         count = len(customer)
@@ -217,37 +217,37 @@ class World:
         return customer, terminal, time_ms, amount, np.full(count, LEAKED, np.uint8), entry
 
     def _entry(self, customer: Ints, terminal: Ints, amount: Floats, random: np.random.Generator) -> Codes:
-        """How the owner's card is read: contactless for small amounts, now and then by its stripe."""
+        """How the owner's card is read: contactless for small amounts, sometimes by its magnetic stripe."""
         draw = random.random(len(customer))
         entry = np.where((amount < 50) & (draw < self.contactless[customer]), CONTACTLESS, CHIP).astype(np.uint8)
         entry[random.random(len(customer)) < 0.015] = SWIPE
         entry[self.terminal_merchant[terminal] == _ONLINE_SHOP] = ONLINE
         return entry
 
-    def _struck(self, day: int, *, salt: int, share: float, days: int, count: int) -> NDArray[np.bool_]:
-        """[count] who was struck on this day or in the `days` - 1 before it; the past reaches back before day 0."""
-        struck = np.zeros(count, np.bool_)
+    def _affected(self, day: int, *, salt: int, share: float, days: int, count: int) -> NDArray[np.bool_]:
+        """Which of `count` are affected: drawn on this day or in the `days` - 1 before, even before day 0; [count]."""
+        affected = np.zeros(count, np.bool_)
         for start in range(day - days + 1, day + 1):
             random = np.random.default_rng([self.seed, salt, start + days])
-            struck[random.integers(0, count, random.poisson(share * count))] = True
-        return struck
+            affected[random.integers(0, count, random.poisson(share * count))] = True
+        return affected
 
     def _draw_favourites(self, random: np.random.Generator) -> Ints:
-        """[customers, _FAVOURITES] terminals, nearer ones more likely, most used first."""
+        """Draw favourite terminals, nearer ones more likely, most used first; [customers, _FAVOURITES]."""
         chosen = np.empty((self.customers, _FAVOURITES), np.int64)
         online = self.terminal_merchant == _ONLINE_SHOP
-        for start in range(0, self.customers, 256):  # bounds the memory of the distances
+        for start in range(0, self.customers, 256):  # limits the memory for the distances
             rows = slice(start, start + 256)
             place = self.home[rows, None, :] - self.terminal_place[None, :, :]
             distance = np.hypot(place[:, :, 0], place[:, :, 1]) / self.radius[rows, None]
-            distance[:, online] = 4  # equally near to everybody
+            distance[:, online] = 4  # equally near to every customer
             order = distance - random.gumbel(size=distance.shape)  # draws without replacement, weight exp(-distance)
             chosen[rows] = np.argsort(order, axis=1)[:, :_FAVOURITES]
         return chosen
 
 
 def transactions(*, customers: int = 1000, terminals: int = 2000, days: int = 30, seed: int = 1) -> Transactions:
-    """The transactions of `days` days in the order of time, numbered from 0."""
+    """Return the transactions of `days` days in order of time, numbered from 0."""
     stream = World(customers=customers, terminals=terminals, seed=seed).stream()
     batches = [next(stream) for _ in range(max(days, 0))]
     if not batches:
@@ -257,5 +257,5 @@ def transactions(*, customers: int = 1000, terminals: int = 2000, days: int = 30
 
 
 def _time_of_day(hours: Floats) -> Ints:
-    """Milliseconds since midnight; hours past midnight come round to the morning."""
+    """Convert hours to milliseconds since midnight; hours past midnight wrap around."""
     return ((hours % 24) * 3_600_000).astype(np.int64) % DAY_MS

@@ -1,7 +1,7 @@
-"""What the demo knows of each transaction: when it was sent, whether it was fraud, and what came back for it.
+"""What the demo knows about each transaction: when it was sent, whether it was fraud, and what the daemon wrote for it.
 
 The labels stay here, on the producer's side; the daemon never sees them. Times are seconds of one monotonic clock.
-This module does not know Kafka or the screen.
+This module knows neither Kafka nor the screen.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from lstmstream.demo.simulate import KINDS, Transactions
 
-_REMEMBERED = 2_000_000  # answers that quality and latency are computed over; older ones are forgotten
-_RECENT = 4_000  # answers that the latency on the screen is computed over
+_MAX_KEPT = 2_000_000  # predictions that quality and latency are computed over; older ones are dropped
+_RECENT = 4_000  # predictions that the latency on the screen is computed over
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert and the truth about it."""
+    """One alert and its label."""
 
     key: str
     amount: float
@@ -34,11 +34,11 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where the stream stands. Latency, from sending an event to reading its prediction, is in milliseconds."""
+    """The state of the stream. Latencies are in milliseconds, from sending an event to reading its prediction."""
 
     seconds: float
     sent: int
-    answered: int
+    predictions: int
     dead_letters: int
     rate: float
     p50: float
@@ -51,17 +51,17 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Alerts against the truth. A number is NaN where there was nothing to count."""
+    """Alerts compared with the labels. A number is NaN where there was nothing to count."""
 
     precision: float
     recall: float
     average_precision: float
-    counts: tuple[int, ...]  # [len(KINDS)] transactions answered, by kind
-    alerted: tuple[int, ...]  # [len(KINDS)] of those, alerts
+    counts: tuple[int, ...]  # [len(KINDS)] transactions with a prediction, by kind
+    alerted: tuple[int, ...]  # [len(KINDS)] those of them with an alert
 
 
 class Tally:
-    """Counts what is sent and answered. `sent` and the readers' methods may be called from different threads."""
+    """Counts what is sent and what is read. `record_sent` and the other methods may run in different threads."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -77,13 +77,13 @@ class Tally:
         self._alert_records = 0
         self._mark: tuple[float, int] = (monotonic(), 0)
         self._rate = 0.0
-        self.sent = self.answered = self.dead_letters = self.duplicates = 0
+        self.sent = self.predictions = self.dead_letters = self.duplicates = 0
         self.first_sent: float | None = None
-        self.first_answer: float | None = None
-        self.last_answer: float | None = None
+        self.first_prediction: float | None = None
+        self.last_prediction: float | None = None
 
-    def send(self, part: Transactions) -> None:
-        """Notes what is about to be sent."""
+    def record_sent(self, part: Transactions) -> None:
+        """Record transactions that are about to be sent."""
         now = monotonic()
         rows = zip(part.transaction_id.tolist(), part.kind.tolist(), part.amount.tolist(), strict=True)
         with self._lock:
@@ -91,8 +91,8 @@ class Tally:
             self.sent += len(part)
             self.first_sent = self.first_sent or now
 
-    def answer(self, number: int, key: str, score: float, steps: int, *, alert: bool) -> None:
-        """Notes a prediction that was read; one for a transaction that awaits none counts as a duplicate."""
+    def record_prediction(self, number: int, key: str, score: float, steps: int, *, alert: bool) -> None:
+        """Record a prediction that was read; one that no transaction waits for counts as a duplicate."""
         now = monotonic()
         with self._lock:
             entry = self._pending.pop(number, None)
@@ -100,30 +100,30 @@ class Tally:
                 self.duplicates += 1
                 return
             sent_at, kind, amount = entry
-            self.answered += 1
-            self.first_answer = self.first_answer or now
-            self.last_answer = now
+            self.predictions += 1
+            self.first_prediction = self.first_prediction or now
+            self.last_prediction = now
             self._keys.add(key)
             self._counts[kind] += 1
             if alert:
                 self._alerted[kind] += 1
                 self._last_alerts.appendleft(Alert(key, amount, score, steps, kind))
                 self._unmatched_alerts ^= {number}
-            if len(self._scores) >= _REMEMBERED:
+            if len(self._scores) >= _MAX_KEPT:
                 for column in (self._scores, self._latencies, self._kinds):
-                    del column[: _REMEMBERED // 2]
+                    del column[: _MAX_KEPT // 2]
             self._scores.append(score)
             self._latencies.append((now - sent_at) * 1000)
             self._kinds.append(kind)
 
-    def alert(self, number: int) -> None:
-        """Notes a record of the alerts topic; its prediction may be read before or after it."""
+    def record_alert(self, number: int) -> None:
+        """Record a record of the alerts topic; its prediction may be read before or after it."""
         with self._lock:
             self._alert_records += 1
             self._unmatched_alerts ^= {number}
 
-    def dead_letter(self, number: int) -> None:
-        """Notes a dead letter."""
+    def record_dead_letter(self, number: int) -> None:
+        """Record a dead letter."""
         with self._lock:
             if self._pending.pop(number, None) is None:
                 self.duplicates += 1
@@ -132,21 +132,21 @@ class Tally:
 
     @property
     def in_flight(self) -> int:
-        """Transactions sent and not yet answered."""
+        """Transactions sent that have neither a prediction nor a dead letter yet."""
         return len(self._pending)
 
     def snapshot(self, since: float) -> Snapshot:
-        """Where the stream stands, `since` being the start of the clock."""
+        """Return the state of the stream; `since` is the time it began."""
         now = monotonic()
         with self._lock:
             then, count = self._mark
             if now - then >= 1:
-                self._rate, self._mark = (self.answered - count) / (now - then), (now, self.answered)
+                self._rate, self._mark = (self.predictions - count) / (now - then), (now, self.predictions)
             p50, p99 = _percentiles(np.array(self._latencies[-_RECENT:]))
             return Snapshot(
                 seconds=now - since,
                 sent=self.sent,
-                answered=self.answered,
+                predictions=self.predictions,
                 dead_letters=self.dead_letters,
                 rate=self._rate,
                 p50=p50,
@@ -158,17 +158,17 @@ class Tally:
             )
 
     def latency(self) -> tuple[float, float]:
-        """p50 and p99 of the latency in milliseconds, over all that is remembered."""
+        """Return p50 and p99 of the latency in milliseconds, over all predictions kept."""
         return _percentiles(np.array(self._latencies))
 
     def throughput(self) -> float:
-        """Answers a second, from the first event sent to the last prediction read."""
-        if self.first_sent is None or self.last_answer is None:
+        """Return predictions per second, from the first event sent to the last prediction read."""
+        if self.first_sent is None or self.last_prediction is None:
             return 0.0
-        return self.answered / max(self.last_answer - self.first_sent, 1e-9)
+        return self.predictions / max(self.last_prediction - self.first_sent, 1e-9)
 
     def quality(self) -> Quality:
-        """The alerts so far against the truth."""
+        """Compare the alerts so far with the labels."""
         fraud = np.frombuffer(bytes(self._kinds), np.uint8) > 0
         return Quality(
             precision=_share(sum(self._alerted[1:]), sum(self._alerted)),
@@ -179,13 +179,13 @@ class Tally:
         )
 
     def faults(self) -> list[str]:
-        """What contradicts "each event answered exactly once", for a stream that has come to its end."""
+        """Return what contradicts "one prediction for each event", at the end of the stream."""
         faults = []
         if self._pending:
             shown = ", ".join(str(number) for number in sorted(self._pending)[:5])
-            faults.append(f"{len(self._pending):,} transactions have no answer, among them {shown}")
+            faults.append(f"{len(self._pending):,} transactions have no prediction, for example {shown}")
         if self.duplicates:
-            faults.append(f"{self.duplicates:,} answers came twice, or for no transaction of this demo")
+            faults.append(f"{self.duplicates:,} predictions came twice, or belong to no transaction of this demo")
         if self._unmatched_alerts or self._alert_records != sum(self._alerted):
             alerts, records = sum(self._alerted), self._alert_records
             faults.append(f"{alerts:,} predictions are alerts, but the alerts topic has {records:,} records")
@@ -193,7 +193,7 @@ class Tally:
 
 
 def average_precision(scores: NDArray[np.float32], fraud: NDArray[np.bool_]) -> float:
-    """Mean precision at each fraud, by falling score; equal scores count as one step. NaN without fraud."""
+    """Return the mean precision over the frauds, by falling score; equal scores are one step. NaN without fraud."""
     if not fraud.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")

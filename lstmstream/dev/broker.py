@@ -1,8 +1,8 @@
 """A real Kafka on this machine's loopback, without Docker: for development, the demo and the tests.
 
-The system's Java runs broker and controller in one process (KRaft), and everything that the broker keeps lies in one
-folder, its home. It knows nothing of topics, models or the daemon, and it is no broker for production: one node, no
-encryption, no replica.
+The system's Java runs broker and controller in one process (KRaft), and everything that the broker keeps is in one
+folder, its home. This module knows nothing about topics, models or the daemon. The broker is not for production: one
+node, no encryption, no replicas.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from lstmstream.dev.kafka_jars import fetch_jars, find_java
 from lstmstream.errors import CannotServe
 
 _HOST = "127.0.0.1"
-_MARKER = ".lstmstream-dev-broker"  # a folder without it is not ours to use or to remove
+_MARKER = ".lstmstream-dev-broker"  # a folder without it was not made by `up`, so it is neither used nor removed
 _JVM = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m", "-XX:+ExitOnOutOfMemoryError"]
 _JVM_LOG = [
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
 ]
-# Below the ports that Linux gives to outgoing connections: a client that keeps trying to reach a stopped broker on one
-# of those may end up connected to itself, and then the broker cannot have its port back.
+# Below the ports that Linux assigns to outgoing connections: a client that keeps trying to reach a stopped broker on
+# one of those may end up connected to itself, and then the broker cannot get its port back.
 _FREE_PORTS = range(15_000, 30_000)
 _TERM_S = 20.0
 _KILL_S = 10.0
 _LOG_BYTES = 16 << 20
 
-_children: set[int] = set()  # brokers that this very process started and has not yet seen end
+_children: set[int] = set()  # pids of brokers that this process started and has not yet reaped
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerStatus:
-    """What is known of the broker that belongs to `home`."""
+    """The status of the broker that belongs to `home`."""
 
     running: bool
-    bootstrap_servers: str | None  # where it is, or was when it last ran
+    bootstrap_servers: str | None  # its address now, or when it last ran
     pid: int | None
     home: Path
     log: Path
@@ -61,7 +61,7 @@ class BrokerStatus:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """What the pid file holds. `birth` tells our process from a later one that was given the same number."""
+    """The content of the pid file. `birth` distinguishes the process from a later one with the same pid."""
 
     pid: int
     birth: str
@@ -71,14 +71,14 @@ class _Process:
     def is_alive(self) -> bool:
         if _birth(self.pid) == self.birth:
             return True
-        if self.pid in _children:  # nobody else can take note of its end
+        if self.pid in _children:  # only its parent can reap it
             _children.discard(self.pid)
             with contextlib.suppress(ChildProcessError):  # a fork of the process that started it
                 os.waitpid(self.pid, 0)
         return False
 
     def ends(self, by: signal.Signals, within_s: float) -> bool:
-        """Send the signal, if the process is still the one we started; whether it then ended in time."""
+        """Send the signal, if this is still the same process; return whether it ended in time."""
         deadline = time.monotonic() + within_s
         if self.is_alive():
             with contextlib.suppress(ProcessLookupError):
@@ -91,7 +91,7 @@ class _Process:
 
 
 class DevBroker:
-    """The broker whose data, settings, log and pid file lie in `home`. Any process of the same user may control it."""
+    """The broker whose data, settings, log and pid file are in `home`. Any process of the same user may control it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home.expanduser().absolute()
@@ -102,13 +102,13 @@ class DevBroker:
         self._data = self.home / "data"
 
     def up(self, port: int = 9092, timeout_s: float = 90) -> str:
-        """Start the broker unless it runs, and wait until it answers; its bootstrap servers, "127.0.0.1:PORT".
+        """Start the broker if it is not running, wait until it responds, and return its address "127.0.0.1:PORT".
 
-        `port` 0 takes the port it had last time if that is free, or any free one. A broker that runs stays on its port.
-        `timeout_s` does not count the download of Kafka's jars, which the first start on a machine needs.
+        `port` 0 takes the port of last time if that is free, else any free one. A running broker keeps its port.
+        `timeout_s` excludes the download of Kafka's jars, which the first start on a machine needs.
 
         Raises:
-            CannotServe: no Java or Maven, a port in use, a home that is not ours, or a broker that does not start.
+            CannotServe: no Java or Maven, the port is in use, the home is another folder, or the broker does not start.
         """
         java, jars = find_java(), fetch_jars()
         self._claim_home()
@@ -116,20 +116,22 @@ class DevBroker:
             process = self._running()
             if process is None:
                 process = self._start([java, *_JVM, *_JVM_LOG, "-cp", f"{jars}/*"], port)
-            self._await_answer(process, timeout_s)
+            self._await_response(process, timeout_s)
         return _address(process.port)
 
     def down(self, *, wipe: bool = False) -> bool:
-        """Stop the broker, with force if SIGTERM has not ended it after 20 s; whether it was running.
+        """Stop the broker, with SIGKILL if SIGTERM has not ended it after 20 s; return whether it was running.
 
         `wipe` also removes the home with all its data.
 
         Raises:
-            CannotServe: asked to wipe a folder that `up` did not make.
+            CannotServe: asked to wipe a folder that `up` did not create.
         """
         if not self._marker.is_file():
             if wipe and self.home.exists():
-                raise CannotServe(f"{self.home} is no development broker's folder, so it stays: remove it by hand")
+                raise CannotServe(
+                    f"{self.home}: is not the folder of a development broker and is not removed; remove it by hand"
+                )
             return False
         with self._lock():
             process = self._running()
@@ -141,7 +143,7 @@ class DevBroker:
         return process is not None
 
     def kill(self) -> bool:
-        """End the broker with SIGKILL, for fault tests: no hand-over, no flush; whether it was running."""
+        """Kill the broker with SIGKILL, for fault tests: no flush, no clean shutdown; return whether it was running."""
         if not self._marker.is_file():
             return False
         with self._lock():
@@ -151,13 +153,13 @@ class DevBroker:
         return process is not None
 
     def restart(self, timeout_s: float = 90) -> str:
-        """Stop the broker if it runs, and start it on the port that it last had, with its data."""
+        """Stop the broker if it is running, and start it again on its last port, with its data."""
         self.down()
         last = self._last()
         return self.up(port=0 if last is None else last.port, timeout_s=timeout_s)
 
     def status(self) -> BrokerStatus:
-        """What the pid file and the process table say; asks nothing of the broker itself."""
+        """Return the status by the pid file and the process table, without a request to the broker."""
         last, running = self._last(), self._running()
         return BrokerStatus(
             running=running is not None,
@@ -171,24 +173,22 @@ class DevBroker:
 
     def _claim_home(self) -> None:
         if "," in str(self.home):
-            raise CannotServe(
-                f"{self.home}: Kafka cannot keep data in a folder with a comma in its path: pass another --home"
-            )
+            raise CannotServe(f"{self.home}: Kafka cannot use a folder with a comma in its path; pass another --home")
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._marker.exists():
                 if any(self.home.iterdir()):
                     raise CannotServe(
-                        f"{self.home} is not empty and no development broker's folder: pass another --home"
+                        f"{self.home}: is not empty and not the folder of a development broker; pass another --home"
                     )
                 self._marker.touch()
         except OSError as error:
-            raise CannotServe(f"{self.home}: {error.strerror}: pass another --home") from error
+            raise CannotServe(f"{self.home}: {error.strerror}; pass another --home") from error
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Let one process at a time start or stop this broker. The home is ours already."""
-        removed = CannotServe(f"{self.home} was removed by another `lstmstream dev down --wipe`: try again")
+        """Let one process at a time start or stop this broker. The home has been claimed."""
+        removed = CannotServe(f"{self.home}: was removed by another `lstmstream dev down --wipe`; try again")
         try:
             marker = self._marker.open()
         except FileNotFoundError:
@@ -200,7 +200,7 @@ class DevBroker:
             yield
 
     def _last(self) -> _Process | None:
-        """The process that was started last, dead or alive."""
+        """The process that was started last, running or not."""
         try:
             return _Process(**json.loads(self._pid_file.read_text()))
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
@@ -210,7 +210,7 @@ class DevBroker:
         last = self._last()
         return last if last is not None and last.is_alive() else None
 
-    # -- its life -------------------------------------------------------------------------------------------------
+    # -- the process -------------------------------------------------------------------------------------------------
 
     def _start(self, java: list[str], port: int) -> _Process:
         last = self._last()
@@ -222,7 +222,7 @@ class DevBroker:
         if not (self._data / "meta.properties").exists():
             self._format(java)
         command = [*java, "kafka.Kafka", str(self._settings)]
-        # A session of its own: neither Ctrl-C nor the end of the terminal reaches the broker, only `down` does.
+        # A session of its own: neither Ctrl-C nor closing the terminal reaches the broker, only `down` does.
         pid = os.posix_spawn(
             command[0],
             command,
@@ -242,47 +242,47 @@ class DevBroker:
         return process
 
     def _format(self, java: list[str]) -> None:
-        # Not Java's UUID text but its 16 bytes in base64; the tool takes an id that begins with "-" for an option.
+        # Not Java's UUID text but its 16 bytes in base64; the tool mistakes an id that begins with "-" for an option.
         cluster = base64.urlsafe_b64encode(b"\x00" + secrets.token_bytes(15)).decode().rstrip("=")
         command = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(self._settings)]
         with self.log.open("ab") as output:
-            answer = subprocess.run(
+            result = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=60, check=False
             )
-        if answer.returncode != 0:
-            raise CannotServe(f"Kafka could not format {self._data}: {self._last_words()}")
+        if result.returncode != 0:
+            raise CannotServe(f"Kafka could not format {self._data}; {self._end_of_log()}")
 
-    def _await_answer(self, process: _Process, timeout_s: float) -> None:
-        """Wait until the broker answers a client's request; an open port alone would be too early."""
+    def _await_response(self, process: _Process, timeout_s: float) -> None:
+        """Wait until the broker responds to a client's request; an open port alone would be too early."""
         deadline = time.monotonic() + timeout_s
-        while not _answers(process.port):
+        while not _responds(process.port):
             if not process.is_alive():
-                raise CannotServe(f"the development broker ended while it started: {self._last_words()}")
+                raise CannotServe(f"the development broker exited during its start; {self._end_of_log()}")
             if time.monotonic() > deadline:
                 raise CannotServe(
-                    f"the development broker (pid {process.pid}) has not answered on {_address(process.port)} "
-                    f"after {timeout_s:g} s: {self._last_words()}"
+                    f"the development broker (pid {process.pid}) has not responded on {_address(process.port)} "
+                    f"after {timeout_s:g} s; {self._end_of_log()}"
                 )
             time.sleep(0.1)
 
     def _kill(self, process: _Process) -> None:
         if not process.ends(signal.SIGKILL, _KILL_S):
             raise CannotServe(
-                f"the development broker (pid {process.pid}) cannot be killed: look at its disk {self.home}"
+                f"the development broker (pid {process.pid}) cannot be killed; check the disk of {self.home}"
             )
 
-    def _last_words(self) -> str:
-        """Where the log is, and its end without Java's stack traces."""
+    def _end_of_log(self) -> str:
+        """The path of the log and its last lines, without Java's stack traces."""
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             lines = []
-        telling = [line for line in lines[-200:] if line.strip() and not line.startswith(("\t", "    "))]
-        return "\n  ".join([f"the log {self.log} ends with", *telling[-6:]])
+        relevant = [line for line in lines[-200:] if line.strip() and not line.startswith(("\t", "    "))]
+        return "\n  ".join([f"its log, {self.log}, ends with", *relevant[-6:]])
 
 
 def default_home() -> Path:
-    """Where the broker of `lstmstream dev` lives."""
+    """Return the home of the broker of `lstmstream dev`."""
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return data / "lstmstream" / "dev-broker"
 
@@ -292,20 +292,21 @@ def _address(port: int) -> str:
 
 
 def _birth(pid: int) -> str | None:
-    """Which start of which boot this process is; None where there is none, or a dead one nobody has reaped."""
+    """Identify a process by boot and start time; None if there is none, or only a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    fields = stat.rpartition(")")[2].split()  # the process name before it may contain anything
     state, start_ticks = fields[0], fields[19]
     return None if state in "ZX" else f"{boot}/{start_ticks}"
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java does: what only lingers is no hindrance
+        # As Java does: sockets that only linger do not block the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))
         except OSError:
@@ -317,7 +318,7 @@ def _choose_port(wanted: int, last: int | None, other_than: int | None = None) -
     if wanted:
         if not _is_free(wanted):
             raise CannotServe(
-                f"port {wanted} of {_HOST} is in use or not allowed: end what uses it, or pass another --port"
+                f"port {wanted} of {_HOST} is in use or not permitted; stop what uses it, or pass another --port"
             )
         return wanted
     if last is not None and last != other_than and _is_free(last):
@@ -326,11 +327,11 @@ def _choose_port(wanted: int, last: int | None, other_than: int | None = None) -
         port = secrets.choice(_FREE_PORTS)
         if port != other_than and _is_free(port):
             return port
-    raise CannotServe(f"no free port of {_HOST} found between {_FREE_PORTS.start} and {_FREE_PORTS.stop}")
+    raise CannotServe(f"found no free port of {_HOST} between {_FREE_PORTS.start} and {_FREE_PORTS.stop}; pass --port")
 
 
-def _answers(port: int) -> bool:
-    """Whether a client learns of a broker there. kafka-python's own attempts are left out while the port is closed."""
+def _responds(port: int) -> bool:
+    """Whether a client finds a broker there. While the port is closed, kafka-python's own attempts are skipped."""
     try:
         socket.create_connection((_HOST, port), timeout=1).close()
     except OSError:
@@ -345,7 +346,7 @@ def _answers(port: int) -> bool:
 
 
 def _server_properties(data: Path, port: int, controller_port: int) -> str:
-    """The settings of one node that serves fault tests too; a line's comment says why it is not Kafka's default."""
+    """The settings of a single node, fit for fault tests too; comments say why they are not Kafka's defaults."""
     return f"""\
 process.roles=broker,controller
 node.id=1
@@ -357,26 +358,26 @@ inter.broker.listener.name=PLAINTEXT
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={_escaped(str(data))}
 
-# One node: with the defaults of three replicas the internal topics are never made, and transactions hang.
+# One node: with the default of three replicas the internal topics are never created, and transactions hang.
 offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 
-# A missing topic is an error to be seen, not one to be made with the wrong settings.
+# A missing topic is an error to be seen, not to be created with the wrong settings.
 auto.create.topics.enable=false
 num.partitions=4
-# Events stamped years ago would be deleted within minutes.
+# Events with timestamps years ago would be deleted within minutes.
 log.retention.ms=-1
 
-# Fast starts, rebalances and ends of abandoned transactions.
+# Fast starts, fast rebalances, fast aborts of abandoned transactions.
 offsets.topic.num.partitions=5
 transaction.state.log.num.partitions=5
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
-# After a kill the node may register again only when its former session has ended.
+# After a kill the node can register again only once its former session has ended.
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 
@@ -389,7 +390,7 @@ num.io.threads=4
 
 
 def _escaped(text: str) -> str:
-    """As Java's property files want it: ASCII, and all else as escaped UTF-16 units."""
+    """Escape text for a Java properties file: ASCII, everything else as UTF-16 escapes."""
     units = text.encode("utf-16-be")
     codes = (int.from_bytes(units[i : i + 2], "big") for i in range(0, len(units), 2))
     return "".join(chr(code) if 0x20 < code < 0x7F and code != 0x5C else f"\\u{code:04x}" for code in codes)

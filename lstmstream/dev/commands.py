@@ -1,21 +1,23 @@
-"""`lstmstream dev up|down|status`: the development broker, for a person at a terminal.
+"""The commands `lstmstream dev up|down|status`, which control the development broker.
 
-Knows words and options; what they do is broker.py's.
+The broker is imported when a command runs: its Kafka client would slow down every other command, and `--help`.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lstmstream.dev.broker import DevBroker, default_home
 from lstmstream.dev.kafka_jars import KAFKA_VERSION, jars_folder
 
+if TYPE_CHECKING:
+    from lstmstream.dev.broker import DevBroker
+
 app = typer.Typer(
-    no_args_is_help=True, help="A real Kafka on this machine's loopback, without Docker (Java and Maven)."
+    no_args_is_help=True, help="A real Kafka on this machine's loopback, without Docker (needs Java and Maven)."
 )
 
 _Home = Annotated[
@@ -29,44 +31,50 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 9092,
     home: _Home = None,
 ) -> None:
-    """Start the broker unless it runs, and print its bootstrap servers."""
-    broker = DevBroker(home or default_home())
+    """Start the broker if it is not running, and print its bootstrap servers."""
+    broker = _broker(home)
     if not jars_folder().is_dir():
-        typer.echo(f"Fetching Kafka {KAFKA_VERSION} with Maven (54 MiB, once) ...", err=True)
+        typer.echo(f"Downloading Kafka {KAFKA_VERSION} with Maven (54 MiB, once) ...", err=True)
     was_running = broker.status().running
     servers = broker.up(port)
     typer.echo(servers)
-    state = "already runs" if was_running else "is up"
+    state = "is already running" if was_running else "is running"
     typer.echo(f"Kafka {KAFKA_VERSION} {state} on {servers}; its data and log are in {broker.home}", err=True)
 
 
 @app.command()
 def down(
     *,
-    wipe: Annotated[bool, typer.Option("--wipe", help="Remove its data, settings and log too.")] = False,
+    wipe: Annotated[bool, typer.Option("--wipe", help="Also remove its data, settings and log.")] = False,
     home: _Home = None,
 ) -> None:
-    """Stop the broker; its data stay, unless --wipe is given."""
-    broker = DevBroker(home or default_home())
-    was_there = broker.home.exists()
+    """Stop the broker. Its data are kept, unless --wipe is given."""
+    broker = _broker(home)
+    existed = broker.home.exists()
     stopped = broker.down(wipe=wipe)
-    typer.echo("The broker is stopped." if stopped else "The broker was not running.")
-    if wipe and was_there:
-        typer.echo(f"{broker.home} is removed.")
+    typer.echo("The broker has been stopped." if stopped else "The broker was not running.")
+    if wipe and existed:
+        typer.echo(f"{broker.home} has been removed.")
 
 
 @app.command()
 def status(
     *,
     home: _Home = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say whether the broker runs, and where. Exit code 0 either way."""
-    now = DevBroker(home or default_home()).status()
+    """Show whether the broker is running, and where. The exit code is 0 in both cases."""
+    now = _broker(home).status()
     if as_json:
         facts = {"running": now.running, "bootstrap_servers": now.bootstrap_servers, "pid": now.pid}
         typer.echo(json.dumps(facts | {"home": str(now.home), "log": str(now.log)}))
     elif now.running:
-        typer.echo(f"The broker runs on {now.bootstrap_servers} (pid {now.pid}), in {now.home}")
+        typer.echo(f"The broker is running on {now.bootstrap_servers} (pid {now.pid}), in {now.home}")
     else:
         typer.echo(f"The broker is not running; its home is {now.home}")
+
+
+def _broker(home: Path | None) -> DevBroker:
+    from lstmstream.dev.broker import DevBroker, default_home  # noqa: PLC0415 - see above
+
+    return DevBroker(home or default_home())

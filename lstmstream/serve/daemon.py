@@ -1,44 +1,39 @@
 """The daemon: poll → process → commit, with its phases, its way back after an error, and its end.
 
-One thread. One micro-batch, one transaction. Nothing is polled while one is open.
+One thread. One micro-batch, one transaction. Nothing is polled while one is open. What it does not do itself:
+partition.py holds what is known of a partition, committer.py judges transactions, restore.py brings states back.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
-import uuid
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
-import numpy as np
-
 from lstmstream.config import Config
 from lstmstream.errors import TryAgain
-from lstmstream.serve import topics
-from lstmstream.serve.build import make_engine, owner_of
-from lstmstream.serve.checkpoint import Checkpointer, Plan
-from lstmstream.serve.engine import Engine, Result
-from lstmstream.serve.health import Health
-from lstmstream.serve.metrics import Metrics
-from lstmstream.serve.records import RecordBatch, concatenate
-from lstmstream.serve.restore import Restore
-from lstmstream.serve.step import OnnxStep
-from lstmstream.transport.base import CommittedOffset, Transport, Turn
+from lstmstream.records import RecordBatch, concatenate
+from lstmstream.serve.checkpoint import Checkpointer
+from lstmstream.serve.committer import COMMIT_TIMEOUT_S, Committer
+from lstmstream.serve.engine import Engine
+from lstmstream.serve.housekeeping import Housekeeping
+from lstmstream.serve.identity import state_identity
+from lstmstream.serve.observers import Observer, StageTimer
+from lstmstream.serve.partition import Partition, Partitions
+from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, Restore, RestoreContext
+from lstmstream.serve.topics import Topics
+from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, Transport
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1
-RESTORE_SLICE_S = 1.0
-COMMIT_LIMIT_S = 25.0
-DRAIN_SHARE = 0.8  # of the shutdown timeout; the rest is for leaving the group
-GAUGES_EVERY_S = 1.0
-TOPICS_EVERY_S = 5.0
+POLL_TIMEOUT_S = 0.1
+POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
+RESTORE_SLICE_S = 1.0  # of each round of the loop, for all restores together
+MAX_PARALLEL_RESTORES = 3  # while one is computed, the others' records come; the first partition should go live early
+DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -54,434 +49,352 @@ class Phase(Enum):
     STOPPED = "stopped"
 
 
-ALLOWED: Mapping[Phase, set[Phase]] = {
+_END = {Phase.DRAINING, Phase.STOPPED}
+ALLOWED = {
     Phase.STARTING: {Phase.JOINING, Phase.STOPPED},
-    Phase.JOINING: {Phase.RESTORING, Phase.RUNNING, Phase.RECOVERING, Phase.DRAINING, Phase.STOPPED},
-    Phase.RESTORING: {Phase.RUNNING, Phase.RECOVERING, Phase.DRAINING, Phase.STOPPED},
-    Phase.RUNNING: {Phase.RESTORING, Phase.RECOVERING, Phase.DRAINING, Phase.STOPPED},  # a rebalance: restore again
-    Phase.RECOVERING: {Phase.JOINING, Phase.RESTORING, Phase.RUNNING, Phase.DRAINING, Phase.STOPPED},
+    Phase.JOINING: {Phase.RESTORING, Phase.RUNNING, Phase.RECOVERING, *_END},
+    Phase.RESTORING: {Phase.RUNNING, Phase.RECOVERING, *_END},
+    Phase.RUNNING: {Phase.RESTORING, Phase.RECOVERING, *_END},  # a rebalance: restore again
+    Phase.RECOVERING: {Phase.JOINING, Phase.RESTORING, Phase.RUNNING, *_END},
     Phase.DRAINING: {Phase.STOPPED},
     Phase.STOPPED: set(),
 }
 
 
-class _Attempt(NamedTuple):
-    """A transaction whose fate is not known yet."""
+class Clock(NamedTuple):
+    """Time, in the hands of whoever runs the daemon."""
 
-    result: Result
-    plan: Plan
-    nonce: str
-
-    def was_committed(self, committed: Mapping[int, CommittedOffset | None]) -> bool:
-        """Whether it went through, by what is committed now for each partition of the plan.
-
-        The offsets themselves tell nothing: an idle owner's are those that were committed before, and another member
-        that answers the same events commits the same ones. A partition that was lost since may show another's nonce,
-        so one that shows ours is enough; if none does, nothing of it is ours any more, or it was aborted.
-        """
-        found = (committed.get(partition) for partition in self.plan.offsets)
-        return any(there is not None and there.metadata == self.nonce for there in found)
+    monotonic_s: Callable[[], float] = time.monotonic
+    wall_s: Callable[[], float] = time.time  # since 1970 UTC
+    sleep: Callable[[float], None] = time.sleep
 
 
 class Daemon:
-    """Serves one config until `stop` is called."""
+    """Serves one config until it is asked to stop. `startup.start_daemon` makes it, once the broker is reached.
+
+    It has a few more attributes than other classes: this is where the parts meet that have one task each.
+    """
 
     def __init__(
         self,
         config: Config,
-        step: OnnxStep,
         transport: Transport,
-        metrics: Metrics,
-        health: Health,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        wall_s: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        topics: Topics,
+        engine: Engine,
+        observer: Observer,
+        timer: StageTimer,
+        clock: Clock,
     ) -> None:
-        """`clock`: monotonic seconds; `wall_s`: seconds since 1970 UTC."""
+        """`transport` has begun to join the group, and `topics` are right."""
         self._config = config
-        self._step = step
         self._transport = transport
-        self._metrics = metrics
-        self._health = health
+        self._engine = engine
+        self._observer = observer
+        self._timer = timer
         self._clock = clock
-        self._wall_s = wall_s
-        self._sleep = sleep
+        self._partitions = Partitions()
+        self._checkpointer = Checkpointer(
+            topics.state,
+            state_identity(config, engine.scorer.card),
+            self._partitions,
+            interval_s=config.state.checkpoint_interval,
+            clock=clock.monotonic_s,
+            wall_s=clock.wall_s,
+        )
+        self._committer = Committer(transport, engine, self._checkpointer, observer, timer, clock.monotonic_s)
+        self._housekeeping = Housekeeping(config, transport, topics, self._partitions, observer, clock.monotonic_s)
+        self._restore_context = RestoreContext(
+            transport,
+            engine,
+            self._checkpointer,
+            self._committer.submit_plan,
+            config.input.topic,
+            config.input.start,
+            config.on_model_change,
+            clock.monotonic_s,
+            set(),
+        )
+        self._membership: Membership | None = None  # of the last poll; None before the first assignment
+        self._failed = False  # the transport failed and has not recovered yet
         self._stopping = False
-        self._drain_by = math.inf  # clock time at which handing over is given up
+        self._drain_deadline_s = math.inf  # clock time at which handing over is given up
         self.phase = Phase.STARTING
-        self._engine: Engine
-        self._checkpointer: Checkpointer
-        self._topics: topics.Topics
-        self._member: object = None
-        self._assignment: Mapping[int, int] = {}
-        self._joined = False
-        self._restores: list[Restore] = []
-        self._live: set[int] = set()
-        self._attempt: _Attempt | None = None
-        self._recovered = True  # whether the transport can be used: it cannot between an error and `recover`
-        instance = uuid.uuid4().hex
-        self._nonces = (f"{instance}-{number}" for number in itertools.count(1))
-        self._stage_s: defaultdict[str, float] = defaultdict(float)
-        self._next_gauges_s = 0.0
-        self._next_topics_s = 0.0
-        self._restore_began_s = 0.0
+        self._set_phase(Phase.JOINING)
+
+    # -- the loop
 
     def stop(self) -> None:
-        """Finish the batch, hand over, and return from `run`. Safe to call from a signal handler, more than once."""
+        """Finish the batch, hand over, and return from `run`. For a signal handler; a second call changes nothing."""
         if not self._stopping:
-            limit_s = DRAIN_SHARE * self._config.shutdown_timeout
-            self._drain_by = self._clock() + limit_s
+            limit_s = DRAIN_FRACTION * self._config.shutdown_timeout
+            self._drain_deadline_s = self._clock.monotonic_s() + limit_s
             self._transport.bound_calls(limit_s)
         self._stopping = True
 
     def run(self) -> int:
         """Serve until stopped; the exit code. Raises CannotServe, Fatal, OwnershipLost."""
         try:
-            if not self.start():
-                return 0
             while not self._stopping:
-                self.step()
+                self.run_once()
             return self.drain()
         finally:
-            self._transport.close(timeout_s=min(5.0, (1 - DRAIN_SHARE) * self._config.shutdown_timeout))
-            self._enter(Phase.STOPPED)
+            self.close()
 
-    def start(self) -> bool:
-        """Reach the broker, prepare the topics, join. False if stopped meanwhile."""
-        self._health.wait("broker", "the broker has not been reached yet")
-        for backoff_s in _backoffs():
-            if self._stopping:
-                self._enter(Phase.STOPPED)
-                return False
-            self._health.moved()
-            try:
-                self._transport.connect()
-                self._topics = topics.prepare(self._config, self._transport)
-                self._transport.join()
-                break
-            except TryAgain as error:
-                self._health.wait("broker", "the broker cannot be reached; trying again")
-                log.warning(
-                    "the broker at %s cannot be used yet, trying again: %s",
-                    ", ".join(self._config.kafka.bootstrap_servers),
-                    error,
-                )
-                self._sleep(backoff_s)
-        self._health.done("broker")
-        self._engine = make_engine(self._config, self._step, hashed_topics=self._topics.hashed, measure=self._measure)
-        self._checkpointer = Checkpointer(
-            self._config.state.topic,
-            owner_of(self._config, self._step),
-            interval_s=self._config.state.checkpoint_interval,
-            input_id=self._topics.input_id,
-            partitions=self._topics.partitions,
-            clock=self._clock,
-            wall_ms=lambda: int(self._wall_s() * 1000),
-        )
-        self._enter(Phase.JOINING)
-        return True
-
-    def step(self) -> None:
+    def run_once(self) -> None:
         """One round of the loop, and the way back if the broker failed in it."""
         try:
-            self._turn()
+            self._run_once()
         except TryAgain as error:
             self._recover(error)
 
-    def _turn(self) -> None:
-        """Poll, answer and commit, restore a little."""
-        self._health.moved()
-        self._stage_s.clear()
-        turn = self._poll()
-        self._follow(turn)
-        self._member = turn.member if turn.member_valid else None
-        records = turn.records.of_partitions(self._live)
-        if self._member is None:  # dropped from the group, and not fenced: nothing may be committed
-            for partition in records.next_offsets():
-                self._transport.resume(partition, self._checkpointer.position(partition))
-            return
-        if len(records) or self._checkpointer.due():
-            self._answer(records)
-        if self._restores:
-            self._restore()
-        self._look_around()
+    def _run_once(self) -> None:
+        self._observer.on_loop()
+        self._timer.take()  # of restores and of polls without records: they belong to no batch
+        polled = self._poll()
+        if self._membership is None or polled.assignment != self._partitions.assignment():
+            self._handle_rebalance(polled)
+        batch = polled.records.for_partitions(self._partitions.running_numbers())
+        if self._check_membership(polled.membership):
+            self._check_positions(batch)
+            if len(batch) or self._checkpointer.due():
+                self._process_batch(batch, polled.membership)
+            self._restore_some(polled.membership)
+        else:
+            self._read_again(batch)
+        self._housekeeping.tick(polled)
 
-    def _poll(self) -> Turn:
+    def _poll(self) -> PollResult:
         """What the broker has; with `batch.max_wait`, a little more of it."""
         limit, wait_s = self._config.batch.max_events, self._config.batch.max_wait
-        with self._measure("poll"):
-            turn = self._transport.poll(POLL_S, limit)
-            deadline = self._clock() + wait_s
-            while len(turn.records) and len(turn.records) < limit and (left_s := deadline - self._clock()) > 0:
-                more = self._transport.poll(left_s, limit - len(turn.records))
-                turn = more._replace(records=concatenate([turn.records, more.records]))
-        return turn
+        with self._timer("poll"):
+            polled = self._transport.poll(self._poll_timeout_s(), limit)
+            deadline_s = self._clock.monotonic_s() + wait_s
+            while 0 < len(polled.records) < limit and (left_s := deadline_s - self._clock.monotonic_s()) > 0:
+                more = self._transport.poll(left_s, limit - len(polled.records))
+                polled = more._replace(records=concatenate([polled.records, more.records]))
+        return polled
 
-    def _follow(self, turn: Turn) -> None:
-        """Close partitions that were taken away, begin to restore those that came; the others go on."""
-        if self._joined and turn.assignment == self._assignment:
-            return
-        if not (self._joined or turn.member_valid):
-            return
-        self._joined = True
-        self._metrics.rebalances.inc()
-        gone = [p for p, epoch in self._assignment.items() if turn.assignment.get(p) != epoch]
-        come = [p for p, epoch in turn.assignment.items() if self._assignment.get(p) != epoch]
-        for partition in gone:
-            self._close(partition)
-        self._assignment = dict(turn.assignment)
-        if any(partition >= self._topics.partitions for partition in come):
-            topics.still_there(self._config, self._transport, self._topics)
-        for partition in come:
-            self._begin_restore(partition)
-        self._health.done("assignment")
-        log.info("partitions assigned", extra={"partitions": sorted(turn.assignment), "new": sorted(come)})
-        self._settle()
+    def _poll_timeout_s(self) -> float:
+        return POLL_TIMEOUT_RESTORING_S if self._partitions.restoring() else POLL_TIMEOUT_S
 
-    def _answer(self, records: RecordBatch, *, everything: bool = False, limit_s: float = COMMIT_LIMIT_S) -> None:
-        """One micro-batch, one transaction.
+    def _handle_rebalance(self, polled: PollResult) -> None:
+        """Close partitions that were revoked, begin to restore those that were assigned; the others go on."""
+        if self._membership is None and not polled.membership.valid:
+            return  # not in the group yet
+        before, now = self._partitions.assignment(), polled.assignment
+        revoked = [number for number, epoch in before.items() if now.get(number) != epoch]
+        assigned = [number for number, epoch in now.items() if before.get(number) != epoch]
+        for number in revoked:
+            self._close_partition(number)
+        self._housekeeping.check_assignment(assigned)
+        for number in assigned:
+            self._begin_restore(number, now[number])
+        self._membership = polled.membership
+        self._observer.on_rebalance()
+        self._housekeeping.hurry()
+        self._observer.on_unblocked("assignment")
+        log.info("partitions assigned", extra={"partitions": sorted(now), "new": sorted(assigned)})
+        self._update_phase()
 
-        1. the engine answers and stages the new states;
-        2. answers, dead letters, due states and offsets are committed together;
-        3. the engine keeps the states. Up to 2 an error leaves nothing behind; within 2 `_recover` finds out, by the
-           nonce that each commit bears.
-        """
-        result = self._engine.process(records)
-        plan = self._checkpointer.plan(
-            self._engine.states,
-            events=len(records),
-            changes=result.changes,
-            positions=records.next_offsets(),
-            everything=everything,
-        )
-        self._attempt = attempt = _Attempt(result, plan, next(self._nonces))
-        began_s = self._clock()
-        with self._measure("commit"):
-            self._transport.commit(
-                result.messages, plan.messages, plan.offsets, self._member, nonce=attempt.nonce, limit_s=limit_s
-            )
-        self._keep(attempt, self._clock() - began_s)
+    def _check_membership(self, membership: Membership) -> bool:
+        """Whether anything may be committed. A member that was dropped from the group is not fenced by the broker."""
+        if self._membership is not None:
+            self._membership = membership
+            if membership.valid:
+                self._observer.on_unblocked("membership")
+            else:
+                self._observer.on_blocked("membership", "dropped from the consumer group; joining again")
+        return membership.valid
 
-    def _keep(self, attempt: _Attempt, commit_s: float | None) -> None:
-        """The attempt is committed: so are its states; count it."""
-        result, plan, _ = attempt
-        self._attempt = None
-        self._engine.commit()
-        self._checkpointer.committed(plan, result.changes, result.records.oldest_ms())
-        now_s = self._wall_s()
-        timestamps = result.records.timestamps
-        self._metrics.observe_batch(
-            events=len(result.records),
-            scores=result.answers.score,
-            alerts=int(result.answers.alert.sum()),
-            dead_letters=Counter(letter.stage for letter in result.dead_letters),
-            latencies_s=now_s - timestamps[timestamps >= 0] / 1000,
-            now_s=now_s,
-            late=result.late_events,
-            late_policy=self._config.input.late,
-            expired=result.expired,
-            checkpoints=sum(map(len, plan.written.values())),
-        )
-        self._metrics.transaction("committed", commit_s)
-        self._metrics.observe_stages(self._stage_s)
-        self._stage_s.clear()
+    def _read_again(self, batch: RecordBatch) -> None:
+        for number in batch.next_offsets():
+            self._transport.resume(number, self._partitions[number].position)
+
+    def _check_positions(self, batch: RecordBatch) -> None:
+        """Records before the position were processed already: a seek of the client was lost. Raises TryAgain."""
+        for number, offset in batch.first_offsets().items():
+            position = self._partitions[number].position
+            if offset < position:
+                raise TryAgain(f"{batch.topic}[{number}] gave offset {offset} again, though it had come to {position}")
+
+    def _process_batch(
+        self, batch: RecordBatch, membership: Membership, *, flush: bool = False, timeout_s: float = COMMIT_TIMEOUT_S
+    ) -> None:
+        """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
+        result = self._engine.process(batch)
+        self._committer.submit(result, membership, flush=flush, timeout_s=timeout_s)
+
+    # -- partitions
+
+    def _begin_restore(self, number: int, epoch: int) -> None:
+        partition = Partition(number, epoch, self._engine.scorer.states)
+        partition.restore = Restore(partition, self._restore_context)
+        self._partitions.add(partition)
+
+    def _close_partition(self, number: int) -> None:
+        partition = self._partitions.remove(number)
+        if partition is not None:
+            partition.close()
+            self._observer.on_close(number)
+
+    def _restart_restore(self, number: int) -> None:
+        epoch = self._partitions[number].epoch
+        self._close_partition(number)
+        self._begin_restore(number, epoch)
+
+    def _restore_some(self, membership: Membership) -> None:
+        """A slice of work for several restores; a partition goes live when its own is done."""
+        now_s = self._clock.monotonic_s()
+        active = [r for r in self._partitions.restoring() if r.retry_at_s <= now_s][:MAX_PARALLEL_RESTORES]
+        for restore in active:
+            try:
+                restored = restore.advance(membership, RESTORE_SLICE_S / len(active))
+            except TryAgain as error:
+                restore.note_failure()
+                if self._committer.pending is not None or restore.failures % FAILURES_BEFORE_RECOVERY == 0:
+                    raise
+                log.warning("restoring failed, trying again: %s", error, extra={"partition": restore.partition.number})
+                continue
+            self._observer.on_loop()
+            if restored is not None:
+                self._transport.resume(restored.partition, restored.offset)
+                self._observer.on_restored(restored)
+                log.info("partition restored", extra=restored._asdict())
+                self._housekeeping.hurry()
+                self._update_phase()
+
+    # -- the way back after an error
 
     def _recover(self, error: TryAgain) -> None:
-        """A new producer ends the open transaction one way or the other; the nonce in the offsets tells which."""
-        self._recovered = False
-        self._enter(Phase.RECOVERING)
-        self._health.wait("broker", "the broker failed; recovering")
+        """A new producer ends the open transaction one way or the other; then the committed offsets tell which."""
+        self._failed = True
+        self._set_phase(Phase.RECOVERING)
+        self._observer.on_blocked("broker", "the broker failed; recovering")
         log.warning("the broker failed, trying again: %s", error)
-        for backoff_s in _backoffs():
+        for backoff_s in backoffs():
             if self._stopping:
                 return  # `drain` decides what is left to do
-            self._health.moved()
+            self._observer.on_loop()
             try:
                 self._transport.recover()
-                topics.still_there(self._config, self._transport, self._topics)
-                self._rewind()
-                self._recovered = True
+                self._housekeeping.check_topics()
+                self._resolve_pending(CALL_TIMEOUT_S)
                 break
             except TryAgain as again:
                 log.warning("still trying: %s", again)
-                self._sleep(backoff_s)
-        self._health.done("broker")
+                self._clock.sleep(backoff_s)
+        self._observer.on_unblocked("broker")
         log.info("recovered")
-        self._settle()
+        self._update_phase()
 
-    def _rewind(self) -> None:
+    def _resolve_pending(self, timeout_s: float) -> None:
         """Go on from the committed offsets, with the states that belong to them. Raises TryAgain."""
-        attempt = self._attempt
-        concerned = self._live if attempt is None else {*self._live, *attempt.plan.offsets}
-        committed = {p: self._transport.committed(p) for p in concerned}
-        if attempt is not None and attempt.was_committed(committed):
-            if self._config.delivery == "at_least_once":  # states come after the offsets, so perhaps they are missing
-                attempt = attempt._replace(plan=attempt.plan._replace(written={}, floors={}))
-            self._keep(attempt, None)
-        elif attempt is not None:
-            self._metrics.transaction("aborted")
-            self._engine.rollback()
-        self._attempt = None
-        for restore in list(self._restores):  # they stopped half-way
-            self._restart_restore(restore.partition)
-        for partition in list(self._live):
-            found, position = committed[partition], self._checkpointer.position(partition)
-            if found is not None and found.offset == position:
-                self._transport.resume(partition, position)
+        concerned = self._partitions.running_numbers() | self._committer.pending_partitions()
+        committed = self._transport.committed_offsets(concerned, timeout_s)
+        self._committer.resolve(committed)
+        for restore in self._partitions.restoring():
+            restore.check_again()
+        for partition in self._partitions.running():
+            found = committed.get(partition.number)
+            if found is not None and found.offset == partition.position:
+                self._transport.resume(partition.number, partition.position)
             else:
-                log.warning("the group's offset has moved; restoring", extra={"partition": partition})
-                self._restart_restore(partition)
+                log.warning("the group's offset has moved; restoring", extra={"partition": partition.number})
+                self._restart_restore(partition.number)
+        self._failed = False
 
-    def _begin_restore(self, partition: int) -> None:
-        if not self._restores:
-            self._restore_began_s = self._clock()
-        self._restores.append(
-            Restore(
-                partition,
-                self._transport,
-                self._engine,
-                self._checkpointer,
-                input_topic=self._config.input.topic,
-                input_id=self._topics.input_id,
-                partitions=self._topics.partitions,
-                state_topic=self._config.state.topic,
-                start=self._config.input.start,
-                on_model_change=self._config.on_model_change,
-                retention_ms=self._topics.retention_ms,
-                nonces=self._nonces,
-                clock=self._clock,
-            )
-        )
-
-    def _restart_restore(self, partition: int) -> None:
-        self._close(partition)
-        self._begin_restore(partition)
-
-    def _restore(self) -> None:
-        """A slice of the oldest restore; its partition goes live when it is done."""
-        restore = self._restores[0]
-        done = restore.advance(self._member, RESTORE_SLICE_S)
-        self._metrics.restore_records_remaining.set(restore.remaining)
-        self._metrics.restore_seconds.set(self._clock() - self._restore_began_s)
-        if done:
-            self._restores.pop(0)
-            self._live.add(restore.partition)
-            self._next_gauges_s = 0.0  # now, and not in a second
-            self._transport.resume(restore.partition, restore.position)
-            log.info("partition restored", extra={"partition": restore.partition, "offset": restore.position})
-            self._settle()
-
-    def _close(self, partition: int) -> None:
-        self._restores = [r for r in self._restores if r.partition != partition]
-        self._live.discard(partition)
-        self._checkpointer.close(partition)
-        self._engine.states.close(partition)
-        self._metrics.forget_partition(self._config.input.topic, partition)
-
-    def _settle(self) -> None:
-        """Name the phase by what is left to restore."""
-        if not self._joined:
-            self._enter(Phase.JOINING)
-            return
-        self._enter(Phase.RESTORING if self._restores else Phase.RUNNING)
-        if self._restores:
-            self._health.wait("restore", f"{len(self._restores)} partitions are being restored")
-        else:
-            self._health.done("restore")
+    # -- the end
 
     def drain(self) -> int:
         """Write the dirty states, so that the next owner has nothing to replay. 1 if that could not be committed."""
-        self._enter(Phase.DRAINING)
-        self._health.wait("stop", "stopping")
+        self.stop()
+        self._set_phase(Phase.DRAINING)
+        self._observer.on_blocked("stop", "stopping")
         nothing = RecordBatch.empty(self._config.input.topic)
         failure: TryAgain | None = None
-        backoffs = _backoffs()
-        while self._attempt is not None or any(self._checkpointer.floor_lag().values()):
-            self._health.moved()
-            left_s = self._drain_by - self._clock()
+        backoff_s = backoffs()
+        while self._committer.pending is not None or self._checkpointer.behind():
+            self._observer.on_loop()
+            left_s = self._drain_deadline_s - self._clock.monotonic_s()
             if left_s <= 0:
                 log.error(
                     "not all states could be written within shutdown_timeout (%gs); the next owner will replay the"
                     " input%s",
                     self._config.shutdown_timeout,
                     "" if failure is None else f". The last failure: {failure}",
-                    extra={"states": self._checkpointer.unwritten()},
+                    extra={"states": self._checkpointer.dirty_count()},
                 )
                 return 1
             try:
-                if not self._recovered or self._member is None:
-                    self._rejoin_to_end()
+                if self._failed or self._membership is None or not self._membership.valid:
+                    self._recover_for_shutdown()
                 else:
-                    self._answer(nothing, everything=True, limit_s=left_s)
+                    self._process_batch(nothing, self._membership, flush=True, timeout_s=left_s)
             except TryAgain as error:
                 if failure is None:
                     log.warning("handing over failed, trying again until shutdown_timeout: %s", error)
                 failure = error
-                self._recovered = False
-                self._sleep(max(0.0, min(next(backoffs), self._drain_by - self._clock())))
+                self._failed = True
+                left_s = self._drain_deadline_s - self._clock.monotonic_s()
+                self._clock.sleep(max(0.0, min(next(backoff_s), left_s)))
         log.info("handed over")
         return 0
 
-    def _rejoin_to_end(self) -> None:
-        """While stopping: learn the last transaction's fate and what is still ours; restore nothing. Raises TryAgain.
+    def _recover_for_shutdown(self) -> None:
+        """Learn the last transaction's outcome and what is still ours; no restore goes on. Raises TryAgain.
 
-        A member that was dropped gets its partitions anew when it is back. Where nobody has gone on with one meanwhile,
-        the states in memory are still those of the committed offset and can be handed over.
+        A member that was dropped is assigned its partitions again when it is back. Where nobody has gone on with one
+        meanwhile, the states in memory are still those of the committed offset and can be handed over.
         """
-        if not self._recovered:
+        if self._failed:
             self._transport.recover()
-            self._rewind()
-            self._recovered = True
-        turn = self._transport.poll(POLL_S, 1)
-        self._member = turn.member if turn.member_valid else None
-        if self._member is None:
+            self._resolve_pending(CALL_TIMEOUT_S)
+        polled = self._transport.poll(POLL_TIMEOUT_S, 1)
+        self._membership = polled.membership
+        if not polled.membership.valid:
             return
-        for partition in [p for p in self._live if turn.assignment.get(p) != self._assignment.get(p)]:
-            found = self._transport.committed(partition) if partition in turn.assignment else None
-            if found is None or found.offset != self._checkpointer.position(partition):
-                self._close(partition)
-        self._assignment = dict(turn.assignment)
+        changed = [p for p in self._partitions if polled.assignment.get(p.number) != p.epoch]
+        still_assigned = [p.number for p in changed if p.number in polled.assignment]
+        committed = self._transport.committed_offsets(still_assigned) if still_assigned else {}
+        for partition in changed:
+            found = committed.get(partition.number)
+            if partition.restore is None and found is not None and found.offset == partition.position:
+                partition.epoch = polled.assignment[partition.number]
+            else:
+                self._close_partition(partition.number)
 
-    def _look_around(self) -> None:
-        """Gauges once a second; every few seconds, whether broker and topics are as they were."""
-        now_s = self._clock()
-        if now_s >= self._next_gauges_s:
-            self._next_gauges_s = now_s + GAUGES_EVERY_S
-            self._set_gauges()
-        if now_s >= self._next_topics_s:
-            self._next_topics_s = now_s + TOPICS_EVERY_S
-            topics.still_there(self._config, self._transport, self._topics)
+    def close(self) -> None:
+        """Leave the group and free everything."""
+        for restore in self._partitions.restoring():
+            restore.close()
+        self._transport.close(timeout_s=min(5.0, (1 - DRAIN_FRACTION) * self._config.shutdown_timeout))
+        self._set_phase(Phase.STOPPED)
 
-    def _set_gauges(self) -> None:
-        topic = self._config.input.topic
-        for partition, records in self._checkpointer.floor_lag().items():
-            self._metrics.floor_lag(topic, partition, records)
-            mark = self._transport.high_watermark(partition)
-            if mark is not None:
-                self._metrics.lag(topic, partition, max(0, mark - self._checkpointer.position(partition)))
-        slabs = self._engine.states.slabs.values()
-        self._metrics.state_keys.set(sum(int(np.count_nonzero(slab.steps[: len(slab.keys)])) for slab in slabs))
-        self._metrics.state_bytes.set(sum(slab.nbytes for slab in slabs))
+    # -- phases
 
-    def _enter(self, phase: Phase) -> None:
+    def _update_phase(self) -> None:
+        """Name the phase by what is left to restore."""
+        if self._membership is None:
+            self._set_phase(Phase.JOINING)
+            return
+        restoring = len(self._partitions.restoring())
+        self._set_phase(Phase.RESTORING if restoring else Phase.RUNNING)
+        if restoring:
+            self._observer.on_blocked("restore", f"{restoring} partitions are being restored")
+        else:
+            self._observer.on_unblocked("restore")
+
+    def _set_phase(self, phase: Phase) -> None:
         if phase is self.phase:
             return
         assert phase in ALLOWED[self.phase], f"{self.phase} → {phase}"
         log.info("phase", extra={"before": self.phase.value, "now": phase.value})
         self.phase = phase
-        self._health.enter(phase.value)
-
-    @contextmanager
-    def _measure(self, stage: str) -> Iterator[None]:
-        began_s = self._clock()
-        try:
-            yield
-        finally:
-            self._stage_s[stage] += self._clock() - began_s
+        self._observer.on_phase(phase.value)
 
 
-def _backoffs() -> Iterator[float]:
+def backoffs() -> Iterator[float]:
+    """Seconds to wait after the first, second, ... failure in a row."""
     yield from BACKOFF_S
     while True:
         yield BACKOFF_S[-1]

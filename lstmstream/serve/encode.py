@@ -1,4 +1,4 @@
-"""Answers to bytes: predictions, alerts and dead letters as section 7 of the design has them.
+"""Predictions, alerts and dead letters to records (docs/reference.md, "Records"): one RecordBatch per output topic.
 
 Numbers are written a column at a time by orjson, which gives each float32 its shortest text; the records are then
 joined from the pieces. Knows nothing of how they are sent.
@@ -7,81 +7,143 @@ joined from the pieces. Knows nothing of how they are sent.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import orjson
 
+from lstmstream.errors import BadRecord
+from lstmstream.formats.json_documents import Document, Getter, dump_finite, field_getter, has_field, key_text
+from lstmstream.formats.timestamps import iso_texts
 from lstmstream.model import Card
-from lstmstream.serve.records import Answers, Columns, DeadLetter, Floats, Ints, Message, RecordBatch
+from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch
+from lstmstream.serve.decode import Decoded
+
+
+class Outputs(NamedTuple):
+    """What one micro-batch publishes."""
+
+    predictions: RecordBatch
+    alerts: RecordBatch | None  # None: there is no topic for them
+    dead_letters: RecordBatch
+
+    def batches(self) -> list[RecordBatch]:
+        """Those that hold records."""
+        return [batch for batch in self if batch is not None and len(batch)]
+
+
+class OutputTopics(NamedTuple):
+    """Where outputs go. In `key_hashed` topics murmur2 of the key decides on the partition, not the input's number."""
+
+    predictions: str
+    alerts: str | None
+    dead_letters: str
+    key_hashed: Collection[str] = ()
 
 
 class Encoder:
-    """Writes the messages of one batch."""
+    """Writes the records of one batch."""
 
     def __init__(
         self,
         card: Card,
+        topics: OutputTopics,
         *,
-        output_topic: str,
-        alerts_topic: str | None,
-        dead_letter_topic: str,
-        hashed_topics: Collection[str] = (),
+        include: Sequence[str] = (),
+        output_key: str | None = None,
         from_file: bool = False,
     ) -> None:
-        """`hashed_topics`: where murmur2 of the key decides on the partition, not the input's partition number.
+        """`include` names fields of the event that a prediction carries along, `output_key` the one that keys it.
 
-        `from_file`: the source of an answer is a file and a row (the record's offset), not a topic.
+        Neither decides whether an event counts: a field that cannot be written as JSON is left out, and where
+        `output_key` finds no string or integer the key is null. `from_file`: the source is a file and a row.
         """
-        self._output_topic = output_topic
-        self._alerts_topic = alerts_topic
-        self._dead_letter_topic = dead_letter_topic
-        self._hashed_topics = frozenset(hashed_topics)
+        self._topics = topics
+        self._include = [(name, orjson.dumps(name), field_getter(name)) for name in include]
+        self._output_key = None if output_key is None else (output_key, field_getter(output_key))
         self._from_file = from_file
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
 
     def encode(
-        self, records: RecordBatch, columns: Columns, answers: Answers, dead_letters: list[DeadLetter]
-    ) -> list[Message]:
-        """Predictions in the order of the records, each alert after its prediction; then the dead letters."""
-        messages: list[Message] = []
-        place = np.searchsorted(columns.index, answers.index).tolist()  # of each answer among the observations
-        texts = self._texts(records, columns, answers, place)
-        topics = [self._output_topic] if self._alerts_topic is None else [self._output_topic, self._alerts_topic]
-        timestamps, partitions = records.timestamps.tolist(), records.partitions.tolist()
-        keys = columns.keys if columns.output_keys is None else columns.output_keys
-        for i, at, text, alert in zip(answers.index.tolist(), place, texts, answers.alert.tolist(), strict=True):
-            for topic in topics if alert else topics[:1]:
-                partition = None if topic in self._hashed_topics else partitions[i]
-                messages.append(Message(topic, partition, keys[at], text, timestamps[i], records.headers[i]))
-        messages += [self._dead_letter(records, letter) for letter in dead_letters]
-        return messages
+        self, records: RecordBatch, decoded: Decoded, predictions: Predictions, dead_letters: list[DeadLetter]
+    ) -> Outputs:
+        """Each in the order of the records; an alert is its prediction once more."""
+        index = predictions.index
+        observed = np.searchsorted(decoded.observations.index, index).tolist()  # among the observations
+        values = self._values(records, decoded, predictions, observed)
+        keys: list[bytes | None]
+        if self._output_key is None:
+            keys = [decoded.observations.keys[at] for at in observed]
+        else:
+            keys = [_output_key(decoded.documents[i], *self._output_key) for i in index.tolist()]
+        published = RecordBatch.to_write(
+            self._topics.predictions,
+            self._partitions(self._topics.predictions, records.partitions[index]),
+            records.timestamps[index],
+            keys,
+            values,
+            [records.headers[i] for i in index.tolist()],
+        )
+        return Outputs(
+            published,
+            self._alerts(published, records.partitions[index], predictions),
+            self._dead_letters(records, dead_letters),
+        )
 
-    def _texts(self, records: RecordBatch, columns: Columns, answers: Answers, place: list[int]) -> list[bytes]:
-        count = len(place)
-        if not count:
+    def _alerts(self, published: RecordBatch, partitions: Ints, predictions: Predictions) -> RecordBatch | None:
+        topic = self._topics.alerts
+        if topic is None:
+            return None
+        rows = np.flatnonzero(predictions.alert)
+        same = published.take(rows)
+        return RecordBatch.to_write(
+            topic, self._partitions(topic, partitions[rows]), same.timestamps, same.keys, same.values, same.headers
+        )
+
+    def _partitions(self, topic: str, partitions: Ints) -> Ints:
+        return np.full_like(partitions, BY_KEY) if topic in self._topics.key_hashed else partitions
+
+    def _values(
+        self, records: RecordBatch, decoded: Decoded, predictions: Predictions, observed: list[int]
+    ) -> list[bytes | None]:
+        if not observed:
             return []
-        keys = [_key_json(columns.keys[at]) for at in place]
-        times = iso_texts(columns.timestamps[place])
-        scores = _number_texts(answers.score)
-        if answers.prediction is None:
-            predictions = [b""] * count
+        observations = decoded.observations
+        keys = [_key_json(observations.keys[at]) for at in observed]
+        times = iso_texts(observations.timestamps[observed])
+        scores = _number_texts(predictions.score)
+        if predictions.prediction is None:
+            rows = [b""] * len(observed)
         else:
-            predictions = [b',"prediction":[' + row + b"]" for row in _row_texts(answers.prediction)]
-        alerts = [b"true" if alert else b"false" for alert in answers.alert.tolist()]
-        sources = self._sources(records, answers.index)
-        if columns.included is None:
-            ends = [b"}}"] * count
+            rows = [b',"prediction":[' + row + b"]" for row in _row_texts(predictions.prediction)]
+        alerts = [b"true" if alert else b"false" for alert in predictions.alert.tolist()]
+        sources = self._sources(records, predictions.index)
+        if not self._include:
+            ends = [b"}}"] * len(observed)
         else:
-            ends = [b'},"event":' + columns.included[at] + b"}" for at in place]
+            ends = [b'},"event":' + self._passthrough(decoded.documents[i]) + b"}" for i in predictions.index.tolist()]
         return [
             b'{%b,"timestamp":"%bZ","score":%b%b,"alert":%b,"steps":%d%b%b%b'
-            % (key, time, score, prediction, alert, steps, self._model, source, end)
-            for key, time, score, prediction, alert, steps, source, end in zip(
-                keys, times, scores, predictions, alerts, answers.steps.tolist(), sources, ends, strict=True
+            % (key, time, score, row, alert, steps, self._model, source, end)
+            for key, time, score, row, alert, steps, source, end in zip(
+                keys, times, scores, rows, alerts, predictions.steps.tolist(), sources, ends, strict=True
             )
         ]
+
+    def _passthrough(self, document: Document) -> bytes:
+        """The `include` fields of the event as a JSON object; what is absent or cannot be written is left out."""
+        parts = []
+        for name, name_json, get in self._include:
+            value = get(document)
+            if value is None and not has_field(document, name):
+                continue
+            try:
+                parts.append(name_json + b":" + dump_finite(value))
+            except (ValueError, TypeError, RecursionError):  # not finite, or nested too deeply
+                continue
+        return b"{" + b",".join(parts) + b"}"
 
     def _sources(self, records: RecordBatch, index: Ints) -> list[bytes]:
         name = orjson.dumps(records.topic)
@@ -91,25 +153,41 @@ class Encoder:
         partitions = records.partitions[index].tolist()
         return [b'"topic":%b,"partition":%d,"offset":%d' % (name, *at) for at in zip(partitions, offsets, strict=True)]
 
-    def _dead_letter(self, records: RecordBatch, letter: DeadLetter) -> Message:
-        i = letter.index
-        partition, timestamp = int(records.partitions[i]), int(records.timestamps[i])
-        about = {
-            "__streams.errors.exception": "lstmstream.errors.BadRecord",
-            "__streams.errors.message": letter.message,
-            "__streams.errors.topic": records.topic,
-            "__streams.errors.partition": str(partition),
-            "__streams.errors.offset": str(records.offsets[i]),
-            "lstmstream.stage": letter.stage,
-        }
-        return Message(
-            self._dead_letter_topic,
-            None if self._dead_letter_topic in self._hashed_topics else partition,
-            records.keys[i],
-            records.values[i] if letter.keep_value else None,
-            timestamp,
-            [*records.headers[i], *((name, text.encode()) for name, text in about.items())],
+    def _dead_letters(self, records: RecordBatch, dead_letters: list[DeadLetter]) -> RecordBatch:
+        rows = np.array([letter.index for letter in dead_letters], dtype=np.int64)
+        same = records.take(rows)
+        topic = self._topics.dead_letters
+        return RecordBatch.to_write(
+            topic,
+            self._partitions(topic, same.partitions),
+            same.timestamps,
+            same.keys,
+            [value if letter.with_value else None for value, letter in zip(same.values, dead_letters, strict=True)],
+            [
+                _dead_letter_headers(records, letter, headers)
+                for headers, letter in zip(same.headers, dead_letters, strict=True)
+            ],
         )
+
+
+def _dead_letter_headers(records: RecordBatch, letter: DeadLetter, headers: Headers) -> Headers:
+    """The record's own, then why it has no prediction (the names are those of KIP-1034)."""
+    about = {
+        "__streams.errors.exception": "lstmstream.errors.BadRecord",
+        "__streams.errors.message": letter.message,
+        "__streams.errors.topic": records.topic,
+        "__streams.errors.partition": str(records.partitions[letter.index]),
+        "__streams.errors.offset": str(records.offsets[letter.index]),
+        "lstmstream.stage": letter.stage,
+    }
+    return [*headers, *((name, text.encode()) for name, text in about.items())]
+
+
+def _output_key(document: Document, name: str, get: Getter) -> bytes | None:
+    try:
+        return key_text(get(document), name).encode()
+    except BadRecord:
+        return None
 
 
 def _key_json(key: bytes | None) -> bytes:
@@ -119,12 +197,6 @@ def _key_json(key: bytes | None) -> bytes:
         return b'"key":' + orjson.dumps(key.decode())
     except UnicodeDecodeError:
         return b'"key_base64":"' + b64encode(key) + b'"'
-
-
-def iso_texts(timestamps_ms: Ints) -> list[bytes]:
-    """ISO 8601 in milliseconds, UTC, without the closing Z."""
-    texts = np.datetime_as_string(timestamps_ms.astype("datetime64[ms]"), unit="ms")
-    return texts.astype(np.bytes_).tolist()  # type: ignore[no-any-return]
 
 
 def _number_texts(values: Floats) -> list[bytes]:

@@ -1,6 +1,6 @@
 """Whether the daemon lives and whether it is ready, for the probes. The daemon writes, the HTTP thread reads.
 
-It knows neither Kafka nor HTTP: only when the loop last moved, and what is still being waited for.
+It knows neither Kafka nor HTTP: only when the loop last went round, and what is in the way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 # What must be done before the daemon is ready, and what to say until then.
-AT_START: Mapping[str, str] = {
+STARTUP_CONDITIONS: Mapping[str, str] = {
     "model": "the model is not loaded yet",
     "assignment": "the consumer group has not assigned partitions yet",
     "restore": "the states are not restored yet",
@@ -18,22 +18,22 @@ AT_START: Mapping[str, str] = {
 
 
 class Health:
-    """Thread-safe. Ready once nothing is waited for; alive while the loop moves."""
+    """Thread-safe. Ready once nothing is in the way; alive while the loop moves."""
 
     def __init__(
         self,
         *,
         stall_after: float,
         clock: Callable[[], float] = time.monotonic,
-        waiting: Mapping[str, str] = AT_START,
+        blocked: Mapping[str, str] = STARTUP_CONDITIONS,
     ) -> None:
-        """`stall_after` in seconds. `waiting`: what is to be done before it is ready, each with the reason to give."""
+        """`stall_after` in seconds. `blocked`: what is in the way at first, each with the reason to give."""
         self._stall_after = stall_after
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = "starting"
-        self._waiting = dict(waiting)
-        self._moved = clock()
+        self._blocked = dict(blocked)
+        self._last_heartbeat_s = clock()
 
     @property
     def phase(self) -> str:
@@ -41,31 +41,31 @@ class Health:
         with self._lock:
             return self._phase
 
-    def enter(self, phase: str) -> None:
+    def set_phase(self, phase: str) -> None:
         """Name the phase that begins now."""
         with self._lock:
             self._phase = phase
 
-    def wait(self, what: str, reason: str) -> None:
-        """Not ready until `done(what)`. The reason is public: no key, value or error text in it."""
+    def block(self, what: str, reason: str) -> None:
+        """Not ready until `unblock(what)`. The reason is public: no key, value or error text in it."""
         with self._lock:
-            self._waiting[what] = reason
+            self._blocked[what] = reason
 
-    def done(self, what: str) -> None:
-        """`what` is waited for no longer."""
+    def unblock(self, what: str) -> None:
+        """`what` is no longer in the way."""
         with self._lock:
-            self._waiting.pop(what, None)
+            self._blocked.pop(what, None)
 
-    def moved(self, now: float | None = None) -> None:
+    def heartbeat(self, now: float | None = None) -> None:
         """The loop went round. `now` is the clock's, for callers who have just read it."""
         now = self._clock() if now is None else now
         with self._lock:
-            self._moved = max(self._moved, now)
+            self._last_heartbeat_s = max(self._last_heartbeat_s, now)
 
     def livez(self) -> tuple[bool, str]:
         """Whether the loop has moved within `stall_after`, and a sentence that says so."""
         with self._lock:
-            still_s = self._clock() - self._moved
+            still_s = self._clock() - self._last_heartbeat_s
             phase = self._phase
         if still_s > self._stall_after:
             return False, f"{phase}: the loop has not moved for {still_s:.0f} s"
@@ -75,7 +75,7 @@ class Health:
         """Whether the daemon is answering events, and what is in the way. One that stands still is not ready."""
         alive, text = self.livez()
         with self._lock:
-            reasons = list(self._waiting.values())
+            reasons = list(self._blocked.values())
         if not alive:
             reasons.append(text)
         return not reasons, reasons

@@ -1,9 +1,9 @@
-"""`/metrics`, `/livez` and `/readyz` over HTTP/1.1, in a thread of its own and bounded in every direction.
+"""`/metrics`, `/livez` and `/readyz` over HTTP/1.1, in a thread of its own, with a limit on everything.
 
 One thread serves all connections without blocking, so a slow or hostile client costs a socket and a few kilobytes,
-never a thread. Each connection carries one request and is closed. When too many are open, the one that has been at it
-longest makes room: a probe gets through while 200 sockets say nothing. No request is logged.
-It knows nothing of the daemon but its Health and its metrics registry.
+never a thread. Each connection carries one request and is then closed. When too many are open, the oldest one is
+dropped: a probe gets through while 200 sockets are silent. No request is logged.
+The server knows nothing about the daemon but its Health and its metrics registry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, generate_latest
 
 from lstmstream.errors import CannotServe
-from lstmstream.logs import safe
+from lstmstream.logs import escape_untrusted
 from lstmstream.serve.health import Health
 
 MAX_CONNECTIONS = 64
@@ -31,22 +31,22 @@ HEAD_LIMIT = 16_384  # bytes of request line and headers
 HEADER_COUNT = 64
 TARGET_LIMIT = 1_024  # characters of the request's target
 REQUEST_TIMEOUT_S = 5.0  # from accepting to the last header
-RESPONSE_TIMEOUT_S = 10.0  # until the client has taken all of it
-LINGER_S = 1.0  # for the client to close first: closing on unread bytes could cost it the response
+RESPONSE_TIMEOUT_S = 10.0  # until the client has received all of it
+LINGER_S = 1.0  # for the client to close first: closing with unread bytes could discard the response
 LINGER_BYTES = 4_194_304
 
-_JSON = "application/json"
+_JSON_TYPE = "application/json"
 
 
 class HttpServer:
-    """Serves from the moment it is made until `close()`. Raises CannotServe where it cannot listen."""
+    """Serves from its construction until `close()`. Raises CannotServe if it cannot listen."""
 
     def __init__(self, host: str, port: int, health: Health, registry: CollectorRegistry) -> None:
-        """Port 0 takes any free one; `port` tells which."""
+        """Port 0 takes any free port; the property `port` is the one taken."""
         self._socket = _listen(host, port)
         self._port = int(self._socket.getsockname()[1])
-        self._pages = _Pages(health, registry)
-        self._open: dict[_Connection, None] = {}  # in the order of their coming
+        self._router = _Router(health, registry)
+        self._open: dict[_Connection, None] = {}  # oldest first
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="lstmstream-http", daemon=True)
         self._serving = threading.Event()
@@ -60,7 +60,7 @@ class HttpServer:
         return self._port
 
     def close(self) -> None:
-        """Stop at once; open connections are dropped. Calling it again does nothing."""
+        """Stop immediately and drop open connections. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -78,43 +78,43 @@ class HttpServer:
     def _serve(self) -> None:
         loop = self._loop
         server = loop.run_until_complete(
-            loop.create_server(lambda: _Connection(self._pages, self._open), sock=self._socket, backlog=128)
+            loop.create_server(lambda: _Connection(self._router, self._open), sock=self._socket, backlog=128)
         )
-        loop.call_soon(self._serving.set)  # from here on `close` finds a loop that it can stop
+        loop.call_soon(self._serving.set)  # from here on `close` can stop the loop
         try:
             loop.run_forever()
         finally:
             server.close()
             for connection in list(self._open):
                 connection.drop()
-            loop.run_until_complete(asyncio.sleep(0))  # lets the transports close their sockets
+            loop.run_until_complete(asyncio.sleep(0))  # let the transports close their sockets
             loop.close()
 
 
 class _Connection(asyncio.Protocol):
-    """One request, one response, then the end."""
+    """One connection: one request, one response, then it is closed."""
 
-    def __init__(self, pages: _Pages, everyone: dict[_Connection, None]) -> None:
-        self._pages = pages
-        self._everyone = everyone
+    def __init__(self, router: _Router, connections: dict[_Connection, None]) -> None:
+        self._router = router
+        self._connections = connections
         self._received = bytearray()
-        self._answered = False
+        self._responded = False
         self._discarded = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(REQUEST_TIMEOUT_S, self._too_slow)
-        while len(self._everyone) >= MAX_CONNECTIONS:
-            next(iter(self._everyone)).drop()
-        self._everyone[self] = None
+        self._timer = self._loop.call_later(REQUEST_TIMEOUT_S, self._on_timeout)
+        while len(self._connections) >= MAX_CONNECTIONS:
+            next(iter(self._connections)).drop()
+        self._connections[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
-        self._everyone.pop(self, None)
+        self._connections.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
-        if self._answered:
+        if self._responded:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self.drop()
@@ -123,28 +123,28 @@ class _Connection(asyncio.Protocol):
         self._received += data
         end = self._received.find(b"\r\n\r\n", searched, HEAD_LIMIT + 4)
         if end >= 0:
-            self._answer(self._pages.answer(bytes(self._received[:end])))
+            self._send(self._router.respond(bytes(self._received[:end])))
         elif len(self._received) > HEAD_LIMIT:
-            self._answer(_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+            self._send(_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
 
     def eof_received(self) -> None:
-        """The client has said all it will: without a request that is the end, and after the response too."""
+        """The client has finished sending. Returning None lets asyncio close the connection."""
 
     def drop(self) -> None:
-        """The end, at once."""
-        self._everyone.pop(self, None)
+        """Close the connection immediately."""
+        self._connections.pop(self, None)
         self._timer.cancel()
         self._transport.abort()
 
-    def _too_slow(self) -> None:
-        self._answer(_error(HTTPStatus.REQUEST_TIMEOUT))
+    def _on_timeout(self) -> None:
+        self._send(_error(HTTPStatus.REQUEST_TIMEOUT))
 
-    def _answer(self, response: bytes) -> None:
-        self._answered = True
+    def _send(self, response: bytes) -> None:
+        self._responded = True
         self._received.clear()
         self._timer.cancel()
         self._timer = self._loop.call_later(RESPONSE_TIMEOUT_S, self.drop)
-        # Told when the last byte has left this process, to begin the shorter wait.
+        # Called back when the last byte has left this process, to start the shorter wait.
         self._transport.set_write_buffer_limits(high=0)
         self._transport.write(response)
         if self._transport.get_write_buffer_size() == 0:
@@ -159,20 +159,20 @@ class _Connection(asyncio.Protocol):
             self._transport.write_eof()
 
 
-class _Pages:
-    """From a request's head to the bytes of its response."""
+class _Router:
+    """Turns the head of a request into the bytes of its response."""
 
     def __init__(self, health: Health, registry: CollectorRegistry) -> None:
         self._health = health
         self._registry = registry
-        self._pages: Mapping[str, Callable[[str], bytes]] = {
+        self._handlers: Mapping[str, Callable[[str], bytes]] = {
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
         }
 
-    def answer(self, head: bytes) -> bytes:
-        """The whole response to the request line and headers in `head`, which is without its empty line."""
+    def respond(self, head: bytes) -> bytes:
+        """Return the whole response to the request line and headers in `head`, without their final empty line."""
         request, *lines = head.decode("latin-1").split("\r\n")
         parts = request.split(" ")
         if len(parts) != 3 or not parts[2].startswith("HTTP/"):
@@ -186,10 +186,10 @@ class _Pages:
             return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if method not in {"GET", "HEAD"}:
             return _error(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
-        page = self._pages.get(target.partition("?")[0])
+        handler = self._handlers.get(target.partition("?")[0])
         try:
-            response = _error(HTTPStatus.NOT_FOUND) if page is None else page(_header(lines, "accept"))
-        except Exception:  # a metric that fails must not end the thread that answers the probes
+            response = _error(HTTPStatus.NOT_FOUND) if handler is None else handler(_header(lines, "accept"))
+        except Exception:  # a failing metric must not end the thread that answers the probes
             response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
         return response if method == "GET" else response[: response.index(b"\r\n\r\n") + 4]
 
@@ -204,11 +204,11 @@ class _Pages:
 
     def _livez(self, _accept: str) -> bytes:
         ok, text = self._health.livez()
-        return _said(ok=ok, body={"live": ok, "reason": text})
+        return _json(ok=ok, body={"live": ok, "reason": text})
 
     def _readyz(self, _accept: str) -> bytes:
         ok, reasons = self._health.readyz()
-        return _said(ok=ok, body={"ready": ok, "phase": self._health.phase, "reasons": reasons})
+        return _json(ok=ok, body={"ready": ok, "phase": self._health.phase, "reasons": reasons})
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -217,7 +217,9 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError):
-        raise CannotServe(f"http.host: {safe(host)} is no address of this machine; use 127.0.0.1 or 0.0.0.0") from None
+        raise CannotServe(
+            f"http.host: {escape_untrusted(host)} is not an address of this machine; use 127.0.0.1 or 0.0.0.0"
+        ) from None
     listening = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":
@@ -227,9 +229,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.settimeout(0.0)
     except OSError as error:
         listening.close()
-        why = safe(error.strerror or type(error).__name__)
+        why = escape_untrusted(error.strerror or type(error).__name__)
         raise CannotServe(
-            f"http.port: cannot listen on {safe(host)}:{port} ({why}); set another port or host"
+            f"http.port: cannot listen on {escape_untrusted(host)}:{port} ({why}); set another port or host"
         ) from None
     return listening
 
@@ -242,13 +244,13 @@ def _header(lines: list[str], name: str) -> str:
     return ""
 
 
-def _said(*, ok: bool, body: Mapping[str, object]) -> bytes:
+def _json(*, ok: bool, body: Mapping[str, object]) -> bytes:
     status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
-    return _response(status, json.dumps(body).encode() + b"\n", _JSON)
+    return _response(status, json.dumps(body).encode() + b"\n", _JSON_TYPE)
 
 
 def _error(status: HTTPStatus, extra: str = "") -> bytes:
-    return _response(status, json.dumps({"error": status.phrase.lower()}).encode() + b"\n", _JSON, extra)
+    return _response(status, json.dumps({"error": status.phrase.lower()}).encode() + b"\n", _JSON_TYPE, extra)
 
 
 def _response(status: HTTPStatus, body: bytes, kind: str, extra: str = "") -> bytes:

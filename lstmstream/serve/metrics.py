@@ -1,7 +1,7 @@
 """Every metric of the daemon, counted once per batch from plain numbers and arrays.
 
-It knows no engine and no broker. No label holds a key, an offset or an error text: labels are topics and partitions of
-this process, and words from the tuples below. All of those show 0 from the start, so that a rate is never missing.
+This module knows neither engine nor broker. No label holds a key, an offset or an error message: labels are topics and
+partitions of this process, and words from the tuples below. All of those start at 0, so that a rate is never missing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from prometheus_client.utils import floatToGoString
 
 DEAD_LETTER_STAGES = ("decode", "validate", "late", "step")
 LATE_POLICIES = ("apply", "score", "drop")
+STALLED_FETCH_ACTIONS = ("seek", "rejoin")
 OUTCOMES = ("committed", "aborted", "unknown")
 STAGES = ("poll", "decode", "gather", "step", "stage", "encode", "commit")
 
@@ -32,9 +33,9 @@ _SCORE = (*_PROBABILITY, 2, 3, 5, 10, 30, 100, 1000)  # anomaly models have no u
 
 
 class BatchHistogram(Collector):
-    """A histogram that takes an array at a time: one bucket search for the whole batch.
+    """A histogram that observes a whole array at once, with one bucket search per batch.
 
-    prometheus-client's own takes one value a call, a few microseconds each, which would cost as much as the model.
+    prometheus-client's own observes one value per call, a few microseconds each, which would cost as much as the model.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class BatchHistogram(Collector):
         registry: CollectorRegistry,
         label: tuple[str, Sequence[str]] | None = None,
     ) -> None:
-        """`bounds`: upper ends of the buckets, ascending. `label`: its name and every value it will ever have."""
+        """`bounds`: upper bounds of the buckets, ascending. `label`: its name, and every value that it can have."""
         self._name = name
         self._documentation = documentation
         self._bounds = np.asarray(bounds, dtype=np.float64)
@@ -58,26 +59,26 @@ class BatchHistogram(Collector):
         registry.register(self)
 
     def observe(self, values: ArrayLike, label: str = "") -> None:
-        """Count `values`, any shape. What is not finite is left out, since one NaN would spoil the sum for good.
+        """Count `values`, of any shape. Values that are not finite are left out: one NaN would spoil the sum forever.
 
-        Raises KeyError for a label value that was not announced.
+        Raises KeyError for a label value that was not declared.
         """
         flat = np.asarray(values, dtype=np.float64).ravel()
         finite = np.isfinite(flat)
         if not finite.all():
             flat = flat[finite]
-        # A bucket takes its upper end in, so the first bound that is not less than the value is its bucket.
+        # A bucket includes its upper bound, so the first bound that is not less than the value is its bucket.
         counts = np.bincount(np.searchsorted(self._bounds, flat, side="left"), minlength=len(self._ends))
         with self._lock:
             self._counts[label] += counts
             self._sums[label] += float(flat.sum())
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
-        """The name alone, so that two metrics cannot share it."""
+        """Return the name alone, so that the registry refuses a second metric of this name."""
         return [HistogramMetricFamily(self._name, self._documentation, labels=self._label)]
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        """Cumulative buckets, their count and sum, for each label value."""
+        """Return cumulative buckets, count and sum for each label value."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._label)
         with self._lock:
             rows = [(value, np.cumsum(counts).tolist(), self._sums[value]) for value, counts in self._counts.items()]
@@ -88,10 +89,12 @@ class BatchHistogram(Collector):
 
 
 class Metrics:
-    """All metrics, in `registry`. Call from any thread; each metric by itself is consistent when scraped."""
+    """All metrics, in `registry`. Safe to use from any thread; each single metric is consistent when scraped."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call] # *_created would double the series for nothing
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """None: a registry of its own."""
+        disable_created_metrics()  # type: ignore[no-untyped-call] # *_created would double the series for no use
+        registry = CollectorRegistry() if registry is None else registry
         self.registry = registry
 
         def counter(name: str, documentation: str, label: str = "", values: Sequence[str] = ()) -> Counter:
@@ -108,46 +111,67 @@ class Metrics:
         ) -> BatchHistogram:
             return BatchHistogram(f"lstmstream_{name}", documentation, bounds, registry, label)
 
-        place = ("topic", "partition")
-        self.events = counter("events_total", "Input records answered or put aside, once committed.")
-        self.predictions = counter("predictions_total", "Predictions written, once committed.")
-        self.alerts = counter("alerts_total", "Predictions at or above the threshold, once committed.")
+        topic_partition = ("topic", "partition")
+        self.events = counter(
+            "events_total", "Input records that became a prediction or a dead letter, counted when committed."
+        )
+        self.predictions = counter("predictions_total", "Predictions, counted when committed.")
+        self.alerts = counter("alerts_total", "Predictions at or above the threshold, counted when committed.")
         self.dead_letters = counter(
-            "dead_letters_total", "Records put aside, by the stage that refused them.", "stage", DEAD_LETTER_STAGES
+            "dead_letters_total", "Dead-lettered records, by the stage that rejected them.", "stage", DEAD_LETTER_STAGES
         )
         self.late_events = counter(
-            "late_events_total", "Events older than their key's last, by what was done.", "policy", LATE_POLICIES
+            "late_events_total",
+            "Events older than the newest of their key, by the policy applied.",
+            "policy",
+            LATE_POLICIES,
         )
-        self.batch_events = histogram("batch_events", "Input records in one micro-batch.", _EVENTS)
-        self.stage_seconds = histogram("stage_seconds", "Time of one batch in a stage.", _STAGE_S, ("stage", STAGES))
+        self.batch_events = histogram("batch_events", "Input records per micro-batch.", _EVENTS)
+        self.stage_seconds = histogram(
+            "stage_seconds", "Time of one batch in a stage, in seconds.", _STAGE_S, ("stage", STAGES)
+        )
         self.event_latency_seconds = histogram(
-            "event_latency_seconds", "Time from a record's timestamp to its committed answer.", _LATENCY_S
+            "event_latency_seconds",
+            "Time from a record's timestamp to the commit of its prediction, in seconds.",
+            _LATENCY_S,
         )
         self.score = histogram("score", "Scores of the predictions.", _SCORE)
 
-        self.consumer_lag_records = gauge("consumer_lag_records", "High watermark less committed offset.", place)
-        self.rebalances = counter("rebalances_total", "Changes of this member's partitions.")
-        self.transactions = counter("transactions_total", "Transactions, by how they ended.", "outcome", OUTCOMES)
-        self.commit_seconds = histogram("commit_seconds", "Time to commit one transaction.", _COMMIT_S)
+        self.consumer_lag_records = gauge(
+            "consumer_lag_records", "Last stable offset minus the group's position.", topic_partition
+        )
+        self.stalled_fetches = counter(
+            "stalled_fetches_total",
+            "Times that a partition gave no records though some waited, by what was done.",
+            "action",
+            STALLED_FETCH_ACTIONS,
+        )
+        self.rebalances = counter("rebalances_total", "Changes of the partitions assigned to this member.")
+        self.transactions = counter("transactions_total", "Transactions, by outcome.", "outcome", OUTCOMES)
+        self.commit_seconds = histogram("commit_seconds", "Time to commit one transaction, in seconds.", _COMMIT_S)
         self.last_progress_timestamp_seconds = gauge(
-            "last_progress_timestamp_seconds", "When a batch was last committed, seconds since 1970 UTC."
+            "last_progress_timestamp_seconds", "Time of the last committed batch, in seconds since 1970 UTC."
         )
 
         self.state_keys = gauge("state_keys", "Keys whose state is in memory.")
-        self.state_bytes = gauge("state_bytes", "Memory of the states in bytes.")
+        self.state_bytes = gauge("state_bytes", "Memory used by the states, in bytes.")
         self.state_checkpoints = counter("state_checkpoints_total", "States written to the state topic.")
         self.state_floor_lag_records = gauge(
-            "state_floor_lag_records", "Input records that a restart would have to read again.", place
+            "state_floor_lag_records", "Input records that would be replayed after a crash.", topic_partition
         )
         self.state_expired = counter("state_expired_total", "States replaced by a fresh one after state.ttl.")
-        self.restore_records_remaining = gauge("restore_records_remaining", "Records left to read in a restore.")
-        self.restore_seconds = gauge("restore_seconds", "Duration of the last restore, or of the present one so far.")
+        self.restore_records_remaining = gauge(
+            "restore_records_remaining", "Records still to be read by the current restore."
+        )
+        self.restore_seconds = gauge(
+            "restore_seconds", "Duration of the last restore, or of the current one so far, in seconds."
+        )
         self._model_info = gauge("model_info", "The model in use.", ("name", "version", "fingerprint", "device"))
-        self._forgettable = (self.consumer_lag_records, self.state_floor_lag_records)
+        self._per_partition = (self.consumer_lag_records, self.state_floor_lag_records)
         ProcessCollector(registry=registry)
 
     def model(self, *, name: str, version: str, fingerprint: str, device: str) -> None:
-        """The model in use; the one before is gone."""
+        """Set the model in use, instead of the previous one."""
         self._model_info.clear()
         self._model_info.labels(name, version, fingerprint, device).set(1)
 
@@ -165,17 +189,17 @@ class Metrics:
         expired: int = 0,
         checkpoints: int = 0,
     ) -> None:
-        """Count one batch; call it when its transaction is committed and not before.
+        """Count one batch. Call it when its transaction is committed, not before.
 
-        `scores` [M], one for each prediction. `dead_letters`: stage to count. `latencies_s`: now less the records'
-        timestamps, without those of records that have none; a clock that is behind counts as 0. `now_s`: wall clock.
+        `scores` [M], one for each prediction. `dead_letters`: stage → count. `latencies_s`: now minus the timestamps
+        of those records that have one; a negative latency counts as 0. `now_s`: wall clock, seconds since 1970 UTC.
         """
         self.events.inc(events)
         self.predictions.inc(np.size(scores))
         self.alerts.inc(alerts)
         for stage, count in dead_letters.items():
-            self.dead_letters.labels(_known(stage, DEAD_LETTER_STAGES)).inc(count)
-        self.late_events.labels(_known(late_policy, LATE_POLICIES)).inc(late)
+            self.dead_letters.labels(_checked_label(stage, DEAD_LETTER_STAGES)).inc(count)
+        self.late_events.labels(_checked_label(late_policy, LATE_POLICIES)).inc(late)
         self.state_expired.inc(expired)
         self.state_checkpoints.inc(checkpoints)
         if events:
@@ -185,32 +209,34 @@ class Metrics:
         self.last_progress_timestamp_seconds.set(now_s)
 
     def observe_stages(self, seconds: Mapping[str, float]) -> None:
-        """Time that one batch spent in each of STAGES. KeyError for a stage that is not one of them."""
+        """Observe the time of one batch in each stage, in seconds. Raises KeyError for any other stage."""
         for stage, spent in seconds.items():
             self.stage_seconds.observe(spent, stage)
 
     def transaction(self, outcome: str, seconds: float | None = None) -> None:
-        """One transaction ended as one of OUTCOMES; `seconds`: how long its commit took."""
-        self.transactions.labels(_known(outcome, OUTCOMES)).inc()
+        """Count one transaction with one of OUTCOMES; `seconds`: how long its commit took."""
+        self.transactions.labels(_checked_label(outcome, OUTCOMES)).inc()
         if seconds is not None:
             self.commit_seconds.observe(seconds)
 
     def lag(self, topic: str, partition: int, records: int) -> None:
-        """High watermark less committed offset of an owned partition."""
+        """Set the lag of an assigned partition: last stable offset minus position."""
         self.consumer_lag_records.labels(topic, str(partition)).set(records)
 
     def floor_lag(self, topic: str, partition: int, records: int) -> None:
-        """Committed offset less floor of an owned partition."""
+        """Set the floor lag of an assigned partition: committed offset minus floor."""
         self.state_floor_lag_records.labels(topic, str(partition)).set(records)
 
-    def forget_partition(self, topic: str, partition: int) -> None:
-        """The partition belongs to another member now, which tells its lag."""
-        for gauge in self._forgettable:
+    def remove_partition(self, topic: str, partition: int) -> None:
+        """Remove the gauges of a partition that now belongs to another member, which reports its lag."""
+        for gauge in self._per_partition:
             gauge.remove(topic, str(partition))
 
+    remove_partition = remove_partition  # the name that serve/daemon.py still uses; it goes with it
 
-def _known(value: str, values: Sequence[str]) -> str:
-    """The label value, if it is one of those announced: an unbounded label would fill Prometheus."""
+
+def _checked_label(value: str, values: Sequence[str]) -> str:
+    """Return the label value if it is one of those declared; an unbounded label would fill Prometheus."""
     if value not in values:
         raise KeyError(value)
     return value

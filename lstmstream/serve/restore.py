@@ -1,278 +1,472 @@
 """Bring one partition's states back: state topic, floor record, replay of the input up to the committed offset.
 
-Works in slices, so that the member stays in its group and other partitions go on. What is found decides between three
-ways on: continue (this owner's states are there), begin (nothing is there, or a reset was asked for), refuse.
+Works in slices, so that the member stays in its group and other partitions go on. Several restores may run at once,
+each with readers of its own. What is found decides between three ways on: continue (this identity's states are there),
+start empty (nothing is there, or a reset was asked for), refuse.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
 import numpy as np
 
 from lstmstream.errors import CannotServe
-from lstmstream.serve.checkpoint import (
-    FLOOR_KEY,
-    Checkpointer,
-    Damaged,
+from lstmstream.records import Ints, RecordBatch
+from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
+from lstmstream.serve.engine import Engine
+from lstmstream.serve.partition import Partition
+from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.state import CLEAN
+from lstmstream.serve.state_records import (
+    FLOOR,
+    IDENTITY_BYTES,
+    CorruptStateRecord,
     Floor,
-    StoredState,
-    decode_floor,
-    decode_state,
-    entity_key,
+    OldStateFormat,
+    StateIdentity,
+    key_kind,
+    unpack_floor,
+    unpack_key,
+    unpack_state,
+    unpack_states,
 )
-from lstmstream.serve.engine import Changes, Engine
-from lstmstream.serve.state import KeyState
-from lstmstream.transport.base import Reader, Transport
-
-COMMIT_LIMIT_S = 10.0
+from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 0.5  # after a failure
+FAILURES_BEFORE_RECOVERY = 5  # of the transport
 
-class _Stage(Enum):
-    OPEN = auto()
-    STATES = auto()
-    DECIDE = auto()
-    REPLAY = auto()
+
+class RestorePhase(Enum):
+    """What a restore does next."""
+
+    LOOK_UP = auto()  # the committed offset, and how far the state topic goes
+    LOAD = auto()  # read the state topic
+    CHOOSE = auto()  # continue, start empty, or refuse
+    REPLAY = auto()  # re-read the input
     DONE = auto()
 
 
-class _Serving(NamedTuple):
-    """How a partition goes on."""
+class RestoreContext(NamedTuple):
+    """What all restores of a daemon share."""
 
-    position: int
-    start: int
-    floor: int
+    transport: Transport
+    engine: Engine
+    checkpointer: Checkpointer
+    commit: Callable[[CheckpointPlan, Membership], None]  # of a plan without a batch; raises as Transport.commit
+    input_topic: str
+    start: str  # earliest | latest, for a group that has no offset
+    on_model_change: str  # fail | reset
+    clock: Callable[[], float]
+    warned: set[str]  # what was said once and holds for all partitions
+
+
+class Restored(NamedTuple):
+    """What a restore did, for the log."""
+
+    partition: int
+    offset: int
+    states: int
+    replayed: int
+    duration_s: float
+
+
+class _Loaded:
+    """What the state topic said of this partition so far. The newest record of a key counts."""
+
+    def __init__(self) -> None:
+        self.floor: Floor | None = None
+        self.corrupt_floor: str | None = None  # where our newest floor record is and why it cannot be read
+        self.others: dict[bytes, StateIdentity] = {}  # identities that have a floor here, by their bytes
+        self.corrupt: dict[bytes | None, int] = {}  # record keys whose newest record cannot be trusted → its offset
+        self.origins: Ints = np.empty(0, dtype=np.int64)  # by row number
+
+    def origin_room(self, rows: int) -> Ints:
+        """`origins`, with room for so many rows."""
+        if rows > len(self.origins):
+            self.origins = np.concatenate([self.origins, np.full(rows - len(self.origins), -1, dtype=np.int64)])
+        return self.origins
 
 
 class Restore:
-    """One partition on its way to be served."""
+    """One partition on its way from RESTORING to RUNNING."""
 
-    def __init__(
-        self,
-        partition: int,
-        transport: Transport,
-        engine: Engine,
-        checkpointer: Checkpointer,
-        *,
-        input_topic: str,
-        input_id: str,
-        partitions: int,
-        state_topic: str,
-        start: str,
-        on_model_change: str,
-        retention_ms: int | None,
-        nonces: Iterator[str],
-        clock: Callable[[], float],
-    ) -> None:
-        """`start` is earliest or latest, for a group that has no offset; `on_model_change` is fail or reset."""
+    def __init__(self, partition: Partition, context: RestoreContext) -> None:
         self.partition = partition
-        self.position = 0  # where serving goes on, once done
-        self._transport = transport
-        self._engine = engine
-        self._checkpointer = checkpointer
-        self._input_topic = input_topic
-        self._input_id = input_id
-        self._partitions = partitions
-        self._state_topic = state_topic
-        self._start = start
-        self._on_model_change = on_model_change
-        self._retention_ms = retention_ms
-        self._nonces = nonces
-        self._clock = clock
-        self._stage = _Stage.OPEN
-        self._reader: Reader | None = None
-        self._serving = _Serving(0, 0, 0)
-        self._committed: int | None = None
-        self._floor: Floor | None = None
-        self._stored: dict[bytes | None, StoredState] = {}
-        self._damaged = 0  # state records that cannot be trusted
-        self._bad_offset: int | None = None  # of the first of them
-        self._replayed: list[tuple[Changes, int]] = []  # with the oldest record timestamp of each
+        self.phase = RestorePhase.LOOK_UP
+        self._context = context
+        self._began_s = context.clock()
+        self._digest = context.checkpointer.identity.digest
+        self._committed: CommittedOffset | None = None
+        self._reader: LogReader | None = None
+        self._loaded = _Loaded()
+        self._replay_from = 0
+        self._replayed = 0  # input records read again
+        self._min_timestamp_ms = np.iinfo(np.int64).max  # of those
+        self.retry_at_s = 0.0  # clock time; it failed a moment ago
+        self.failures = 0
+        self._unsure = False  # whether the committed offset is still the one that it works towards
 
     @property
     def remaining(self) -> int:
-        """Records still to be read in this stage."""
+        """Records still to be read in this phase."""
         return 0 if self._reader is None else max(0, self._reader.end - self._reader.position)
 
-    def advance(self, member: object, slice_s: float) -> bool:
-        """Work for at most about `slice_s`; True once the partition can be served from `position`.
+    def check_again(self) -> None:
+        """The transport failed: it goes on only if the committed offset is still the one that it works towards."""
+        self._unsure = True
 
-        Raises TryAgain, OwnershipLost, and CannotServe where the states cannot be had.
+    def note_failure(self) -> None:
+        """It is tried again a little later."""
+        self.failures += 1
+        self.retry_at_s = self._context.clock() + RETRY_S
+
+    def advance(self, membership: Membership, slice_s: float) -> Restored | None:
+        """Work for at most about `slice_s`; what was done once the partition is running, else None.
+
+        Raises TryAgain, OwnershipLost, Fatal, and CannotServe where the states cannot be had.
         """
-        deadline = self._clock() + slice_s
-        while self._stage is not _Stage.DONE and self._clock() < deadline:
-            if self._stage is _Stage.OPEN:
-                committed = self._transport.committed(self.partition)
-                self._committed = None if committed is None else committed.offset
-                _, end = self._transport.bounds(self._state_topic, self.partition)
-                self._reader = self._transport.reader(self._state_topic, self.partition, 0, end)
-                self._stage = _Stage.STATES
-            elif self._stage is _Stage.STATES:
-                self._read_states(deadline)
-            elif self._stage is _Stage.DECIDE:
-                self._decide(member)
-            elif self._stage is _Stage.REPLAY:
-                self._replay(deadline)
-        return self._stage is _Stage.DONE
+        clock = self._context.clock
+        deadline_s = clock() + slice_s
+        if self._unsure:
+            self._check_committed()
+        while self.phase is not RestorePhase.DONE and clock() < deadline_s:
+            if self.phase is RestorePhase.LOOK_UP:
+                self._look_up()
+            elif self.phase is RestorePhase.LOAD:
+                self._load(deadline_s)
+            elif self.phase is RestorePhase.CHOOSE:
+                self._choose(membership)
+            elif self.phase is RestorePhase.REPLAY:
+                self._replay(deadline_s)
+        if self.phase is not RestorePhase.DONE:
+            return None
+        number, slab = self.partition.number, self.partition.slab
+        return Restored(number, self.partition.position, len(slab), self._replayed, clock() - self._began_s)
 
-    def _read_states(self, deadline: float) -> None:
+    def close(self) -> None:
+        """Free its reader."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _check_committed(self) -> None:
+        number = self.partition.number
+        found = self._context.transport.committed_offsets([number]).get(number)
+        before = None if self._committed is None else self._committed.offset
+        if self.phase is not RestorePhase.LOOK_UP and before != (None if found is None else found.offset):
+            self.close()
+            self._loaded, self._replayed = _Loaded(), 0
+            self.phase = RestorePhase.LOOK_UP
+        self._unsure = False
+
+    # -- from the state topic
+
+    def _look_up(self) -> None:
+        transport, number = self._context.transport, self.partition.number
+        state_topic = self._context.checkpointer.topic.name
+        self._committed = transport.committed_offsets([number]).get(number)
+        # Up to the high watermark, not the last stable offset (KAFKA-10167): the reader waits for pending transactions.
+        beginning, end = transport.offset_range(state_topic, number)
+        self._open_reader(state_topic, beginning, end)
+        self.partition.begin_states(0)
+        self.phase = RestorePhase.LOAD
+
+    def _open_reader(self, topic: str, start: int, end: int) -> None:
+        self.close()
+        self._reader = self._context.transport.open_reader(topic, self.partition.number, start, end)
+
+    def _load(self, deadline_s: float) -> None:
+        """A batch of state records, straight into the slab."""
         reader = self._reader
         assert reader is not None
         if reader.position >= reader.end:
-            self._stage = _Stage.DECIDE
+            self.phase = RestorePhase.CHOOSE
             return
-        batch = reader.next(max(0.0, deadline - self._clock()))
-        for offset, key, value in zip(batch.offsets.tolist(), batch.keys, batch.values, strict=True):
+        batch = reader.next(max(0.0, deadline_s - self._context.clock()))
+        mine: dict[bytes, int] = {}  # record key → index of its newest record
+        for i, record_key in enumerate(batch.keys):
+            offset = int(batch.offsets[i])
             try:
-                self._take(key, value)
-            except Damaged as damage:
-                self._damaged += 1
-                if self._bad_offset is None:
-                    self._bad_offset = offset
-                log.error(  # noqa: TRY400 - a damaged record is no bug of ours
-                    "a state record cannot be used: %s",
-                    damage,
-                    extra={"topic": self._state_topic, "partition": self.partition, "offset": offset},
-                )
+                kind, identity = key_kind(record_key)
+                assert record_key is not None
+                if kind == FLOOR:
+                    self._load_floor(identity, batch.values[i], offset)
+                elif identity == self._digest[:IDENTITY_BYTES]:
+                    mine[record_key] = i
+            except CorruptStateRecord as error:
+                self._loaded.corrupt[record_key] = offset
+                self._log_corrupt(error, offset)
+            except OldStateFormat as error:
+                raise CannotServe(self._old_format(offset)) from error
+        self._load_states(batch, mine)
 
-    def _take(self, record_key: bytes | None, value: bytes | None) -> None:
-        if record_key is None:
-            raise Damaged("it has no key")
-        if record_key == FLOOR_KEY:
-            if value is not None:
-                self._floor = decode_floor(value)
+    def _load_floor(self, identity: bytes, value: bytes | None, offset: int) -> None:
+        loaded, ours = self._loaded, identity == self._digest[:IDENTITY_BYTES]
+        if value is None:  # somebody deleted it
+            if ours:
+                loaded.floor = loaded.corrupt_floor = None
+            else:
+                loaded.others.pop(identity, None)
             return
-        key = entity_key(record_key)
-        if value is None:
-            self._stored.pop(key, None)
+        try:
+            floor = unpack_floor(value)
+        except CorruptStateRecord as error:
+            if ours:
+                loaded.corrupt_floor = f"at offset {offset}: {error}"
+            return
+        if ours:
+            loaded.floor, loaded.corrupt_floor = floor, None
         else:
-            self._stored[key] = decode_state(record_key, value)
+            loaded.others[identity] = floor.identity
 
-    def _decide(self, member: object) -> None:
-        beginning, end = self._transport.bounds(self._input_topic, self.partition)
-        floor, committed = self._floor, self._committed
-        if floor is not None:
-            self._same_input(floor)
-        reset = self._on_model_change == "reset"
-        if floor is None and committed is None:
-            self._begin(member, beginning if self._start == "earliest" else end)
+    def _load_states(self, batch: RecordBatch, mine: dict[bytes, int]) -> None:
+        """The newest records of each of this identity's keys in the batch."""
+        gone = [key for key, i in mine.items() if batch.values[i] is None]
+        for record_key in gone:
+            del mine[record_key]
+            self._forget(record_key)
+            self._loaded.corrupt.pop(record_key, None)
+        if not mine:
+            return
+        slab, floats = self.partition.slab, self.partition.slab.rows.shape[1]
+        record_keys = list(mine)
+        values = [batch.values[i] or b"" for i in mine.values()]
+        columns = unpack_states(record_keys, values, self._digest, floats)
+        if columns is None:  # one of them is not sound: one by one, to find which
+            for record_key, i in mine.items():
+                self._load_one(record_key, batch.values[i] or b"", int(batch.offsets[i]))
+            return
+        if not np.isfinite(columns.rows).all():
+            raise CannotServe(self._does_not_fit(int(batch.offsets[0])))
+        keys = [unpack_key(record_key) for record_key in record_keys]
+        find, add = slab.index.get, slab.add
+        rows = np.array([add(key) if (row := find(key)) is None else row for key in keys], dtype=np.int64)
+        slab.rows[rows] = columns.rows
+        slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
+        slab.last_offset[rows] = columns.last_offsets
+        self._loaded.origin_room(slab.capacity)[rows] = columns.origins
+        if self._loaded.corrupt:
+            for record_key in record_keys:
+                self._loaded.corrupt.pop(record_key, None)
+
+    def _load_one(self, record_key: bytes, value: bytes, offset: int) -> None:
+        try:
+            stored = unpack_state(record_key, value)
+        except CorruptStateRecord as error:
+            self._loaded.corrupt[record_key] = offset
+            self._forget(record_key)
+            self._log_corrupt(error, offset)
+            return
+        except OldStateFormat as error:
+            raise CannotServe(self._old_format(offset)) from error
+        if stored.digest != self._digest:
+            return
+        slab = self.partition.slab
+        if len(stored.state.row) != slab.rows.shape[1] or not np.isfinite(stored.state.row).all():
+            raise CannotServe(self._does_not_fit(offset))
+        self._loaded.corrupt.pop(record_key, None)
+        key = unpack_key(record_key)
+        slab.put(key, stored.state)
+        self._loaded.origin_room(slab.capacity)[slab.index[key]] = stored.origin
+
+    def _forget(self, record_key: bytes) -> None:
+        key = unpack_key(record_key)
+        if key in self.partition.slab.index:
+            self.partition.slab.remove(key)
+
+    # -- the choice
+
+    def _choose(self, membership: Membership) -> None:
+        context, loaded, committed = self._context, self._loaded, self._committed
+        beginning, end = context.transport.offset_range(context.input_topic, self.partition.number)
+        reset = context.on_model_change == "reset"
+        ours, floor = context.checkpointer.identity, loaded.floor
+        if loaded.corrupt_floor is not None:
+            raise CannotServe(
+                f"{self._where()}: the floor record in topic {self._state_topic()!r}, partition"
+                f" {self.partition.number}, is damaged ({loaded.corrupt_floor}), so its states cannot be placed."
+                " Restore the topic from a copy, or delete it and set on_model_change: reset to go on with empty states"
+            )
+        if committed is not None and not beginning <= committed.offset <= end:
+            raise CannotServe(self._outside(committed.offset, beginning, end))
+        if committed is None and (floor is not None or loaded.others):
+            raise CannotServe(
+                f"{self._where()}: its states are there but the group's offsets are gone (expired or deleted);"
+                " going on would answer everything twice. Set the group's offsets to where it had come, or delete"
+                f" topic {self._state_topic()!r} to start from the beginning"
+            )
+        if floor is not None and committed is not None:
+            self._check_topics(floor)
+            self._continue(floor, committed.offset, beginning)
         elif committed is None:
+            self._start_empty(membership, beginning if context.start == "earliest" else end)
+        elif reset:
+            self._warn_of_reset(ours, loaded.others.values())
+            self._start_empty(membership, committed.offset)
+        elif loaded.others:
+            others = " and ".join(map(str, loaded.others.values()))
             raise CannotServe(
-                f"{self._where()}: its states are there but the group's offsets are gone (expired or deleted); going on"
-                " would answer everything twice. Set the group's offsets to where it had come, or delete topic"
-                f" {self._state_topic!r} to start anew"
+                f"{self._where()}: its states belong to {others}, and this is {ours}. Serve the old one, or set"
+                " on_model_change: reset to go on with empty states"
             )
-        elif floor is None:
-            if not reset:
-                raise CannotServe(
-                    f"{self._where()}: the group has come to offset {committed}, but topic {self._state_topic!r}"
-                    " holds no states. Bring the topic back, or set on_model_change: reset to go on with empty states"
-                )
-            self._begin(member, committed)
-        elif floor.owner.digest != self._checkpointer.owner.digest:
-            if not reset:
-                raise CannotServe(
-                    f"{self._where()}: its states belong to {floor.owner}, and this is {self._checkpointer.owner}."
-                    " Serve the old one, or set on_model_change: reset to go on with empty states"
-                )
-            self._begin(member, committed)
         else:
-            self._continue(floor, committed, beginning)
-
-    def _same_input(self, floor: Floor) -> None:
-        if floor.topic_id != self._input_id:
             raise CannotServe(
-                f"topic {self._input_topic!r} was deleted and made again since the states in {self._state_topic!r} were"
-                " written; they belong to the old one. Delete the state topic and the group's offsets, or use another"
-                " name"
-            )
-        if floor.partitions != self._partitions:
-            raise CannotServe(
-                f"topic {self._input_topic!r} has {self._partitions} partitions, and had {floor.partitions} when the"
-                f" states in {self._state_topic!r} were written: keys have moved. Start under another name, from the"
-                " beginning"
+                f"{self._where()}: the group has come to offset {committed.offset}, but topic {self._state_topic()!r}"
+                " holds no states. Bring the topic back, or set on_model_change: reset to go on with empty states"
             )
 
-    def _begin(self, member: object, start: int) -> None:
-        """No states: fix where they begin, and the group's offset, before the first answer."""
-        floor = self._checkpointer.first_floor(self.partition, start)
-        # Where its fate stays unknown, the partition is restored from the start: it asks what is committed then.
-        self._transport.commit(
-            [], [floor], {self.partition: start}, member, nonce=next(self._nonces), limit_s=COMMIT_LIMIT_S
-        )
-        self._engine.states.open(self.partition)
-        self._serve(_Serving(start, start=start, floor=start))
+    def _check_topics(self, floor: Floor) -> None:
+        input_topic, known = self._context.input_topic, self._context.checkpointer.topic
+        if floor.input_topic_id != known.input_topic_id:
+            raise CannotServe(
+                f"topic {input_topic!r} was deleted and made again since the states in {known.name!r} were written;"
+                " they belong to the old one. Delete the state topic and the group's offsets, or use another name"
+            )
+        if floor.state_topic_id != known.topic_id:
+            raise CannotServe(
+                f"topic {known.name!r} was deleted and made again: the states that its floor record speaks of are lost."
+                " Delete it and set on_model_change: reset to go on with empty states"
+            )
+        if floor.partitions != known.partitions:
+            raise CannotServe(
+                f"topic {input_topic!r} has {known.partitions} partitions, and had {floor.partitions} when the"
+                f" states in {known.name!r} were written: keys have moved. Start under another name, from the beginning"
+            )
+
+    def _start_empty(self, membership: Membership, origin: int) -> None:
+        """No states: fix where they begin, and the group's offset, before the first prediction."""
+        number = self.partition.number
+        self._context.commit(self._context.checkpointer.initial_plan(number, origin), membership)
+        self.partition.begin_states(origin)
+        self._run(origin, floor=origin)
 
     def _continue(self, floor: Floor, committed: int, beginning: int) -> None:
-        stored = {
-            key: stored.state
-            for key, stored in self._stored.items()
-            if (stored.owner, stored.start) == (floor.owner.digest, floor.start)
-        }
-        replay_from = floor.offset
-        ahead = [key for key, state in stored.items() if state.last_offset >= committed]
-        if ahead or self._bad_offset is not None or floor.offset > committed:
-            reason = (
-                f"{self._damaged} state records are damaged, the first at offset {self._bad_offset}"
-                if self._bad_offset is not None
-                else f"the group's offset was moved back to {committed}, before states that were written later"
-            )
-            log.warning("rebuilding states from the input: %s", reason, extra={"partition": self.partition})
-            for key in ahead:
-                del stored[key]
-            replay_from = floor.start
-            if floor.start > committed:
-                raise CannotServe(
-                    f"{self._where()}: {reason}, and this model's states begin at offset {floor.start} only"
-                )
-        if beginning > replay_from:
+        """This identity's states are there: drop those that cannot be used, and replay the input since the floor."""
+        reason = self._drop_unusable(floor, committed)
+        self._replay_from = floor.offset if reason is None else floor.origin
+        if reason is not None:
+            log.warning("rebuilding states from the input: %s", reason, extra={"partition": self.partition.number})
+            if floor.origin > committed:
+                raise CannotServe(f"{self._where()}: {reason}, and this model's states begin at offset {floor.origin}")
+        if beginning > self._replay_from:
             raise CannotServe(
-                f"{self._where()}: states must be rebuilt from offset {replay_from}, but the input begins at"
-                f" {beginning}; its retention is too short. Set on_model_change: reset and delete the state topic to go"
+                f"{self._where()}: states must be rebuilt from offset {self._replay_from}, but the input begins at"
+                f" {beginning}; its retention is too short. Delete the state topic and set on_model_change: reset to go"
                 " on with empty states"
             )
-        slab = self._engine.states.open(self.partition)
-        for key, state in stored.items():
-            self._put(slab.put, key, state)
-        self._stored.clear()
-        self._serving = _Serving(committed, start=floor.start, floor=replay_from)
-        self._reader = self._transport.reader(self._input_topic, self.partition, replay_from, committed)
-        self._stage = _Stage.REPLAY
+        self.partition.origin = floor.origin
+        self._loaded = _Loaded()
+        self._open_reader(self._context.input_topic, self._replay_from, committed)
+        self.phase = RestorePhase.REPLAY
 
-    def _put(self, put: Callable[[bytes | None, KeyState], None], key: bytes | None, state: KeyState) -> None:
-        if len(state.row) != len(self._engine.states.initial) or not np.isfinite(state.row).all():
-            raise CannotServe(f"{self._where()}: a state record does not fit the model; delete the state topic")
-        put(key, state)
+    def _drop_unusable(self, floor: Floor, committed: int) -> str | None:
+        """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None."""
+        slab, loaded = self.partition.slab, self._loaded
+        reason = None
+        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
+        other = loaded.origin_room(slab.capacity)[rows] != floor.origin
+        ahead = slab.last_offset[rows] >= committed
+        for row in rows[other | ahead].tolist():
+            slab.remove(slab.keys[row])
+        if (ahead & ~other).any():
+            reason = f"the group's offset was moved back to {committed}, before states that were written later"
+        if floor.offset > committed:
+            reason = f"the group's offset was moved back to {committed}, before the floor at {floor.offset}"
+        if loaded.corrupt:
+            first = min(loaded.corrupt.values())
+            reason = f"{len(loaded.corrupt)} state records are damaged, the first at offset {first}"
+        return reason
 
-    def _replay(self, deadline: float) -> None:
-        """Only once all is replayed does the checkpointer hear of it: until then no floor may move."""
+    # -- the replay
+
+    def _replay(self, deadline_s: float) -> None:
         reader = self._reader
         assert reader is not None
         if reader.position < reader.end:
-            batch = reader.next(max(0.0, deadline - self._clock()))
+            batch = reader.next(max(0.0, deadline_s - self._context.clock()))
             if len(batch):
-                changes = self._engine.replay(batch)[self.partition]
-                self._replayed.append((changes, batch.oldest_ms()[self.partition]))
+                number = self.partition.number
+                changed = self._context.engine.replay(batch).get(number)
+                if changed is not None:
+                    self._note_unwritten(changed)
+                self._replayed += len(batch)
+                self._min_timestamp_ms = min(self._min_timestamp_ms, batch.min_timestamp_ms()[number])
             return
-        self._serve(self._serving)
-        for changes, oldest_ms in self._replayed:
-            self._checkpointer.mark(self.partition, changes, oldest_ms)
+        assert self._committed is not None
+        self._run(self._committed.offset, floor=self._replay_from)
+        self._mark_dirty()
+        self._context.checkpointer.add_to_budget(self._replayed)
 
-    def _serve(self, serving: _Serving) -> None:
-        self._checkpointer.open(
-            self.partition,
-            start=serving.start,
-            position=serving.position,
-            floor=serving.floor,
-            retention_ms=self._retention_ms,
-        )
-        self.position = serving.position
-        self._stage = _Stage.DONE
+    def _note_unwritten(self, changed: ChangedRows) -> None:
+        marks = self.partition.slab.first_unwritten
+        new = marks[changed.rows] == CLEAN
+        marks[changed.rows[new]] = changed.first_offsets[new]
+
+    def _mark_dirty(self) -> None:
+        """Only once all is replayed are the changed rows queued: until then no floor may move."""
+        marks = self.partition.slab.first_unwritten
+        rows = np.flatnonzero(marks != CLEAN)
+        rows = rows[np.argsort(marks[rows], kind="stable")]
+        first_offsets = marks[rows].copy()
+        marks[rows] = CLEAN
+        changed = ChangedRows(rows, first_offsets)
+        self.partition.dirty.mark(changed, self._context.clock(), self._min_timestamp_ms)
+
+    def _run(self, position: int, *, floor: int) -> None:
+        self.close()
+        self.partition.run(position=position, floor=floor, now_s=self._context.clock())
+        self.phase = RestorePhase.DONE
+
+    # -- words
+
+    def _warn_of_reset(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> None:
+        """Once for all partitions."""
+        text = f"starting with empty states, as on_model_change: reset asks: {ours} has none"
+        text += "".join(f"; there are states of {other}" for other in others)
+        if text not in self._context.warned:
+            self._context.warned.add(text)
+            log.warning("%s", text)
 
     def _where(self) -> str:
-        return f"{self._input_topic}[{self.partition}]"
+        return f"{self._context.input_topic}[{self.partition.number}]"
+
+    def _state_topic(self) -> str:
+        return self._context.checkpointer.topic.name
+
+    def _does_not_fit(self, offset: int) -> str:
+        return (
+            f"{self._where()}: a state record in topic {self._state_topic()!r}, at offset {offset} or soon after,"
+            " does not fit the model or is not finite. Delete the topic and set on_model_change: reset to go on with"
+            " empty states"
+        )
+
+    def _outside(self, committed: int, beginning: int, end: int) -> str:
+        if committed < beginning:
+            return (
+                f"{self._where()}: the group's offset is {committed}, but the input begins at {beginning}: records were"
+                f" deleted before they were answered. Move the group's offset to {beginning} to go on without them"
+            )
+        return (
+            f"{self._where()}: the group's offset is {committed}, but the input ends at {end}: records were lost, or"
+            " the offset was set by hand. Move the group's offset to where the group had come"
+        )
+
+    def _old_format(self, offset: int) -> str:
+        return (
+            f"topic {self._state_topic()!r}, partition {self.partition.number}, offset {offset}: states of an earlier"
+            " version of lstmstream, which this one does not read. Delete the topic and set on_model_change: reset to"
+            " go on with empty states, or delete the topic and the group's offsets to start from the beginning"
+        )
+
+    def _log_corrupt(self, error: CorruptStateRecord, offset: int) -> None:
+        log.error(
+            "a state record cannot be used: %s",
+            error,
+            extra={"topic": self._state_topic(), "partition": self.partition.number, "offset": offset},
+        )

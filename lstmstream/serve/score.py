@@ -1,8 +1,7 @@
 """`lstmstream score`: the daemon's engine over a file. No broker; the same bytes, but for `source`.
 
-Rows of CSV and Parquet become JSON events first and take the same way as an event from Kafka, so nothing can differ.
-A cell of CSV has no type: where the model wants a number or a time, one that reads as a number is one.
-A column `merchant.city` is the field `city` of the object `merchant`, as everywhere else.
+Rows of CSV and Parquet become JSON events first (`lstmstream.formats.tables`) and are then decoded as an event from
+Kafka is, so that nothing can differ. That needs polars (extra `tables`); JSONL does not.
 """
 
 from __future__ import annotations
@@ -13,21 +12,18 @@ import time
 from base64 import b64encode
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from decimal import Decimal
 from itertools import islice
-from math import isinf
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import orjson
-import polars as pl
 
 from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
-from lstmstream.serve import csv_files
-from lstmstream.serve.build import make_engine, open_model
-from lstmstream.serve.records import Message, RecordBatch
+from lstmstream.extras import require_for_table
+from lstmstream.records import Headers, RecordBatch
+from lstmstream.serve.factory import load_step_model, make_engine
 
 BATCH_EVENTS = 4096
 _TABLES = {".parquet", ".csv"}
@@ -42,7 +38,7 @@ def score_file(
     either, all events belong to one key (null), and the timestamp is the moment of reading.
     """
     config = _config(reference, key, timestamp)
-    model, step = open_model(config)
+    model, step = load_step_model(config)
     numbers = [feature.name for feature in step.card.numbers]
     numbers += [config.input.timestamp] if config.input.timestamp is not None else []
     texts = [feature.name for feature in step.card.categories]
@@ -53,18 +49,19 @@ def score_file(
         {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters},
     )
     engine = make_engine(config, step, from_file=True)
-    engine.states.open(0)
+    engine.scorer.states.open(0)
     with ExitStack() as files:
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
         for records in _batches(data, lines):
             result = engine.process(records)
-            for message in result.messages:
-                if message.topic == config.output.topic:
-                    predictions.write(message.value or b"")
-                    predictions.write(b"\n")
-                elif message.topic == config.dead_letter.topic and letters is not None:
-                    letters.write(_letter(message) + b"\n")
+            for value in result.outputs.predictions.values:
+                predictions.write(value or b"")
+                predictions.write(b"\n")
+            if letters is not None:
+                dead = result.outputs.dead_letters
+                for value, headers in zip(dead.values, dead.headers, strict=True):
+                    letters.write(_dead_letter_json(value, headers) + b"\n")
             engine.commit()
             if result.dead_letters and letters is None:
                 first, name = result.dead_letters[0], "standard input" if data == "-" else data
@@ -110,16 +107,16 @@ def _refuse_overwriting(inputs: dict[str, str | Path], outputs: dict[str, str | 
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    """Also by another name. Two of what is no file, such as a terminal, do each other no harm."""
+    """Whether both are one file, perhaps by another name. Terminals and pipes may be both input and output."""
     if one.exists() and other.exists():
         return one.is_file() and one.samefile(other)
     return one.resolve() == other.resolve()
 
 
 def _lines(data: str, texts: Collection[str], numbers: Collection[str] = ()) -> Iterator[bytes]:
-    """The events, one JSON object each; an empty line stands for a row of CSV that is blank.
+    """The events, one JSON object each; an empty line stands for a blank row of CSV.
 
-    Of a CSV file, `texts` are the fields that have no numbers in them (`007` is not `7`), `numbers` those that should.
+    Of a CSV file, `texts` are the fields that are text whatever they look like, `numbers` those that should be numbers.
     """
     if data == "-":
         return _stripped(None)
@@ -127,9 +124,10 @@ def _lines(data: str, texts: Collection[str], numbers: Collection[str] = ()) -> 
     if not path.is_file():
         raise CannotServe(f"{data}: no such file")
     if path.suffix.lower() in _TABLES:
-        if path.suffix.lower() == ".csv":  # at once, before an output is opened
-            csv_files.refuse_other_formats(path, {*texts, *numbers})
-        return _rows(path, texts, numbers)
+        require_for_table(path)
+        from lstmstream.formats.tables import table_events  # noqa: PLC0415 -- polars is an optional dependency
+
+        return table_events(path, texts, numbers)  # a file that is not CSV is an error here, before --out is opened
     return _stripped(path)
 
 
@@ -137,59 +135,6 @@ def _stripped(path: Path | None) -> Iterator[bytes]:
     """Lines of a file, or of standard input, without their ends; blank ones are left out."""
     with sys.stdin.buffer if path is None else path.open("rb") as file:
         yield from (line.rstrip(b"\r\n") for line in file if line.strip())
-
-
-def _rows(path: Path, texts: Collection[str], numbers: Collection[str]) -> Iterator[bytes]:
-    """Each row of a table as a JSON object; nulls and NaN are left out, times are ISO 8601."""
-    csv = path.suffix.lower() == ".csv"
-    try:
-        if csv:  # the other columns' types by the whole file, or the 101st row could fail
-            as_written = dict.fromkeys([*texts, *numbers], pl.String)
-            frame = pl.scan_csv(path, infer_schema_length=None, schema_overrides=as_written)
-        else:
-            frame = pl.scan_parquet(path)
-        names = frame.collect_schema().names()
-        paths = _paths(names)
-        judged = set(numbers) if csv else set()
-        for part in frame.collect_batches(maintain_order=True, chunk_size=BATCH_EVENTS):
-            columns = [csv_files.values(part[name]) if name in judged else part[name].to_list() for name in names]
-            for row in zip(*columns, strict=True):
-                yield b"" if csv and row.count(None) == len(row) else _event(paths, row)
-    except pl.exceptions.PolarsError as error:
-        raise csv_files.unreadable(path, error) from error
-
-
-def _paths(names: list[str]) -> list[list[str]]:
-    """Each column's way into the event. Raises CannotServe where one column lies inside another."""
-    for name in names:
-        inside = next((other for other in names if other.startswith(f"{name}.")), None)
-        if inside is not None:
-            raise CannotServe(f"columns {name!r} and {inside!r} cannot both be in an event; rename one")
-    return [name.split(".") for name in names]
-
-
-def _event(paths: list[list[str]], row: tuple[Any, ...]) -> bytes:
-    event: dict[str, Any] = {}
-    for (*outer, last), value in zip(paths, row, strict=True):
-        if value is None or value != value:  # noqa: PLR0124 -- NaN
-            continue
-        here = event
-        for name in outer:
-            here = here.setdefault(name, {})
-        # orjson would write null, and so an infinite number would pass as a missing one
-        here[last] = orjson.Fragment("1e400") if _is_infinite(value) else value
-    return orjson.dumps(event, default=_plain, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
-
-
-def _is_infinite(value: object) -> bool:
-    return isinstance(value, float) and isinf(value)
-
-
-def _plain(value: object) -> object:
-    """What JSON has no type for: decimals as numbers, the rest as text."""
-    if isinstance(value, Decimal):
-        return int(value) if value == int(value) else float(value)
-    return str(value)
 
 
 def _batches(data: str, lines: Iterator[bytes]) -> Iterator[RecordBatch]:
@@ -219,12 +164,12 @@ def _open_out(out: str, files: ExitStack) -> IO[bytes]:
     return sys.stdout.buffer if out == "-" else files.enter_context(Path(out).open("wb"))
 
 
-def _letter(message: Message) -> bytes:
-    """A dead letter as a JSON line: its headers, and the record's bytes, as base64 where they are no UTF-8."""
-    line: dict[str, Any] = {name: (value or b"").decode() for name, value in message.headers}
-    if message.value is not None:
+def _dead_letter_json(value: bytes | None, headers: Headers) -> bytes:
+    """A dead letter as a JSON line: its headers, and the record's bytes, as base64 where they are not UTF-8."""
+    line: dict[str, Any] = {name: (text or b"").decode() for name, text in headers}
+    if value is not None:
         try:
-            line["value"] = message.value.decode()
+            line["value"] = value.decode()
         except UnicodeDecodeError:
-            line["value_base64"] = b64encode(message.value).decode()
+            line["value_base64"] = b64encode(value).decode()
     return orjson.dumps(line)

@@ -1,21 +1,26 @@
 """What the model remembers of each key: one slab of rows per partition, so that a partition moves as a whole.
 
 A batch is worked on in *slots*, one for each distinct (partition, key), ordered by how often the key occurs in the
-batch, most first. Round r (each key's r-th event) is then the prefix of the slots that have more than r events: one
-gather and one scatter serve the whole batch. Knows nothing of Kafka, JSON or the model.
+batch, most first. Round r (each key's r-th observation) is then the prefix of the slots that have more than r
+observations: one gather and one scatter serve the whole batch. Knows nothing of Kafka, JSON or the model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections import deque
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from lstmstream.serve.records import Floats, Ints
+from lstmstream.records import Floats, Ints
 
+CLEAN = -1  # in place of an offset: the state topic has this row
 _FIRST_CAPACITY = 256
+_GROWTH = 1.25
+_KEY_OVERHEAD_BYTES = sys.getsizeof(b"") + 16  # of a bytes object, and of its places in list and free memory
 
 
 class KeyState(NamedTuple):
@@ -28,38 +33,60 @@ class KeyState(NamedTuple):
 
 
 class Slab:
-    """The keys of one partition: a dict from key to row number, and growing arrays of rows."""
+    """The keys of one partition: a table from key to row number, and growing arrays by row number.
+
+    Row numbers of removed keys are used again. What belongs to a row lives at its number, the mark of an unwritten
+    change included, so that a new key never inherits anything from the one before.
+    """
 
     def __init__(self, size: int) -> None:
         self.index: dict[bytes | None, int] = {}
-        self.keys: list[bytes | None] = []  # by row
+        self.keys: list[bytes | None] = []  # by row number; of a free row, any
         self.rows = np.zeros((_FIRST_CAPACITY, size), dtype=np.float32)
         self.steps = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.last_timestamp = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.last_offset = np.full(_FIRST_CAPACITY, -1, dtype=np.int64)
+        self.first_unwritten = np.full(_FIRST_CAPACITY, CLEAN, dtype=np.int64)  # offset of the first unwritten change
+        self._free: list[int] = []
+        self._key_bytes = 0
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
+    def capacity(self) -> int:
+        """Rows that the arrays have room for."""
+        return len(self.steps)
+
+    @property
     def nbytes(self) -> int:
-        """Memory of the arrays."""
-        return self.rows.nbytes + self.steps.nbytes + self.last_timestamp.nbytes + self.last_offset.nbytes
+        """Memory of the arrays, the keys and the table."""
+        arrays = (self.rows, self.steps, self.last_timestamp, self.last_offset, self.first_unwritten)
+        return sum(array.nbytes for array in arrays) + self._key_bytes + sys.getsizeof(self.index)
 
     def add(self, key: bytes | None) -> int:
-        """Make a row for a key that has none yet; its content is whatever the caller puts there."""
-        number = len(self.keys)
-        if number == len(self.steps):
-            self._grow()
-        self.index[key] = number
-        self.keys.append(key)
-        return number
+        """A row for a key that has none yet; the caller puts its content there. It is clean."""
+        if self._free:
+            row = self._free.pop()
+            self.keys[row] = key
+        else:
+            row = len(self.keys)
+            if row == self.capacity:
+                self._grow()
+            self.keys.append(key)
+        self.index[key] = row
+        self.first_unwritten[row] = CLEAN
+        self._key_bytes += len(key or b"") + _KEY_OVERHEAD_BYTES
+        return row
 
-    def forget_from(self, count: int) -> None:
-        """Drop the rows made last, down to `count` rows."""
-        for key in self.keys[count:]:
-            del self.index[key]
-        del self.keys[count:]
+    def remove(self, key: bytes | None) -> None:
+        """Forget a key; its row number is free."""
+        row = self.index.pop(key)
+        self.keys[row] = None
+        self.steps[row] = 0
+        self.first_unwritten[row] = CLEAN
+        self._free.append(row)
+        self._key_bytes -= len(key or b"") + _KEY_OVERHEAD_BYTES
 
     def get(self, row: int) -> KeyState:
         """A copy of one row."""
@@ -68,7 +95,7 @@ class Slab:
         )
 
     def put(self, key: bytes | None, state: KeyState) -> None:
-        """Set a key's state, as a restore does."""
+        """Set a key's state."""
         row = self.index.get(key)
         if row is None:
             row = self.add(key)
@@ -76,40 +103,71 @@ class Slab:
         self.steps[row], self.last_timestamp[row], self.last_offset[row] = state[1:]
 
     def _grow(self) -> None:
-        more = len(self.steps)
-        self.rows = np.concatenate([self.rows, np.zeros((more, self.rows.shape[1]), dtype=np.float32)])
-        self.steps = np.concatenate([self.steps, np.zeros(more, dtype=np.int64)])
-        self.last_timestamp = np.concatenate([self.last_timestamp, np.zeros(more, dtype=np.int64)])
-        self.last_offset = np.concatenate([self.last_offset, np.full(more, -1, dtype=np.int64)])
+        """In place where the system can: a copy would double the memory of a large partition for a moment."""
+        old = self.capacity
+        new = max(2 * _FIRST_CAPACITY, int(old * _GROWTH))
+        self.rows.resize((new, self.rows.shape[1]), refcheck=False)
+        for array in (self.steps, self.last_timestamp, self.last_offset, self.first_unwritten):
+            array.resize(new, refcheck=False)
+        self.last_offset[old:] = -1
+        self.first_unwritten[old:] = CLEAN
 
 
 @dataclass(slots=True)
-class Gathered:
+class BatchStates:
     """The states of a batch's K distinct keys, copied out, in slots by descending count.
 
-    `by_turn` lists the batch's M events round by round; round r is `by_turn[bounds[r]:bounds[r + 1]]`, and its i-th
-    event belongs to slot i.
+    `by_round` lists the batch's M observations round by round; round r is
+    `by_round[round_bounds[r]:round_bounds[r + 1]]`, and its i-th observation belongs to slot i.
     """
 
     rows: Floats  # [K, S]
     steps: Ints  # [K]
     last_timestamp: Ints  # [K]
     last_offset: Ints  # [K]
-    by_turn: Ints  # [M] indices of events
-    bounds: Ints  # [rounds + 1]
+    by_round: Ints  # [M] indices of observations
+    round_bounds: Ints  # [rounds + 1]
     partitions: Ints  # [K]
     row_numbers: Ints  # [K] in the slab of the slot's partition
 
+    def copy(self) -> BatchStates:
+        """With state arrays of its own; the others are shared."""
+        return BatchStates(
+            self.rows.copy(),
+            self.steps.copy(),
+            self.last_timestamp.copy(),
+            self.last_offset.copy(),
+            self.by_round,
+            self.round_bounds,
+            self.partitions,
+            self.row_numbers,
+        )
+
+
+@dataclass(slots=True)
+class _Undo:
+    """What a batch found, and the keys that it made."""
+
+    before: BatchStates
+    created: list[tuple[int, bytes | None]] = field(default_factory=list)  # (partition, key), also of batches before
+
 
 class StateStore:
-    """Slabs by partition. A batch is gathered, scattered, and then committed or rolled back."""
+    """Slabs by partition. A batch is gathered, applied, and then committed or rolled back.
+
+    Several batches may be in flight: `commit` ends the oldest, `rollback` the newest.
+    """
 
     def __init__(self, initial: Floats) -> None:
         """`initial` is the [S] row that a key starts with."""
         self.initial = initial
         self.slabs: dict[int, Slab] = {}
-        self._undo: Gathered | None = None
-        self._counts_before: dict[int, int] = {}
+        self._in_flight: deque[_Undo] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that were gathered and neither committed nor rolled back."""
+        return len(self._in_flight)
 
     def open(self, partition: int) -> Slab:
         """Begin to keep a partition, with no keys."""
@@ -117,66 +175,70 @@ class StateStore:
         return self.slabs[partition]
 
     def close(self, partition: int) -> None:
-        """Forget a partition. Not while a batch is staged: commit or roll back first."""
-        assert self._undo is None, "a batch is staged"
+        """Forget a partition. Not while a batch is in flight: commit or roll back first."""
+        assert not self._in_flight, "a batch is in flight"
         self.slabs.pop(partition, None)
 
-    def gather(self, partitions: Ints, keys: list[bytes | None]) -> Gathered:
-        """Copy out the states of M events' keys; new keys come with the initial row and 0 steps."""
-        assert self._undo is None, "the last batch was neither committed nor rolled back"
-        self._counts_before = {p: len(slab.keys) for p, slab in self.slabs.items()}
-        slot_of, counts, slot_partitions, slot_rows = self._slots(partitions, keys)
+    def gather(self, partitions: Ints, keys: list[bytes | None]) -> BatchStates:
+        """Copy out the states of M observations' keys; new keys come with the initial row and 0 steps."""
+        created: list[tuple[int, bytes | None]] = []
+        slot_of, counts, slot_partitions, slot_rows = self._slots(partitions, keys, created)
         distinct = len(counts)
-        gathered = Gathered(
+        states = BatchStates(
             rows=np.empty((distinct, len(self.initial)), dtype=np.float32),
             steps=np.empty(distinct, dtype=np.int64),
             last_timestamp=np.empty(distinct, dtype=np.int64),
             last_offset=np.empty(distinct, dtype=np.int64),
-            by_turn=_by_turn(slot_of, counts),
-            bounds=_round_bounds(counts),
+            by_round=_by_round(slot_of, counts),
+            round_bounds=_round_bounds(counts),
             partitions=slot_partitions,
             row_numbers=slot_rows,
         )
-        for slab, where, rows in self._each_slab(gathered):
-            gathered.rows[where] = slab.rows[rows]
-            gathered.steps[where] = slab.steps[rows]
-            gathered.last_timestamp[where] = slab.last_timestamp[rows]
-            gathered.last_offset[where] = slab.last_offset[rows]
-        self._undo = Gathered(
-            gathered.rows.copy(),
-            gathered.steps.copy(),
-            gathered.last_timestamp.copy(),
-            gathered.last_offset.copy(),
-            gathered.by_turn,
-            gathered.bounds,
-            slot_partitions,
-            slot_rows,
-        )
-        return gathered
+        for slab, where, rows in self._each_slab(states):
+            states.rows[where] = slab.rows[rows]
+            states.steps[where] = slab.steps[rows]
+            states.last_timestamp[where] = slab.last_timestamp[rows]
+            states.last_offset[where] = slab.last_offset[rows]
+        self._in_flight.append(_Undo(states.copy(), created))
+        return states
 
-    def stage(self, gathered: Gathered) -> None:
+    def apply(self, states: BatchStates) -> None:
         """Write the batch's new states into the slabs; `rollback` takes them back."""
-        self._scatter(gathered)
+        self._scatter(states)
 
     def commit(self) -> None:
-        """Keep what was staged."""
-        self._undo = None
+        """Keep the oldest batch's states. A key that has no step even so (all dead letters) is forgotten."""
+        if not self._in_flight:
+            return
+        created = self._in_flight.popleft().created
+        if self._in_flight:  # a later batch may use the row still
+            self._in_flight[0].created += created
+            return
+        self._remove_without_steps(created)
 
     def rollback(self) -> None:
-        """Leave every state as it was before `gather`, and no trace of new keys."""
-        if self._undo is None:
+        """Leave every state as it was before the newest batch, and no trace of its new keys; without one, nothing."""
+        if not self._in_flight:
             return
-        self._scatter(self._undo)
-        for partition, count in self._counts_before.items():
-            self.slabs[partition].forget_from(count)
-        self._undo = None
+        undo = self._in_flight.pop()
+        self._scatter(undo.before)
+        self._remove_without_steps(undo.created)  # those of a batch that was committed meanwhile have one
 
-    def _slots(self, partitions: Ints, keys: list[bytes | None]) -> tuple[Ints, Ints, Ints, Ints]:
-        """(slot of each event [M], events of each slot [K], partition of each slot [K], its row number [K])."""
+    def _remove_without_steps(self, created: list[tuple[int, bytes | None]]) -> None:
+        for partition, key in reversed(created):  # so that the first to be made again gets the same row
+            slab = self.slabs[partition]
+            row = slab.index.get(key)
+            if row is not None and slab.steps[row] == 0:
+                slab.remove(key)
+
+    def _slots(
+        self, partitions: Ints, keys: list[bytes | None], created: list[tuple[int, bytes | None]]
+    ) -> tuple[Ints, Ints, Ints, Ints]:
+        """(slot of each observation [M], observations of each slot [K], the slot's partition [K], row number [K])."""
         rows = np.empty(len(keys), dtype=np.int64)
         cuts = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(keys)] if keys else [0]
         for start, end in pairwise(cuts):
-            rows[start:end] = self._row_numbers(int(partitions[start]), keys[start:end])
+            rows[start:end] = self._row_numbers(int(partitions[start]), keys[start:end], created)
         codes, inverse, counts = np.unique((partitions << 40) | rows, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         slot_of_code = np.empty(len(order), dtype=np.int64)
@@ -184,47 +246,50 @@ class StateStore:
         codes = codes[order]
         return slot_of_code[inverse], counts[order], codes >> 40, codes & ((1 << 40) - 1)
 
-    def _row_numbers(self, partition: int, keys: list[bytes | None]) -> list[int]:
+    def _row_numbers(
+        self, partition: int, keys: list[bytes | None], created: list[tuple[int, bytes | None]]
+    ) -> list[int]:
         slab = self.slabs[partition]
         find = slab.index.get
         rows = [find(key, -1) for key in keys]
         if -1 in rows:
             for i, key in enumerate(keys):
                 if rows[i] < 0:
-                    row = find(key, -1)  # an earlier event of this batch may have made it
+                    row = find(key, -1)  # an earlier observation of this batch may have made it
                     if row < 0:
                         row = slab.add(key)
                         slab.rows[row] = self.initial
                         slab.steps[row], slab.last_timestamp[row], slab.last_offset[row] = 0, 0, -1
+                        created.append((partition, key))
                     rows[i] = row
         return rows
 
-    def _scatter(self, gathered: Gathered) -> None:
-        for slab, where, rows in self._each_slab(gathered):
-            slab.rows[rows] = gathered.rows[where]
-            slab.steps[rows] = gathered.steps[where]
-            slab.last_timestamp[rows] = gathered.last_timestamp[where]
-            slab.last_offset[rows] = gathered.last_offset[where]
+    def _scatter(self, states: BatchStates) -> None:
+        for slab, where, rows in self._each_slab(states):
+            slab.rows[rows] = states.rows[where]
+            slab.steps[rows] = states.steps[where]
+            slab.last_timestamp[rows] = states.last_timestamp[where]
+            slab.last_offset[rows] = states.last_offset[where]
 
-    def _each_slab(self, gathered: Gathered) -> list[tuple[Slab, Ints | slice, Ints]]:
-        present = np.unique(gathered.partitions).tolist()
+    def _each_slab(self, states: BatchStates) -> list[tuple[Slab, Ints | slice, Ints]]:
+        present = np.unique(states.partitions).tolist()
         if len(present) == 1:
-            return [(self.slabs[present[0]], slice(None), gathered.row_numbers)]
-        wheres = [np.flatnonzero(gathered.partitions == p) for p in present]
-        return [(self.slabs[p], w, gathered.row_numbers[w]) for p, w in zip(present, wheres, strict=True)]
+            return [(self.slabs[present[0]], slice(None), states.row_numbers)]
+        wheres = [np.flatnonzero(states.partitions == p) for p in present]
+        return [(self.slabs[p], w, states.row_numbers[w]) for p, w in zip(present, wheres, strict=True)]
 
 
-def _by_turn(slot_of: Ints, counts: Ints) -> Ints:
-    """Events ordered by (turn, slot): a key's first event is in turn 0, its second in turn 1, ..."""
+def _by_round(slot_of: Ints, counts: Ints) -> Ints:
+    """Observations ordered by (round, slot): a key's first observation is in round 0, its second in round 1, ..."""
     by_slot = np.argsort(slot_of, kind="stable")
     starts = np.cumsum(counts) - counts
-    turn = np.empty(len(slot_of), dtype=np.int64)
-    turn[by_slot] = np.arange(len(slot_of)) - np.repeat(starts, counts)
-    return np.lexsort((slot_of, turn))
+    number = np.empty(len(slot_of), dtype=np.int64)  # of the round
+    number[by_slot] = np.arange(len(slot_of)) - np.repeat(starts, counts)
+    return np.lexsort((slot_of, number))
 
 
 def _round_bounds(counts: Ints) -> Ints:
-    """Cumulated sizes of the rounds; `counts` descend, so round r has as many events as counts exceed r."""
+    """Cumulated sizes of the rounds; `counts` descend: round r has as many observations as counts exceed r."""
     if not len(counts):
         return np.zeros(1, dtype=np.int64)
     sizes = len(counts) - np.searchsorted(counts[::-1], np.arange(counts[0]), side="right")

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lstmstream.config import Config
-from lstmstream.errors import CannotServe
-from lstmstream.transport.base import TopicInfo, Transport
+from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.serve.checkpoint import StateTopic
+from lstmstream.transport.ports import Admin, TopicInfo
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +28,18 @@ STATE_SETTINGS = {
 class Topics(NamedTuple):
     """What is known of them once all are right."""
 
-    input_id: str
-    partitions: int
-    retention_ms: int | None  # of the input; None keeps for ever
-    hashed: frozenset[str]  # topics where murmur2 of the key decides on the partition
+    partitions: int  # of the input
+    state: StateTopic
+    key_hashed: frozenset[str]  # topics where murmur2 of the key decides on the partition
+    partition_counts: Mapping[str, int]  # of all topics, by name
 
 
-def prepare(config: Config, transport: Transport) -> Topics:
+def ensure_topics(config: Config, admin: Admin) -> Topics:
     """Create and check. Raises CannotServe with every problem at once, TryAgain where the broker is away."""
-    answers, owned = _answers(config), _owned(config)
-    found = transport.describe([config.input.topic, *sorted(owned)])
+    owned = _owned_topics(config)
+    found = admin.describe([config.input.topic, *sorted(owned)])
     if config.input.topic not in found:
-        raise CannotServe(f"input.topic: topic {config.input.topic!r} does not exist; create it, or mend the name")
+        raise CannotServe(f"input.topic: topic {config.input.topic!r} does not exist; create it, or correct the name")
     source = found[config.input.topic]
     problems = [*_state_problems(config, found, source), *_dead_letter_problems(config, found, source)]
     if problems:
@@ -48,48 +49,73 @@ def prepare(config: Config, transport: Transport) -> Topics:
         raise CannotServe(
             *(
                 f"topic {name!r} does not exist, and create_topics is false; create it with"
-                f" {source.partitions} partitions{_needed(name, config)}"
+                f" {source.partitions} partitions{_required_settings(name, config)}"
                 for name in missing
             )
         )
     for name in missing:
-        transport.create(name, source.partitions, _settings(config, name, source))
+        admin.create(name, source.partitions, _settings(config, name, source))
         log.info("topic created", extra={"topic": name, "partitions": source.partitions})
     if missing:
-        found |= transport.describe(missing)
-    hashed = {name for name in owned if name in found and found[name].partitions != source.partitions}
+        found |= admin.describe(missing)
+    unseen = owned - found.keys()
+    if unseen:
+        raise TryAgain(f"topics that were created are not visible yet: {', '.join(sorted(unseen))}")
+    key_hashed = {name for name in owned if found[name].partitions != source.partitions}
     if config.output.key is not None:
-        hashed |= answers
-    return Topics(source.topic_id, source.partitions, _retention_ms(source), frozenset(hashed))
+        key_hashed |= _prediction_topics(config)
+    state_topic_id = found[config.state.topic].topic_id
+    return Topics(
+        source.partitions,
+        StateTopic(config.state.topic, state_topic_id, source.topic_id, source.partitions, _retention_ms(source)),
+        frozenset(key_hashed),
+        {name: info.partitions for name, info in found.items()},
+    )
 
 
-def still_there(config: Config, transport: Transport, known: Topics) -> None:
+def check_topics_unchanged(config: Config, admin: Admin, known: Topics) -> None:
     """Whether all topics are as they were at the start. Raises CannotServe, TryAgain."""
-    names = [config.input.topic, *sorted(_owned(config))]
-    found = transport.describe(names)
+    names = [config.input.topic, *sorted(_owned_topics(config))]
+    found = admin.describe(names)
     problems = [
         f"topic {name!r} is gone; nothing was committed since. Bring it back" for name in names if name not in found
     ]
-    source = found.get(config.input.topic)
-    if source is not None and source.topic_id != known.input_id:
-        problems.append(f"topic {config.input.topic!r} was deleted and made again: its states belong to the old one")
-    elif source is not None and source.partitions != known.partitions:
-        problems.append(
-            f"topic {config.input.topic!r} has grown from {known.partitions} to {source.partitions} partitions: keys"
-            " have moved, and their states with them. Start under another name, from the beginning"
-        )
+    ids = {config.input.topic: known.state.input_topic_id, config.state.topic: known.state.topic_id}
+    for name, topic in found.items():
+        if name in ids and topic.topic_id != ids[name]:
+            problems.append(_made_again(name, config))
+        elif topic.partitions != known.partition_counts.get(name, topic.partitions):
+            problems.append(_partitions_changed(name, known.partition_counts[name], topic.partitions, config))
     if problems:
         raise CannotServe(*problems)
 
 
-def _answers(config: Config) -> set[str]:
+def _made_again(name: str, config: Config) -> str:
+    if name == config.state.topic:
+        return (
+            f"topic {name!r} was deleted and made again: the states in it are lost. Delete it and set on_model_change:"
+            " reset to go on with empty states"
+        )
+    return f"topic {name!r} was deleted and made again: the states belong to the old one"
+
+
+def _partitions_changed(name: str, before: int, now: int, config: Config) -> str:
+    if name == config.input.topic:
+        return (
+            f"topic {name!r} has grown from {before} to {now} partitions: keys have moved, and their states with them."
+            " Start under another name, from the beginning"
+        )
+    return f"topic {name!r} had {before} partitions and now has {now}; start again to go on with that"
+
+
+def _prediction_topics(config: Config) -> set[str]:
     """The topics that predictions go to."""
     return {topic for topic in (config.output.topic, config.output.alerts_topic) if topic is not None}
 
 
-def _owned(config: Config) -> set[str]:
+def _owned_topics(config: Config) -> set[str]:
     """The topics that the daemon makes where they are missing."""
-    return {*_answers(config), config.dead_letter.topic, config.state.topic}
+    return {*_prediction_topics(config), config.dead_letter.topic, config.state.topic}
 
 
 def _settings(config: Config, name: str, source: TopicInfo) -> dict[str, str]:
@@ -142,6 +168,6 @@ def _retention_ms(source: TopicInfo) -> int | None:
     return retention_ms if deletes and retention_ms >= 0 else None
 
 
-def _needed(topic: str, config: Config) -> str:
+def _required_settings(topic: str, config: Config) -> str:
     settings = STATE_SETTINGS if topic == config.state.topic else {}
     return "".join(f", {name}={value}" for name, value in settings.items())

@@ -1,1 +1,1 @@
-"""From history to a model. The only home of torch."""
+"""From history to a model file: training, tuning and the training report. The only package that imports torch."""

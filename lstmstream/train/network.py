@@ -1,9 +1,7 @@
-"""The network in torch: what training moves, what becomes a model file, and what serving will answer.
+"""The network in torch: its weights are trained, and the export package writes them as a step model.
 
-`Net` is the network that the package `export` writes, over whole sequences. It does not train, and reads no raw events:
-the encoder's dense columns (numbers, elapsed | flags | clock, already scaled, missing 0) and codes are given.
-
-`answers` gives, in float32, what the exported step model gives event by event, for every task.
+It does not train and reads no raw events: it gets the encoder's dense inputs (numbers, elapsed, missing flags, clock;
+already scaled, 0 where missing) and the category codes.
 """
 
 from __future__ import annotations
@@ -17,46 +15,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lstmstream.train.export.heads import LARGEST_JUMP, LARGEST_LOG, LARGEST_LOG_SCALE, LARGEST_Z, raw_scale
-from lstmstream.train.export.parts import (
+from lstmstream.train.export.heads import MAX_LOG_SCALE
+from lstmstream.train.export.network_spec import (
     Activation,
     AnomalyHead,
-    AnyHead,
     Calibration,
-    Encoder,
+    DenseHead,
+    FeatureEncoder,
     ForecastHead,
     Gru,
-    Head,
+    HeadSpec,
     Layer,
     Lstm,
-    Network,
+    NetworkSpec,
 )
 
-__all__ = [
-    "Anomaly", "Calibration", "Classes", "Design", "Forecast", "Net", "State", "Target",
-    "answers", "levels", "load", "outputs", "powers", "surprise",
-]  # fmt: skip
-
 State = tuple[Tensor, ...]  # one [rows, width] for each of h0, c0, h1, c1, ... (h0, h1, ... for GRU)
-_WINDOW_ROWS = 1 << 16  # encoded rows of windows that are computed at once
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
-    """The recurrent part."""
+class Architecture:
+    """The recurrent layers."""
 
     cell: Literal["lstm", "gru"] = "lstm"
     layers: int = 1
     hidden: int = 64
-    projection: int | None = None  # lstm only: h has this many values
+    projection: int | None = None  # number of values in h; LSTM only
     activation: Activation = "tanh"
-    dropout: float = 0.0  # after every layer, the last too
-    window: int | None = None  # the network sees the last `window` events only
+    dropout: float = 0.0  # after every layer, the last one included
+    window: int | None = None  # the network sees only the last `window` events
 
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """1: one logit, sigmoid; 2 or more: softmax, class 0 the usual one."""
+    """Class probabilities. Count 1: one logit with a sigmoid; 2 or more: softmax, with class 0 as the usual one."""
 
     count: int = 1
 
@@ -72,312 +64,226 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Anomaly:
-    """The next values of some numbers with their spread."""
+    """The next values of some numbers with their spread, from which the anomaly score comes."""
 
-    columns: tuple[int, ...]
-    residual: bool = True
-
-
-Target = Classes | Forecast | Anomaly
+    columns: tuple[int, ...]  # indices into the encoder's numbers
+    residual: bool = True  # as in Forecast, for the means
 
 
-class _Body(nn.Module):  # type: ignore[misc] # torch is untyped here
-    """One recurrent layer over [B, T, I]; torch's own where it can do it, else step by step with the same weights."""
+TaskHead = Classes | Forecast | Anomaly  # what the outputs of a network mean
 
-    def __init__(self, width: int, design: Design) -> None:
+
+class _RecurrentLayer(nn.Module):  # type: ignore[misc] # torch is untyped here
+    """One recurrent layer over [B, T, I]: torch's own, or for relu a loop over T with the same weights."""
+
+    def __init__(self, width: int, architecture: Architecture) -> None:
         super().__init__()
-        self.design = design
-        projection = {"proj_size": design.projection} if design.projection else {}
-        kind = nn.LSTM if design.cell == "lstm" else nn.GRU
-        self.rnn = kind(width, design.hidden, batch_first=True, **projection)
-        if design.cell == "lstm":
-            with torch.no_grad():  # remember at first (Gers et al. 2000); the two biases add up
-                self.rnn.bias_ih_l0[design.hidden : 2 * design.hidden] = 1
-                self.rnn.bias_hh_l0[design.hidden : 2 * design.hidden] = 0
-        self.widths = [design.projection or design.hidden] + [design.hidden] * (design.cell == "lstm")
-        for letter, size in zip("hc", self.widths, strict=False):
-            self.register_buffer(f"first_{letter}", torch.zeros(size))
+        self.architecture = architecture
+        hidden = architecture.hidden
+        projection = {"proj_size": architecture.projection} if architecture.projection else {}
+        rnn_class = nn.LSTM if architecture.cell == "lstm" else nn.GRU
+        self.rnn = rnn_class(width, hidden, batch_first=True, **projection)
+        if architecture.cell == "lstm":
+            with torch.no_grad():  # forget gates open at first (Gers et al. 2000); the two biases add up
+                self.rnn.bias_ih_l0[hidden : 2 * hidden] = 1
+                self.rnn.bias_hh_l0[hidden : 2 * hidden] = 0
+        self.state_widths = {"h": architecture.projection or hidden}
+        if architecture.cell == "lstm":
+            self.state_widths["c"] = hidden
+        for letter, size in self.state_widths.items():
+            self.register_buffer(f"initial_{letter}", torch.zeros(size))
 
-    def first(self, rows: int) -> State:
-        return tuple(
-            getattr(self, f"first_{letter}").repeat(rows, 1) for letter, _ in zip("hc", self.widths, strict=False)
-        )
+    def initial_state(self, rows: int) -> State:
+        return tuple(getattr(self, f"initial_{letter}").repeat(rows, 1) for letter in self.state_widths)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.design.activation == "relu":
-            return self._relu(inputs, state)
-        given = tuple(part.unsqueeze(0).contiguous() for part in state)
-        with warnings.catch_warnings():  # it only says that it takes the slower of two ways
+        if self.architecture.activation == "relu":
+            return self._forward_relu(inputs, state)
+        is_lstm = self.architecture.cell == "lstm"
+        initial = tuple(part.unsqueeze(0).contiguous() for part in state)
+        with warnings.catch_warnings():  # a note that the slower of two implementations is used
             warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
-            out, after = self.rnn(inputs, given if self.design.cell == "lstm" else given[0])
-        return out, tuple(part[0] for part in (after if self.design.cell == "lstm" else (after,)))
+            output, final = self.rnn(inputs, initial if is_lstm else initial[0])
+        return output, tuple(part[0] for part in (final if is_lstm else (final,)))
 
-    def _relu(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        rnn, made = self.rnn, []
+    def _forward_relu(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        rnn, outputs = self.rnn, []
         from_input = nn.functional.linear(inputs, rnn.weight_ih_l0, rnn.bias_ih_l0)
-        for now in from_input.unbind(1):
-            before = nn.functional.linear(state[0], rnn.weight_hh_l0, rnn.bias_hh_l0)
-            if self.design.cell == "gru":
-                (r, z, n), (r_h, z_h, n_h) = now.chunk(3, -1), before.chunk(3, -1)
+        for gates in from_input.unbind(1):
+            from_state = nn.functional.linear(state[0], rnn.weight_hh_l0, rnn.bias_hh_l0)
+            if self.architecture.cell == "gru":
+                (r, z, n), (r_h, z_h, n_h) = gates.chunk(3, -1), from_state.chunk(3, -1)
                 n = torch.relu(n + torch.sigmoid(r + r_h) * n_h)
                 state = (n + torch.sigmoid(z + z_h) * (state[0] - n),)
             else:
-                i, f, g, o = (now + before).chunk(4, -1)
+                i, f, g, o = (gates + from_state).chunk(4, -1)
                 c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.relu(g)
                 h = torch.sigmoid(o) * torch.relu(c)
-                state = (nn.functional.linear(h, rnn.weight_hr_l0) if self.design.projection else h, c)
-            made.append(state[0])
-        return torch.stack(made, 1), state
+                state = (nn.functional.linear(h, rnn.weight_hr_l0) if self.architecture.projection else h, c)
+            outputs.append(state[0])
+        return torch.stack(outputs, 1), state
 
 
-class Net(nn.Module):  # type: ignore[misc] # torch is untyped here
-    """Embeddings, recurrent layers and a linear head, with weights to be learned."""
+class TorchNetwork(nn.Module):  # type: ignore[misc] # torch is untyped here
+    """Embeddings, recurrent layers and a linear head, with weights to be trained."""
 
-    def __init__(self, encoder: Encoder, design: Design, target: Target) -> None:
-        """The tables of the encoder's categories give only their shapes. Raises ValueError for what cannot be built."""
+    def __init__(self, encoder: FeatureEncoder, architecture: Architecture, task_head: TaskHead) -> None:
+        """Of the encoder's embedding tables only the shapes are used. Raises ValueError for what cannot be built."""
         super().__init__()
-        _check(encoder, design, target)
-        self.encoder, self.design, self.target = encoder, design, target
-        self.tables = nn.ModuleList(nn.Embedding(*category.table.shape) for category in encoder.categories)
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=0.1)
-            nn.init.zeros_(table.weight[0].data)  # unknown: neither this nor that
-        widths = [encoder.width] + [design.projection or design.hidden] * design.layers
-        self.body = nn.ModuleList(_Body(width, design) for width in widths[:-1])
-        self.dropout = nn.Dropout(design.dropout)
-        self.head = nn.Linear(widths[-1], _width(target))
-        if getattr(target, "residual", False):
-            with torch.no_grad():  # begin near "as it is now", which is hard to beat
+        _validate(encoder, architecture, task_head)
+        self.encoder, self.architecture, self.task_head = encoder, architecture, task_head
+        self.embeddings = nn.ModuleList(nn.Embedding(*category.table.shape) for category in encoder.categories)
+        for embedding in self.embeddings:
+            nn.init.normal_(embedding.weight, std=0.1)
+            nn.init.zeros_(embedding.weight[0].data)  # unknown or missing: neutral
+        widths = [encoder.width] + [architecture.projection or architecture.hidden] * architecture.layers
+        self.layers = nn.ModuleList(_RecurrentLayer(width, architecture) for width in widths[:-1])
+        self.dropout = nn.Dropout(architecture.dropout)
+        self.head = nn.Linear(widths[-1], _output_width(task_head))
+        if getattr(task_head, "residual", False):
+            with torch.no_grad():  # start near the present value, which is hard to beat
                 self.head.weight *= 0.1
                 self.head.bias *= 0
 
-    def initial(self, rows: int) -> State:
-        """The state of `rows` new keys: zeros, unless loaded weights say otherwise. One [rows, width] for each part."""
-        return tuple(part for layer in self.body for part in layer.first(rows))
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def initial_state(self, rows: int) -> State:
+        """The state of `rows` new keys, one [rows, width] for each part: zeros, or the initial values once loaded."""
+        return tuple(part for layer in self.layers for part in layer.initial_state(rows))
 
     def forward(self, dense: Tensor, codes: Tensor, state: State) -> tuple[Tensor, State]:
-        """`dense` [B, T, D] float32, `codes` [B, T, C] int64 -> outputs [B, T, O], and the state after T events.
+        """`dense` [B, T, D] float32 and `codes` [B, T, C] int64 to outputs [B, T, O] and the state after T events.
 
-        O: logits (1 or K) for Classes; for Forecast horizon * C values in scaled units (t + 1 of all columns, then
-        t + 2 ...); for Anomaly the C means of the next event in scaled units, then the C logs of their scales. With a
-        window the caller feeds windows, from the initial state (`outputs` does).
+        The outputs are logits for Classes (O is 1 or the number of classes); horizon * C values in scaled units for
+        Forecast (t + 1 of all columns, then t + 2, ...); for Anomaly the C means of the next event in scaled units,
+        then the C logs of their scales. With a window the caller passes windows and the initial state, as
+        `forward_sequences` in predict.py does.
         """
-        embedded = [table(codes[..., index]) for index, table in enumerate(self.tables)]
-        below = torch.cat([dense, *embedded], -1)
-        after: list[Tensor] = []
-        for layer in self.body:
-            count = len(layer.widths)
-            below, moved = layer(below, state[:count])
-            below, state, after = self.dropout(below), state[count:], [*after, *moved]
-        return self._finish(self.head(below), dense), tuple(after)
+        embedded = [embedding(codes[..., index]) for index, embedding in enumerate(self.embeddings)]
+        hidden = torch.cat([dense, *embedded], -1)
+        new_state: list[Tensor] = []
+        for layer in self.layers:
+            count = len(layer.state_widths)
+            hidden, layer_state = layer(hidden, state[:count])
+            hidden, state, new_state = self.dropout(hidden), state[count:], [*new_state, *layer_state]
+        return self._apply_residual(self.head(hidden), dense), tuple(new_state)
 
-    def _finish(self, linear: Tensor, dense: Tensor) -> Tensor:
-        target = self.target
-        if isinstance(target, Classes):
+    def _apply_residual(self, linear: Tensor, dense: Tensor) -> Tensor:
+        """The head's linear output, with the present values added for `residual`, and log scales clipped."""
+        task_head = self.task_head
+        if isinstance(task_head, Classes):
             return linear
-        now = dense[..., list(target.columns)]
-        if isinstance(target, Forecast):
-            return linear + now.repeat(*[1] * (now.dim() - 1), target.horizon) if target.residual else linear
-        means, scales = linear.chunk(2, -1)
-        scales = scales.clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
-        return torch.cat([means + now if target.residual else means, scales], -1)
+        present = dense[..., list(task_head.columns)]
+        if isinstance(task_head, Forecast):
+            repeats = [1] * (present.dim() - 1)
+            return linear + present.repeat(*repeats, task_head.horizon) if task_head.residual else linear
+        means, log_scales = linear.chunk(2, -1)
+        log_scales = log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+        return torch.cat([means + present if task_head.residual else means, log_scales], -1)
 
     def set_prior(self, values: float | Sequence[float]) -> None:
-        """Begins with these outputs: the log-odds of the positive class for Classes(1), logs of the shares else."""
+        """Sets the head's bias [O], for example to the log odds of the positive class or the logs of class shares."""
         with torch.no_grad():
             self.head.bias.copy_(torch.as_tensor(values, dtype=torch.float32).reshape(-1))
 
-    def to_network(self, encoder: Encoder | None = None, calibration: Calibration | None = None) -> Network:
-        """The network as arrays, for export. `encoder`: this one's unless given; its tables are replaced.
+    def to_spec(self, encoder: FeatureEncoder | None = None, calibration: Calibration | None = None) -> NetworkSpec:
+        """The network as arrays, for export. `encoder` defaults to the network's own; its tables are replaced.
 
-        Anomaly needs a calibration: ValueError without.
+        Raises ValueError for an Anomaly head without calibration.
         """
         encoder = encoder or self.encoder
         categories = tuple(
-            replace(category, table=_array(table.weight))
-            for category, table in zip(encoder.categories, self.tables, strict=True)
+            replace(category, table=_to_array(embedding.weight))
+            for category, embedding in zip(encoder.categories, self.embeddings, strict=True)
         )
-        head = _head(self.target, _array(self.head.weight), _array(self.head.bias), calibration)
-        layers = tuple(_layer(layer) for layer in self.body)
-        return Network(replace(encoder, categories=categories), layers, head, self.design.window)
+        head = _head_spec(self.task_head, _to_array(self.head.weight), _to_array(self.head.bias), calibration)
+        layers = tuple(_layer_spec(layer) for layer in self.layers)
+        return NetworkSpec(replace(encoder, categories=categories), layers, head, self.architecture.window)
 
 
-def load(net: Net, network: Network) -> None:
-    """Puts the weights of an exported network into `net`, for fine-tuning: the inverse of `to_network`.
+def load_weights(network: TorchNetwork, spec: NetworkSpec) -> None:
+    """Copies the weights of an exported network into `network`, for fine-tuning: the inverse of `to_spec`.
 
-    Category tables, layers and head must have `net`'s shapes and kinds: ValueError names the first that has not.
-    Scales and calibration are not `net`'s: they stay with whoever calls.
+    Scaling and calibration are not part of `network` and stay with the caller. Raises ValueError, naming the first
+    difference, where tables, layers or head have other shapes or types than the network's.
     """
-    made: dict[str, Any] = {}
-    for index, category in enumerate(network.encoder.categories):
-        made[f"tables.{index}.weight"] = category.table
-    for index, layer in enumerate(network.layers):
-        if isinstance(layer, Lstm) != (net.design.cell == "lstm") or layer.activation != net.design.activation:
+    arrays: dict[str, Any] = {}
+    architecture = network.architecture
+    for index, category in enumerate(spec.encoder.categories):
+        arrays[f"embeddings.{index}.weight"] = category.table
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer, Lstm) != (architecture.cell == "lstm") or layer.activation != architecture.activation:
             raise ValueError(f"layer {index}: another cell or activation ({type(layer).__name__}, {layer.activation})")
         weights = {"weight_ih": layer.weight_ih, "weight_hh": layer.weight_hh}
         weights |= dict(zip(("bias_ih", "bias_hh"), np.split(layer.bias, 2), strict=True))
         if isinstance(layer, Lstm) and layer.projection is not None:
             weights["weight_hr"] = layer.projection
-        made |= {f"body.{index}.rnn.{name}_l0": values for name, values in weights.items()}
-        for letter, size, first in layer.state:
-            made[f"body.{index}.first_{letter}"] = np.zeros(size, np.float32) if first is None else first
-    made |= {"head.weight": network.head.weight, "head.bias": network.head.bias}
-    ours, theirs = _kind(net.to_network(calibration=Calibration(1, 1, 1)).head), _kind(network.head)
-    if ours != theirs or net.design.window != network.window:
-        raise ValueError(f"head or window: {theirs}, window {network.window}; this net has {ours}, {net.design.window}")
-    own = net.state_dict()
-    for name in sorted(own.keys() | made.keys()):
-        shapes = [tuple(one[name].shape) if name in one else None for one in (made, own)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{name}: shape {shapes[0]}, this net has {shapes[1]}")
-    net.load_state_dict({name: torch.from_numpy(np.array(values, np.float32)) for name, values in made.items()})
+        arrays |= {f"layers.{index}.rnn.{name}_l0": values for name, values in weights.items()}
+        for letter, size, initial in layer.state_parts:
+            arrays[f"layers.{index}.initial_{letter}"] = np.zeros(size, np.float32) if initial is None else initial
+    arrays |= {"head.weight": spec.head.weight, "head.bias": spec.head.bias}
+    own_head, head = _head_signature(network.to_spec(calibration=Calibration(1, 1, 1)).head), _head_signature(spec.head)
+    if own_head != head or architecture.window != spec.window:
+        raise ValueError(
+            f"head or window: {head}, window {spec.window}; this network has {own_head}, {architecture.window}"
+        )
+    own = network.state_dict()
+    for name in dict.fromkeys([*own, *arrays]):
+        shape, own_shape = (tuple(values[name].shape) if name in values else None for values in (arrays, own))
+        if shape != own_shape:
+            raise ValueError(f"{name}: shape {shape}, this network has {own_shape}")
+    network.load_state_dict({name: torch.from_numpy(np.array(values, np.float32)) for name, values in arrays.items()})
 
 
-def outputs(net: Net, dense: Tensor, codes: Tensor) -> Tensor:
-    """`net` over whole sequences from their first event: [B, T, O] for `dense` [B, T, D], `codes` [B, T, C].
-
-    With a window each event's output is that of the last `window` events up to it, or of those there are.
-    """
-    window, steps = net.design.window, dense.shape[1]
-    whole = dense.shape[1] if window is None else min(window - 1, steps)  # as far as all earlier events are seen
-    made = [net(dense[:, :whole], codes[:, :whole], net.initial(len(dense)))[0]] if whole else []
-    if window is not None and steps >= window:
-        at_once = max(1, _WINDOW_ROWS // (window * len(dense)))  # places in the sequence
-        for start in range(0, steps - window + 1, at_once):
-            span = slice(start, start + at_once + window - 1)
-            views = [part[:, span].unfold(1, window, 1).movedim(-1, 2) for part in (dense, codes)]
-            count = views[0].shape[:2]  # [B, places, window, columns]
-            last = net(*(part.flatten(0, 1) for part in views), net.initial(count.numel()))[0][:, -1]
-            made.append(last.unflatten(0, count))
-    return torch.cat(made, 1)
+def _validate(encoder: FeatureEncoder, architecture: Architecture, task_head: TaskHead) -> None:
+    projection, hidden = architecture.projection, architecture.hidden
+    if projection is not None and (architecture.cell != "lstm" or not 0 < projection < hidden):
+        raise ValueError(f"projection {projection}: only for lstm, at least 1 and smaller than hidden ({hidden})")
+    if isinstance(task_head, Classes):
+        if task_head.count < 1:
+            raise ValueError(f"classes: {task_head.count} should be 1 or more")
+    elif not task_head.columns or not all(0 <= column < len(encoder.numbers) for column in task_head.columns):
+        raise ValueError(
+            f"columns {task_head.columns}: should be indices of the encoder's {len(encoder.numbers)} numbers"
+        )
 
 
-def surprise(output: Tensor, dense: Tensor, missing: Tensor, target: Anomaly) -> Tensor:
-    """Surprise e [B, T]: how far each event was from what the output before it said, in its scales; NaN where none is.
-
-    `output` [B, T, O] of the net, `missing` [B, T, F] of the encoder's numbers. e is the root mean square, over the
-    columns that are present, of (value - mean) / scale cut to +-100. None at a first event, nor without any column.
-    """
-    columns = list(target.columns)
-    means, log_scales = output[:, :-1].chunk(2, -1)
-    z = ((dense[:, 1:, columns] - means) / log_scales.exp()).clamp(-LARGEST_Z, LARGEST_Z)
-    absent = missing[:, 1:, columns]
-    count = (~absent).sum(-1)
-    e = (torch.where(absent, 0, z * z).sum(-1) / count.clamp(min=1)).sqrt()
-    e = torch.where(count > 0, e, torch.nan)
-    return torch.cat([e.new_full((len(e), 1), torch.nan), e], 1)
+def _output_width(task_head: TaskHead) -> int:
+    if isinstance(task_head, Classes):
+        return task_head.count
+    return len(task_head.columns) * (task_head.horizon if isinstance(task_head, Forecast) else 2)
 
 
-def levels(e: Tensor, calibration: Calibration) -> Tensor:
-    """Anomaly scores [B, T] in 0..1 from surprises [B, T]; 0 where there is none. heads.py has the formula."""
-    return powers(e, calibration)[0]
+def _layer_spec(layer: _RecurrentLayer) -> Layer:
+    rnn, activation = layer.rnn, layer.architecture.activation
+    weights = (_to_array(rnn.weight_ih_l0), _to_array(rnn.weight_hh_l0))
+    bias = np.concatenate([_to_array(rnn.bias_ih_l0), _to_array(rnn.bias_hh_l0)])
+    values = [_to_array(getattr(layer, f"initial_{letter}")) for letter in layer.state_widths]
+    initial = [part if part.any() else None for part in values]
+    if layer.architecture.cell == "gru":
+        return Gru(*weights, bias, activation, initial[0])
+    projection = _to_array(rnn.weight_hr_l0) if layer.architecture.projection else None
+    return Lstm(*weights, bias, initial[0], initial[1], projection, activation)
 
 
-def powers(e: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
-    """The scores of `levels`, and the power [B, T] after each event."""
-    power = e.new_full((len(e),), calibration.power)
-    scores, after = [], []
-    for now in e.unbind(1):
-        level = power.sqrt().sqrt()
-        fourth = torch.minimum(now, LARGEST_JUMP * level).square().square()
-        moved = (power + calibration.alpha * (fourth - power)).clamp(min=calibration.floor)
-        known = ~now.isnan()
-        scores.append(torch.where(known, now / (now + calibration.unit * level), 0))
-        power = torch.where(known, moved, power)
-        after.append(power)
-    return torch.stack(scores, 1), torch.stack(after, 1)
-
-
-def answers(
-    net: Net, dense: Tensor, codes: Tensor, missing: Tensor, lengths: Tensor, calibration: Calibration | None = None
-) -> tuple[Tensor, Tensor]:
-    """What serving gives for whole sequences: score [B, T], prediction [B, T, P]; NaN from `lengths` [B] on.
-
-    Probabilities for Classes; forecasts in raw units for Forecast; for Anomaly, which needs the calibration, the
-    anomaly score and the forecast of the next event's columns in raw units. `missing` [B, T, F] matters for Anomaly.
-    """
-    training = net.training
-    net.eval()
-    with torch.no_grad():
-        output = outputs(net, dense, codes)
-        score, prediction = _answers(net, output, dense, missing, calibration)
-        over = torch.arange(dense.shape[1], device=dense.device) >= lengths.to(dense.device)[:, None]
-        score, prediction = score.masked_fill(over, torch.nan), prediction.masked_fill(over[..., None], torch.nan)
-    net.train(training)
-    return score, prediction
-
-
-def _answers(
-    net: Net, output: Tensor, dense: Tensor, missing: Tensor, calibration: Calibration | None
-) -> tuple[Tensor, Tensor]:
-    target = net.target
-    if isinstance(target, Classes):
-        prediction = torch.sigmoid(output) if target.count == 1 else torch.softmax(output, -1)
-        return prediction[..., 0] if target.count == 1 else (1 - prediction[..., 0]).clamp(min=0), prediction
-    if isinstance(target, Forecast):
-        prediction = raw_units(output, net.encoder, target.columns * target.horizon)
-        return prediction[..., 0], prediction
+def _head_spec(task_head: TaskHead, weight: Any, bias: Any, calibration: Calibration | None) -> HeadSpec:
+    if isinstance(task_head, Classes):
+        return DenseHead(weight, bias, "sigmoid" if task_head.count == 1 else "softmax")
+    if isinstance(task_head, Forecast):
+        return ForecastHead(weight, bias, task_head.columns, task_head.horizon, task_head.residual)
     if calibration is None:
         raise ValueError("an anomaly score needs a calibration")
-    score = levels(surprise(output, dense, missing, target), calibration)
-    return score, raw_units(output.chunk(2, -1)[0], net.encoder, target.columns)
+    return AnomalyHead(weight, bias, task_head.columns, calibration, task_head.residual)
 
 
-def raw_units(scaled: Tensor, encoder: Encoder, columns: Sequence[int]) -> Tensor:
-    """Scaled values [..., P] of these numbers (indices, one for each P) in raw units; heads.py has the formula."""
-    index = list(columns)
-    scale, centre = (torch.from_numpy(values[index]).to(scaled.device) for values in raw_scale(encoder.numbers))
-    logs = torch.tensor([encoder.numbers[column].log for column in index], device=scaled.device)
-    linear = scaled * scale + centre
-    grown = linear.sign() * (linear.abs().clamp(max=LARGEST_LOG).exp() - 1)
-    return torch.where(logs, grown, linear)
-
-
-def _check(encoder: Encoder, design: Design, target: Target) -> None:
-    if design.projection is not None and (design.cell != "lstm" or not 0 < design.projection < design.hidden):
-        raise ValueError(f"projection {design.projection}: only for lstm, from 1 to below hidden ({design.hidden})")
-    if isinstance(target, Classes):
-        if target.count < 1:
-            raise ValueError(f"classes: {target.count} should be 1 or more")
-    elif not target.columns or not all(0 <= column < len(encoder.numbers) for column in target.columns):
-        raise ValueError(f"columns {target.columns}: should be indices of the encoder's {len(encoder.numbers)} numbers")
-
-
-def _width(target: Target) -> int:
-    if isinstance(target, Classes):
-        return target.count
-    return len(target.columns) * (target.horizon if isinstance(target, Forecast) else 2)
-
-
-def _layer(layer: _Body) -> Layer:
-    rnn, firsts = (
-        layer.rnn,
-        [_array(getattr(layer, f"first_{letter}")) for letter, _ in zip("hc", layer.widths, strict=False)],
-    )
-    weights = (_array(rnn.weight_ih_l0), _array(rnn.weight_hh_l0))
-    bias = np.concatenate([_array(rnn.bias_ih_l0), _array(rnn.bias_hh_l0)])
-    given = [values if values.any() else None for values in firsts]
-    if layer.design.cell == "gru":
-        return Gru(*weights, bias, layer.design.activation, given[0])
-    projection = _array(rnn.weight_hr_l0) if layer.design.projection else None
-    return Lstm(*weights, bias, given[0], given[1], projection, layer.design.activation)
-
-
-def _head(target: Target, weight: Any, bias: Any, calibration: Calibration | None) -> AnyHead:
-    if isinstance(target, Classes):
-        return Head(weight, bias, "sigmoid" if target.count == 1 else "softmax")
-    if isinstance(target, Forecast):
-        return ForecastHead(weight, bias, target.columns, target.horizon, target.residual)
-    if calibration is None:
-        raise ValueError("an anomaly score needs a calibration")
-    return AnomalyHead(weight, bias, target.columns, calibration, target.residual)
-
-
-def _kind(head: AnyHead) -> tuple[Any, ...]:
-    """What must agree for one head's weights to mean the same in another."""
+def _head_signature(head: HeadSpec) -> tuple[Any, ...]:
+    """What must be equal for the weights of one head to mean the same in another."""
     names = ("activation", "columns", "horizon", "residual")
     return (type(head).__name__, *(getattr(head, name) for name in names if hasattr(head, name)))
 
 
-def _array(tensor: Tensor) -> Any:
+def _to_array(tensor: Tensor) -> Any:
     return tensor.detach().cpu().numpy().copy()

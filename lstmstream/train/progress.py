@@ -1,127 +1,139 @@
-"""What a person sees of a training: a bar on a terminal, else a line for each epoch. Standard error only."""
+"""The progress of a training on standard error: a bar on a terminal, otherwise a line for each epoch."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
-from lstmstream.train.fit import Fitted, Line, Told
-from lstmstream.train.history.split import NAMES
-from lstmstream.train.prepare import Prepared
+from lstmstream.history.split import SPLIT_NAMES
+from lstmstream.train.dataset import Dataset
 from lstmstream.train.report.report import Report
+from lstmstream.train.trainer import EpochMetrics, Progress, Trainer, TrainingResult
 
-_REFRESH_S = 0.2
-_LINE_S = 0.3
-_CLASSES = 8  # that are told of
-_SHOWN = {"average_precision", "roc_auc", "precision", "recall", "accuracy", "macro_f1", "mae", "rmse", "mase"}
+MAX_LISTED = 8  # classes with their counts
+SUMMARY_METRICS = {
+    "average_precision", "roc_auc", "precision", "recall", "accuracy", "macro_f1", "mae", "rmse", "mase",
+}  # fmt: skip
+_BAR_INTERVAL_S = 0.2  # between updates of the bar
+_LINE_INTERVAL_S = 0.3  # between lines, so that many short epochs do not flood the terminal
 
 
-def summary(report: Report, out: Path) -> list[str]:
-    """What came out, in a few lines."""
-    lines = [f"{out}: epoch {report.chosen_epoch} of {len(report.history)}; {report.facts['training ended']}"]
-    shown = {name: found for name, found in report.metrics[report.part].items() if name in _SHOWN}
-    sure = any(np.isfinite(found["low"]) for found in shown.values())
-    lines.append(f"  on the {report.part} part{', with 95 % intervals' if sure else ''}:")
-    for name, found in shown.items():
-        interval = f"  ({found['low']:.3g} to {found['high']:.3g})" if np.isfinite(found["low"]) else ""
-        lines.append(f"  {name.replace('_', ' '):<20} {found['value']:>9.4g}{interval}")
+def summary_lines(report: Report, out: Path) -> list[str]:
+    """The outcome of a training in a few lines of text. `out` is the model file."""
+    lines = [f"{out}: epoch {report.chosen_epoch} of {len(report.history)}; {report.stop_reason}"]
+    metrics = {name: value for name, value in report.metrics[report.split_name].items() if name in SUMMARY_METRICS}
+    with_intervals = any(np.isfinite(interval["low"]) for interval in metrics.values())
+    lines.append(f"  on the {report.split_name} split{', with 95 % intervals' if with_intervals else ''}:")
+    for name, interval in metrics.items():
+        bounds = f"  ({interval['low']:.3g} to {interval['high']:.3g})" if np.isfinite(interval["low"]) else ""
+        lines.append(f"  {name.replace('_', ' '):<20} {interval['value']:>9.4g}{bounds}")
     lines.append(report.threshold_rule)
-    lines.append(f"Worth it? {report.verdict.answer}. {report.verdict.text}")
+    lines.append(f"Worth it? {report.comparison.answer}. {report.comparison.text}")
     lines.append(f"Report: {out.with_suffix('.html')}")
     return lines
 
 
-class Screen:
-    """Tells a person how far it is."""
+class ConsoleProgress:
+    """Shows data, epochs and warnings on standard error."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._epochs = prepared.config.training.epochs
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._told = 0.0
-        self._line = -math.inf  # when one was last said
+        self._epochs = dataset.config.training.epochs
+        self._result = TrainingResult()
+        self._bar: ProgressBar | None = None
+        self._bar_task: TaskID | None = None
+        self._bar_updated = 0.0
+        self._line_printed = -math.inf
 
-    def say(self, text: str) -> None:
-        """A line; what came from data or configuration stays plain text."""
+    def print(self, text: str) -> None:
+        """Prints a line as it is: text from data and configuration is no markup."""
         self._console.print(Text(text))
 
-    def begin(self) -> None:
-        """What there is to learn from, and what is odd about it."""
-        prepared = self._prepared
-        events, config = prepared.events, prepared.config
-        self.say(f"{config.name} version {config.version}: {config.task}")
-        self.say(f"{len(events):,} events of {len(events.keys):,} keys; {prepared.parts.rule}")
-        for part, name in NAMES.items():
-            of = prepared.parts.of == part
-            if not of.any():
+    def show_dataset(self) -> None:
+        """Prints the sizes of the splits, and the warnings about the data."""
+        dataset = self._dataset
+        events, config = dataset.events, dataset.config
+        self.print(f"{config.name} version {config.version}: {config.task}")
+        self.print(f"{len(events):,} events of {len(events.keys):,} keys; {dataset.split.description}")
+        for label, name in SPLIT_NAMES.items():
+            in_split = dataset.split.labels == label
+            if not in_split.any():
                 continue
-            line = f"  {name:<11}{int(of.sum()):>11,} events"
+            line = f"  {name:<11}{int(in_split.sum()):>11,} events"
             if config.task == "classify":
-                labels = np.asarray(events.label)[prepared.counted[name]]
+                labels = np.asarray(events.label)[dataset.loss_masks[name]]
                 counts = np.bincount(labels, minlength=len(events.classes))
                 found = [f"{count:,} x {text}" for text, count in zip(events.classes, counts.tolist(), strict=True)]
-                more = [f"and {len(found) - _CLASSES} more classes"] if len(found) > _CLASSES else []
-                line += "   " + ", ".join(found[:_CLASSES] + more)
-            self.say(line)
-        for warning in prepared.warnings:
-            self.say(f"warning: {warning}")
+                more = [f"and {len(found) - MAX_LISTED} more classes"] if len(found) > MAX_LISTED else []
+                line += "   " + ", ".join(found[:MAX_LISTED] + more)
+            self.print(line)
+        for warning in dataset.warnings:
+            self.print(f"warning: {warning}")
 
-    def start(self, parameters: int, device: str) -> None:
-        """Before the first epoch."""
-        model = self._prepared.config.model
-        self.say(f"{model.layers} x {model.cell.upper()}({model.hidden}), {parameters:,} weights, on {device}")
+    @contextmanager
+    def showing(self, trainer: Trainer) -> Iterator[None]:
+        """Shows the training within the block: the network's size, and on a terminal a progress bar."""
+        model = self._dataset.config.model
+        self._result = trainer.result
+        layers = f"{model.layers} x {model.cell.upper()}({model.hidden})"
+        self.print(f"{layers}, {trainer.network.parameter_count:,} parameters, on {trainer.device.type}")
         if self._console.is_terminal:
-            self._bar = Progress(
+            self._bar = ProgressBar(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),
                 TimeElapsedColumn(),
-                TextColumn("left at most"),
+                TextColumn("at most"),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=self._console,
                 transient=True,
             )
-            self._task = self._bar.add_task("epoch 1", total=float(self._epochs))
+            self._bar_task = self._bar.add_task("epoch 1", total=float(self._epochs))
             self._bar.start()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
 
-    def tell(self, told: Told) -> None:
-        """Within an epoch."""
-        if self._bar is None or self._task is None or time.monotonic() - self._told < _REFRESH_S:
+    def on_progress(self, progress: Progress) -> None:
+        """Updates the bar within an epoch."""
+        now = time.monotonic()
+        if self._bar is None or self._bar_task is None or now - self._bar_updated < _BAR_INTERVAL_S:
             return
-        self._told = time.monotonic()
+        self._bar_updated = now
         self._bar.update(
-            self._task,
-            completed=told.epoch - 1 + told.done,
-            description=f"epoch {told.epoch} of {self._epochs}, loss {told.loss:.4g}",
+            self._bar_task,
+            completed=progress.epoch - 1 + progress.fraction,
+            description=f"epoch {progress.epoch} of {self._epochs}, loss {progress.loss:.4g}",
         )
 
-    def after(self, line: Line, fitted: Fitted) -> None:
-        """After an epoch; of many short ones, a line now and then. The report has all."""
-        if time.monotonic() - self._line < _LINE_S:
+    def on_epoch_end(self, epoch: EpochMetrics) -> None:
+        """Prints a line for the epoch. Of many short epochs some are left out here; the report has them all."""
+        if time.monotonic() - self._line_printed < _LINE_INTERVAL_S:
             return
-        self._line = time.monotonic()
-        best = "  best" if fitted.best_epoch == line["epoch"] and fitted.monitor != "none" else ""
-        metric = f"  average precision {line['metric']:.4f}" if fitted.monitor == "average_precision" else ""
-        self.say(
-            f"epoch {line['epoch']:>3.0f}  {line['seconds']:6.1f} s  loss {line['train_loss']:<9.4g}"
-            f"  validation {line['validation_loss']:<9.4g}{metric}{best}"
+        self._line_printed = time.monotonic()
+        result = self._result
+        best = "  best" if result.best_epoch == epoch["epoch"] and result.monitor != "none" else ""
+        metric = f"  average precision {epoch['metric']:.4f}" if result.monitor == "average_precision" else ""
+        self.print(
+            f"epoch {epoch['epoch']:>3.0f}  {epoch['seconds']:6.1f} s  loss {epoch['train_loss']:<9.4g}"
+            f"  validation {epoch['validation_loss']:<9.4g}{metric}{best}"
         )
 
-    def stopping(self) -> None:
-        """Somebody has asked for the end."""
-        self.say("stopping; the best epoch so far is kept")
-
-    def end(self) -> None:
-        """Takes the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    def on_stop_requested(self) -> None:
+        """Prints what a signal has caused."""
+        self.print("stopping; the best epoch so far is kept")

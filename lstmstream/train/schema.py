@@ -1,67 +1,83 @@
-"""Every option of a training configuration, each described once, and the file they come from.
+"""Every option of a training configuration, each described once, and how the file is loaded.
 
-`load_training` tells everything that is wrong at once, as `path: what is wrong; remedy`. It reads no data: what only
-the data can tell is for `history/inspection.py`.
+`load_training` reports all faults at once, each as `path: what is wrong; how to fix it`. It reads no data: faults that
+only the data can show are found by `train/data_checks.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field
 
-from lstmstream.config.explain import faults
-from lstmstream.config.load import override, read_yaml
-from lstmstream.config.schema import Kafka, options_of
-from lstmstream.config.values import (
+from lstmstream.config.diagnostics import validate
+from lstmstream.config.document import Conflict, Document
+from lstmstream.config.environment import apply_environment
+from lstmstream.config.options import Option, options_of
+from lstmstream.config.paths import Keys
+from lstmstream.config.schema import Kafka
+from lstmstream.config.types import (
     Duration,
     FieldPath,
     FieldPaths,
-    Line,
     Name,
     Section,
     Servers,
+    SingleLine,
+    StrictInt,
     Topic,
-    Whole,
     lower,
 )
-from lstmstream.errors import CannotServe
-from lstmstream.train.clashes import clashes
-from lstmstream.train.values import Count, Moment, Place, Real, Share, Weights, named, text_list
+from lstmstream.config.yaml_file import read_yaml
+from lstmstream.train.types import (
+    ClassWeights,
+    Count,
+    Float,
+    Fraction,
+    IsoTime,
+    LogPosition,
+    as_list,
+    expand_names,
+)
+from lstmstream.train.validation import training_conflicts
 
 Task = Literal["forecast", "classify", "anomaly"]
 
 
-class Broker(Kafka):
+class KafkaSource(Kafka):
     """`kafka`: the broker that `data.from: kafka` reads from, as for the daemon."""
 
-    bootstrap_servers: Servers = Field(["127.0.0.1:9092"], description="Where to find the cluster, for `from: kafka`.")
+    bootstrap_servers: Servers = Field(["127.0.0.1:9092"], description="Addresses of the cluster, for `from: kafka`.")
 
 
 class Data(Section):
-    """`data`: the history to learn from."""
+    """`data`: the events to train on."""
 
-    source: Literal["files", "kafka"] = Field("files", alias="from", description="Where the events are.")
-    path: Annotated[list[Line], BeforeValidator(text_list)] = Field(
-        [], description="CSV, JSONL or Parquet; a list or a pattern with * for several. Relative to this file's folder."
+    source: Literal["files", "kafka"] = Field("files", alias="from", description="Where the events are read from.")
+    path: Annotated[list[SingleLine], BeforeValidator(as_list)] = Field(
+        [], description="CSV, JSONL or Parquet; several as a list or a pattern with *. Relative to this file's folder."
     )
     topic: Topic | None = Field(
-        None, description="With `from: kafka`: the topic, JSON objects as the daemon reads them."
+        None, description="With `from: kafka`: the topic, with JSON objects as the daemon reads them."
     )
-    start: Place = Field("earliest", description="With `from: kafka`: `earliest`, an offset, or an ISO 8601 time.")
-    end: Place = Field("latest", description="With `from: kafka`: `latest`, an offset, or a time; not included.")
+    start: LogPosition = Field(
+        "earliest", description="With `from: kafka`: `earliest`, an offset, or an ISO 8601 time."
+    )
+    end: LogPosition = Field(
+        "latest", description="With `from: kafka`: `latest`, an offset, or an ISO 8601 time; exclusive."
+    )
     key: FieldPath | None = Field(
         None,
-        description="Field that holds the entity key. Left out: one sequence; with `from: kafka`, the record's key.",
+        description="Field that holds the entity key. Default: one sequence; with `from: kafka`, the record's key.",
     )
     timestamp: FieldPath | None = Field(
         None,
-        description="Field of the event's time, ISO 8601 or epoch. Left out: rows in order, a second apart; with"
-        " `from: kafka`, the record's time.",
+        description="Field that holds the event time, ISO 8601 or epoch. Default: rows in order, one second apart; with"
+        " `from: kafka`, the record's timestamp.",
     )
 
 
@@ -69,9 +85,9 @@ class NumberField(Section):
     """One of `features.numbers`."""
 
     name: FieldPath = Field(description="The event's field.")
-    log: bool = Field(default=False, description="Take sign(v) log(1 + |v|) first: for amounts, counts, sizes.")
+    log: bool = Field(default=False, description="Apply sign(v) log(1 + |v|) first: for amounts, counts, sizes.")
     scale: Literal["standard", "robust", "none"] = Field(
-        "standard", description="By mean and standard deviation, by median and quartiles, or not at all."
+        "standard", description="Scale by mean and standard deviation, by median and quartiles, or not at all."
     )
 
 
@@ -79,190 +95,212 @@ class CategoryField(Section):
     """One of `features.categories`."""
 
     name: FieldPath = Field(description="The event's field: text or whole numbers.")
-    buckets: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = Field(
-        None, description="Hash the values into so many buckets, instead of a vocabulary."
+    buckets: Annotated[StrictInt, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Hash the values into this many buckets instead of using a vocabulary."
     )
-    min_count: Count = Field(2, description="A value that is rarer in the training part counts as unknown.")
-    width: Count | None = Field(None, description="Columns of the embedding (by the number of values, 2 to 16).")
+    min_count: Count = Field(2, description="Values seen fewer times than this in the training split count as unknown.")
+    width: Count | None = Field(None, description="Embedding size. Default: 2 to 16, by the number of values.")
 
 
 class Features(Section):
-    """`features`: what the model sees of an event."""
+    """`features`: the model's inputs."""
 
-    numbers: Annotated[list[NumberField], BeforeValidator(named)] = Field([], description="Numeric fields.")
-    categories: Annotated[list[CategoryField], BeforeValidator(named)] = Field([], description="Categorical fields.")
+    numbers: Annotated[list[NumberField], BeforeValidator(expand_names)] = Field([], description="Numeric fields.")
+    categories: Annotated[list[CategoryField], BeforeValidator(expand_names)] = Field(
+        [], description="Categorical fields."
+    )
     elapsed: bool = Field(default=False, description="The time since the key's previous event.")
     hour_of_day: bool = Field(default=False, description="The hour of the day (UTC), as sine and cosine.")
     day_of_week: bool = Field(default=False, description="The day of the week (UTC), as sine and cosine.")
 
 
-class Target(Section):
-    """`target`: what is to be known."""
+class TargetOptions(Section):
+    """`target`: what the model predicts."""
 
     field: FieldPath | None = Field(
-        None, description="The label. Needed to classify; in anomaly detection only measured with, never learned from."
+        None,
+        description="Field that holds the label. Required to classify; anomaly detection uses it for evaluation only.",
     )
     classes: list[str] = Field(
         [],
-        description="The label's values in order, the usual one first (numbers ascend; else the most frequent first).",
+        description="Values of the label, the usual one first. Default: numbers ascending, text by falling frequency.",
     )
     per: Literal["event", "sequence"] = Field(
-        "event", description="Whether each event has a label, or each key, whose label counts at its last event."
+        "event",
+        description="Whether every event has a label, or every key; the label of a key counts at its last event.",
     )
-    fields: FieldPaths = Field([], description="Numeric fields to forecast, of `features.numbers` (all of them).")
-    horizon: Annotated[Whole, Field(ge=1, le=1000)] = Field(1, description="How many events ahead to forecast.")
-    residual: bool = Field(default=True, description="Forecast the change from the present value, not the value.")
-    memory: Count = Field(500, description="Anomalies: events over which the usual size of an error is learned.")
-    loss: Literal["mse", "mae", "huber"] = Field("mse", description="A forecast's error.")
+    fields: FieldPaths = Field(
+        [], description="Fields to forecast, each one of `features.numbers`. Default: all of them."
+    )
+    horizon: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(1, description="Number of events to forecast ahead.")
+    residual: bool = Field(default=True, description="Forecast the change from the current value instead of the value.")
+    memory: Count = Field(
+        500, description="Anomaly detection: number of events over which the usual error of a key is tracked."
+    )
+    loss: Literal["mse", "mae", "huber"] = Field("mse", description="Loss of a forecast.")
 
 
-class Split(Section):
-    """`split`: which events are learned from, which choose epoch and threshold, which only measure."""
+class SplitOptions(Section):
+    """`split`: which events train the model, which select epoch and threshold, which only evaluate it."""
 
-    by: Literal["time", "key", "given"] = Field("time", description="By time, by key, or by a field of the data.")
-    validation: Share = Field(0.15, description="Share of the events (of the keys) that chooses epoch and threshold.")
-    test: Share = Field(0.15, description="Share that is only measured.")
+    by: Literal["time", "key", "given"] = Field("time", description="Split by time, by key, or by a field of the data.")
+    validation: Fraction = Field(
+        0.15, description="Fraction of the events (with `by: key`: of the keys) that selects epoch and threshold."
+    )
+    test: Fraction = Field(0.15, description="Fraction that is used for evaluation only.")
     gap: Annotated[Duration, Field(ge=0)] = Field(
-        0.0, description="Time left out after the training part and after the validation part: labels come late."
+        0.0, description="Time left out after the training and the validation split, for labels that arrive late."
     )
-    train_from: Moment | None = Field(None, description="Earlier events only warm the states up. ISO 8601.")
-    train_to: Moment | None = Field(
-        None, description="End of the training part, not included (where validation begins)."
+    train_from: IsoTime | None = Field(None, description="Events before this ISO 8601 time only warm up the states.")
+    train_to: IsoTime | None = Field(
+        None, description="End of the training split, exclusive. Default: where validation starts."
     )
-    validation_from: Moment | None = Field(None, description="Start of the validation part, instead of a share.")
-    test_from: Moment | None = Field(None, description="Start of the test part, instead of a share.")
-    test_to: Moment | None = Field(None, description="End of the test part, not included.")
-    field: FieldPath | None = Field(None, description="With `by: given`: holds train, validation, test, or nothing.")
+    validation_from: IsoTime | None = Field(None, description="Start of the validation split, instead of a fraction.")
+    test_from: IsoTime | None = Field(None, description="Start of the test split, instead of a fraction.")
+    test_to: IsoTime | None = Field(None, description="End of the test split, exclusive. Default: the last event.")
+    field: FieldPath | None = Field(
+        None, description="With `by: given`: field that holds train, validation, test, or nothing."
+    )
 
 
-class Design(Section):
-    """`model`: the network."""
+class ModelOptions(Section):
+    """`model`: the architecture of the network."""
 
-    cell: Annotated[Literal["lstm", "gru"], BeforeValidator(lower)] = Field("lstm", description="Kind of cell.")
-    layers: Annotated[Whole, Field(ge=1, le=16)] = Field(1, description="Recurrent layers.")
-    hidden: Annotated[Whole, Field(ge=1, le=8192)] = Field(64, description="Hidden size of each layer.")
-    projection: Count | None = Field(None, description="Project h to so many values (LSTM only; smaller than hidden).")
-    dropout: Share = Field(0.0, description="Share of each layer's outputs that is dropped while training.")
-    activation: Literal["tanh", "relu"] = Field("tanh", description="Of the cell; relu as Keras' LSTM has it.")
-    window: Annotated[Whole, Field(ge=1, le=500)] | None = Field(
-        None, description="The network sees only the last so many events; the state then holds them (all events)."
+    cell: Annotated[Literal["lstm", "gru"], BeforeValidator(lower)] = Field(
+        "lstm", description="Type of the recurrent cell."
+    )
+    layers: Annotated[StrictInt, Field(ge=1, le=16)] = Field(1, description="Number of recurrent layers.")
+    hidden: Annotated[StrictInt, Field(ge=1, le=8192)] = Field(64, description="Hidden size of each layer.")
+    projection: Count | None = Field(
+        None, description="Project h to this size; LSTM only, must be smaller than `hidden`. Default: no projection."
+    )
+    dropout: Fraction = Field(0.0, description="Fraction of each layer's outputs that is dropped during training.")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the cell; relu as in Keras' LSTM.")
+    window: Annotated[StrictInt, Field(ge=1, le=500)] | None = Field(
+        None,
+        description="The network sees only the last events, this many; the state holds them. Default: all events.",
     )
 
 
 class Training(Section):
-    """`training`: how it learns."""
+    """`training`: how the network is trained."""
 
-    epochs: Count = Field(30, description="The most passes over the training part.")
-    patience: Count = Field(5, description="Epochs without a better validation before it stops.")
+    epochs: Count = Field(30, description="Maximum number of passes over the training split.")
+    patience: Count = Field(5, description="Stop after this many epochs without improvement on the validation split.")
     monitor: Literal["auto", "loss", "average_precision", "none"] = Field(
         "auto",
-        description="What chooses the epoch: average precision for two classes, else the validation loss; `none`: the"
-        " last epoch is kept.",
+        description="What selects the epoch; `auto`: average precision for two classes, else the validation loss;"
+        " `none`: the last epoch.",
     )
-    batch: Count = Field(64, description="Keys (with `window`: windows) that are learned from at once.")
-    steps: Annotated[Whole, Field(ge=1, le=65536)] = Field(
-        64, description="Events of a key between updates; the state is carried on, the gradient is cut."
+    batch: Count = Field(64, description="Batch size in keys (with `window`: in windows).")
+    steps: Annotated[StrictInt, Field(ge=1, le=65536)] = Field(
+        64, description="Events per key between updates; the state is carried over, the gradient is truncated."
     )
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Optimiser (sgd: with momentum 0.9).")
-    learning_rate: Annotated[Real, Field(gt=0)] = Field(3e-3, description="Learning rate.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="Optimizer; sgd with momentum 0.9.")
+    learning_rate: Annotated[Float, Field(gt=0)] = Field(3e-3, description="Learning rate.")
     schedule: Literal["none", "cosine", "plateau"] = Field(
-        "cosine", description="Learning rate over the epochs: cosine to a hundredth; plateau: halved where it stalls."
+        "cosine",
+        description="Learning rate schedule; cosine: down to a hundredth; plateau: halved when validation stalls.",
     )
-    clip: Annotated[Real, Field(gt=0)] = Field(1.0, description="Longest gradient (L2 norm).")
-    weight_decay: Annotated[Real, Field(ge=0)] = Field(0.0, description="Weight decay.")
-    class_weights: Weights = Field(
-        "none", description="Weight of each class in the loss: none, balanced, or a list in the order of the classes."
+    clip: Annotated[Float, Field(gt=0)] = Field(1.0, description="Maximum L2 norm of the gradient.")
+    weight_decay: Annotated[Float, Field(ge=0)] = Field(0.0, description="Weight decay.")
+    class_weights: ClassWeights = Field(
+        "none",
+        description="Weights of the classes in the loss: none, balanced, or a list in the order of the classes.",
     )
-    noise: Annotated[Real, Field(ge=0)] = Field(
-        0.0, description="Standard deviation of noise that is added to scaled numbers while training."
+    noise: Annotated[Float, Field(ge=0)] = Field(
+        0.0, description="Standard deviation of the noise added to scaled numbers during training."
     )
-    mask: Share = Field(0.0, description="Share of the numbers that is hidden while training: robust to missing ones.")
-    seed: Annotated[Whole, Field(ge=0, le=2**32 - 1)] = Field(0, description="Seed of everything random.")
+    mask: Fraction = Field(
+        0.0, description="Fraction of the numbers hidden during training, which makes the model robust to missing ones."
+    )
+    seed: Annotated[StrictInt, Field(ge=0, le=2**32 - 1)] = Field(0, description="Seed of all random numbers.")
     device: Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(lower)] = Field(
-        "auto", description="`auto`: an NVIDIA GPU where there is one."
+        "auto", description="`cuda`: an NVIDIA GPU. `auto`: the GPU if there is one, else the CPU."
     )
     threads: Count = Field(
-        1, description="Threads on the CPU. More pay for large networks only, and may change the last bits of sums."
+        1, description="Threads on the CPU. More help large networks only, and may change the last bits of sums."
     )
 
 
 class Cost(Section):
-    """`threshold.cost`: what a mistake costs."""
+    """`threshold.cost`: what an error costs."""
 
-    missed: Annotated[Real, Field(gt=0)] = Field(100.0, description="Cost of a case without an alert.")
-    alert: Annotated[Real, Field(gt=0)] = Field(1.0, description="Cost of looking at an alert.")
+    missed: Annotated[Float, Field(gt=0)] = Field(100.0, description="Cost of a missed positive event.")
+    alert: Annotated[Float, Field(gt=0)] = Field(1.0, description="Cost of investigating an alert.")
 
 
 class Threshold(Section):
-    """`threshold`: how the score from which on it is an alert is chosen, on the validation part."""
+    """`threshold`: how the alert threshold is chosen on the validation split."""
 
     rule: Literal["auto", "f1", "alerts_per_day", "cost", "value", "none"] = Field(
         "auto",
-        description="Best F1, a budget of alerts, least cost, a value, or none (auto: f1, or 0.5 for anomalies).",
+        description="Best F1, an alert budget, minimum cost, a value, or none; `auto`: f1 for two classes, 0.5 for"
+        " anomalies, else none.",
     )
-    alerts_per_day: Annotated[Real, Field(gt=0)] | None = Field(None, description="The budget, over all keys.")
+    alerts_per_day: Annotated[Float, Field(gt=0)] | None = Field(
+        None, description="Alert budget per day, over all keys."
+    )
     cost: Cost
-    value: Real | None = Field(None, description="The threshold itself, for `rule: value`.")
+    value: Float | None = Field(None, description="The threshold for `rule: value`.")
 
 
 def _bounds(value: object) -> object:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("needs two bounds; write it like [16, 128]")
     if all(isinstance(bound, int | float) for bound in value) and not value[0] <= value[1]:
-        raise ValueError("has its bounds the wrong way round; write the smaller one first")
+        raise ValueError("has its bounds in the wrong order; write the smaller one first")
     return value
 
 
-WholeBounds = Annotated[tuple[Count, Count], BeforeValidator(_bounds)]
-RealBounds = Annotated[tuple[Annotated[Real, Field(ge=0)], Annotated[Real, Field(ge=0)]], BeforeValidator(_bounds)]
+IntBounds = Annotated[tuple[Count, Count], BeforeValidator(_bounds)]
+FloatBounds = Annotated[tuple[Annotated[Float, Field(ge=0)], Annotated[Float, Field(ge=0)]], BeforeValidator(_bounds)]
 
 
 class Tune(Section):
-    """`tune`: what `lstmstream tune` searches, between bounds. Without any bounds: the first four, within the usual."""
+    """`tune`: the search space of `lstmstream tune`. Without bounds, the first four options with usual bounds."""
 
-    trials: Count = Field(30, description="Trainings to try.")
-    learning_rate: RealBounds | None = Field(None, description="Bounds of `training.learning_rate`, above 0.")
-    hidden: WholeBounds | None = Field(None, description="Bounds of `model.hidden`.")
-    layers: WholeBounds | None = Field(None, description="Bounds of `model.layers`.")
-    dropout: RealBounds | None = Field(None, description="Bounds of `model.dropout`, below 1.")
-    weight_decay: RealBounds | None = Field(None, description="Bounds of `training.weight_decay`, above 0.")
-    batch: WholeBounds | None = Field(None, description="Bounds of `training.batch`.")
-    steps: WholeBounds | None = Field(None, description="Bounds of `training.steps`.")
+    trials: Count = Field(30, description="Number of trials.")
+    learning_rate: FloatBounds | None = Field(None, description="Bounds of `training.learning_rate`, above 0.")
+    hidden: IntBounds | None = Field(None, description="Bounds of `model.hidden`.")
+    layers: IntBounds | None = Field(None, description="Bounds of `model.layers`.")
+    dropout: FloatBounds | None = Field(None, description="Bounds of `model.dropout`, below 1.")
+    weight_decay: FloatBounds | None = Field(None, description="Bounds of `training.weight_decay`, above 0.")
+    batch: IntBounds | None = Field(None, description="Bounds of `training.batch`.")
+    steps: IntBounds | None = Field(None, description="Bounds of `training.steps`.")
 
     @property
     def bounds(self) -> dict[str, tuple[int, int] | tuple[float, float]]:
-        """Option to its bounds."""
+        """The search space: option → its lower and upper bound."""
         names = [name for name in type(self).model_fields if name != "trials"]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         usual = {"learning_rate": (3e-4, 3e-2), "hidden": (16, 128), "layers": (1, 2), "dropout": (0.0, 0.4)}
         return given or usual
 
 
-class TrainConfig(Section):
-    """Everything that `lstmstream train` can be told."""
+class TrainConfig(Document):
+    """The configuration of `lstmstream train`. Durations are float seconds."""
 
-    name: Name = Field(description="The model's name.")
-    version: Line = Field("1", description="The model's version.")
+    placeholders: ClassVar[Mapping[Keys, str]] = {("name",): "placeholder", ("task",): "classify"}
+
+    name: Name = Field(description="Name of the model.")
+    version: SingleLine = Field("1", description="Version of the model.")
     task: Task = Field(
-        description="forecast: next values. classify: two or more classes. anomaly: learns what is usual."
+        description="forecast: predict next values. classify: predict one of two or more classes. anomaly: learn what"
+        " is usual."
     )
-    out: Path | None = Field(None, description="The model file (`<name>.onnx` beside this file; --out overrides).")
+    out: Path | None = Field(
+        None, description="Model file. Default: `<name>.onnx` beside this file; --out overrides it."
+    )
     data: Data
-    kafka: Broker
+    kafka: KafkaSource
     features: Features
-    target: Target
-    split: Split
-    model: Design
+    target: TargetOptions
+    split: SplitOptions
+    model: ModelOptions
     training: Training
     threshold: Threshold
     tune: Tune
-
-    _folder: Path = PrivateAttr(default_factory=Path)
-
-    @property
-    def folder(self) -> Path:
-        """What relative paths start from: the folder of the configuration file."""
-        return self._folder
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -270,41 +308,42 @@ class TrainConfig(Section):
         names = [number.name for number in self.features.numbers]
         return tuple(names.index(field) for field in self.target.fields) or tuple(range(len(names)))
 
-
-TRAIN_OPTIONS = {option.path: option for option in options_of(TrainConfig)}
+    def conflicts(self) -> Iterable[Conflict]:
+        """Find options that are valid by themselves and cannot be used together."""
+        return training_conflicts(self)
 
 
 def load_training(path: Path, environ: Mapping[str, str] = os.environ) -> TrainConfig:
-    """The training configuration at `path`. Raises CannotServe with one line for each thing that is wrong.
+    """Return the training configuration at `path`.
 
-    With `data.from: kafka` the daemon's variables for section `kafka` hold here too: passwords need not be in the file.
+    With `data.from: kafka`, the daemon's environment variables for section `kafka` apply here too, so that passwords
+    need not be in the file. Raises CannotServe with one line for each fault.
     """
     tree = read_yaml(path)
     data = tree.get("data")
-    if isinstance(data, dict) and data.get("from") == "kafka":
-        _, problems = override(tree, environ, "kafka")
-        if problems:
-            raise CannotServe(*problems)
-    return judge_training(tree, path.parent.resolve())
+    reads_kafka = isinstance(data, dict) and data.get("from") == "kafka"
+    kafka = [option for option in training_options() if reads_kafka and option.keys[0] == "kafka"]
+    overrides = apply_environment(tree, kafka, environ, refuse_unknown=False)
+    return validate(TrainConfig, tree, path.parent, overrides)
 
 
-def shown(path: Path) -> str:
-    """The configuration's text for a report, without section `kafka`: it may hold a password."""
+def validate_training(tree: dict[str, Any], folder: Path) -> TrainConfig:
+    """Return the configuration that `tree` describes, with paths relative to `folder`.
+
+    Raises CannotServe with one line for each fault.
+    """
+    return validate(TrainConfig, tree, folder)
+
+
+def training_options() -> list[Option]:
+    """Return every option of a training configuration, in the order of the file."""
+    return list(options_of(TrainConfig).values())
+
+
+def config_text(path: Path) -> str:
+    """Return the text of the configuration file for a report, without section `kafka`: it may hold a password."""
     tree = read_yaml(path)
     if "kafka" not in tree:
         return path.read_text(encoding="utf-8-sig")
     del tree["kafka"]
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-def judge_training(tree: dict[str, object], folder: Path) -> TrainConfig:
-    """The configuration that `tree` describes. Raises CannotServe with one line for each thing that is wrong."""
-    try:
-        config = TrainConfig.model_validate(tree)
-    except ValidationError as error:
-        raise CannotServe(*(f"{place}: {text}" for place, text in faults(error, TRAIN_OPTIONS))) from None
-    problems = list(clashes(config))
-    if problems:
-        raise CannotServe(*problems)
-    config._folder = folder
-    return config

@@ -1,10 +1,13 @@
-"""`lstmstream tune`: trains again and again within bounds, and keeps the settings that the validation part liked best.
+"""`lstmstream tune`: trains with many settings within bounds, and writes those that do best on the validation split.
 
-Never looks at the test part. What it writes is a training configuration; `lstmstream train` then makes the model.
+The test split is never used. The result is a training configuration, with which `lstmstream train` makes the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,134 +16,141 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lstmstream.config.load import read_yaml
+from lstmstream.config.yaml_file import read_yaml
 from lstmstream.errors import CannotServe
-from lstmstream.stop import Stop
-from lstmstream.train.fit import Line
-from lstmstream.train.history.inspection import check_memory
-from lstmstream.train.prepare import Prepared, prepare
-from lstmstream.train.run import make_fit, make_net
-from lstmstream.train.schema import TrainConfig, Tune, judge_training, load_training
+from lstmstream.shutdown import ShutdownSignal
+from lstmstream.train.data_checks import check_memory
+from lstmstream.train.dataset import Dataset, prepare_dataset
+from lstmstream.train.factory import make_network, make_trainer
+from lstmstream.train.schema import TrainConfig, Tune, load_training, validate_training
+from lstmstream.train.trainer import EpochMetrics
 
-_WHERE = {
+MAX_LISTED = 10  # of the best trials
+Params = Mapping[str, float | int]  # option to value
+_SECTIONS = {
     "learning_rate": "training", "weight_decay": "training", "batch": "training", "steps": "training",
     "hidden": "model", "layers": "model", "dropout": "model",
 }  # fmt: skip
-_LOGARITHMIC = {"learning_rate", "weight_decay", "hidden", "batch", "steps"}
-_SHOWN = 10
+_LOG_SCALE = {"learning_rate", "weight_decay", "hidden", "batch", "steps"}
 
 
 def tune(path: Path, *, trials: int | None = None, out: Path | None = None) -> int:
-    """Searches as section `tune` of the file at `path` says; writes the best settings to `out`. Returns the exit code.
+    """Searches within the bounds of section `tune` of the configuration at `path`. Returns the exit code.
 
-    Without `out`: `<file>.tuned.yaml` beside it. Raises CannotServe.
+    The best settings go to `out`, by default `<file>.tuned.yaml` beside it. Raises CannotServe for faults of
+    configuration and data, and where no trial has a result.
     """
-    stop = Stop()
+    stop = ShutdownSignal()
     config = load_training(path)
     out = out or path.with_suffix(".tuned.yaml")
-    if config.tune.bounds.get("hidden", (1 << 30,))[0] <= (config.model.projection or 0):
-        raise CannotServe(
-            f"tune.hidden: its lower bound must be above model.projection, {config.model.projection}; write bounds"
-        )
+    _check_bounds(config)
     if out.parent.resolve() != path.parent.resolve():
-        raise CannotServe(f"{out}: must lie beside {path}, because paths in it start from there")
-    prepared = prepare(config)
-    screen = Console(stderr=True, highlight=False)
+        raise CannotServe(
+            f"{out}: must be in the folder of {path}, because the paths in it are relative to that folder"
+        )
+    console = Console(stderr=True, highlight=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=config.training.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
     )
+    with closing(prepare_dataset(config)) as dataset:
 
-    def one(trial: optuna.Trial) -> float:
-        try:
-            found = _try(trial, prepared, stop)
-        except CannotServe as error:  # it did not learn, or was stopped before it could: the others count
-            screen.print(f"trial {trial.number + 1:>3}  {_shown(trial.params)}  {error}")
-            raise optuna.TrialPruned from error
-        screen.print(f"trial {trial.number + 1:>3}  {_shown(trial.params)}  validation {found:.5g}")
-        return found
+        def objective(trial: optuna.Trial) -> float:
+            number = f"trial {trial.number + 1:>3}"
+            try:
+                metric = run_trial(trial, dataset, stop)
+            except CannotServe as error:  # its loss was not finite, or it was stopped early: the other trials count
+                console.print(f"{number}  {_format_params(trial.params)}  {error}")
+                raise optuna.TrialPruned from error
+            console.print(f"{number}  {_format_params(trial.params)}  validation {metric:.5g}")
+            return metric
 
-    try:
         study.optimize(
-            one,
+            objective,
             n_trials=trials or config.tune.trials,
-            callbacks=[lambda study, _trial: study.stop() if stop.asked else None],
+            callbacks=[lambda study, _trial: study.stop() if stop.requested else None],
         )
-    finally:
-        if prepared.events.scratch is not None:
-            prepared.events.scratch.cleanup()
     if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials):
-        why = "stopped before the first training was done" if stop.asked else "no trial came to a result (see above)"
-        raise CannotServe(f"tune: {why}; there is nothing to keep")
-    _write(out, read_yaml(path), study.best_params, config)
-    _print(study)
+        reason = "no trial has a result (see above)"
+        if stop.requested:
+            reason = "stopped before the first trial was complete"
+        raise CannotServe(f"tune: {reason}; there are no settings to write")
+    _write_config(out, read_yaml(path), study.best_params, config)
+    _print_best_trials(study)
     print(f"{out}: the best of {len(study.trials)} trials; now: lstmstream train {out}")
     return 0
 
 
-def _try(trial: optuna.Trial, prepared: Prepared, stop: Stop) -> float:
-    """One training; what the validation part said of its best epoch, higher is better."""
-    changed = _with(prepared.config, _draw(trial, prepared.config.tune))
-    one = Prepared(
-        changed, prepared.fields, prepared.events, prepared.parts, prepared.counted, prepared.encoder, prepared.warnings
-    )
-    check_memory(changed, len(prepared.events.keys), prepared.encoder.width)
-    fit = make_fit(make_net(one), one, None)
+def _check_bounds(config: TrainConfig) -> None:
+    projection = config.model.projection or 0
+    if config.tune.bounds.get("hidden", (1 << 30,))[0] <= projection:
+        raise CannotServe(
+            f"tune.hidden: its lower bound must be above model.projection, {projection}; change the bounds"
+        )
 
-    def after(line: Line) -> None:
-        trial.report(line["metric"], int(line["epoch"]))
+
+def run_trial(trial: optuna.Trial, dataset: Dataset, stop: ShutdownSignal) -> float:
+    """One training with sampled options; returns the metric of its best epoch, where higher is better.
+
+    Raises CannotServe where the training has no result, optuna.TrialPruned where it is given up.
+    """
+    config = with_params(dataset.config, sample_params(trial, dataset.config.tune))
+    check_memory(config, len(dataset.events.keys), dataset.encoder.width)
+    dataset = replace(dataset, config=config)
+    trainer = make_trainer(make_network(dataset), dataset, checkpoint=None)
+
+    def on_epoch_end(epoch: EpochMetrics) -> None:
+        trial.report(epoch["metric"], int(epoch["epoch"]))
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    return fit.run(lambda _told: None, after, lambda: stop.asked).best
+    return trainer.run(lambda _progress: None, on_epoch_end, lambda: stop.requested).best_metric
 
 
-def _draw(trial: optuna.Trial, bounds: Tune) -> dict[str, float | int]:
-    """A value for everything that has bounds."""
-    drawn: dict[str, float | int] = {}
-    for name, (low, high) in bounds.bounds.items():
-        logarithmic = name in _LOGARITHMIC
+def sample_params(trial: optuna.Trial, options: Tune) -> Params:
+    """A value for each option that has bounds."""
+    params: dict[str, float | int] = {}
+    for name, (low, high) in options.bounds.items():
+        log = name in _LOG_SCALE
         if isinstance(low, int) and isinstance(high, int):
-            drawn[name] = trial.suggest_int(name, low, high, log=logarithmic)
+            params[name] = trial.suggest_int(name, low, high, log=log)
         else:
-            drawn[name] = trial.suggest_float(name, low, high, log=logarithmic)
-    return drawn
+            params[name] = trial.suggest_float(name, low, high, log=log)
+    return params
 
 
-def _with(config: TrainConfig, drawn: dict[str, float | int]) -> TrainConfig:
-    """The configuration with these values."""
+def with_params(config: TrainConfig, params: Params) -> TrainConfig:
+    """The configuration with these values in its sections `model` and `training`."""
     sections = {
         section: getattr(config, section).model_copy(
-            update={name: value for name, value in drawn.items() if _WHERE[name] == section}
+            update={name: value for name, value in params.items() if _SECTIONS[name] == section}
         )
         for section in ("model", "training")
     }
-    changed = config.model_copy(update=sections)
-    changed._folder = config.folder
-    return changed
+    return config.model_copy(update=sections)
 
 
-def _write(out: Path, tree: dict[str, Any], best: dict[str, Any], config: TrainConfig) -> None:
-    for name, value in best.items():
-        section = tree.get(_WHERE[name])
-        tree[_WHERE[name]] = {**(section or {}), name: float(f"{value:.4g}") if isinstance(value, float) else value}
-    judge_training(tree, config.folder)  # what is written can be read
+def _write_config(out: Path, tree: dict[str, Any], params: Params, config: TrainConfig) -> None:
+    """Writes the configuration file's tree with these values; numbers have four significant digits."""
+    for name, value in params.items():
+        section = tree.get(_SECTIONS[name])
+        tree[_SECTIONS[name]] = {**(section or {}), name: float(f"{value:.4g}") if isinstance(value, float) else value}
+    validate_training(tree, config.folder)  # a file that cannot be loaded must not be written
     out.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _print(study: optuna.Study) -> None:
-    """The best trials, best first."""
-    done = [trial for trial in study.trials if trial.value is not None]
+def _print_best_trials(study: optuna.Study) -> None:
+    complete = [trial for trial in study.trials if trial.value is not None]
     table = Table(title="best trials")
     names = list(study.best_params)
     for name in ("trial", *names, "validation"):
         table.add_column(name, justify="right")
-    for trial in sorted(done, key=lambda trial: -(trial.value or 0.0))[:_SHOWN]:
+    for trial in sorted(complete, key=lambda trial: -(trial.value or 0.0))[:MAX_LISTED]:
         table.add_row(str(trial.number + 1), *(f"{trial.params[name]:.4g}" for name in names), f"{trial.value:.5g}")
     Console().print(table)
 
 
-def _shown(params: dict[str, Any]) -> str:
+def _format_params(params: Params) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in params.items())

@@ -7,28 +7,30 @@ old generation commits nothing; rebalances are cooperative. A test sets `MemoryB
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from lstmstream.errors import CannotServe, TryAgain
-from lstmstream.serve.records import Headers, Message, RecordBatch
-from lstmstream.transport.base import CommittedOffset, TopicInfo, Turn
+from lstmstream.records import BY_KEY, Headers, RecordBatch
+from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, Membership, PollResult, TopicInfo, Transport
 
-# Where a test may strike. After `committed` the transaction has been applied, though its author does not know it.
-POINTS = (
+# Where a test may strike. After `committed` the transaction has been applied, though its author does not know it;
+# `outputs` is passed with `at_least_once` only, where they are written before the transaction begins.
+FAULT_POINTS = (
     *("connect", "describe", "recover"),
-    *("poll", "committed_offset", "bounds", "read"),
-    *("begin", "commit", "committed"),
+    *("poll", "committed_offset", "bounds", "stable_end", "read"),
+    *("outputs", "begin", "commit", "committed"),
 )
-# The points of a commit without a transaction: `outputs` comes before the answers, `begin` before the offsets, `commit`
-# between offsets and states.
+# Those of a commit with `at_least_once`: before the outputs, before the transaction, in it, and after it.
 AT_LEAST_ONCE_POINTS = ("outputs", "begin", "commit", "committed")
 
 
-class Stored(NamedTuple):
+class LogRecord(NamedTuple):
     """One record in a partition's log."""
 
     offset: int
@@ -42,7 +44,7 @@ class Stored(NamedTuple):
 class MemoryTopic:
     """Logs by partition; `beginnings` are the first offsets that retention has left."""
 
-    logs: list[list[Stored]]
+    logs: list[list[LogRecord]]
     settings: dict[str, str]
     topic_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     beginnings: list[int] = field(default_factory=list)
@@ -53,7 +55,7 @@ class MemoryTopic:
         return log[-1].offset + 1 if log else self.beginnings[partition]
 
 
-class _Member(NamedTuple):
+class _Token(NamedTuple):
     member_id: int
     generation: int
 
@@ -65,8 +67,9 @@ class MemoryBroker:
         """`clock`: seconds since 1970, for records that bring no timestamp."""
         self.topics: dict[str, MemoryTopic] = {}
         self.offsets: dict[int, int] = {}  # the group's, by input partition
-        self.nonces: dict[int, str] = {}  # of the commits that wrote them
+        self.metadata: dict[int, str] = {}  # of those offsets
         self.open: dict[int, set[int]] = {}  # member → partitions that its transaction has offsets of
+        self.withheld: set[int] = set()  # partitions that give nothing to a consumer that has them already
         self.fault: Callable[[str], None] = lambda _point: None
         self._clock = clock
         self._generation = 0
@@ -81,19 +84,27 @@ class MemoryBroker:
             self.topics[topic] = made
         return self.topics[topic]
 
-    def append(self, message: Message) -> None:
-        """Write one record outside any transaction."""
-        topic = self.topics[message.topic]
-        partition = message.partition
-        assert partition is not None, "the memory broker does no hashing"
-        timestamp_ms = int(self._clock() * 1000) if message.timestamp_ms is None else message.timestamp_ms
-        record = Stored(topic.end(partition), timestamp_ms, message.key, message.value, list(message.headers))
-        topic.logs[partition].append(record)
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp_ms: int | None = None,
+        headers: Headers = (),
+    ) -> None:
+        """Write one record outside any transaction; without a timestamp, the clock's."""
+        if partition == BY_KEY:  # not Kafka's hash; that the same key goes the same way is enough here
+            partition = crc32(key or b"") % len(self.topics[topic].logs)
+        at_ms = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
+        to = self.topics[topic]
+        to.logs[partition].append(LogRecord(to.end(partition), at_ms, key, value, list(headers)))
 
-    def set_offsets(self, offsets: Mapping[int, int], nonce: str) -> None:
-        """Commit offsets for the group, each with the nonce as its metadata."""
-        self.offsets.update(offsets)
-        self.nonces.update(dict.fromkeys(offsets, nonce))
+    def append_batch(self, batch: RecordBatch) -> None:
+        """Write records outside any transaction."""
+        columns = (batch.partitions.tolist(), batch.keys, batch.values, batch.timestamps.tolist(), batch.headers)
+        for partition, key, value, timestamp_ms, headers in zip(*columns, strict=True):
+            self.append(batch.topic, partition, key, value, timestamp_ms, headers)
 
     def compact(self, topic: str) -> None:
         """Leave the newest record of each key."""
@@ -124,22 +135,22 @@ class MemoryBroker:
         """Partition → epoch of a member; None for one that is not in the group."""
         return self._assignments.get(member_id)
 
-    def member(self, member_id: int) -> _Member:
+    def token(self, member_id: int) -> _Token:
         """What a commit must show."""
-        return _Member(member_id, self._generation)
+        return _Token(member_id, self._generation)
 
-    def fenced(self, member: object) -> bool:
+    def fenced(self, token: object) -> bool:
         """Whether a member is no longer of this generation. As in Kafka, one without a generation is not fenced."""
-        assert isinstance(member, _Member)
-        current = member.generation == self._generation and member.member_id in self._assignments
-        return member.generation >= 0 and not current
+        assert isinstance(token, _Token)
+        current = token.generation == self._generation and token.member_id in self._assignments
+        return token.generation >= 0 and not current
 
     def _rebalance(self, partitions: int) -> None:
         """Sticky: only partitions of the fullest members move."""
         self._generation += 1
         owned = {p for mine in self._assignments.values() for p in mine}
         for partition in sorted(set(range(partitions)) - owned):
-            self._give(partition)
+            self._assign(partition)
         while True:
             fullest = max(self._assignments.values(), key=len)
             emptiest = min(self._assignments.values(), key=len)
@@ -147,15 +158,15 @@ class MemoryBroker:
                 return
             partition = max(fullest)
             del fullest[partition]
-            self._give(partition)
+            self._assign(partition)
 
-    def _give(self, partition: int) -> None:
+    def _assign(self, partition: int) -> None:
         self._epoch += 1
         min(self._assignments.values(), key=len)[partition] = self._epoch
 
 
 class MemoryTransport:
-    """A Transport (see transport/base.py) on a MemoryBroker."""
+    """A Transport (see transport/ports.py) on a MemoryBroker."""
 
     _made = 0
 
@@ -172,125 +183,132 @@ class MemoryTransport:
         """See Transport."""
         self._broker.fault("connect")
 
+    # -- Admin
+
     def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
-        """See Transport."""
+        """See Admin."""
         self._broker.fault("describe")
         found = {name: self._broker.topics[name] for name in topics if name in self._broker.topics}
         return {name: TopicInfo(topic.topic_id, len(topic.logs), topic.settings) for name, topic in found.items()}
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str]) -> None:
-        """See Transport."""
+        """See Admin."""
         self._broker.create(topic, partitions, settings)
 
+    def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
+        """See Admin."""
+        self._broker.fault("bounds")
+        known = self._broker.topics[topic]
+        return known.beginnings[partition], known.end(partition)
+
+    def open_reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
+        """See Admin."""
+        return MemoryReader(self._broker, topic, partition, start, end)
+
+    # -- GroupMember
+
     def join(self) -> None:
-        """See Transport."""
+        """See GroupMember."""
+        self._broker.withheld.clear()
+        self._broker.leave(self.member_id)
         self._broker.join(self.member_id, len(self._broker.topics[self._input_topic].logs))
 
-    def poll(self, timeout_s: float, max_events: int) -> Turn:  # nothing ever comes by waiting
-        """See Transport."""
+    def poll(self, timeout_s: float, max_events: int) -> PollResult:  # nothing ever comes by waiting
+        """See GroupMember."""
         self._broker.fault("poll")
         assignment = self._broker.assignment(self.member_id)
         if assignment is None:  # dropped: the client joins again by itself
             before = {partition: epoch for partition, (epoch, _) in self._positions.items()}
             self.join()
             batch = _batch(self._input_topic, self._fetch(before))  # the worst case: nobody has told the member yet
-            return Turn(batch, _Member(self.member_id, -1), False, before)  # noqa: FBT003
+            dropped = Membership(_Token(self.member_id, -1), valid=False)
+            return PollResult(batch, dropped, before, self._fetch_positions(before))
         batch = _batch(self._input_topic, self._fetch(assignment, max_events))
-        return Turn(batch, self._broker.member(self.member_id), True, dict(assignment))  # noqa: FBT003
+        membership = Membership(self._broker.token(self.member_id), valid=True)
+        return PollResult(batch, membership, dict(assignment), self._fetch_positions(assignment))
 
-    def _fetch(self, assignment: Mapping[int, int], max_events: int = 10) -> list[tuple[int, Stored]]:
+    def _fetch_positions(self, assignment: Mapping[int, int]) -> dict[int, int]:
+        return {p: offset for p, (epoch, offset) in self._positions.items() if assignment.get(p) == epoch}
+
+    def _fetch(self, assignment: Mapping[int, int], max_events: int = 10) -> list[tuple[int, LogRecord]]:
         """The next records of the partitions that were resumed."""
-        found: list[tuple[int, Stored]] = []
+        found: list[tuple[int, LogRecord]] = []
         for partition, epoch in sorted(assignment.items()):
             at = self._positions.get(partition)
-            if at is None or at[0] != epoch:
+            if at is None or at[0] != epoch or partition in self._broker.withheld:
                 continue
             topic = self._broker.topics[self._input_topic]
             if at[1] < topic.beginnings[partition]:
                 raise CannotServe(f"{self._input_topic}[{partition}]@{at[1]} is gone")
-            fresh = [record for record in topic.logs[partition] if record.offset >= at[1]][: max_events - len(found)]
+            first = bisect_left(topic.logs[partition], at[1], key=lambda record: record.offset)
+            fresh = topic.logs[partition][first : first + max_events - len(found)]
             if fresh:
                 self._positions[partition] = (epoch, fresh[-1].offset + 1)
             found += [(partition, record) for record in fresh]
         return found
 
     def resume(self, partition: int, offset: int) -> None:
-        """See Transport."""
+        """See GroupMember."""
         epoch = (self._broker.assignment(self.member_id) or {}).get(partition)
         if epoch is not None:
             self._positions[partition] = (epoch, offset)
 
-    def committed(self, partition: int) -> CommittedOffset | None:
-        """See Transport."""
+    def committed_offsets(
+        self, partitions: Collection[int], timeout_s: float = CALL_TIMEOUT_S
+    ) -> dict[int, CommittedOffset]:
+        """See GroupMember."""
         self._broker.fault("committed_offset")
-        if any(partition in pending for pending in self._broker.open.values()):
+        if any(not pending.isdisjoint(partitions) for pending in self._broker.open.values()):
             raise TryAgain("a transaction is pending on the offset")
-        offset = self._broker.offsets.get(partition)
-        return None if offset is None else CommittedOffset(offset, self._broker.nonces.get(partition, ""))
+        known = self._broker.offsets
+        return {p: CommittedOffset(known[p], self._broker.metadata.get(p, "")) for p in partitions if p in known}
 
-    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        """See Transport."""
-        self._broker.fault("bounds")
-        known = self._broker.topics[topic]
-        return known.beginnings[partition], known.end(partition)
-
-    def high_watermark(self, partition: int) -> int | None:
-        """See Transport."""
-        return self._broker.topics[self._input_topic].end(partition)
-
-    def reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
-        """See Transport."""
-        return MemoryReader(self._broker, topic, partition, start, end)
+    def stable_end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """See GroupMember. There are no open transactions here: the end is stable."""
+        self._broker.fault("stable_end")
+        return {p: self._broker.topics[self._input_topic].end(p) for p in partitions}
 
     def commit(
         self,
-        messages: Sequence[Message],
-        states: Sequence[Message],
+        outputs: Sequence[RecordBatch],
+        states: Sequence[RecordBatch],
         offsets: Mapping[int, int],
-        member: object,
         *,
         nonce: str,
-        limit_s: float,  # nothing here takes time
+        membership: Membership,
+        timeout_s: float,  # nothing here takes time
     ) -> None:
-        """See Transport."""
+        """See GroupMember."""
         assert offsets, "a transaction without offsets is not fenced"
         assert self._usable, "after an error comes recover()"
         self._usable = False
-        if self._exactly_once:
-            self._begin(member)
-            self._broker.open[self.member_id] = set(offsets)
-            self._broker.fault("commit")
-            if self._broker.open.pop(self.member_id, None) is None:
-                raise TryAgain("the transaction was aborted meanwhile")
-            self._write([*messages, *states])
-            self._broker.set_offsets(offsets, nonce)
-        else:  # the order of kafka_python.py
+        transactional = [*outputs, *states] if self._exactly_once else states
+        if not self._exactly_once:
             self._broker.fault("outputs")
-            self._write(messages)
-            self._begin(member)
-            self._broker.set_offsets(offsets, nonce)
-            self._broker.fault("commit")
-            self._write(states)
+            for batch in outputs:
+                self._broker.append_batch(batch)
+        self._broker.fault("begin")
+        if self._broker.fenced(membership.token):
+            raise TryAgain("the member is of an old generation")
+        self._broker.open[self.member_id] = set(offsets)
+        self._broker.fault("commit")
+        if self._broker.open.pop(self.member_id, None) is None:
+            raise TryAgain("the transaction was aborted meanwhile")
+        for batch in transactional:
+            self._broker.append_batch(batch)
+        self._broker.offsets.update(offsets)
+        self._broker.metadata.update(dict.fromkeys(offsets, nonce))
         self._broker.fault("committed")
         self._usable = True
 
-    def _begin(self, member: object) -> None:
-        self._broker.fault("begin")
-        if self._broker.fenced(member):
-            raise TryAgain("the member is of an old generation")
-
-    def _write(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            self._broker.append(message)
-
-    def recover(self) -> None:
-        """See Transport."""
+    def recover(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """See GroupMember."""
         self._usable = False  # the old producer is gone, whatever becomes of the new one
         self._broker.fault("recover")
         self._broker.open.pop(self.member_id, None)
         self._usable = True
 
-    def bound_calls(self, limit_s: float) -> None:  # nothing here takes time
+    def bound_calls(self, timeout_s: float) -> None:  # nothing here takes time
         """See Transport."""
 
     def close(self, timeout_s: float) -> None:  # nothing here takes time
@@ -299,7 +317,7 @@ class MemoryTransport:
 
 
 class MemoryReader:
-    """A Reader (see transport/base.py); a few records at a time, so that slices are real."""
+    """A LogReader (see transport/ports.py); a few records at a time, so that slices are real."""
 
     def __init__(self, broker: MemoryBroker, topic: str, partition: int, start: int, end: int) -> None:
         self.position = start
@@ -309,15 +327,21 @@ class MemoryReader:
         self._partition = partition
 
     def next(self, timeout_s: float) -> RecordBatch:  # nothing ever comes by waiting
-        """See Reader."""
+        """See LogReader."""
         self._broker.fault("read")
         log = self._broker.topics[self._topic].logs[self._partition]
-        found = [record for record in log if self.position <= record.offset < self.end][:7]
+        if self.position < self._broker.topics[self._topic].beginnings[self._partition]:
+            raise TryAgain(f"{self._topic}[{self._partition}]@{self.position} is out of range")
+        first = bisect_left(log, self.position, key=lambda record: record.offset)
+        found = [record for record in log[first : first + 7] if record.offset < self.end]
         self.position = found[-1].offset + 1 if found else self.end
         return _batch(self._topic, [(self._partition, record) for record in found])
 
+    def close(self) -> None:
+        """See LogReader."""
 
-def _batch(topic: str, found: Sequence[tuple[int, Stored]]) -> RecordBatch:
+
+def _batch(topic: str, found: Sequence[tuple[int, LogRecord]]) -> RecordBatch:
     return RecordBatch(
         topic,
         np.array([partition for partition, _ in found], dtype=np.int64),
@@ -327,3 +351,8 @@ def _batch(topic: str, found: Sequence[tuple[int, Stored]]) -> RecordBatch:
         [record.value for _, record in found],
         [record.headers for _, record in found],
     )
+
+
+def _is_a_transport(transport: MemoryTransport) -> Transport:
+    """For the type checker: the memory transport is what the daemon needs."""
+    return transport

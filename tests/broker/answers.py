@@ -1,11 +1,12 @@
 """Events of real customers, what `lstmstream score` answers to them, and whether a stream's answers are the same.
 
-The events are the card purchases of ../shared/fraud where that folder is, else the demo's simulator makes some. Needs
-neither torch nor onnx.
+The events are the card purchases of ../shared/fraud where that folder is and polars can read it, else the demo's
+simulator makes some. Needs neither torch nor onnx.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import polars as pl
 from kafka.partitioner.default import murmur2
 from numpy.typing import NDArray
 
@@ -37,7 +37,7 @@ class Events:
     """N events in the order of time, and where in the input topic each of them stands."""
 
     origin: str
-    frame: pl.DataFrame  # [N] customer, terminal, amount, time in ms
+    columns: dict[str, NDArray[Any]]  # [N] each: customer, terminal, amount, time in ms
     keys: list[bytes]
     values: list[bytes]
     times_ms: NDArray[np.int64]
@@ -58,33 +58,32 @@ class Events:
 
 def load_events(share: float, *, partitions: int) -> Events:
     """All events of a `share` of the customers, each customer's whole sequence."""
-    files = sorted(FRAUD.glob("*.parquet"))
-    frame = _real(files) if files else _simulated(share)
-    if files:
-        customers = frame[KEY].unique().sort()
-        chosen = customers.sample(max(1, round(share * len(customers))), seed=1)
-        frame = frame.join(chosen.to_frame(), on=KEY, how="semi", maintain_order="left")
-    keys = [key.encode() for key in frame[KEY]]
+    files = sorted(FRAUD.glob("*.parquet")) if importlib.util.find_spec("polars") else []
+    columns = _real(files, share) if files else _simulated(share)
+    keys = [key.encode() for key in columns[KEY].tolist()]
     number = {key: (murmur2(key) & 0x7FFFFFFF) % partitions for key in set(keys)}
     placed = np.array([number[key] for key in keys], dtype=np.int64)
     offsets = np.empty(len(keys), dtype=np.int64)
     for partition in range(partitions):
         rows = np.flatnonzero(placed == partition)
         offsets[rows] = np.arange(len(rows))
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
     return Events(
         origin=str(FRAUD.relative_to(ROOT.parent)) if files else "the demo's simulator",
-        frame=frame,
+        columns=columns,
         keys=keys,
         # Copies, since what orjson returns holds on to several kB each.
-        values=[bytes(memoryview(orjson.dumps(row))) for row in frame.iter_rows(named=True)],
-        times_ms=frame[TIME].to_numpy(),
+        values=[bytes(memoryview(orjson.dumps(dict(zip(columns, row, strict=True))))) for row in values],
+        times_ms=columns[TIME],
         partitions=placed,
         offsets=offsets,
     )
 
 
-def _real(files: Sequence[Path]) -> pl.DataFrame:
-    return (
+def _real(files: Sequence[Path], share: float) -> dict[str, NDArray[Any]]:
+    import polars as pl
+
+    frame = (
         pl.scan_parquet(files)
         .sort("TX_TIME_SECONDS", maintain_order=True)
         .select(
@@ -95,25 +94,27 @@ def _real(files: Sequence[Path]) -> pl.DataFrame:
         )
         .collect()
     )
+    customers = frame[KEY].unique().sort()
+    chosen = customers.sample(max(1, round(share * len(customers))), seed=1)
+    frame = frame.join(chosen.to_frame(), on=KEY, how="semi", maintain_order="left")
+    return {name: frame[name].to_numpy() for name in frame.columns}
 
 
-def _simulated(share: float) -> pl.DataFrame:
+def _simulated(share: float) -> dict[str, NDArray[Any]]:
     days = 40
     made = transactions(customers=max(20, round(share * SIMULATED / days / 5)), days=days, seed=11)
-    return pl.DataFrame(
-        {
-            KEY: [f"c{number}" for number in made.customer.tolist()],
-            "terminal": [str(number) for number in made.terminal.tolist()],
-            "amount": made.amount,
-            TIME: made.time_ms,
-        }
-    )
+    return {
+        KEY: np.array([f"c{number}" for number in made.customer.tolist()]),
+        "terminal": np.array([str(number) for number in made.terminal.tolist()]),
+        "amount": np.asarray(made.amount),
+        TIME: np.asarray(made.time_ms),
+    }
 
 
 def score_offline(config: Path, events: Events, folder: Path) -> list[bytes]:
-    """What `lstmstream score` answers to the events in a Parquet file, by row, each up to its `source`."""
-    data, out = folder / "events.parquet", folder / "answers.jsonl"
-    events.frame.write_parquet(data)
+    """What `lstmstream score` answers to the events in a JSONL file, by row, each up to its `source`."""
+    data, out = folder / "events.jsonl", folder / "answers.jsonl"
+    data.write_bytes(b"".join(value + b"\n" for value in events.values))
     columns = ["--key", KEY, "--timestamp", TIME, "--out", str(out)]
     command = [sys.executable, "-m", "lstmstream", "score", str(config), str(data), *columns]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False)

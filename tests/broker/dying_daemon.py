@@ -5,17 +5,18 @@ The points are wrapped from outside, so that the product holds no code for its o
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from kafka import KafkaProducer
-
 from lstmstream.cli import main
 from lstmstream.serve.daemon import Daemon
+from lstmstream.transport.clients.kafka_python import KafkaPythonProducer
 
 POINTS = ("polled", "begun", "sent", "flushed", "offsets_sent", "committing", "committed")
 
@@ -57,24 +58,32 @@ def arrange(point: str, count: int) -> None:
         if batches == count:
             die()
 
-    def on_its_way(producer: Any) -> None:
+    def soon(_: Any) -> None:
         if batches == count:
-            producer._transaction_manager.begin_commit()
-            producer._sender.wakeup()
-            time.sleep(0.002)
-            die()
+            threading.Timer(0.002, die).start()  # the commit is on its way then, or was answered just now
 
-    wrap(Daemon, "_answer", before=next_batch)
-    if point == "begun":
-        wrap(KafkaProducer, "begin_transaction", after=at)
-    elif point in ("sent", "flushed"):
-        wrap(KafkaProducer, "flush", **{"before" if point == "sent" else "after": at})
-    elif point == "offsets_sent":
-        wrap(KafkaProducer, "send_offsets_to_transaction", after=at)
-    elif point == "committing":
-        wrap(KafkaProducer, "commit_transaction", before=on_its_way)
-    elif point == "committed":
-        wrap(KafkaProducer, "commit_transaction", after=at)
+    wrap(Daemon, "_process_batch", before=next_batch)
+    for producer in producers():
+        if point == "begun":
+            wrap(producer, "begin", after=at)
+        elif point in ("sent", "flushed"):
+            wrap(producer, "flush", **{"before" if point == "sent" else "after": at})
+        elif point == "offsets_sent":
+            wrap(producer, "send_offsets", after=at)
+        elif point == "committing":
+            wrap(producer, "commit", before=soon)
+        elif point == "committed":
+            wrap(producer, "commit", after=at)
+
+
+def producers() -> list[type]:
+    """Of the clients that are installed."""
+    found: list[type] = [KafkaPythonProducer]
+    if importlib.util.find_spec("confluent_kafka") is not None:
+        from lstmstream.transport.clients.confluent import ConfluentProducer
+
+        found.append(ConfluentProducer)
+    return found
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import orjson
 import yaml
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import OffsetSpec
-from kafka.errors import KafkaError
+from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
 from kafka.protocol.consumer.offsets import IsolationLevel
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -32,6 +32,8 @@ EXIT_S = 45.0  # after SIGTERM; the daemon's own limit is 30 s
 KEEP_FOR_EVER = {"retention.ms": "-1"}  # events bear times of years ago
 # A daemon that is killed is missed after the session timeout; 6 s is the least that a broker allows by default.
 SHORT_SESSION = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 1500}
+
+CLIENT = "auto"  # of daemons whose config says nothing else; tests/broker/conftest.py sets it
 
 Labels = tuple[tuple[str, str], ...]
 Samples = dict[tuple[str, Labels], float]
@@ -206,7 +208,7 @@ def write_config(path: Path, *, name: str, model: Path, servers: str, **sections
     settings: dict[str, Any] = {
         "name": name,
         "model": str(model),
-        "kafka": {"bootstrap_servers": servers, "properties": SHORT_SESSION},
+        "kafka": {"bootstrap_servers": servers, "client": CLIENT, "properties": SHORT_SESSION},
         "input": {"topic": f"{name}.in"},
         "output": {"topic": f"{name}.out"},
         "http": {"port": 0},
@@ -266,7 +268,13 @@ def _ends(client: Any, topic: str, partitions: int, isolation: Any) -> dict[int,
 def committed_offsets(servers: str, group: str) -> dict[int, int]:
     """How far the group has come, by partition; empty if it never committed."""
     with admin(servers) as client:
-        found = client.list_group_offsets(group)[group]
+        try:
+            found = client.list_group_offsets(group)[group]
+        except (
+            CoordinatorNotAvailableError,
+            NotCoordinatorError,
+        ):  # the broker makes its topic of offsets when the first group comes
+            return {}
     return {at.partition: int(offset.offset) for at, offset in found.items() if offset.offset >= 0}
 
 

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 from harness import create_topics, produce
 
+from lstmstream.config.schema import Kafka
 from lstmstream.errors import CannotServe
-from lstmstream.train.history.data import load
-from lstmstream.train.history.from_kafka import fetch
-from lstmstream.train.history.read import Fields
-from lstmstream.train.schema import TrainConfig, judge_training
+from lstmstream.history.events import load_events
+from lstmstream.history.fields import Fields
+from lstmstream.history.topics import TopicRange, fetch_topic
 
 T0 = 1_700_000_000_000
 
 
-def config(broker: str, topic: str, folder: Path, **data: Any) -> TrainConfig:
-    tree: dict[str, object] = {
-        "name": "m",
-        "task": "anomaly",
-        "data": {"from": "kafka", "topic": topic, **data},
-        "kafka": {"bootstrap_servers": broker},
-        "features": {"numbers": ["amount"], "categories": ["shop.kind"]},
-    }
-    return judge_training(tree, folder)
+def fetch(
+    broker: str, topic: str, fields: Fields, file: Path, start: str | int = "earliest", end: str | int = "latest"
+) -> tuple[Fields, list[str]]:
+    kafka = Kafka.model_validate({"bootstrap_servers": broker})
+    return fetch_topic(kafka, TopicRange(topic, start, end), fields, file, folder=file.parent)
 
 
 @pytest.fixture
@@ -49,8 +44,8 @@ FIELDS = Fields(key=None, timestamp=None, numbers=("amount",), categories=("shop
 
 def test_all_of_it_by_the_records_key_and_time(broker: str, topic: str, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    fields, told = fetch(config(broker, topic, tmp_path), FIELDS, file)
-    events = load([file], fields)
+    fields, warnings = fetch(broker, topic, FIELDS, file)
+    events = load_events([file], fields)
     assert sorted(events.keys) == [f"a{number}" for number in range(10)]
     for place, key in enumerate(events.keys):
         rows = slice(events.starts[place], events.starts[place + 1])
@@ -58,8 +53,8 @@ def test_all_of_it_by_the_records_key_and_time(broker: str, topic: str, tmp_path
         assert events.x[rows, 0].tolist() == numbers
         assert events.timestamp[rows].tolist() == [T0 + 1000 * number for number in numbers]
         assert [events.texts[0][code - 1] for code in events.codes[rows, 0]] == [f"k{n % 3}" for n in numbers]
-    assert len(told) == 1
-    assert told[0].startswith(
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
         f"3 of 103 records were left out, as dead letters (first: {topic}[0]@50: the value is not"
     )
 
@@ -73,18 +68,18 @@ def test_by_a_field_and_between_bounds(broker: str, topic: str, tmp_path: Path) 
         ({"start": 45, "end": "2023-11-14T22:14:55Z"}, list(range(90, 95))),
         ({"start": 10, "end": 11}, [20, 21]),
     ):
-        fields, told = fetch(config(broker, topic, tmp_path, key="who", **data), by_field, file)
-        events = load([file], fields)
+        fields, warnings = fetch(broker, topic, by_field, file, **data)
+        events = load_events([file], fields)
         assert sorted(events.x[:, 0].tolist()) == expected
         assert set(events.keys) <= {"w0", "w1", "w2", "w3"}
-        assert told == []
+        assert warnings == []
 
 
-def test_what_cannot_be_read_is_said(broker: str, topic: str, tmp_path: Path) -> None:
+def test_a_topic_that_cannot_be_read_is_named(broker: str, topic: str, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     with pytest.raises(CannotServe, match=r"data\.topic: there is no topic 'nothing-there'"):
-        fetch(config(broker, "nothing-there", tmp_path), FIELDS, file)
+        fetch(broker, "nothing-there", FIELDS, file)
     with pytest.raises(CannotServe, match=r"has no event between data\.start and data\.end$"):
-        fetch(config(broker, topic, tmp_path, start=5, end=5), FIELDS, file)
+        fetch(broker, topic, FIELDS, file, 5, 5)
     with pytest.raises(CannotServe, match=r"no event between .* that can be read \(first: "):
-        fetch(config(broker, topic, tmp_path, start=50), FIELDS, file)
+        fetch(broker, topic, FIELDS, file, 50)

@@ -11,7 +11,7 @@ from harness import RunningDaemon, committed_offsets, create_topics, produce, re
 from models import random_model
 from proxy import Api, KafkaProxy
 
-from lstmstream.serve.checkpoint import FLOOR_KEY, decode_floor, decode_state, entity_key
+from lstmstream.serve.state_records import FLOOR, unpack_floor, unpack_key, unpack_state
 
 NOW_MS = 1_700_000_000_000
 CHECKPOINT_S = 2
@@ -26,15 +26,15 @@ def written_states(servers: str, topic: str, *, isolation: str = "read_committed
     """Key to the offset of the last event in its newest record."""
     records = list(read_all(servers, topic, partitions=1, isolation=isolation))
     return {
-        entity_key(record.key): decode_state(record.key, record.value).state.last_offset
+        unpack_key(record.key): unpack_state(record.key, record.value).state.last_offset
         for record in records
-        if record.key != FLOOR_KEY and record.value is not None
+        if record.key[:1] != FLOOR and record.value is not None
     }
 
 
 def floor(servers: str, topic: str) -> int:
-    found = [record.value for record in read_all(servers, topic, partitions=1) if record.key == FLOOR_KEY]
-    return decode_floor(found[-1]).offset
+    found = [record.value for record in read_all(servers, topic, partitions=1) if record.key[:1] == FLOOR]
+    return unpack_floor(found[-1]).offset
 
 
 def steps(servers: str, topic: str, key: str) -> list[int]:

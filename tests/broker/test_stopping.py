@@ -17,7 +17,7 @@ from models import random_model
 from proxy import Api, KafkaProxy
 
 from lstmstream.dev.broker import DevBroker
-from lstmstream.serve.checkpoint import FLOOR_KEY, decode_floor
+from lstmstream.serve.state_records import FLOOR, unpack_floor
 
 NOW_MS = 1_700_000_000_000
 SHUTDOWN_S = 10.0
@@ -83,8 +83,8 @@ def check_end(daemon: RunningDaemon, code: int, took_s: float, *, wanted: int) -
 
 
 def floor(broker: str, name: str) -> int:
-    found = [record.value for record in read_all(broker, f"{name}.state", partitions=1) if record.key == FLOOR_KEY]
-    return decode_floor(found[-1]).offset
+    found = [record.value for record in read_all(broker, f"{name}.state", partitions=1) if record.key[:1] == FLOOR]
+    return unpack_floor(found[-1]).offset
 
 
 def phase(daemon: RunningDaemon) -> str:

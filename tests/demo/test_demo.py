@@ -89,7 +89,7 @@ def test_it_ends_by_itself_with_a_summary(broker: str, folder: Path, clean: list
     text = demo.text()
     assert code == 0, text
     assert "2,000 events: 2,000 predictions, 0 dead letters, 0 duplicates" in text
-    assert "each event was answered exactly once" in text
+    assert "every event has exactly one prediction" in text
     assert re.search(r"first prediction \d+\.\d s after the start", text)
     assert re.search(r"throughput [\d,]+ events/s, latency p50 [\d,]+ ms, p99 [\d,]+ ms", text)
     for kind in ("large", "terminal", "leaked"):
@@ -106,14 +106,14 @@ def test_it_ends_by_itself_with_a_summary(broker: str, folder: Path, clean: list
 def test_a_signal_in_mid_stream_leaves_nothing_behind(number: int, folder: Path, clean: list[Started]) -> None:
     demo = Started(folder, "--rate", "500")
     clean.append(demo)
-    demo.wait_for(r"[1-9]\d* of \d+ events answered")
+    demo.wait_for(r"[1-9]\d* of \d+ events scored")
     assert len(demo.left()) >= 3, "demo, daemon and broker should run"
     demo.process.send_signal(number)
     code = demo.end(60)
     text = demo.text()
     assert code == 0, text
     assert re.search(r"\d+ events: \d+ predictions, 0 dead letters, 0 duplicates", text), text
-    assert "ended with code" not in text
+    assert "exited with code" not in text
     assert not demo.left()
     assert not demo.files()
 
@@ -134,11 +134,11 @@ def test_a_signal_during_the_start_leaves_nothing_behind(seconds: float, folder:
 def test_a_daemon_that_dies_is_reported_with_its_log(broker: str, folder: Path, clean: list[Started]) -> None:
     demo = Started(folder, "--rate", "500", "--bootstrap-servers", broker)
     clean.append(demo)
-    demo.wait_for(r"[1-9]\d* of \d+ events answered")
+    demo.wait_for(r"[1-9]\d* of \d+ events scored")
     (daemon,) = [number for number, command in demo.left().items() if " lstmstream run " in command]
     os.kill(daemon, signal.SIGKILL)
     assert demo.end(60) == 1
-    assert "the daemon ended with code -9" in demo.text()
+    assert "the daemon exited with code -9" in demo.text()
     assert not demo.left()
     assert not demo.files()
 
@@ -147,11 +147,11 @@ def test_a_daemon_that_dies_is_reported_with_its_log(broker: str, folder: Path, 
 def test_a_broker_that_dies_is_reported(folder: Path, clean: list[Started]) -> None:
     demo = Started(folder, "--rate", "500")
     clean.append(demo)
-    demo.wait_for(r"[1-9]\d* of \d+ events answered")
+    demo.wait_for(r"[1-9]\d* of \d+ events scored")
     (broker,) = [number for number, command in demo.left().items() if " kafka.Kafka " in command]
     os.kill(broker, signal.SIGKILL)
     assert demo.end(100) == 1, demo.text()
-    assert "Kafka ended" in demo.text()
+    assert "Kafka exited" in demo.text()
     assert not demo.left()
     assert not demo.files()
 

@@ -72,7 +72,7 @@ def test_each_kind_of_fraud_does_what_it_says(history: Transactions) -> None:
     assert np.median(stolen.amount / usual[stolen.customer]) > 2
 
 
-def test_a_struck_terminal_stays_struck_for_two_weeks_and_a_card_for_one() -> None:
+def test_a_terminal_is_compromised_for_two_weeks_and_a_card_for_one() -> None:
     world = World(customers=3000, terminals=5000, seed=5)
     for struck, days in ((world.taken_over, 14), (world.leaked, 7)):
         fresh = struck(20) & ~struck(19)

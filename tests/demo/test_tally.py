@@ -18,37 +18,37 @@ def some() -> Transactions:
 
 def answered(some: Transactions) -> Tally:
     tally = Tally()
-    tally.send(some)
+    tally.record_sent(some)
     for number in some.transaction_id.tolist():
-        tally.answer(number, "c000001", 0.5, 1, alert=number == 3)
-    tally.alert(3)
+        tally.record_prediction(number, "c000001", 0.5, 1, alert=number == 3)
+    tally.record_alert(3)
     return tally
 
 
 def test_a_complete_stream_has_no_faults(some: Transactions) -> None:
     tally = answered(some)
     assert tally.faults() == []
-    assert (tally.sent, tally.answered, tally.in_flight) == (20, 20, 0)
+    assert (tally.sent, tally.predictions, tally.in_flight) == (20, 20, 0)
     assert tally.snapshot(0.0).keys == 1
 
 
 def test_a_missing_answer_is_a_fault(some: Transactions) -> None:
     tally = Tally()
-    tally.send(some)
-    tally.answer(0, "c000001", 0.5, 1, alert=False)
-    assert "19 transactions have no answer" in tally.faults()[0]
+    tally.record_sent(some)
+    tally.record_prediction(0, "c000001", 0.5, 1, alert=False)
+    assert "19 transactions have no prediction" in tally.faults()[0]
 
 
 def test_a_second_answer_is_a_fault(some: Transactions) -> None:
     tally = answered(some)
-    tally.answer(3, "c000001", 0.5, 1, alert=True)
+    tally.record_prediction(3, "c000001", 0.5, 1, alert=True)
     assert "came twice" in tally.faults()[0]
-    assert tally.answered == 20
+    assert tally.predictions == 20
 
 
 def test_a_dead_letter_beside_a_prediction_is_a_fault(some: Transactions) -> None:
     tally = answered(some)
-    tally.dead_letter(5)
+    tally.record_dead_letter(5)
     assert "came twice" in tally.faults()[0]
 
 
@@ -56,21 +56,21 @@ def test_a_dead_letter_beside_a_prediction_is_a_fault(some: Transactions) -> Non
 def test_alerts_must_be_those_of_the_predictions(some: Transactions, alerts: list[int]) -> None:
     tally = Tally()
     for number in alerts[:1]:
-        tally.alert(number)  # may be read before its prediction
-    tally.send(some)
+        tally.record_alert(number)  # may be read before its prediction
+    tally.record_sent(some)
     for number in some.transaction_id.tolist():
-        tally.answer(number, "c000001", 0.5, 1, alert=number == 3)
+        tally.record_prediction(number, "c000001", 0.5, 1, alert=number == 3)
     for number in alerts[1:]:
-        tally.alert(number)
+        tally.record_alert(number)
     assert "alerts topic" in tally.faults()[0]
 
 
 def test_quality_counts_alerts_by_the_kind_of_fraud() -> None:
     history = transactions(customers=300, terminals=400, days=20, seed=2)
     tally = Tally()
-    tally.send(history)
+    tally.record_sent(history)
     for number, kind in zip(history.transaction_id.tolist(), history.kind.tolist(), strict=True):
-        tally.answer(number, "c000001", 0.9 if kind in {1, 3} else 0.1, 1, alert=kind in {1, 3})
+        tally.record_prediction(number, "c000001", 0.9 if kind in {1, 3} else 0.1, 1, alert=kind in {1, 3})
     quality = tally.quality()
     assert quality.precision == 1
     assert quality.alerted == (0, quality.counts[1], 0, quality.counts[3])

@@ -224,7 +224,7 @@ def test_a_broker_that_dies_at_start_is_quoted(development: DevBroker, monkeypat
     development._data.mkdir()
     (development._data / "meta.properties").touch()  # so that not the formatting fails but the start
     monkeypatch.setattr(broker_module, "_server_properties", broken)
-    with pytest.raises(CannotServe, match=r"ended while it started[\s\S]*num\.network\.threads"):
+    with pytest.raises(CannotServe, match=r"exited during its start[\s\S]*num\.network\.threads"):
         development.up(port=0)
     assert not development.status().running
 

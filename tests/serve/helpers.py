@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from reference import Event
 
-from lstmstream.card import Card, Feature, StatePart, StateSpec
 from lstmstream.model import load_model
+from lstmstream.model.card import Card, Feature, StatePart, StateSpec
+from lstmstream.records import Headers, RecordBatch
 from lstmstream.serve.decode import Decoder
-from lstmstream.serve.encode import Encoder
+from lstmstream.serve.encode import Encoder, Outputs, OutputTopics
 from lstmstream.serve.engine import Engine
-from lstmstream.serve.records import Headers, Message, RecordBatch
-from lstmstream.serve.state import StateStore
-from lstmstream.serve.step import OnnxStep, StepInput, StepOutput
+from lstmstream.serve.scorer import Meaning, Scorer
+from lstmstream.serve.state import Slab, StateStore
+from lstmstream.serve.step import OnnxStep
+from lstmstream.serve.step_model import StepInput, StepOutput
 
 DATA = Path(__file__).parent.parent / "data"
 OUT, ALERTS, LETTERS = "out", "alerts", "letters"
+_CARD_THRESHOLD: Any = object()
+
+
+class Message(NamedTuple):
+    """One record of a RecordBatch, so that assertions read as a list of records."""
+
+    topic: str
+    partition: int  # BY_KEY where the key decides
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: Headers
+
+
+def messages_of(records: RecordBatch) -> list[Message]:
+    columns = (records.partitions.tolist(), records.keys, records.values, records.timestamps.tolist(), records.headers)
+    return [Message(records.topic, *one) for one in zip(*columns, strict=True)]
+
+
+def flatten(outputs: Outputs) -> list[Message]:
+    """Predictions, then alerts, then dead letters."""
+    return [message for records in outputs.batches() for message in messages_of(records)]
 
 
 def batch(events: Sequence[Event], *, topic: str = "in", headers: Sequence[Headers] | None = None) -> RecordBatch:
@@ -49,32 +74,33 @@ def engine(
     *,
     ttl_ms: int | None = None,
     late: str = "apply",
+    threshold: float | None = _CARD_THRESHOLD,
     partitions: Iterable[int] = (0,),
     alerts: str | None = ALERTS,
+    include: Sequence[str] = (),
+    output_key: str | None = None,
     **decoding: Any,
 ) -> Engine:
-    """`model`: a name in tests/data, or a StepModel. The other arguments are the decoder's."""
+    """`model`: a name in tests/data, or a StepModel. The last arguments are the decoder's."""
     step = onnx_step(model) if isinstance(model, str) else model
+    meaning = Meaning(ttl_ms, late, step.card.threshold if threshold is _CARD_THRESHOLD else threshold)
     made = Engine(
-        step,
         Decoder(step.card, **decoding),
-        Encoder(step.card, output_topic=OUT, alerts_topic=alerts, dead_letter_topic=LETTERS),
-        ttl_ms=ttl_ms,
-        late=late,
-        threshold=step.card.threshold,
+        Scorer(step, meaning),
+        Encoder(step.card, OutputTopics(OUT, alerts, LETTERS), include=include, output_key=output_key),
     )
     for partition in partitions:
-        made.states.open(partition)
+        made.scorer.states.open(partition)
     return made
 
 
 def run(made: Engine, events: Sequence[Event], sizes: Iterable[int]) -> list[Message]:
-    """All events in batches of these sizes; the messages."""
+    """All events in batches of these sizes; what was written."""
     messages: list[Message] = []
     at = 0
     for size in sizes:
         if at < len(events):
-            messages += made.process(batch(events[at : at + size])).messages
+            messages += flatten(made.process(batch(events[at : at + size])).outputs)
             made.commit()
             at += size
     assert at >= len(events)
@@ -93,6 +119,18 @@ def snapshot(states: StateStore) -> dict[tuple[int, bytes | None], tuple[bytes, 
         for key, row in slab.index.items()
         if slab.steps[row]
     }
+
+
+def tables(states: StateStore) -> dict[int, tuple[dict[bytes | None, int], list[int]]]:
+    """Each partition's keys with their row numbers, and the row numbers of no key, in the order of their next use."""
+    return {partition: (dict(slab.index), free_rows(slab)) for partition, slab in states.slabs.items()}
+
+
+def free_rows(slab: Slab) -> list[int]:
+    """The row numbers that the next keys get, as a copy of the slab would hand them out."""
+    copy = deepcopy(slab)
+    used = len(copy.keys) - len(copy.index)
+    return [copy.add(b"next %d" % i) for i in range(used)]
 
 
 class NumpyStep:

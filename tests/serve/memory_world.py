@@ -6,26 +6,30 @@ Tests reach into a daemon only through `World`: its loop, its phases and its sto
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
-from lstmstream.card import Card, Feature, StatePart, StateSpec
 from lstmstream.config import Config
 from lstmstream.errors import TryAgain
-from lstmstream.serve.checkpoint import FLOOR_KEY, Floor, decode_floor, decode_state, entity_key
-from lstmstream.serve.daemon import Daemon, Phase
+from lstmstream.model.card import Card, Feature, StatePart, StateSpec
+from lstmstream.serve.daemon import Clock, Daemon, Phase
 from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
-from lstmstream.serve.records import Message
-from lstmstream.serve.step import StepInput, StepOutput
+from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observers, StageTimer
+from lstmstream.serve.startup import start_daemon
+from lstmstream.serve.state import CLEAN
+from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor, unpack_key, unpack_state
+from lstmstream.serve.step_model import StepInput, StepOutput
 from lstmstream.transport.memory import MemoryBroker, MemoryTransport
 
 PARTITIONS = 3
 INPUT, OUTPUT, LETTERS, STATES = "in", "out", "t.dead-letter", "t.state"
+MAGIC = 1e30  # the amount at which the model's output is not finite
 
 
 def card(*, name: str = "fake", fingerprint: str = "f" * 32) -> Card:
@@ -43,7 +47,10 @@ def card(*, name: str = "fake", fingerprint: str = "f" * 32) -> Card:
 
 
 class FakeStep:
-    """A step in numpy: every event changes the state, so a lost or doubled one shows in all later answers."""
+    """A step in numpy: every event changes the state, so a lost or doubled one shows in all later answers.
+
+    At an amount of MAGIC it returns infinity.
+    """
 
     device = "cpu"
 
@@ -51,8 +58,19 @@ class FakeStep:
         self.card = card
 
     def step(self, given: StepInput) -> StepOutput:
-        mean, count = fold(given.state[:, 0], given.state[:, 1], np.nan_to_num(given.x[:, 0]))
-        return StepOutput(np.stack([mean, count], axis=1), mean - count, None)
+        amount = np.nan_to_num(given.x[:, 0])
+        mean, count = fold(given.state[:, 0], given.state[:, 1], amount)
+        score = np.where(amount == np.float32(MAGIC), np.float32(np.inf), mean - count)
+        return StepOutput(np.stack([mean, count], axis=1), score, None)
+
+
+def _amount(value: bytes | None) -> Any:
+    """Of an event that is answered; None of one that becomes a dead letter."""
+    try:
+        amount = np.float32(json.loads(value or b"")["amount"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return None if amount == np.float32(MAGIC) else amount
 
 
 def fold(mean: Any, count: Any, amount: Any) -> tuple[Any, Any]:
@@ -73,14 +91,15 @@ class World:
         self.metrics: dict[int, Metrics] = {}
         self.faults: list[str] = []  # points at which to fail next, once each
         self.actions: list[tuple[str, Callable[[], None]]] = []  # what to do at a point next, once each
-        self.watch: Callable[[str], None] = lambda _point: None  # told of every call to the broker, before it
         self.busy: list[Daemon] = []  # those within a call: an action must not call them
+        self.watch: Callable[[str], None] = lambda _point: None  # told of every call to the broker, before it
+        self.call_s = 0.01  # a call to the broker takes a little time
         self.away = False  # whether the broker is: every call to it fails
         self.broker.fault = self._fault
 
     def _fault(self, point: str) -> None:
-        self.now_s += 0.01  # everything takes a little time
         self.watch(point)
+        self.now_s += self.call_s
         for number, (at, act) in enumerate(self.actions):
             if at == point:
                 del self.actions[number]
@@ -96,7 +115,7 @@ class World:
         """One event, a second later than the one before."""
         self.now_s += 1
         place = (sum(key) if key else 0) % PARTITIONS if partition is None else partition
-        self.broker.append(Message(INPUT, place, key, value, int(self.now_s * 1000), [("n", b"1")]))
+        self.broker.append(INPUT, place, key, value, int(self.now_s * 1000), [("n", b"1")])
 
     def config(self, **changes: Any) -> Config:
         base: dict[str, Any] = {
@@ -111,51 +130,57 @@ class World:
 
     def start(self, step: Any = None, **changes: Any) -> Daemon:
         """A daemon that has joined the group and been given nothing yet."""
-        daemon = self.make(step, **changes)
-        assert daemon.start()
+        life = self.make(step, **changes)
+        daemon = life.begin()
+        assert daemon is not None
         self.daemons.append(daemon)
+        self.transports[id(daemon)] = life.transport
+        self.metrics[id(daemon)] = life.metrics
         return daemon
 
-    def make(self, step: Any = None, **changes: Any) -> Daemon:
+    def make(self, step: Any = None, **changes: Any) -> Life:
         """A daemon that has not begun."""
-        config = self.config(**changes)
-        transport = MemoryTransport(self.broker, INPUT, exactly_once=config.delivery == "exactly_once")
-        metrics = Metrics(CollectorRegistry())
-        daemon = Daemon(
-            config,
-            step or FakeStep(card()),
-            transport,
-            metrics,
-            Health(stall_after=30.0),
-            clock=lambda: self.now_s,
-            wall_s=lambda: self.now_s,
-            sleep=self._sleep,
-        )
-        self.transports[id(daemon)] = transport
-        self.metrics[id(daemon)] = metrics
-        return daemon
+        life = Life(self, self.config(**changes), step or FakeStep(card()))
+        self.transports[id(life)] = life.transport
+        self.metrics[id(life)] = life.metrics
+        return life
 
     def _sleep(self, seconds: float) -> None:
         self.now_s += seconds
 
-    def run(self, daemon: Daemon) -> int:
+    def run(self, life: Life) -> int:
         """Its whole life, from the start until `watch` has it stop; the exit code."""
+        daemon = life.begin()
+        if daemon is None:
+            life.transport.close(1.0)
+            return 0
+        if life.asked:
+            daemon.stop()
         return daemon.run()
 
-    def ask_to_stop(self, daemon: Daemon) -> None:
+    def ask_to_stop(self, life: Life) -> None:
         """As the handler of SIGTERM, while it does something else."""
-        daemon.stop()
+        life.asked = True
+        if life.daemon is not None:
+            life.daemon.stop()
 
     def step(self, daemon: Daemon) -> None:
         """One round of its loop."""
+        with self._busy(daemon):
+            daemon.run_once()
+
+    @contextmanager
+    def _busy(self, daemon: Daemon) -> Iterator[None]:
         self.busy.append(daemon)
         try:
-            daemon.step()
+            yield
         finally:
             self.busy.remove(daemon)
 
-    def phase(self, daemon: Daemon) -> str:
+    def phase(self, daemon: Daemon | Life) -> str:
         """Where in its life it is, as /readyz names it."""
+        if isinstance(daemon, Life):
+            return "starting" if daemon.daemon is None else daemon.daemon.phase.value
         return daemon.phase.value
 
     def metric(self, daemon: Daemon, name: str, **labels: str) -> float:
@@ -167,34 +192,74 @@ class World:
         """The partitions that the group has given it."""
         return set(self.broker.assignment(self.transports[id(daemon)].member_id) or ())
 
-    def serving(self, daemon: Daemon) -> set[int]:
+    def serving(self, daemon: Daemon | Life) -> set[int]:
         """The partitions whose states it has and whose events it answers."""
-        return set(daemon._live)
+        found = daemon.daemon if isinstance(daemon, Life) else daemon
+        return set() if found is None else found._partitions.running_numbers()
+
+    def dirty_rows(self, daemon: Daemon | Life) -> int:
+        """How many states in memory have changed since they were written, or by a batch whose outcome is not known."""
+        found = daemon.daemon if isinstance(daemon, Life) else daemon
+        if found is None:
+            return 0
+        pending = found._committer.pending
+        changed = {} if pending is None or pending.result is None else pending.result.changed
+        return found._checkpointer.dirty_count() + sum(len(change.rows) for change in changed.values())
+
+    def abort_transactions(self) -> None:
+        """As the coordinator does with those that are open for too long."""
+        self.broker.open.clear()
 
     def clean_rows(self, daemon: Daemon) -> Iterator[tuple[int, bytes | None, int]]:
         """(partition, key, last_offset) of each state in memory that the daemon takes for written."""
-        for partition in daemon._live:
-            slab = daemon._engine.states.slabs[partition]
-            dirty = daemon._checkpointer._ledgers[partition].dirty
+        for partition in daemon._partitions.running():
+            slab = partition.slab
             for key, row in slab.index.items():
-                if slab.steps[row] and not (row < len(dirty) and dirty[row]):
-                    yield partition, key, int(slab.last_offset[row])
+                if slab.steps[row] and slab.first_unwritten[row] == CLEAN:
+                    yield partition.number, key, int(slab.last_offset[row])
 
-    def dirty_rows(self, daemon: Daemon) -> int:
-        """How many states in memory have changed since they were written."""
-        rows = sum(int(np.count_nonzero(daemon._engine.states.slabs[p].steps)) for p in daemon._live)
-        return rows - len(list(self.clean_rows(daemon)))
+    def keys_in_memory(self, daemon: Daemon) -> int:
+        """How many keys have a place in its tables, whether they have a state or not."""
+        return sum(len(partition.slab) for partition in daemon._partitions)
+
+    def make_again(self, topic: str) -> None:
+        """Delete a topic and create it: the same name and settings, another id, and empty."""
+        old = self.broker.topics.pop(topic)
+        self.broker.create(topic, len(old.logs), old.settings)
+
+    def damage_floor(self, partition: int) -> int:
+        """Flip a bit of its newest floor record; the record's offset."""
+        log = self.broker.topics[STATES].logs[partition]
+        at, record = [(at, record) for at, record in enumerate(log) if key_kind(record.key)[0] == FLOOR][-1]
+        value = bytearray(record.value or b"")
+        value[len(value) // 2] ^= 1
+        log[at] = record._replace(value=bytes(value))
+        return record.offset
+
+    @contextmanager
+    def time_per_call(self, seconds: float) -> Iterator[None]:
+        """Every call of a function within takes so long, so that the clock tells work from waiting, on any machine."""
+
+        def count(_frame: Any, event: str, _arg: Any) -> None:
+            if event in ("call", "c_call"):
+                self.now_s += seconds
+
+        sys.setprofile(count)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
 
     def state_records(self) -> dict[tuple[int, bytes | None], int]:
         """Committed states, as a restore takes them: (partition, key) to the offset of the last event included."""
         found = {}
         for partition, floor in self._floors().items():
             for record in self.broker.topics[STATES].logs[partition]:
-                if record.key in (None, FLOOR_KEY) or record.value is None:
+                if record.value is None or key_kind(record.key)[0] == FLOOR:
                     continue
-                stored = decode_state(record.key, record.value)
-                if (stored.owner, stored.start) == (floor.owner.digest, floor.start):
-                    found[partition, entity_key(record.key)] = stored.state.last_offset
+                stored = unpack_state(record.key, record.value)
+                if (stored.digest, stored.origin) == (floor.identity.digest, floor.origin):
+                    found[partition, unpack_key(record.key)] = stored.state.last_offset
         return found
 
     def floors(self) -> dict[int, int]:
@@ -205,7 +270,7 @@ class World:
         if STATES not in self.broker.topics:
             return {}
         logs = enumerate(self.broker.topics[STATES].logs)
-        return {p: decode_floor(r.value) for p, log in logs for r in log if r.key == FLOOR_KEY and r.value is not None}
+        return {p: unpack_floor(r.value) for p, log in logs for r in log if r.value and key_kind(r.key)[0] == FLOOR}
 
     def check_states(self) -> None:
         """What is not in a state record can be replayed: holds at any moment, whatever has happened.
@@ -235,10 +300,6 @@ class World:
         self.daemons.remove(daemon)
         self.broker.leave(self.transports[id(daemon)].member_id)
 
-    def abort_transactions(self) -> None:
-        """As the coordinator does with those that are open for too long."""
-        self.broker.open.clear()
-
     def expire(self, daemon: Daemon) -> None:
         """The group drops a member that goes on: a zombie."""
         self.broker.leave(self.transports[id(daemon)].member_id)
@@ -246,8 +307,8 @@ class World:
     def stop(self, daemon: Daemon) -> int:
         """As SIGTERM."""
         self.daemons.remove(daemon)
-        daemon.stop()
-        code = daemon.drain()
+        with self._busy(daemon):
+            code = daemon.drain()
         self.transports[id(daemon)].close(1.0)
         return code
 
@@ -283,11 +344,8 @@ class World:
         """(partition, offset, key) of each event that a state must contain once it is answered."""
         for partition, log in enumerate(self.broker.topics[INPUT].logs):
             for record in log:
-                try:
-                    float(json.loads(record.value or b"")["amount"])
-                except (ValueError, TypeError, KeyError):
-                    continue
-                yield partition, record.offset, record.key
+                if _amount(record.value) is not None:
+                    yield partition, record.offset, record.key
 
     def expected(self) -> list[Mapping[str, Any]]:
         """Each key's events folded one at a time, in the order of the input."""
@@ -296,9 +354,8 @@ class World:
             states: dict[bytes | None, tuple[Any, Any, int]] = defaultdict(lambda: (np.float32(0.5), np.float32(0), 0))
             for record in log:
                 mean, count, steps = states[record.key]
-                try:
-                    amount = np.float32(json.loads(record.value or b"")["amount"])
-                except (ValueError, TypeError, KeyError):
+                amount = _amount(record.value)
+                if amount is None:
                     continue
                 mean, count = fold(mean, count, amount)
                 states[record.key] = mean, count, steps + 1
@@ -311,3 +368,28 @@ class World:
         if self.config().delivery == "at_least_once":
             seen = sorted(set(seen))
         assert seen == self.expected()
+
+
+class Life:
+    """A daemon from before its start: its clients, its metrics, and itself once it has begun."""
+
+    def __init__(self, world: World, config: Config, step: Any) -> None:
+        self.transport = MemoryTransport(world.broker, INPUT, exactly_once=config.delivery == "exactly_once")
+        self.metrics = Metrics()
+        self.daemon: Daemon | None = None
+        self.asked = False  # to stop
+        self._world, self._config, self._step = world, config, step
+
+    def begin(self) -> Daemon | None:
+        """Connect and join; None if asked to stop meanwhile."""
+        world, config = self._world, self._config
+        clock = Clock(monotonic_s=lambda: world.now_s, wall_s=lambda: world.now_s, sleep=world._sleep)
+        timer = StageTimer(clock.monotonic_s)
+        counted = MetricsObserver(
+            self.metrics, input_topic=INPUT, late_policy=config.input.late, timer=timer, wall_s=clock.wall_s
+        )
+        observer = Observers([counted, HealthObserver(Health(stall_after=30.0))])
+        self.daemon = start_daemon(
+            config, self._step, self.transport, observer, timer, clock=clock, stopping=lambda: self.asked
+        )
+        return self.daemon

@@ -1,7 +1,7 @@
 """The meaning of the design's section 4, a second time and as plainly as can be: one event after the other, a dict.
 
 Shares no code with the package: JSON by the standard library, the rules of section 7, one row through ONNX Runtime.
-Only float32 text comes from orjson, since the contract says so.
+Only the text of numbers comes from orjson, since the contract says so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import orjson
 
 YEAR_1, YEAR_9999 = -62135596800000, 253402300799999
 NAN = float("nan")
+MOST_LEVELS = 254  # of arrays and objects in a field that is carried along
 
 
 class Event(NamedTuple):
@@ -46,7 +47,7 @@ class Refused(Exception):
 
 
 class Answer(NamedTuple):
-    key: bytes | None
+    key: bytes | None  # of the record: the entity key, or that of output.key
     value: bytes
     alert: bool
 
@@ -61,6 +62,7 @@ class Reference:
         key: str | None = None,
         timestamp: str | None = None,
         include: tuple[str, ...] = (),
+        output_key: str | None = None,
         ttl_ms: int | None = None,
         late: str = "apply",
         topic: str = "in",
@@ -70,7 +72,7 @@ class Reference:
         self.session = ort.InferenceSession(str(path), options)
         self.card = json.loads(self.session.get_modelmeta().custom_metadata_map["lstmstream"])
         self.inputs = {one.name for one in self.session.get_inputs()}
-        self.key, self.timestamp, self.include = key, timestamp, include
+        self.key, self.timestamp, self.include, self.output_key = key, timestamp, include, output_key
         self.ttl_ms, self.late, self.topic = ttl_ms, late, topic
         self.memory: dict[tuple[int, bytes | None], Remembered] = {}
 
@@ -148,14 +150,24 @@ class Reference:
         source = f'{{"topic":{quoted(self.topic)},"partition":{event.partition},"offset":{event.offset}}}'
         answer.append(("source", source))
         if self.include:
+            found = [(name, find(fields, name)) for name in self.include]
             carried = [
-                f"{quoted(name)}:{orjson.dumps(find(fields, name)).decode()}"
-                for name in self.include
-                if find(fields, name) is not ABSENT
+                f"{quoted(name)}:{orjson.dumps(value).decode()}"
+                for name, value in found
+                if value is not ABSENT and writable(value)
             ]
             answer.append(("event", f"{{{','.join(carried)}}}"))
         text = ",".join(f"{quoted(name)}:{value}" for name, value in answer)
-        return Answer(key, f"{{{text}}}".encode(), alert)
+        return Answer(self._record_key(fields, key), f"{{{text}}}".encode(), alert)
+
+    def _record_key(self, fields: Any, key: bytes | None) -> bytes | None:
+        """The entity key, or that of `output.key`: null where it gives none. It decides nothing about a state."""
+        if self.output_key is None:
+            return key
+        try:
+            return key_of(find(fields, self.output_key))
+        except Refused:
+            return None
 
 
 def quoted(text: str) -> str:
@@ -198,6 +210,22 @@ def find(fields: dict[str, Any], path: str) -> Any:
             return ABSENT
         here = here[name]
     return here
+
+
+def writable(value: Any) -> bool:
+    """Whether a field can be carried along: its numbers are finite, and no more than MOST_LEVELS lie in each other."""
+    level = [value]
+    for _ in range(MOST_LEVELS + 1):
+        if any(isinstance(one, float) and not math.isfinite(one) for one in level):
+            return False
+        inner: list[Any] = []
+        holders = [one for one in level if isinstance(one, dict | list)]
+        if not holders:
+            return True
+        for one in holders:
+            inner += one.values() if isinstance(one, dict) else one
+        level = inner
+    return False
 
 
 def number_of(value: Any) -> float:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from reference import Event, Refused, time_of
 
 from lstmstream.errors import BadRecord
-from lstmstream.serve.decode import Decoder, timestamp_ms
-from lstmstream.serve.records import Columns, DeadLetter
+from lstmstream.formats.timestamps import timestamp_ms
+from lstmstream.records import DeadLetter, Observations
+from lstmstream.serve.decode import Decoder
 
 SECRET = "s3cret-4711"
 
@@ -27,18 +28,25 @@ def decoder(**named: Any) -> Decoder:
 
 
 def letter(value: bytes | None, *, record_ms: int = 0, **named: Any) -> DeadLetter:
-    columns, letters = decoder(**named).decode(one(value, timestamp=record_ms))
-    assert len(columns.index) == 0
+    observations, letters, documents = decoder(**named).decode(one(value, timestamp=record_ms))
+    assert len(observations.index) == 0
+    assert len(documents) == 1
     (found,) = letters
     assert found.index == 0
     return found
 
 
-def good(value: bytes | dict[str, Any], **named: Any) -> Columns:
+def good(value: bytes | dict[str, Any], **named: Any) -> Observations:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    columns, letters = decoder(**named).decode(one(raw))
+    observations, letters, documents = decoder(**named).decode(one(raw))
     assert letters == []
-    return columns
+    assert documents == [json.loads(raw, parse_int=int_of)]
+    return observations
+
+
+def int_of(digits: str) -> int | float:
+    """What 64 bits cannot hold is a float."""
+    return int(digits) if -(2**63) <= int(digits) < 2**64 else float(digits)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def good(value: bytes | dict[str, Any], **named: Any) -> Columns:
 def test_what_is_no_utf8_json_object_fails_at_decode(value: bytes | None) -> None:
     found = letter(value)
     assert found.stage == "decode"
-    assert found.keep_value
+    assert found.with_value
 
 
 @pytest.mark.parametrize(
@@ -171,8 +179,8 @@ def test_numbers_are_rounded_to_float32(number: str, expected: float) -> None:
 
 
 def test_an_infinite_number_that_nobody_reads_does_no_harm() -> None:
-    columns = good(b'{"amount":1,"amount":2.5,"other":[1e400,99999999999999999999],"channel":"app"}')
-    assert (columns.x[0, 0], columns.categories[0, 0]) == (2.5, 2)
+    observations = good(b'{"amount":1,"amount":2.5,"other":[1e400,99999999999999999999],"channel":"app"}')
+    assert (observations.x[0, 0], observations.categories[0, 0]) == (2.5, 2)
     assert good(b'{"amount":1e400,"amount":2.5}').x[0, 0] == 2.5
 
 
@@ -188,9 +196,9 @@ def test_an_infinite_number_that_nobody_reads_does_no_harm() -> None:
     ],
 )
 def test_absent_null_and_paths_through_no_object_are_missing(doc: bytes) -> None:
-    columns = good(doc)
-    assert np.isnan(columns.x).all()
-    assert columns.categories.tolist() == [[0, 0]]
+    observations = good(doc)
+    assert np.isnan(observations.x).all()
+    assert observations.categories.tolist() == [[0, 0]]
 
 
 def test_of_duplicate_names_the_last_counts() -> None:
@@ -324,75 +332,47 @@ def test_a_record_without_a_time_fails_at_validate(timestamp: int) -> None:
 def test_a_key_from_a_field(value: Any, key: bytes) -> None:
     assert good({"id": value}, key="id").keys == [key]
     assert good({"who": {"id": value}}, key="who.id").keys == [key]
-    assert good({"id": value}, output_key="id").output_keys == [key]
-    assert good({"id": value}, output_key="id").keys == [b"k"]
 
 
 @pytest.mark.parametrize(
     "doc", ["{}", '{"id":null}', '{"id":true}', '{"id":1.0}', '{"id":1e3}', '{"id":[]}', '{"id":{}}']
 )
 def test_no_key_where_a_field_should_give_it_fails_at_validate(doc: str) -> None:
-    for name in ("key", "output_key"):
-        found = letter(doc.encode(), **{name: "id"})
-        assert found.stage == "validate"
-        assert "field 'id'" in found.message
+    found = letter(doc.encode(), key="id")
+    assert found.stage == "validate"
+    assert "field 'id'" in found.message
 
 
 def test_the_records_own_key_may_be_anything() -> None:
     for key in (None, b"", b"\xff", b"x" * 65_536):
-        assert decoder().decode(one(b"{}", key=key))[0].keys == [key]
-
-
-def test_include() -> None:
-    names = ["a", "b.c", "none", "b", 'q"ü']
-    doc = {"b": {"c": [1, 2.5, "x"], "d": None}, "none": None, "more": 1, 'q"ü': "null"}
-    (text,) = good(doc, include=names).included or []
-    assert text == '{"b.c":[1,2.5,"x"],"none":null,"b":{"c":[1,2.5,"x"],"d":null},"q\\"ü":"null"}'.encode()
-    assert good({"b": 3}, include=["b.c"]).included == [b"{}"]
-    assert good({}, include=["b.c"]).included == [b"{}"]
-    assert good({}).included is None
-
-
-@pytest.mark.parametrize(
-    "value",
-    [b"1e400", b"[[-1e400]]", b'{"x":{"y":1e400}}', b"[" * 600 + b"]" * 600, b"[null," * 600 + b"1" + b"]" * 600],
-)
-def test_what_cannot_be_carried_along_fails_at_validate(value: bytes) -> None:
-    found = letter(b'{"f":%b,"amount":1}' % value, include=["amount", "f"])
-    assert (found.stage, found.message[:9]) == ("validate", "field 'f'")
-    assert good(b'{"f":%b,"amount":1}' % value, include=["amount"]).included == [b'{"amount":1}']
-
-
-def test_include_beside_an_infinite_number_keeps_large_integers() -> None:
-    text = b'{"f":[99999999999999999999,18446744073709551615,-9223372036854775808],"g":1e400}'
-    plain = text.replace(b"1e400", b"1")
-    assert good(text, include=["f"]).included == good(plain, include=["f"]).included
+        assert decoder().decode(one(b"{}", key=key)).observations.keys == [key]
 
 
 def test_size_limit_comes_before_parsing() -> None:
     value = b'{"amount":1,"x":"' + b"y" * 10_000_000 + b'"}'
     found = letter(value)
-    assert (found.stage, found.keep_value) == ("decode", False)
+    assert (found.stage, found.with_value) == ("decode", False)
     assert found.message == "key and value have 10000020 bytes, more than input.max_bytes = 10000000"
     assert good(b"{}" + b" " * 97, max_bytes=100).index.tolist() == [0]
-    assert letter(b"{}" + b" " * 98, max_bytes=100).keep_value is False
+    assert letter(b"{}" + b" " * 98, max_bytes=100).with_value is False
 
 
 def test_neighbours_of_poison_are_untouched() -> None:
     values = [b'{"amount":1}', b"{", b'{"amount":2,"channel":"web"}', b'{"amount":true}', b'{"amount":1e39}', b"{}"]
     events = [Event(i % 2, i, 1000 + i, b"%d" % i, value) for i, value in enumerate(values)]
-    columns, letters = decoder(include=["amount"]).decode(batch(events))
-    assert columns.index.tolist() == [0, 2, 5]
-    assert columns.offsets.tolist() == [0, 2, 5]
-    assert columns.partitions.tolist() == [0, 0, 1]
-    assert columns.timestamps.tolist() == [1000, 1002, 1005]
-    assert columns.keys == [b"0", b"2", b"5"]
-    assert columns.x[:2, 0].tolist() == [1, 2]
-    assert columns.categories[:, 0].tolist() == [0, 1, 0]
-    assert columns.included == [b'{"amount":1}', b'{"amount":2}', b"{}"]
+    observations, letters, documents = decoder().decode(batch(events))
+    assert observations.index.tolist() == [0, 2, 5]
+    assert observations.offsets.tolist() == [0, 2, 5]
+    assert observations.partitions.tolist() == [0, 0, 1]
+    assert observations.timestamps.tolist() == [1000, 1002, 1005]
+    assert observations.keys == [b"0", b"2", b"5"]
+    assert observations.x[:2, 0].tolist() == [1, 2]
+    assert observations.categories[:, 0].tolist() == [0, 1, 0]
+    assert [documents[i] for i in (0, 2, 5)] == [{"amount": 1}, {"amount": 2, "channel": "web"}, {}]
+    assert len(documents) == len(values)
     assert [(one.index, one.stage) for one in letters] == [(1, "decode"), (3, "validate"), (4, "validate")]
 
 
 def test_an_empty_batch() -> None:
-    columns, letters = decoder(key="id", timestamp="when", include=["a"], output_key="b").decode(batch([]))
-    assert (columns.x.shape, columns.categories.shape, letters) == ((0, 2), (0, 2), [])
+    observations, letters, documents = decoder(key="id", timestamp="when").decode(batch([]))
+    assert (observations.x.shape, observations.categories.shape, letters, documents) == ((0, 2), (0, 2), [], [])

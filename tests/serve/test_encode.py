@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-from helpers import ALERTS, LETTERS, OUT, batch, engine, onnx_step
+from helpers import ALERTS, LETTERS, OUT, Message, batch, engine, flatten, messages_of, onnx_step
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import Event
 
-from lstmstream.serve.encode import Encoder, iso_texts
-from lstmstream.serve.engine import Engine
-from lstmstream.serve.records import Answers, Columns, DeadLetter, Message, RecordBatch
-from lstmstream.serve.step import StepInput, StepOutput
+from lstmstream.formats.json_documents import parse_document
+from lstmstream.formats.timestamps import iso_texts
+from lstmstream.records import BY_KEY, DeadLetter, Observations, Predictions, RecordBatch
+from lstmstream.serve.decode import Decoded, Decoder
+from lstmstream.serve.encode import Encoder, OutputTopics
+from lstmstream.serve.step_model import StepInput, StepOutput
 
 NOW_MS = 1_767_609_067_123
 HEADERS = [("traceparent", b"00-1-2-01"), ("empty", None)]
@@ -31,16 +34,17 @@ def encode(
     score: float = 0.0312,
     prediction: list[float] | None = None,
     alert: bool = False,
-    included: bytes | None = None,
-    output_key: bytes | None = None,
+    document: bytes = b"{}",
     record_ms: int = NOW_MS,
     event_ms: int = NOW_MS,
+    alerts_topic: str | None = None,
+    key_hashed: Collection[str] = (),
     **named: Any,
 ) -> list[Message]:
-    """The messages of one answered record: partition 2, offset 48213."""
-    records = batch([Event(2, 48213, record_ms, b"the record's", b"{}")], topic="transactions", headers=[HEADERS])
+    """What is written for one record with a prediction: partition 2, offset 48213."""
+    records = batch([Event(2, 48213, record_ms, b"the record's", document)], topic="transactions", headers=[HEADERS])
     at = np.array([0])
-    columns = Columns(
+    observations = Observations(
         index=at,
         partitions=np.array([2]),
         offsets=np.array([48213]),
@@ -48,18 +52,17 @@ def encode(
         timestamps=np.array([event_ms]),
         x=np.zeros((1, 1), np.float32),
         categories=np.zeros((1, 0), np.int64),
-        included=None if included is None else [included],
-        output_keys=None if output_key is None else [output_key],
     )
-    answers = Answers(
+    predictions = Predictions(
         at,
         np.array([score], np.float32),
         None if prediction is None else np.array([prediction], np.float32),
         np.array([alert]),
         np.array([41]),
     )
-    topics = {"output_topic": OUT, "alerts_topic": None, "dead_letter_topic": LETTERS} | named
-    return Encoder(CARD, **topics).encode(records, columns, answers, [])
+    made = Encoder(CARD, OutputTopics(OUT, alerts_topic, LETTERS, key_hashed), **named)
+    decoded = Decoded(observations, [], [parse_document(document)])
+    return flatten(made.encode(records, decoded, predictions, []))
 
 
 SOURCE = rb'"source":{"topic":"transactions","partition":2,"offset":48213}'
@@ -88,12 +91,12 @@ TIME = b'"timestamp":"2026-01-05T10:31:07.123Z"'
         ),
         ({"prediction": []}, b'{"key":"c000123",%b,"score":0.0312,"prediction":[],"alert":false,%b}' % (TIME, TAIL)),
         (
-            {"included": b'{"a":1}'},
+            {"include": ["a"], "document": b'{"b":2,"a":1}'},
             b'{"key":"c000123",%b,"score":0.0312,"alert":false,%b,"event":{"a":1}}' % (TIME, TAIL),
         ),
-        ({"included": b"{}"}, b'{"key":"c000123",%b,"score":0.0312,"alert":false,%b,"event":{}}' % (TIME, TAIL)),
+        ({"include": ["a"]}, b'{"key":"c000123",%b,"score":0.0312,"alert":false,%b,"event":{}}' % (TIME, TAIL)),
         (
-            {"from_file": True, "included": b"{}"},
+            {"from_file": True, "include": ["a"]},
             b'{"key":"c000123",%b,"score":0.0312,"alert":false,%b,"event":{}}'
             % (TIME, TAIL.replace(SOURCE, b'"source":{"file":"transactions","row":48213}')),
         ),
@@ -112,22 +115,76 @@ def test_golden_bytes(named: dict[str, Any], value: bytes) -> None:
 
 
 def test_where_a_prediction_goes() -> None:
-    assert encode(output_key=b"merchant")[0].key == b"merchant"
-    assert json.loads(encode(output_key=b"merchant")[0].value or b"")["key"] == "c000123"
-    assert encode(hashed_topics=[OUT])[0].partition is None
+    assert encode(key_hashed=[OUT])[0].partition == BY_KEY
+    assert encode(key_hashed=[ALERTS, LETTERS])[0].partition == 2
     assert encode(record_ms=-1)[0].timestamp_ms == -1
     assert encode(record_ms=0)[0].timestamp_ms == 0
 
 
 def test_an_alert_is_the_same_record_once_more() -> None:
-    prediction, alert = encode(alert=True, alerts_topic=ALERTS, hashed_topics=[ALERTS])
-    assert alert == prediction._replace(topic=ALERTS, partition=None)
+    prediction, alert = encode(alert=True, alerts_topic=ALERTS, key_hashed=[ALERTS])
+    assert prediction.partition == 2
+    assert alert == prediction._replace(topic=ALERTS, partition=BY_KEY)
+    prediction, alert = encode(alert=True, alerts_topic=ALERTS, key_hashed=[OUT])
+    assert prediction.partition == BY_KEY
+    assert alert == prediction._replace(topic=ALERTS, partition=2)
     assert len(encode(alert=False, alerts_topic=ALERTS)) == 1
     assert len(encode(alert=True)) == 1
 
 
-def digits(number: str) -> int:
-    return len(number.partition("e")[0].replace(".", "").lstrip("-0").rstrip("0"))
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        (b'"c1"', b"c1"), (b'""', b""), ('"ключ"'.encode(), "ключ".encode()), (b"42", b"42"), (b"-7", b"-7"),
+        (b"9007199254740992", b"9007199254740992"), (b"9007199254740993", None), (b"null", None), (b"true", None),
+        (b"1.0", None), (b"1e3", None), (b"1e400", None), (b"[]", None), (b"{}", None),
+    ],
+)  # fmt: skip
+def test_the_key_from_a_field(value: bytes, key: bytes | None) -> None:
+    """Where the field has no string or integer the key is null, and the prediction still names its own key."""
+    for name, document in (("id", b'{"id":%b}' % value), ("who.id", b'{"who":{"id":%b}}' % value)):
+        message, alert = encode(output_key=name, document=document, alert=True, alerts_topic=ALERTS)
+        assert message.key == alert.key == key
+        assert json.loads(message.value or b"")["key"] == "c000123"
+    assert encode(output_key="id")[0].key is None
+
+
+def event_of(document: bytes, *include: str) -> bytes:
+    """The text of `event` in a prediction."""
+    (message,) = encode(document=document, include=include)
+    text = message.value or b""
+    json.loads(text, parse_constant=pytest.fail)
+    return text[text.index(b',"event":') + 9 : -1]
+
+
+def test_fields_that_are_carried_along() -> None:
+    names = ["a", "b.c", "none", "b", 'q"ü']
+    doc = {"b": {"c": [1, 2.5, "x"], "d": None}, "none": None, "more": 1, 'q"ü': "null"}
+    assert event_of(json.dumps(doc).encode(), *names) == (
+        '{"b.c":[1,2.5,"x"],"none":null,"b":{"c":[1,2.5,"x"],"d":null},"q\\"ü":"null"}'.encode()
+    )
+    assert event_of(b'{"b":3}', "b.c") == b"{}"
+    assert event_of(b"{}", "b.c") == b"{}"
+    assert b'"event"' not in (encode(document=b'{"a":1}')[0].value or b"")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"1e400", b"[[-1e400]]", b'{"x":{"y":1e400}}', b"[" * 600 + b"]" * 600, b"[null," * 600 + b"1" + b"]" * 600],
+)
+def test_what_cannot_be_carried_along_is_left_out(value: bytes) -> None:
+    """The prediction is there all the same: how an event is published does not decide whether it counts."""
+    assert event_of(b'{"f":%b,"amount":1}' % value, "amount", "f", "g") == b'{"amount":1}'
+    assert event_of(b'{"f":%b,"amount":1}' % value, "f") == b"{}"
+    assert event_of(b'{"f":%b,"amount":1}' % value, "amount") == b'{"amount":1}'
+    assert event_of(b'{"f":{"bad":%b,"good":2}}' % value, "f.bad", "f.good", "f") == b'{"f.good":2}'
+
+
+def test_large_integers_beside_an_infinite_number_are_kept() -> None:
+    text = b'{"f":[99999999999999999999,18446744073709551615,-9223372036854775808],"g":1e400}'
+    found = event_of(text, "f")
+    assert found == event_of(text.replace(b"1e400", b"1"), "f")
+    assert json.loads(found) == {"f": [1e20, 18446744073709551615, -9223372036854775808]}
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
@@ -168,31 +225,36 @@ class Says:
 
 @pytest.mark.parametrize("threshold", [0.5, 0.1, 0.3, 0.7, 1e-45, 16777217.0])
 def test_alert_is_score_at_least_the_float32_threshold(threshold: float) -> None:
-    made = engine(Says())
     edge = np.float32(threshold)
     scores = [np.nextafter(edge, np.float32(-1e9)), edge, np.nextafter(edge, np.float32(1e9))]
-    made = Engine(Says(), made._decoder, made._encoder, ttl_ms=None, late="apply", threshold=threshold)
-    made.states.open(0)
+    made = engine(Says(), threshold=threshold)
     events = [Event(0, i, 0, b"k", b'{"amount":%r}' % float(score)) for i, score in enumerate(scores)]
-    assert made.process(batch(events)).answers.alert.tolist() == [False, True, True]
+    result = made.process(batch(events))
+    assert result.predictions.alert.tolist() == [False, True, True]
+    alerts = [json.loads(m.value or b"")["source"]["offset"] for m in flatten(result.outputs) if m.topic == ALERTS]
+    assert alerts == [1, 2]
 
 
 def test_without_a_threshold_nothing_alerts() -> None:
     result = engine(Says()).process(batch([Event(0, 0, 0, b"k", b'{"amount":3e38}')]))
-    assert (result.answers.alert.tolist(), len(result.messages)) == ([False], 1)
+    assert (result.predictions.alert.tolist(), len(flatten(result.outputs))) == ([False], 1)
 
 
-def dead_letter(letter: DeadLetter, *, record_ms: int = NOW_MS, **named: Any) -> tuple[RecordBatch, Message]:
+def dead_letter(
+    letter: DeadLetter, *, record_ms: int = NOW_MS, key_hashed: Collection[str] = ()
+) -> tuple[RecordBatch, Message]:
     records = batch(
         [Event(0, 1, 2, b"other", b"{}"), Event(3, 2**40, record_ms, b"\xffkey", b"\xff{not json")],
         topic="transactions",
         headers=[(), HEADERS],
     )
-    columns, _ = engine("small")._decoder.decode(batch([]))
+    decoded = Decoder(CARD).decode(batch([]))
     nothing = np.empty(0, np.int64)
-    answers = Answers(nothing, np.empty(0, np.float32), None, np.empty(0, np.bool_), nothing)
-    made = Encoder(CARD, output_topic=OUT, alerts_topic=ALERTS, dead_letter_topic=LETTERS, **named)
-    (message,) = made.encode(records, columns, answers, [letter])
+    predictions = Predictions(nothing, np.empty(0, np.float32), None, np.empty(0, np.bool_), nothing)
+    made = Encoder(CARD, OutputTopics(OUT, ALERTS, LETTERS, key_hashed))
+    outputs = made.encode(records, decoded, predictions, [letter])
+    (message,) = messages_of(outputs.dead_letters)
+    assert outputs.batches() == [outputs.dead_letters]
     return records, message
 
 
@@ -219,15 +281,13 @@ def test_a_dead_letter_is_the_record_untouched_and_why(stage: str) -> None:
 
 
 def test_a_dead_letter_keeps_even_a_missing_time_and_may_lack_value_and_partition() -> None:
-    _, message = dead_letter(
-        DeadLetter(1, "decode", "too large", keep_value=False), record_ms=-1, hashed_topics=[LETTERS]
-    )
-    assert (message.value, message.key, message.timestamp_ms, message.partition) == (None, b"\xffkey", -1, None)
+    _, message = dead_letter(DeadLetter(1, "decode", "too large", with_value=False), record_ms=-1, key_hashed=[LETTERS])
+    assert (message.value, message.key, message.timestamp_ms, message.partition) == (None, b"\xffkey", -1, BY_KEY)
 
 
 def test_an_oversized_value_leaves_its_size_only() -> None:
     result = engine("small", max_bytes=100).process(batch([Event(0, 5, NOW_MS, b"k", b'{"x":"%b"}' % (b"y" * 100))]))
-    (message,) = result.messages
+    (message,) = flatten(result.outputs)
     assert (message.topic, message.value, message.key) == (LETTERS, None, b"k")
     assert b"109 bytes" in (dict(message.headers)["__streams.errors.message"] or b"")
 
@@ -235,7 +295,7 @@ def test_an_oversized_value_leaves_its_size_only() -> None:
 def test_predictions_keep_the_records_order_and_dead_letters_theirs() -> None:
     values = [b"{", b"{}", b'{"amount":666}', b"{}", b"{", b'{"amount":666}', b"{}"]
     events = [Event(0, 10 + i, NOW_MS, b"%d" % (i % 2), value) for i, value in enumerate(values)]
-    messages = engine("poisoned_score", alerts=None).process(batch(events)).messages
+    messages = flatten(engine("poisoned_score", alerts=None).process(batch(events)).outputs)
     offsets = [json.loads(m.value or b"")["source"]["offset"] for m in messages if m.topic == OUT]
     assert offsets == [11, 13, 16]
     letters = [dict(m.headers)["__streams.errors.offset"] for m in messages if m.topic == LETTERS]

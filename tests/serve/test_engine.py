@@ -7,12 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ALERTS, DATA, LETTERS, OUT, NumpyStep, batch, engine, run, snapshot, stage_of
+from helpers import (
+    ALERTS,
+    DATA,
+    LETTERS,
+    OUT,
+    Message,
+    NumpyStep,
+    batch,
+    engine,
+    flatten,
+    messages_of,
+    run,
+    snapshot,
+    stage_of,
+    tables,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import Answer, Event, Reference
 
-from lstmstream.serve.records import Message
+from lstmstream.serve.engine import Engine
+from lstmstream.serve.scorer import ChangedRows
 
 START_MS = 1_767_609_067_123
 TTL_MS = 5_000
@@ -53,9 +69,9 @@ def streams(draw: Any, *, most: int = 50) -> list[Event]:
 sizes = st.lists(st.integers(1, 12), min_size=60, max_size=60)
 
 
-def by_topic(messages: list[Message]) -> dict[tuple[str, int | None], list[Message]]:
+def by_topic(messages: list[Message]) -> dict[tuple[str, int], list[Message]]:
     """Each partition of each topic, in its order: what a reader sees."""
-    seen: dict[tuple[str, int | None], list[Message]] = {}
+    seen: dict[tuple[str, int], list[Message]] = {}
     for message in messages:
         seen.setdefault((message.topic, message.partition), []).append(message)
     return seen
@@ -85,7 +101,7 @@ def test_batching_changes_no_byte(model: str) -> None:
     for size in (7, 64, 512, len(events)):
         together = engine(model, **settings_)
         assert by_topic(run(together, events, [size] * len(events))) == expected
-        assert snapshot(together.states) == snapshot(alone.states)
+        assert snapshot(together.scorer.states) == snapshot(alone.scorer.states)
 
 
 @given(streams(), sizes, st.sampled_from(["apply", "score", "drop"]), st.sampled_from([None, TTL_MS]))
@@ -113,7 +129,7 @@ def check_against_reference(
     include: tuple[str, ...] = (),
     **named: str,
 ) -> list[Answer | str]:
-    """Answers, alerts, dead letters and states of the engine, each against the reference."""
+    """Predictions, alerts, dead letters and states of the engine, each against the reference."""
     reference = Reference(DATA / f"{model}.onnx", ttl_ms=ttl_ms, late=late, include=include, **named)
     expected = [reference.answer(event) for event in events]
     made = engine(model, partitions=range(3), ttl_ms=ttl_ms, late=late, include=include, **named)
@@ -122,14 +138,15 @@ def check_against_reference(
         pairs = [(e, a) for e, a in zip(events, expected, strict=True) if e.partition == partition]
         answers = [Message(OUT, partition, a.key, a.value, e.timestamp, ()) for e, a in pairs if isinstance(a, Answer)]
         letters = [(a, e.key, e.value, e.timestamp) for e, a in pairs if isinstance(a, str)]
-        alerts = [a.value for _, a in pairs if isinstance(a, Answer) and a.alert]
+        is_alert = [a.alert for _, a in pairs if isinstance(a, Answer)]
+        alerts = [m._replace(topic=ALERTS) for m, alert in zip(answers, is_alert, strict=True) if alert]
         assert [m.value for m in found.get((OUT, partition), [])] == [m.value for m in answers]
         assert found.get((OUT, partition), []) == answers
-        assert [m.value for m in found.get((ALERTS, partition), [])] == alerts
+        assert found.get((ALERTS, partition), []) == alerts
         found_letters = found.get((LETTERS, partition), [])
         assert [(stage_of(m), m.key, m.value, m.timestamp_ms) for m in found_letters] == letters
     states = {where: (r.state.tobytes(), r.steps, r.last_timestamp) for where, r in reference.memory.items()}
-    assert {where: seen[:3] for where, seen in snapshot(made.states).items()} == states
+    assert {where: seen[:3] for where, seen in snapshot(made.scorer.states).items()} == states
     return expected
 
 
@@ -179,7 +196,7 @@ def test_elapsed_is_computed_in_float64(pause_ms: int) -> None:
 
     pause_ms %= 253_402_300_799_999
     events = [Event(0, 0, 0, b"a", b"{}"), Event(0, 1, pause_ms, b"a", b"{}")]
-    scores = engine(Elapsed()).process(batch(events)).answers.score
+    scores = engine(Elapsed()).process(batch(events)).predictions.score
     assert scores.tobytes() == np.array([-1, pause_ms / 1000], np.float32).tobytes()
 
 
@@ -214,9 +231,75 @@ def test_key_and_time_from_fields_are_the_reference(pairs: list[tuple[Any, Any]]
     reference = Reference(DATA / "small.onnx", key="at.who", timestamp="at.when")
     expected = [reference.answer(event) for event in events]
     result = engine("small", key="at.who", timestamp="at.when", alerts=None).process(batch(events))
-    found = {int(i): m.value for i, m in zip(result.answers.index, result.messages, strict=False)}
+    values = result.outputs.predictions.values
+    found = {int(i): value for i, value in zip(result.predictions.index, values, strict=True)}
     found |= {letter.index: letter.stage.encode() for letter in result.dead_letters}
     assert [found[i] for i in range(len(events))] == [a.encode() if isinstance(a, str) else a.value for a in expected]
+
+
+def nested(levels: int, inner: bytes = b"") -> bytes:
+    return b"[" * levels + inner + b"]" * levels
+
+
+carried = st.sampled_from(
+    [
+        b'"x"', b"7", b"-1.5", b"true", b"null", b"{}", b'{"f":[1,"1e400"]}', b'"1e400"', b"9007199254740993",
+        b"1e400", b"[[-1e400]]", b'{"x":{"y":1e400}}', nested(254), nested(255), nested(254, b"1"), nested(255, b"1"),
+        nested(254, b"null"), nested(255, b"null"), nested(254, b"1e400"), nested(600),
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(carried, carried, st.sampled_from([b"1", b"true"])), min_size=1, max_size=9))
+@settings(max_examples=200, deadline=None)
+def test_what_is_published_of_an_event_decides_nothing_about_its_state(docs: list[tuple[bytes, bytes, bytes]]) -> None:
+    """Carried fields that cannot be written are left out, an output key that is none is null; the event counts."""
+    events = [
+        Event(0, i, START_MS + i, b"k", b'{"amount":%b,"f":%b,"who":{"id":%b}}' % (amount, f, who))
+        for i, (f, who, amount) in enumerate(docs)
+    ]
+    answers = check_against_reference(
+        "small", events, [4, 5], late="apply", ttl_ms=None, include=("f", "who", "who.id"), output_key="who.id"
+    )
+    assert [isinstance(answer, Answer) for answer in answers] == [amount == b"1" for *_, amount in docs]
+
+
+@given(streams(most=20), st.dictionaries(st.integers(0, 3), st.integers(0, 40) | st.integers(10**12, 10**12 + 40)))
+@settings(max_examples=60, deadline=None)
+def test_a_batch_that_is_cut_at_an_offset_is_two_batches(events: list[Event], offsets: dict[int, int]) -> None:
+    """Each partition at its own offset, in order on both sides; one without an offset is all on the first side."""
+    headers = [[("n", b"%d" % i)] for i in range(len(events))]
+    whole = batch(events, topic="t", headers=headers)
+    parts = whole.split_at(offsets)
+    numbers = range(len(events))
+    before = [i for i in numbers if events[i].offset < offsets.get(events[i].partition, 2**63 - 1)]
+    after = [i for i in numbers if i not in before]
+    for part, wanted in zip(parts, (before, after), strict=True):
+        expected = batch([events[i] for i in wanted], topic="t", headers=[headers[i] for i in wanted])
+        assert messages_of(part) == messages_of(expected)
+        assert (part.topic, part.offsets.tolist()) == ("t", expected.offsets.tolist())
+        assert part.offsets.dtype == part.partitions.dtype == np.int64
+    together, cut = engine(NumpyStep(), partitions=range(3)), engine(NumpyStep(), partitions=range(3))
+    together.process(whole)
+    for part in parts:
+        cut.process(part)
+    assert snapshot(cut.scorer.states) == snapshot(together.scorer.states)
+
+
+def test_where_a_batch_is_cut() -> None:
+    events = [Event(p, o, 0, b"k", b"{}") for p, o in [(0, 3), (1, 3), (0, 5), (1, 5), (0, 6)]]
+
+    def cut(offsets: dict[int, int]) -> tuple[list[tuple[int, int]], ...]:
+        return tuple(
+            list(zip(p.partitions.tolist(), p.offsets.tolist(), strict=True)) for p in batch(events).split_at(offsets)
+        )
+
+    everything = [(0, 3), (1, 3), (0, 5), (1, 5), (0, 6)]
+    assert cut({0: 5}) == ([(0, 3), (1, 3), (1, 5)], [(0, 5), (0, 6)])  # from this offset on
+    assert cut({0: 4}) == cut({0: 5}), "an offset without a record cuts before the next one"
+    assert cut({0: 7}) == cut({}) == cut({2: 0}) == (everything, [])
+    assert cut({0: 0, 1: 0}) == ([], everything)
+    assert len(batch([]).split_at({0: 3})[1]) == 0
 
 
 @given(streams(), streams(), st.sampled_from(["apply", "score", "drop"]))
@@ -226,15 +309,19 @@ def test_rollback_leaves_no_trace(before: list[Event], attempt: list[Event], lat
     untouched = engine("poisoned_score", partitions=range(3), ttl_ms=TTL_MS, late=late)
     run(made, before, [len(before)])
     run(untouched, before, [len(before)])
-    kept = {p: (list(slab.keys), dict(slab.index)) for p, slab in made.states.slabs.items()}
+    keys_before = {p: dict(slab.index) for p, slab in made.scorer.states.slabs.items()}
+    kept = None
     for _ in range(2):
         made.process(batch(attempt))
         made.rollback()
         made.rollback()  # without a batch, nothing happens
-        assert {p: (slab.keys, slab.index) for p, slab in made.states.slabs.items()} == kept
-        assert snapshot(made.states) == snapshot(untouched.states)
+        assert {p: slab.index for p, slab in made.scorer.states.slabs.items()} == keys_before
+        left = tables(made.scorer.states)
+        assert kept in (None, left), "and the second attempt gives each new key the same row"
+        kept = left
+        assert snapshot(made.scorer.states) == snapshot(untouched.scorer.states)
     assert run(made, attempt, [len(attempt)]) == run(untouched, attempt, [len(attempt)])
-    assert snapshot(made.states) == snapshot(untouched.states)
+    assert snapshot(made.scorer.states) == snapshot(untouched.scorer.states)
 
 
 def test_rollback_survives_growth_of_the_slab() -> None:
@@ -242,13 +329,13 @@ def test_rollback_survives_growth_of_the_slab() -> None:
     few = [Event(0, i, START_MS, b"%d" % i, b"{}") for i in range(10)]
     many = [Event(0, 10 + i, START_MS, b"%d" % i, b'{"amount":3}') for i in range(2_000)]
     run(made, few, [10])
-    before = snapshot(made.states)
+    before = snapshot(made.scorer.states)
     made.process(batch(many))
     made.rollback()
-    assert snapshot(made.states) == before
-    assert len(made.states.slabs[0]) == 10
+    assert snapshot(made.scorer.states) == before
+    assert len(made.scorer.states.slabs[0]) == 10
     run(made, [Event(0, 2010, START_MS, b"new", b"{}")], [1])
-    assert snapshot(made.states)[0, b"new"][1:] == (1, START_MS, 2010)
+    assert snapshot(made.scorer.states)[0, b"new"][1:] == (1, START_MS, 2010)
 
 
 def test_a_failing_model_can_be_rolled_back() -> None:
@@ -261,12 +348,12 @@ def test_a_failing_model_can_be_rolled_back() -> None:
     made = engine(Breaks())
     events = [Event(0, i, START_MS, b"a" if i < 4 else b"b", b"{}") for i in range(6)]
     run(made, events[:1], [1])
-    before = snapshot(made.states)
+    before = snapshot(made.scorer.states)
     with pytest.raises(RuntimeError):
         made.process(batch(events[1:]))
     made.rollback()
-    assert snapshot(made.states) == before
-    assert list(made.states.slabs[0].index) == [b"a"]
+    assert snapshot(made.scorer.states) == before
+    assert list(made.scorer.states.slabs[0].index) == [b"a"]
 
 
 @given(streams(), sizes, sizes, st.sampled_from(["apply", "score", "drop"]), st.data())
@@ -281,35 +368,44 @@ def test_replay_over_states_of_any_age(
     for size in splits:
         run(made, events[at : at + size], [size])
         at += size
-        for where in sorted(snapshot(made.states), key=repr):
+        for where in sorted(snapshot(made.scorer.states), key=repr):
             if data.draw(st.integers(0, 3)) == 0:
-                slab = made.states.slabs[where[0]]
+                slab = made.scorer.states.slabs[where[0]]
                 kept[where] = slab.get(slab.index[where[1]])
         if at >= len(events):
             break
     again = engine("poisoned_score", partitions=range(3), ttl_ms=TTL_MS, late=late)
     for (partition, key), state in kept.items():
-        again.states.slabs[partition].put(key, state)
+        again.scorer.states.slabs[partition].put(key, state)
     at = 0
     for size in others:
         part = events[at : at + size]
         if part:
-            assert again.replay(batch(part)).keys() == {event.partition for event in part}
+            before = snapshot(again.scorer.states)
+            named = names_of(again, again.replay(batch(part)))
+            after = snapshot(again.scorer.states)
+            assert named == {where for where in after if after[where] != before.get(where)}
         at += size
-    assert snapshot(again.states) == snapshot(made.states)
+    assert snapshot(again.scorer.states) == snapshot(made.scorer.states)
+
+
+def names_of(made: Engine, changed: dict[int, ChangedRows]) -> set[tuple[int, bytes | None]]:
+    """(partition, key) of the rows that a replay names."""
+    slabs = made.scorer.states.slabs
+    return {(p, slabs[p].keys[row]) for p, change in changed.items() for row in change.rows.tolist()}
 
 
 def test_replay_names_the_rows_that_changed_by_their_first_offset() -> None:
     made = engine(NumpyStep(), partitions=(0, 1))
     events = [Event(p, o, START_MS, k, b"{}") for p, o, k in [(0, 3, b"a"), (1, 1, b"z"), (0, 4, b"b"), (0, 9, b"a")]]
     changes = made.replay(batch(events))
-    slab = made.states.slabs[0]
+    slab = made.scorer.states.slabs[0]
     assert changes[0].rows.tolist() == [slab.index[b"a"], slab.index[b"b"]]
     assert changes[0].first_offsets.tolist() == [3, 4]
     again = made.replay(batch(events))  # all seen
-    assert {p: c.rows.tolist() for p, c in again.items()} == {0: [], 1: []}
+    assert names_of(made, again) == set()
     bad = made.replay(batch([Event(0, 10, START_MS, b"a", b"{"), Event(1, 10, START_MS, b"a", b'{"amount":666}')]))
-    assert {p: c.rows.tolist() for p, c in bad.items()} == {0: [], 1: []}
+    assert names_of(made, bad) == set()
 
 
 def test_a_hot_key_takes_a_round_for_each_event() -> None:
@@ -322,7 +418,7 @@ def test_a_hot_key_takes_a_round_for_each_event() -> None:
     assert step.rounds == [101, 101] + [1] * 398
     alone = engine(NumpyStep())
     assert together == run(alone, mixed, [1] * len(mixed))
-    assert snapshot(made.states)[0, b"hot"][1:] == (400, START_MS + 399, 798)
+    assert snapshot(made.scorer.states)[0, b"hot"][1:] == (400, START_MS + 399, 798)
 
 
 GOOD = b'{"amount":2,"channel":"web"}'
@@ -364,14 +460,15 @@ def test_any_record_gives_one_answer_or_one_dead_letter(records: list[tuple[Any,
     made = engine("small", partitions=(0, 1), include=["other", "device"])
     result = made.process(batch(events, headers=headers))
     made.commit()
+    messages = flatten(result.outputs)
     good = events[::2]
     alone = engine("small", partitions=(0, 1), include=["other", "device"])
     expected = run(alone, good, [len(good)]) if good else []
-    assert [m for m in result.messages if m.partition == 0] == expected
-    answered = [int(i) for i in result.answers.index if i % 2]
+    assert [m for m in messages if m.partition == 0] == expected
+    answered = [int(i) for i in result.predictions.index if i % 2]
     dead = [letter.index for letter in result.dead_letters]
     assert sorted(answered + dead) == list(range(1, len(events), 2))
-    for message in result.messages:
+    for message in messages:
         if message.topic == LETTERS:
             event = next(
                 e for e in events if str(e.offset) == dict(message.headers)["__streams.errors.offset"].decode()

@@ -22,7 +22,7 @@ def test_a_loop_that_stands_still_is_dead_and_one_that_moves_again_lives() -> No
     ok, text = health.livez()
     assert not ok
     assert text == "starting: the loop has not moved for 30 s"
-    health.moved()
+    health.heartbeat()
     assert health.livez() == (True, "starting: the loop moves")
 
 
@@ -30,8 +30,8 @@ def test_an_old_time_does_not_take_progress_back() -> None:
     clock = Clock()
     health = Health(stall_after=30.0, clock=clock)
     clock.now += 20.0
-    health.moved()
-    health.moved(0.0)
+    health.heartbeat()
+    health.heartbeat(0.0)
     clock.now += 20.0
     assert health.livez()[0]
 
@@ -48,24 +48,24 @@ def test_ready_once_model_assignment_and_restore_are_done() -> None:
     )
     for what in ("model", "assignment", "restore"):
         assert not health.readyz()[0]
-        health.done(what)
+        health.unblock(what)
     assert health.readyz() == (True, [])
-    health.done("restore")  # twice is fine
+    health.unblock("restore")  # twice is fine
 
 
 def test_a_rebalance_makes_it_wait_again() -> None:
-    health = Health(stall_after=30.0, clock=Clock(), waiting={})
+    health = Health(stall_after=30.0, clock=Clock(), blocked={})
     assert health.readyz()[0]
-    health.enter("restoring")
-    health.wait("restore", "2 partitions are being restored")
-    health.wait("restore", "1 partition is being restored")
+    health.set_phase("restoring")
+    health.block("restore", "2 partitions are being restored")
+    health.block("restore", "1 partition is being restored")
     assert health.phase == "restoring"
     assert health.readyz() == (False, ["1 partition is being restored"])
 
 
 def test_what_stands_still_is_not_ready() -> None:
     clock = Clock()
-    health = Health(stall_after=1.0, clock=clock, waiting={})
-    health.enter("running")
+    health = Health(stall_after=1.0, clock=clock, blocked={})
+    health.set_phase("running")
     clock.now += 5
     assert health.readyz() == (False, ["running: the loop has not moved for 5 s"])

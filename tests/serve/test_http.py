@@ -105,8 +105,8 @@ def test_ready_says_why_not(side: Side) -> None:
     assert json.loads(body)["phase"] == "starting"
     assert len(json.loads(body)["reasons"]) == 3
     for what in ("model", "assignment", "restore"):
-        side.health.done(what)
-    side.health.enter("running")
+        side.health.unblock(what)
+    side.health.set_phase("running")
     status, _, body = side.ask("/readyz")
     assert (status, json.loads(body)) == (200, {"ready": True, "phase": "running", "reasons": []})
 
@@ -214,7 +214,7 @@ def test_a_slow_request_is_cut_off_however_it_drips(side: Side, monkeypatch: pyt
 
 def test_a_client_that_does_not_read_is_dropped(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "RESPONSE_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(served._Pages, "answer", lambda _self, _head: b"x" * 50_000_000)
+    monkeypatch.setattr(served._Router, "respond", lambda _self, _head: b"x" * 50_000_000)
     with side.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
         deadline = time.monotonic() + 5.0

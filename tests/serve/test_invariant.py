@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from memory_world import STATES, World
 
-from lstmstream.transport.memory import POINTS
+from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS, FAULT_POINTS
 
 MAX_DAEMONS = 3
 KEYS = st.sampled_from([b"a", b"b", b"c", b"", b"\x00floor", b"\x01a", b"\xff\xfe", None])
@@ -22,11 +22,12 @@ DAEMON = st.integers(0, MAX_DAEMONS - 1)
 class Service(RuleBasedStateMachine):
     """Daemons of one group that come, go, stall and fail, while events come in."""
 
+    delivery = "exactly_once"
     sound = False  # whether the world was right after the last action
 
     @initialize(interval=st.sampled_from(["1s", "5s", "20s"]))
     def begin(self, interval: str) -> None:
-        self.world = World(state={"checkpoint_interval": interval})
+        self.world = World(state={"checkpoint_interval": interval}, delivery=self.delivery)
         self.world.start()
         self.produce([(b"k%d" % (i % 4), b'{"amount": %d}' % i) for i in range(20)])
         self.world.settle()
@@ -90,29 +91,45 @@ class Service(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.world.now_s += seconds
 
-    @rule(points=st.lists(st.sampled_from(POINTS), min_size=1, max_size=3))
+    @rule(points=st.lists(st.sampled_from(FAULT_POINTS), min_size=1, max_size=3))
     def fail(self, points: list[str]) -> None:
         self.world.faults += points
 
-    @rule(point=st.sampled_from(["begin", "commit", "committed"]), number=DAEMON, late=st.booleans())
-    def take_over_within(self, point: str, number: int, late: bool) -> None:
-        """At this point of the next commit, a member is dropped or another one comes, and answers what it can.
+    @rule(point=st.sampled_from(AT_LEAST_ONCE_POINTS), late=st.booleans(), stalled=st.booleans(), events=EVENTS)
+    def take_over_within(self, point: str, late: bool, stalled: bool, events: list[tuple[bytes | None, bytes]]) -> None:
+        """At this point of the next commit its author stalls, another member comes, and answers what it can.
 
-        `late`: the transaction is open for so long that the coordinator ends it.
+        `late`: the transaction is open for so long that the coordinator ends it. `stalled`: for so long that the group
+        drops the member, and that its successors write states of more events.
         """
 
         def act() -> None:
             if late:
                 self.world.abort_transactions()
-            if len(self.world.daemons) == MAX_DAEMONS:
-                self.world.expire(self.chosen(number))
-            else:
+            if stalled:
+                self.world.expire(self.world.busy[-1])
+                self.produce(events)
+            if len(self.world.daemons) < MAX_DAEMONS:
                 self.world.start()
             others = [daemon for daemon in self.world.daemons if daemon not in self.world.busy]
             for daemon in others * 15:
                 self.world.step(daemon)
+                self.world.now_s += 1 if stalled else 0
 
         self.world.actions.append((point, act))
+
+    @precondition(some)
+    @rule(
+        point=st.sampled_from(AT_LEAST_ONCE_POINTS), late=st.booleans(), number=DAEMON, keys=st.lists(KEYS, min_size=1)
+    )
+    def stall_within_a_checkpoint(self, point: str, late: bool, number: int, keys: list[bytes | None]) -> None:
+        """The same where states are due, of keys that have events before and after the stall."""
+        events = [(key, b'{"amount": 5}') for key in keys]
+        self.produce(events)
+        self.world.settle()
+        self.world.now_s += 25
+        self.take_over_within(point, late, True, events)
+        self.world.step(self.chosen(number))
 
     @invariant()
     def what_counts_as_written_is_written(self) -> None:

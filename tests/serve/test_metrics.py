@@ -26,6 +26,7 @@ PROMISED = {
     "event_latency_seconds",
     "consumer_lag_records",
     "rebalances_total",
+    "stalled_fetches_total",
     "transactions_total",
     "commit_seconds",
     "last_progress_timestamp_seconds",
@@ -157,8 +158,8 @@ def test_a_lost_partition_is_forgotten(registry: CollectorRegistry, metrics: Met
     for partition in (0, 1):
         metrics.lag("t", partition, 7)
         metrics.floor_lag("t", partition, 9)
-    metrics.forget_partition("t", 0)
-    metrics.forget_partition("t", 0)
+    metrics.remove_partition("t", 0)
+    metrics.remove_partition("t", 0)
     for name, left in (("consumer_lag_records", 7), ("state_floor_lag_records", 9)):
         assert registry.get_sample_value(f"lstmstream_{name}", {"topic": "t", "partition": "0"}) is None
         assert registry.get_sample_value(f"lstmstream_{name}", {"topic": "t", "partition": "1"}) == left
@@ -174,7 +175,7 @@ def test_only_the_model_in_use_is_named(registry: CollectorRegistry, metrics: Me
 
 @given(st.lists(st.lists(st.floats(-10, 2000, width=32) | st.sampled_from([0.0, 0.5, 1.0, 10.0]))))
 def test_whole_batches_count_as_one_value_at_a_time_does(batches: list[list[float]]) -> None:
-    """prometheus-client's own histogram is the judge."""
+    """prometheus-client's own histogram is the reference."""
     bounds = (0.0, 0.5, 1.0, 10.0, 1000.0)
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     fast = BatchHistogram("h", "d", bounds, ours)

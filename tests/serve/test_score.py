@@ -6,99 +6,79 @@ import io
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import polars as pl
 import pytest
-from helpers import DATA, batch, engine
-from reference import Answer, Event, Reference
+from helpers import batch, engine
+from reference import Event
+from scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
-from lstmstream.cli import main
+from lstmstream.records import RecordBatch
 from lstmstream.serve import score
-
-MODEL = str(DATA / "small.onnx")
-BASE_MS = 1_767_609_067_123
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    """Typed columns that CSV and Parquet can hold too; some cells are empty."""
-    return [
-        {
-            "id": f"00{i % 7}",
-            "at": datetime.fromtimestamp((BASE_MS + 1_500 * i) / 1000, UTC).isoformat(timespec="milliseconds"),
-            "amount": None if i % 5 == 0 else i / 8,
-            "merchant.risk": i * 0.1,
-            "channel": [None, "web", "app", "7"][i % 4],
-            "device.id": str(i % 3),
-            "note": 'a, "b"\n' if i % 2 else "ü",
-        }
-        for i in range(count)
-    ]
+from lstmstream.serve.engine import Engine, Result
+from lstmstream.serve.factory import make_engine
+from lstmstream.serve.state import StateStore
 
 
-def nested(row: dict[str, Any]) -> dict[str, Any]:
-    event: dict[str, Any] = {}
-    for name, value in row.items():
-        if value is not None:
-            outer, _, last = name.rpartition(".")
-            (event.setdefault(outer, {}) if outer else event)[last] = value
-    return event
+def test_batches_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is committed before the next, so that a long file needs no more memory than a short one."""
+    made: list[Engine] = []
+    in_flight: list[int] = []
+
+    def watched(*arguments: Any, **named: Any) -> Engine:
+        made.append(make_engine(*arguments, **named))
+        process = made[0].process
+
+        def counted(records: RecordBatch) -> Result:
+            in_flight.append(states().in_flight)
+            return process(records)
+
+        monkeypatch.setattr(made[0], "process", counted)
+        return made[0]
+
+    def states() -> StateStore:
+        return made[0].scorer.states
+
+    monkeypatch.setattr(score, "make_engine", watched)
+    monkeypatch.setattr(score, "BATCH_EVENTS", 10)
+    data = tmp_path / "x.jsonl"
+    data.write_text('{"amount":1}\n' * 35)
+    assert run(MODEL, data, "--out", tmp_path / "out") == 0
+    assert (in_flight, states().in_flight) == ([0] * 4, 0)
 
 
-def files(folder: Path, data: list[dict[str, Any]]) -> dict[str, Path]:
-    """The same events as JSON lines, CSV and Parquet."""
-    found = {kind: folder / f"events.{kind}" for kind in ("jsonl", "csv", "parquet")}
-    found["jsonl"].write_bytes(b"".join(json.dumps(nested(row)).encode() + b"\n" for row in data))
-    frame = pl.DataFrame(data, infer_schema_length=None)
-    frame.write_csv(found["csv"])
-    frame.write_parquet(found["parquet"])
-    return found
-
-
-def run(*arguments: object) -> int:
-    """The exit code of the command."""
-    command = ["lstmstream", "score", *map(str, arguments)]
-    with mock.patch.object(sys, "argv", command), pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def without_source(text: bytes) -> list[bytes]:
-    return [
-        line[: line.index(b'"source"')] + line[line.index(b"}", line.index(b'"source"')) :]
-        for line in text.splitlines()
-    ]
-
-
-def test_any_file_and_stdin_and_the_engine_give_the_same_bytes(
+def test_a_file_and_stdin_and_the_engine_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
 ) -> None:
     data = rows(300)
     monkeypatch.setattr(score, "BATCH_EVENTS", 64)
-    reference = Reference(Path(MODEL), key="id", timestamp="at")
-    expected = []
-    for i, row in enumerate(data):
-        answer = reference.answer(Event(0, i, -1, None, json.dumps(nested(row)).encode()))
-        assert isinstance(answer, Answer)
-        expected.append(answer.value)
-    texts = {}
-    for kind, path in files(tmp_path, data).items():
-        out = tmp_path / f"{kind}.out"
-        assert run(MODEL, path, "--key", "id", "--timestamp", "at", "--out", out) == 0
-        texts[kind] = out.read_bytes()
-        sources = [json.loads(line)["source"] for line in texts[kind].splitlines()]
-        assert sources == [{"file": str(path), "row": i} for i in range(len(data))]
-        assert without_source(texts[kind]) == without_source(b"\n".join(expected))
+    path, out = write_jsonl(tmp_path / "events.jsonl", data), tmp_path / "out"
+    assert run(MODEL, path, "--key", "id", "--timestamp", "at", "--out", out) == 0
+    sources = [json.loads(line)["source"] for line in out.read_bytes().splitlines()]
+    assert sources == [{"file": str(path), "row": i} for i in range(len(data))]
+    assert without_source(out.read_bytes()) == without_source(expected(data))
     capfdbinary.readouterr()
-    stdin = io.TextIOWrapper(io.BytesIO((tmp_path / "events.jsonl").read_bytes()))
+    stdin = io.TextIOWrapper(io.BytesIO(path.read_bytes()))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert run(MODEL, "-", "--key", "id", "--timestamp", "at") == 0
     found = capfdbinary.readouterr().out
-    assert found.replace(b'"file":"-"', b'"file":"%b"' % str(tmp_path / "events.jsonl").encode()) == texts["jsonl"]
+    assert found.replace(b'"file":"-"', b'"file":"%b"' % str(path).encode()) == out.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "X.CSV"])
+def test_a_table_without_polars_is_exit_2_and_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "polars", None)
+    path, out = tmp_path / name, tmp_path / "out"
+    path.write_text("id,amount\na,1\n")
+    assert run(MODEL, path, "--out", out) == 2
+    assert capfd.readouterr().err == (
+        f"lstmstream: {path}: reading CSV or Parquet needs polars; run: pip install 'lstmstream[tables]',"
+        " or convert the file to JSONL\n"
+    )
+    assert not out.exists()
 
 
 def test_dead_letters_go_to_their_file(tmp_path: Path, capfd: Any) -> None:
@@ -132,142 +112,11 @@ def test_a_missing_file_is_said_before_anything_is_overwritten(tmp_path: Path, c
     assert run(tmp_path / "no.onnx", tmp_path / "no.jsonl") == 2
 
 
-def test_a_broken_table_is_exit_2(tmp_path: Path, capfd: Any) -> None:
-    broken = tmp_path / "x.parquet"
-    broken.write_bytes(b"PAR1 no")
-    assert run(MODEL, broken) == 2
-    assert "cannot be read as parquet" in capfd.readouterr().err
-    both = tmp_path / "x.csv"
-    both.write_text("device,device.id\n1,2\n")
-    assert run(MODEL, both) == 2
-    assert "'device' and 'device.id'" in capfd.readouterr().err
-
-
 def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
     empty, out = tmp_path / "x.jsonl", tmp_path / "out"
     empty.touch()
     assert run(MODEL, empty, "--out", out) == 0
     assert out.read_bytes() == b""
-
-
-def events_of(path: Path, texts: tuple[str, ...] = ()) -> list[bytes]:
-    return list(score._lines(str(path), texts))
-
-
-def test_cells_of_csv(tmp_path: Path) -> None:
-    """Types go by the whole file; keys and categories are text, whatever they look like."""
-    path = tmp_path / "x.csv"
-    path.write_text("id,amount,n\n" + "7,1,5\n" * 150 + "007,2.5,\nabc,inf,6\n,NaN,7\n")
-    found = events_of(path, ("id", "not there"))
-    assert found[0] == b'{"id":"7","amount":1.0,"n":5}'
-    assert found[150:] == [b'{"id":"007","amount":2.5}', b'{"id":"abc","amount":1e400,"n":6}', b'{"n":7}']
-
-
-def test_cells_of_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    pl.DataFrame(
-        {
-            "f": pl.Series([0.1, float("nan"), float("-inf")], dtype=pl.Float32),
-            "d": [Decimal("1.50"), Decimal("2.00"), None],
-            "t": [datetime(2026, 1, 5, 10, 31, 7, 123_000), None, None],
-            "z": pl.Series([datetime(2026, 1, 5, 10, 31, 7)] * 3, dtype=pl.Datetime("ms", "Europe/Berlin")),
-            "u": pl.Series([2**64 - 1, None, None], dtype=pl.UInt64),
-        }
-    ).write_parquet(path)
-    assert events_of(path) == [
-        b'{"f":0.10000000149011612,"d":1.5,"t":"2026-01-05T10:31:07.123000Z","z":"2026-01-05T11:31:07+01:00","u":%d}'
-        % (2**64 - 1),
-        b'{"d":2,"z":"2026-01-05T11:31:07+01:00"}',
-        b'{"f":1e400,"z":"2026-01-05T11:31:07+01:00"}',
-    ]
-
-
-def test_an_odd_cell_of_csv_spoils_its_own_row_only(tmp_path: Path) -> None:
-    path, out, letters = tmp_path / "x.csv", tmp_path / "out", tmp_path / "letters"
-    odd = ["1", "abc", " 2", "nan", '""', "", "1e400", "0.5", "true"]
-    path.write_text("id,at,amount\n" + "".join(f"007,{BASE_MS + i},{cell}\n" for i, cell in enumerate(odd)))
-    options = ("--key", "id", "--timestamp", "at", "--out", out, "--dead-letters", letters)
-    assert run(MODEL, path, *options) == 0
-    found = [json.loads(line) for line in letters.read_bytes().splitlines()]
-    assert [one["__streams.errors.offset"] for one in found] == ["1", "6", "8"]
-    assert "field 'amount' is a string" in found[0]["__streams.errors.message"]
-    assert "field 'amount' is not finite" in found[1]["__streams.errors.message"]
-    answers = [json.loads(line) for line in out.read_bytes().splitlines()]
-    assert {answer["key"] for answer in answers} == {"007"}
-    lines = tmp_path / "x.jsonl"
-    numbers = [1, 2, None, None, None, 0.5]
-    times = [BASE_MS + i for i in (0, 2, 3, 4, 5, 7)]
-    events = [{"id": "007", "at": at, "amount": number} for at, number in zip(times, numbers, strict=True)]
-    lines.write_text("".join(json.dumps(event) + "\n" for event in events))
-    as_json = tmp_path / "out.jsonl"
-    assert run(MODEL, lines, "--key", "id", "--timestamp", "at", "--out", as_json) == 0
-    assert without_source(out.read_bytes()) == without_source(as_json.read_bytes())
-
-
-def test_cells_of_csv_that_should_be_numbers(tmp_path: Path) -> None:
-    """Each by itself, as it is written; the others keep one type for the column."""
-    path = tmp_path / "x.csv"
-    path.write_text("id,n,other\n7,1,1\n7, 2 ,2.5\n7,3.0,\n7,x ,\n7,1e3,\n7,+5,\n7,NaN,\n")
-    assert list(score._lines(str(path), ("id",), ("n", "not there"))) == [
-        b'{"id":"7","n":1,"other":1.0}',
-        b'{"id":"7","n":2,"other":2.5}',
-        b'{"id":"7","n":3.0}',
-        b'{"id":"7","n":"x "}',
-        b'{"id":"7","n":1000.0}',
-        b'{"id":"7","n":5}',
-        b'{"id":"7"}',
-    ]
-
-
-def test_epochs_and_texts_may_stand_in_one_column_of_times(tmp_path: Path, capfd: Any) -> None:
-    path, out = tmp_path / "x.csv", tmp_path / "out"
-    path.write_text("at,amount\n1522540800,1\n2018-04-01T00:00:01Z,2\n1.4.2018,3\n1522540802.5,4\n")
-    assert run(MODEL, path, "--timestamp", "at", "--out", out) == 0
-    times = [json.loads(line)["timestamp"][-7:-1] for line in out.read_bytes().splitlines()]
-    assert times == ["00.000", "01.000", "02.500"]
-    assert "row 2: field 'at' is not an ISO 8601 time" in capfd.readouterr().err
-
-
-def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr(score, "BATCH_EVENTS", 2)
-    path, out = tmp_path / "x.csv", tmp_path / "out"
-    path.write_text("id,amount\na,1\n\na,2\n\n\n\na,3\n\n")
-    for options in ((), ("--key", "id")):
-        assert run(MODEL, path, *options, "--out", out) == 0
-        assert [json.loads(line)["source"]["row"] for line in out.read_bytes().splitlines()] == [0, 2, 6]
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"id;amount\na;1,5\n", "it looks separated by ';'; save it with commas, as UTF-8"),
-        (b"id\tamount\na\t1\n", "it looks separated by tabs; save it with commas"),
-        ("id,amount\na,1\n".encode("utf-16"), "it looks like UTF-16; save it with commas, as UTF-8"),
-        ("id,amount\na,1\n".encode("utf-16-be"), "it looks like UTF-16"),
-        (b'id,amount\na,1\n"b,2\nc,3\n', "close each quote, and write a quote inside quotes twice"),
-        (b"id,amount\na,1\nb,2,3\n", "a row has more cells than the header; put quotes around text that holds a comma"),
-        (b"", "empty CSV; its first line must name the columns"),
-        (b"id,amount\n\xe9,1\n", "save it as UTF-8"),
-    ],
-)
-def test_what_is_no_good_csv_is_said_in_one_line(tmp_path: Path, capfd: Any, content: bytes, what: str) -> None:
-    path, out = tmp_path / "x.csv", tmp_path / "out"
-    path.write_bytes(content)
-    assert run(MODEL, path, "--key", "id", "--out", out) == 2
-    said = capfd.readouterr().err
-    assert said.startswith(f"lstmstream: {path}: ")
-    assert what in said
-    assert said.count("\n") == 1
-    for advice in ("infer_schema_length", "ignore_errors", "truncate_ragged_lines", "null_values"):
-        assert advice not in said
-
-
-def test_other_signs_in_a_header_with_commas_do_no_harm(tmp_path: Path) -> None:
-    path, out = tmp_path / "x.csv", tmp_path / "out"
-    path.write_text('a;b;c;d,"amount",x\n1,2,3\n')
-    assert run(MODEL, path, "--out", out) == 0
-    assert out.read_bytes().count(b"\n") == 1
 
 
 def test_no_output_may_be_a_file_that_is_read_or_the_other_output(tmp_path: Path, capfd: Any) -> None:
@@ -319,13 +168,6 @@ def test_standard_input_and_output_are_files_too(tmp_path: Path) -> None:
         assert data.read_text() == '{"amount":1}\n'
 
 
-def test_an_infinite_cell_is_a_dead_letter_not_a_missing_number(tmp_path: Path) -> None:
-    path, letters = tmp_path / "x.csv", tmp_path / "letters"
-    path.write_text("amount\n1.5\ninf\n")
-    assert run(MODEL, path, "--out", tmp_path / "out", "--dead-letters", letters) == 0
-    assert json.loads(letters.read_bytes())["lstmstream.stage"] == "validate"
-
-
 def test_a_config_names_key_time_and_fields_and_the_options_come_first(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(
@@ -348,7 +190,7 @@ def test_a_config_names_key_time_and_fields_and_the_options_come_first(tmp_path:
         made = engine(
             "small", alerts=None, key=key, timestamp="at", ttl_ms=5_000, late="score", include=["note", "device.id"]
         )
-        expected = [m.value or b"" for m in made.process(batch(events)).messages]
-        assert without_source(out.read_bytes()) == without_source(b"\n".join(expected))
+        answers = [value or b"" for value in made.process(batch(events)).outputs.predictions.values]
+        assert without_source(out.read_bytes()) == without_source(b"\n".join(answers))
         steps = [json.loads(line)["steps"] for line in out.read_bytes().splitlines()]
         assert steps == ([1, 2, 1, 1, 1] if key == "id" else [1, 1, 1, 2, 1])

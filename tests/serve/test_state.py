@@ -1,137 +1,21 @@
-"""Slabs and slots, and the records of the state topic: they come back whole, or are called damaged."""
+"""Slabs and slots: row numbers that are used again, rounds, and batches in flight that are committed or rolled back."""
 
 from __future__ import annotations
 
-import struct
-from zlib import crc32
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from helpers import free_rows, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmstream.serve.checkpoint import (
-    FLOOR_KEY,
-    Damaged,
-    Floor,
-    Owner,
-    decode_floor,
-    decode_state,
-    encode_floor,
-    encode_state,
-    entity_key,
-    state_key,
-)
-from lstmstream.serve.state import KeyState, Slab, StateStore
+from lstmstream.serve.state import CLEAN, BatchStates, KeyState, Slab, StateStore
 
-OWNER = Owner("fraud", "3", "f" * 32, "5000ms", "apply", "the record's", "at")
-int64 = st.integers(-(2**63), 2**63 - 1)
-entity_keys = st.none() | st.binary(max_size=8) | st.just(b"x" * 65_536)
-rows = st.lists(st.integers(0, 2**32 - 1), max_size=9).map(lambda bits: np.array(bits, np.uint32).view(np.float32))
-key_states = st.builds(KeyState, rows, int64, int64, int64)
-
-
-def a_state() -> tuple[bytes, bytes]:
-    key = state_key(b"c000123")
-    row = np.array([0.5, -0.0, 1e-45], np.float32)
-    return key, encode_state(key, OWNER.digest, 7, KeyState(row, 41, 1_767_609_067_123, 48_213))
-
-
-@given(entity_keys)
-def test_keys_come_back(key: bytes | None) -> None:
-    assert entity_key(state_key(key)) == key
-    assert state_key(key) != FLOOR_KEY
-
-
-@given(entity_keys, entity_keys)
-def test_no_two_keys_meet(one: bytes | None, other: bytes | None) -> None:
-    assert (state_key(one) == state_key(other)) == (one == other)
-
-
-@pytest.mark.parametrize("key", [b"", FLOOR_KEY, b"\x02x", b"\x03", b"c000123"])
-def test_other_keys_are_damaged(key: bytes) -> None:
-    with pytest.raises(Damaged):
-        entity_key(key)
-
-
-@given(entity_keys, st.binary(min_size=16, max_size=16), int64, key_states)
-def test_states_come_back(key: bytes | None, owner: bytes, start: int, state: KeyState) -> None:
-    record_key = state_key(key)
-    stored = decode_state(record_key, encode_state(record_key, owner, start, state))
-    assert (stored.owner, stored.start, stored.state[1:]) == (owner, start, state[1:])
-    assert stored.state.row.tobytes() == state.row.tobytes()
-    assert stored.state.row.dtype == np.float32
-
-
-def test_the_bytes_of_a_state() -> None:
-    """What is in topics already: a change here needs a new format number."""
-    key, value = a_state()
-    head = b"LSST\x01" + OWNER.digest + struct.pack("<qqqqI", 7, 48_213, 41, 1_767_609_067_123, 3)
-    body = head + struct.pack("<3f", 0.5, -0.0, 1e-45)
-    assert value == body + struct.pack("<I", crc32(key + body))
-
-
-def test_any_flipped_bit_or_cut_or_added_byte_is_damage() -> None:
-    key, value = a_state()
-    for bit in range(8 * len(value)):
-        flipped = bytearray(value)
-        flipped[bit // 8] ^= 1 << (bit % 8)
-        with pytest.raises(Damaged):
-            decode_state(key, bytes(flipped))
-    for wrong in [value[:n] for n in range(len(value))] + [value + b"\x00", value * 2, b"\x00" * len(value)]:
-        with pytest.raises(Damaged):
-            decode_state(key, wrong)
-
-
-@pytest.mark.parametrize("other", [state_key(b"c000124"), state_key(None), state_key(b""), b"c000123", FLOOR_KEY])
-def test_a_state_under_another_key_is_damage(other: bytes) -> None:
-    with pytest.raises(Damaged):
-        decode_state(other, a_state()[1])
-
-
-@pytest.mark.parametrize(("at", "byte"), [(0, b"X"), (4, b"\x02"), (53, b"\x04")])
-def test_a_right_checksum_over_another_format_is_damage(at: int, byte: bytes) -> None:
-    key, value = a_state()
-    body = value[:at] + byte + value[at + 1 : -4]
-    with pytest.raises(Damaged):
-        decode_state(key, body + struct.pack("<I", crc32(key + body)))
-
-
-@given(st.binary(max_size=120))
-def test_any_bytes_are_damage_and_nothing_else(value: bytes) -> None:
-    for read in (lambda: decode_state(b"\x01k", value), lambda: decode_floor(value)):
-        with pytest.raises(Damaged):
-            read()
-
-
-offsets = st.integers(0, 2**62)
-owners = st.builds(Owner, *[st.text(max_size=5)] * 7)
-floors = st.builds(Floor, owners, offsets, offsets, st.text(max_size=9), st.integers(1, 9))
-
-
-@given(floors)
-def test_floors_come_back(floor: Floor) -> None:
-    found = decode_floor(encode_floor(floor))
-    assert found == floor
-    assert found.owner.digest == floor.owner.digest
-
-
-def test_damaged_floors() -> None:
-    value = encode_floor(Floor(OWNER, 3, 48_213, "AbC_d-1", 6))
-    for bit in range(8 * len(value)):
-        flipped = bytearray(value)
-        flipped[bit // 8] ^= 1 << (bit % 8)
-        with pytest.raises(Damaged):
-            decode_floor(bytes(flipped))
-    for wrong in [value[:n] for n in range(len(value))] + [b"[]", b"null", b"{}", b'{"crc":0}', b"1", b'{"crc":[]}']:
-        with pytest.raises(Damaged):
-            decode_floor(wrong)
-
-
-def test_an_owner_is_the_fingerprint_and_the_settings_not_the_name() -> None:
-    assert OWNER._replace(model="x", version="9").digest == OWNER.digest
-    others = [OWNER._replace(**{name: "x"}).digest for name in ("fingerprint", "ttl", "late", "key", "timestamp")]
-    assert len({*others, OWNER.digest}) == 6
+Key = bytes | None
 
 
 def test_a_slab_grows_and_forgets() -> None:
@@ -145,8 +29,59 @@ def test_a_slab_grows_and_forgets() -> None:
     copy = slab.get(7)
     copy.row[:] = 9
     assert slab.rows[7].tolist() == [7] * 3
-    slab.forget_from(6)
-    assert list(slab.index) == slab.keys == [b"%d" % i for i in range(6)]
+    for i in range(6, 1_000):
+        slab.remove(b"%d" % i)
+    assert list(slab.index.items()) == [(b"%d" % i, i) for i in range(6)]
+    assert len(slab) == 6
+    capacity = slab.capacity
+    assert sorted(slab.add(b"again %d" % i) for i in range(994)) == list(range(6, 1_000))
+    assert slab.capacity == capacity, "free rows are used before the arrays grow"
+
+
+def test_a_row_that_is_used_again_inherits_nothing() -> None:
+    store = StateStore(np.array([0.25, -1.0], np.float32))
+    slab = store.open(0)
+    for key in (b"a", b"b", b"c"):
+        slab.put(key, KeyState(np.full(2, 9, np.float32), 41, 1_000, 77))
+    slab.first_unwritten[:3] = [50, 60, 70]
+    slab.remove(b"b")
+    assert slab.first_unwritten[:3].tolist() == [50, CLEAN, 70]
+    found = store.gather(np.array([0, 0]), [b"d", b"a"])
+    where = found.row_numbers.tolist().index(1)
+    assert slab.index == {b"a": 0, b"c": 2, b"d": 1}
+    assert found.rows[where].tolist() == [0.25, -1.0]
+    assert (found.steps[where], found.last_timestamp[where], found.last_offset[where]) == (0, 0, -1)
+    assert slab.first_unwritten[:3].tolist() == [50, CLEAN, 70]
+    store.commit()
+    slab.remove(b"c")
+    slab.first_unwritten[2] = 80  # a mark that came too late: the row was free already
+    assert slab.add(b"e") == 2
+    assert slab.first_unwritten[2] == CLEAN
+
+
+@pytest.mark.parametrize("number", [0, 1, 40, 3_000])
+def test_the_memory_of_a_slab_counts_its_keys(number: int) -> None:
+    slab = Slab(3)
+    keys = [b"x" * (i % 90) + b"%d" % i for i in range(number)]
+    for key in keys:
+        slab.put(key, KeyState(np.zeros(3, np.float32), 1, 0, 0))
+    arrays = (4 * 3 + 4 * 8) * slab.capacity
+    texts = sum(map(sys.getsizeof, keys))
+    places = 8 * number  # in the list of keys, at least
+    least = arrays + texts + places + sys.getsizeof(slab.index)
+    assert least <= slab.nbytes <= least + 16 * number
+
+
+def test_the_memory_of_removed_keys_is_given_back() -> None:
+    slab = Slab(3)
+    slab.put(b"a", KeyState(np.zeros(3, np.float32), 1, 0, 0))
+    before = slab.nbytes
+    slab.put(b"x" * 100_000, KeyState(np.zeros(3, np.float32), 1, 0, 0))
+    slab.put(None, KeyState(np.zeros(3, np.float32), 1, 0, 0))
+    assert slab.nbytes > before + 100_000
+    slab.remove(b"x" * 100_000)
+    slab.remove(None)
+    assert slab.nbytes == before
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.none() | st.binary(max_size=1)), max_size=40))
@@ -162,8 +97,8 @@ def test_rounds_take_each_key_once_and_in_order(pairs: list[tuple[int, bytes | N
     ]
     assert sorted(map(repr, set(pairs))) == sorted(map(repr, slot_names))
     seen: list[int] = []
-    for start, end in zip(gathered.bounds, gathered.bounds[1:], strict=False):
-        events = gathered.by_turn[start:end].tolist()
+    for start, end in zip(gathered.round_bounds, gathered.round_bounds[1:], strict=False):
+        events = gathered.by_round[start:end].tolist()
         assert [pairs[i] for i in events] == slot_names[: len(events)]  # a prefix of the slots
         assert events
         seen += events
@@ -173,14 +108,235 @@ def test_rounds_take_each_key_once_and_in_order(pairs: list[tuple[int, bytes | N
         assert mine == sorted(mine)
 
 
-def test_a_partition_is_not_closed_under_a_staged_batch() -> None:
+def test_a_partition_is_not_closed_under_a_batch_in_flight() -> None:
     store = StateStore(np.zeros(1, np.float32))
     store.open(0)
     store.gather(np.array([0]), [b"a"])
-    with pytest.raises(AssertionError):
-        store.close(0)
-    with pytest.raises(AssertionError):
-        store.gather(np.array([0]), [b"a"])
-    store.rollback()
+    store.gather(np.array([0]), [b"a"])
+    for _ in range(2):
+        with pytest.raises(AssertionError):
+            store.close(0)
+        store.rollback()
     store.close(0)
     store.close(0)
+
+
+class Change(NamedTuple):
+    """One event of a batch; `moves` is False for one that becomes a dead letter."""
+
+    partition: int
+    key: Key
+    moves: bool
+
+
+class Stream:
+    """A store, and what must be in it: a dict of states, and one more for each batch in flight, as it was before."""
+
+    def __init__(self, partitions: int = 2) -> None:
+        self.store = StateStore(np.array([0.25, 0.0], np.float32))
+        for partition in range(partitions):
+            self.store.open(partition)
+        self.states: dict[tuple[int, Key], tuple[float, int, int]] = {}  # sum of offsets, steps, last offset
+        self.before: list[dict[tuple[int, Key], tuple[float, int, int]]] = []
+        self.marks: dict[tuple[int, Key], int] = {}
+        self.offset = 0
+
+    def batch(self, changes: Sequence[Change]) -> None:
+        """As the scorer does it, round by round."""
+        offsets = np.arange(self.offset, self.offset + len(changes))
+        self.offset += len(changes)
+        moves = np.array([change.moves for change in changes], np.bool_)
+        states = self.store.gather(
+            np.array([change.partition for change in changes], np.int64), [change.key for change in changes]
+        )
+        for start, end in pairwise(states.round_bounds.tolist()):
+            chosen = states.by_round[start:end]
+            slots = np.flatnonzero(moves[chosen])
+            states.rows[slots, 0] += offsets[chosen][slots]
+            states.steps[slots] += 1
+            states.last_offset[slots] = offsets[chosen][slots]
+        self.store.apply(states)
+        self.before.append(dict(self.states))
+        for change, offset in zip(changes, offsets.tolist(), strict=True):
+            if change.moves:
+                total, steps, _ = self.states.get((change.partition, change.key), (0.25, 0, -1))
+                self.states[change.partition, change.key] = float(np.float32(total + offset)), steps + 1, offset
+
+    def commit(self) -> None:
+        self.store.commit()
+        if self.before:
+            self.before.pop(0)
+
+    def rollback(self) -> None:
+        self.store.rollback()
+        if self.before:
+            self.states = self.before.pop()
+
+    def mark(self) -> None:
+        """Something notes each row as unwritten."""
+        for partition, key in self.states:
+            self.marks[partition, key] = self.offset
+            slab = self.store.slabs[partition]
+            slab.first_unwritten[slab.index[key]] = self.offset
+
+    def remove(self, number: int) -> None:
+        """A key is forgotten, as one that was silent for long."""
+        partition, key = sorted(self.states, key=repr)[number % len(self.states)]
+        self.store.slabs[partition].remove(key)
+        del self.states[partition, key]
+        self.marks.pop((partition, key), None)
+
+    def add(self, partition: int, key: Key) -> None:
+        """A state is put there, as a restore does it."""
+        if (partition, key) not in self.states:
+            self.store.slabs[partition].put(key, KeyState(np.array([7, 0], np.float32), 3, 0, 1))
+            self.states[partition, key] = 7.0, 3, 1
+
+    def check(self) -> None:
+        found = {
+            (partition, key): (float(slab.rows[row, 0]), int(slab.steps[row]), int(slab.last_offset[row]))
+            for partition, slab in self.store.slabs.items()
+            for key, row in slab.index.items()
+            if slab.steps[row]
+        }
+        assert found == self.states
+        for partition, slab in self.store.slabs.items():
+            for key, row in slab.index.items():
+                assert slab.keys[row] == key
+                assert slab.first_unwritten[row] == self.marks.get((partition, key), CLEAN)
+            if not self.before:
+                here = {key for number, key in self.states if number == partition}
+                assert set(slab.index) == here, "a key without a step leaves no row"
+
+
+keys = st.sampled_from([None, b"", b"a", b"b", b"c", b"d", b"e"])
+changes = st.lists(st.builds(Change, st.integers(0, 1), keys, st.sampled_from([True, True, False])), max_size=8)
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("batch"), changes),
+        st.tuples(st.just("batch"), changes),
+        st.sampled_from([("commit",), ("commit",), ("rollback",), ("mark",)]),
+        st.tuples(st.just("remove"), st.integers(0, 9)),
+        st.tuples(st.just("add"), st.integers(0, 1), keys),
+    ),
+    max_size=40,
+)
+
+
+@given(actions)
+@settings(max_examples=300, deadline=None)
+def test_any_order_of_batches_commits_and_rollbacks_is_that_of_a_dict(life: list[tuple[Any, ...]]) -> None:
+    """Up to three batches in flight; keys come and go in between, and their rows are used again."""
+    stream = Stream()
+    for what, *details in life:
+        if what == "batch" and len(stream.before) == 3:
+            continue
+        if what in ("remove", "add", "mark") and (stream.before or (what == "remove" and not stream.states)):
+            continue
+        getattr(stream, what)(*details)
+        stream.check()
+    for slab in stream.store.slabs.values():
+        rows = [*slab.index.values(), *free_rows(slab)]
+        assert sorted(rows) == list(range(len(slab.keys))), "each row has one key or is free"
+
+
+def moved(*keys: Key) -> list[Change]:
+    return [Change(0, key, moves=True) for key in keys]
+
+
+def dead(*keys: Key) -> list[Change]:
+    return [Change(0, key, moves=False) for key in keys]
+
+
+def two_in_flight() -> Stream:
+    """`a` was there; the first batch makes `b` and meets `dead`, the second goes on with `b` and makes `c`."""
+    stream = Stream(1)
+    stream.batch(moved(b"a", b"gone"))
+    stream.commit()
+    stream.store.slabs[0].remove(b"gone")  # so that b gets its row
+    del stream.states[0, b"gone"]
+    stream.batch([*moved(b"b", b"a"), *dead(b"dead")])
+    stream.batch(moved(b"b", b"c", b"a"))
+    stream.check()
+    assert stream.store.slabs[0].index[b"b"] == 1
+    return stream
+
+
+def test_of_two_batches_in_flight_the_oldest_is_committed_first() -> None:
+    stream = two_in_flight()
+    for _ in range(2):
+        stream.commit()
+        stream.check()
+    assert {key: steps for (_, key), (_, steps, _) in stream.states.items()} == {b"a": 3, b"b": 2, b"c": 1}
+
+
+def test_a_key_of_a_committed_batch_outlives_the_rollback_of_the_next() -> None:
+    stream = two_in_flight()
+    stream.commit()
+    stream.rollback()
+    stream.check()
+    assert {key: steps for (_, key), (_, steps, _) in stream.states.items()} == {b"a": 2, b"b": 1}
+
+
+def test_of_two_batches_in_flight_the_newest_is_rolled_back_first() -> None:
+    stream = two_in_flight()
+    stream.rollback()
+    stream.check()
+    assert {key: steps for (_, key), (_, steps, _) in stream.states.items()} == {b"a": 2, b"b": 1}
+    stream.commit()
+    stream.check()
+
+
+def test_the_rollback_of_both_leaves_no_trace() -> None:
+    stream = two_in_flight()
+    slab = stream.store.slabs[0]
+    bare = Stream(1)
+    bare.batch(moved(b"a"))
+    bare.commit()
+    memory = bare.store.slabs[0].nbytes
+    for _ in range(2):
+        stream.rollback()
+        stream.check()
+    assert slab.index == {b"a": 0}
+    assert snapshot(stream.store) == snapshot(bare.store)
+    assert slab.nbytes - sys.getsizeof(slab.index) == memory - sys.getsizeof(bare.store.slabs[0].index)
+    assert free_rows(slab)[0] == 1, "the row that was free before is the next to be used"
+    stream.rollback()  # without a batch, nothing happens
+    stream.commit()
+    stream.check()
+
+
+def test_a_key_without_a_step_is_kept_for_as_long_as_a_batch_may_use_it() -> None:
+    stream = Stream(1)
+    stream.batch(dead(b"a", b"b"))
+    stream.batch(moved(b"a"))
+    stream.commit()
+    assert set(stream.store.slabs[0].index) == {b"a", b"b"}
+    stream.commit()
+    assert set(stream.store.slabs[0].index) == {b"a"}
+    stream.check()
+
+
+def test_a_batch_that_was_gathered_and_never_applied_can_be_rolled_back() -> None:
+    stream = Stream(1)
+    stream.batch(moved(b"a"))
+    stream.commit()
+    states = stream.store.gather(np.array([0, 0]), [b"a", b"new"])
+    states.rows[:] = np.nan
+    stream.store.rollback()
+    stream.check()
+
+
+def test_what_was_gathered_is_a_copy() -> None:
+    """Neither the slab nor the undo of a batch changes with what the scorer does to its arrays."""
+    stream = Stream(1)
+    stream.batch(moved(b"a", b"b"))
+    stream.commit()
+    states: BatchStates = stream.store.gather(np.array([0, 0]), [b"a", b"b"])
+    for array in (states.rows, states.steps, states.last_timestamp, states.last_offset):
+        array[:] = 99
+    stream.check()
+    stream.store.apply(states)
+    assert {steps for _, steps, *_ in snapshot(stream.store).values()} == {99}
+    stream.store.rollback()
+    stream.check()

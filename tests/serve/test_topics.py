@@ -10,20 +10,20 @@ from lstmstream.serve import topics
 from lstmstream.transport.memory import MemoryTransport
 
 
-def prepare(world: World, **changes: object) -> topics.Topics:
-    return topics.prepare(world.config(**changes), MemoryTransport(world.broker, INPUT))
+def ensure(world: World, **changes: object) -> topics.Topics:
+    return topics.ensure_topics(world.config(**changes), MemoryTransport(world.broker, INPUT))
 
 
 def refusal(world: World, **changes: object) -> str:
     with pytest.raises(CannotServe) as caught:
-        prepare(world, **changes)
+        ensure(world, **changes)
     return str(caught.value)
 
 
 def test_what_the_daemon_owns_is_made() -> None:
     world = World()
     world.broker.topics[INPUT].settings["max.message.bytes"] = "2000000"
-    prepare(world)
+    ensure(world)
     made = {name: world.broker.topics[name] for name in (OUTPUT, LETTERS, STATES)}
     assert {len(topic.logs) for topic in made.values()} == {PARTITIONS}
     assert made[STATES].settings["cleanup.policy"] == "compact"
@@ -60,9 +60,9 @@ def test_a_dead_letter_topic_that_takes_less_than_the_input_is_refused() -> None
 def test_where_partition_counts_differ_the_key_decides() -> None:
     world = World()
     world.broker.create(OUTPUT, PARTITIONS + 2)
-    assert prepare(world).hashed == {OUTPUT}
+    assert ensure(world).key_hashed == {OUTPUT}
     alerts = {"topic": OUTPUT, "alerts_topic": "alerts", "key": "terminal"}
-    assert prepare(World(), output=alerts).hashed == {OUTPUT, "alerts"}
+    assert ensure(World(), output=alerts).key_hashed == {OUTPUT, "alerts"}
 
 
 @pytest.mark.parametrize(
@@ -77,17 +77,41 @@ def test_the_inputs_retention(settings: dict[str, str], expected: int | None) ->
     world = World()
     world.broker.topics[INPUT].settings.clear()
     world.broker.topics[INPUT].settings.update(settings)
-    assert prepare(world).retention_ms == expected
+    assert ensure(world).state.input_retention_ms == expected
 
 
 def test_a_topic_that_vanishes_or_grows_is_noticed() -> None:
     world = World()
-    known = prepare(world)
+    known = ensure(world)
     transport = MemoryTransport(world.broker, INPUT)
-    topics.still_there(world.config(), transport, known)
+    topics.check_topics_unchanged(world.config(), transport, known)
     del world.broker.topics[OUTPUT]
     world.broker.topics[INPUT].logs.append([])
     with pytest.raises(CannotServe) as caught:
-        topics.still_there(world.config(), transport, known)
+        topics.check_topics_unchanged(world.config(), transport, known)
     assert f"'{OUTPUT}' is gone" in str(caught.value)
     assert f"from {PARTITIONS} to {PARTITIONS + 1} partitions" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "lost"), [(INPUT, "belong to the old one"), (STATES, "the states in it are lost")])
+def test_a_topic_that_is_made_again_under_its_name_is_noticed(name: str, lost: str) -> None:
+    world = World()
+    known = ensure(world)
+    ids = (world.broker.topics[STATES].topic_id, world.broker.topics[INPUT].topic_id)
+    assert (known.state.topic_id, known.state.input_topic_id) == ids
+    assert (known.state.name, known.state.partitions, known.partitions) == (STATES, PARTITIONS, PARTITIONS)
+    del world.broker.topics[name]
+    world.broker.create(name, PARTITIONS)
+    with pytest.raises(CannotServe) as caught:
+        topics.check_topics_unchanged(world.config(), MemoryTransport(world.broker, INPUT), known)
+    assert f"'{name}' was deleted and made again" in str(caught.value)
+    assert lost in str(caught.value)
+
+
+def test_an_output_with_another_number_of_partitions_than_at_the_start_is_noticed() -> None:
+    world = World()
+    known = ensure(world)
+    del world.broker.topics[OUTPUT]
+    world.broker.create(OUTPUT, PARTITIONS + 1)
+    with pytest.raises(CannotServe, match=f"had {PARTITIONS} partitions and now has {PARTITIONS + 1}; start again"):
+        topics.check_topics_unchanged(world.config(), MemoryTransport(world.broker, INPUT), known)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from lstmstream.train.schema import TrainConfig, judge_training
+from lstmstream.train.schema import TrainConfig, validate_training
 
 
 def purchases(file: Path, *, keys: int = 40, events: int = 30, seed: int = 0) -> pl.DataFrame:
@@ -60,7 +60,7 @@ def settings(**sections: Any) -> dict[str, Any]:
 def config_for(folder: Path, **sections: Any) -> TrainConfig:
     """The configuration, its data in `folder`."""
     _fill(folder)
-    return judge_training(settings(**sections), folder)
+    return validate_training(settings(**sections), folder)
 
 
 def write_config(folder: Path, **sections: Any) -> Path:

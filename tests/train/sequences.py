@@ -1,24 +1,27 @@
-"""Random sequences of events, nets with random weights, and the step model run over the sequences event by event."""
+"""Random sequences of events, networks with random weights, and the step model run event by event."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from encoded_by_hand import encode
+from reference_encoder import encode_in_float64
 
-from lstmstream.serve.step import OnnxStep, StepInput
-from lstmstream.train.export import Category, Elapsed, Encoder, Number
-from lstmstream.train.network import Classes, Design, Net, Target
+from lstmstream.serve.step import OnnxStep
+from lstmstream.serve.step_model import StepInput
+from lstmstream.train.export import Category, Elapsed, FeatureEncoder, Number
+from lstmstream.train.network import Architecture, Classes, TaskHead, TorchNetwork
 
 ELEVEN_DAYS_S = 11 * 86400.0
-LEAST, MOST = 3, 30  # events of a key
+LSTM_AND_GRU = [Architecture("lstm", 2, 6), Architecture("gru", 2, 6), Architecture("lstm", 2, 6, projection=4)]
+RELU = [replace(architecture, activation="relu") for architecture in LSTM_AND_GRU]
+MIN_LENGTH, MAX_LENGTH = 3, 30  # events of a key
 
 
-def encoder_of_everything(limit: float = 1e4) -> Encoder:
+def encoder_of_everything(limit: float = 1e4) -> FeatureEncoder:
     """Numbers with and without log and flag, a vocabulary, buckets, elapsed, both clocks."""
-    return Encoder(
+    return FeatureEncoder(
         numbers=(
             Number("amount", centre=1.0, scale=1.5, log=True, flag_missing=True),
             Number("balance", centre=-2.0, scale=5.0),
@@ -36,13 +39,13 @@ def encoder_of_everything(limit: float = 1e4) -> Encoder:
     )
 
 
-def encoder_of_numbers(*, log: bool = False) -> Encoder:
+def encoder_of_numbers(*, log: bool = False) -> FeatureEncoder:
     """Numbers and nothing else."""
-    return Encoder(tuple(Number(name, centre=0.5, scale=2.0, log=log) for name in ("amount", "balance", "age")))
+    return FeatureEncoder(tuple(Number(name, centre=0.5, scale=2.0, log=log) for name in ("amount", "balance", "age")))
 
 
 @dataclass(frozen=True)
-class World:
+class Sequences:
     """K keys of `lengths` events each, padded to T."""
 
     lengths: np.ndarray  # [K]
@@ -51,22 +54,22 @@ class World:
     timestamp: np.ndarray  # [K, T]
     elapsed: np.ndarray  # [K, T]
 
-    def tensors(self, encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """dense, codes, missing, lengths: what `answers` takes, encoded in float64 by hand."""
+    def tensors(self, encoder: FeatureEncoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """dense, codes, missing, lengths: what `predict_sequences` takes, encoded in float64."""
         keys, steps = self.elapsed.shape
         flat = {"x": self.x.reshape(keys * steps, -1), "elapsed": self.elapsed.ravel()}
         if encoder.hour_of_day or encoder.day_of_week:
             flat["timestamp"] = self.timestamp.ravel()
         flat["categories"] = np.zeros((keys * steps, len(encoder.categories)), np.int64)
-        dense = encode(encoder, flat)[:, : encoder.dense_width].reshape(keys, steps, -1).astype(np.float32)
+        dense = encode_in_float64(encoder, flat)[:, : encoder.dense_width].reshape(keys, steps, -1).astype(np.float32)
         missing = torch.from_numpy(np.isnan(self.x))
         return torch.from_numpy(dense), torch.from_numpy(self.codes), missing, torch.from_numpy(self.lengths)
 
 
-def world(encoder: Encoder, keys: int, seed: int = 0) -> World:
+def random_sequences(encoder: FeatureEncoder, keys: int, seed: int = 0) -> Sequences:
     """A fifth of the values is missing; gaps are log-uniform from 1 ms to 11 days."""
     generator = np.random.default_rng(seed)
-    lengths = generator.integers(LEAST, MOST + 1, keys)
+    lengths = generator.integers(MIN_LENGTH, MAX_LENGTH + 1, keys)
     steps = int(lengths.max())
     x = generator.normal(scale=5, size=(keys, steps, len(encoder.numbers)))
     x[generator.random(x.shape) < 0.2] = np.nan
@@ -76,7 +79,7 @@ def world(encoder: Encoder, keys: int, seed: int = 0) -> World:
     elapsed = (milliseconds / 1000).astype(np.float32)
     elapsed[:, 0] = np.nan
     start = generator.integers(1_500_000_000_000, 1_700_000_000_000, (keys, 1))
-    return World(
+    return Sequences(
         lengths,
         x.astype(np.float32),
         generator.integers(0, tops, (keys, steps, len(tops))),
@@ -85,26 +88,33 @@ def world(encoder: Encoder, keys: int, seed: int = 0) -> World:
     )
 
 
-def random_net(encoder: Encoder, design: Design, target: Target, seed: int = 0) -> Net:
-    """A net all of whose weights matter.
+def encode_random(encoder: FeatureEncoder, keys: int = 9, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """dense, codes, missing, lengths of random sequences."""
+    return random_sequences(encoder, keys, seed).tensors(encoder)
+
+
+def random_torch_network(
+    encoder: FeatureEncoder, architecture: Architecture, task_head: TaskHead, seed: int = 0
+) -> TorchNetwork:
+    """A network all of whose weights matter.
 
     A relu LSTM is unbounded, and with larger weights its values grow until float32 itself is coarser than 1e-5 (both
     sides are then as far from float64 as from each other): three quarters of them keep it in the range of trained ones.
     """
     torch.manual_seed(seed)
-    net = Net(encoder, design, target)
+    network = TorchNetwork(encoder, architecture, task_head)
     with torch.no_grad():
-        for name, weights in net.named_parameters():
-            spread = {"body": 0.1, "tables": 0.4, "head": 1.0 if isinstance(target, Classes) else 0.4}
+        for name, weights in network.named_parameters():
+            spread = {"layers": 0.1, "embeddings": 0.4, "head": 1.0 if isinstance(task_head, Classes) else 0.4}
             weights.add_(torch.randn_like(weights) * spread[name.split(".")[0]])
             if name.endswith("weight_hr_l0"):
                 weights.add_(torch.randn_like(weights) * 0.5)  # or little is left after three layers
-            elif name.startswith("body") and design.activation == "relu" and "bias" not in name:
+            elif name.startswith("layers") and architecture.activation == "relu" and "bias" not in name:
                 weights.mul_(0.75)
-    return net.eval()
+    return network.eval()
 
 
-def serve(step: OnnxStep, events: World) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def serve(step: OnnxStep, events: Sequences) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Score [K, T], prediction [K, T, P], NaN after a key's last event; each part of the state after its last."""
     keys, steps = events.elapsed.shape
     card = step.card

@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lstmstream.train.history.data import load
-from lstmstream.train.history.read import Fields, read
-from lstmstream.train.prepare import _classes
+from lstmstream.history.events import load_events
+from lstmstream.history.fields import Fields
+from lstmstream.history.read import read_chunks
+from lstmstream.train.dataset import default_class_order
 
 pytestmark = pytest.mark.torch
 
@@ -28,7 +29,7 @@ def order(folder: Path, kind: str, values: list[Any]) -> list[str]:
         file.write_text("".join(json.dumps({"y": value}) + "\n" for value in values))
     else:
         pl.DataFrame({"y": values}).write_parquet(file)
-    return list(_classes(load([file], FIELDS)))
+    return list(default_class_order(load_events([file], FIELDS)))
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -65,7 +66,7 @@ def test_whole_numbers_of_csv_are_one_class_however_they_are_written(tmp_path: P
         '""',
     ]
     file.write_text("y,z\n" + "".join(f"{text},0\n" for text in texts))
-    (part,) = read([file], FIELDS)
+    (part,) = read_chunks([file], FIELDS)
     assert part.label == [*["1"] * 5, "0", "007", "1.5", "1_0", "1e300", "inf", "a", None, ""]
 
 
@@ -78,5 +79,5 @@ def test_of_other_texts_the_most_frequent_is_first(tmp_path: Path) -> None:
     assert order(tmp_path, "jsonl", ["c", "a", "b", "c", None]) == ["c", "a", "b"]
     assert order(tmp_path, "jsonl", ["yes", "Yes", "Yes"]) == ["Yes", "yes"]
     file = tmp_path / "x.jsonl"
-    events = load([file], FIELDS)
+    events = load_events([file], FIELDS)
     assert np.bincount(events.label).tolist() == [1, 2]

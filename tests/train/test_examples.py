@@ -1,4 +1,4 @@
-"""The examples do what their READMEs say: each is trained, asked and measured, the small ones with five seeds."""
+"""The examples do what their READMEs say: each is trained, scored and evaluated, the small ones with five seeds."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = ("README.md", "make_data.py", "train.yaml", "stream.yaml")
-NAMES = sorted(folder.name for folder in EXAMPLES.iterdir() if folder.is_dir())
+SPLIT_NAMES = sorted(folder.name for folder in EXAMPLES.iterdir() if folder.is_dir())
 SEEDS = range(5)
 TAXI = EXAMPLES.parents[1] / "shared" / "nab" / "data" / "realKnownCause" / "nyc_taxi.csv"
-Answers = list[dict[str, Any]]
+Predictions = list[dict[str, Any]]
 
 
 def copied(name: str, to: Path, *options: str) -> Path:
-    """The example as a clone has it, without what somebody made there, and its data at the small size."""
+    """A copy of the example as it is in a clone, without generated files, with its data at the small size."""
     folder = to / name
     folder.mkdir()
     for file in FILES:
@@ -47,7 +47,7 @@ def copied(name: str, to: Path, *options: str) -> Path:
 
 
 def trained(folder: Path, **options: Any) -> None:
-    """Trains it, with other options of section `training`."""
+    """Trains the example, with changed options of section `training`."""
     file = folder / "train.yaml"
     settings = yaml.safe_load(file.read_text())
     settings["training"] |= {"threads": 1, **options}
@@ -55,51 +55,51 @@ def trained(folder: Path, **options: Any) -> None:
     assert train(file) == 0
 
 
-def asked(folder: Path) -> tuple[Answers, Answers]:
-    """What the model that stream.yaml names answers to events.jsonl, and these events."""
-    out, letters = folder / "answers.jsonl", folder / "letters.jsonl"
+def scored(folder: Path) -> tuple[Predictions, Predictions]:
+    """The predictions of the model in stream.yaml for events.jsonl, and these events."""
+    out, letters = folder / "predictions.jsonl", folder / "letters.jsonl"
     stream, events = folder / "stream.yaml", folder / "events.jsonl"
     assert score_file(str(stream), str(events), out=str(out), key=None, timestamp=None, dead_letters=letters) == 0
     assert letters.read_bytes() == b""
-    answers, sent = ([json.loads(line) for line in file.read_text().splitlines()] for file in (out, events))
-    assert len(answers) == len(sent) > 0
-    return answers, sent
+    predictions, events_sent = ([json.loads(line) for line in file.read_text().splitlines()] for file in (out, events))
+    assert len(predictions) == len(events_sent) > 0
+    return predictions, events_sent
 
 
 # --- with every seed ------------------------------------------------------------------------------------------------
 
 
-def judge_next_number(answers: Answers) -> None:
-    assert answers[-1]["event"]["value"] == 10
-    assert answers[-1]["score"] == pytest.approx(11, abs=0.1)
+def check_next_number(predictions: Predictions) -> None:
+    assert predictions[-1]["event"]["value"] == 10
+    assert predictions[-1]["score"] == pytest.approx(11, abs=0.1)
 
 
-def judge_number_line(answers: Answers) -> None:
-    assert [answer["event"]["value"] for answer in answers] == [100]
-    assert answers[0]["score"] == pytest.approx(101, abs=0.25)
+def check_number_line(predictions: Predictions) -> None:
+    assert [prediction["event"]["value"] for prediction in predictions] == [100]
+    assert predictions[0]["score"] == pytest.approx(101, abs=0.25)
 
 
-def judge_binary_sequence(answers: Answers) -> None:
-    right = [answer["alert"] == (answer["event"]["label"] == 1) for answer in answers]
+def check_binary_sequence(predictions: Predictions) -> None:
+    right = [prediction["alert"] == (prediction["event"]["label"] == 1) for prediction in predictions]
     assert np.mean(right) >= 0.95
 
 
 @pytest.mark.parametrize(
-    ("name", "judge"),
+    ("name", "check"),
     [
-        ("next-number", judge_next_number),
-        ("number-line", judge_number_line),
-        ("binary-sequence", judge_binary_sequence),
+        ("next-number", check_next_number),
+        ("number-line", check_number_line),
+        ("binary-sequence", check_binary_sequence),
     ],
 )
-def test_whatever_the_seed_it_learns(tmp_path: Path, name: str, judge: Callable[[Answers], None]) -> None:
+def test_whatever_the_seed_it_learns(tmp_path: Path, name: str, check: Callable[[Predictions], None]) -> None:
     folder = copied(name, tmp_path)
-    prints = set()
+    fingerprints = set()
     for seed in SEEDS:
         trained(folder, seed=seed)
-        judge(asked(folder)[0])
-        prints.add(load_model(folder / f"{name}.onnx").card.fingerprint)
-    assert len(prints) == len(SEEDS), "five seeds are five models"
+        check(scored(folder)[0])
+        fingerprints.add(load_model(folder / f"{name}.onnx").card.fingerprint)
+    assert len(fingerprints) == len(SEEDS), "five seeds give five models"
 
 
 # --- once, at the small size ----------------------------------------------------------------------------------------
@@ -115,10 +115,10 @@ def test_softmax_sequence_knows_the_wave_at_its_end(tmp_path: Path, capsys: pyte
     trained(folder)
     assert "Worth it? Yes." in capsys.readouterr().out
     assert metric(folder, "accuracy") >= 0.95
-    answers, _ = asked(folder)
+    predictions, _ = scored(folder)
     classes = load_model(folder / "softmax-sequence.onnx").card.training["fields"]["classes"]
-    last = {answer["key"]: answer for answer in answers}
-    right = [classes[np.argmax(answer["prediction"])] == answer["event"]["kind"] for answer in last.values()]
+    last = {record["key"]: record for record in predictions}
+    right = [classes[np.argmax(record["prediction"])] == record["event"]["kind"] for record in last.values()]
     assert len(right) == 200
     assert np.mean(right) >= 0.95
 
@@ -127,10 +127,10 @@ def test_seasonal_beats_the_last_value_and_the_day_before(tmp_path: Path, capsys
     folder = copied("seasonal", tmp_path)
     trained(folder)
     assert "Worth it? Yes." in capsys.readouterr().out
-    answers, events = asked(folder)
+    predictions, events = scored(folder)
     by_place: dict[str, list[tuple[list[float], float]]] = defaultdict(list)
-    for answer, event in zip(answers, events, strict=True):
-        by_place[event["place"]].append((answer["prediction"], event["value"]))
+    for record, event in zip(predictions, events, strict=True):
+        by_place[event["place"]].append((record["prediction"], event["value"]))
     assert len(by_place) == 8
     errors: dict[str, list[float]] = defaultdict(list)
     for rows in by_place.values():
@@ -145,8 +145,8 @@ def test_seasonal_beats_the_last_value_and_the_day_before(tmp_path: Path, capsys
     assert error["model"] < 0.8 * min(error["last value"], error["a day ago"]), error
 
 
-def some_series(folder: Path) -> Path:
-    """The measured series where it is, which is no part of a clone; else half hours that are alike every day."""
+def taxi_or_synthetic_series(folder: Path) -> Path:
+    """The measured series where it is available, which it is not in a clone; else half hours with a daily cycle."""
     if TAXI.exists():
         return TAXI
     half_hours = np.arange(48 * 90)
@@ -158,7 +158,7 @@ def some_series(folder: Path) -> Path:
 
 
 def test_seasonal_on_a_series_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = copied("seasonal", tmp_path, "--from", str(some_series(tmp_path)))
+    folder = copied("seasonal", tmp_path, "--from", str(taxi_or_synthetic_series(tmp_path)))
     trained(folder)
     assert "Worth it? Yes." in capsys.readouterr().out
     assert metric(folder, "mase") < 0.6
@@ -169,8 +169,8 @@ def test_sensor_anomaly_alerts_on_faults(tmp_path: Path, capsys: pytest.CaptureF
     trained(folder)
     assert "Worth it? Yes." in capsys.readouterr().out
     assert metric(folder, "average_precision") >= 0.5
-    answers, events = asked(folder)
-    alerts = [event["fault"] for answer, event in zip(answers, events, strict=True) if answer["alert"]]
+    predictions, events = scored(folder)
+    alerts = [event["fault"] for prediction, event in zip(predictions, events, strict=True) if prediction["alert"]]
     faults = sum(event["fault"] for event in events)
     assert faults / len(events) < 0.1
     assert np.mean(alerts) >= 0.5
@@ -188,19 +188,19 @@ def test_fraud_finds_most_frauds_and_costs_less_than_none(tmp_path: Path, capsys
     precision, recall = metric(folder, "precision"), metric(folder, "recall")
     assert recall >= 0.5
     assert missed * (1 - recall) + alert * recall / precision < missed, "for each fraud, against no alert at all"
-    assert any(answer["alert"] for answer in asked(folder)[0])
+    assert any(prediction["alert"] for prediction in scored(folder)[0])
 
 
 # --- its files ------------------------------------------------------------------------------------------------------
 
 
 def test_the_examples_are_those_that_are_tested_here() -> None:
-    assert NAMES == [
+    assert SPLIT_NAMES == [
         "binary-sequence", "fraud", "next-number", "number-line", "seasonal", "sensor-anomaly", "softmax-sequence",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SPLIT_NAMES)
 def test_its_files_are_there_and_agree(name: str) -> None:
     folder = EXAMPLES / name
     assert [file for file in FILES if not (folder / file).is_file()] == []
@@ -209,12 +209,12 @@ def test_its_files_are_there_and_agree(name: str) -> None:
     assert Path(stream.model).name == f"{training.name}.onnx"
     assert stream.input.key == training.data.key
     assert stream.input.timestamp == training.data.timestamp
-    assert stream.name == name, "so that two examples on one broker keep apart"
+    assert stream.name == name, "so that two examples on one broker do not share state"
 
 
 def test_no_two_examples_share_a_topic() -> None:
     topics = []
-    for name in NAMES:
+    for name in SPLIT_NAMES:
         stream = load_config(EXAMPLES / name / "stream.yaml", {})
         topics += [stream.input.topic, stream.output.topic]
         topics += [stream.output.alerts_topic] if stream.output.alerts_topic else []
@@ -228,7 +228,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """As the command line would; raises where a command, an option or an argument is not one of its own."""
+    """Parses the words as the command line does; raises for an unknown command, option or argument."""
     command: Any = typer.main.get_command(app)
     context: Any = None
     while True:
@@ -240,7 +240,7 @@ def parse(words: list[str]) -> None:
         command = command.commands[words[0]]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SPLIT_NAMES)
 def test_its_readme_names_commands_that_exist(name: str) -> None:
     text = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
     assert 15 <= len(text.splitlines()) <= 45
@@ -259,7 +259,7 @@ def test_its_readme_names_commands_that_exist(name: str) -> None:
             if word.startswith("examples/"):
                 path = Path(word)
                 assert path.parent.name == name
-                assert path.name in {*FILES, "events.jsonl", "answers.jsonl"}, word
+                assert path.name in {*FILES, "events.jsonl", "predictions.jsonl"}, word
     first = [" ".join(words[:3]) for words in seen]
     for command in (
         f"python examples/{name}/make_data.py",

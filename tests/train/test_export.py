@@ -12,8 +12,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from encoded_by_hand import encode
 from models import card_of, random_network, write
+from reference_encoder import encode_in_float64
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model, with_all_outputs
@@ -21,13 +21,13 @@ from lstmstream.train.export import (
     AnomalyHead,
     Calibration,
     Category,
+    DenseHead,
     Elapsed,
-    Encoder,
+    FeatureEncoder,
     ForecastHead,
     Gru,
-    Head,
     Lstm,
-    Network,
+    NetworkSpec,
     Number,
     build,
     export,
@@ -39,13 +39,13 @@ OUTPUTS = ["state_out", "score", "prediction"]
 KEYS, STEPS = 6, 25
 
 
-def session(network: Network) -> ort.InferenceSession:
+def session(network: NetworkSpec) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(build(network).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def events(network: Network, rows: int, seed: int = 0, *, missing: float = 0.2) -> dict[str, np.ndarray]:
+def events(network: NetworkSpec, rows: int, seed: int = 0, *, missing: float = 0.2) -> dict[str, np.ndarray]:
     """Random inputs of each kind the network has, `rows` of them; a fifth is missing."""
     generator = np.random.default_rng(seed)
     encoder = network.encoder
@@ -67,7 +67,7 @@ def events(network: Network, rows: int, seed: int = 0, *, missing: float = 0.2) 
     return feed
 
 
-def whole_sequence(network: Network, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def whole_sequence(network: NetworkSpec, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """torch.nn.LSTM and torch's head over [keys, steps, width]: prediction, last h, last c."""
     hidden = network.layers[0].hidden
     lstm = torch.nn.LSTM(inputs.shape[2], hidden, len(network.layers), batch_first=True)
@@ -84,8 +84,8 @@ def whole_sequence(network: Network, inputs: np.ndarray) -> tuple[np.ndarray, np
     with torch.no_grad():
         out, (h, c) = lstm(torch.from_numpy(inputs.astype(np.float32)))
         logits = out @ torch.from_numpy(network.head.weight).T + torch.from_numpy(network.head.bias)
-        finish = {"sigmoid": torch.sigmoid, "softmax": lambda v: torch.softmax(v, -1), "none": lambda v: v}
-        return finish[network.head.activation](logits).numpy(), h.numpy(), c.numpy()
+        activations = {"sigmoid": torch.sigmoid, "softmax": lambda v: torch.softmax(v, -1), "none": lambda v: v}
+        return activations[network.head.activation](logits).numpy(), h.numpy(), c.numpy()
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -103,7 +103,7 @@ def test_steps_give_what_torch_gives_over_whole_sequences(layers: int, hidden: i
     )
     feed = events(network, KEYS * STEPS)
     feed["elapsed"].reshape(KEYS, STEPS)[:, 0] = np.nan
-    inputs = encode(network.encoder, feed).reshape(KEYS, STEPS, -1)
+    inputs = encode_in_float64(network.encoder, feed).reshape(KEYS, STEPS, -1)
     assert inputs.shape[2] == network.encoder.width
     expected, h, c = whole_sequence(network, inputs)
 
@@ -127,8 +127,8 @@ def test_head_without_activation_and_weights_from_a_state_dict() -> None:
     module = torch.nn.Module()
     module.rnn = torch.nn.LSTM(4, 5, 2, batch_first=True, dropout=0.5)
     layers = lstm_layers({name: value.numpy() for name, value in module.state_dict().items()}, "rnn.")
-    head = Head(np.ones((2, 5), np.float32), np.zeros(2, np.float32), "none")
-    network = Network(Encoder(tuple(Number(name) for name in "abcd")), layers, head)
+    head = DenseHead(np.ones((2, 5), np.float32), np.zeros(2, np.float32), "none")
+    network = NetworkSpec(FeatureEncoder(tuple(Number(name) for name in "abcd")), layers, head)
     feed = events(network, KEYS, missing=0)
     with torch.no_grad():
         sequence, _ = module.rnn.eval()(torch.from_numpy(feed["x"])[:, None])
@@ -153,7 +153,7 @@ def test_a_state_dict_without_biases() -> None:
     ],
     ids=["lstm", "gru"],
 )
-def test_what_cannot_be_a_step_is_refused_by_name(rnn: torch.nn.Module, read: Any) -> None:
+def test_bidirectional_layers_are_refused_by_name(rnn: torch.nn.Module, read: Any) -> None:
     arrays = {name: value.numpy() for name, value in rnn.state_dict().items()}
     with pytest.raises(ValueError, match="weight_ih_l0_reverse: bidirectional"):
         read(arrays)
@@ -169,8 +169,8 @@ def test_other_layers_from_a_state_dict(kind: str, width: int) -> None:
     rnn = torch.nn.GRU(4, width, 2, **options) if gru else torch.nn.LSTM(4, width + 1, 2, proj_size=width, **options)
     read = gru_layers if gru else lstm_layers
     layers = read({name: value.numpy() for name, value in rnn.state_dict().items()})
-    head = Head(np.ones((1, width), np.float32), np.zeros(1, np.float32), "none")
-    network = Network(Encoder(tuple(Number(name) for name in "abcd")), layers, head)
+    head = DenseHead(np.ones((1, width), np.float32), np.zeros(1, np.float32), "none")
+    network = NetworkSpec(FeatureEncoder(tuple(Number(name) for name in "abcd")), layers, head)
     run, state = session(network), np.zeros((KEYS, network.state.size), np.float32)
     x = np.random.default_rng(0).normal(size=(KEYS, STEPS, 4)).astype(np.float32)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_other_layers_from_a_state_dict(kind: str, width: int) -> None:
         np.testing.assert_allclose(score, expected[:, step], atol=2e-6 * width + 1e-6)
 
 
-def test_no_lstm_is_refused() -> None:
+def test_a_state_dict_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no LSTM under 'body\.'"):
         lstm_layers({"weight_ih_l0": np.zeros((4, 1))}, "body.")
     with pytest.raises(ValueError, match="no GRU under ''"):
@@ -236,7 +236,7 @@ def test_extremes_stay_finite() -> None:
     del feed["timestamp"]  # beyond what datetime can hold
     without_clock = replace(network.encoder, hour_of_day=False, day_of_week=False)
     columns = [0, 1, 2, 3, 4]
-    np.testing.assert_allclose(encoded[:, columns], encode(without_clock, feed)[:, columns], rtol=1e-6)
+    np.testing.assert_allclose(encoded[:, columns], encode_in_float64(without_clock, feed)[:, columns], rtol=1e-6)
 
 
 def test_an_initial_state_that_is_not_zero() -> None:
@@ -256,7 +256,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in file("a.onnx")
 
 
-def test_onnx_finds_nothing_wrong(tmp_path: Path) -> None:
+def test_the_onnx_checker_accepts_the_model(tmp_path: Path) -> None:
     for network in (random_network(), random_network(layers=2, outputs=3, clock=True, categories={"shop": 4})):
         path = write(tmp_path / "m.onnx", build(network), card_of(network))
         onnx.checker.check_model(onnx.load(path), full_check=True)
@@ -266,13 +266,13 @@ def test_onnx_finds_nothing_wrong(tmp_path: Path) -> None:
 def test_each_kind_of_input_alone(tmp_path: Path, kind: str) -> None:
     table = np.ones((3, 2), np.float32)
     encoder, inputs = {
-        "numbers": (Encoder((Number("amount"),)), {"x"}),
-        "categories": (Encoder(categories=(Category("shop", table, buckets=2),)), {"categories"}),
-        "elapsed": (Encoder(elapsed=Elapsed()), {"elapsed"}),
-        "clock": (Encoder(day_of_week=True), {"timestamp"}),
+        "numbers": (FeatureEncoder((Number("amount"),)), {"x"}),
+        "categories": (FeatureEncoder(categories=(Category("shop", table, buckets=2),)), {"categories"}),
+        "elapsed": (FeatureEncoder(elapsed=Elapsed()), {"elapsed"}),
+        "clock": (FeatureEncoder(day_of_week=True), {"timestamp"}),
     }[kind]
     layer = Lstm(np.ones((4, encoder.width), np.float32), np.ones((4, 1), np.float32), np.zeros(8, np.float32))
-    network = Network(encoder, (layer,), Head(np.ones((1, 1), np.float32), np.zeros(1, np.float32)))
+    network = NetworkSpec(encoder, (layer,), DenseHead(np.ones((1, 1), np.float32), np.zeros(1, np.float32)))
     export(tmp_path / "m.onnx", network, name="m", version="1")
     model = load_model(tmp_path / "m.onnx")
     assert model.graph_inputs == inputs | {"state"}
@@ -280,7 +280,7 @@ def test_each_kind_of_input_alone(tmp_path: Path, kind: str) -> None:
     assert set(feed) == model.graph_inputs
     run = ort.InferenceSession(model.content, providers=["CPUExecutionProvider"])
     state, _, _ = run.run(OUTPUTS, feed)
-    encoded = encode(encoder, feed)[:, None].astype(np.float32)
+    encoded = encode_in_float64(encoder, feed)[:, None].astype(np.float32)
     weights = {"w": torch.nn.LSTM(encoder.width, 1, batch_first=True)}
     weights["w"].load_state_dict(
         {"weight_ih_l0": torch.ones(4, encoder.width), "weight_hh_l0": torch.ones(4, 1),
@@ -292,7 +292,7 @@ def test_each_kind_of_input_alone(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(state, torch.cat([h[0], c[0]], 1).numpy(), atol=1e-5)
 
 
-def changed(**values: Any) -> Network:
+def changed(**values: Any) -> NetworkSpec:
     network = random_network(categories={"shop": ("a",)})
     parts = {name: replace(getattr(network, name), **change) for name, change in values.items() if name != "layer"}
     if "layer" in values:
@@ -301,7 +301,7 @@ def changed(**values: Any) -> Network:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"encoder": {"numbers": (Number("amount", scale=0),)}}, "number amount: .*scale 0"),
         ({"encoder": {"numbers": (Number("amount", centre=math.nan),)}}, "number amount: centre nan"),
@@ -319,53 +319,53 @@ def changed(**values: Any) -> Network:
         ({"layer": {"activation": "gelu"}}, "layer 0 activation: 'gelu'"),
     ],
 )
-def test_parts_that_do_not_fit_are_named(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_arrays_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build(changed(**change))
 
 
-def forecast(**values: Any) -> Network:
+def forecast(**values: Any) -> NetworkSpec:
     return replace(changed(), head=replace(ForecastHead(np.ones((1, 8)), np.ones(1), (0,)), **values))
 
 
-def anomaly(**calibration: float) -> Network:
-    values = Calibration(**{"start": 1.0, "unit": 1.0, "alpha": 0.1} | calibration)
+def anomaly(**calibration: float) -> NetworkSpec:
+    values = Calibration(**{"initial_level": 1.0, "half_point": 1.0, "alpha": 0.1} | calibration)
     return replace(changed(), head=AnomalyHead(np.ones((2, 8)), np.ones(2), (0,), values))
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "message"),
     [
         (replace(changed(), window=0), "window: 0 should be from 1 to 500"),
         (replace(changed(), window=501), "window: 501"),
         (replace(changed(), layers=(Gru(np.ones((6, 8)), np.ones((6, 2)), np.ones(12)),)), "layer 0 weight_ih: shape"),
         (forecast(columns=()), r"head: columns \(\)"),
-        (forecast(columns=(1,)), r"head: columns \(1,\) should be different ones of the 1 numbers"),
+        (forecast(columns=(1,)), r"head: columns \(1,\) should be distinct indices of the 1 numbers"),
         (forecast(columns=(0, 0)), r"head: columns \(0, 0\)"),
-        (forecast(horizon=2), "head: 1 outputs, 2 for each of 1 columns"),
-        (forecast(horizon=0), "head: 1 outputs, 0 for each"),
+        (forecast(horizon=2), "head: 1 outputs, should be 2 for each of 1 columns"),
+        (forecast(horizon=0), "head: 1 outputs, should be 0 for each"),
         (forecast(weight=np.ones((1, 7))), "do not fit 8 inputs"),
-        (anomaly(start=0), "calibration: start 0 .*"),
-        (anomaly(unit=math.nan), "unit nan"),
+        (anomaly(initial_level=0), "calibration: initial_level 0 .*"),
+        (anomaly(half_point=math.nan), "half_point nan"),
         (anomaly(alpha=1.5), "alpha 1.5"),
         (anomaly(alpha=0), "alpha 0"),
     ],
 )
-def test_layers_heads_and_windows_that_do_not_fit_are_named(network: Network, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_layers_heads_and_windows_that_do_not_fit_are_named(network: NetworkSpec, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build(network)
 
 
-def test_the_head_gives_the_task(tmp_path: Path) -> None:
+def test_the_task_is_that_of_the_head(tmp_path: Path) -> None:
     for network, task in ((changed(), "classify"), (forecast(), "forecast"), (anomaly(), "anomaly")):
         assert export(tmp_path / "m.onnx", network, name="m", version="1").task == task
         onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"), full_check=True)
     assert export(tmp_path / "m.onnx", changed(), name="m", version="1", task="anomaly").task == "anomaly"
 
 
-def test_a_network_of_nothing_is_refused() -> None:
+def test_an_empty_network_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one input"):
-        build(Network(Encoder(), (), Head(np.ones((1, 1)), np.ones(1))))
+        build(NetworkSpec(FeatureEncoder(), (), DenseHead(np.ones((1, 1)), np.ones(1))))
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:

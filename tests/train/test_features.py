@@ -1,4 +1,4 @@
-"""The encoder is learned from the training part, and the inputs made from it are those of the model file's graph."""
+"""The encoder is fitted on the training split, and the inputs computed with it are those of the model file's graph."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from encoded_by_hand import encode as encode_by_hand
+from reference_encoder import encode_in_float64
 
-from lstmstream.train.export import Category, Elapsed, Encoder, Head, Lstm, Network, Number, build
+from lstmstream.history.events import Events, sort_events
+from lstmstream.history.fields import Chunk, Fields
+from lstmstream.train import features
+from lstmstream.train.export import Category, DenseHead, Elapsed, FeatureEncoder, Lstm, NetworkSpec, Number, build
 from lstmstream.train.export.encoder import NUMBERS
-from lstmstream.train.export.parts import floats
-from lstmstream.train.history import features
-from lstmstream.train.history.data import Events, gather
-from lstmstream.train.history.features import encode, features_of, flag_columns, learn
-from lstmstream.train.history.read import Fields, Part
+from lstmstream.train.export.network_spec import as_float32
+from lstmstream.train.features import category_features, fit_encoder, missing_flag_columns, transform
 from lstmstream.train.schema import Features
 
 
@@ -25,7 +25,7 @@ def history(x: Any, *, times: Any = None, texts: Any = None) -> Events:
     x = np.array(x, np.float32)
     x = x.reshape(len(x), -1)
     count = len(x)
-    rows = Part(
+    rows = Chunk(
         0,
         ["k"] * count,
         np.arange(count) * 1000 if times is None else np.array(times, np.int64),
@@ -34,20 +34,20 @@ def history(x: Any, *, times: Any = None, texts: Any = None) -> Events:
         None,
         None,
     )
-    return gather([rows], Fields("k", "t", tuple(f"n{i}" for i in range(x.shape[1])), ("c",)))
+    return sort_events([rows], Fields("k", "t", tuple(f"n{i}" for i in range(x.shape[1])), ("c",)))
 
 
-def wanted(**options: Any) -> Features:
+def feature_options(**options: Any) -> Features:
     return Features.model_validate(options)
 
 
 def number(values: Any, **options: Any) -> Number:
     events = history(values)
-    (found,) = learn(events, np.arange(len(events)), wanted(numbers=[{"name": "n0", **options}])).numbers
+    (found,) = fit_encoder(events, np.arange(len(events)), feature_options(numbers=[{"name": "n0", **options}])).numbers
     return found
 
 
-# --- learned -----
+# --- fitting ------
 
 
 def test_by_mean_and_deviation() -> None:
@@ -100,39 +100,43 @@ def test_missing_values_leave_the_scale_alone_and_get_a_flag() -> None:
     assert not without.flag_missing
     assert number([np.nan, np.nan]) == Number("n0", 0, 1, flag_missing=True)
     events = history([1, 2, 3])
-    flagged = learn(events, np.arange(3), wanted(numbers=["n0"]), flag_missing=True)
+    flagged = fit_encoder(events, np.arange(3), feature_options(numbers=["n0"]), flag_missing=True)
     assert flagged.numbers[0].flag_missing
 
 
 def test_elapsed_is_scaled_as_a_logarithm_of_seconds() -> None:
     events = history([0, 0, 0, 0], times=[0, 1000, 61_000, 3_661_000])
-    encoder = learn(events, np.arange(4), wanted(elapsed=True))
+    encoder = fit_encoder(events, np.arange(4), feature_options(elapsed=True))
     logs = np.log1p([1, 60, 3600])
     assert encoder.elapsed == Elapsed(float(np.float32(logs.mean())), float(np.float32(logs.std())))
     assert (encoder.numbers, encoder.hour_of_day, encoder.day_of_week) == ((), False, False)
-    clock = learn(events, np.arange(4), wanted(hour_of_day=True, day_of_week=True))
+    clock = fit_encoder(events, np.arange(4), feature_options(hour_of_day=True, day_of_week=True))
     assert (clock.elapsed, clock.hour_of_day, clock.day_of_week) == (None, True, True)
 
 
-def test_vocabulary_of_what_is_frequent_in_the_training_part() -> None:
+def test_the_vocabulary_has_the_values_that_are_frequent_in_the_training_split() -> None:
     texts = ["other", "other", "other", "b", "a", "b", None, "a", "rare", "c"]
     events = history(np.zeros(10), texts=texts)
-    (category,) = learn(events, np.arange(3, 10), wanted(categories=["c"])).categories
-    assert category.vocabulary == ("a", "b")  # `other` is of another part, `rare` and `c` are too rare
+    (category,) = fit_encoder(events, np.arange(3, 10), feature_options(categories=["c"])).categories
+    assert category.vocabulary == ("a", "b")  # `other` is in another split, `rare` and `c` are too rare
     assert category.table.shape == (3, 2)
-    (every,) = learn(
-        events, np.arange(3, 10), wanted(categories=[{"name": "c", "min_count": 1, "width": 5}])
+    (every,) = fit_encoder(
+        events, np.arange(3, 10), feature_options(categories=[{"name": "c", "min_count": 1, "width": 5}])
     ).categories
     assert every.vocabulary == ("a", "b", "c", "rare")
     assert every.table.shape == (5, 5)
-    (none,) = learn(events, np.arange(3, 10), wanted(categories=[{"name": "c", "min_count": 9}])).categories
+    (none,) = fit_encoder(
+        events, np.arange(3, 10), feature_options(categories=[{"name": "c", "min_count": 9}])
+    ).categories
     assert (none.vocabulary, none.table.shape) == ((), (1, 2))
 
 
 def test_of_too_many_values_the_most_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_CODES_MAX", 2)
+    monkeypatch.setattr(features, "MAX_VOCABULARY", 2)
     events = history(np.zeros(7), texts=["x", "x", "y", "z", "z", "z", "y"])
-    (category,) = learn(events, np.arange(7), wanted(categories=[{"name": "c", "min_count": 1}])).categories
+    (category,) = fit_encoder(
+        events, np.arange(7), feature_options(categories=[{"name": "c", "min_count": 1}])
+    ).categories
     assert category.vocabulary == ("x", "z")
 
 
@@ -140,27 +144,31 @@ def test_buckets_and_widths() -> None:
     events = history(np.zeros(3), texts=["x", "y", "z"])
 
     def table(buckets: int) -> Category:
-        (found,) = learn(events, np.arange(3), wanted(categories=[{"name": "c", "buckets": buckets}])).categories
+        (found,) = fit_encoder(
+            events, np.arange(3), feature_options(categories=[{"name": "c", "buckets": buckets}])
+        ).categories
         return found
 
     assert (table(99).vocabulary, table(99).buckets, table(99).table.shape) == (None, 99, (100, 10))
     assert table(1000).table.shape == (1001, 16)
     assert table(1).table.shape == (2, 2)
-    encoder = Encoder(categories=(table(99),))
-    assert [(f.name, f.kind, f.vocabulary, f.buckets) for f in features_of(encoder)] == [("c", "category", None, 99)]
+    encoder = FeatureEncoder(categories=(table(99),))
+    assert [(f.name, f.kind, f.vocabulary, f.buckets) for f in category_features(encoder)] == [
+        ("c", "category", None, 99)
+    ]
 
 
 def test_a_long_history_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "SAMPLE_ROWS", 10)
+    monkeypatch.setattr(features, "MAX_SAMPLE_ROWS", 10)
     values = np.arange(95)
     events = history(values)
-    (found,) = learn(events, np.arange(95), wanted(numbers=["n0"])).numbers
+    (found,) = fit_encoder(events, np.arange(95), feature_options(numbers=["n0"])).numbers
     assert found.centre == values[::10].mean()
 
 
-# --- computed -----
+# --- transforming -----
 
-RICH = Encoder(
+RICH = FeatureEncoder(
     numbers=(
         Number("a", 1.5, 3.0, log=True, flag_missing=True),
         Number("b", -20.0, 0.37),
@@ -177,14 +185,14 @@ VARIANTS = {
     "no log": replace(RICH, numbers=RICH.numbers[1:3]),
     "all log, all flags": replace(RICH, numbers=(RICH.numbers[0],), elapsed=None),
     "no flags": replace(RICH, numbers=RICH.numbers[1:2], elapsed=None, hour_of_day=False),
-    "elapsed alone": Encoder(elapsed=Elapsed(1.0, 2.0)),
-    "hour alone": Encoder(hour_of_day=True),
-    "day alone": Encoder(day_of_week=True),
-    "numbers alone": Encoder(numbers=RICH.numbers),
+    "elapsed alone": FeatureEncoder(elapsed=Elapsed(1.0, 2.0)),
+    "hour alone": FeatureEncoder(hour_of_day=True),
+    "day alone": FeatureEncoder(day_of_week=True),
+    "numbers alone": FeatureEncoder(numbers=RICH.numbers),
 }
 
 
-def feed_for(encoder: Encoder, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+def feed_for(encoder: FeatureEncoder, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
 
     def holes(values: np.ndarray) -> np.ndarray:
@@ -202,11 +210,11 @@ def feed_for(encoder: Encoder, rows: int, seed: int = 0) -> dict[str, np.ndarray
     }
 
 
-def of_graph(encoder: Encoder, feed: dict[str, np.ndarray]) -> np.ndarray:
+def of_graph(encoder: FeatureEncoder, feed: dict[str, np.ndarray]) -> np.ndarray:
     """The encoded inputs [rows, width] that the exported step computes."""
     width = encoder.width
     layer = Lstm(np.zeros((4, width), np.float32), np.zeros((4, 1), np.float32), np.zeros(8, np.float32))
-    network = Network(encoder, (layer,), Head(np.ones((1, 1), np.float32), np.zeros(1, np.float32)))
+    network = NetworkSpec(encoder, (layer,), DenseHead(np.ones((1, 1), np.float32), np.zeros(1, np.float32)))
     model = build(network)
     made = {output for node in model.graph.node for output in node.output}
     name = "encoded" if "encoded" in made else next(
@@ -226,7 +234,7 @@ def of_graph(encoder: Encoder, feed: dict[str, np.ndarray]) -> np.ndarray:
 def test_inputs_are_those_of_the_graph(variant: str) -> None:
     encoder = VARIANTS[variant]
     feed = feed_for(encoder, 500)
-    found = encode(encoder, feed["x"], feed["elapsed"], feed["timestamp"])
+    found = transform(encoder, feed["x"], feed["elapsed"], feed["timestamp"])
     assert found.dtype == np.float32
     assert found.shape == (500, encoder.dense_width)
     graph = of_graph(encoder, feed)[:, : encoder.dense_width]
@@ -234,58 +242,65 @@ def test_inputs_are_those_of_the_graph(variant: str) -> None:
     plain = slice(0, encoder.dense_width - waves)
     np.testing.assert_allclose(found[:, plain], graph[:, plain], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found[:, plain.stop :], graph[:, plain.stop :], rtol=0, atol=2e-6)  # float32 angles
-    by_hand = encode_by_hand(encoder, feed | {"x": feed["x"][:, : len(encoder.numbers)]})[:, : encoder.dense_width]
-    np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=2e-5)
+    reference = encode_in_float64(encoder, feed | {"x": feed["x"][:, : len(encoder.numbers)]})[:, : encoder.dense_width]
+    np.testing.assert_allclose(found, reference, rtol=1e-4, atol=2e-5)
     assert np.isfinite(found).all()
     assert np.abs(found).max() <= encoder.limit
 
 
 def test_the_same_for_any_shape() -> None:
     feed = feed_for(RICH, 60)
-    flat = encode(RICH, feed["x"], feed["elapsed"], feed["timestamp"])
-    shaped = encode(RICH, feed["x"].reshape(5, 12, 4), feed["elapsed"].reshape(5, 12), feed["timestamp"].reshape(5, 12))
+    flat = transform(RICH, feed["x"], feed["elapsed"], feed["timestamp"])
+    shaped = transform(
+        RICH, feed["x"].reshape(5, 12, 4), feed["elapsed"].reshape(5, 12), feed["timestamp"].reshape(5, 12)
+    )
     assert shaped.shape == (5, 12, RICH.dense_width)
     np.testing.assert_array_equal(shaped.reshape(60, -1), flat)
 
 
 def test_missing_is_zero_with_a_flag_and_the_rest_is_cut() -> None:
-    nothing = encode(RICH, np.full((1, 4), np.nan, np.float32), np.full(1, np.nan, np.float32), np.zeros(1, np.int64))
+    nothing = transform(
+        RICH, np.full((1, 4), np.nan, np.float32), np.full(1, np.nan, np.float32), np.zeros(1, np.int64)
+    )
     assert nothing[0, :8].tolist() == [0] * 5 + [1] * 3
-    far = encode(RICH, np.array([[0, -3e38, 3e38, 0]], np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64))
+    far = transform(RICH, np.array([[0, -3e38, 3e38, 0]], np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64))
     assert far[0, 1:3].tolist() == [-1e4, 1e4]
     assert far[0, 5:8].tolist() == [0] * 3
 
 
 def test_clock_at_known_times() -> None:
-    encoder = Encoder(hour_of_day=True, day_of_week=True)
+    encoder = FeatureEncoder(hour_of_day=True, day_of_week=True)
     monday = 4 * 86_400_000  # 1970-01-05
     times = np.array([monday, monday + 6 * 3_600_000, monday - 7 * 86_400_000])
-    found = encode(encoder, np.empty((3, 0), np.float32), np.empty(3, np.float32), times)
+    found = transform(encoder, np.empty((3, 0), np.float32), np.empty(3, np.float32), times)
     np.testing.assert_allclose(found[0], [0, 1, 0, 1], atol=1e-6)
     np.testing.assert_allclose(found[1, :2], [1, 0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
 
 
 def test_no_dense_input_at_all() -> None:
-    encoder = Encoder(categories=RICH.categories)
-    assert encode(encoder, np.empty((3, 0), np.float32), np.empty(3, np.float32), np.zeros(3, np.int64)).shape == (3, 0)
+    encoder = FeatureEncoder(categories=RICH.categories)
+    assert transform(encoder, np.empty((3, 0), np.float32), np.empty(3, np.float32), np.zeros(3, np.int64)).shape == (
+        3,
+        0,
+    )
 
 
 @pytest.mark.parametrize("elapsed", [None, Elapsed(1.0, 2.0)])
 def test_flag_columns_are_where_the_flags_are(elapsed: Elapsed | None) -> None:
     encoder = replace(RICH, elapsed=elapsed)
-    columns = flag_columns(encoder)
+    columns = missing_flag_columns(encoder)
     assert [column is None for column in columns] == [False, True, False, True]
     for place, column in enumerate(columns):
         x = np.zeros((1, 4), np.float32)
         rest = np.zeros(1, np.float32), np.zeros(1, np.int64)
-        before = encode(encoder, x, *rest)[0]
+        before = transform(encoder, x, *rest)[0]
         x[0, place] = np.nan
-        after = encode(encoder, x, *rest)[0]
+        after = transform(encoder, x, *rest)[0]
         changed = np.flatnonzero((before == 0) & (after == 1)).tolist()
         assert changed == ([] if column is None else [column])
 
 
 def test_scaling_is_in_the_bits_of_float32() -> None:
     found = number(np.random.default_rng(0).normal(1 / 3, 1 / 7, 100))
-    assert (found.centre, found.scale) == tuple(floats([found.centre, found.scale]).tolist())
+    assert (found.centre, found.scale) == tuple(as_float32([found.centre, found.scale]).tolist())

@@ -1,291 +1,178 @@
-"""The exported step model, event by event, gives what the net in torch gives over whole sequences."""
+"""The network in torch against formulas written by hand, and what it refuses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import poisoned_model
-from sequences import World, encoder_of_everything, encoder_of_numbers, random_net, serve, world
+from sequences import LSTM_AND_GRU, RELU, encode_random, encoder_of_everything, encoder_of_numbers, random_torch_network
 
-from lstmstream.errors import CannotServe
-from lstmstream.model import load_model
-from lstmstream.serve.step import OnnxStep, StepInput
-from lstmstream.train.export import Calibration, Encoder, Network, build, export, read_network
+from lstmstream.train.export import Category
 from lstmstream.train.network import (
     Anomaly,
+    Architecture,
     Classes,
-    Design,
     Forecast,
-    Net,
-    Target,
-    answers,
-    load,
-    outputs,
-    powers,
-    surprise,
+    TaskHead,
+    TorchNetwork,
+    load_weights,
 )
+from lstmstream.train.predict import forward_sequences
 
 pytestmark = pytest.mark.torch
 torch.set_num_threads(1)
-TOLERANCE = 1e-5
-CALIBRATION = Calibration(start=1.3, unit=1.7, alpha=0.05)
-
-TARGETS: dict[str, Target] = {
-    "logit": Classes(1),
-    "classes": Classes(4),
-    "next": Forecast((1,), 1, residual=True),
-    "next-absolute": Forecast((1,), 1, residual=False),
-    "next-log": Forecast((0, 3), 1, residual=True),
-    "three-ahead": Forecast((2, 0, 1), 3, residual=True),
-    "three-ahead-absolute": Forecast((0, 2), 3, residual=False),
-    "anomaly": Anomaly((1, 0, 2)),
-    "anomaly-absolute": Anomaly((3,), residual=False),
-}
-CELLS = {
-    "lstm": Design("lstm"),
-    "gru": Design("gru"),
-    "lstm-projected": Design("lstm", projection=3),
-    "lstm-relu": Design("lstm", activation="relu"),
-    "gru-relu": Design("gru", activation="relu"),
-    "lstm-relu-projected": Design("lstm", projection=2, activation="relu"),
-}
 
 
-def exported(folder: Path, net: Net, **card: object) -> OnnxStep:
-    network = net.to_network(calibration=CALIBRATION)
-    export(folder / "m.onnx", network, name="m", version="1", **card)
-    return OnnxStep(load_model(folder / "m.onnx"), device="cpu")
-
-
-def assert_parity(folder: Path, net: Net, events: World) -> None:
-    """Scores, predictions and, for an anomaly, what the head remembers."""
-    step = exported(folder, net)
-    dense, codes, missing, lengths = events.tensors(net.encoder)
-    score, prediction = (values.numpy() for values in answers(net, dense, codes, missing, lengths, CALIBRATION))
-    served, predicted, state = serve(step, events)
-    assert np.array_equal(np.isnan(served), np.isnan(score))
-    assert np.array_equal(np.isnan(predicted), np.isnan(prediction))
-    for ours, theirs in ((served, score), (predicted, prediction)):
-        size = 1 if isinstance(net.target, Classes) else np.maximum(1, np.abs(theirs))
-        assert np.nanmax(np.abs(ours - theirs) / size) <= TOLERANCE
-    assert np.nanstd(score) > 1e-3  # scores that say nothing would agree too
-    if isinstance(net.target, Anomaly):
-        assert_same_memory(net, state, dense, codes, missing, lengths)
-
-
-def assert_same_memory(net: Net, state: dict[str, np.ndarray], dense, codes, missing, lengths) -> None:
-    assert isinstance(net.target, Anomaly)
-    with torch.no_grad():
-        output = outputs(net, dense, codes)
-        _, power = powers(surprise(output, dense, missing, net.target), CALIBRATION)
-    rows, last = torch.arange(len(dense)), lengths - 1
-    expected = {"forecast": output[rows, last].numpy(), "power": power[rows, last, None].numpy()}
-    for name, values in expected.items():
-        assert np.max(np.abs(state[name] - values) / np.maximum(1, np.abs(values))) <= TOLERANCE, name
-    assert (state["has_forecast"] == 1).all()
-    assert np.ptp(state["power"]) > 0.1
-
-
-@cache
-def small_world() -> tuple[Encoder, World]:
+@pytest.mark.parametrize("architecture", RELU, ids=str)
+def test_the_loop_is_torchs_own_layer_but_for_the_activation(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder = encoder_of_everything()
-    return encoder, world(encoder, 200)
+    dense, codes, *_ = encode_random(encoder)
+    network = random_torch_network(encoder, architecture, Classes(2))
+    theirs = TorchNetwork(encoder, replace(architecture, activation="tanh"), Classes(2)).eval()
+    theirs.load_state_dict(network.state_dict())
+    monkeypatch.setattr(torch, "relu", torch.tanh)
+    for ours, expected in zip(
+        flat(network(dense, codes, network.initial_state(9))),
+        flat(theirs(dense, codes, theirs.initial_state(9))),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_task_with_every_cell(tmp_path: Path, target: str, cell: str, layers: int) -> None:
-    encoder, events = small_world()
-    net = random_net(encoder, replace(CELLS[cell], layers=layers, hidden=5 + layers), TARGETS[target], seed=layers)
-    assert_parity(tmp_path, net, events)
+def flat(result: tuple[torch.Tensor, tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    return [result[0], *result[1]]
 
 
-@pytest.mark.parametrize("window", [1, 2, 7])
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("target", ["logit", "next-log", "anomaly"])
-def test_every_cell_in_a_window(tmp_path: Path, target: str, cell: str, window: int) -> None:
-    encoder, events = small_world()
-    net = random_net(encoder, replace(CELLS[cell], layers=1 + window % 2, hidden=6, window=window), TARGETS[target])
-    assert_parity(tmp_path, net, events)
+def test_a_relu_lstm_as_keras_has_it() -> None:
+    network = random_torch_network(encoder_of_numbers(), Architecture("lstm", 1, 2, activation="relu"), Classes(1))
+    dense, codes, *_ = encode_random(encoder_of_numbers(), keys=1)
+    (layer,) = network.to_spec().layers
+    w, r, b = (values.astype(np.float64) for values in (layer.weight_ih, layer.weight_hh, layer.bias))
+    h, c = np.zeros(2), np.zeros(2)
+
+    def sigmoid(value: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-value))
+
+    for x in dense[0].numpy().astype(np.float64):
+        z = w @ x + r @ h + b[:8] + b[8:]
+        c = sigmoid(z[2:4]) * c + sigmoid(z[0:2]) * np.maximum(z[4:6], 0)
+        h = sigmoid(z[6:8]) * np.maximum(c, 0)
+    _, state = network(dense, codes, network.initial_state(1))
+    np.testing.assert_allclose([part[0].detach().numpy() for part in state], [h, c], rtol=1e-5, atol=1e-6)
+    assert h.any()
 
 
-@dataclass(frozen=True)
-class Large:
-    target: str
-    design: Design
-    encoder: str = "everything"
+@pytest.mark.parametrize("architecture", LSTM_AND_GRU + RELU, ids=str)
+def test_batches_with_the_state_carried_on_give_what_the_whole_sequence_gives(architecture: Architecture) -> None:
+    encoder = encoder_of_everything()
+    dense, codes, *_ = encode_random(encoder)
+    network = random_torch_network(encoder, architecture, Forecast((0,), 2))
+    whole, after = network(dense, codes, network.initial_state(9))
+    kept = tuple(torch.zeros_like(part) for part in network.initial_state(12))
+    rows = torch.tensor([11, 3, 4, 0, 1, 9, 8, 7, 2])  # where each key's state lies
+    outputs = []
+    for start in (0, 10, 17):
+        stop = {0: 10, 10: 17, 17: dense.shape[1]}[start]
+        output, state = network(dense[:, start:stop], codes[:, start:stop], tuple(part[rows] for part in kept))
+        for part, values in zip(kept, state, strict=True):
+            part[rows] = values.detach()
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs, 1), whole, atol=1e-6, rtol=1e-6)
+    for part, values in zip(kept, after, strict=True):
+        torch.testing.assert_close(part[rows], values, atol=1e-6, rtol=1e-6)
 
 
-LARGE = (
-    Large("logit", Design("lstm", 2, 32)),
-    Large("classes", Design("gru", 1, 16)),
-    Large("next", Design("lstm", 3, 16, projection=8)),
-    Large("next-log", Design("gru", 2, 16, activation="relu"), "logs"),
-    Large("three-ahead", Design("lstm", 1, 16, activation="relu"), "numbers"),
-    Large("three-ahead-absolute", Design("gru", 3, 16)),
-    Large("anomaly", Design("lstm", 1, 32)),
-    Large("anomaly", Design("gru", 2, 16, window=4), "numbers"),
-    Large("anomaly-absolute", Design("lstm", 2, 16, projection=4, activation="relu")),
-    Large("logit", Design("lstm", 1, 16, window=10), "logs"),
+def test_the_initial_weights() -> None:
+    network = TorchNetwork(encoder_of_everything(), Architecture("lstm", 2, 5), Classes(1))
+    for layer in network.layers:
+        assert (layer.rnn.bias_ih_l0 + layer.rnn.bias_hh_l0)[5:10].tolist() == [1] * 5
+    for table in network.embeddings:
+        assert not table.weight[0].any()
+        assert table.weight[1:].any()
+    network.set_prior(-3.5)
+    assert network.head.bias.tolist() == [-3.5]
+    classes = TorchNetwork(encoder_of_everything(), Architecture("gru"), Classes(3))
+    classes.set_prior([0, -1, -2])
+    assert classes.head.bias.tolist() == [0, -1, -2]
+    residual = TorchNetwork(encoder_of_numbers(), Architecture("gru"), Forecast((0,)))
+    assert residual.head.weight.abs().max() < 0.1 / math.sqrt(64) + 1e-6
+    assert [part.shape for part in network.initial_state(3)] == [(3, 5)] * 4
+
+
+@pytest.mark.parametrize("architecture", [*LSTM_AND_GRU, *RELU, replace(LSTM_AND_GRU[0], window=4)], ids=str)
+@pytest.mark.parametrize(
+    "task_head", [Classes(3), Forecast((0, 1), 2), Anomaly((2,))], ids=lambda one: type(one).__name__
 )
-
-
-@pytest.mark.parametrize("case", LARGE, ids=lambda case: f"{case.target}-{case.design.cell}{case.design.layers}")
-def test_ten_thousand_keys(tmp_path: Path, case: Large) -> None:
-    encoder = {
-        "everything": encoder_of_everything(),
-        "numbers": encoder_of_numbers(),
-        "logs": encoder_of_numbers(log=True),
-    }[case.encoder]
-    target = TARGETS[case.target]
-    if not isinstance(target, Classes) and max(target.columns) >= len(encoder.numbers):
-        target = replace(target, columns=(2, 0))
-    net = random_net(encoder, case.design, target, seed=7)
-    assert_parity(tmp_path, net, world(encoder, 10_000, seed=11))
-
-
-BATCHES = (2, 3, 7, 64, 200)
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_rows_bits_do_not_depend_on_the_batch(tmp_path: Path, target: str, cell: str, window: int | None) -> None:
-    encoder, events = small_world()
-    hidden = 5 + len(target)  # from 9 to 25, few of them a multiple of the vector
-    step = exported(tmp_path, random_net(encoder, replace(CELLS[cell], hidden=hidden, window=window), TARGETS[target]))
-    _, _, parts = serve(step, events)  # states that occur
-    given = StepInput(
-        *(np.ascontiguousarray(getattr(events, name)[:, 0]) for name in ("x", "codes", "timestamp")),
-        events.elapsed[:, 1].copy(),
-        np.concatenate([parts[part.name] for part in step.card.state.parts], axis=1),
-    )
-    alone = [step.step(given.rows(row, 1)) for row in range(len(given.x))]
-    for size in BATCHES:
-        for start in {0, 1, 5, 64, 200 - size}:
-            if start + size > 200:
-                continue
-            together = step.step(given.rows(start, size))
-            for name, batch in together._asdict().items():
-                rows = np.concatenate([getattr(one, name) for one in alone[start : start + size]])
-                assert rows.tobytes() == batch.tobytes(), f"{name}, batch of {size} at {start}"
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("target", TARGETS)
-def test_weights_come_back_from_the_file(tmp_path: Path, target: str, cell: str, window: int | None) -> None:
-    encoder, design = encoder_of_everything(limit=123.0), replace(CELLS[cell], layers=2, hidden=6, window=window)
-    net = random_net(encoder, design, TARGETS[target])
-    for layer in net.body:  # not what a net begins with, but what an imported one may
-        for name, values in layer.named_buffers(recurse=False):
-            values.add_({"first_h": 0.3, "first_c": -0.2}[name])
-    made = net.to_network(calibration=CALIBRATION)
-    first = export(tmp_path / "a.onnx", made, name="m", version="1", training={"seed": 1})
-
-    read = read_network(load_model(tmp_path / "a.onnx"))
-    again = random_net(read.encoder, design, TARGETS[target], seed=99)
-    load(again, read)
-    calibration = getattr(read.head, "calibration", None)
-    second = export(
-        tmp_path / "b.onnx", again.to_network(calibration=calibration), name="m", version="1", training={"seed": 1}
-    )
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-    assert first == second
-    assert first.fingerprint
-    other = random_net(encoder, design, TARGETS[target], seed=99).to_network(calibration=CALIBRATION)
-    assert build(other) != build(made)  # the weights, not the seed, made them equal
-
-
-def test_the_state_of_each_kind() -> None:
-    encoder = encoder_of_numbers()
-
-    def parts(design: Design, target: Target) -> list[tuple[str, tuple[int, ...]]]:
-        state = Net(encoder, design, target).to_network(calibration=CALIBRATION).state
-        assert state.size == len(state.initial) == sum(int(np.prod(part.shape)) for part in state.parts)
-        return [(part.name, part.shape) for part in state.parts]
-
-    head = [("forecast", (2, 2)), ("has_forecast", (1,)), ("power", (1,))]
-    assert parts(Design("lstm", 2, 4), Classes()) == [("h0", (4,)), ("c0", (4,)), ("h1", (4,)), ("c1", (4,))]
-    assert parts(Design("lstm", 1, 4, projection=2), Forecast((0,))) == [("h0", (2,)), ("c0", (4,))]
-    assert parts(Design("gru", 2, 4), Anomaly((0, 2))) == [("h0", (4,)), ("h1", (4,)), *head]
-    assert parts(Design("gru", 2, 4, window=5), Anomaly((0, 2))) == [("window", (5, 3)), ("filled", (1,)), *head]
-    made = Net(encoder, Design("gru", 1, 1), Anomaly((0,))).to_network(calibration=CALIBRATION)
-    assert made.state.initial == (0, 0, 0, 0, float(str(np.float32(1.3**4))))
-
-
-def test_a_window_that_has_slid_over_holds_the_last_rows(tmp_path: Path) -> None:
-    encoder = encoder_of_numbers()
-    events = world(encoder, 50)
-    net = random_net(encoder, Design("lstm", 1, 4, window=5), Classes())
-    _, _, state = serve(exported(tmp_path, net), events)
-    dense, _, _, _ = events.tensors(encoder)
-    for row, length in enumerate(events.lengths):
-        seen = min(length, 5)
-        assert state["filled"][row] == seen
-        held = state["window"][row].reshape(5, 3)
-        np.testing.assert_allclose(held[5 - seen :], dense[row, length - seen : length], atol=1e-6)
-        assert not held[: 5 - seen].any()
-
-
-def test_what_export_did_not_write_cannot_be_read_back(tmp_path: Path) -> None:
-    with pytest.raises(CannotServe, match=r"poisoned\.onnx: its weights cannot be read back.*train did not write it"):
-        read_network(load_model(poisoned_model(tmp_path)))
-
-
-def test_models_that_are_there_can_be_read_back() -> None:
-    small = read_network(load_model(Path(__file__).parents[1] / "data" / "small.onnx"))
-    assert [category.vocabulary for category in small.encoder.categories] == [("web", "app", "pos"), None]
-    assert isinstance(read_network(load_model("builtin:demo")), Network)
-
-
-@pytest.mark.parametrize("target", ["next", "next-log", "three-ahead", "anomaly"])
-@pytest.mark.parametrize("window", [None, 3])
-def test_extremes_stay_finite(tmp_path: Path, target: str, window: int | None) -> None:
+def test_every_weight_learns(architecture: Architecture, task_head: TaskHead) -> None:
     encoder = encoder_of_everything()
-    numbers = tuple(replace(number, centre=1e29, scale=scale) for number, scale in
-                    zip(encoder.numbers, (1e29, 1e-29, 1e29, 1e-29), strict=True))  # fmt: skip
-    net = random_net(replace(encoder, numbers=numbers), Design("lstm", 1, 8, window=window), TARGETS[target])
-    step = exported(tmp_path, net)
-    most = float(np.finfo(np.float32).max)
-    generator = np.random.default_rng(0)
-    state = np.tile(np.array(step.card.state.initial, np.float32), (20, 1))
-    for _ in range(20):
-        x = generator.choice([most, -most, 0.0, -0.0, 1e-45, np.nan], (20, 4)).astype(np.float32)
-        elapsed = generator.choice([0, most, np.nan], 20).astype(np.float32)
-        given = StepInput(x, np.zeros((20, 2), np.int64), np.zeros(20, np.int64), elapsed, state)
-        out = step.step(given)
-        assert out.finite().all()
-        state = out.state
-        if target == "next-log":  # logs of about 1e29
-            assert np.abs(out.prediction) == pytest.approx(np.exp(80), rel=1e-4)
+    dense, codes, *_ = encode_random(encoder, keys=60)
+    network = random_torch_network(encoder, architecture, task_head)
+    forward_sequences(network, dense, codes).square().mean().backward()
+    for name, weights in network.named_parameters():
+        assert weights.grad is not None, name
+        assert weights.grad.abs().max() > 0, name
 
 
-def test_a_plateau_ends_in_no_division_by_zero(tmp_path: Path) -> None:
-    encoder = encoder_of_numbers()
-    net = Net(encoder, Design("gru", 1, 2), Anomaly((0,)))
-    with torch.no_grad():
-        for weights in net.parameters():
-            weights.zero_()  # with the residual: the forecast is the present value
-    network = net.to_network(calibration=Calibration(1e-6, 1e-6, 1.0))
-    export(tmp_path / "m.onnx", network, name="m", version="1")
-    step = OnnxStep(load_model(tmp_path / "m.onnx"), device="cpu")
-    state = np.array([step.card.state.initial], np.float32)
-    empty = (np.zeros((1, 0), np.int64), np.zeros(1, np.int64), np.full(1, np.nan, np.float32))
-    for _ in range(5):
-        out = step.step(StepInput(np.full((1, 3), 3, np.float32), *empty, state))
-        state = out.state
-        assert out.score == 0
-        assert out.finite().all()
-    out = step.step(StepInput(np.full((1, 3), 9, np.float32), *empty, state))
-    assert out.score > 0.99
-    e = torch.tensor([[torch.nan, 0, 0, 0, 0, 3]])
-    score, power = powers(e, Calibration(1e-6, 1e-6, 1.0))
-    assert torch.isfinite(power).all()
-    np.testing.assert_allclose(score[0, -1], out.score[0], atol=1e-6)
+def changed(**architecture: Any) -> Callable[[], TorchNetwork]:
+    return lambda: TorchNetwork(
+        encoder_of_everything(), replace(Architecture("lstm", 2, 6), **architecture), Forecast((0,), 2)
+    )
+
+
+def with_head(task_head: TaskHead) -> Callable[[], TorchNetwork]:
+    return lambda: TorchNetwork(encoder_of_everything(), Architecture("lstm", 2, 6), task_head)
+
+
+def with_shop_count(count: int) -> TorchNetwork:
+    encoder = encoder_of_everything()
+    shop = Category("shop", np.zeros((count, 3), np.float32), vocabulary=tuple("abcdefg"[: count - 1]))
+    return TorchNetwork(
+        replace(encoder, categories=(shop, *encoder.categories[1:])), Architecture("lstm", 2, 6), Forecast((0,), 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (changed(hidden=7), r"layers\.0\.initial_h: shape \(6,\), this network has \(7,\)"),
+        (changed(layers=3), r"layers\.2\.initial_h: shape None, this network has"),
+        (changed(layers=1), r"layers\.1\.rnn\.weight_ih_l0: shape \(24, 6\), this network has None"),
+        (changed(cell="gru"), r"layer 0: another cell or activation \(Lstm, tanh\)"),
+        (changed(activation="relu"), "layer 0: another cell or activation"),
+        (changed(projection=3), r"layers\.0\.initial_h: shape \(6,\), this network has \(3,\)"),
+        (changed(window=3), "window None; this network has .* 3"),
+        (with_head(Forecast((1,), 2)), "head or window"),
+        (with_head(Forecast((0,), 2, residual=False)), "head or window"),
+        (with_head(Classes(2)), "head or window"),
+        (lambda: with_shop_count(6), r"embeddings\.0\.weight: shape \(4, 3\), this network has \(6, 3\)"),
+    ],
+)
+def test_weights_of_another_shape_are_refused_by_name(make: Callable[[], TorchNetwork], message: str) -> None:
+    theirs = changed()().to_spec()
+    network = make()
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_weights(network, theirs)
+    assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task_head", "message"),
+    [
+        (Architecture("gru", 1, 8, projection=2), Classes(), "projection 2: only for lstm"),
+        (Architecture("lstm", 1, 8, projection=8), Classes(), "projection 8: .* smaller than hidden"),
+        (Architecture(), Classes(0), "classes: 0"),
+        (Architecture(), Forecast(()), r"columns \(\)"),
+        (Architecture(), Anomaly((4,)), r"columns \(4,\): should be indices of the encoder's 4 numbers"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(architecture: Architecture, task_head: TaskHead, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TorchNetwork(encoder_of_everything(), architecture, task_head)

@@ -1,4 +1,4 @@
-"""The report as a file: whole, closed to the network, and with the numbers it was given. How it looks is for eyes."""
+"""The report as a file: it is complete, loads nothing from the network, and has the numbers it was given."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_reports import MAKERS, report
-from test_measures import DAY, judged
+from evaluated import DAY, evaluated
+from sample_reports import MAKERS, report
 
-from lstmstream.train.measure.metrics import measure
-from lstmstream.train.measure.wording import number
+from lstmstream.evaluation.descriptions import format_number
+from lstmstream.evaluation.metrics import compute_metrics
 from lstmstream.train.report import plots
-from lstmstream.train.report.report import Report, plots_of, render, write_report
-from lstmstream.train.report.summary import part_facts, summarise
+from lstmstream.train.report.render import plots_of, render, write_report
+from lstmstream.train.report.report import Report
+from lstmstream.train.report.summary import split_facts, summarize
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 EVIL = "</script><b>&\"'<!-- http://evil.example/x.js -->"
@@ -63,13 +64,13 @@ class Page(HTMLParser):
 
 
 @cache
-def made(task: str) -> Report:
+def sample(task: str) -> Report:
     return report(task)
 
 
 @pytest.mark.parametrize("task", sorted(MAKERS))
 def test_nothing_comes_from_elsewhere(task: str) -> None:
-    page = Page(render(made(task)))
+    page = Page(render(sample(task)))
     for tag, attributes in page.elements:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
         assert not {"src", "srcset", "action", "style"} & set(attributes)
@@ -87,7 +88,7 @@ def test_nothing_comes_from_elsewhere(task: str) -> None:
 
 @pytest.mark.parametrize("task", ["binary", "forecast"])
 def test_the_policy_allows_what_is_there_and_nothing_else(task: str) -> None:
-    page = Page(render(made(task)))
+    page = Page(render(sample(task)))
     policies = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1
     policy = policies[0]
@@ -106,9 +107,9 @@ def test_the_policy_allows_what_is_there_and_nothing_else(task: str) -> None:
 
 
 def test_names_are_escaped_wherever_they_stand() -> None:
-    whole = made("classes")
+    whole = sample("classes")
     names = (EVIL, *whole.validation.names[1:])
-    field = replace(whole.summary.fields[0], name=EVIL, kind="category", top=((EVIL, 0.5),), values=2)
+    field = replace(whole.summary.fields[0], name=EVIL, kind="category", top=((EVIL, 0.5),), distinct=2)
     evil = replace(
         whole,
         name=EVIL,
@@ -121,19 +122,19 @@ def test_names_are_escaped_wherever_they_stand() -> None:
         threshold=0.5,
         facts={EVIL: EVIL},
         validation=replace(whole.validation, names=names),
-        test=replace(whole.judged, names=names),
+        test=replace(whole.evaluated, names=names),
         metrics={"test": {f"recall[{EVIL}]": {"value": 0.5, "low": 0.4, "high": 0.6}}},
         baselines={EVIL: whole.baselines["logistic regression"]},
-        verdict=replace(whole.verdict, text=EVIL, answer=EVIL),
+        comparison=replace(whole.comparison, text=EVIL, answer=EVIL),
         summary=replace(whole.summary, fields=(field,)),
-        parts=[replace(whole.parts[0], name=EVIL)],
+        splits=[replace(whole.splits[0], name=EVIL)],
     )
     before, page = Page(render(replace(whole, warnings=["one"]))), Page(render(evil))
     assert {tag for tag, _ in page.elements} < {tag for tag, _ in before.elements}
     assert "b" not in {tag for tag, _ in page.elements}  # only tiles have one, and none is left of these metrics
     assert sum(tag == "script" for tag, _ in page.elements) == 3
     assert page.text.count(EVIL) >= 14
-    forecast = made("forecast")
+    forecast = sample("forecast")
     evil = replace(forecast, keys=[EVIL] * len(forecast.keys), cell=EVIL)
     assert EVIL in Page(render(evil)).data()[0]["choice"]
     assert Page(render(evil)).text.count(EVIL) > 12  # every choice of the selector
@@ -141,66 +142,66 @@ def test_names_are_escaped_wherever_they_stand() -> None:
 
 @pytest.mark.parametrize("task", sorted(MAKERS))
 def test_the_numbers_are_the_metrics(task: str) -> None:
-    whole = made(task)
+    whole = sample(task)
     page = Page(render(whole))
     for one in whole.metrics["test"].values():
-        assert number(one["value"]) in page.text
+        assert format_number(one["value"]) in page.text
         if np.isfinite(one["low"]):
-            assert f"{number(one['low'])} to {number(one['high'])}" in page.text
-    assert whole.verdict.text in page.text
+            assert f"{format_number(one['low'])} to {format_number(one['high'])}" in page.text
+    assert whole.comparison.text in page.text
     assert f"{whole.summary.rows:,} events of 60 keys" in page.text
     for judged_baseline in whole.baselines.values():
-        for name, value in measure(judged_baseline).items():
+        for name, value in compute_metrics(judged_baseline).items():
             if name in whole.metrics["test"] and not name.startswith("score_"):
-                assert number(value) in page.text
+                assert format_number(value) in page.text
 
 
 def test_sections_by_task() -> None:
-    ids = {task: [plot["id"] for plot in Page(render(made(task))).data()] for task in MAKERS}
+    ids = {task: [plot["id"] for plot in Page(render(sample(task))).data()] for task in MAKERS}
     assert set(ids["binary"]) == {"scores", "pr", "roc", "alerts", "calibration", "loss", "metric"}
     assert set(ids["classes"]) == {"calibration", "loss"}
-    assert set(ids["forecast"]) == {"forecast", "steps", "loss"}
+    assert set(ids["forecast"]) == {"forecast", "horizon", "loss"}
     assert set(ids["anomaly"]) == {"time", "forecast", "scores", "pr", "roc", "alerts", "loss"}
     assert set(ids["unlabelled"]) == {"time", "forecast", "scores", "loss"}
     for task in MAKERS:
-        page = Page(render(made(task)))
+        page = Page(render(sample(task)))
         figures = {a["data-plot"] for tag, a in page.elements if tag == "figure"}
         assert figures == set(ids[task])
         assert ("threshold" in [a.get("id") for _, a in page.elements]) == (task in {"binary", "anomaly", "unlabelled"})
-    assert "Which class is taken for which" in Page(render(made("classes"))).text
+    assert "Confusion matrix" in Page(render(sample("classes"))).text
 
 
-def test_the_answer_comes_first() -> None:
-    whole = made("binary")
+def test_the_comparison_comes_first() -> None:
+    whole = sample("binary")
     text = Page(render(whole)).text
-    assert text.index("Is the LSTM worth it? Yes.") < text.index("Look at this first") < text.index("Results")
-    no = replace(whole, verdict=replace(whole.verdict, worth=False, answer="No"))
-    assert 'class="card answer no"' in render(no)
+    assert text.index("Is the LSTM worth it? Yes.") < text.index("Warnings") < text.index("Results")
+    no = replace(whole, comparison=replace(whole.comparison, better=False, answer="No"))
+    assert 'class="card comparison no"' in render(no)
 
 
-def test_without_a_test_part_and_without_training() -> None:
-    whole = made("binary")
+def test_without_a_test_split_and_without_training() -> None:
+    whole = sample("binary")
     small = replace(whole, test=None, history=[], chosen_epoch=0, warnings=[], facts={}, baselines={})
     page = Page(render(small))
-    assert "On the validation part" in page.text
-    assert "There is no test part" in page.text
+    assert "On the validation split" in page.text
+    assert "There is no test split" in page.text
     assert [a.get("id") for tag, a in page.elements if tag == "section"] == [
         "results", "plots", "threshold", "data", "config",
     ]  # fmt: skip
 
 
 def test_the_threshold_table_holds_the_chosen_one() -> None:
-    whole = made("binary")
+    whole = sample("binary")
     assert whole.threshold is not None
     page = render(whole)
     row = re.search(
         r'<tr class="chosen"><td>([^<]*) \(chosen\)</td><td>(\d+)</td><td>([^<]*)</td><td>([^<]*)</td>', page
     )
     assert row is not None
-    values = measure(whole.judged, whole.threshold)
-    assert row.group(1) == number(whole.threshold)
-    assert int(row.group(2)) == round(values["alert_share"] * len(whole.judged))
-    assert row.group(4) == number(values["precision"])
+    values = compute_metrics(whole.evaluated, whole.threshold)
+    assert row.group(1) == format_number(whole.threshold)
+    assert int(row.group(2)) == round(values["alert_share"] * len(whole.evaluated))
+    assert row.group(4) == format_number(values["precision"])
     assert whole.threshold_rule in Page(page).text
 
 
@@ -208,18 +209,18 @@ def test_a_large_report_stays_small(tmp_path: Path) -> None:
     count = 300_000
     rng = np.random.default_rng(0)
     label = (rng.random(count) < 0.01).astype(int)
-    part = judged(rng.random(count), label, sequence=np.arange(count) // 3, timestamp=np.arange(count) * 1000)
+    split = evaluated(rng.random(count), label, sequence=np.arange(count) // 3, timestamp=np.arange(count) * 1000)
     names = [f"customer-{i}" for i in range(count)]
-    whole = replace(made("binary"), test=part, keys=names, baselines={}, config="x: 1\n" * 500,
-                    history=made("binary").history * 20)  # fmt: skip
+    whole = replace(sample("binary"), test=split, keys=names, baselines={}, config="x: 1\n" * 500,
+                    history=sample("binary").history * 20)  # fmt: skip
     write_report(tmp_path / "report.html", whole)
     assert (tmp_path / "report.html").stat().st_size < 500_000
     assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).data()
 
 
 def test_curves_hold_known_points() -> None:
-    part = judged([0.9, 0.8, 0.7, 0.1], [1, 0, 1, 0], timestamp=[0, DAY, 2 * DAY, 2 * DAY])
-    pr, roc, alert = plots.ranking_curves({"LSTM": part}, 0.7)
+    split = evaluated([0.9, 0.8, 0.7, 0.1], [1, 0, 1, 0], timestamp=[0, DAY, 2 * DAY, 2 * DAY])
+    pr, roc, alert = plots.ranking_curves({"LSTM": split}, 0.7)
     recall, precision = np.array(pr.x), np.array(pr.series[0].values)
     assert precision[recall <= 0.5].tolist() == [1.0] * (recall <= 0.5).sum()
     np.testing.assert_allclose(precision[recall > 0.5], 2 / 3)
@@ -232,7 +233,7 @@ def test_curves_hold_known_points() -> None:
 
 
 def test_calibration_points() -> None:
-    plot = plots.calibration(judged([0.1, 0.1, 0.1, 0.9], [0, 0, 1, 1]))
+    plot = plots.calibration_plot(evaluated([0.1, 0.1, 0.1, 0.9], [0, 0, 1, 1]))
     assert plot is not None
     points = {x: y for x, y in zip(plot.x, plot.series[0].values, strict=True) if np.isfinite(y)}
     assert list(points) == pytest.approx([0.1, 0.9])
@@ -240,41 +241,41 @@ def test_calibration_points() -> None:
 
 
 def test_a_forecast_is_drawn_when_it_is_for() -> None:
-    whole = made("forecast")
+    whole = sample("forecast")
     drawn = [plot for plot in plots_of(whole) if plot.id == "forecast"]
-    assert len(drawn) == plots.MOST_SERIES
-    key = whole.judged.sequence == 0
-    times, column = whole.judged.timestamp[key], whole.judged.names.index("load t+6")
+    assert len(drawn) == plots.MAX_SERIES
+    key = whole.evaluated.sequence == 0
+    times, column = whole.evaluated.timestamp[key], whole.evaluated.names.index("load t+6")
     six = next(plot for plot in drawn if plot.choice == "k0 · load t+6")
     np.testing.assert_array_equal(six.x, times[6:] / 1000)
-    np.testing.assert_array_equal(six.series[0].values, whole.judged.truth[key, column][:-6])
+    np.testing.assert_array_equal(six.series[0].values, whole.evaluated.truth[key, column][:-6])
     # the truth of six events ahead is the truth of one event ahead, made five events later
-    one = whole.judged.truth[key, whole.judged.names.index("load t+1")]
+    one = whole.evaluated.truth[key, whole.evaluated.names.index("load t+1")]
     np.testing.assert_array_equal(six.series[0].values, one[5:-1])
 
 
 def test_a_long_series_is_drawn_to_its_end() -> None:
     whole = report("forecast", keys=1, length=5000, resamples=2)
     drawn = [plot for plot in plots_of(whole) if plot.id == "forecast"]
-    assert max(len(plot.x) for plot in drawn) == plots.SERIES_POINTS - 1
+    assert max(len(plot.x) for plot in drawn) == plots.FORECAST_POINTS - 1
     assert drawn[0].choice == "load t+1"  # the key's name would say nothing
-    assert drawn[0].x[-1] == whole.judged.timestamp[-1] / 1000
+    assert drawn[0].x[-1] == whole.evaluated.timestamp[-1] / 1000
 
 
 def test_the_data_in_numbers() -> None:
     _, events, features, _, _ = MAKERS["binary"](10, 50)
-    facts = summarise(events, features)
-    amount, balance, shop = facts.fields
+    summary = summarize(events, features)
+    amount, balance, shop = summary.fields
     known = events.x[~np.isnan(events.x[:, 0]), 0].astype(np.float64)
     assert amount.missing == pytest.approx(np.isnan(events.x[:, 0]).mean())
-    assert (amount.mean, amount.spread) == (pytest.approx(known.mean()), pytest.approx(known.std()))
-    assert (amount.low, amount.high) == (known.min(), known.max())
+    assert (amount.mean, amount.std) == (pytest.approx(known.mean()), pytest.approx(known.std()))
+    assert (amount.min, amount.max) == (known.min(), known.max())
     assert balance.is_constant
     assert not amount.is_constant
-    assert shop.values == 5
+    assert shop.distinct == 5
     assert shop.top[0][1] == pytest.approx(np.bincount(events.codes[:, 0])[1:].max() / 500)
-    assert facts.events_per_key == (50, 50.0, 50)
-    part = part_facts("test", events, np.arange(100, 200))
-    assert (part.rows, part.keys, part.labelled) == (100, 2, 100)
-    assert part.positives == events.label[100:200].sum()
-    assert part_facts("test", events, []).start_ms is None
+    assert summary.events_per_key == (50, 50.0, 50)
+    split = split_facts("test", events, np.arange(100, 200))
+    assert (split.rows, split.keys, split.labelled) == (100, 2, 100)
+    assert split.positives == events.label[100:200].sum()
+    assert split_facts("test", events, []).start_ms is None

@@ -1,4 +1,4 @@
-"""A training configuration: its defaults, and a path with a remedy for each thing that is wrong."""
+"""A training configuration: its defaults, and a path with a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lstmstream.errors import CannotServe
-from lstmstream.train.schema import TRAIN_OPTIONS, TrainConfig, judge_training, load_training, shown
+from lstmstream.train.schema import TrainConfig, config_text, load_training, training_options, validate_training
 
 LEAST = """
 name: card-fraud
@@ -41,18 +43,18 @@ threshold: {rule: cost, cost: {missed: 100, alert: 2}}
 """
 
 
-def judged(text: str, base: str = LEAST) -> TrainConfig:
+def validated(text: str, base: str = LEAST) -> TrainConfig:
     """The configuration `base` with the sections in `text` merged into it."""
     tree = yaml.safe_load(base)
     for name, values in yaml.safe_load(text).items():
         merge = isinstance(tree.get(name), dict) and isinstance(values, dict)
         tree[name] = {**tree[name], **values} if merge else values
-    return judge_training(tree, Path("/folder"))
+    return validate_training(tree, Path("/folder"))
 
 
 def faults(text: str, base: str = LEAST) -> list[str]:
     with pytest.raises(CannotServe) as caught:
-        judged(text, base)
+        validated(text, base)
     return list(caught.value.problems)
 
 
@@ -60,7 +62,7 @@ def faults(text: str, base: str = LEAST) -> list[str]:
 
 
 def test_the_least_and_the_defaults() -> None:
-    config = judged("{}")
+    config = validated("{}")
     assert (config.name, config.version, config.task, config.out) == ("card-fraud", "1", "classify", None)
     assert config.folder == Path("/folder")
     data, target, split = config.data, config.target, config.split
@@ -88,7 +90,7 @@ def test_the_least_and_the_defaults() -> None:
 
 
 def test_the_whole() -> None:
-    config = judged("{}", WHOLE)
+    config = validated("{}", WHOLE)
     assert config.data.path == ["transactions.parquet", "more/*.csv"]
     assert [(n.name, n.log, n.scale) for n in config.features.numbers] == [
         ("amount", False, "standard"),
@@ -106,11 +108,11 @@ def test_the_whole() -> None:
 
 
 def test_short_forms() -> None:
-    assert [n.name for n in judged('features: {numbers: "amount, age"}').features.numbers] == ["amount", "age"]
-    assert judged("data: {path: [a.csv, b.csv]}").data.path == ["a.csv", "b.csv"]
-    assert judged("model: null").model.hidden == 64
-    assert judged("threshold: {rule: none}").threshold.rule == "none"
-    assert judged('training: {class_weights: "balanced"}').training.class_weights == "balanced"
+    assert [n.name for n in validated('features: {numbers: "amount, age"}').features.numbers] == ["amount", "age"]
+    assert validated("data: {path: [a.csv, b.csv]}").data.path == ["a.csv", "b.csv"]
+    assert validated("model: null").model.hidden == 64
+    assert validated("threshold: {rule: none}").threshold.rule == "none"
+    assert validated('training: {class_weights: "balanced"}').training.class_weights == "balanced"
 
 
 @pytest.mark.parametrize(
@@ -123,16 +125,16 @@ def test_short_forms() -> None:
     ],
 )
 def test_dates_with_and_without_quotes(written: str, read: str) -> None:
-    assert judged(f"split: {{validation_from: {written}}}").split.validation_from == read
+    assert validated(f"split: {{validation_from: {written}}}").split.validation_from == read
     kafka = "data: {from: kafka, topic: t, path: [], start: %s, end: 17}"
-    data = judged(kafka % written).data
+    data = validated(kafka % written).data
     assert (data.start, data.end) == (read, 17)
 
 
 def test_columns_that_are_forecast() -> None:
     forecast = "{task: forecast, features: {numbers: [a, b, c]}, target: {field: null%s}}"
-    assert judged(forecast % "").targets == (0, 1, 2)
-    assert judged(forecast % ', fields: "c, a"').targets == (2, 0)
+    assert validated(forecast % "").targets == (0, 1, 2)
+    assert validated(forecast % ', fields: "c, a"').targets == (2, 0)
 
 
 def test_a_file(tmp_path: Path) -> None:
@@ -150,8 +152,10 @@ def test_a_file(tmp_path: Path) -> None:
 
 
 def test_every_option_is_described() -> None:
-    assert {"features.numbers", "features.numbers.scale", "data.from", "threshold.cost.missed"} <= set(TRAIN_OPTIONS)
-    for option in TRAIN_OPTIONS.values():
+    assert {"features.numbers", "features.numbers.scale", "data.from", "threshold.cost.missed"} <= {
+        option.path for option in training_options()
+    }
+    for option in training_options():
         assert option.description.strip(), option.path
 
 
@@ -161,7 +165,7 @@ def test_every_option_is_described() -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("name: a b", "name: cannot begin the names of topics; use 1 to 200 of the letters"),
+        ("name: a b", "name: is not a valid name; use 1 to 200 of the characters"),
         ("version: 1", "version: must be text; put it in quotes"),
         ("task: cluster", "task: must be one of forecast, classify, anomaly; got 'cluster'"),
         ("out: 5", "out: must be the path of a file"),
@@ -170,20 +174,20 @@ def test_every_option_is_described() -> None:
         ("data: {from: s3}", "data.from: must be one of files, kafka"),
         ("data: {path: ['']}", "data.path.0: is empty"),
         ("data: {path: [5]}", "data.path.0: must be text; put it in quotes"),
-        ("data: {key: a..b}", "data.key: is no field of an event; write a name, with dots"),
-        ("data: {timestamp: ''}", "data.timestamp: is no field of an event"),
-        ("data: {from: kafka, topic: a b}", "data.topic: is no legal topic name; use"),
-        ("data: {start: [1]}", "data.start: is neither earliest, latest, an offset nor an ISO 8601 time; write one"),
-        ("data: {end: true}", "data.end: is neither earliest"),
+        ("data: {key: a..b}", "data.key: is not a valid field; write its name, with dots"),
+        ("data: {timestamp: ''}", "data.timestamp: is not a valid field"),
+        ("data: {from: kafka, topic: a b}", "data.topic: is not a valid topic name; use"),
+        ("data: {start: [1]}", "data.start: must be earliest, latest, an offset or an ISO 8601 time; write one"),
+        ("data: {end: true}", "data.end: must be earliest"),
         ("kafka: {bootstrap_servers: nope}", "kafka.bootstrap_servers: entry 1 is not host:port; write it like"),
         ("features: {numbr: [a]}", "features.numbr: unknown key; did you mean numbers?"),
         ("features: {numbers: [5]}", "features.numbers.0: must be a section of keys"),
         ("features: {numbers: {a: 1}}", "features.numbers: must be a list; write [one, other]"),
-        ("features: {numbers: [a..b]}", "features.numbers.0.name: is no field of an event"),
+        ("features: {numbers: [a..b]}", "features.numbers.0.name: is not a valid field"),
         ("features: {numbers: [b, {name: a, scle: none}]}", "features.numbers.1.scle: unknown key; did you mean scale"),
         ("features: {numbers: [{name: a, scale: max}]}", "features.numbers.0.scale: must be one of standard, robust"),
         ("features: {numbers: [{name: a, log: 7}]}", "features.numbers.0.log: must be true or false"),
-        ("features: {numbers: [{log: true}]}", "features.numbers.0.name: is missing; the event's field"),
+        ("features: {numbers: [{log: true}]}", "features.numbers.0.name: is missing; set it (the event's field)"),
         ("features: {categories: [{name: a, widht: 1}]}", "features.categories.0.widht: unknown key; did you mean"),
         ("features: {categories: [{name: a, buckets: 0}]}", "features.categories.0.buckets: must be greater than or"),
         ("features: {categories: [{name: a, min_count: 0}]}", "features.categories.0.min_count: must be greater than"),
@@ -193,12 +197,12 @@ def test_every_option_is_described() -> None:
         ("target: {horizon: 0}", "target.horizon: must be greater than or equal to 1"),
         ("target: {memory: 0}", "target.memory: must be greater"),
         ("target: {loss: l3}", "target.loss: must be one of mse, mae, huber"),
-        ("target: {fields: [a, a]}", "target.fields: names a field twice; write each once"),
+        ("target: {fields: [a, a]}", "target.fields: names a field twice; list each field once"),
         ("split: {by: luck}", "split.by: must be one of time, key, given"),
         ("split: {validation: 1}", "split.validation: must be less than 1"),
         ("split: {test: -0.1}", "split.test: must be greater than or equal to 0"),
-        ("split: {test: true}", "split.test: is true or false where a number belongs; write a number"),
-        ("split: {test: .nan}", "split.test: must be finite; write an ordinary number"),
+        ("split: {test: true}", "split.test: must be a number, not true or false; write a number"),
+        ("split: {test: .nan}", "split.test: must be a finite number"),
         ("split: {gap: 7}", "split.gap: needs a unit; write it like 30s"),
         *(
             (f"split: {{{name}: soon}}", f"split.{name}: is not an ISO 8601 time; write 2026-01-31 or 2026-01-31T12")
@@ -213,14 +217,14 @@ def test_every_option_is_described() -> None:
         ("model: {window: 0}", "model.window: must be greater"),
         ("training: {epochz: 1}", "training.epochz: unknown key; did you mean epochs?"),
         ("training: {epochs: 1.5}", "training.epochs: must be a whole number"),
-        ("training: {epochs: true}", "training.epochs: is true or false where a number belongs"),
+        ("training: {epochs: true}", "training.epochs: must be a number, not true or false"),
         ("training: {patience: 0}", "training.patience: must be greater"),
         ("training: {monitor: auc}", "training.monitor: must be one of auto, loss, average_precision"),
         ("training: {batch: 0}", "training.batch: must be greater"),
         ("training: {steps: 0}", "training.steps: must be greater"),
         ("training: {optimizer: lion}", "training.optimizer: must be one of adam, adamw, sgd"),
         ("training: {learning_rate: 0}", "training.learning_rate: must be greater than 0"),
-        ("training: {learning_rate: true}", "training.learning_rate: is true or false where a number belongs"),
+        ("training: {learning_rate: true}", "training.learning_rate: must be a number, not true or false"),
         ("training: {schedule: step}", "training.schedule: must be one of none, cosine, plateau"),
         ("training: {clip: 0}", "training.clip: must be greater than 0"),
         ("training: {weight_decay: -1}", "training.weight_decay: must be greater than or equal to 0"),
@@ -256,9 +260,9 @@ def test_all_at_once() -> None:
         "training.batch",
     ]
     with pytest.raises(CannotServe) as caught:
-        judge_training({}, Path())
-    assert [one.split(":")[0] for one in caught.value.problems] == ["name", "task"]
-    assert all("is missing; " in one for one in caught.value.problems)
+        validate_training({}, Path())
+    assert [one.split(":")[0] for one in caught.value.problems] == ["name", "task", "data.path", "features"]
+    assert all("is missing; " in one for one in caught.value.problems[:3])
 
 
 # --- what is wrong between options -----
@@ -275,8 +279,8 @@ ANOMALY = "task: anomaly, target: {field: null}"
         (
             "{data: {timestamp: null}, features: {elapsed: true, day_of_week: true}}",
             [
-                f"features.{name}: needs data.timestamp, as the daemon will feed real times; name that, or take this"
-                " away"
+                f"features.{name}: needs data.timestamp, because the daemon feeds real event times; set that, or remove"
+                " this"
                 for name in ("elapsed", "day_of_week")
             ],
         ),
@@ -289,67 +293,70 @@ ANOMALY = "task: anomaly, target: {field: null}"
         ),
         (
             "split: {validation: 0}",
-            ["split.validation: is 0, and it chooses the epoch and the threshold; make it larger"],
+            ["split.validation: is 0, but validation selects the epoch and the threshold; make it larger"],
         ),
         (
             f"{{{FORECAST}, threshold: {{rule: f1}}}}",
-            ["threshold.rule: f1 is not for forecasts; write rule: value, or take it away"],
+            ["threshold.rule: f1 does not apply to forecasts; write rule: value, or remove it"],
         ),
-        ("features: {numbers: []}", ["features: is empty; name at least one of numbers or categories"]),
-        ("features: {numbers: [a, b, a]}", ["features.numbers: a stands there twice; keep one"]),
-        ("features: {categories: [a, {name: a, width: 2}]}", ["features.categories: a stands there twice; keep one"]),
+        ("features: {numbers: []}", ["features: is empty; list at least one of numbers or categories"]),
+        ("features: {numbers: [a, b, a]}", ["features.numbers: a is listed twice; keep one"]),
+        ("features: {categories: [a, {name: a, width: 2}]}", ["features.categories: a is listed twice; keep one"]),
         ("target: {field: null}", ["target.field: is missing; name the field that holds the label"]),
         (
             "target: {fields: [amount]}",
-            ["target.fields: is for forecasts; to classify, name one label in target.field"],
+            ["target.fields: is for forecasts; for task: classify, name the label in target.field"],
         ),
-        ("target: {classes: ['0']}", ["target.classes: needs two or more values, each once"]),
-        ("target: {classes: ['0', '1', '0']}", ["target.classes: needs two or more values, each once"]),
+        ("target: {classes: ['0']}", ["target.classes: needs two or more values, each listed once"]),
+        ("target: {classes: ['0', '1', '0']}", ["target.classes: needs two or more values, each listed once"]),
         (
             f"{{{FORECAST}, features: {{numbers: [], elapsed: true}}}}",
-            ["features.numbers: is empty; task forecast needs numbers to forecast"],
+            ["features.numbers: is empty, and task: forecast forecasts numbers; list at least one"],
         ),
         (
             "{task: anomaly, target: {field: null, fields: [b]}}",
-            ["target.fields: b is not among features.numbers; add it there, it is an input too"],
+            ["target.fields: b is not one of features.numbers; add it there, because it is an input as well"],
         ),
         (
             "{task: anomaly, target: {horizon: 2}}",
-            ["target.horizon: anomaly detection looks one event ahead; take it away"],
+            ["target.horizon: anomaly detection forecasts one event ahead; remove it"],
         ),
-        ("task: forecast", ["target.field: is for labels; a forecast's fields stand in target.fields"]),
+        ("task: forecast", ["target.field: is for labels; list the fields to forecast in target.fields"]),
         (
             "{task: anomaly, target: {per: sequence}}",
-            ["target.per: sequence needs task: classify, not anomaly"],
+            ["target.per: sequence needs task: classify, not anomaly; remove it"],
         ),
         (
             "split: {validation: 0.5, test: 0.5}",
-            ["split.test: validation and test together leave nothing to learn from; make them smaller"],
+            ["split.test: validation and test together leave nothing to train on; make them smaller"],
         ),
         (
             "split: {by: given}",
-            ["split.field: is missing; name the field that says train, validation or test"],
+            ["split.field: is missing; name the field that holds train, validation or test"],
         ),
-        ("split: {field: part}", ["split.field: has no effect without by: given; write that, or take it away"]),
-        ("split: {by: key, test_from: 2018-07-01}", ["split.test_from: dates need split.by: time"]),
-        ("split: {by: key, gap: 7d}", ["split.gap: a gap needs split.by: time"]),
+        ("split: {field: part}", ["split.field: has no effect without by: given; set that, or remove this"]),
+        (
+            "split: {by: key, test_from: 2018-07-01}",
+            ["split.test_from: a date needs split.by: time; set that, or remove this"],
+        ),
+        ("split: {by: key, gap: 7d}", ["split.gap: a gap needs split.by: time; set that, or remove this"]),
         (
             "model: {cell: GRU, projection: 8}",
-            ["model.projection: only an LSTM has one; take it away, or use cell: lstm"],
+            ["model.projection: only an LSTM has a projection; remove it, or use cell: lstm"],
         ),
-        ("model: {projection: 64}", ["model.projection: 64 must be smaller than model.hidden, 64"]),
+        ("model: {projection: 64}", ["model.projection: 64 must be less than model.hidden (64); change one of them"]),
         (
             "threshold: {rule: alerts_per_day}",
-            ["threshold.alerts_per_day: is missing; write how many alerts a day somebody can look at"],
+            ["threshold.alerts_per_day: is missing; write how many alerts per day can be looked at"],
         ),
         (
             "threshold: {rule: value}",
-            ["threshold.value: is missing; write the score from which on it is an alert"],
+            ["threshold.value: is missing; write the lowest score that is an alert"],
         ),
         *(
             (
                 f"threshold: {{{name}: {value}}}",
-                [f"threshold.{name}: has no effect with rule: auto; write rule: {name}, or take it away"],
+                [f"threshold.{name}: has no effect with rule: auto; write rule: {name}, or remove it"],
             )
             for name, value in (("alerts_per_day", 20), ("value", 0.5), ("cost", "{missed: 5}"))
         ),
@@ -380,26 +387,80 @@ def test_what_does_not_go_together(text: str, expected: list[str]) -> None:
     ],
 )
 def test_what_goes_together(text: str) -> None:
-    assert judged(text).name == "card-fraud"
+    assert validated(text).name == "card-fraud"
 
 
-def test_clashes_are_told_together() -> None:
+def test_conflicts_are_reported_together() -> None:
     found = faults("{split: {by: key, gap: 1d}, model: {projection: 99}, threshold: {rule: value}}")
     assert [one.split(":")[0] for one in found] == ["split.gap", "model.projection", "threshold.value"]
 
 
+def test_conflicts_are_reported_beside_wrong_options() -> None:
+    found = faults("{training: {epochs: 0}, split: {by: key, gap: 1d}, threshold: {rule: value}}")
+    assert [one.split(":")[0] for one in found] == ["training.epochs", "split.gap", "threshold.value"]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("{task: cluster, target: {field: null}}", "task"),  # with the placeholder's task the label would be missing
+        ("{data: {from: kafkaesque}}", "data.from"),
+        ("{features: {numbers: [{name: a, scale: max}]}}", "features.numbers.0.scale"),
+        ("{features: {numbrs: [a], numbers: []}}", "features.numbrs"),  # not: features is empty
+        ("{split: {by: luck, gap: 1d}}", "split.by"),
+        ("{threshold: {rule: f2, value: 1}}", "threshold.rule"),
+        ("{model: {cell: rnn, projection: 100}}", "model.cell"),
+    ],
+)
+def test_a_conflict_with_a_wrong_option_is_not_reported(text: str, path: str) -> None:
+    found = [one.split(":")[0] for one in faults(text)]
+    assert found == [path] + (["model.projection"] if path == "model.cell" else [])
+
+
+keys = st.sampled_from(
+    [
+        "name", "task", "data", "features", "target", "split", "model", "training", "threshold", "tune", "kafka",
+        "path", "from", "numbers", "categories", "field", "fields", "by", "gap", "cell", "epochs", "rule", "cost",
+        "layers", "security", "password",
+    ]
+)  # fmt: skip
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.dates()
+trees = st.dictionaries(
+    keys,
+    st.recursive(
+        scalars,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+        max_leaves=15,
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=trees)
+def test_any_tree_gives_a_configuration_or_says_what_is_wrong(changes: dict[str, Any]) -> None:
+    problems: tuple[str, ...] = ()
+    try:
+        validate_training(yaml.safe_load(LEAST) | changes, Path("/folder"))
+    except CannotServe as error:
+        problems = error.problems or ("no problem is named",)
+    assert all(problem.isprintable() and ": " in problem for problem in problems)
+
+
 def test_nothing_can_be_changed() -> None:
-    config: Any = judged("{}")
+    config: Any = validated("{}")
     with pytest.raises(ValueError, match="frozen"):
         config.model.hidden = 5
 
 
-# --- what belongs to nobody else -----
+# --- secrets and reports -----
 
 
 def test_a_password_may_come_from_the_environment_and_no_report_shows_the_section(tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
-    file.write_text(LEAST.replace("data:", "kafka: {security: {protocol: SASL_SSL, username: u}}\ndata:", 1))
+    file.write_text(
+        LEAST.replace("data:", "kafka: {security: {protocol: SASL_SSL, mechanism: PLAIN, username: u}}\ndata:", 1)
+    )
     tree = yaml.safe_load(file.read_text())
     tree["data"] = {"from": "kafka", "topic": "t"}
     file.write_text(yaml.safe_dump(tree))
@@ -409,11 +470,31 @@ def test_a_password_may_come_from_the_environment_and_no_report_shows_the_sectio
     assert config.kafka.security.password.get_secret_value() == "hunter2"
     tree["kafka"]["security"]["password"] = "hunter2"
     file.write_text(yaml.safe_dump(tree))
-    assert "hunter2" not in shown(file)
-    assert yaml.safe_load(shown(file)) == {name: value for name, value in tree.items() if name != "kafka"}
+    assert "hunter2" not in config_text(file)
+    assert yaml.safe_load(config_text(file)) == {name: value for name, value in tree.items() if name != "kafka"}
+
+
+def test_the_kafka_section_is_checked_as_the_daemons_is(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(LEAST.replace("path: transactions.parquet", "from: kafka, topic: t"))
+    environ = {
+        "LSTMSTREAM_KAFKA__SECURITY__PROTOCOL": "SASL_SSL",
+        "LSTMSTREAM_KAFKA__SECURITY__CA": "missing.pem",
+        "LSTMSTREAM_KAFKA__PROPERTIES__BATCH_SIZE": "many",
+    }
+    with pytest.raises(CannotServe) as caught:
+        load_training(file, environ)
+    batch_size, mechanism, ca = caught.value.problems
+    assert batch_size == (
+        "kafka.properties.batch.size: must be a whole number (from LSTMSTREAM_KAFKA__PROPERTIES__BATCH_SIZE)"
+    )
+    assert mechanism.startswith("kafka.security.mechanism: is missing, and the protocol needs it")
+    assert ca.startswith("kafka.security.ca: the file it names does not exist")
+    file.write_text(LEAST)  # events from a file: the variables are the daemon's, and mean nothing here
+    assert load_training(file, environ).data.source == "files"
 
 
 def test_a_report_shows_the_text_as_it_is_written(tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
     file.write_text(f"# mine\n{LEAST}")
-    assert shown(file) == f"# mine\n{LEAST}"
+    assert config_text(file) == f"# mine\n{LEAST}"

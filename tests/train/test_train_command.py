@@ -1,4 +1,4 @@
-"""`lstmstream train` as a user has it: files in, a model and a report out, and what it says when it cannot."""
+"""`lstmstream train` and `tune` as commands: files in, a model and a report out, and the messages where they fail."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import yaml
 from histories import config_for, purchases, settings, write_config
 
 from lstmstream.errors import CannotServe, Fatal
+from lstmstream.history import events as data
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
-from lstmstream.train.fit import Fit
-from lstmstream.train.history import data
-from lstmstream.train.prepare import prepare
+from lstmstream.train.dataset import prepare_dataset
 from lstmstream.train.run import train
+from lstmstream.train.trainer import Trainer
 from lstmstream.train.tune import tune
 
 pytestmark = pytest.mark.torch
@@ -61,19 +61,19 @@ def test_a_model_and_a_report_come_out(tmp_path: Path, task: str) -> None:
     assert (card.name, card.version, card.task) == ("card-fraud", "1", task)
     assert [feature.name for feature in card.features] == ["amount", "distance", "shop"]
     assert card.categories[0].vocabulary == ("food", "fuel", "web")
-    told = card.training
-    assert told["fields"]["key"] == "customer"
-    assert told["fields"]["timestamp"] == "time"
-    assert told["data"] | {"sha256": ""} == {
+    training = card.training
+    assert training["fields"]["key"] == "customer"
+    assert training["fields"]["timestamp"] == "time"
+    assert training["data"] | {"sha256": ""} == {
         "sha256": "", "rows": len(frame), "keys": 40,
         "from": _iso(frame["time"].min()), "to": _iso(frame["time"].max()),
     }  # fmt: skip
-    assert set(told["metrics"]) == {"validation", "test"}
-    for part in told["metrics"].values():
-        for interval in part.values():
+    assert set(training["metrics"]) == {"validation", "test"}
+    for metrics in training["metrics"].values():
+        for interval in metrics.values():
             assert set(interval) == {"value", "low", "high"}
-    assert told["difference"] < 1e-5
-    assert told["threshold_rule"]
+    assert training["difference"] < 1e-5
+    assert training["threshold_rule"]
     assert (card.threshold is None) == (task == "forecast")
     assert sum(card.reference["score"]["counts"]) > 0
     assert set(card.reference["features"]) == {"amount", "distance", "shop"}
@@ -82,29 +82,29 @@ def test_a_model_and_a_report_come_out(tmp_path: Path, task: str) -> None:
     assert (tmp_path / "card-fraud.html").stat().st_size > 10_000
     assert not list(tmp_path.glob("*checkpoint*"))
     assert not list(tmp_path.glob(".*"))
-    answers = scores(tmp_path / "card-fraud.onnx", tmp_path / "history.csv", tmp_path)
-    assert len(answers) == len(frame)
+    predictions = scores(tmp_path / "card-fraud.onnx", tmp_path / "history.csv", tmp_path)
+    assert len(predictions) == len(frame)
 
 
-def test_what_is_measured_is_what_serving_gives(tmp_path: Path) -> None:
-    """Average precision on the test part, from the engine's own answers."""
+def test_the_metrics_are_those_of_the_served_scores(tmp_path: Path) -> None:
+    """Average precision on the test split, from the scores of the engine."""
     file = write_config(tmp_path, training={"epochs": 8, "learning_rate": 0.02})
     train(file)
     model = tmp_path / "card-fraud.onnx"
-    prepared = prepare(config_for(tmp_path))
-    begin = int(prepared.events.timestamp[prepared.parts.of == 3].min())
+    dataset = prepare_dataset(config_for(tmp_path))
+    begin = int(dataset.events.timestamp[dataset.split.labels == 3].min())
     frame = pl.read_csv(tmp_path / "history.csv")
-    answers = scores(model, tmp_path / "history.csv", tmp_path)
-    told = load_model(model).card
-    score = np.array([answer["score"] for answer in answers])
-    there = (frame["time"] * 1000 >= begin).to_numpy()
-    order = np.argsort(-score[there], kind="stable")
-    label = frame["fraud"].to_numpy()[there][order]
+    predictions = scores(model, tmp_path / "history.csv", tmp_path)
+    card = load_model(model).card
+    score = np.array([prediction["score"] for prediction in predictions])
+    in_test = (frame["time"] * 1000 >= begin).to_numpy()
+    order = np.argsort(-score[in_test], kind="stable")
+    label = frame["fraud"].to_numpy()[in_test][order]
     precision = np.cumsum(label) / np.arange(1, len(label) + 1)
-    expected = told.training["metrics"]["test"]["average_precision"]["value"]
+    expected = card.training["metrics"]["test"]["average_precision"]["value"]
     assert (precision * label).sum() / label.sum() == pytest.approx(expected, abs=1e-3)
-    alerts = [answer["alert"] for answer in answers]
-    assert alerts == [bool(value >= np.float32(told.threshold)) for value in score.astype(np.float32)]
+    alerts = [prediction["alert"] for prediction in predictions]
+    assert alerts == [bool(value >= np.float32(card.threshold)) for value in score.astype(np.float32)]
 
 
 def test_the_same_twice(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_classes_may_be_named_as_a_csv_file_writes_them(tmp_path: Path) -> None:
     assert load_model(tmp_path / "card-fraud.onnx").card.training["fields"]["classes"] == ["1", "0"]
 
 
-def test_labels_of_the_test_part_do_not_choose(tmp_path: Path) -> None:
+def test_the_test_split_does_not_choose(tmp_path: Path) -> None:
     file = write_config(tmp_path)
     train(file, out=tmp_path / "one.onnx")
-    prepared = prepare(config_for(tmp_path))
-    begin = int(prepared.events.timestamp[prepared.parts.of == 3].min()) // 1000
+    dataset = prepare_dataset(config_for(tmp_path))
+    begin = int(dataset.events.timestamp[dataset.split.labels == 3].min()) // 1000
     frame = pl.read_csv(tmp_path / "history.csv")
     late = pl.col("time") >= begin
     frame.with_columns(
@@ -142,19 +142,19 @@ def test_labels_of_the_test_part_do_not_choose(tmp_path: Path) -> None:
     assert one.training["metrics"]["test"] != two.training["metrics"]["test"]
 
 
-def test_half_of_the_anomaly_scores_promise(tmp_path: Path) -> None:
-    """A score of one half is passed by one usual event in two hundred."""
+def test_an_anomaly_score_of_one_half_is_rare(tmp_path: Path) -> None:
+    """One usual event in two hundred has a score above one half."""
     purchases(tmp_path / "history.csv", keys=60, events=300)
     train(write_config(tmp_path, task="anomaly", target={"memory": 2000}))
     metrics = load_model(tmp_path / "card-fraud.onnx").card.training["metrics"]["validation"]
     assert metrics["alert_share"]["value"] == pytest.approx(0.005, abs=0.002)
 
 
-# --- stopping, going on ---------------------------------------------------------------------------------------------
+# --- stopping, resuming ---------------------------------------------------------------------------------------------
 
 
-def begun(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """A training that has told of two epochs and has many before it, and what it told of the second."""
+def start_training(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """A training that has printed two epochs and has many before it, and the line of the second."""
     file = write_config(folder, training={"epochs": 5000, "patience": 5000})
     process = subprocess.Popen(
         [*LSTMSTREAM, "train", str(file), *arguments],
@@ -169,41 +169,41 @@ def begun(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     return process, next(epochs)
 
 
-def last_epoch(told: str) -> int:
-    return int(re.findall(r"^epoch +(\d+)", told, re.MULTILINE)[-1])
+def last_epoch(output: str) -> int:
+    return int(re.findall(r"^epoch +(\d+)", output, re.MULTILINE)[-1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_the_best_so_far(tmp_path: Path, number: int) -> None:
-    process, _ = begun(tmp_path)
+    process, _ = start_training(tmp_path)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
-    assert "stopping; the best epoch so far is kept" in told
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopping; the best epoch so far is kept" in output
     training = load_model(tmp_path / "card-fraud.onnx").card.training
     assert 2 <= training["epochs"] < 5000
 
 
-def test_a_killed_training_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
-    process, told = begun(tmp_path)
+def test_a_killed_training_resumes_after_its_last_epoch(tmp_path: Path) -> None:
+    process, output = start_training(tmp_path)
     process.kill()
     _, more = process.communicate(timeout=60)
-    done = last_epoch(told + more)
+    done = last_epoch(output + more)
     assert (tmp_path / "card-fraud.checkpoint").exists()
     assert not (tmp_path / "card-fraud.onnx").exists()
-    process, told = begun(tmp_path, "--resume")
-    assert last_epoch(told) > done
+    process, output = start_training(tmp_path, "--resume")
+    assert last_epoch(output) > done
     process.send_signal(signal.SIGTERM)
     _, more = process.communicate(timeout=60)
     assert process.returncode == 0, more
-    assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= last_epoch(told + more)
+    assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= last_epoch(output + more)
     assert not (tmp_path / "card-fraud.checkpoint").exists()
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------------------------
 
 
-def test_fine_tuning_keeps_scaling_and_begins_with_the_weights(tmp_path: Path) -> None:
+def test_fine_tuning_keeps_the_scaling_and_starts_with_the_weights(tmp_path: Path) -> None:
     train(write_config(tmp_path), out=tmp_path / "old.onnx")
     frame = pl.read_csv(tmp_path / "history.csv")
     frame.with_columns(amount=pl.col("amount") * 3).write_csv(tmp_path / "history.csv")
@@ -216,22 +216,22 @@ def test_fine_tuning_keeps_scaling_and_begins_with_the_weights(tmp_path: Path) -
 
 def test_fine_tuning_another_network_is_refused(tmp_path: Path) -> None:
     train(write_config(tmp_path), out=tmp_path / "old.onnx")
-    for sections, told in (
-        ({"model": {"hidden": 16}}, r"model\.hidden: 16 is asked for, and the model of --init has 8; leave it out"),
-        ({"model": {"cell": "gru"}}, r"model\.cell: gru is asked for, and the model of --init has lstm"),
+    for sections, message in (
+        ({"model": {"hidden": 16}}, r"model\.hidden: is 16, and the model of --init has 8; remove it"),
+        ({"model": {"cell": "gru"}}, r"model\.cell: is gru, and the model of --init has lstm"),
         (
             {"features": {"numbers": ["amount"]}},
             r"features\.numbers: are amount, and the model of --init has amount, dist",
         ),
-        ({"task": "forecast"}, "task: forecast is asked for, and the model of --init was made to classify"),
-        ({"features": {"elapsed": False}}, r"features\.elapsed: the model of --init has it; leave it out"),
+        ({"task": "forecast"}, "task: is forecast, and the model of --init was trained to classify"),
+        ({"features": {"elapsed": False}}, r"features\.elapsed: the model of --init has it; remove it"),
         (
             {"features": {"numbers": [{"name": "amount", "log": False}, "distance"]}},
-            r"features\.numbers\.amount\.log: the model of --init has it; leave it out",
+            r"features\.numbers\.amount\.log: the model of --init has it; remove it",
         ),
-        ({"target": {"classes": ["1", "0"]}}, r"target\.classes: are 0, 1 in the model of --init, in this order"),
+        ({"target": {"classes": ["1", "0"]}}, r"target\.classes: the model of --init has 0, 1, in this order"),
     ):
-        with pytest.raises(CannotServe, match=told):
+        with pytest.raises(CannotServe, match=message):
             train(write_config(tmp_path, **sections), init=str(tmp_path / "old.onnx"))
 
 
@@ -248,10 +248,11 @@ def test_fine_tuning_keeps_the_order_of_the_classes(tmp_path: Path) -> None:
     train(write_config(tmp_path), out=tmp_path / "old.onnx")
     write(kinds["new"])
     train(write_config(tmp_path), out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
-    of = [load_model(tmp_path / name).card.training["fields"]["classes"] for name in ("old.onnx", "new.onnx")]
-    assert of[0] == of[1] == ["usual", "odd", "rare"]
+    classes = [load_model(tmp_path / name).card.training["fields"]["classes"] for name in ("old.onnx", "new.onnx")]
+    assert classes[0] == classes[1] == ["usual", "odd", "rare"]
     write(["usual", "odd", "never seen"])
-    with pytest.raises(CannotServe, match=r"'fraud' holds 'never seen', and the model of --init knows 'usual', 'odd'"):
+    message = r"'fraud' has 'never seen', and the model of --init has the classes 'usual', 'odd'"
+    with pytest.raises(CannotServe, match=message):
         train(write_config(tmp_path), out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
 
 
@@ -270,75 +271,75 @@ def test_tuning_writes_the_best_settings(tmp_path: Path, capsys: pytest.CaptureF
     del given["model"]["hidden"], given["training"]["learning_rate"]
     assert found == given
     assert train(tmp_path / "train.tuned.yaml") == 0
-    with pytest.raises(CannotServe, match="must lie beside"):
+    with pytest.raises(CannotServe, match="must be in the folder of"):
         tune(file, out=tmp_path.parent / "elsewhere.yaml")
     with pytest.raises(CannotServe, match=r"tune\.hidden: its lower bound must be above model\.projection, 6"):
         tune(write_config(tmp_path, model={"projection": 6}, tune={"hidden": [6, 8]}))
 
 
-def test_a_trial_that_does_not_learn_spoils_nothing(
+def test_a_trial_without_a_result_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, done = Fit.run, []
+    run, trainers = Trainer.run, []
 
-    def second_fails(fit: Fit, *told: Any) -> Any:
-        done.append(fit)
-        if len(done) == 2:
-            raise CannotServe("training: the loss is not a number")
-        return run(fit, *told)
+    def second_fails(trainer: Trainer, *callbacks: Any) -> Any:
+        trainers.append(trainer)
+        if len(trainers) == 2:
+            raise CannotServe("training: the loss is not finite")
+        return run(trainer, *callbacks)
 
-    monkeypatch.setattr(Fit, "run", second_fails)
+    monkeypatch.setattr(Trainer, "run", second_fails)
     assert tune(write_config(tmp_path, tune={"trials": 3, "hidden": [4, 6]})) == 0
     out, err = capsys.readouterr()
-    assert "the loss is not a number" in err
+    assert "the loss is not finite" in err
     assert "train.tuned.yaml: the best of 3 trials" in out
 
 
-def test_a_file_that_answers_nothing_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_whose_scores_are_nan_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(_step: Any, events: Any) -> Any:
         return np.full(len(events), np.nan, np.float32), None
 
-    monkeypatch.setattr("lstmstream.train.finish.replay", nothing)
+    monkeypatch.setattr("lstmstream.train.finalize.score_events", nothing)
     with pytest.raises(Fatal, match="differ by nan; the file is not written"):
         train(write_config(tmp_path))
     assert not list(tmp_path.glob("*.onnx"))
 
 
-def test_numbers_that_are_huge_and_not_scaled_can_be_watched(tmp_path: Path) -> None:
+def test_anomalies_of_huge_unscaled_numbers(tmp_path: Path) -> None:
     frame = purchases(tmp_path / "history.csv")
     frame.with_columns(amount=pl.col("amount") * 1e9).write_csv(tmp_path / "history.csv")
     features = {"numbers": [{"name": "amount", "scale": "none"}, "distance"], "categories": []}
     assert train(write_config(tmp_path, task="anomaly", features=features)) == 0
 
 
-# --- what it says -----------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "message"),
     [
         ({"data": {"path": "nothing.csv"}}, "nothing.csv does not exist"),
         ({"features": {"numbers": ["amont"]}}, "there is no field 'amont'; it has 'customer', 'time', 'amount'"),
         ({"model": {"hiden": 3}}, "model.hiden: unknown key; did you mean hidden?"),
-        ({"training": {"device": "cuda"}}, "training.device: cuda asks for an NVIDIA GPU, and torch finds none"),
+        ({"training": {"device": "cuda"}}, "training.device: cuda needs an NVIDIA GPU, and torch finds none"),
         ({"split": {"validation": 0.9, "test": 0.2}}, "split.test: validation and test together"),
     ],
 )
-def test_exit_code_2_with_a_sentence(tmp_path: Path, sections: dict[str, Any], told: str) -> None:
+def test_exit_code_2_with_a_message(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     done = command(tmp_path, "train", str(write_config(tmp_path, **sections)), check=2)
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.onnx"))
 
 
 @pytest.mark.parametrize("taken", ["card-fraud.onnx", "card-fraud.html", "card-fraud.checkpoint"])
-def test_a_folder_in_the_way_is_said_before_the_work(tmp_path: Path, taken: str) -> None:
+def test_a_folder_at_the_output_path_is_refused_before_training(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).mkdir()
-    with pytest.raises(CannotServe, match=f"{taken}: is a folder; name another place with --out"):
+    with pytest.raises(CannotServe, match=f"{taken}: is a folder; choose another path with --out"):
         train(write_config(tmp_path))
 
 
-def test_numbers_beyond_arithmetic_are_said_before_the_work(tmp_path: Path) -> None:
+def test_numbers_out_of_range_are_refused_before_training(tmp_path: Path) -> None:
     frame = purchases(tmp_path / "history.csv")
     frame.with_columns(amount=pl.col("amount") * 1e31).write_csv(tmp_path / "history.csv")
     features = {"numbers": ["amount", "distance"]}
@@ -347,16 +348,16 @@ def test_numbers_beyond_arithmetic_are_said_before_the_work(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("task", ["forecast", "anomaly"])
-def test_nothing_to_forecast_is_said_before_the_work(tmp_path: Path, task: str) -> None:
+def test_data_without_a_target_are_refused_before_training(tmp_path: Path, task: str) -> None:
     frame = purchases(tmp_path / "history.csv")
     late = frame["time"].quantile(0.6)
     frame.with_columns(amount=pl.when(pl.col("time") < late).then("amount")).write_csv(tmp_path / "history.csv")
     file = write_config(tmp_path, task=task, target={"fields": ["amount"]})
-    with pytest.raises(CannotServe, match="in the validation part no event is followed by a value of amount"):
+    with pytest.raises(CannotServe, match="in the validation split no event is followed by a value of amount"):
         train(file)
 
 
-def test_a_test_part_without_truth_gives_a_model_and_no_measures(tmp_path: Path) -> None:
+def test_a_test_split_without_targets_gives_a_model_without_test_metrics(tmp_path: Path) -> None:
     frame = purchases(tmp_path / "history.csv")
     late = frame["time"].quantile(0.85)
     frame.with_columns(amount=pl.when(pl.col("time") < late).then("amount")).write_csv(tmp_path / "history.csv")
@@ -369,7 +370,7 @@ def test_a_forecast_may_have_a_threshold(tmp_path: Path) -> None:
     assert load_model(tmp_path / "card-fraud.onnx").card.threshold == 3.5
 
 
-def test_a_place_that_is_not_there_is_said_before_the_work(tmp_path: Path) -> None:
+def test_an_output_path_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
     if Path("/proc").is_dir():
         done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "/proc/m.onnx", check=2)
         assert "/proc/m.onnx: " in done.stderr
@@ -378,10 +379,10 @@ def test_a_place_that_is_not_there_is_said_before_the_work(tmp_path: Path) -> No
     assert "there is no folder nowhere" in done.stderr
     assert "epoch" not in done.stderr
     done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "m.pt", check=2)
-    assert "a model file's name ends in .onnx" in done.stderr
+    assert "the name of a model file must end in .onnx" in done.stderr
 
 
-def test_a_threshold_that_cannot_be_chosen_is_said_before_the_work(tmp_path: Path) -> None:
+def test_a_threshold_that_cannot_be_chosen_is_refused_before_training(tmp_path: Path) -> None:
     rows = purchases(tmp_path / "history.csv")
     last = rows["time"].quantile(0.7)
     rows.with_columns(fraud=pl.when(pl.col("time") < last).then("fraud").otherwise(0)).write_csv(
@@ -392,10 +393,10 @@ def test_a_threshold_that_cannot_be_chosen_is_said_before_the_work(tmp_path: Pat
     assert "epoch" not in done.stderr
 
 
-def test_data_larger_than_memory_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_larger_than_memory_give_the_same_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_config(tmp_path)
     train(file, out=tmp_path / "memory.onnx")
-    monkeypatch.setattr("lstmstream.train.history.data.RAM_BYTES", 20_000)
+    monkeypatch.setattr("lstmstream.history.events.RAM_BYTES", 20_000)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))

@@ -1,35 +1,43 @@
-"""Whether the parts of a network fit together, with the name of what does not."""
+"""Checks that the arrays of a network specification fit together; an error names the one that does not."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from lstmstream.train.export.parts import AnomalyHead, Encoder, ForecastHead, Head, Layer, Lstm, Network
+from lstmstream.train.export.network_spec import (
+    AnomalyHead,
+    DenseHead,
+    FeatureEncoder,
+    ForecastHead,
+    Layer,
+    Lstm,
+    NetworkSpec,
+)
 
-LARGEST_SCALE = 1e30  # of what numbers are divided by; float32 ends at 3e38
-MOST_ROWS = 500  # of a window; each is a copy of all layers in the graph
+MAX_SCALE = 1e30  # of centre and scale; float32 ends at 3e38
+MAX_WINDOW = 500  # events; each is a copy of all layers in the graph
 
 
-def validate(network: Network) -> None:
-    """Raises ValueError for weights that do not fit together or values outside their bounds."""
-    if network.encoder.width == 0 or not network.layers:
+def validate(spec: NetworkSpec) -> None:
+    """Raises ValueError for arrays whose shapes do not fit together, or values out of their bounds."""
+    if spec.encoder.width == 0 or not spec.layers:
         raise ValueError("the network needs at least one input and one layer")
-    if network.window is not None and not 1 <= network.window <= MOST_ROWS:
-        raise ValueError(f"window: {network.window} should be from 1 to {MOST_ROWS}")
-    _validate_encoder(network.encoder)
-    width = network.encoder.width
-    for index, layer in enumerate(network.layers):
+    if spec.window is not None and not 1 <= spec.window <= MAX_WINDOW:
+        raise ValueError(f"window: {spec.window} should be from 1 to {MAX_WINDOW}")
+    _validate_encoder(spec.encoder)
+    width = spec.encoder.width
+    for index, layer in enumerate(spec.layers):
         _validate_layer(index, layer, width)
         width = layer.width
-    head = network.head
+    head = spec.head
     if head.weight.ndim != 2 or head.weight.shape[1] != width or head.bias.shape != head.weight.shape[:1]:
         raise ValueError(f"head: weight {head.weight.shape} and bias {head.bias.shape} do not fit {width} inputs")
-    if isinstance(head, Head):
+    if isinstance(head, DenseHead):
         wrong = {"sigmoid": len(head.bias) != 1, "softmax": len(head.bias) < 2, "none": len(head.bias) < 1}
         if wrong.get(head.activation, True):
             raise ValueError(f"head: {len(head.bias)} outputs with activation {head.activation!r}")
     else:
-        _validate_forecast(network.encoder, head)
+        _validate_forecast(spec.encoder, head)
 
 
 def _validate_layer(index: int, layer: Layer, width: int) -> None:
@@ -54,29 +62,31 @@ def _validate_layer(index: int, layer: Layer, width: int) -> None:
         raise ValueError(f"layer {index} activation: {layer.activation!r} should be tanh or relu")
 
 
-def _validate_forecast(encoder: Encoder, head: ForecastHead | AnomalyHead) -> None:
+def _validate_forecast(encoder: FeatureEncoder, head: ForecastHead | AnomalyHead) -> None:
     columns = head.columns
     if not columns or len(set(columns)) != len(columns) or not all(0 <= c < len(encoder.numbers) for c in columns):
-        raise ValueError(f"head: columns {columns} should be different ones of the {len(encoder.numbers)} numbers")
+        raise ValueError(f"head: columns {columns} should be distinct indices of the {len(encoder.numbers)} numbers")
     each = 2 if isinstance(head, AnomalyHead) else head.horizon
     if each < 1 or len(head.bias) != each * len(columns):
-        raise ValueError(f"head: {len(head.bias)} outputs, {each} for each of {len(columns)} columns are needed")
+        raise ValueError(f"head: {len(head.bias)} outputs, should be {each} for each of {len(columns)} columns")
     if isinstance(head, AnomalyHead):
-        start, unit, alpha = head.calibration.start, head.calibration.unit, head.calibration.alpha
-        if not (1e-6 <= start <= 1e6 and 1e-6 <= unit <= 1e6 and 0 < alpha <= 1):  # NaN fails too
+        calibration = head.calibration
+        level, half_point, alpha = calibration.initial_level, calibration.half_point, calibration.alpha
+        if not (1e-6 <= level <= 1e6 and 1e-6 <= half_point <= 1e6 and 0 < alpha <= 1):  # NaN fails too
             raise ValueError(
-                f"calibration: start {start} and unit {unit} should be from 1e-6 to 1e6, alpha {alpha} above 0, up to 1"
+                f"calibration: initial_level {level} and half_point {half_point} should be from 1e-6 to 1e6,"
+                f" alpha {alpha} above 0, up to 1"
             )
 
 
-def _validate_encoder(encoder: Encoder) -> None:
+def _validate_encoder(encoder: FeatureEncoder) -> None:
     if not 0 < encoder.limit < 1e30:
         raise ValueError(f"encoder limit: {encoder.limit} should be above 0 and below 1e30")
     scaled: list[tuple[str, float, float]] = [(f"number {one.name}", one.centre, one.scale) for one in encoder.numbers]
     if encoder.elapsed is not None:
         scaled.append(("elapsed", encoder.elapsed.centre, encoder.elapsed.scale))
     for name, centre, scale in scaled:
-        if not (abs(centre) < LARGEST_SCALE and 1 / LARGEST_SCALE < scale < LARGEST_SCALE):  # NaN fails too
+        if not (abs(centre) < MAX_SCALE and 1 / MAX_SCALE < scale < MAX_SCALE):  # NaN fails too
             raise ValueError(f"{name}: centre {centre} and scale {scale} should be below 1e30, scale above 1e-30")
     for category in encoder.categories:
         codes = len(category.vocabulary or ()) or category.buckets or 0

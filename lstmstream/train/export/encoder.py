@@ -1,4 +1,7 @@
-"""The encoder as graph nodes: from the raw event to one row of inputs. The package gives the formulas and the order."""
+"""The feature encoder as graph nodes: from raw events to the inputs of the first layer, one row for each event.
+
+The package docstring gives the formulas and the order of the columns.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,30 @@ import math
 import numpy as np
 from onnx import TensorProto
 
-from lstmstream.train.export.graph import VECTOR, Graph
-from lstmstream.train.export.parts import Encoder, Number, floats
+from lstmstream.train.export.graph import VECTOR_COLUMNS, GraphBuilder
+from lstmstream.train.export.network_spec import FeatureEncoder, Number, as_float32
 
 DAY_MS = 86_400_000
-THURSDAY = 3  # 1970-01-01 was one; Monday is 0
-NUMBERS = "numbers"  # the tensor [N, F or F + 1] of scaled numbers and elapsed, missing 0
-MISSING = "missing"  # the same columns: whether the value is missing
+THURSDAY = 3  # the day of the week of 1970-01-01, with Monday as 0
+NUMBERS = "numbers"  # the tensor [N, F or F + 1] of scaled numbers and elapsed, 0 where missing
+MISSING = "missing"  # the tensor of the same shape: whether the value is missing
 
 
-def encode(graph: Graph, encoder: Encoder) -> str:
-    """Returns the name of a tensor [N, encoder.width]."""
-    blocks = _numeric(graph, encoder)
+def add_encoder_nodes(graph: GraphBuilder, encoder: FeatureEncoder) -> str:
+    """Adds the encoder's nodes and weights; returns the name of the tensor of inputs [N, encoder.width]."""
+    blocks = _add_numeric(graph, encoder)
     if encoder.hour_of_day or encoder.day_of_week:
-        blocks.append(_clock(graph, encoder))
+        blocks.append(_add_clock(graph, encoder))
     for index, category in enumerate(encoder.categories):
         column = graph.weight(f"column_{index}", np.array(index, np.int64))
         codes = graph.node("Gather", ["categories", column], f"codes_{index}", axis=1)
-        table = graph.weight(f"table_{index}", floats(category.table))
+        table = graph.weight(f"table_{index}", as_float32(category.table))
         blocks.append(graph.node("Gather", [table, codes], f"embedded_{index}", axis=0))
     return graph.node("Concat", blocks, "encoded", axis=1) if len(blocks) > 1 else blocks[0]
 
 
-def _numeric(graph: Graph, encoder: Encoder) -> list[str]:
-    """Numbers and elapsed as one block, their flags as another; names of what there is."""
+def _add_numeric(graph: GraphBuilder, encoder: FeatureEncoder) -> list[str]:
+    """Adds numbers and elapsed as one block and their missing flags as another; returns the blocks' names."""
     numbers = list(encoder.numbers)
     raw = "x"
     if encoder.elapsed is not None:
@@ -44,7 +47,7 @@ def _numeric(graph: Graph, encoder: Encoder) -> list[str]:
     missing = graph.node("IsNaN", [raw], MISSING)
     values = raw
     if any(number.log for number in numbers):
-        values = _log(graph, raw, [number.log for number in numbers])
+        values = _add_log(graph, raw, [number.log for number in numbers])
     centre = graph.weight("centre", np.array([number.centre for number in numbers], np.float32))
     scale = graph.weight("inverse_scale", np.array([1 / number.scale for number in numbers], np.float32))
     scaled = graph.node("Mul", [graph.node("Sub", [values, centre], "centred"), scale], "scaled")
@@ -62,12 +65,12 @@ def _numeric(graph: Graph, encoder: Encoder) -> list[str]:
     return blocks
 
 
-def _log(graph: Graph, raw: str, which: list[bool]) -> str:
-    """sign(v) * log(1 + |v|) in the columns that want it."""
+def _add_log(graph: GraphBuilder, raw: str, which: list[bool]) -> str:
+    """Adds sign(v) * log(1 + |v|) for the columns where `which` is true; the others pass unchanged."""
     width = len(which)
     one = graph.weight("one", np.array(1, np.float32))
     shifted = graph.node("Add", [graph.node("Abs", [raw], "absolute"), one], "shifted")
-    if spare := -width % VECTOR:  # see the package
+    if spare := -width % VECTOR_COLUMNS:  # the package docstring says why
         pads = graph.weight("spare", np.array([0, 0, 0, spare], np.int64))
         shifted = graph.node("Pad", [shifted, pads, one], "padded")
     logs = graph.node("Log", [shifted], "log")
@@ -81,16 +84,21 @@ def _log(graph: Graph, raw: str, which: list[bool]) -> str:
     return graph.node("Where", [graph.weight("wants_log", np.array(which)), signed, raw], "unscaled")
 
 
-def _clock(graph: Graph, encoder: Encoder) -> str:
-    """Sines of hour and weekday; a cosine is a sine a quarter turn on. Milliseconds are exact until the cast."""
-    waves: list[tuple[int, float]] = []  # period in ms, phase at the epoch
+def _add_clock(graph: GraphBuilder, encoder: FeatureEncoder) -> str:
+    """Adds sine and cosine of the hour and the day of the week; returns the name of their block.
+
+    A cosine is computed as a sine with its phase shifted by pi / 2. Milliseconds are exact until the cast to float32.
+    """
+    waves: list[tuple[int, float]] = []  # period in ms, phase at the epoch in radians
     if encoder.hour_of_day:
         waves += [(DAY_MS, 0.0), (DAY_MS, math.pi / 2)]
     if encoder.day_of_week:
         monday = 2 * math.pi * THURSDAY / 7
         waves += [(7 * DAY_MS, monday), (7 * DAY_MS, monday + math.pi / 2)]
-    periods = [period for period, _ in waves] + [DAY_MS] * (VECTOR - len(waves))  # spare columns, see above
-    phases = [phase for _, phase in waves] + [0.0] * (VECTOR - len(waves))
+    periods = [period for period, _ in waves] + [DAY_MS] * (
+        VECTOR_COLUMNS - len(waves)
+    )  # spare columns, as in _add_log
+    phases = [phase for _, phase in waves] + [0.0] * (VECTOR_COLUMNS - len(waves))
     axis = graph.weight("clock_axis", np.array([1], np.int64))
     column = graph.node("Unsqueeze", ["timestamp", axis], "timestamp_column")
     period = graph.weight("periods", np.array(periods, np.int64))

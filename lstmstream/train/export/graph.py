@@ -1,4 +1,4 @@
-"""Nodes and weights of an ONNX graph as they are added, in an order that depends on the network alone.
+"""Builds an ONNX graph node by node. The order of nodes and weights is the order in which they are added.
 
 Knows nothing of networks.
 """
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 OPSET = 18
-IR = 8
-VECTOR = 16  # columns; a multiple of every vector width onnxruntime uses for float32
+IR_VERSION = 8
+VECTOR_COLUMNS = 16  # a multiple of every vector width that onnxruntime uses for float32
 
 
 @dataclass(slots=True)
-class Graph:
-    """Nodes and weights so far. Every tensor is named after the node that makes it."""
+class GraphBuilder:
+    """The nodes and weights added so far. A node with one output has the name of its output."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
@@ -31,12 +31,14 @@ class Graph:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def several(self, operator: str, inputs: Sequence[str], outputs: list[str], name: str, **attributes: Any) -> None:
-        """Adds a node with several outputs; an output named "" is not wanted."""
+    def multi_output_node(
+        self, operator: str, inputs: Sequence[str], outputs: list[str], name: str, **attributes: Any
+    ) -> None:
+        """Adds a node with several outputs; an output named "" is left out."""
         self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
 
     def weight(self, name: str, values: NDArray[Any]) -> str:
-        """Adds an initializer; returns its name."""
+        """Adds an initializer of the values' shape and type; returns its name."""
         self.weights.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
@@ -45,6 +47,6 @@ class Graph:
         return self.weight(name, np.array(value, np.float32))
 
     @staticmethod
-    def declare(name: str, element: int, columns: int | None = None) -> onnx.ValueInfoProto:
-        """An input or output [N] or [N, columns]."""
-        return helper.make_tensor_value_info(name, element, ["N"] if columns is None else ["N", columns])
+    def value_info(name: str, element_type: int, columns: int | None = None) -> onnx.ValueInfoProto:
+        """Declares an input or output of the graph, [N] or [N, columns]."""
+        return helper.make_tensor_value_info(name, element_type, ["N"] if columns is None else ["N", columns])

@@ -1,1 +1,1 @@
-"""The training report: one HTML file that asks no network for anything."""
+"""The training report: one HTML file that loads nothing from the network."""

@@ -1,40 +1,49 @@
-"""What the report draws, as plain numbers: thinned, so that a report of a million events stays small.
+"""The data of the report's plots, thinned so that the report of a million events stays small.
 
-Knows nothing of HTML; report.js draws a `Plot` as it stands here. Models that are compared share one axis of x.
+Knows nothing of HTML; report.js draws a `Plot` as it is. Models that are compared share their x values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmstream.serve.records import Ints
-from lstmstream.train.measure.metrics import CALIBRATION_BINS, Doubles, Judged, calibration_bin, measure, rank
+from lstmstream.evaluation.metrics import (
+    CALIBRATION_BINS,
+    Doubles,
+    Evaluated,
+    calibration_bin,
+    compute_metrics,
+    rank_by_score,
+)
+from lstmstream.records import Ints
 
-POINTS = 200  # of a curve
-SERIES_POINTS = 400  # of a forecast
-MOST_SERIES = 12  # keys and columns to choose from
+CURVE_POINTS = 200
+FORECAST_POINTS = 400  # of one series
+MAX_SERIES = 12  # pairs of key and column to choose from
+MAX_COLUMNS = 6  # of a forecast
+MAX_CLASSES = 6  # in the histogram of scores
 BINS = 40
 Numbers = Sequence[float] | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a plot. NaN is a gap."""
+    """One line of a plot: a y value for each x of the plot, NaN for a gap."""
 
     name: str
     values: Numbers
     style: Literal["line", "dashed", "points", "steps", "area"] = "line"
-    colour: int = 0  # of the palette
+    colour: int = 0  # index into the palette of report.css
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Lines over one x. Plots of one group share a place, with `choice` in a selector."""
+    """Lines over the same x values. Plots with the same id share a figure, with `choice` in its selector."""
 
     id: str
     title: str
@@ -47,11 +56,11 @@ class Plot:
     y_scale: Literal["linear", "log"] = "linear"
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
-    marks: tuple[tuple[float, str], ...] = field(default=())  # upright lines: x and what they say
+    marks: tuple[tuple[float, str], ...] = field(default=())  # vertical lines: x and label
     choice: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; numbers of five digits, times of milliseconds."""
+        """The plot as JSON values: numbers with five significant digits, times in seconds to the millisecond."""
         digits = 13 if self.x_scale == "time" else 5
         return {
             "id": self.id,
@@ -61,242 +70,259 @@ class Plot:
             "yScale": self.y_scale,
             "xRange": self.x_range,
             "yRange": self.y_range,
-            "marks": [[_short(x), text] for x, text in self.marks],
+            "marks": [[_round(x), text] for x, text in self.marks],
             "choice": self.choice,
-            "x": [_short(value, digits) for value in np.asarray(self.x, np.float64).tolist()],
+            "x": [_round(value, digits) for value in np.asarray(self.x, np.float64).tolist()],
             "series": [
                 {
                     "name": one.name,
                     "style": one.style,
                     "colour": one.colour,
-                    "y": [_short(value) for value in np.asarray(one.values, np.float64).tolist()],
+                    "y": [_round(value) for value in np.asarray(one.values, np.float64).tolist()],
                 }
                 for one in self.series
             ],
         }
 
 
-def _short(value: float, digits: int = 5) -> float | None:
+def _round(value: float, digits: int = 5) -> float | None:
+    """The value with so many significant digits; None where it is not finite."""
     return float(f"{value:.{digits}g}") if np.isfinite(value) else None
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], chosen: int) -> list[Plot]:
-    """Losses by epoch, and the measure that the epochs are compared by, where there is one."""
+    """Losses by epoch, and the metric that the epoch is chosen by, where that is not the loss."""
     if not history:
         return []
-    epochs = [line["epoch"] for line in history]
+    epochs = [epoch["epoch"] for epoch in history]
     marks = ((float(chosen), "kept"),) if chosen else ()
 
     def column(name: str) -> list[float]:
-        return [float(line.get(name, np.nan)) for line in history]
+        return [float(epoch.get(name, np.nan)) for epoch in history]
 
-    both = (Series("training", column("train_loss")), Series("validation", column("validation_loss"), colour=1))
-    caption = "Where validation rises while training still falls, the network learns the training part by heart."
-    plots = [Plot("loss", "Loss by epoch", caption, "epoch", "loss", epochs, both, marks=marks)]
+    losses = (Series("training", column("train_loss")), Series("validation", column("validation_loss"), colour=1))
+    caption = "Where the validation loss rises while the training loss still falls, the network overfits."
+    plots = [Plot("loss", "Loss by epoch", caption, "epoch", "loss", epochs, losses, marks=marks)]
     metric = column("metric")
     if np.isfinite(metric).any() and not np.allclose(np.negative(metric), column("validation_loss"), equal_nan=True):
-        line = (Series("validation", metric, colour=1),)
-        caption = "The measure that the kept epoch was chosen by; higher is better."
-        plots.append(Plot("metric", "Measure by epoch", caption, "epoch", "measure", epochs, line, marks=marks))
+        series = (Series("validation", metric, colour=1),)
+        caption = "The metric that the epoch was chosen by; higher is better."
+        plots.append(Plot("metric", "Metric by epoch", caption, "epoch", "metric", epochs, series, marks=marks))
     return plots
 
 
-def forecasts(judged: Judged, keys: Sequence[str]) -> list[Plot]:
-    """Forecast and truth of a few series, each up to its last events. The longest keys; first and last step ahead."""
-    assert judged.prediction is not None
-    sequence, counts = np.unique(judged.sequence, return_counts=True)
+def forecast_plots(evaluated: Evaluated, keys: Sequence[str]) -> list[Plot]:
+    """Forecast and truth of the longest keys, up to their last events, one event and `horizon` events ahead."""
+    assert evaluated.prediction is not None
+    sequence, counts = np.unique(evaluated.sequence, return_counts=True)
     longest = sequence[np.argsort(-counts, kind="stable")]
-    columns = _columns_to_show(judged)
+    columns = _columns_to_show(evaluated)
     plots: list[Plot] = []
-    for key in longest[: max(1, MOST_SERIES // len(columns))].tolist():
-        rows = np.flatnonzero(judged.sequence == key)[-SERIES_POINTS:]
+    for key in longest[: max(1, MAX_SERIES // len(columns))].tolist():
+        rows = np.flatnonzero(evaluated.sequence == key)[-FORECAST_POINTS:]
         for column in columns:
-            ahead = _ahead(judged.names[column])
+            ahead = _ahead(evaluated.names[column])
             if len(rows) <= ahead:
                 continue
-            then = judged.timestamp[rows[ahead:]] / 1000  # when what is forecast came
-            made = rows[: len(rows) - ahead]
-            choice = judged.names[column] if len(sequence) == 1 else f"{keys[key]} · {judged.names[column]}"
+            target_times = evaluated.timestamp[rows[ahead:]] / 1000
+            forecast_rows = rows[: len(rows) - ahead]
+            choice = evaluated.names[column] if len(sequence) == 1 else f"{keys[key]} · {evaluated.names[column]}"
             series = (
-                Series("truth", judged.truth[made, column], colour=2),
-                Series("forecast", judged.prediction[made, column], "dashed"),
+                Series("truth", evaluated.truth[forecast_rows, column], colour=2),
+                Series("forecast", evaluated.prediction[forecast_rows, column], "dashed"),
             )
             title = "Forecast against truth"
-            caption = f"The last {SERIES_POINTS} events of the part at most, at the time that the forecast is for."
-            name = judged.names[column].rpartition(" t+")[0]
+            caption = f"At most the last {FORECAST_POINTS} events of the split, at the time that is forecast."
+            name = evaluated.names[column].rpartition(" t+")[0]
             plots.append(
-                Plot("forecast", title, caption, "time (UTC)", name, then, series, x_scale="time", choice=choice)
+                Plot(
+                    "forecast", title, caption, "time (UTC)", name, target_times, series, x_scale="time", choice=choice
+                )
             )
-    return plots[:MOST_SERIES]
+    return plots[:MAX_SERIES]
 
 
-def _columns_to_show(judged: Judged) -> list[int]:
-    """Columns of the first and the last step ahead, a few."""
-    ahead = [_ahead(name) for name in judged.names]
-    wanted = [column for column, steps in enumerate(ahead) if steps in {1, max(ahead)}]
-    return wanted[:6]
+def _columns_to_show(evaluated: Evaluated) -> list[int]:
+    """Columns of the prediction for one event ahead and for the whole horizon, a few of them."""
+    ahead = [_ahead(name) for name in evaluated.names]
+    columns = [column for column, events in enumerate(ahead) if events in {1, max(ahead)}]
+    return columns[:MAX_COLUMNS]
 
 
 def _ahead(name: str) -> int:
+    """How many events ahead the column with this name forecasts."""
     return int(name.rpartition(" t+")[2])
 
 
-def errors_by_step(judged: Judged) -> list[Plot]:
-    """Error by how far ahead, as a share of the last value's."""
-    ahead = np.array([_ahead(name) for name in judged.names])
+def error_by_horizon(evaluated: Evaluated) -> list[Plot]:
+    """The mean MASE of the columns by how many events ahead they forecast; no plot for fewer than three."""
+    ahead = np.array([_ahead(name) for name in evaluated.names])
     if ahead.max() < 3:
         return []
-    found = measure(judged)
-    steps = np.unique(ahead)
-    each = [[found.get(f"mase[{judged.names[c]}]", np.nan) for c in np.flatnonzero(ahead == s)] for s in steps]
-    mase = [float(np.mean(values)) for values in each]
-    series = (Series("model", mase), Series("last value", np.ones(len(steps)), "dashed", 3))
+    metrics = compute_metrics(evaluated)
+    horizons = np.unique(ahead)
+    mase = [
+        float(np.mean([metrics.get(f"mase[{evaluated.names[c]}]", np.nan) for c in np.flatnonzero(ahead == horizon)]))
+        for horizon in horizons
+    ]
+    series = (Series("model", mase), Series("last value", np.ones(len(horizons)), "dashed", 3))
     caption = "Below 1 the model is better than the last value."
-    return [Plot("steps", "Error by how far ahead", caption, "events ahead", "MASE", steps, series)]
+    return [Plot("horizon", "Error by horizon", caption, "events ahead", "MASE", horizons, series)]
 
 
-def score_histogram(judged: Judged, threshold: float | None) -> Plot:
-    """Share of the events in each stretch of scores, by class where there are labels; a log scale shows rare ones."""
-    low, high = float(judged.score.min()), float(judged.score.max())
-    if judged.is_probability or judged.task == "anomaly":
+def score_histogram(evaluated: Evaluated, threshold: float | None) -> Plot:
+    """Share of the events by score, for each class where there are labels; the log scale shows rare ones."""
+    low, high = float(evaluated.score.min()), float(evaluated.score.max())
+    if evaluated.is_probability or evaluated.task == "anomaly":
         low, high = min(0.0, low), max(1.0, high)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     series = []
-    for colour, (name, rows) in enumerate(_groups(judged)):
-        shares = np.histogram(judged.score[rows], edges)[0] / max(1, len(rows))
-        shares = np.maximum(shares, 0.5 / len(judged))  # a logarithm has no zero; this is the foot of the plot
+    for colour, (name, rows) in enumerate(_groups(evaluated)):
+        shares = np.histogram(evaluated.score[rows], edges)[0] / max(1, len(rows))
+        shares = np.maximum(shares, 0.5 / len(evaluated))  # there is no zero on a log scale; this is its lower end
         series.append(Series(name, np.append(shares, shares[-1]), "steps", colour))
-    caption = "Share of the events by score, on a log scale. Each class adds up to 1; lines at the foot stand for none."
+    caption = "Share of the events by score, on a log scale. Each class adds up to 1; the lower end stands for 0."
     return Plot(
         "scores", "Scores", caption, "score", "share of events", edges, tuple(series), y_scale="log",
         marks=_threshold_mark(threshold),
     )  # fmt: skip
 
 
-def _groups(judged: Judged) -> list[tuple[str, Ints]]:
-    if not judged.has_labels:
-        return [("all events", np.arange(len(judged)))]
-    if judged.is_binary:
-        names = judged.names if judged.task == "classify" else ("usual", "anomaly")
-        return [(names[i], np.flatnonzero((judged.label > 0) == bool(i) if i else judged.label == 0)) for i in (0, 1)]
-    present = [i for i in range(len(judged.names)) if (judged.label == i).any()][:6]
-    return [(judged.names[i], np.flatnonzero(judged.label == i)) for i in present]
+def _groups(evaluated: Evaluated) -> list[tuple[str, Ints]]:
+    """Names and rows of the classes; of all events where there are no labels."""
+    if not evaluated.has_labels:
+        return [("all events", np.arange(len(evaluated)))]
+    if evaluated.is_binary:
+        names = evaluated.names if evaluated.task == "classify" else ("normal", "anomaly")
+        return [(names[0], np.flatnonzero(evaluated.label == 0)), (names[1], np.flatnonzero(evaluated.label > 0))]
+    present = [i for i in range(len(evaluated.names)) if (evaluated.label == i).any()][:MAX_CLASSES]
+    return [(evaluated.names[i], np.flatnonzero(evaluated.label == i)) for i in present]
 
 
 def _threshold_mark(threshold: float | None) -> tuple[tuple[float, str], ...]:
     return () if threshold is None else ((float(threshold), "threshold"),)
 
 
-def scores_over_time(judged: Judged, threshold: float | None) -> Plot:
-    """Highest and mean score through time."""
-    time = judged.timestamp / 1000
-    edges = np.linspace(time.min(), max(time.max(), time.min() + 1), POINTS + 1)
-    where = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, POINTS - 1)
-    there, where = np.unique(where, return_inverse=True)  # stretches without events are not drawn
-    highest = np.full(len(there), -np.inf)
-    np.maximum.at(highest, where, judged.score)
-    mean = np.bincount(where, judged.score.astype(np.float64)) / np.bincount(where)
+def scores_over_time(evaluated: Evaluated, threshold: float | None) -> Plot:
+    """Highest and mean score of all keys by time."""
+    time = evaluated.timestamp / 1000
+    edges = np.linspace(time.min(), max(time.max(), time.min() + 1), CURVE_POINTS + 1)
+    bins = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, CURVE_POINTS - 1)
+    used, bins = np.unique(bins, return_inverse=True)  # intervals without events are not drawn
+    highest = np.full(len(used), -np.inf)
+    np.maximum.at(highest, bins, evaluated.score)
+    mean = np.bincount(bins, evaluated.score.astype(np.float64)) / np.bincount(bins)
     series = [Series("highest", highest), Series("mean", mean, colour=2)]
     if threshold is not None:
-        series.append(Series("threshold", np.full(len(there), threshold), "dashed", 3))
-    caption = "All keys together, by stretches of time."
-    return Plot("time", "Scores over time", caption, "time (UTC)", "score", edges[there], tuple(series), x_scale="time")
+        series.append(Series("threshold", np.full(len(used), threshold), "dashed", 3))
+    caption = "Over all keys, by intervals of time."
+    return Plot("time", "Scores over time", caption, "time (UTC)", "score", edges[used], tuple(series), x_scale="time")
 
 
 @dataclass(frozen=True, slots=True)
-class _Counts:
-    """Down to each step of the ranking, of the labelled events: positives found, events flagged."""
+class _RankingCounts:
+    """Labelled events at or above each distinct score, from 0 up: how many are positive, and how many in all."""
 
-    found: Doubles
-    seen: Doubles
-
-
-def _counts(judged: Judged) -> _Counts:
-    found, seen = rank(judged).counts(np.ones(len(judged)))
-    return _Counts(np.append(0.0, found), np.append(0.0, seen))
+    positives: Doubles
+    rows: Doubles
 
 
-def ranking_curves(models: Mapping[str, Judged], threshold: float | None) -> list[Plot]:
-    """Precision and recall, ROC, alerts a day against recall; `models` holds the model first, then baselines."""
-    first = next(iter(models.values()))
-    labels = first.label[first.labelled] > 0
+def _ranking_counts(evaluated: Evaluated) -> _RankingCounts:
+    positives, rows = rank_by_score(evaluated).counts(np.ones(len(evaluated)))
+    return _RankingCounts(np.append(0.0, positives), np.append(0.0, rows))
+
+
+def ranking_curves(models: Mapping[str, Evaluated], threshold: float | None) -> list[Plot]:
+    """Precision and recall, ROC, and alerts per day against recall; none without both classes.
+
+    `models` has the model first, then the baselines, all on the same events. `threshold` is the model's.
+    """
+    model = next(iter(models.values()))
+    labels = model.label[model.labelled] > 0
     if not labels.any() or labels.all():
         return []
-    curves = {name: _counts(judged) for name, judged in models.items()}
+    curves = {name: _ranking_counts(evaluated) for name, evaluated in models.items()}
     positives, rows = float(labels.sum()), float(len(labels))
-    chosen = measure(first, threshold) if threshold is not None else {}
-    recall_mark = ((chosen["recall"], "threshold"),) if "recall" in chosen else ()
-    recall = np.linspace(0, 1, POINTS + 1)
-    shares = np.unique(np.concatenate([np.linspace(0, 1, POINTS + 1), np.geomspace(1e-4, 1, 60)]))
-    chance = positives / rows
+    at_threshold = compute_metrics(model, threshold) if threshold is not None else {}
+    recall_mark = ((at_threshold["recall"], "threshold"),) if "recall" in at_threshold else ()
+    recall = np.linspace(0, 1, CURVE_POINTS + 1)
+    false_positive_rate = np.unique(np.concatenate([np.linspace(0, 1, CURVE_POINTS + 1), np.geomspace(1e-4, 1, 60)]))
     plots = [
         Plot(
-            "pr", "Precision and recall", "Of the alerts, how many are right; of the positives, how many are found.",
+            "pr", "Precision and recall",
+            "Precision: share of the alerts that are right. Recall: share of the positives that are found.",
             "recall", "precision", recall,
             (*_lines(curves, lambda c: _precision_at_recall(c, recall)),
-             Series("chance", np.full(len(recall), chance), "dashed", 3)),
+             Series("chance", np.full(len(recall), positives / rows), "dashed", 3)),
             x_range=(0, 1), y_range=(0, 1), marks=recall_mark,
         ),
         Plot(
-            "roc", "ROC", "Positives found against false alarms, each as a share.", "share of negatives that alert",
-            "share of positives found", shares,
-            (*_lines(curves, lambda c: np.interp(shares, (c.seen - c.found) / (rows - positives), c.found / positives)),
-             Series("chance", shares, "dashed", 3)),
+            "roc", "ROC", "Share of the positives found against share of the negatives that alert.",
+            "false positive rate", "true positive rate", false_positive_rate,
+            (*_lines(curves, lambda c: _recall_at_false_positive_rate(c, false_positive_rate)),
+             Series("chance", false_positive_rate, "dashed", 3)),
             x_range=(0, 1), y_range=(0, 1),
         ),
     ]  # fmt: skip
-    if first.days > 0:
-        unlabelled = len(first) / rows  # alerts among events without a label, as often as among the others
-        per_day = {name: c.seen * unlabelled / first.days for name, c in curves.items()}
+    if model.days > 0:
+        events_per_label = len(model) / rows  # events without a label alert as often as the others
+        per_day = {name: c.rows * events_per_label / model.days for name, c in curves.items()}
         low = min(float(rate[1]) for rate in per_day.values())
-        rates = np.geomspace(max(low, 1e-6), max(float(rate[-1]) for rate in per_day.values()), POINTS)
+        rates = np.geomspace(max(low, 1e-6), max(float(rate[-1]) for rate in per_day.values()), CURVE_POINTS)
         lines = tuple(
-            Series(name, np.interp(rates, per_day[name], c.found / positives), colour=i)
+            Series(name, np.interp(rates, per_day[name], c.positives / positives), colour=i)
             for i, (name, c) in enumerate(curves.items())
         )
-        mark = ((chosen["alerts_per_day"], "threshold"),) if chosen.get("alerts_per_day", 0) > 0 else ()
+        alert_rate = at_threshold.get("alerts_per_day", 0)
         plots.append(
             Plot(
-                "alerts", "Alerts a day against recall", "What more people looking at alerts would find.",
-                "alerts a day", "recall", rates, lines, x_scale="log", y_range=(0, 1), marks=mark,
+                "alerts", "Alerts per day against recall", "How many positives a larger alert budget would find.",
+                "alerts per day", "recall", rates, lines, x_scale="log", y_range=(0, 1),
+                marks=((alert_rate, "threshold"),) if alert_rate > 0 else (),
             )
         )  # fmt: skip
     return plots
 
 
-def _lines(curves: Mapping[str, _Counts], of: Any) -> tuple[Series, ...]:
-    return tuple(Series(name, of(counts), colour=i) for i, (name, counts) in enumerate(curves.items()))
+def _lines(curves: Mapping[str, _RankingCounts], y_of: Callable[[_RankingCounts], Doubles]) -> tuple[Series, ...]:
+    return tuple(Series(name, y_of(counts), colour=i) for i, (name, counts) in enumerate(curves.items()))
 
 
-def _precision_at_recall(counts: _Counts, recall: Doubles) -> Doubles:
-    """The precision of the fewest alerts that reach each recall."""
-    step = np.searchsorted(counts.found / counts.found[-1], recall - 1e-12)
-    step = np.maximum(1, np.minimum(step, len(counts.found) - 1))
-    return np.asarray(counts.found[step] / counts.seen[step])
+def _precision_at_recall(counts: _RankingCounts, recall: Doubles) -> Doubles:
+    """The precision of the fewest alerts that reach each recall; both are [n]."""
+    index = np.searchsorted(counts.positives / counts.positives[-1], recall - 1e-12)
+    index = np.maximum(1, np.minimum(index, len(counts.positives) - 1))
+    return np.asarray(counts.positives[index] / counts.rows[index])
 
 
-def calibration(judged: Judged) -> Plot | None:
-    """How often it was so, by how likely it was said to be."""
-    if not judged.has_labels or not judged.is_probability:
+def _recall_at_false_positive_rate(counts: _RankingCounts, rate: Doubles) -> Doubles:
+    """The recall at each rate of false positives; both are [n]."""
+    negatives = counts.rows - counts.positives
+    return np.asarray(np.interp(rate, negatives / negatives[-1], counts.positives / counts.positives[-1]))
+
+
+def calibration_plot(evaluated: Evaluated) -> Plot | None:
+    """Observed frequency by predicted probability; None where the scores are not probabilities."""
+    if not evaluated.has_labels or not evaluated.is_probability:
         return None
-    rows = judged.labelled
-    if judged.is_binary:
-        said, so = judged.score[rows].astype(np.float64), judged.label[rows] > 0
-        x_label, y_label = "probability said", "share that was positive"
-    elif judged.prediction is not None:
-        said = judged.prediction[rows].max(axis=1).astype(np.float64)
-        so = judged.prediction[rows].argmax(axis=1) == judged.label[rows]
-        x_label, y_label = "probability of the class said", "share that was right"
+    rows = evaluated.labelled
+    if evaluated.is_binary:
+        predicted, correct = evaluated.score[rows].astype(np.float64), evaluated.label[rows] > 0
+        x_label, y_label = "predicted probability", "share of positives"
+    elif evaluated.prediction is not None:
+        predicted = evaluated.prediction[rows].max(axis=1).astype(np.float64)
+        correct = evaluated.prediction[rows].argmax(axis=1) == evaluated.label[rows]
+        x_label, y_label = "probability of the predicted class", "share that is correct"
     else:
         return None
-    bins = calibration_bin(said)
+    bins = calibration_bin(predicted)
     count = np.bincount(bins, minlength=CALIBRATION_BINS)
-    there = count > 0
-    x = np.bincount(bins, said, CALIBRATION_BINS)[there] / count[there]
-    share = np.bincount(bins, so, CALIBRATION_BINS)[there] / count[there]
-    caption = "On the diagonal, what is said to happen in 3 of 10 cases does. Each point is a 15th of the scale."
+    used = count > 0
+    x = np.bincount(bins, predicted, CALIBRATION_BINS)[used] / count[used]
+    frequency = np.bincount(bins, correct, CALIBRATION_BINS)[used] / count[used]
+    caption = f"On the diagonal the probabilities are true. Each point is one of {CALIBRATION_BINS} bins."
     axis = np.unique(np.concatenate([[0.0, 1.0], x]))
     points = np.full(len(axis), np.nan)
-    points[np.searchsorted(axis, x)] = share
+    points[np.searchsorted(axis, x)] = frequency
     series = (Series("model", points, "points"), Series("ideal", axis, "dashed", 3))
     return Plot("calibration", "Calibration", caption, x_label, y_label, axis, series, x_range=(0, 1), y_range=(0, 1))

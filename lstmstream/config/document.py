@@ -1,0 +1,37 @@
+"""The top level of a configuration file: what the daemon's and the training's have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from pydantic import PrivateAttr
+
+from lstmstream.config.paths import Keys
+from lstmstream.config.types import Section
+
+
+class Conflict(NamedTuple):
+    """A fault between options. Reported at the first of `paths`, unless one of them is wrong by itself."""
+
+    paths: tuple[str, ...]
+    text: str
+
+
+class Document(Section):
+    """A whole configuration file. Subclasses declare its options, and find conflicts between them."""
+
+    # Values for required options. They stand in for those that are missing or wrong, so that the rest can be checked.
+    placeholders: ClassVar[Mapping[Keys, str]] = {}
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths start from: the configuration file's, absolute."""
+        return self._folder
+
+    def conflicts(self) -> Iterable[Conflict]:
+        """Find options that are valid by themselves and cannot be used together. May read files that options name."""
+        return ()

@@ -1,0 +1,179 @@
+"""What the value of an option may look like, and what all sections of options share.
+
+The text of a validator's ValueError says what is wrong and how to fix it. `diagnostics` adds the option's path in
+front, and the value behind, where the value may be shown.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+_FLOAT32_MAX = 3.4028234663852886e38
+_INT32_MAX = 2**31 - 1
+_DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,6})?(?:ms|s|m|h|d))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+_LONGEST_S = 36_500 * 86_400
+_SIZE = re.compile(r"(\d{1,12}) ?(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"})
+_SERVER = re.compile(r"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.%]{2,60}\]):(\d{1,5})")
+_TOPIC_MAX = 249  # characters, Kafka's own limit
+_NAME_MAX = 200  # characters; leaves room for `.dead-letter`
+
+
+def _seconds(value: object) -> object:
+    """Convert a duration's text to float seconds, exact to the millisecond."""
+    if value == "0" or (type(value) is int and value == 0):
+        return 0.0
+    if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[\d.]+", value)):
+        raise ValueError("needs a unit; write it like 30s, 250ms, 5m, 12h or 7d")
+    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+        raise ValueError("is not a valid duration; write it like 30s, 250ms, 5m, 1h30m or 7d")
+    total = sum((Decimal(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(value)), start=Decimal(0))
+    if total > _LONGEST_S:
+        raise ValueError("is longer than 100 years; write a shorter duration")
+    if total * 1000 % 1:
+        raise ValueError("has a fraction of a millisecond; write whole milliseconds")
+    return float(total)
+
+
+def _bytes(value: object) -> object:
+    """Convert a size's text to a number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not (match := _SIZE.fullmatch(value)):
+        raise ValueError("is not a valid size; write it like 10MB, 64KiB or a whole number of bytes")
+    return int(match[1]) * _BYTES[match[2].lower()]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false; write a number")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+def lower(value: object) -> object:
+    """Convert text to lower case; return anything else unchanged."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def upper(value: object) -> object:
+    """Convert text to upper case; return anything else unchanged."""
+    return value.upper() if isinstance(value, str) else value
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _is_kafka_name(value: str, max_length: int) -> bool:
+    return len(value) <= max_length and re.fullmatch(r"[a-zA-Z0-9._-]+", value) is not None and value not in {".", ".."}
+
+
+def _topic(value: str) -> str:
+    if not _is_kafka_name(value, _TOPIC_MAX):
+        raise ValueError(f"is not a valid topic name; use 1 to {_TOPIC_MAX} of the characters a-z A-Z 0-9 . _ -")
+    if value in _INTERNAL_TOPICS:
+        raise ValueError("is an internal topic of Kafka; use another one")
+    return value
+
+
+def group_name(value: str) -> str:
+    """Return `value` if it can name a consumer group and its topics. Raises ValueError."""
+    if not _is_kafka_name(value, _NAME_MAX):
+        raise ValueError(f"is not a valid name; use 1 to {_NAME_MAX} of the characters a-z A-Z 0-9 . _ -")
+    return value
+
+
+def _model(value: str) -> str:
+    if not value.removeprefix("builtin:").strip() or "\0" in value:
+        raise ValueError("does not name a model; give the path of a model file, or builtin:NAME")
+    return value
+
+
+def _field_path(value: str) -> str:
+    if len(value) > 1000 or not all(value.split(".")):
+        raise ValueError("is not a valid field; write its name, with dots for nested fields: customer.id")
+    return value
+
+
+def _servers(value: list[str]) -> list[str]:
+    if not value:
+        raise ValueError("is empty; write host:port, or several separated by commas")
+    for number, server in enumerate(value, start=1):
+        match = _SERVER.fullmatch(server)
+        if not match or not 0 < int(match[1]) < 65536:
+            raise ValueError(f"entry {number} is not host:port; write it like broker-1:9092, without a protocol")
+    return value
+
+
+def _distinct(value: list[str]) -> list[str]:
+    if len(set(value)) < len(value):
+        raise ValueError("names a field twice; list each field once")
+    return value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("cannot be sent in an HTTP header; use printable ASCII without spaces")
+    return value
+
+
+def _non_empty(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise ValueError("is empty; set it, or leave the key out")
+    return value
+
+
+def _single_line(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError("is empty or contains unprintable characters; write it on one line")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]  # seconds
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=_INT32_MAX)]  # bytes
+StrictInt = Annotated[int, BeforeValidator(_number)]
+_Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Float32 = Annotated[_Finite, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
+Milliseconds = Annotated[StrictInt, Field(ge=0, le=_INT32_MAX)]
+PositiveMs = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
+ByteCount = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
+SingleLine = Annotated[str, AfterValidator(_single_line)]
+Name = Annotated[str, AfterValidator(group_name)]
+Topic = Annotated[str, AfterValidator(_topic)]
+ModelReference = Annotated[str, AfterValidator(_model)]
+FieldPath = Annotated[str, AfterValidator(_field_path)]
+FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]
+Servers = Annotated[list[str], BeforeValidator(_split), AfterValidator(_servers)]
+Secret = Annotated[SecretStr, AfterValidator(_non_empty)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
+Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+
+class Section(BaseModel):
+    """A group of options. Unknown keys are errors, and a loaded section is immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, data: object) -> object:
+        """Drop empty values, and treat a missing section as an empty one, so that its missing keys are reported."""
+        if not isinstance(data, dict):
+            return data
+        known = {field.alias or key: field for key, field in cls.model_fields.items()}
+        empty: dict[str, object] = {key: {} for key, field in known.items() if section_of(field.annotation)}
+        return empty | {key: value for key, value in data.items() if value is not None or key not in known}
+
+
+def section_of(annotation: object) -> type[Section] | None:
+    """Return `annotation` if it is a section of options, else None."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

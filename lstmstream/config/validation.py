@@ -1,0 +1,129 @@
+"""Conflicts between options of the daemon, each of them valid by itself; and options that are not implemented yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from lstmstream.config.document import Conflict
+from lstmstream.config.files import UnreadableFile, read_small_file
+from lstmstream.config.options import options_of
+from lstmstream.config.properties import Properties
+from lstmstream.config.types import Mechanism
+
+if TYPE_CHECKING:
+    from lstmstream.config.schema import Config, Security
+
+
+def daemon_conflicts(config: Config) -> Iterator[Conflict]:
+    """Find every conflict of the daemon's configuration. Reads the certificate files."""
+    yield from _not_implemented(config)
+    yield from _topic_conflicts(config)
+    yield from security_conflicts(config.kafka.security, config.folder)
+    yield from _timing_conflicts(config)
+
+
+def security_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:
+    """Find every conflict of `kafka.security`. Relative paths of its files start from `folder`; the files are read."""
+    yield from _login_conflicts(security)
+    yield from _certificate_conflicts(security, folder)
+
+
+def _not_implemented(config: Config) -> Iterator[Conflict]:
+    if config.on_model_change == "replay":
+        yield Conflict(("on_model_change",), "replay is not implemented yet; use fail or reset")
+    if config.state.dir is not None:
+        yield Conflict(("state.dir",), "local snapshots are not implemented yet; remove it")
+    if config.state.max_keys is not None:
+        yield Conflict(("state.max_keys",), "a limit on the number of keys is not implemented yet; remove it")
+
+
+def _topic_conflicts(config: Config) -> Iterator[Conflict]:
+    """All topics must differ. Kafka treats `.` and `_` as equal, because the names of its metrics do."""
+    seen: dict[str, str] = {}
+    for path, topic in (
+        ("input.topic", config.input.topic),
+        ("output.topic", config.output.topic),
+        ("output.alerts_topic", config.output.alerts_topic),
+        ("dead_letter.topic", config.dead_letter.topic),
+        ("state.topic", config.state.topic),
+    ):
+        if topic is None:
+            continue
+        first = seen.setdefault(topic.replace(".", "_"), path)
+        if first != path:
+            text = f"is the same topic as {first} (Kafka treats . and _ as equal); use different topics"
+            yield Conflict((path, first), text)
+
+
+def _login_conflicts(security: Security) -> Iterator[Conflict]:
+    sasl = security.protocol.startswith("SASL_")
+    mechanism = security.mechanism is not None
+    if security.protocol == "SASL_PLAINTEXT" and not security.insecure:
+        text = "SASL_PLAINTEXT sends the password unencrypted; use SASL_SSL, or set insecure: true"
+        yield _conflict("protocol", "insecure", text)
+    if sasl and not mechanism:
+        text = f"is missing, and the protocol needs it; use one of {', '.join(get_args(Mechanism))}"
+        yield _conflict("mechanism", "protocol", text)
+    if mechanism and not sasl:
+        yield _conflict("mechanism", "protocol", "needs SASL; set kafka.security.protocol to SASL_SSL")
+    for name, value in (("username", security.username), ("password", security.password)):
+        if mechanism and value is None:
+            yield _conflict(name, "mechanism", "is missing, and the mechanism needs it; set it")
+        if not mechanism and not sasl and value is not None:
+            yield _conflict(name, "mechanism", "has no effect without kafka.security.mechanism; set that too")
+
+
+def _certificate_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:
+    if security.cert and not security.key:
+        yield _conflict("key", "cert", "is missing, and cert needs it; set it")
+    if security.key and not security.cert:
+        yield _conflict("cert", "key", "is missing, and key needs it; set it")
+    if security.key_password and not security.key:
+        yield _conflict("key_password", "key", "has no effect without key; set key too")
+    for name, file in (("ca", security.ca), ("cert", security.cert), ("key", security.key)):
+        if file is None:
+            continue
+        if not security.protocol.endswith("SSL"):
+            yield _conflict(name, "protocol", "needs TLS; set kafka.security.protocol to SSL or SASL_SSL")
+        try:
+            content = read_small_file(folder / file)
+        except UnreadableFile as error:
+            yield _conflict(name, name, f"the file it names {error}; give the path of a PEM file")
+        else:
+            if name == "key" and security.key_password is None and b"ENCRYPTED" in content:
+                yield _conflict("key_password", "key", "is missing, and key is encrypted; set it")
+
+
+def _conflict(key: str, other: str, text: str) -> Conflict:
+    return Conflict((f"kafka.security.{key}", f"kafka.security.{other}"), text)
+
+
+def _timing_conflicts(config: Config) -> Iterator[Conflict]:
+    given = config.kafka.properties
+
+    def ms(name: str) -> int:
+        value = given.get(name, options_of(Properties)[name].default)
+        assert isinstance(value, int)
+        return value
+
+    for less, more in (
+        ("heartbeat.interval.ms", "session.timeout.ms"),
+        ("fetch.max.wait.ms", "request.timeout.ms"),
+        ("request.timeout.ms", "connections.max.idle.ms"),
+    ):
+        if {less, more} & given.keys() and ms(less) >= ms(more):
+            first, second = (less, more) if less in given else (more, less)
+            yield Conflict(
+                (f"kafka.properties.{first}", f"kafka.properties.{second}"),
+                f"{less} ({ms(less)}) must be less than {more} ({ms(more)}); change one of them",
+            )
+    wait = config.batch.max_wait
+    if wait * 1000 >= ms("max.poll.interval.ms"):
+        yield Conflict(
+            ("batch.max_wait", "kafka.properties.max.poll.interval.ms"),
+            "must be less than max.poll.interval.ms, or the group drops this member; shorten it",
+        )
+    if wait >= config.http.stall_after:
+        yield Conflict(("batch.max_wait", "http.stall_after"), "must be less than http.stall_after; shorten it")

@@ -1,0 +1,219 @@
+"""`lstmstream evaluate`: a model file's predictions on data with labels, as metrics with 95 % intervals.
+
+The file is run as the daemon runs it, on the CPU; nothing is fitted. Prints a table, or JSON for a program.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lstmstream.errors import CannotServe
+from lstmstream.evaluation.alignment import TaskSpec, align_with_truth
+from lstmstream.evaluation.descriptions import format_interval, format_number, meaning
+from lstmstream.evaluation.intervals import Interval, bootstrap_intervals, resampling_units
+from lstmstream.evaluation.metrics import Evaluated
+from lstmstream.evaluation.offline import score_events
+from lstmstream.formats.timestamps import format_iso
+from lstmstream.history.events import Events, load_events_for_card, order_classes
+from lstmstream.history.read import resolve_paths
+from lstmstream.model import Card, Model, load_model
+from lstmstream.records import Floats
+from lstmstream.serve.step import OnnxStep
+
+MAX_LISTED = 10  # classes in a message
+MAX_LISTED_LABELS = 20  # classes in the table's head
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    key: str | None = None,
+    timestamp: str | None = None,
+    target: str | None = None,
+    as_json: bool = False,
+    resamples: int = 200,
+    k: Collection[int] = (100,),
+) -> int:
+    """Evaluates `model` on `data` (JSONL, CSV or Parquet; a path or a pattern), prints it and returns the exit code.
+
+    Key, time and target are the card's unless given. Raises CannotServe where nothing can be evaluated.
+    """
+    loaded = load_model(model)
+    card = loaded.card
+    fields: dict[str, Any] = card.training.get("fields", {})
+    label = _label_field(card, fields, target)
+    if not any(char in data for char in "*?[") and not Path(data).is_file():
+        raise CannotServe(f"{data}: no such file")
+    events = load_events_for_card(
+        resolve_paths([data], Path()),
+        card,
+        key=key or fields.get("key"),
+        timestamp=timestamp or fields.get("timestamp"),
+        target=label,
+    )
+    if not len(events):
+        raise CannotServe(f"{data}: has no events; give a file with at least one")
+    spec = _task_spec(card, target)
+    score, prediction = score_events(OnnxStep(loaded, device="cpu"), events)
+    spec, events = _with_classes(spec, events, prediction, label)
+    evaluated = align_with_truth(_with_horizon(spec, prediction), events, score, prediction)
+    _check_truth(evaluated, data, label)
+    metrics = bootstrap_intervals(evaluated, card.threshold, resamples=resamples, k=k)
+    units = resampling_units(evaluated).name
+    summary = _summary(loaded, data, events, evaluated, not_finite=int(np.isnan(score).sum()))
+    if as_json:
+        document = {**summary, "resamples": resamples, "resampled": units, "metrics": metrics}
+        sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")  # NaN becomes null
+    else:
+        _print_table(summary, metrics, units, resamples)
+    return 0
+
+
+def _label_field(card: Card, fields: dict[str, Any], target: str | None) -> str | None:
+    if card.task == "forecast":
+        return None
+    label = target or fields.get("target")
+    if label is None and card.task == "classify":
+        raise CannotServe(f"model {card.name}: its card does not name the field of the label; give --target COLUMN")
+    return label
+
+
+def _task_spec(card: Card, target: str | None) -> TaskSpec:
+    """The card's task, with the fields that --target names for a forecast."""
+    spec = TaskSpec.from_card(card)
+    if card.task != "forecast" or target is None:
+        return spec
+    targets = tuple(name.strip() for name in target.split(","))
+    for name in targets:
+        if name not in spec.numbers:
+            known = ", ".join(map(repr, spec.numbers))
+            raise CannotServe(f"--target: {name!r} is not a number that the model reads; it reads {known}")
+    return replace(spec, targets=targets)
+
+
+def _with_horizon(spec: TaskSpec, prediction: Floats | None) -> TaskSpec:
+    """The horizon from the number of columns: the card of an imported model does not hold it."""
+    if spec.task != "forecast" or prediction is None or prediction.shape[1] % max(1, len(spec.targets)):
+        return spec
+    return replace(spec, horizon=prediction.shape[1] // len(spec.targets))
+
+
+def _with_classes(
+    spec: TaskSpec, events: Events, prediction: Floats | None, label: str | None
+) -> tuple[TaskSpec, Events]:
+    """Labels as class indices in the card's order; if it has none, numbers by value, then texts alphabetically.
+
+    Raises CannotServe where the labels do not fit the model's number of classes.
+    """
+    if label is None:
+        return spec, events
+    classes = spec.classes
+    if not classes:
+        classes = tuple(sorted(events.classes, key=_by_value))
+        columns = 1 if prediction is None or spec.task == "anomaly" else prediction.shape[1]
+        if len(classes) > max(2, columns):
+            raise CannotServe(
+                f"field {label!r} has {len(classes)} values ({', '.join(map(repr, classes[:MAX_LISTED]))}), but the"
+                f" model has {max(2, columns)} classes; is it the label?"
+            )
+        if set(classes) <= {"0", "1"}:
+            classes = ("0", "1")
+        elif columns > len(classes):
+            raise CannotServe(
+                f"field {label!r} has {len(classes)} values, but the model has {columns} classes, so their order is"
+                " not known; give data with all classes, or a model whose card names them"
+            )
+    return replace(spec, classes=classes), order_classes(events, classes)
+
+
+def _by_value(text: str) -> tuple[int, float, str]:
+    """A sort key: numbers by value, then texts."""
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
+
+
+def _check_truth(evaluated: Evaluated, data: str, label: str | None) -> None:
+    """Raises CannotServe where there are no true values to evaluate against."""
+    if not len(evaluated):
+        if evaluated.task == "forecast":
+            reason = "no event is followed by another of its key with a known value"
+        else:
+            reason = "the model's output for every event is not finite"
+        raise CannotServe(f"{data}: nothing can be evaluated: {reason}; are the key and time columns right?")
+    if evaluated.task != "classify":
+        return
+    if not evaluated.has_labels:
+        known = ", ".join(map(repr, evaluated.names[:MAX_LISTED]))
+        raise CannotServe(f"{data}: no event has a label: field {label!r} is never one of {known}")
+    present = np.unique(evaluated.label[evaluated.labelled])
+    if len(present) == 1:
+        raise CannotServe(
+            f"{data}: all {len(evaluated.labelled)} labelled events are of class {evaluated.names[present[0]]!r}; give"
+            " data with at least two classes"
+        )
+
+
+def _summary(loaded: Model, data: str, events: Events, evaluated: Evaluated, *, not_finite: int) -> dict[str, Any]:
+    """What was evaluated, as JSON values. `not_finite` is the number of events without a finite output."""
+    card = loaded.card
+    summary: dict[str, Any] = {
+        "model": card.name,
+        "version": card.version,
+        "fingerprint": card.fingerprint,
+        "sha256": loaded.sha256,
+        "task": card.task,
+        "data": data,
+        "events": len(events),
+        "keys": len(events.keys),
+        "judged": len(evaluated),
+        "unanswered": not_finite,
+        "trained_on": bool(events.sha256) and card.training.get("data", {}).get("sha256") == events.sha256,
+        "from": format_iso(int(events.timestamp.min())),
+        "to": format_iso(int(events.timestamp.max())),
+        "threshold": card.threshold,
+    }
+    if evaluated.has_labels:
+        counts = np.bincount(evaluated.label[evaluated.labelled], minlength=2)
+        names = evaluated.names if evaluated.task == "classify" else ("0", "1")
+        summary["labels"] = {name: int(count) for name, count in zip(names, counts, strict=False)}
+    return summary
+
+
+def _print_table(summary: dict[str, Any], metrics: dict[str, Interval], units: str, resamples: int) -> None:
+    console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(Text(text))  # not as markup: names may hold brackets
+
+    say(f"{summary['model']} {summary['version']} ({summary['task']}) on {summary['data']}")
+    say(f"{summary['events']:,} events of {summary['keys']:,} keys, {summary['from']} to {summary['to']}")
+    if summary["judged"] != summary["events"]:
+        say(f"{summary['judged']:,} of them are evaluated")
+    if summary["unanswered"]:
+        say(f"{summary['unanswered']:,} without a finite output are left out; the daemon would dead-letter them")
+    if summary["trained_on"]:
+        say("The model was trained with these data: expect less of new data; see the test split in its report.")
+    if "labels" in summary:
+        labels = list(summary["labels"].items())[:MAX_LISTED_LABELS]
+        say("labels: " + ", ".join(f"{name!r} {count:,}" for name, count in labels))
+    if summary["threshold"] is not None:
+        say(f"threshold: {summary['threshold']:g}")
+    table = Table("metric", "value", "95 % interval", "meaning")
+    for name, interval in metrics.items():
+        table.add_row(*map(Text, (name, format_number(interval["value"]), format_interval(interval), meaning(name))))
+    console.print(table)
+    if resamples:
+        say(f"Intervals: {resamples} resamples of {units}.")

@@ -1,0 +1,69 @@
+"""Whether the network is better than the best baseline, from a paired interval of the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lstmstream.evaluation.intervals import Interval, paired_difference
+from lstmstream.evaluation.metrics import LOWER_IS_BETTER, Evaluated, compute_metrics
+
+METRIC_NAMES = {
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "mase": "error (MASE, the last value's is 1)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The result for a report, and what it is based on."""
+
+    better: bool | None  # whether the network is better beyond chance; None where that cannot be known
+    answer: str  # Yes, No or Not known
+    text: str  # one or two sentences
+    metric: str = ""
+    baseline: str = ""  # the best one
+    difference: Interval | None = None  # positive where the network is better
+
+
+def main_metric(evaluated: Evaluated) -> str:
+    """The metric by which models of the task are compared."""
+    if evaluated.task == "forecast" or not evaluated.has_labels:
+        return "mase"
+    return "average_precision" if evaluated.is_binary else "accuracy"
+
+
+def compare(
+    model: Evaluated, baselines: Mapping[str, Evaluated], *, called: str = "LSTM", resamples: int = 200, seed: int = 0
+) -> Comparison:
+    """The model against the baseline that is best on these events. `called` is the model's name in the text."""
+    name = main_metric(model)
+    ours = compute_metrics(model).get(name, np.nan)
+    theirs = {other: compute_metrics(evaluated).get(name, np.nan) for other, evaluated in baselines.items()}
+    theirs = {other: value for other, value in theirs.items() if np.isfinite(value)}
+    if not np.isfinite(ours) or not theirs:
+        return Comparison(None, "Not known", "Nothing can be compared: the split has no baseline or no true values.")
+    best = (min if name in LOWER_IS_BETTER else max)(theirs, key=lambda other: theirs[other])
+    difference = paired_difference(model, baselines[best], name, resamples=resamples, seed=seed)
+    values = f"{METRIC_NAMES[name]} {ours:.3g}, against {theirs[best]:.3g} of the best baseline, {best!r}"
+    if np.isnan(difference["low"]):
+        text = f"The {called} has {values}. There are too few events to tell this from chance; evaluate on more."
+        return Comparison(None, "Not known", text, name, best, difference)
+    interval = (
+        f"a difference of {difference['value']:+.2g} (95 % interval {difference['low']:+.2g} to"
+        f" {difference['high']:+.2g}; + is better)"
+    )
+    better = difference["low"] > 0
+    if better:
+        text = f"The {called} has {values}: {interval}."
+    elif difference["high"] < 0:
+        text = f"The {called} is worse: {values}: {interval}. Use the baseline, or find what went wrong in training."
+    else:
+        text = (
+            f"The {called} has {values}: {interval}, which may be chance. The baseline is simpler and, as far as these"
+            " events show, as good."
+        )
+    return Comparison(better, "Yes" if better else "No", text, name, best, difference)

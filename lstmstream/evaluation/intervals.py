@@ -1,0 +1,118 @@
+"""How certain a metric is: 95 % bootstrap intervals, and paired intervals of the difference between two models.
+
+Events of one key resemble each other, so keys are resampled and not rows; with few keys, blocks of time. A resample is
+a count for each key or block, which `metric_function` takes as row weights: nothing is sorted or copied again.
+Percentile intervals as in Efron & Tibshirani 1993, chapter 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from lstmstream.evaluation.metrics import (
+    LOWER_IS_BETTER,
+    Doubles,
+    Evaluated,
+    MetricFunction,
+    MetricValues,
+    metric_function,
+)
+from lstmstream.records import Ints
+
+MIN_KEYS = 20  # with fewer keys, blocks of time are resampled
+TIME_BLOCKS = 30
+_LOW, _HIGH = 0.025, 0.975
+
+
+class Interval(TypedDict):
+    """A metric and the interval that holds 95 % of its resamples, NaN where there is nothing to resample."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ResamplingUnits(NamedTuple):
+    """What is resampled as a whole."""
+
+    of_row: Ints  # [N'] index of the unit of each row
+    number: int  # of units
+    name: str  # for the reader of a report: "keys" or "blocks of time"
+
+
+def resampling_units(evaluated: Evaluated) -> ResamplingUnits:
+    """Keys where there are at least MIN_KEYS, else TIME_BLOCKS consecutive blocks with equally many rows each."""
+    keys, of_row = np.unique(evaluated.sequence, return_inverse=True)
+    if len(keys) >= MIN_KEYS:
+        return ResamplingUnits(of_row.astype(np.int64), len(keys), "keys")
+    count = min(TIME_BLOCKS, len(evaluated))
+    block = np.empty(len(evaluated), np.int64)
+    block[np.argsort(evaluated.timestamp, kind="stable")] = np.arange(len(evaluated)) * count // max(1, len(evaluated))
+    return ResamplingUnits(block, count, "blocks of time")
+
+
+def bootstrap_intervals(
+    evaluated: Evaluated,
+    threshold: float | None = None,
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+    k: Collection[int] = (100,),
+) -> dict[str, Interval]:
+    """Each metric that the rows determine, with its interval. The same seed gives the same interval."""
+    function = metric_function(evaluated, threshold, k=k)
+    values = function(np.ones(len(evaluated)))
+    names = [name for name, value in values.items() if np.isfinite(value)]
+    drawn = [[sample[name] for name in names] for sample in _resampled(evaluated, [function], resamples, seed)]
+    low, high = _percentiles(np.array(drawn).reshape(len(drawn), len(names)))
+    return {name: Interval(value=values[name], low=float(low[i]), high=float(high[i])) for i, name in enumerate(names)}
+
+
+def paired_difference(
+    model: Evaluated, other: Evaluated, name: str, *, resamples: int = 200, seed: int = 0
+) -> Interval:
+    """By how much the model is better in metric `name` (positive: better), both evaluated on the same resamples.
+
+    `other` holds the same events in the same order. NaN where either does not determine the metric.
+    """
+    sign = -1.0 if name.partition("[")[0] in LOWER_IS_BETTER else 1.0
+    functions = [metric_function(model), metric_function(other)]
+
+    def difference(values: list[MetricValues]) -> float:
+        ours, theirs = (each.get(name, np.nan) for each in values)
+        return sign * (ours - theirs)
+
+    ones = np.ones(len(model))
+    drawn = list(_resampled(model, functions, resamples, seed))
+    differences = [difference(drawn[i : i + 2]) for i in range(0, len(drawn), 2)]
+    low, high = _percentiles(np.array(differences).reshape(-1, 1))
+    return Interval(
+        value=difference([function(ones) for function in functions]), low=float(low[0]), high=float(high[0])
+    )
+
+
+def _resampled(
+    evaluated: Evaluated, functions: list[MetricFunction], resamples: int, seed: int
+) -> Iterator[MetricValues]:
+    """For each resample, the result of each function in turn."""
+    units, rng = resampling_units(evaluated), np.random.default_rng(seed)
+    if units.number < 2:
+        return
+    for _ in range(resamples):
+        drawn = np.bincount(rng.integers(0, units.number, units.number), minlength=units.number).astype(np.float64)
+        weights = drawn[units.of_row]
+        for function in functions:
+            yield function(weights)
+
+
+def _percentiles(drawn: Doubles) -> tuple[Doubles, Doubles]:
+    """Lower and upper end [M] of each column of `drawn` [resamples, M], over the resamples that are not NaN."""
+    low, high = np.full(drawn.shape[1], np.nan), np.full(drawn.shape[1], np.nan)
+    for i, column in enumerate(drawn.T):
+        known = column[np.isfinite(column)]
+        if len(known):
+            low[i], high[i] = np.quantile(known, [_LOW, _HIGH])
+    return low, high

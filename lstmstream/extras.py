@@ -1,0 +1,38 @@
+"""Optional dependencies: what an extra adds, and the message for a user who lacks it.
+
+A module that needs an optional package imports it at its top; code that imports such a module calls `require` first.
+This module loads none of the packages.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from lstmstream.errors import CannotServe
+
+PACKAGES = {
+    "tables": ("polars",),
+    "import": ("onnx", "h5py", "safetensors"),
+    "train": ("torch", "onnx", "optuna", "polars"),
+}
+
+
+def require(extra: str, what: str, *packages: str, otherwise: str = "") -> None:
+    """Raises CannotServe naming the extra to install, unless its packages are installed.
+
+    `what` is the command or the file that needs them and begins the message; `packages` limits the check to some of
+    the extra's packages; `otherwise` is a way to do without them, a clause that ends the message.
+    """
+    missing = [name for name in packages or PACKAGES[extra] if find_spec(name) is None]
+    if missing:
+        alternative = f", or {otherwise}" if otherwise else ""
+        raise CannotServe(f"{what} needs {_list(missing)}; run: pip install 'lstmstream[{extra}]'{alternative}")
+
+
+def require_for_table(path: object) -> None:
+    """Raises CannotServe where polars, which reads the CSV or Parquet file at `path`, is not installed."""
+    require("tables", f"{path}: reading CSV or Parquet", otherwise="convert the file to JSONL")
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,1 @@
+"""Text and bytes of records to plain values: JSON documents, times, CSV cells."""

@@ -1,0 +1,124 @@
+"""Lines of JSON to chunks of columns, through the daemon's decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
+from lstmstream.history.fields import MAX_LISTED, Chunk, Fields, unknown_field
+from lstmstream.model.card import Card, Feature, StateSpec
+from lstmstream.records import RecordBatch
+from lstmstream.serve.decode import Decoder
+
+CHUNK_LINES = 16_384  # parsed objects take several times the room of their text
+_ABSENT = object()
+
+
+class JsonlReader:
+    """Reads files of JSON objects. A field may be absent from rows and from whole files, but not from all of them."""
+
+    def __init__(self, fields: Fields) -> None:
+        features = [Feature(name, "number") for name in fields.numbers]
+        features += [Feature(name, "category", buckets=1) for name in fields.categories]
+        card = Card("history", "1", "classify", tuple(features), StateSpec(1, (0.0,), ()), ())
+        self._decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp)
+        self._fields = fields
+        self._unseen = set(fields.all())
+        self._empty = True
+        self._names: dict[str, None] = {}  # some of the names that the rows have, for a message
+
+    def read(self, file: Path, first_row: int) -> Iterator[Chunk]:
+        """The rows of one file, of which the first has the index `first_row` among all rows. Raises CannotServe."""
+        row = 0  # in this file
+        try:
+            with file.open("rb") as opened:
+                lines = (line.rstrip(b"\r\n") for line in opened if line.strip())
+                while values := list(islice(lines, CHUNK_LINES)):
+                    yield self._chunk(file, values, row, first_row)
+                    row += len(values)
+        except OSError as error:
+            raise CannotServe(f"{file}: cannot be read: {error.strerror}") from error
+
+    def unknown_fields(self, where: object) -> list[str]:
+        """A message for each field that no row has; none where there are no rows. `where` names the data."""
+        if self._empty:
+            return []
+        return [unknown_field(where, name, self._names) for name in self._fields.all() if name in self._unseen]
+
+    def _chunk(self, file: Path, values: list[bytes], row: int, first_row: int) -> Chunk:
+        count = len(values)
+        self._empty = False
+        observations, dead_letters, documents = self._decoder.decode(
+            RecordBatch(
+                topic=str(file),
+                partitions=np.zeros(count, np.int64),
+                offsets=np.arange(row, row + count),
+                timestamps=np.arange(first_row + row, first_row + row + count) * 1000,
+                keys=[b""] * count,
+                values=list(values),
+                headers=[()] * count,
+            )
+        )
+        if dead_letters:
+            where, reason = row + dead_letters[0].index, dead_letters[0].message
+            raise CannotServe(f"{file}: row {where}: {reason}; fix the row, or remove it")
+        self._note_fields(documents)
+
+        def texts(name: str) -> list[str | None]:
+            return _texts(file, documents, name, row)
+
+        fields = self._fields
+        return Chunk(
+            first_row=first_row + row,
+            keys=[(key or b"").decode() for key in observations.keys],
+            timestamp=observations.timestamps,
+            x=observations.x,
+            categories=[texts(name) for name in fields.categories],
+            label=None if fields.label is None else texts(fields.label),
+            split=None if fields.split is None else texts(fields.split),
+        )
+
+    def _note_fields(self, documents: Sequence[dict[str, Any]]) -> None:
+        """Notes which of the wanted fields have been seen, and some names of others."""
+        if len(self._names) < MAX_LISTED:
+            self._names |= dict.fromkeys(name for document in documents[:MAX_LISTED] for name in document)
+        for name in list(self._unseen):
+            if any(_value_at(document, name) is not _ABSENT for document in documents):
+                self._unseen.discard(name)
+
+
+def _value_at(document: Any, path: str) -> Any:
+    """The value at the end of a path of names; _ABSENT where the path leads through something that is not an object."""
+    for name in path.split("."):
+        if type(document) is not dict or name not in document:
+            return _ABSENT
+        document = document[name]
+    return document
+
+
+def _texts(file: Path, documents: Sequence[dict[str, Any]], name: str, row: int) -> list[str | None]:
+    """[M] The field's text in each document. `row` is the first document's in the file. Raises CannotServe."""
+    texts = []
+    for index, document in enumerate(documents):
+        try:
+            texts.append(_text(_value_at(document, name), name))
+        except BadRecord as bad:
+            raise CannotServe(f"{file}: row {row + index}: {bad}; fix the row, or remove it") from bad
+    return texts
+
+
+def _text(value: Any, name: str) -> str | None:
+    """A category's or a label's text. The decoder has refused what a category may not be; a label may be more."""
+    if value is None or value is _ABSENT or type(value) is str:
+        return value if type(value) is str else None
+    if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
+        if abs(value) <= EXACT_INTEGER_MAX:
+            return str(int(value))
+        raise BadRecord("validate", f"field {name!r} is an integer beyond 2^53; write such ids as text")
+    raise BadRecord("validate", f"field {name!r} is neither text nor a whole number")

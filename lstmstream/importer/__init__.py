@@ -1,0 +1,1 @@
+"""Converts models made elsewhere (ONNX, Keras, weights of PyTorch) to step models. Needs onnx (extra `import`)."""

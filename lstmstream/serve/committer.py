@@ -1,0 +1,125 @@
+"""Transactions: the only caller of the transport's commit, and the only judge of one whose outcome is not known.
+
+1. `submit` plans which states are due and hands outputs, states and offsets to the transport, with a nonce.
+2. It went through: the engine keeps the states, the checkpointer notes what is clean and dirty, observers are told.
+3. It failed: its outcome is not known. The transaction stays *pending* until `resolve` is given the group's committed
+   offsets: one of its partitions shows the nonce, or the batch is rolled back and will be done again.
+
+Offsets alone cannot tell: an idle checkpoint commits the present ones again, and after a rebalance another member may
+commit the very same ones.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from lstmstream.records import RecordBatch
+from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
+from lstmstream.serve.engine import Engine, Result
+from lstmstream.serve.observers import Observer
+from lstmstream.serve.scorer import Timer
+from lstmstream.transport.ports import CommittedOffset, Membership, Transport
+
+COMMIT_TIMEOUT_S = 12.0  # the broker aborts a transaction after 10 s
+INITIAL_COMMIT_TIMEOUT_S = 10.0
+
+
+class PendingTransaction(NamedTuple):
+    """A transaction whose outcome is not known yet."""
+
+    result: Result | None  # None: no batch belongs to it
+    plan: CheckpointPlan
+    nonce: str
+
+    def was_committed(self, committed: Mapping[int, CommittedOffset]) -> bool:
+        """Whether one of its partitions shows its nonce.
+
+        Where none does, it was aborted; or every partition was taken over and committed by other members since, and
+        then there is nothing left here to keep.
+        """
+        return any(
+            partition in committed and committed[partition].metadata == self.nonce for partition in self.plan.offsets
+        )
+
+
+class Committer:
+    """One transaction at a time."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        engine: Engine,
+        checkpointer: Checkpointer,
+        observer: Observer,
+        timer: Timer,
+        clock: Callable[[], float],
+    ) -> None:
+        self._transport = transport
+        self._engine = engine
+        self._checkpointer = checkpointer
+        self._observer = observer
+        self._timer = timer
+        self._clock = clock
+        self._instance = uuid.uuid4().hex
+        self._sequence = 0
+        self.pending: PendingTransaction | None = None
+
+    def submit(
+        self, result: Result, membership: Membership, *, flush: bool = False, timeout_s: float = COMMIT_TIMEOUT_S
+    ) -> None:
+        """Commit a batch with the states that are due. Raises TryAgain (then it is pending), OwnershipLost, Fatal."""
+        plan = self._checkpointer.plan(
+            events=len(result.records),
+            changed=result.changed,
+            positions=result.records.next_offsets(),
+            flush=flush,
+        )
+        self._commit(result, plan, membership, timeout_s)
+
+    def submit_plan(self, plan: CheckpointPlan, membership: Membership) -> None:
+        """Commit a plan without a batch: where a partition's states begin. Raises as `submit` does."""
+        self._commit(None, plan, membership, INITIAL_COMMIT_TIMEOUT_S)
+
+    def resolve(self, committed: Mapping[int, CommittedOffset]) -> None:
+        """Learn the outcome of the pending transaction from the group's offsets, asked for after `recover`."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            self._engine.rollback()  # a batch that never came to be submitted
+        elif pending.was_committed(committed):
+            self._on_commit(pending, None)
+        else:
+            self._engine.rollback()
+            if pending.result is not None:
+                self._observer.on_abort()
+
+    def pending_partitions(self) -> set[int]:
+        """Those whose offsets tell the outcome."""
+        return set() if self.pending is None else set(self.pending.plan.offsets)
+
+    def _commit(self, result: Result | None, plan: CheckpointPlan, membership: Membership, timeout_s: float) -> None:
+        assert self.pending is None, "the last transaction's outcome is not known"
+        self._sequence += 1
+        self.pending = PendingTransaction(result, plan, f"lstmstream:{self._instance}:{self._sequence}")
+        outputs: list[RecordBatch] = [] if result is None else result.outputs.batches()
+        began_s = self._clock()
+        with self._timer("commit"):
+            self._transport.commit(
+                outputs,
+                plan.records,
+                plan.offsets,
+                nonce=self.pending.nonce,
+                membership=membership,
+                timeout_s=timeout_s,
+            )
+        pending, self.pending = self.pending, None
+        self._on_commit(pending, self._clock() - began_s)
+
+    def _on_commit(self, pending: PendingTransaction, duration_s: float | None) -> None:
+        result, plan, _ = pending
+        if result is None:
+            return  # its restore goes on, or starts again and finds the floor
+        self._engine.commit()
+        self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms())
+        self._observer.on_commit(result, plan, duration_s)

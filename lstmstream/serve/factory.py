@@ -1,0 +1,56 @@
+"""Puts the parts together from a config and a model: the daemon and `score` do it alike, so they answer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lstmstream.config import Config
+from lstmstream.model import Card, Model, load_model
+from lstmstream.serve.decode import Decoder
+from lstmstream.serve.encode import Encoder, OutputTopics
+from lstmstream.serve.engine import Engine
+from lstmstream.serve.scorer import Meaning, Scorer, Timer, no_timer
+from lstmstream.serve.step import OnnxStep
+from lstmstream.serve.step_model import StepModel
+
+
+def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
+    """Load and check the model. Raises CannotServe."""
+    model = load_model(config.model, base=config.folder)
+    step = OnnxStep(
+        model,
+        device=config.device.device,
+        threads=config.device.threads,
+        exact=config.delivery == "exactly_once",
+    )
+    return model, step
+
+
+def make_engine(
+    config: Config,
+    step: StepModel,
+    *,
+    key_hashed: Collection[str] = (),
+    from_file: bool = False,
+    timer: Timer = no_timer,
+) -> Engine:
+    """The engine that answers as the config says. `key_hashed`: see OutputTopics."""
+    card = step.card
+    decoder = Decoder(card, key=config.input.key, timestamp=config.input.timestamp, max_bytes=config.input.max_bytes)
+    encoder = Encoder(
+        card,
+        OutputTopics(config.output.topic, config.output.alerts_topic, config.dead_letter.topic, key_hashed),
+        include=config.output.include,
+        output_key=config.output.key,
+        from_file=from_file,
+    )
+    return Engine(decoder, Scorer(step, _meaning(config, card), timer=timer), encoder, timer=timer)
+
+
+def _meaning(config: Config, card: Card) -> Meaning:
+    ttl, threshold = config.state.ttl, config.output.threshold
+    return Meaning(
+        ttl_ms=None if ttl is None else round(ttl * 1000),
+        late=config.input.late,
+        threshold=card.threshold if threshold is None else threshold,
+    )

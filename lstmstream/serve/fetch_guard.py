@@ -1,0 +1,109 @@
+"""A running partition whose records wait at the broker and never come.
+
+A client was seen to keep an assigned partition and never to fetch it again (transport/clients/kafka_python.py says why,
+and what is done about it). This guard needs no cause: where the broker has records that the client does not fetch, the
+client is told again where to read, and if that does not help the consumer is replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from lstmstream.serve.observers import Observer
+from lstmstream.serve.partition import Partition
+from lstmstream.transport.ports import GroupMember
+
+log = logging.getLogger(__name__)
+
+STALL_S = 5.0  # without a record, though some wait and the client had nothing else to hand out
+LONGEST_POLL_S = 1.0  # what a poll counts at most: a loop that was held up elsewhere did not ask for records
+STARVED_STALL_S = 60.0  # the same while other partitions keep the client busy: it hands out one after the other
+
+
+class FetchGuard:
+    """`on_poll` after each poll, `check` now and then."""
+
+    def __init__(self, member: GroupMember, observer: Observer, clock: Callable[[], float]) -> None:
+        self._member = member
+        self._observer = observer
+        self._clock = clock
+        self._last_poll_s = clock()
+        self._quiet: dict[int, _Quiet] = {}  # of running partitions
+        self._sought: set[int] = set()  # stalled, and told again where to read
+
+    def on_poll(self, with_records: Collection[int], running: Sequence[Partition], *, saturated: bool) -> None:
+        """Note which partitions gave records; forget those that are no longer running.
+
+        `saturated`: the poll gave as many records as were asked for, so that others may have had to wait.
+        """
+        now_s = self._clock()
+        elapsed_s, self._last_poll_s = min(now_s - self._last_poll_s, LONGEST_POLL_S), now_s
+        before, self._quiet = self._quiet, {}
+        for partition in running:
+            quiet = before.get(partition.number)
+            if quiet is None or partition.number in with_records:
+                quiet = _Quiet()
+            else:
+                quiet.total_s += elapsed_s
+                quiet.idle_s += 0.0 if saturated else elapsed_s
+            self._quiet[partition.number] = quiet
+        moving = {number for number in self._sought if number not in self._quiet or number in with_records}
+        if moving:
+            self._sought -= moving
+            self._update_health()
+
+    def check(self, running: Sequence[Partition], positions: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """Look at partitions that have been quiet for a while. Raises TryAgain.
+
+        `positions` are the client's; `ends` the last stable offsets of running partitions, as the broker has them now.
+        """
+        quiet = {p.number: p for p in running if p.number in self._quiet and self._quiet[p.number].too_long()}
+        stalled = [
+            partition
+            for number, partition in quiet.items()
+            if max(positions.get(number, 0), partition.position) < ends.get(number, 0)
+        ]
+        self._sought -= quiet.keys() - {partition.number for partition in stalled}
+        for partition in stalled:
+            self._quiet[partition.number] = _Quiet()
+        again = [partition.number for partition in stalled if partition.number in self._sought]
+        if again:
+            log.error(
+                "partitions give no records though some wait; replacing the consumer", extra={"partitions": again}
+            )
+            self._observer.on_stalled_fetch("rejoin")
+            self._sought.clear()
+            self._member.join()
+        else:
+            for partition in stalled:
+                log.warning(
+                    "a partition gives no records though some wait; telling the client again where to read",
+                    extra={
+                        "partition": partition.number,
+                        "offset": partition.position,
+                        "end": ends[partition.number],
+                    },
+                )
+                self._observer.on_stalled_fetch("seek")
+                self._member.resume(partition.number, partition.position)
+                self._sought.add(partition.number)
+        self._update_health()
+
+    def _update_health(self) -> None:
+        if self._sought:
+            self._observer.on_blocked("fetch", f"{len(self._sought)} partitions give no records though some wait")
+        else:
+            self._observer.on_unblocked("fetch")
+
+
+@dataclass(slots=True)
+class _Quiet:
+    """How long a partition has given no record."""
+
+    idle_s: float = 0.0  # while the client had nothing else to hand out
+    total_s: float = 0.0
+
+    def too_long(self) -> bool:
+        return self.idle_s >= STALL_S or self.total_s >= STARVED_STALL_S

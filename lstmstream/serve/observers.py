@@ -1,0 +1,235 @@
+"""Who is called with what the daemon does: metrics and health. The loop knows only `Observer`.
+
+An observer may not fail and may not take long: it is called on the daemon's thread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from lstmstream.serve.health import Health
+from lstmstream.serve.metrics import Metrics
+
+if TYPE_CHECKING:
+    from lstmstream.serve.checkpoint import CheckpointPlan
+    from lstmstream.serve.engine import Result
+    from lstmstream.serve.restore import Restored
+
+
+class PartitionGauges(NamedTuple):
+    """What is measured of a partition once a second."""
+
+    number: int
+    floor_lag: int
+    consumer_lag: int | None  # None where it is not known
+
+
+class Gauges(NamedTuple):
+    """What is measured once a second."""
+
+    partitions: Sequence[PartitionGauges]
+    state_keys: int
+    state_bytes: int
+    restore_records_remaining: int
+
+
+class Observer:
+    """Told what happened; does nothing. Override what is of interest."""
+
+    def on_loop(self) -> None:
+        """The loop goes round: the daemon is alive."""
+
+    def on_phase(self, phase: str) -> None:
+        """A phase of the daemon's life begins."""
+
+    def on_rebalance(self) -> None:
+        """The assignment changed."""
+
+    def on_close(self, partition: int) -> None:
+        """A partition was revoked, or its restore starts over."""
+
+    def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
+        """A batch is committed; the duration is None where that was only learnt afterwards."""
+
+    def on_abort(self) -> None:
+        """A transaction was aborted; its batch will be done again."""
+
+    def on_restored(self, restored: Restored) -> None:
+        """A partition is running."""
+
+    def on_stalled_fetch(self, action: str) -> None:
+        """A partition gave no records though some wait; `action` was taken."""
+
+    def on_gauges(self, gauges: Gauges) -> None:
+        """Once a second."""
+
+    def on_blocked(self, what: str, reason: str) -> None:
+        """The daemon is not ready because of `what`, until `on_unblocked`. The reason is public."""
+
+    def on_unblocked(self, what: str) -> None:
+        """`what` is no longer in the way."""
+
+
+class Observers(Observer):
+    """Several as one."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def on_loop(self) -> None:  # noqa: D102 - see Observer, as all below
+        for observer in self._observers:
+            observer.on_loop()
+
+    def on_phase(self, phase: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_phase(phase)
+
+    def on_rebalance(self) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_rebalance()
+
+    def on_close(self, partition: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_close(partition)
+
+    def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_commit(result, plan, duration_s)
+
+    def on_abort(self) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_abort()
+
+    def on_restored(self, restored: Restored) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_restored(restored)
+
+    def on_stalled_fetch(self, action: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_stalled_fetch(action)
+
+    def on_gauges(self, gauges: Gauges) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_gauges(gauges)
+
+    def on_blocked(self, what: str, reason: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_blocked(what, reason)
+
+    def on_unblocked(self, what: str) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_unblocked(what)
+
+
+class StageTimer:
+    """Seconds spent in each stage since the last `take`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._spent_s: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Times what is within."""
+        began_s = self._clock()
+        try:
+            yield
+        finally:
+            self._spent_s[stage] += self._clock() - began_s  # type: ignore[assignment]  # a Counter of floats
+
+    def take(self) -> Mapping[str, float]:
+        """What was spent; counting begins again."""
+        spent_s, self._spent_s = self._spent_s, Counter()
+        return spent_s
+
+
+class MetricsObserver(Observer):
+    """Counts in Prometheus metrics. Nothing is counted before it is committed."""
+
+    def __init__(
+        self, metrics: Metrics, *, input_topic: str, late_policy: str, timer: StageTimer, wall_s: Callable[[], float]
+    ) -> None:
+        """`wall_s`: seconds since 1970 UTC."""
+        self._metrics = metrics
+        self._input_topic = input_topic
+        self._late_policy = late_policy
+        self._timer = timer
+        self._wall_s = wall_s
+
+    def on_rebalance(self) -> None:
+        """Count it."""
+        self._metrics.rebalances.inc()
+
+    def on_close(self, partition: int) -> None:
+        """Its lag is not known any longer; where it was revoked, its new owner tells it."""
+        self._metrics.remove_partition(self._input_topic, partition)
+
+    def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
+        """Count the batch and its transaction."""
+        now_s = self._wall_s()
+        timestamps = result.records.timestamps
+        self._metrics.observe_batch(
+            events=len(result.records),
+            scores=result.predictions.score,
+            alerts=int(np.count_nonzero(result.predictions.alert)),
+            dead_letters=Counter(letter.stage for letter in result.dead_letters),
+            latencies_s=now_s - timestamps[timestamps >= 0] / 1000,
+            now_s=now_s,
+            late=result.late_events,
+            late_policy=self._late_policy,
+            expired=result.expired,
+            checkpoints=sum(map(len, plan.written.values())),
+        )
+        self._metrics.transaction("committed", duration_s)
+        self._metrics.observe_stages(self._timer.take())
+
+    def on_abort(self) -> None:
+        """Count the transaction."""
+        self._metrics.transaction("aborted")
+        self._timer.take()
+
+    def on_restored(self, restored: Restored) -> None:
+        """How long it took."""
+        self._metrics.restore_seconds.set(restored.duration_s)
+
+    def on_stalled_fetch(self, action: str) -> None:
+        """Count it."""
+        self._metrics.stalled_fetches.labels(action).inc()
+
+    def on_gauges(self, gauges: Gauges) -> None:
+        """Set what is measured."""
+        for partition in gauges.partitions:
+            self._metrics.floor_lag(self._input_topic, partition.number, partition.floor_lag)
+            if partition.consumer_lag is not None:
+                self._metrics.lag(self._input_topic, partition.number, partition.consumer_lag)
+        self._metrics.state_keys.set(gauges.state_keys)
+        self._metrics.state_bytes.set(gauges.state_bytes)
+        self._metrics.restore_records_remaining.set(gauges.restore_records_remaining)
+
+
+class HealthObserver(Observer):
+    """Keeps `/livez` and `/readyz` true."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def on_loop(self) -> None:
+        """Alive."""
+        self._health.heartbeat()
+
+    def on_phase(self, phase: str) -> None:
+        """Named by both endpoints."""
+        self._health.set_phase(phase)
+
+    def on_blocked(self, what: str, reason: str) -> None:
+        """Not ready."""
+        self._health.block(what, reason)
+
+    def on_unblocked(self, what: str) -> None:
+        """Ready, if nothing else is in the way."""
+        self._health.unblock(what)

@@ -1,0 +1,183 @@
+"""The life of one input partition while this member owns it.
+
+    assigned ──► RESTORING ──► RUNNING ──► CLOSED
+                     └────────────────────────┘ (revoked, or restored again after its offset was moved)
+
+A `Partition` owns what is known of it: phase, position, origin, floor, the slab with its states, the rows that are not
+written yet. `restore.py` brings it from RESTORING to RUNNING, `checkpoint.py` decides what is written of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from lstmstream.records import Bools, Ints
+from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.state import CLEAN, Slab, StateStore
+
+if TYPE_CHECKING:
+    from lstmstream.serve.restore import Restore
+
+_CHUNK_ROWS = 4096
+
+
+class PartitionPhase(Enum):
+    """Where in its life a partition is."""
+
+    RESTORING = "restoring"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+class _Chunk(NamedTuple):
+    """Rows that one batch changed first, in the order of that change."""
+
+    rows: Ints
+    first_offsets: Ints
+    since_s: float  # clock time of that change
+    min_timestamp_ms: int  # of the input records that changed them
+
+
+class DirtyRows:
+    """Rows whose present state the state topic does not have, in the order of their first unwritten change.
+
+    The mark itself lives with the row (`Slab.first_unwritten`): an entry whose row was written or removed meanwhile is
+    out of date and is passed over.
+    """
+
+    def __init__(self, slab: Slab) -> None:
+        self._slab = slab
+        self._queue: deque[_Chunk] = deque()
+
+    @property
+    def count(self) -> int:
+        """Rows that are dirty."""
+        return sum(int(self._valid(chunk).sum()) for chunk in self._queue)
+
+    def mark(self, changed: ChangedRows, since_s: float, min_timestamp_ms: int) -> None:
+        """Note rows that changed; those that are dirty already keep their place."""
+        marks = self._slab.first_unwritten
+        new = marks[changed.rows] == CLEAN
+        rows, first_offsets = changed.rows[new], changed.first_offsets[new]
+        marks[rows] = first_offsets
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            end = start + _CHUNK_ROWS
+            self._queue.append(_Chunk(rows[start:end], first_offsets[start:end], since_s, min_timestamp_ms))
+
+    def oldest(self) -> tuple[float, int] | None:
+        """(clock time of the oldest unwritten change, least timestamp of its records); None if all is clean."""
+        while self._queue and not self._valid(self._queue[0]).any():
+            self._queue.popleft()
+        return (self._queue[0].since_s, self._queue[0].min_timestamp_ms) if self._queue else None
+
+    def take(self, limit: int, *, before_s: float) -> tuple[Ints, int | None]:
+        """Up to `limit` of the oldest rows that became dirty by `before_s`, and the first offset of the next one.
+
+        They stay dirty until `clean`. The offset is None where nothing dirty is left beside them.
+        """
+        taken: list[Ints] = []
+        for chunk in self._queue:
+            valid = np.flatnonzero(self._valid(chunk))
+            if not len(valid):
+                continue
+            room = limit - sum(map(len, taken)) if chunk.since_s <= before_s else 0
+            taken.append(chunk.rows[valid[:room]])
+            if room < len(valid):
+                return np.concatenate(taken), int(chunk.first_offsets[valid[room]])
+        return (np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)), None
+
+    def clean(self, rows: Ints) -> None:
+        """The state topic has these rows as they are now."""
+        self._slab.first_unwritten[rows] = CLEAN
+        self.oldest()  # drops what is out of date at the head
+
+    def _valid(self, chunk: _Chunk) -> Bools:
+        valid: Bools = self._slab.first_unwritten[chunk.rows] == chunk.first_offsets
+        return valid
+
+
+class Partition:
+    """One input partition of this member."""
+
+    def __init__(self, number: int, epoch: int, states: StateStore) -> None:
+        """`epoch` is new each time the partition is assigned."""
+        self.number = number
+        self.epoch = epoch
+        self.phase = PartitionPhase.RESTORING
+        self.restore: Restore | None = None  # while it is RESTORING
+        self.position = 0  # next input offset to process: the committed one
+        self.origin = 0  # input offset at which the states begin
+        self.floor = 0  # as it stands in the state topic
+        self.floor_written_s = 0.0
+        self._states = states
+        self.slab = states.open(number)
+        self.dirty = DirtyRows(self.slab)
+
+    @property
+    def floor_lag(self) -> int:
+        """Input records that a restart would have to read again."""
+        return self.position - self.floor
+
+    def begin_states(self, origin: int) -> None:
+        """Forget all states (of a restore that starts again); from here on they begin at `origin`."""
+        self.slab = self._states.open(self.number)
+        self.dirty = DirtyRows(self.slab)
+        self.origin = origin
+
+    def run(self, *, position: int, floor: int, now_s: float) -> None:
+        """Its states are those of `position`: it can be served."""
+        assert self.phase is PartitionPhase.RESTORING, self.phase
+        self.position, self.floor, self.floor_written_s = position, floor, now_s
+        self.phase, self.restore = PartitionPhase.RUNNING, None
+
+    def close(self) -> None:
+        """Forget it. Not while a batch is in flight."""
+        if self.restore is not None:
+            self.restore.close()
+        self.phase, self.restore = PartitionPhase.CLOSED, None
+        self._states.close(self.number)
+
+
+class Partitions:
+    """The partitions that are assigned to this member, by number."""
+
+    def __init__(self) -> None:
+        self._owned: dict[int, Partition] = {}
+
+    def __iter__(self) -> Iterator[Partition]:
+        return iter(list(self._owned.values()))
+
+    def __len__(self) -> int:
+        return len(self._owned)
+
+    def __getitem__(self, number: int) -> Partition:
+        return self._owned[number]
+
+    def add(self, partition: Partition) -> None:
+        """A partition that was assigned."""
+        self._owned[partition.number] = partition
+
+    def remove(self, number: int) -> Partition | None:
+        """A partition that was revoked; None where it was not here."""
+        return self._owned.pop(number, None)
+
+    def assignment(self) -> Mapping[int, int]:
+        """Number → epoch, as `PollResult.assignment` has it."""
+        return {number: partition.epoch for number, partition in self._owned.items()}
+
+    def running(self) -> list[Partition]:
+        """Those that are served."""
+        return [partition for partition in self if partition.phase is PartitionPhase.RUNNING]
+
+    def restoring(self) -> list[Restore]:
+        """The restores that are not done, in the order of assignment."""
+        return [partition.restore for partition in self if partition.restore is not None]
+
+    def running_numbers(self) -> set[int]:
+        """The numbers of those that are served."""
+        return {partition.number for partition in self.running()}

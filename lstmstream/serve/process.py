@@ -1,0 +1,88 @@
+"""`lstmstream run`: one process around one daemon: model, clients, metrics, endpoints, signals, exit code."""
+
+from __future__ import annotations
+
+import logging
+
+from lstmstream.config import Config
+from lstmstream.errors import CannotServe, Fatal, OwnershipLost
+from lstmstream.serve.daemon import Clock
+from lstmstream.serve.factory import load_step_model
+from lstmstream.serve.health import Health
+from lstmstream.serve.http import HttpServer
+from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observers, StageTimer
+from lstmstream.serve.startup import start_daemon
+from lstmstream.shutdown import ShutdownSignal
+from lstmstream.transport.kafka import open_kafka_transport
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, shutdown: ShutdownSignal) -> int:
+    """Serve until a signal asks to stop. 0 after a clean hand-over, 1 failed while running, 2 could not start."""
+    for setting, meaning in _idle_settings(config):
+        log.warning("%s has no effect yet: %s is not implemented", setting, meaning)
+    try:
+        return _serve(config, shutdown)
+    except CannotServe as error:
+        for problem in error.problems:
+            log.error("%s", problem)  # noqa: TRY400 - for a person, not for a debugger
+        return 2
+    except (Fatal, OwnershipLost) as error:
+        log.error("%s", error)  # noqa: TRY400 - as above
+        return 1
+    except Exception:
+        log.exception("the daemon failed in a way that it does not know")
+        return 1
+    finally:
+        shutdown.ignore()
+
+
+def _idle_settings(config: Config) -> list[tuple[str, str]]:
+    """Settings that belong to what is still to come."""
+    idle = []
+    if config.http.token is not None:
+        idle.append(("http.token", "/state/<key>, which it guards,"))
+    if "replay" in config.state.model_fields_set:
+        idle.append(("state.replay", "on_model_change: replay"))
+    return idle
+
+
+def _serve(config: Config, shutdown: ShutdownSignal) -> int:
+    def stopping() -> bool:
+        return shutdown.requested
+
+    clock = Clock()
+    metrics = Metrics()
+    health = Health(stall_after=config.http.stall_after)
+    http = HttpServer(config.http.host, config.http.port, health=health, registry=metrics.registry)
+    try:
+        model, step = load_step_model(config)
+        card = model.card
+        metrics.model(name=card.name, version=card.version, fingerprint=card.fingerprint, device=step.device)
+        health.unblock("model")
+        log.info(
+            "model loaded",
+            extra={"model": card.name, "version": card.version, "fingerprint": card.fingerprint, "device": step.device},
+        )
+        log.info("listening", extra={"host": config.http.host, "port": http.port})
+        timer = StageTimer(clock.monotonic_s)
+        counted = MetricsObserver(
+            metrics,
+            input_topic=config.input.topic,
+            late_policy=config.input.late,
+            timer=timer,
+            wall_s=clock.wall_s,
+        )
+        observer = Observers([counted, HealthObserver(health)])
+        transport = open_kafka_transport(config)
+        shutdown.on_request(lambda: transport.bound_calls(config.shutdown_timeout / 2))
+        daemon = start_daemon(config, step, transport, observer, timer, clock=clock, stopping=stopping)
+        if daemon is None:
+            transport.close(timeout_s=1.0)
+            return 0
+        shutdown.on_request(daemon.stop)
+        return daemon.run()
+    finally:
+        http.close()

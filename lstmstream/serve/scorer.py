@@ -1,0 +1,215 @@
+"""One model over its own states: gather, rounds, apply; then commit or rollback. No I/O, no clock.
+
+`_run_round` is the meaning of a state, line for line as docs/semantics.md has it; a restore replays through the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from lstmstream.model import Card
+from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions
+from lstmstream.serve.state import BatchStates, StateStore
+from lstmstream.serve.step_model import StepInput, StepModel
+
+Timer = Callable[[str], AbstractContextManager[object]]
+
+
+def no_timer(_stage: str) -> AbstractContextManager[object]:
+    """For a pipeline whose stages nobody times."""
+    return nullcontext()
+
+
+class ChangedRows(NamedTuple):
+    """The rows of one partition that a batch changed, by the offset of each row's first change."""
+
+    rows: Ints  # [C]
+    first_offsets: Ints  # [C] ascending
+
+
+class Meaning(NamedTuple):
+    """The settings that decide what a state means, and when a prediction is an alert."""
+
+    ttl_ms: int | None
+    late: str  # apply | score | drop
+    threshold: float | None  # compared in float32; None never alerts
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the model made of M observations: each is one prediction or one dead letter."""
+
+    predictions: Predictions
+    dead_letters: list[DeadLetter]
+    changed: dict[int, ChangedRows]  # by partition
+    late_events: int
+    expired: int
+
+
+@dataclass(slots=True)
+class _RoundOutputs:
+    """Arrays over the M observations of a batch, filled round by round."""
+
+    score: Floats
+    prediction: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None
+    steps: Ints
+    answered: Bools
+    rejected: dict[int, tuple[str, str]] = field(default_factory=dict)  # observation → (stage, message)
+    late_events: int = 0
+    expired: int = 0
+
+
+class Scorer:
+    """Scores observations and moves their keys' states. `score` is followed by `commit` or `rollback`."""
+
+    def __init__(self, model: StepModel, meaning: Meaning, *, timer: Timer = no_timer) -> None:
+        """`timer(stage)` is a context manager around each stage, for whoever owns a clock."""
+        self._model = model
+        self._ttl_ms = meaning.ttl_ms
+        self._late = meaning.late
+        self._threshold = None if meaning.threshold is None else np.float32(meaning.threshold)
+        self._timer = timer
+        self.states = StateStore(np.array(model.card.state.initial, dtype=np.float32))
+
+    @property
+    def card(self) -> Card:
+        """The model's card."""
+        return self._model.card
+
+    def score(self, observations: Observations) -> Scored:
+        """Predictions for M observations, in order per key. The new states can still be rolled back."""
+        outputs, changed = self._run_rounds(observations)
+        kept = np.flatnonzero(outputs.answered)
+        score = outputs.score[kept]
+        predictions = Predictions(
+            index=observations.index[kept],
+            score=score,
+            prediction=None if outputs.prediction is None else outputs.prediction[kept],
+            alert=np.zeros(len(kept), np.bool_) if self._threshold is None else score >= self._threshold,
+            steps=outputs.steps[kept],
+        )
+        dead_letters = [
+            DeadLetter(int(observations.index[i]), stage, message) for i, (stage, message) in outputs.rejected.items()
+        ]
+        return Scored(predictions, dead_letters, changed, outputs.late_events, outputs.expired)
+
+    def replay(self, observations: Observations) -> dict[int, ChangedRows]:
+        """Move states by observations that were answered before, skipping for each key what its state has seen.
+
+        The rows that changed, by partition; they are committed. Not while a batch is in flight: that would be ended.
+        """
+        assert not self.states.in_flight, "a batch is in flight"
+        _, changed = self._run_rounds(self._skip_applied(observations))
+        self.commit()
+        return changed
+
+    def commit(self) -> None:
+        """Keep the states of the oldest batch in flight."""
+        self.states.commit()
+
+    def rollback(self) -> None:
+        """Take the states of the newest batch in flight back; without one, nothing happens."""
+        self.states.rollback()
+
+    def _run_rounds(self, observations: Observations) -> tuple[_RoundOutputs, dict[int, ChangedRows]]:
+        with self._timer("gather"):
+            states = self.states.gather(observations.partitions, observations.keys)
+            first_change = np.full(len(states.steps), -1, dtype=np.int64)
+        count = len(observations.index)
+        outputs = _RoundOutputs(
+            score=np.empty(count, dtype=np.float32),
+            prediction=None,
+            steps=np.empty(count, dtype=np.int64),
+            answered=np.zeros(count, dtype=np.bool_),
+        )
+        with self._timer("step"):
+            for start, end in zip(states.round_bounds, states.round_bounds[1:], strict=False):
+                self._run_round(observations, states.by_round[start:end], states, outputs, first_change)
+        with self._timer("stage"):
+            self.states.apply(states)
+        return outputs, _changed_rows(states, first_change)
+
+    def _run_round(
+        self, observations: Observations, chosen: Ints, states: BatchStates, outputs: _RoundOutputs, first_change: Ints
+    ) -> None:
+        """One observation of each of the first n slots: lines 4 to 13 of docs/semantics.md."""
+        n = len(chosen)
+        timestamp = observations.timestamps[chosen]
+        steps, last = states.steps[:n], states.last_timestamp[:n]
+
+        seen = steps > 0
+        late = seen & (timestamp < last)  # line 5
+        elapsed = np.where(seen, np.maximum(0, timestamp - last) / 1000, np.nan).astype(np.float32)  # line 7
+        state = states.rows[:n]
+        expired = np.zeros(n, dtype=np.bool_)
+        if self._ttl_ms is not None:
+            expired = seen & (timestamp - last > self._ttl_ms)  # line 8
+            if expired.any():
+                state = np.where(expired[:, None], self.states.initial, state)
+                elapsed[expired] = np.nan
+        out = self._model.step(
+            StepInput(observations.x[chosen], observations.categories[chosen], timestamp, elapsed, state)
+        )
+
+        dropped = late if self._late == "drop" else np.zeros(n, dtype=np.bool_)  # line 6
+        answered = out.finite() & ~dropped  # line 10
+        moves = answered & ~late if self._late == "score" else answered  # lines 11 and 12
+        base = np.where(expired, 0, steps)
+
+        outputs.score[chosen] = out.score
+        if out.prediction is not None:
+            if outputs.prediction is None:
+                outputs.prediction = np.empty((len(observations.index), out.prediction.shape[1]), dtype=np.float32)
+            outputs.prediction[chosen] = out.prediction
+        outputs.steps[chosen] = base + moves
+        outputs.answered[chosen] = answered
+        outputs.late_events += int(late.sum())
+        outputs.expired += int((expired & moves).sum())
+        if not answered.all():
+            for i in np.flatnonzero(~answered).tolist():
+                behind_ms = int(last[i] - timestamp[i]) if dropped[i] else None
+                outputs.rejected[int(chosen[i])] = _rejection(behind_ms)
+
+        if moves.all():
+            states.rows[:n] = out.state
+        else:
+            states.rows[:n][moves] = out.state[moves]
+        states.last_timestamp[:n] = np.where(
+            moves & seen, np.maximum(last, timestamp), np.where(moves, timestamp, last)
+        )
+        states.steps[:n] = np.where(moves, base + 1, steps)
+        states.last_offset[:n] = np.where(moves, observations.offsets[chosen], states.last_offset[:n])
+        first = moves & (first_change[:n] < 0)
+        first_change[:n][first] = observations.offsets[chosen][first]
+
+    def _skip_applied(self, observations: Observations) -> Observations:
+        """Only the observations that their key's state does not contain yet."""
+        fresh = np.ones(len(observations.index), dtype=np.bool_)
+        for partition in np.unique(observations.partitions).tolist():
+            slab = self.states.slabs[partition]
+            find = slab.index.get
+            mine = np.flatnonzero(observations.partitions == partition)
+            rows = np.array([find(observations.keys[i], -1) for i in mine.tolist()], dtype=np.int64)
+            fresh[mine] = (rows < 0) | (observations.offsets[mine] > slab.last_offset[rows])
+        return observations if fresh.all() else observations.take(np.flatnonzero(fresh))
+
+
+def _rejection(behind_ms: int | None) -> tuple[str, str]:
+    """(stage, message) of an observation without a prediction; `behind_ms` where it came late."""
+    if behind_ms is not None:
+        return "late", f"the event is {behind_ms} ms older than its key's last, and input.late is drop"
+    return "step", "the model's output for this event is not finite; the key's state stays as it was"
+
+
+def _changed_rows(states: BatchStates, first_change: Ints) -> dict[int, ChangedRows]:
+    changed = {}
+    for partition in np.unique(states.partitions).tolist():
+        where = np.flatnonzero((states.partitions == partition) & (first_change >= 0))
+        where = where[np.argsort(first_change[where], kind="stable")]
+        changed[partition] = ChangedRows(states.row_numbers[where], first_change[where])
+    return changed

@@ -1,0 +1,234 @@
+"""The records of the state topic, byte for byte. What is in topics already: a change here needs a new STATE_FORMAT.
+
+Two kinds: a *state record* holds one key's state; a *floor record*, one for each partition, says where a restore has to
+begin to read the input. Several models may share a topic: each record key holds a part of the state identity.
+
+    record key     kind (1 byte) + first 8 bytes of the identity's digest + entity key (none for kinds FLOOR, NULL_KEY)
+    state record   magic, format, digest, origin offset, last offset, steps, last timestamp, count of floats; the row in
+                   little-endian float32; CRC-32 of the record key and all before it
+    floor record   JSON, so that people can read it, with a CRC-32 of its other fields
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+import orjson
+
+from lstmstream.records import Floats, Ints
+from lstmstream.serve.state import KeyState, Slab
+
+STATE_FORMAT = 2
+FLOOR, ENTITY_KEY, NULL_KEY = b"\x00", b"\x01", b"\x02"  # kinds of record keys
+IDENTITY_BYTES = 8  # of the digest, in a record key
+_PREFIX_BYTES = 1 + IDENTITY_BYTES
+
+_STATE = struct.Struct("<4sB16sqqqqI")  # magic, format, digest, origin, last offset, steps, last timestamp, floats
+_HEADER = np.dtype(
+    [
+        ("magic", "S4"),
+        ("format", "u1"),
+        ("digest", "V16"),
+        ("origin", "<i8"),
+        ("last_offset", "<i8"),
+        ("steps", "<i8"),
+        ("last_timestamp", "<i8"),
+        ("floats", "<u4"),
+    ]
+)  # the same, for whole arrays of records
+_MAGIC = b"LSST"
+_CRC = struct.Struct("<I")
+
+
+class CorruptStateRecord(ValueError):
+    """A record of the state topic that cannot be trusted."""
+
+
+class OldStateFormat(ValueError):
+    """A record in a format of an earlier version."""
+
+
+class StateIdentity(NamedTuple):
+    """What a state belongs to: the model, and the settings that decide what a state means and which events count."""
+
+    model: str
+    version: str
+    fingerprint: str
+    ttl: str
+    late: str
+    key: str
+    timestamp: str
+    max_bytes: str
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that name it. A model's name and version are for people and do not count."""
+        return sha256(orjson.dumps(self[2:])).digest()[:16]
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.model} version {self.version} (fingerprint {self.fingerprint}; ttl {self.ttl},"
+            f" late {self.late}, key {self.key}, timestamp {self.timestamp}, max_bytes {self.max_bytes})"
+        )
+
+
+class Floor(NamedTuple):
+    """Every key whose last change lies before `offset` has a state record at least that new (ARIES: the redo point)."""
+
+    identity: StateIdentity
+    origin: int  # input offset at which this identity's states begin; a state counts only if it names the same
+    offset: int
+    input_topic_id: str
+    partitions: int  # of the input topic
+    state_topic_id: str  # a floor in another topic than it was written for vouches for nothing
+
+
+class StoredState(NamedTuple):
+    """One key's state as it stands in the state topic."""
+
+    digest: bytes
+    origin: int
+    state: KeyState
+
+
+# -- record keys
+
+
+def pack_key(key: bytes | None, digest: bytes) -> bytes:
+    """The record key of an entity key's state."""
+    prefix = digest[:IDENTITY_BYTES]
+    return NULL_KEY + prefix if key is None else ENTITY_KEY + prefix + key
+
+
+def floor_key(digest: bytes) -> bytes:
+    """The record key of a floor."""
+    return FLOOR + digest[:IDENTITY_BYTES]
+
+
+def key_kind(record_key: bytes | None) -> tuple[bytes, bytes]:
+    """(kind, identity bytes) of a record key. Raises CorruptStateRecord, OldStateFormat."""
+    if record_key == FLOOR:
+        raise OldStateFormat("a floor record of format 1")
+    if record_key is None or len(record_key) < _PREFIX_BYTES:
+        raise CorruptStateRecord("its key is too short")
+    kind = record_key[:1]
+    if kind not in (FLOOR, ENTITY_KEY, NULL_KEY) or (kind != ENTITY_KEY and len(record_key) != _PREFIX_BYTES):
+        raise CorruptStateRecord(f"unknown kind of key, first byte {kind.hex()}")
+    return kind, record_key[1:_PREFIX_BYTES]
+
+
+def unpack_key(record_key: bytes) -> bytes | None:
+    """The entity key of a state record's key. Raises CorruptStateRecord, OldStateFormat."""
+    kind, _ = key_kind(record_key)
+    if kind == FLOOR:
+        raise CorruptStateRecord("a floor's key, not a state's")
+    return None if kind == NULL_KEY else record_key[_PREFIX_BYTES:]
+
+
+# -- states
+
+
+def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[list[bytes | None], list[bytes | None]]:
+    """(record keys, values) of the states at `rows`, as they are now."""
+    keys = [pack_key(slab.keys[row], digest) for row in rows.tolist()]
+    bodies = np.zeros(len(rows), np.dtype([("header", _HEADER), ("row", "<f4", (slab.rows.shape[1],))]))
+    header = bodies["header"]
+    header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)
+    header["origin"], header["floats"] = origin, slab.rows.shape[1]
+    header["last_offset"], header["steps"] = slab.last_offset[rows], slab.steps[rows]
+    header["last_timestamp"] = slab.last_timestamp[rows]
+    bodies["row"] = slab.rows[rows]
+    size, packed = bodies.dtype.itemsize, bodies.tobytes()
+    values: list[bytes | None] = []
+    for i, key in enumerate(keys):
+        body = packed[i * size : (i + 1) * size]
+        values.append(body + _CRC.pack(crc32(body, crc32(key))))
+    return list(keys), values
+
+
+def unpack_state(record_key: bytes, value: bytes) -> StoredState:
+    """The inverse, for one record. Raises CorruptStateRecord for anything but what was written, OldStateFormat."""
+    if len(value) < _STATE.size + _CRC.size:
+        raise CorruptStateRecord(f"{len(value)} bytes are too few")
+    body = value[: -_CRC.size]
+    if _CRC.unpack(value[-_CRC.size :])[0] != crc32(body, crc32(record_key)):
+        raise CorruptStateRecord("the checksum is wrong")
+    magic, version, digest, origin, offset, steps, last_timestamp, floats = _STATE.unpack_from(body)
+    if (magic, version) == (_MAGIC, 1):
+        raise OldStateFormat("a state record of format 1")
+    if (magic, version) != (_MAGIC, STATE_FORMAT):
+        raise CorruptStateRecord(f"format {version} is not known; this program reads {STATE_FORMAT}")
+    if len(body) != _STATE.size + 4 * floats:
+        raise CorruptStateRecord("the row is cut short")
+    row = np.frombuffer(body, dtype="<f4", offset=_STATE.size).astype(np.float32)
+    return StoredState(digest, origin, KeyState(row, steps, last_timestamp, offset))
+
+
+class StateColumns(NamedTuple):
+    """C state records of one identity, as arrays."""
+
+    origins: Ints  # [C]
+    last_offsets: Ints  # [C]
+    steps: Ints  # [C]
+    last_timestamps: Ints  # [C]
+    rows: Floats  # [C, S]
+
+
+def unpack_states(
+    record_keys: Sequence[bytes], values: Sequence[bytes], digest: bytes, floats: int
+) -> StateColumns | None:
+    """All of C records at once; None where one of them is not sound, has another size or is of another identity."""
+    size = _STATE.size + 4 * floats
+    if any(len(value) != size + _CRC.size for value in values):
+        return None
+    for key, value in zip(record_keys, values, strict=True):
+        if crc32(memoryview(value)[:size], crc32(key)) != int.from_bytes(value[size:], "little"):
+            return None
+    whole = np.dtype([("header", _HEADER), ("row", "<f4", (floats,)), ("crc", "<u4")])
+    found = np.frombuffer(b"".join(values), dtype=whole)
+    header = found["header"]
+    sound = (
+        (header["magic"] == _MAGIC)
+        & (header["format"] == STATE_FORMAT)
+        & (header["digest"] == np.void(digest))
+        & (header["floats"] == floats)
+    )
+    if not sound.all():
+        return None
+    return StateColumns(
+        header["origin"].astype(np.int64),
+        header["last_offset"].astype(np.int64),
+        header["steps"].astype(np.int64),
+        header["last_timestamp"].astype(np.int64),
+        found["row"].astype(np.float32),
+    )
+
+
+# -- floors
+
+
+def pack_floor(floor: Floor) -> bytes:
+    """The value of a floor record."""
+    fields = {"format": STATE_FORMAT, **floor._asdict(), "identity": floor.identity._asdict()}
+    return orjson.dumps({**fields, "crc": crc32(orjson.dumps(fields))})
+
+
+def unpack_floor(value: bytes) -> Floor:
+    """The inverse. Raises CorruptStateRecord."""
+    try:
+        fields = orjson.loads(value)
+        crc = fields.pop("crc")
+        if crc != crc32(orjson.dumps(fields)):
+            raise CorruptStateRecord("the checksum is wrong")
+        if fields.pop("format") != STATE_FORMAT:
+            raise CorruptStateRecord("unknown format")
+        return Floor(**{**fields, "identity": StateIdentity(**fields["identity"])})
+    except CorruptStateRecord:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptStateRecord(f"not a floor record: {type(error).__name__}") from error

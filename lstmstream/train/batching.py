@@ -1,0 +1,93 @@
+"""Cuts the keys' sequences into batches for the network.
+
+`tbptt_batches` is for truncated backpropagation through time: some keys at once, some events of each, and every key's
+batches in order, so that its state can be carried from one to the next as in serving. `window_batches` is for networks
+that see a window. Both know rows, not what is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lstmstream.records import Bools, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBatch:
+    """Consecutive events of B keys, padded at the end to T, the length of the longest."""
+
+    keys: Ints  # [B] indices of the keys
+    rows: Ints  # [B, T] rows of the events; in the padding, a row of the same key
+    mask: Bools  # [B, T] true for events, false for padding
+    loss_mask: Bools  # [B, T] true where the network's output enters the loss
+
+
+def tbptt_batches(
+    starts: Ints, loss_mask: Bools, *, batch_size: int, steps: int, rng: np.random.Generator | None = None
+) -> Iterator[SequenceBatch]:
+    """All events of each key up to its last one in the loss, `batch_size` keys and `steps` events at a time.
+
+    `starts` [K + 1] are the first rows of the keys, `loss_mask` [N] marks the events in the loss. With `rng` the keys
+    are shuffled, and the first batch of a key gets a random length, so that the sequences are cut at other places in
+    every epoch.
+    """
+    keys, begins, ends = _sequence_bounds(starts, loss_mask)
+    first = np.full(len(keys), steps) if rng is None else rng.integers(1, steps + 1, len(keys))
+    length = ends - begins
+    low, high = np.zeros_like(length), np.minimum(first, length)
+    unfinished = np.flatnonzero(length)  # few, where one key is much longer than the others
+    while len(unfinished):
+        active = unfinished.copy()
+        if rng is not None:
+            rng.shuffle(active)
+        active = active[np.argsort(-(high - low)[active], kind="stable")]  # similar lengths together: little padding
+        groups = [active[at : at + batch_size] for at in range(0, len(active), batch_size)]
+        if rng is not None:
+            rng.shuffle(groups)
+        for group in groups:
+            yield _make_batch(keys[group], begins[group] + low[group], begins[group] + high[group], loss_mask)
+        unfinished = unfinished[high[unfinished] < length[unfinished]]
+        low[unfinished], high[unfinished] = (
+            high[unfinished],
+            np.minimum(high[unfinished] + steps, length[unfinished]),
+        )
+
+
+def window_batches(
+    starts: Ints, loss_mask: Bools, *, batch_size: int, window: int, rng: np.random.Generator | None = None
+) -> Iterator[SequenceBatch]:
+    """For each event in the loss, that event and up to `window` - 1 events of its key before it; shuffled with `rng`.
+
+    `starts` [K + 1] are the first rows of the keys, `loss_mask` [N] marks the events in the loss. In a batch only the
+    last event of each window is in the loss.
+    """
+    rows = np.flatnonzero(loss_mask)
+    if rng is not None:
+        rng.shuffle(rows)
+    for at in range(0, len(rows), batch_size):
+        last = rows[at : at + batch_size]
+        keys = np.searchsorted(starts, last, side="right") - 1
+        low = np.maximum(starts[keys], last + 1 - window)
+        batch = _make_batch(keys, low, last + 1, np.zeros(0, np.bool_))
+        batch.loss_mask[np.arange(len(last)), last - low] = True
+        yield batch
+
+
+def _sequence_bounds(starts: Ints, loss_mask: Bools) -> tuple[Ints, Ints, Ints]:
+    """Of the keys with an event in the loss: their indices, first rows, and the rows after their last such event."""
+    rows = np.flatnonzero(loss_mask)
+    keys = np.searchsorted(starts, rows, side="right") - 1
+    last = np.append(np.diff(keys) != 0, True)[: len(rows)]
+    return keys[last], starts[keys[last]], rows[last] + 1
+
+
+def _make_batch(keys: Ints, low: Ints, high: Ints, loss_mask: Bools) -> SequenceBatch:
+    """The batch of rows low[b] .. high[b] - 1 for each key; `loss_mask` is [N], or [0] for no event in the loss."""
+    offsets = np.arange(int((high - low).max()))
+    rows = low[:, np.newaxis] + offsets
+    mask = rows < high[:, np.newaxis]
+    rows = np.where(mask, rows, high[:, np.newaxis] - 1)
+    return SequenceBatch(keys, rows, mask, mask & loss_mask[rows] if len(loss_mask) else np.zeros_like(mask))

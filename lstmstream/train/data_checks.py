@@ -1,0 +1,262 @@
+"""Checks of the data before training: what makes training impossible or pointless, and what would mislead.
+
+`errors` lists the former, `warnings` the latter, one sentence for each problem. `check_scale` and `check_memory` raise.
+Apart from missing labels, only the training split is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lstmstream.errors import CannotServe
+from lstmstream.history.events import Events
+from lstmstream.history.split import TRAIN, Split
+from lstmstream.records import Bools, Floats, Ints
+from lstmstream.train.export import FeatureEncoder
+from lstmstream.train.export.checks import MAX_SCALE
+from lstmstream.train.schema import TrainConfig
+
+MAX_SAMPLE_ROWS = 200_000  # of the training split, for constant features and leaks
+LEAK_AUC = 0.9995  # a feature whose area under the ROC curve is larger gives the label away
+LEAK_ACCURACY = 0.9995  # so does a feature whose values alone predict the class with more accuracy
+MAX_LEAK_VALUES = 1000  # a feature with more distinct values is not checked value by value
+MAX_LISTED = 5  # classes named in a message
+_CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
+_BYTES_PER_UNIT = 40  # of activations and gradients, for each gate of each hidden unit and event of a batch
+
+
+def errors(events: Events, split: Split, config: TrainConfig, loss_masks: Mapping[str, Bools]) -> list[str]:
+    """A sentence for each thing that the data lack and training needs.
+
+    `loss_masks` has the masks [N] of `train` and `validation`.
+    """
+    problems = [*_empty_features(events, split, config), *_empty_losses(events, config, loss_masks)]
+    if config.task == "classify" and not problems:
+        problems += _class_problems(events, config, loss_masks)
+    return problems
+
+
+def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
+    """A sentence for each thing in the data that is allowed and likely to be a mistake."""
+    training = split.rows(TRAIN)
+    sample = training[:: max(1, len(training) // MAX_SAMPLE_ROWS)]
+    return [
+        *_unsorted_rows(events),
+        *_short_sequences(events, config),
+        *_constant_features(events, sample, training, config),
+        *_leaks(events, sample, config),
+        *_unlabeled_events(events, split, config),
+    ]
+
+
+def check_scale(encoder: FeatureEncoder) -> None:
+    """Raises CannotServe for numbers whose centre or scale is out of range for float32 arithmetic."""
+    problems = [
+        f"features.numbers: {number.name} has centre {number.centre:.3g} and scale {number.scale:.3g}, which is out of"
+        " range for float32 arithmetic; set log: true for it, or use other units"
+        for number in encoder.numbers
+        if not (abs(number.centre) < MAX_SCALE and 1 / MAX_SCALE < number.scale < MAX_SCALE)
+    ]
+    if problems:
+        raise CannotServe(*problems)
+
+
+def check_memory(config: TrainConfig, keys: int, width: int) -> None:
+    """Raises CannotServe where the states of `keys` keys and one batch's activations do not fit into free memory.
+
+    `width` is the number of the network's inputs.
+    """
+    model, training = config.model, config.training
+    state = (model.projection or model.hidden) + (model.hidden if model.cell == "lstm" else 0)
+    states = 0 if model.window else 4 * keys * state * model.layers
+    steps = model.window or training.steps
+    batch = training.batch * steps * (_BYTES_PER_UNIT * 4 * model.hidden * model.layers + 8 * width)
+    free = _free_bytes()
+    if free is not None and states + batch > free:
+        raise CannotServe(
+            f"training: needs about {_format_gib(states + batch)} ({_format_gib(states)} for the states of {keys:,}"
+            f" keys, {_format_gib(batch)} for a batch of {training.batch} x {steps} events), and"
+            f" {_format_gib(free)} are free; make training.batch, training.steps or model.hidden smaller"
+        )
+
+
+def _format_gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+def _free_bytes() -> int | None:
+    """Free memory in bytes: of the machine, and on Linux within the container's limit; None where it is not known."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    try:
+        limit, used, stat = (
+            (_CGROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        # the file cache is given up when memory is needed
+        cached = int(dict(line.split() for line in stat.splitlines())["inactive_file"])
+        return min(free, int(limit) - int(used) + cached)
+    except (OSError, KeyError, ValueError):  # no cgroup v2, or "max"
+        return free
+
+
+def _empty_features(events: Events, split: Split, config: TrainConfig) -> Iterator[str]:
+    training = split.rows(TRAIN)
+    for column, number in enumerate(config.features.numbers):
+        if np.isnan(np.asarray(events.x[training, column])).all():
+            yield (
+                f"features.numbers: {number.name} has no value in the training split ({len(training):,} events);"
+                " leave it out, or use data that have it"
+            )
+
+
+def _empty_losses(events: Events, config: TrainConfig, loss_masks: Mapping[str, Bools]) -> Iterator[str]:
+    """Training and validation splits without any target."""
+    if config.task != "classify" and int(events.lengths.max(initial=0)) <= config.target.horizon:
+        yield (
+            f"data: no key has more than {config.target.horizon} event(s), so there is nothing to forecast"
+            f" (data.key is {config.data.key!r}: {len(events.keys):,} keys, {len(events):,} events)"
+        )
+        return
+    for name, mask in loss_masks.items():
+        if not mask.any():
+            lacking = (
+                f"no event with a label in {config.target.field!r}"
+                if config.task == "classify"
+                else "no event that is followed by another event of its key in the same split"
+            )
+            yield f"split: the {name} split has {lacking}; change the shares or dates under split"
+        elif config.task != "classify" and not _has_known_target(events, config, mask):
+            names = ", ".join(config.features.numbers[column].name for column in config.targets)
+            yield (
+                f"split: in the {name} split no event is followed by a value of {names}, so there is nothing to"
+                " forecast; use data that have it"
+            )
+
+
+def _has_known_target(events: Events, config: TrainConfig, loss_mask: Bools) -> bool:
+    """Whether any of the values to forecast is not missing."""
+    rows = np.flatnonzero(loss_mask)
+    return any(
+        bool((~np.isnan(np.asarray(events.x[rows + ahead, column]))).any())
+        for ahead in range(1, config.target.horizon + 1)
+        for column in config.targets
+    )
+
+
+def _class_problems(events: Events, config: TrainConfig, loss_masks: Mapping[str, Bools]) -> Iterator[str]:
+    counts = np.bincount(np.asarray(events.label)[loss_masks["train"]], minlength=len(events.classes))
+    field = config.target.field
+    if len(events.classes) < 2:
+        yield f"target.field: {field!r} has only one value, {events.classes[0]!r}; two classes are needed"
+    elif (counts > 0).sum() < 2:
+        only = events.classes[int(np.argmax(counts))]
+        yield (
+            f"target.field: in the training split {field!r} is always {only!r}; two classes are needed there:"
+            " change the dates under split, or use more data"
+        )
+    elif (counts == 0).any():
+        missing = [name for name, count in zip(events.classes, counts, strict=True) if count == 0]
+        names = ", ".join(map(repr, missing[:MAX_LISTED]))
+        yield f"target.field: the training split has no {names}; leave the class out, or change split"
+    weights = config.training.class_weights
+    if isinstance(weights, list) and len(weights) != len(events.classes):
+        yield (
+            f"training.class_weights: has {len(weights)} values, and there are {len(events.classes)} classes:"
+            f" {', '.join(events.classes)}"
+        )
+
+
+def _unsorted_rows(events: Events) -> Iterator[str]:
+    if events.first_unsorted:
+        yield (
+            f"the rows are not in order of time (first: {events.first_unsorted}); they were sorted. In the stream they"
+            " should come in order too: see input.late"
+        )
+
+
+def _short_sequences(events: Events, config: TrainConfig) -> Iterator[str]:
+    lengths = events.lengths
+    single = int((lengths == 1).sum())
+    if single == len(lengths) and len(lengths) > 1:
+        yield f"every key has only one event, so there is nothing to remember; is {config.data.key!r} the right key?"
+    elif single > len(lengths) / 2:
+        yield f"{single:,} of {len(lengths):,} keys have only one event; a state is of no use to them"
+
+
+def _constant_features(events: Events, sample: Ints, training: Ints, config: TrainConfig) -> Iterator[str]:
+    """Looks at all training rows only where those of the sample are all equal."""
+
+    def is_constant(column: Floats | Ints) -> bool:
+        return bool((column[sample] == column[sample[0]]).all() and (column[training] == column[sample[0]]).all())
+
+    remedy = "in the training split, so nothing can be learned from it; leave it out"
+    for index, number in enumerate(config.features.numbers):
+        values = events.x[:, index]
+        if is_constant(values):
+            yield f"{number.name} is always {values[sample[0]]:g} {remedy}"
+    for index, category in enumerate(config.features.categories):
+        codes = events.codes[:, index]
+        if is_constant(codes):
+            what = "always has the same value" if codes[sample[0]] else "is always missing"
+            yield f"{category.name} {what} {remedy}"
+
+
+def _unlabeled_events(events: Events, split: Split, config: TrainConfig) -> Iterator[str]:
+    if config.task == "classify" and config.target.per == "event":
+        in_training = split.labels == TRAIN
+        unlabeled = int((in_training & (np.asarray(events.label) < 0)).sum())
+        if unlabeled:
+            yield (
+                f"{unlabeled:,} of {int(in_training.sum()):,} events of the training split have no label; they update"
+                " the state and are not in the loss"
+            )
+
+
+def _leaks(events: Events, sample: Ints, config: TrainConfig) -> Iterator[str]:
+    """Features that alone predict the label."""
+    if config.task != "classify":
+        return
+    label = np.asarray(events.label[sample])
+    rows, label = sample[label >= 0], label[label >= 0]
+    if len(label) < 50 or len(np.unique(label)) < 2:
+        return
+    finding = f"alone gives {config.target.field!r} away"
+    remedy = "if it is not known at the time of the event, it is a leak: leave it out"
+    for column, number in enumerate(config.features.numbers):
+        values = np.asarray(events.x[rows, column])
+        if _separates(values, label) or _determines(values, label):
+            yield f"{number.name} {finding}; {remedy}"
+    for column, category in enumerate(config.features.categories):
+        if _determines(np.asarray(events.codes[rows, column]), label):
+            yield f"{category.name} {finding}; {remedy}"
+
+
+def _separates(values: Floats, label: Ints) -> bool:
+    """Whether a threshold on the values [n] parts two classes: area under the ROC curve, ties count half."""
+    known = ~np.isnan(values)
+    positive = label[known] == 1
+    count, ones = len(positive), int(positive.sum())
+    if len(np.unique(label)) != 2 or not 0 < ones < count or count < len(label) / 2:
+        return False
+    _, index, counts = np.unique(values[known], return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # of equal values
+    area = (mean_rank[index][positive].sum() - ones * (ones + 1) / 2) / (ones * (count - ones))
+    return bool(max(area, 1 - area) > LEAK_AUC)
+
+
+def _determines(values: Floats | Ints, label: Ints) -> bool:
+    """Whether the most frequent class of each distinct value is nearly always right; values and label are [n]."""
+    distinct, index = np.unique(values, return_inverse=True)
+    if not 1 < len(distinct) <= min(MAX_LEAK_VALUES, len(label) // 10):
+        return False
+    table = np.zeros((len(distinct), int(label.max()) + 1), np.int64)
+    np.add.at(table, (index, label), 1)
+    most_frequent = np.bincount(label).max()
+    return bool(table.max(axis=1).sum() > LEAK_ACCURACY * len(label) > most_frequent)

@@ -1,1 +1,0 @@
-"""Models made elsewhere (ONNX, Keras, weights of PyTorch): to a step model, proved against the original."""

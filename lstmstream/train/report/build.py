@@ -1,0 +1,73 @@
+"""Builds the report of a training: the evaluation of model and baselines on the same events, and facts of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lstmstream.evaluation.alignment import evaluated_rows
+from lstmstream.evaluation.baselines import compute_baselines
+from lstmstream.evaluation.comparison import compare
+from lstmstream.history.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from lstmstream.records import Floats, Ints
+from lstmstream.train import features
+from lstmstream.train.dataset import Dataset
+from lstmstream.train.finalize import TrainedModel
+from lstmstream.train.report.report import Report
+from lstmstream.train.report.summary import split_facts, summarize
+from lstmstream.train.trainer import Trainer
+
+
+def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config_text: str) -> Report:
+    """The report. `config_text` is the configuration as the user wrote it, without passwords."""
+    config, events, split, result = dataset.config, dataset.events, dataset.split, trainer.result
+    has_test = model.test is not None and len(model.test) > 0
+    evaluated = model.test if model.test is not None and has_test else model.validation
+    in_split = split.labels == (TEST if has_test else VALIDATION)
+    rows = evaluated_rows(dataset.task_spec, events, model.score, in_split)
+
+    def dense_inputs(rows: Ints) -> Floats:
+        """The network's dense inputs [n, D] at the rows [n]."""
+        return features.transform(
+            dataset.encoder,
+            np.asarray(events.x[rows]),
+            np.asarray(events.elapsed[rows]),
+            np.asarray(events.timestamp[rows]),
+        )
+
+    classify = config.task == "classify"
+    training = np.flatnonzero(dataset.loss_masks[SPLIT_NAMES[TRAIN]]) if classify else split.rows(TRAIN)
+    others = compute_baselines(dataset.task_spec, events, evaluated, rows, training=training, dense=dense_inputs)
+    cell = config.model.cell.upper()
+    card = model.card
+    return Report(
+        name=config.name,
+        version=config.version,
+        task=config.task,
+        cell=cell,
+        config=config_text,
+        keys=events.keys,
+        summary=summarize(events, card.features),
+        splits=[split_facts(name, events, split.rows(label)) for label, name in SPLIT_NAMES.items()],
+        history=result.history,
+        chosen_epoch=result.best_epoch,
+        validation=model.validation,
+        test=model.test,
+        metrics=model.metrics,
+        baselines=others,
+        comparison=compare(evaluated, others, called=cell, seed=config.training.seed),
+        threshold=model.threshold,
+        threshold_rule=model.threshold_rule,
+        stop_reason=result.stop_reason,
+        facts={
+            "network": (
+                f"{config.model.layers} x {cell}({config.model.hidden}), {trainer.network.parameter_count:,} parameters"
+            ),
+            "state": f"{card.state.size} values, {4 * card.state.size:,} bytes per key",
+            "fingerprint": card.fingerprint,
+            "training ended": result.stop_reason,
+            "split": split.description,
+            "file against network": f"differ by at most {model.max_difference:.1e}",
+            "data (SHA-256)": events.sha256,
+        },
+        warnings=dataset.warnings,
+    )

@@ -1,0 +1,59 @@
+"""Types of training options beyond those of `lstmstream.config.types`: times, positions in a topic, short forms."""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator
+
+from lstmstream.config.types import Float32, StrictInt
+from lstmstream.errors import BadRecord
+from lstmstream.formats.timestamps import timestamp_ms
+
+
+def expand_names(value: object) -> object:
+    """Expand the short form of a list of sections: `amount` is short for `{name: amount}`, `a, b` for two of them."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    return (
+        [{"name": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
+    )
+
+
+def as_list(value: object) -> object:
+    """Expand the short form of a list: a single text is short for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _iso_time(value: object) -> object:
+    """Check that the value is an ISO 8601 time. YAML has already parsed a date without quotes."""
+    value = value.isoformat() if isinstance(value, date) else value
+    try:
+        timestamp_ms(value if isinstance(value, str) else None, "")
+    except BadRecord:
+        raise ValueError("is not an ISO 8601 time; write 2026-01-31 or 2026-01-31T12:00Z") from None
+    return value
+
+
+def _log_position(value: object) -> object:
+    """Check that the value is a position in a topic: `earliest`, `latest`, an offset or an ISO 8601 time."""
+    if isinstance(value, bool) or not isinstance(value, str | int | date):
+        raise ValueError("must be earliest, latest, an offset or an ISO 8601 time; write one of these")  # noqa: TRY004 -- pydantic's way
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _class_weights(value: object) -> object:
+    is_list = isinstance(value, list) and all(type(one) in {int, float} and 0 < one < math.inf for one in value)
+    if not is_list and value not in ("none", "balanced"):
+        raise ValueError("must be none, balanced, or a list of positive numbers, one for each class")
+    return [float(one) for one in value] if isinstance(value, list) else value
+
+
+Float = Float32
+Fraction = Annotated[Float, Field(ge=0, lt=1)]
+Count = Annotated[StrictInt, Field(ge=1)]
+IsoTime = Annotated[str, BeforeValidator(_iso_time)]
+LogPosition = Annotated[str | int, PlainValidator(_log_position)]
+ClassWeights = Annotated[Literal["none", "balanced"] | list[float], PlainValidator(_class_weights)]

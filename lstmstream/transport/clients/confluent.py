@@ -1,0 +1,336 @@
+"""The adapter of confluent-kafka (librdkafka). Its comments name what the library gets wrong and what is done about it.
+
+What remains: a gzip or lz4 batch is unpacked without limit, up to about a thousand times its size in the log. So the
+bound is the topic's `max.message.bytes`: 1 GB for its default of 1 MB. zstd is bound by `receive.message.max.bytes`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka import Producer as RdProducer
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # public, says its manual
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from lstmstream.records import RecordBatch
+from lstmstream.transport.clients import AssignmentListener
+from lstmstream.transport.clients.confluent_consumer import (
+    ConfluentConsumer,
+    ConfluentReader,
+    SelfFencedError,
+    raise_first,
+    topic_offsets,
+)
+from lstmstream.transport.clients.confluent_settings import (
+    COMMON,
+    CONSUMER,
+    KINDS,
+    MEMBER,
+    OF_CONSUMER,
+    OF_MEMBER,
+    OF_PRODUCER,
+    OTHER_NAMES,
+    PRODUCER,
+)
+from lstmstream.transport.decisions import ErrorKind, Problem
+from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
+from lstmstream.transport.security import SecuritySettings, for_librdkafka
+
+log = logging.getLogger(__name__)
+_library_log = logging.getLogger("kafka.librdkafka")  # it writes to standard error otherwise
+
+_MIN_BATCH_BYTES = 4096
+_FLUSH_SLICE_S = 0.25
+_DESCRIBE_S = 5.0
+_PENDING_S = 0.02  # until committed offsets are asked for again
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+
+class ConfluentClient:
+    """A Client (see clients/__init__.py)."""
+
+    def __init__(
+        self, servers: Sequence[str], group: str, properties: Mapping[str, int | str], security: SecuritySettings
+    ) -> None:
+        """`properties` under Kafka's dotted names; one that librdkafka does not have is left out, which is logged."""
+        self._group = group
+        self._given = {OTHER_NAMES.get(name, name) or "": value for name, value in properties.items()}
+        self._given.pop("", None)
+        unknown = sorted(name for name in properties if OTHER_NAMES.get(name, name) is None)
+        if unknown:
+            log.warning("kafka.properties that librdkafka does not have are left out: %s", ", ".join(unknown))
+        self._common = {
+            **COMMON,
+            "bootstrap.servers": ",".join(servers),
+            "client.id": f"lstmstream-{group}",
+            **for_librdkafka(security),
+            "logger": _library_log,
+        }
+        self._batch_bytes = _BatchBytes(int(self._given.get("batch.size", PRODUCER["batch.size"])))
+
+    def admin(self) -> ConfluentAdmin:
+        """See Client. Making an object connects to nothing: hence the question."""
+        errors: list[KafkaError] = []
+        settings: dict[str, Any] = {**self._settings(set()), "error_cb": errors.append}
+        admin = AdminClient(settings)
+        try:
+            admin.list_topics(timeout=5.0)
+        except KafkaException as error:
+            admin.poll(0)  # calls `error_cb`: credentials that are refused look like a broker that is away otherwise
+            for cause in errors:
+                if KINDS.get(cause.code()) is ErrorKind.BAD_CREDENTIALS:
+                    raise KafkaException(cause) from error
+            raise
+        return ConfluentAdmin(admin, self._group)
+
+    def group_consumer(self, topic: str, listener: AssignmentListener) -> ConfluentConsumer:
+        """See Client."""
+        settings = {**CONSUMER, **MEMBER, **self._settings(OF_CONSUMER | OF_MEMBER), "group.id": self._group}
+        return ConfluentConsumer(settings, topic, listener, self._member_of_instance)
+
+    def reader(self, topic: str, partition: int, start: int) -> ConfluentReader:
+        """See Client. The library wants a group's name, and does not join it."""
+        settings = {**CONSUMER, **self._settings(OF_CONSUMER), "group.id": self._group}
+        return ConfluentReader(settings, TopicPartition(topic, partition, start))
+
+    def producer(self, transactional_id: str | None) -> ConfluentProducer:
+        """See Client."""
+        settings = {**PRODUCER, **self._settings(OF_PRODUCER), "batch.size": self._batch_bytes.now}
+        if transactional_id is not None:
+            settings["transactional.id"] = transactional_id
+        return ConfluentProducer(settings, self._batch_bytes)
+
+    def problem(self, error: BaseException) -> Problem | None:
+        """See Client. A fatal error is raised in the midst of a callback, which makes it a SystemError's cause."""
+        if isinstance(error, SystemError) and error.__cause__ is not None:
+            return self.problem(error.__cause__)
+        if isinstance(error, BufferError | OSError):
+            return Problem(ErrorKind.TRANSIENT, str(error))
+        if isinstance(error, SelfFencedError):
+            return Problem(ErrorKind.CONSUMER_BROKEN, str(error))
+        if not isinstance(error, KafkaException):
+            return None
+        cause = error.args[0] if error.args else None
+        if not isinstance(cause, KafkaError):
+            return Problem(ErrorKind.TRANSIENT, str(error))
+        return Problem(KINDS.get(cause.code(), ErrorKind.TRANSIENT), f"{cause.name()}: {cause.str()}")
+
+    def _member_of_instance(self) -> str:
+        """The id of the member that the group has under our instance id; empty where there is none."""
+        admin = AdminClient(self._settings(set()))
+        found = admin.describe_consumer_groups([self._group], request_timeout=_DESCRIBE_S)[self._group].result()
+        instance = str(self._given.get("group.instance.id"))
+        return next((member.member_id for member in found.members if member.group_instance_id == instance), "")
+
+    def _settings(self, of: Collection[str]) -> dict[str, Any]:
+        others = {*OF_CONSUMER, *OF_MEMBER, *OF_PRODUCER} - set(of)
+        return {**self._common, **{name: value for name, value in self._given.items() if name not in others}}
+
+
+class ConfluentAdmin:
+    """An Admin (see clients/__init__.py)."""
+
+    def __init__(self, admin: AdminClient, group: str) -> None:
+        self._admin = admin
+        self._group = group
+
+    def describe(self, topics: Sequence[str], timeout_s: float) -> dict[str, TopicInfo]:
+        """See Admin."""
+        found = {}
+        described = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout_s)
+        for name, future in described.items():
+            try:
+                topic = future.result()
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                raise
+            found[name] = (_canonical(topic.topic_id), len(topic.partitions))
+        if not found:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in found]
+        settings = {
+            resource.name: {entry.name: str(entry.value) for entry in future.result().values()}
+            for resource, future in self._admin.describe_configs(resources, request_timeout=timeout_s).items()
+        }
+        return {name: TopicInfo(*about, settings[name]) for name, about in found.items()}
+
+    def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
+        """See Admin."""
+        new = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(settings))
+        try:
+            self._admin.create_topics([new], request_timeout=timeout_s)[topic].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+    def beginning_offset(self, topic: str, partition: int, timeout_s: float) -> int:
+        """See Admin."""
+        return self._offsets(topic, [partition], _EARLIEST, timeout_s, committed=False)[partition]
+
+    def end_offsets(
+        self, topic: str, partitions: Collection[int], timeout_s: float, *, committed: bool
+    ) -> dict[int, int]:
+        """See Admin."""
+        return self._offsets(topic, partitions, _LATEST, timeout_s, committed=committed)
+
+    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int, timeout_s: float) -> int | None:
+        """See Admin."""
+        spec = OffsetSpec.for_timestamp(timestamp_ms)
+        found = self._offsets(topic, [partition], spec, timeout_s, committed=False)[partition]
+        return None if found < 0 else found
+
+    def _offsets(
+        self, topic: str, partitions: Collection[int], spec: OffsetSpec, timeout_s: float, *, committed: bool
+    ) -> dict[int, int]:
+        isolation = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        specs = {TopicPartition(topic, partition): spec for partition in partitions}
+        if not specs:
+            return {}
+        found = self._admin.list_offsets(specs, isolation_level=isolation, request_timeout=timeout_s)
+        return {at.partition: int(future.result().offset) for at, future in found.items()}
+
+    def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
+        """See Admin. Where a transaction is pending the library says so at once, and does not ask again."""
+        if not partitions:
+            return {}
+        asked = ConsumerGroupTopicPartitions(self._group, [TopicPartition(topic, p) for p in partitions])
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = max(0.1, deadline - time.monotonic())
+            answer = self._admin.list_consumer_group_offsets([asked], require_stable=True, request_timeout=left)
+            found = answer[self._group].result().topic_partitions
+            pending = any(at.error and at.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT for at in found)
+            if not pending or time.monotonic() >= deadline:
+                break
+            time.sleep(_PENDING_S)
+        raise_first(found)
+        return {at.partition: CommittedOffset(at.offset, at.metadata or "") for at in found if at.offset >= 0}
+
+    def close(self) -> None:
+        """See Admin: it ends with its last reference."""
+
+
+class _BatchBytes:
+    """How large the producers' batches are: librdkafka does not split one that is too large for its topic."""
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+
+    def shrink(self, largest_record: int) -> bool:
+        """Smaller ones from now on; False where that would not help, since the record was alone in its batch."""
+        if self.now <= _MIN_BATCH_BYTES or largest_record >= self.now:
+            return False
+        self.now = max(_MIN_BATCH_BYTES, self.now // 4)
+        log.warning("a topic does not take batches as large as ours; from now on they have %d bytes", self.now)
+        return True
+
+
+class ConfluentProducer:
+    """A Producer (see clients/__init__.py)."""
+
+    def __init__(self, settings: Mapping[str, Any], batch_bytes: _BatchBytes) -> None:
+        self._batch_bytes = batch_bytes
+        self._sent: list[RecordBatch] = []  # since the last flush
+        self._undelivered: list[KafkaError] = []
+        self._producer = RdProducer({**settings, "on_delivery": self._on_delivery})
+
+    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._undelivered.append(error)
+
+    def partition_count(self, topic: str, timeout_s: float) -> int:
+        """See Producer."""
+        found = self._producer.list_topics(topic, timeout=timeout_s).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return len(found.partitions)
+
+    def init_transactions(self, timeout_s: float) -> None:
+        """See Producer."""
+        self._producer.init_transactions(timeout_s)
+
+    def begin(self) -> None:
+        """See Producer."""
+        self._producer.begin_transaction()
+
+    def send(self, batch: RecordBatch, partitions: Sequence[int]) -> None:
+        """See Producer. librdkafka takes the timestamp 0 for "now": the nearest other one goes in its place."""
+        produce, topic = self._producer.produce, batch.topic
+        timestamps = np.where(batch.timestamps == 0, 1, batch.timestamps).tolist()
+        for partition, timestamp, key, value, headers in zip(
+            partitions, timestamps, batch.keys, batch.values, batch.headers, strict=True
+        ):
+            produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers) if headers else None)
+        self._sent.append(batch)
+
+    def flush(self, timeout_s: float) -> None:
+        """See Producer. Errors of single records come to `_on_delivery` alone.
+
+        In slices: after one error what belongs to the same transaction is not sent, and times out much later.
+        """
+        deadline = time.monotonic() + timeout_s
+        while left := self._producer.flush(min(_FLUSH_SLICE_S, max(0.0, deadline - time.monotonic()))):
+            if self._undelivered or time.monotonic() >= deadline:
+                break
+        if self._undelivered:
+            error = self._undelivered[0]
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and self._batch_bytes.shrink(_largest(self._sent)):
+                raise KafkaException(KafkaError(KafkaError._RETRY, "the batch was too large for its topic"))
+            raise KafkaException(error)
+        if left:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged"))
+        self._sent.clear()
+
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
+    ) -> None:
+        """See Producer. It was seen to overrun its limit by 25 s."""
+        self._producer.send_offsets_to_transaction(topic_offsets(topic, offsets), membership.token, timeout_s)
+
+    def commit(self, timeout_s: float) -> None:
+        """See Producer."""
+        self._producer.commit_transaction(timeout_s)
+
+    def abort(self, timeout_s: float) -> None:
+        """See Producer."""
+        self._producer.abort_transaction(timeout_s)
+
+    def discard(self) -> None:
+        """See Producer. What is queued or in flight goes first: the library would wait for it as the object ends."""
+        self._producer.purge(blocking=False)
+
+
+def _canonical(topic_id: Any) -> str:
+    """The text that the other client has for a topic's id; the library gives it as two signed halves."""
+    high, low = topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()
+    return str(uuid.UUID(int=high % (1 << 64) << 64 | low % (1 << 64)))
+
+
+def _largest(batches: Sequence[RecordBatch]) -> int:
+    """Bytes of the largest record's key and value."""
+    return max(
+        len(key or b"") + len(value or b"")
+        for batch in batches
+        for key, value in zip(batch.keys, batch.values, strict=True)
+    )

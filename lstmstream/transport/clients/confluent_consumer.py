@@ -1,0 +1,236 @@
+"""confluent-kafka's consumers: a member of the group, and readers outside of it. See confluent.py."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import struct
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from lstmstream.records import Headers, RecordBatch
+from lstmstream.transport.clients import AssignmentListener, Fetched
+from lstmstream.transport.ports import CommittedOffset, Membership
+
+_READ_RECORDS = 4096  # of one read outside the group
+_WAKE_S = 0.5  # for a question whose answer does not matter
+# Called like this its error is raised at once: where Python's own loop calls it, at some later record.
+_get_headers = operator.methodcaller("headers")
+_GENERATION = struct.Struct("=7si")  # how a group's metadata begin
+
+
+class SelfFencedError(KafkaException):
+    """A consumer has ended for good, and no other process has taken its place."""
+
+
+class ConfluentConsumer:
+    """A GroupConsumer (see clients/__init__.py). The library's callbacks run within `poll`."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        topic: str,
+        listener: AssignmentListener,
+        member_of_instance: Callable[[], str],
+    ) -> None:
+        """`member_of_instance`: asks which member the group has under our instance id."""
+        self._topic = topic
+        self._listener = listener
+        self._member_of_instance = member_of_instance
+        self._member = ""  # our id in the group, as it was last
+        self._broken = False
+        self._positions: dict[int, int] = {}  # of resumed partitions
+        self._consumer = Consumer(dict(settings))
+        self._consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
+
+    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        """At the end, and paused.
+
+        The library begins to fetch before it is told to pause: at the group's offset it might ask for one that is
+        pending, and at 0 for records that retention has taken.
+        """
+        consumer.incremental_assign([TopicPartition(self._topic, at.partition, OFFSET_END) for at in assigned])
+        consumer.pause(assigned)
+        self._forget(assigned)
+        self._listener.assigned([at.partition for at in assigned])
+
+    def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        consumer.incremental_unassign(revoked)
+        self._forget(revoked)
+        self._listener.revoked([at.partition for at in revoked])
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        for at in partitions:
+            self._positions.pop(at.partition, None)
+
+    def poll(self, timeout_s: float, max_events: int) -> Fetched:
+        """See GroupConsumer."""
+        if self._broken:
+            raise self._judged()
+        try:
+            records, ends = _consume(self._consumer, self._topic, timeout_s, max_events)
+        except KafkaException as error:
+            self._broken = error.args[0].code() == KafkaError._FATAL
+            if self._broken:
+                raise self._judged() from error
+            raise
+        read = records.next_offsets()
+        for partition in {*read, *ends} & set(self._positions):
+            self._positions[partition] = max(read.get(partition, 0), ends.get(partition, 0))
+        token = self._consumer.consumer_group_metadata()  # live, so it is taken with the records
+        self._member = self._consumer.memberid() or self._member
+        return Fetched(records, Membership(token, _is_member(token)), dict(self._positions))
+
+    def keep_alive(self) -> None:
+        """See GroupConsumer. It also runs callbacks that wait; the library may fence itself while they do (below)."""
+        self.poll(0.0, 1)
+
+    def _judged(self) -> KafkaException:
+        """Who has fenced this consumer, which is what its one fatal error says.
+
+        librdkafka does it to itself: where no heartbeat was answered for a session's time it forgets its member id,
+        and still sends a heartbeat with the instance id alone, which the broker takes for another process's.
+        """
+        if self._consumer.memberid() or self._member_of_instance() not in {"", self._member}:
+            return KafkaException(KafkaError(KafkaError.FENCED_INSTANCE_ID))
+        return SelfFencedError(KafkaError(KafkaError.FENCED_INSTANCE_ID, "after a session without an answer"))
+
+    def resume(self, partition: int, offset: int) -> None:
+        """See GroupConsumer.
+
+        By `seek`, which drops what was fetched before. To assign it again would do too, but a rebalance that waits for
+        its own answer might take that for it. A broker's thread that has nothing to fetch sleeps for up to a second,
+        and neither call wakes it: a question to that broker does.
+        """
+        at = TopicPartition(self._topic, partition, offset)
+        self._consumer.seek(at)
+        self._consumer.resume([at])
+        with contextlib.suppress(KafkaException):
+            self._consumer.get_watermark_offsets(at, timeout=_WAKE_S)
+        self._positions[partition] = offset
+
+    def commit(self, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float) -> None:
+        """See GroupConsumer. The library commits under the generation of now, and without a time limit."""
+        if self._consumer.consumer_group_metadata() != membership.token:
+            raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
+        raise_first(self._consumer.commit(offsets=topic_offsets(self._topic, offsets), asynchronous=False))
+
+    def close(self, timeout_s: float) -> None:
+        """See GroupConsumer."""
+        self._consumer.close()
+
+
+class ConfluentReader:
+    """A Reader (see clients/__init__.py)."""
+
+    def __init__(self, settings: Mapping[str, Any], at: TopicPartition) -> None:
+        self._at = at
+        self._position = at.offset
+        self._consumer = Consumer(dict(settings))
+        self._consumer.assign([at])
+
+    def read(self, start: int, end: int, timeout_s: float) -> tuple[RecordBatch, int]:
+        """See Reader."""
+        if start != self._position:
+            self._consumer.seek(TopicPartition(self._at.topic, self._at.partition, start))
+        self._position = -1  # until this has worked
+        records, ends = _consume(self._consumer, self._at.topic, timeout_s, _READ_RECORDS)
+        position = ends.get(self._at.partition, start)
+        if len(records):
+            position = max(position, int(records.offsets[-1]) + 1)
+            inside = np.flatnonzero(records.offsets < end)
+            records = records if len(inside) == len(records) else records.take(inside)
+        self._position = position
+        return records, position
+
+    def close(self) -> None:
+        """See Reader."""
+        self._consumer.close()
+
+
+def _consume(consumer: Consumer, topic: str, timeout_s: float, max_records: int) -> tuple[RecordBatch, dict[int, int]]:
+    """Records as soon as there are any, and partitions that were read to their end with the offset after it.
+
+    `Consumer.consume` waits out its timeout even when it has some: hence one record by `poll`, the rest at once.
+    """
+    deadline = time.monotonic() + timeout_s
+    ends: dict[int, int] = {}
+    while True:
+        first = consumer.poll(max(0.0, deadline - time.monotonic()))
+        messages = [] if first is None else [first]
+        if messages and max_records > 1:
+            messages += consumer.consume(max_records - 1, 0)
+        if any(message.error() is not None for message in messages):
+            messages = _without_events(messages, ends)
+        if messages or time.monotonic() >= deadline:
+            return _to_batch(topic, messages), ends
+
+
+def _without_events(messages: Sequence[Message], ends: dict[int, int]) -> list[Message]:
+    """The records among them; ends of partitions are noted. Raises the first error."""
+    records = []
+    for message in messages:
+        error = message.error()
+        partition, offset = message.partition(), message.offset()
+        if error is None:
+            records.append(message)
+            ends.pop(cast("int", partition), None)  # the end has moved on
+        elif error.code() == KafkaError._PARTITION_EOF:
+            ends[cast("int", partition)] = cast("int", offset)
+        else:
+            text = error.str() if message.topic() is None else f"{_place(message)}: {error.str()}"
+            raise KafkaException(KafkaError(error.code(), text))
+    return records
+
+
+def _to_batch(topic: str, messages: Sequence[Message]) -> RecordBatch:
+    return RecordBatch(
+        topic=topic,
+        partitions=np.array([message.partition() for message in messages], dtype=np.int64),
+        offsets=np.array([message.offset() for message in messages], dtype=np.int64),
+        timestamps=np.array([message.timestamp()[1] for message in messages], dtype=np.int64),
+        keys=[message.key() for message in messages],
+        values=[message.value() for message in messages],
+        headers=[_headers(message) for message in messages],
+    )
+
+
+def _headers(message: Message) -> Headers:
+    try:
+        return cast("Headers", _get_headers(message) or ())
+    except (ValueError, SystemError) as error:  # a name that is not UTF-8
+        text = f"{_place(message)}: a header cannot be decoded: {error.__cause__ or error}"
+        raise KafkaException(KafkaError(KafkaError._BAD_MSG, text)) from error
+
+
+def _place(message: Message) -> str:
+    return f"{message.topic()}[{message.partition()}]@{message.offset()}"
+
+
+def _is_member(token: bytes) -> bool:
+    """Whether a snapshot of the group's metadata names a generation and a member.
+
+    It is opaque but for its first fields: a magic, the generation, the group's and the member's id, each ended by a
+    zero byte. One without them would not be fenced.
+    """
+    if len(token) < _GENERATION.size:
+        return False
+    magic, generation = _GENERATION.unpack_from(token)
+    member = token[_GENERATION.size :].split(b"\0")[1:2]
+    return magic == b"CGMDv2:" and generation >= 0 and member != [b""]
+
+
+def topic_offsets(topic: str, offsets: Mapping[int, CommittedOffset]) -> list[TopicPartition]:
+    """Offsets of a topic as the library wants them."""
+    return [TopicPartition(topic, partition, o.offset, o.metadata) for partition, o in offsets.items()]
+
+
+def raise_first(partitions: Iterable[TopicPartition] | None) -> None:
+    """Errors of single partitions are told nowhere else."""
+    for at in partitions or ():
+        if at.error is not None:
+            raise KafkaException(at.error)

@@ -1,0 +1,105 @@
+"""librdkafka's names and values: which of its errors is of which kind, and which settings each of its objects gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError
+
+from lstmstream.transport.decisions import ErrorKind
+
+KINDS: Mapping[int, ErrorKind] = {
+    **dict.fromkeys([KafkaError.FENCED_INSTANCE_ID], ErrorKind.INSTANCE_FENCED),
+    **dict.fromkeys(
+        [KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH], ErrorKind.PRODUCER_FENCED
+    ),
+    **dict.fromkeys(
+        [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.TOPIC_EXCEPTION],
+        ErrorKind.RECORD_REFUSED,
+    ),
+    **dict.fromkeys(
+        [KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION],
+        ErrorKind.RECORDS_GONE,
+    ),
+    **dict.fromkeys(
+        [KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG], ErrorKind.RECORD_UNREADABLE
+    ),
+    **dict.fromkeys(
+        [
+            KafkaError.TOPIC_AUTHORIZATION_FAILED,
+            KafkaError.GROUP_AUTHORIZATION_FAILED,
+            KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+            KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        ],
+        ErrorKind.DENIED,
+    ),
+    **dict.fromkeys(
+        [KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM],
+        ErrorKind.BAD_CREDENTIALS,
+    ),
+    **dict.fromkeys([KafkaError.POLICY_VIOLATION, KafkaError.INVALID_REPLICATION_FACTOR], ErrorKind.TOPIC_REFUSED),
+    **dict.fromkeys([KafkaError._INVALID_ARG], ErrorKind.BAD_SETTINGS),
+}
+
+# Kafka's names where librdkafka has others; None: it has no such property.
+OTHER_NAMES: Mapping[str, str | None] = {
+    "metadata.max.age.ms": "topic.metadata.refresh.interval.ms",
+    "receive.buffer.bytes": "socket.receive.buffer.bytes",
+    "send.buffer.bytes": "socket.send.buffer.bytes",
+    "request.timeout.ms": "socket.timeout.ms",
+    "fetch.max.wait.ms": "fetch.wait.max.ms",
+    "max.request.size": "message.max.bytes",
+    "delivery.timeout.ms": "message.timeout.ms",
+    "max.block.ms": None,
+}
+OF_CONSUMER = {
+    "fetch.wait.max.ms",
+    "fetch.min.bytes",
+    "fetch.max.bytes",
+    "max.partition.fetch.bytes",
+    "client.rack",
+}
+OF_MEMBER = {"session.timeout.ms", "heartbeat.interval.ms", "max.poll.interval.ms", "group.instance.id"}
+OF_PRODUCER = {
+    "message.max.bytes",
+    "message.timeout.ms",
+    "transaction.timeout.ms",
+    "batch.size",
+    "linger.ms",
+    "compression.type",
+    "retry.backoff.ms",
+}
+
+COMMON: dict[str, Any] = {"reconnect.backoff.max.ms": 1000, "topic.metadata.refresh.interval.ms": 30_000}
+CONSUMER: dict[str, Any] = {
+    "isolation.level": "read_committed",
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",
+    "allow.auto.create.topics": False,
+    "check.crcs": True,
+    "enable.partition.eof": True,  # the only word on control records that were passed over
+    "fetch.max.bytes": 16 << 20,
+    "max.partition.fetch.bytes": 2 << 20,
+    "queued.max.messages.kbytes": 32 << 10,  # prefetch, of all partitions together
+    "fetch.wait.max.ms": 100,
+    "fetch.error.backoff.ms": 100,
+    "fetch.queue.backoff.ms": 2,  # a second of pause when the queue is full otherwise: a quarter of the throughput
+}
+MEMBER: dict[str, Any] = {"partition.assignment.strategy": "cooperative-sticky", "max.poll.interval.ms": 60_000}
+PRODUCER: dict[str, Any] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "allow.auto.create.topics": False,
+    "transaction.timeout.ms": 10_000,
+    "message.timeout.ms": 8_000,
+    "socket.timeout.ms": 5_000,
+    "retry.backoff.ms": 5,
+    "batch.size": 262_144,
+    "linger.ms": 5,  # a flush does not wait for it
+    "message.max.bytes": 100_000_000,  # the topic's max.message.bytes decides
+    "queue.buffering.max.messages": 0,  # no limit: a micro-batch is one
+    "queue.buffering.max.kbytes": 2_000_000,
+    "delivery.report.only.error": True,  # no call for each record that arrives
+}

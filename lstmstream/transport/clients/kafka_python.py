@@ -1,0 +1,279 @@
+"""The adapter of kafka-python. Its comments name what the library gets wrong and what is done about it.
+
+Where no public call will do, the adapter reaches below it; the versions that it may meet are pinned for that reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import kafka.errors as kerr
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
+from kafka.net.compat import KafkaNetClient
+from kafka.protocol.consumer.offsets import IsolationLevel
+
+from lstmstream.records import RecordBatch
+from lstmstream.transport.clients import AssignmentListener
+from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader, topic_offsets
+from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
+from lstmstream.transport.decisions import ErrorKind, Problem
+from lstmstream.transport.decompression import limit_decompression
+from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
+from lstmstream.transport.security import SecuritySettings, for_kafka_python
+
+log = logging.getLogger(__name__)
+
+
+class KafkaPythonClient:
+    """A Client (see clients/__init__.py)."""
+
+    def __init__(
+        self, servers: Sequence[str], group: str, properties: Mapping[str, int | str], security: SecuritySettings
+    ) -> None:
+        """`properties` under Kafka's dotted names; one that no client object knows is left out, which is logged."""
+        limit_decompression()
+        given: dict[str, Any] = {"client_id": f"lstmstream-{group}"}
+        given |= {name.replace(".", "_"): value for name, value in properties.items()}
+        if given.get("compression_type") == "none":
+            given["compression_type"] = None
+        self._common = {"bootstrap_servers": list(servers), **for_kafka_python(security)}
+        self._group = group
+        self._given = given
+        known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
+        unknown = sorted(name for name in properties if name.replace(".", "_") not in known)
+        if unknown:
+            log.warning("kafka.properties that kafka-python does not have are left out: %s", ", ".join(unknown))
+
+    def admin(self) -> KafkaPythonAdmin:
+        """See Client."""
+        given = {name: value for name, value in self._given.items() if name != "request_timeout_ms"}
+        return KafkaPythonAdmin(self._make(KafkaAdminClient, {**ADMIN, **given}), self._offsets_consumer)
+
+    def _offsets_consumer(self) -> Any:
+        """It never subscribes: for the group's offsets, which the admin client gives with transactions pending."""
+        given = {name: value for name, value in self._given.items() if name != "group_instance_id"}
+        return self._make(KafkaConsumer, {**CONSUMER, **given, "group_id": self._group})
+
+    def group_consumer(self, topic: str, listener: AssignmentListener) -> KafkaPythonConsumer:
+        """See Client."""
+        consumer = self._make(KafkaConsumer, {**CONSUMER, **MEMBER, **self._given, "group_id": self._group})
+        try:
+            return KafkaPythonConsumer(consumer, topic, listener)
+        except BaseException:
+            consumer.close(autocommit=False, timeout_ms=1000)
+            raise
+
+    def reader(self, topic: str, partition: int, start: int) -> KafkaPythonReader:
+        """See Client."""
+        given = {name: value for name, value in self._given.items() if name != "group_instance_id"}
+        consumer = self._make(KafkaConsumer, {**CONSUMER, **given})
+        return KafkaPythonReader(consumer, TopicPartition(topic, partition), start)
+
+    def producer(self, transactional_id: str | None) -> KafkaPythonProducer:
+        """See Client."""
+        wanted = {**PRODUCER, **self._given, "transactional_id": transactional_id}
+        return KafkaPythonProducer(self._make(KafkaProducer, wanted))
+
+    def _make(self, kind: Any, wanted: Mapping[str, Any]) -> Any:
+        """An object with those of the settings that it has.
+
+        One that does not reach the broker raises, and leaves its I/O thread and its connections behind.
+        """
+        networks: list[Any] = []
+
+        def network(**settings: Any) -> Any:
+            networks.append(KafkaNetClient(**settings))
+            return networks[-1]
+
+        settings = {name: value for name, value in {**wanted, **self._common}.items() if name in kind.DEFAULT_CONFIG}
+        try:
+            return kind(**settings, kafka_client=network)
+        except BaseException:
+            for left in networks:
+                left.close()
+            raise
+
+    def problem(self, error: BaseException) -> Problem | None:
+        """See Client. Often it is a bare KafkaError with the cause among its arguments."""
+        if not isinstance(error, kerr.KafkaError | OSError):
+            return None
+        causes = list(_causes(error))
+        for cause in causes:
+            for errors, kind in KINDS:
+                if isinstance(cause, errors):
+                    return Problem(kind, str(cause))
+        return Problem(ErrorKind.TRANSIENT, str(causes[-1]))
+
+
+class KafkaPythonAdmin:
+    """An Admin (see clients/__init__.py)."""
+
+    def __init__(self, admin: Any, offsets_consumer: Callable[[], Any]) -> None:
+        self._admin = admin
+        self._offsets_consumer = offsets_consumer
+        self._consumer: Any = None
+
+    def describe(self, topics: Sequence[str], timeout_s: float) -> dict[str, TopicInfo]:
+        """See Admin."""
+        found = {}
+        for topic in self._admin.describe_topics(list(topics)):
+            if topic["error_code"] == kerr.UnknownTopicOrPartitionError.errno:
+                continue
+            if topic["error_code"]:
+                error = kerr.for_code(topic["error_code"])
+                raise error(f"topic {topic['name']!r}: {error.__name__}")
+            found[topic["name"]] = (str(topic["topic_id"]), len(topic["partitions"]))
+        if not found:
+            return {}
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
+        settings = self._admin.describe_configs(resources, config_filter="all")
+        by_topic = settings[ConfigResourceType.TOPIC] if ConfigResourceType.TOPIC in settings else settings["topic"]
+        return {
+            name: TopicInfo(topic_id, partitions, {k: _setting(v) for k, v in by_topic[name].items()})
+            for name, (topic_id, partitions) in found.items()
+        }
+
+    def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
+        """See Admin."""
+        new = {topic: {"num_partitions": partitions, "configs": dict(settings)}}
+        with contextlib.suppress(kerr.TopicAlreadyExistsError):
+            self._admin.create_topics(new, timeout_ms=int(timeout_s * 1000))
+
+    def beginning_offset(self, topic: str, partition: int, timeout_s: float) -> int:
+        """See Admin."""
+        return self._offsets(topic, [partition], OffsetSpec.EARLIEST, timeout_s, committed=False)[partition]
+
+    def end_offsets(
+        self, topic: str, partitions: Collection[int], timeout_s: float, *, committed: bool
+    ) -> dict[int, int]:
+        """See Admin."""
+        return self._offsets(topic, partitions, OffsetSpec.LATEST, timeout_s, committed=committed)
+
+    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int, timeout_s: float) -> int | None:
+        """See Admin."""
+        found = self._offsets(topic, [partition], timestamp_ms, timeout_s, committed=False)[partition]
+        return None if found < 0 else found
+
+    def _offsets(
+        self, topic: str, partitions: Collection[int], spec: Any, timeout_s: float, *, committed: bool
+    ) -> dict[int, int]:
+        isolation = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        specs = {TopicPartition(topic, partition): spec for partition in partitions}
+        if not specs:
+            return {}
+        found = self._admin.list_partition_offsets(specs, isolation_level=isolation, timeout_ms=int(timeout_s * 1000))
+        return {at.partition: int(offset.offset) for at, offset in found.items()}
+
+    def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
+        """See Admin. The consumer reads committed, so the broker waits for transactions that are pending."""
+        if self._consumer is None:
+            self._consumer = self._offsets_consumer()
+        at = [TopicPartition(topic, partition) for partition in partitions]
+        found = self._consumer._coordinator.fetch_committed_offsets(at, timeout_ms=int(timeout_s * 1000))
+        return {at.partition: CommittedOffset(int(o.offset), o.metadata) for at, o in found.items() if o.offset >= 0}
+
+    def close(self) -> None:
+        """See Admin."""
+        if self._consumer is not None:
+            self._consumer.close(autocommit=False, timeout_ms=500)
+        self._admin.close()
+
+
+class KafkaPythonProducer:
+    """A Producer (see clients/__init__.py)."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+        self._futures: list[Any] = []
+
+    def partition_count(self, topic: str, timeout_s: float) -> int:
+        """See Producer."""
+        return len(self._producer.partitions_for(topic))
+
+    def init_transactions(self, timeout_s: float) -> None:
+        """See Producer."""
+        self._producer.init_transactions()
+
+    def begin(self) -> None:
+        """See Producer."""
+        self._producer.begin_transaction()
+
+    def send(self, batch: RecordBatch, partitions: Sequence[int]) -> None:
+        """`KafkaProducer.send` without its checks: it refuses a null key with a null value, and null headers."""
+        producer = self._producer
+        at = {partition: TopicPartition(batch.topic, partition) for partition in set(partitions)}
+        manager = producer._transaction_manager
+        if manager is not None and manager.is_transactional():
+            for topic_partition in at.values():
+                manager.maybe_add_partition_to_transaction(topic_partition)
+        append, add = producer._accumulator.append, self._futures.append
+        timestamps: list[int] = batch.timestamps.tolist()
+        for partition, timestamp, key, value, headers in zip(
+            partitions, timestamps, batch.keys, batch.values, batch.headers, strict=True
+        ):
+            nullable = _NullableHeaders(headers) if headers else ()
+            future, full, new, _ = append(at[partition], timestamp, key, value, nullable)
+            add(future)
+            if full or new:
+                producer._sender.wakeup()
+
+    def flush(self, timeout_s: float) -> None:
+        """See Producer. A batch that is too old is dropped without a word: hence a look at every future.
+
+        While the broker is away nothing is dropped for being old either: hence a limit that knows the delivery timeout.
+        """
+        futures, self._futures = self._futures, []
+        timeout_s = min(timeout_s, self._producer.config["delivery_timeout_ms"] / 1000 + 2)
+        with contextlib.suppress(kerr.UnknownError):  # a batch was split while it was waited for
+            self._producer.flush(timeout=timeout_s)
+        for future in futures:
+            future.get(timeout=timeout_s)
+
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
+    ) -> None:
+        """See Producer."""
+        self._producer.send_offsets_to_transaction(topic_offsets(topic, offsets), membership.token)
+
+    def commit(self, timeout_s: float) -> None:
+        """See Producer. It has no limit of its own."""
+        self._producer.commit_transaction()
+
+    def abort(self, timeout_s: float) -> None:
+        """See Producer."""
+        self._producer.abort_transaction()
+
+    def discard(self) -> None:
+        """See Producer. `KafkaProducer.close` flushes first, and raises where it cannot."""
+        self._producer._sender.force_close()
+        self._producer._sender.join(2.0)
+        with contextlib.suppress(kerr.KafkaError):
+            self._producer.close(timeout=0)
+
+
+class _NullableHeaders(list[tuple[str, bytes | None]]):
+    """kafka-python writes a null header value, but stumbles where it counts their bytes, which it skips if falsy."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and errors among its arguments."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        here = queue.pop(0)
+        if here is None or any(here is other for other in seen):
+            continue
+        seen.append(here)
+        yield here
+        queue += [here.__cause__, *(arg for arg in here.args if isinstance(arg, BaseException))]
+
+
+def _setting(value: Any) -> str:
+    return str(value["value"] if isinstance(value, dict) else value)

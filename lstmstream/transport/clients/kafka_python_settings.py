@@ -1,0 +1,62 @@
+"""Which of kafka-python's errors is of which kind, and the settings of its objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kafka.errors as kerr
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+from lstmstream.transport.decisions import ErrorKind
+from lstmstream.transport.decompression import UnreadableRecordError
+
+# The first row that an error, or what it was raised from, is an instance of; anything else is TRANSIENT.
+KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorKind], ...] = (
+    (UnreadableRecordError, ErrorKind.RECORD_UNREADABLE),
+    (kerr.FencedInstanceIdError, ErrorKind.INSTANCE_FENCED),
+    ((kerr.ProducerFencedError, kerr.InvalidProducerEpochError), ErrorKind.PRODUCER_FENCED),
+    (
+        (kerr.MessageSizeTooLargeError, kerr.RecordListTooLargeError, kerr.InvalidTopicError),
+        ErrorKind.RECORD_REFUSED,
+    ),
+    (
+        (kerr.OffsetOutOfRangeError, kerr.LogTruncationError, kerr.NoOffsetForPartitionError),
+        ErrorKind.RECORDS_GONE,
+    ),
+    (kerr.AuthorizationError, ErrorKind.DENIED),
+    ((kerr.SaslAuthenticationFailedError, kerr.UnsupportedSaslMechanismError), ErrorKind.BAD_CREDENTIALS),
+    ((kerr.PolicyViolationError, kerr.InvalidReplicationFactorError), ErrorKind.TOPIC_REFUSED),
+    (kerr.KafkaConfigurationError, ErrorKind.BAD_SETTINGS),
+)
+
+NETWORK = {"reconnect_backoff_max_ms": 1000, "bootstrap_timeout_ms": 5000, "metadata_max_age_ms": 30_000}
+CONSUMER: dict[str, Any] = {
+    **NETWORK,
+    "isolation_level": "read_committed",
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "allow_auto_create_topics": False,
+    "check_crcs": True,
+    "fetch_max_bytes": 16 << 20,  # prefetch holds as much per broker, paused partitions too
+    "max_partition_fetch_bytes": 2 << 20,
+    "fetch_max_wait_ms": 100,
+}
+MEMBER: dict[str, Any] = {
+    "partition_assignment_strategy": [CooperativeStickyAssignor],
+    "max_poll_interval_ms": 60_000,
+}
+PRODUCER: dict[str, Any] = {
+    **NETWORK,
+    "acks": "all",
+    "enable_idempotence": True,
+    "allow_auto_create_topics": False,
+    "transaction_timeout_ms": 10_000,
+    "retry_backoff_ms": 5,  # sleeps in the commit path
+    "request_timeout_ms": 5_000,
+    "delivery_timeout_ms": 8_000,
+    "max_block_ms": 10_000,
+    "batch_size": 262_144,
+    "linger_ms": 0,
+    "max_request_size": 100_000_000,  # the topic's max.message.bytes decides
+}
+ADMIN: dict[str, Any] = {**NETWORK, "request_timeout_ms": 10_000}

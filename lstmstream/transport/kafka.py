@@ -1,0 +1,355 @@
+"""Kafka's exactly-once protocol over either client library: a Transport (see ports.py).
+
+Written once, here: the order of a transaction, the time limits, what an error means for the daemon, epochs of
+assignments, the nonce in the offsets' metadata, and the order of `at_least_once`. What a library gets wrong, and what
+is done about it, is written in its adapter (clients/).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lstmstream.config import Config
+from lstmstream.errors import LstmstreamError, TryAgain
+from lstmstream.records import RecordBatch
+from lstmstream.transport.calls import ClientThread
+from lstmstream.transport.clients import Client, GroupConsumer, Producer
+from lstmstream.transport.clients.choose import open_client
+from lstmstream.transport.decisions import ErrorKind, ProducerFenced
+from lstmstream.transport.kafka_admin import CLOSE_TIMEOUT_S, KafkaAdmin
+from lstmstream.transport.partitioner import partitions_of
+from lstmstream.transport.ports import (
+    CALL_TIMEOUT_S,
+    CommittedOffset,
+    Membership,
+    PollResult,
+    Transport,
+)
+from lstmstream.transport.security import security_settings
+
+log = logging.getLogger(__name__)
+
+
+_KEEP_ALIVE_S = 2.0
+
+
+class Assignments:
+    """The partitions of one consumer, each with a number that is new whenever it is assigned."""
+
+    def __init__(self, epochs: Iterable[int]) -> None:
+        self._epochs = iter(epochs)
+        self._lock = threading.Lock()  # kafka-python calls from a thread of its own
+        self._assigned: dict[int, int] = {}
+
+    def assigned(self, partitions: Iterable[int]) -> None:
+        """See AssignmentListener."""
+        with self._lock:
+            for partition in partitions:
+                self._assigned[partition] = next(self._epochs)
+
+    def revoked(self, partitions: Iterable[int]) -> None:
+        """See AssignmentListener."""
+        with self._lock:
+            for partition in partitions:
+                self._assigned.pop(partition, None)
+
+    def snapshot(self) -> dict[int, int]:
+        """Partition → epoch, now."""
+        with self._lock:
+            return dict(self._assigned)
+
+
+class _Writer:
+    """The producers of one attempt; after any error they are thrown away, and others are made."""
+
+    def __init__(self, transactional: ClientThread[Producer], plain: ClientThread[Producer] | None) -> None:
+        self.transactional = transactional
+        self.plain = plain  # of at_least_once, for outputs
+        self.in_transaction = False
+        self._partition_counts: dict[str, int] = {}
+
+    def write(self, producer: ClientThread[Producer], batches: Sequence[RecordBatch], deadline: float) -> None:
+        """Hand over, flush, and look at every acknowledgement: nothing is in flight afterwards, nothing was dropped."""
+        for batch in batches:
+            if len(batch):
+                self._send(producer, batch, deadline)
+        left = _left(deadline)
+        producer.call(lambda p: p.flush(left), left)
+
+    def _send(self, producer: ClientThread[Producer], batch: RecordBatch, deadline: float) -> None:
+        topic = batch.topic
+        count = self._partition_counts.get(topic)
+        if count is None:
+            left = _left(deadline)
+            count = self._partition_counts[topic] = producer.call(lambda p: p.partition_count(topic, left), left)
+        partitions = partitions_of(batch, count)
+        if max(partitions) >= count:  # a client would wait for such a partition to come
+            raise TryAgain(f"topic {topic!r} has only {count} partitions")
+        producer.call(lambda p: p.send(batch, partitions), _left(deadline))
+
+    def transact(
+        self,
+        batches: Sequence[RecordBatch],
+        topic: str,
+        offsets: Mapping[int, CommittedOffset],
+        membership: Membership,
+        deadline: float,
+    ) -> None:
+        """One transaction. Between its calls nothing of it can go on by itself: a call that is late is the last."""
+        producer = self.transactional
+        self.in_transaction = True
+        producer.call(lambda p: p.begin(), _left(deadline))
+        self.write(producer, batches, deadline)
+        left = _left(deadline)
+        producer.call(lambda p: p.send_offsets(topic, offsets, membership, left), left)
+        left = _left(deadline)
+        producer.call(lambda p: p.commit(left), left)
+        self.in_transaction = False
+
+    def discard(self) -> None:
+        """Never raises."""
+        for producer in (self.transactional, self.plain):
+            if producer is not None:
+                _discard(producer)
+
+    def close(self, deadline: float) -> None:
+        """Discard, but end an open transaction first: a reader would wait for its timeout otherwise. Never raises."""
+        if self.in_transaction and not self.transactional.stuck:
+            left = min(CLOSE_TIMEOUT_S, _left(deadline))
+            try:
+                self.transactional.call(lambda p: p.abort(left), left)
+            except LstmstreamError as error:
+                log.info("an open transaction is left to its timeout: %s", error)
+        self.discard()
+
+
+class KafkaTransport(KafkaAdmin):
+    """A Transport (see ports.py) over one client library."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        group: str,
+        input_topic: str,
+        exactly_once: bool = True,
+        instance: str | None = None,
+        transaction_timeout_s: float = 10.0,
+    ) -> None:
+        """`instance`: the group.instance.id, if there is one.
+
+        With it another process may follow under the same transactional id, so that it need not wait for this one's
+        transaction to time out. Without, the id is random, and none can.
+        """
+        super().__init__(client, static_member=instance is not None)
+        self._input_topic = input_topic
+        self._exactly_once = exactly_once
+        self._transactional_id = f"{group}.{uuid.uuid4().hex if instance is None else instance}"
+        self._epochs = itertools.count(1)
+        self._assignments = Assignments(self._epochs)
+        self._transaction_timeout_s = transaction_timeout_s
+        self._joined = False  # it was asked to: from then on it should have a consumer
+        self._consumer_broken = False
+        self._polled: Mapping[int, int] = {}  # the assignment that the last poll handed out
+        self._consumer: ClientThread[GroupConsumer] | None = None
+        self._writer: _Writer | None = None
+
+    def connect(self) -> None:
+        """See Transport."""
+        super().connect()
+        self.recover()
+
+    def stable_end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
+        """See GroupMember."""
+        return self.last_stable_offsets(self._input_topic, partitions)
+
+    # -- reading
+
+    def join(self) -> None:
+        """See GroupMember."""
+        self._joined = True
+        self._join(time.monotonic() + CALL_TIMEOUT_S)
+
+    def _join(self, deadline: float) -> None:
+        if self._consumer is not None:
+            limit_s = 0.0 if self._consumer.stuck else min(CLOSE_TIMEOUT_S, _left(deadline) / 2)
+            self._consumer.end(lambda consumer: consumer.close(limit_s), limit_s)
+            self._consumer = None
+        self._polled = {}
+        # Of its own, so that what is still to come from the consumer before cannot touch it.
+        assignments = self._assignments = Assignments(self._epochs)
+        self._consumer = self._open(
+            "consumer",
+            lambda: self._client.group_consumer(self._input_topic, assignments),
+            lambda consumer: consumer.close(CLOSE_TIMEOUT_S),
+            _left(deadline),
+        )
+        self._consumer_broken = False
+
+    def poll(self, timeout_s: float, max_events: int) -> PollResult:
+        """See GroupMember."""
+        fetched = self._member().call(lambda consumer: consumer.poll(timeout_s, max_events), timeout_s + CALL_TIMEOUT_S)
+        # After the membership: a partition that goes meanwhile goes with a generation that fences this one.
+        self._polled = self._assignments.snapshot()
+        return PollResult(fetched.records, fetched.membership, self._polled, fetched.positions)
+
+    def resume(self, partition: int, offset: int) -> None:
+        """See GroupMember."""
+        epoch = self._polled.get(partition)
+        if epoch is not None and self._assignments.snapshot().get(partition) == epoch:
+            self._member().call(lambda consumer: consumer.resume(partition, offset), CALL_TIMEOUT_S)
+
+    def committed_offsets(
+        self, partitions: Collection[int], timeout_s: float = CALL_TIMEOUT_S
+    ) -> dict[int, CommittedOffset]:
+        """See GroupMember."""
+        topic = self._input_topic
+        return self._ask(lambda admin: admin.committed(topic, partitions, timeout_s), timeout_s)
+
+    # -- writing
+
+    def commit(
+        self,
+        outputs: Sequence[RecordBatch],
+        states: Sequence[RecordBatch],
+        offsets: Mapping[int, int],
+        *,
+        nonce: str,
+        membership: Membership,
+        timeout_s: float,
+    ) -> None:
+        """See GroupMember. After any error the producers are of no more use: `recover` makes new ones."""
+        assert offsets, "a transaction without offsets is not fenced"
+        began_s = time.monotonic()
+        deadline = began_s + timeout_s
+        with_nonce = {partition: CommittedOffset(offset, nonce) for partition, offset in offsets.items()}
+        writer = self._writer
+        if writer is None:
+            raise TryAgain("there is no producer")
+        transactional = [*outputs, *states] if writer.plain is None else states
+        try:
+            if writer.plain is not None:
+                writer.write(writer.plain, outputs, deadline)
+            if writer.plain is None or any(len(batch) for batch in states):  # only a transaction fences states
+                writer.transact(transactional, self._input_topic, with_nonce, membership, deadline)
+            else:
+                left = _left(deadline)
+                self._member().call(lambda consumer: consumer.commit(with_nonce, membership, left), left)
+        except ProducerFenced as error:
+            if time.monotonic() - began_s < self._transaction_timeout_s:
+                raise
+            # The broker fences the author of a transaction that it ends itself (KIP-588). Where another process has
+            # taken the place all the same, the consumer says so.
+            raise TryAgain(f"the broker ended a transaction that was open for too long: {error}") from error
+
+    def recover(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """See GroupMember. New producers, since the old ones are not to be trusted after an error.
+
+        An aborted transaction's offsets go out with the next one, and a late end of a transaction ends the next one
+        (KAFKA-17754, librdkafka #5423). A new producer of the same transactional id ends what was open, and fences
+        whatever a call that was left behind still sends.
+        """
+        deadline = time.monotonic() + timeout_s
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+        if self._admin is not None and self._admin.stuck:
+            super().connect()
+        if self._joined and self._consumer is None:  # it could not be replaced the last time
+            self._join(deadline)
+        elif self._consumer is not None:
+            self._keep_alive(self._consumer, deadline)
+        plain = None if self._exactly_once else self._producer(None, deadline)
+        try:
+            transactional = self._producer(self._transactional_id, deadline)
+        except BaseException:
+            if plain is not None:
+                _discard(plain)
+            raise
+        writer = _Writer(transactional, plain)
+        try:
+            left = _left(deadline)
+            transactional.call(lambda producer: producer.init_transactions(left), left)
+        except BaseException:
+            writer.discard()
+            raise
+        self._writer = writer
+
+    def _keep_alive(self, consumer: ClientThread[GroupConsumer], deadline: float) -> None:
+        """An outage may last longer than the group waits for a poll. A consumer that did not survive it is replaced."""
+        if not consumer.stuck:
+            try:
+                consumer.call(lambda c: c.keep_alive(), min(_KEEP_ALIVE_S, _left(deadline)))
+            except TryAgain as error:
+                log.info("the consumer is not well: %s", error)
+        if consumer.stuck or self._consumer_broken:
+            self._join(deadline)
+
+    def close(self, timeout_s: float) -> None:
+        """See Transport."""
+        deadline = time.monotonic() + timeout_s
+        if self._writer is not None:
+            self._writer.close(deadline)
+        if self._consumer is not None:
+            self._consumer.end(lambda consumer: consumer.close(_left(deadline)), _left(deadline) + 0.2)
+        self._writer = self._consumer = None
+        super().close(max(0.2, _left(deadline)))
+
+    # -- clients
+
+    def _to_error(self, error: BaseException) -> LstmstreamError | None:
+        problem = self._client.problem(error)
+        if problem is not None and problem.kind is ErrorKind.CONSUMER_BROKEN:
+            self._consumer_broken = True  # `recover` makes another one
+        return super()._to_error(error)
+
+    def _producer(self, transactional_id: str | None, deadline: float) -> ClientThread[Producer]:
+        name = "producer" if transactional_id is None else "transactional-producer"
+        make = lambda: self._client.producer(transactional_id)  # noqa: E731 - bound to this id
+        return self._open(name, make, lambda producer: producer.discard(), _left(deadline))
+
+    def _member(self) -> ClientThread[GroupConsumer]:
+        if self._consumer is None:
+            raise TryAgain("there is no consumer")
+        return self._consumer
+
+
+def open_kafka_transport(config: Config) -> KafkaTransport:
+    """The transport that a configuration asks for; nothing is connected yet. Raises CannotServe."""
+    instance = config.kafka.properties.get("group.instance.id")
+    return KafkaTransport(
+        open_client(
+            config.kafka.client,
+            servers=config.kafka.bootstrap_servers,
+            group=config.name,
+            properties=config.kafka.properties,
+            security=security_settings(config.kafka.security, config.folder),
+        ),
+        group=config.name,
+        input_topic=config.input.topic,
+        exactly_once=config.delivery == "exactly_once",
+        instance=None if instance is None else str(instance),
+        transaction_timeout_s=int(config.kafka.properties.get("transaction.timeout.ms", 10_000)) / 1000,
+    )
+
+
+def _discard(producer: ClientThread[Producer]) -> None:
+    """Now, beside whatever call is running, which ends with it; and once more for one that is still being made."""
+    producer.interrupt(lambda p: p.discard())
+    producer.end(lambda p: p.discard(), timeout_s=0.0)
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+if TYPE_CHECKING:
+
+    def _is_a_transport(transport: KafkaTransport) -> Transport:
+        return transport

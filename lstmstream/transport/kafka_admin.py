@@ -1,0 +1,119 @@
+"""Topics, offsets and log readers over either client library: the part of the transport that needs no group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
+
+from lstmstream.errors import CannotServe, LstmstreamError, TryAgain
+from lstmstream.records import RecordBatch
+from lstmstream.transport.calls import CallBound, ClientThread
+from lstmstream.transport.clients import Admin, Client, Reader
+from lstmstream.transport.decisions import decide
+from lstmstream.transport.ports import CALL_TIMEOUT_S, LogReader, TopicInfo
+
+C = TypeVar("C")
+T = TypeVar("T")
+
+CLOSE_TIMEOUT_S = 2.0  # for a client that is no longer needed
+_READ_GRACE_S = 2.0  # a reader may take so much longer than it is told, while it connects
+
+
+class KafkaAdmin:
+    """An Admin (see ports.py)."""
+
+    def __init__(self, client: Client, *, static_member: bool = False) -> None:
+        self._client = client
+        self._static_member = static_member
+        self._admin: ClientThread[Admin] | None = None
+        self._bound = CallBound()
+
+    def bound_calls(self, timeout_s: float) -> None:
+        """See Transport."""
+        self._bound.deadline_s = time.monotonic() + timeout_s
+
+    def connect(self) -> None:
+        """Reach the broker. Raises TryAgain where it cannot be reached, CannotServe where it turns us away."""
+        if self._admin is not None:  # of a try that failed half-way
+            self._admin.end(lambda admin: admin.close(), CLOSE_TIMEOUT_S)
+            self._admin = None
+        self._admin = self._open("admin", self._client.admin, lambda admin: admin.close(), CALL_TIMEOUT_S)
+
+    def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
+        """See Admin."""
+        return self._ask(lambda admin: admin.describe(topics, CALL_TIMEOUT_S))
+
+    def create(self, topic: str, partitions: int, settings: Mapping[str, str]) -> None:
+        """See Admin."""
+        try:
+            self._ask(lambda admin: admin.create(topic, partitions, settings, CALL_TIMEOUT_S))
+        except CannotServe as error:
+            raise CannotServe(f"topic {topic!r} cannot be created: {error}") from error
+        except TryAgain as error:
+            raise TryAgain(f"creating topic {topic!r}: {error}") from error
+
+    def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
+        """See Admin. Up to the high watermark, not to the last stable offset (KAFKA-10167)."""
+        beginning = self._ask(lambda admin: admin.beginning_offset(topic, partition, CALL_TIMEOUT_S))
+        ends = self._ask(lambda admin: admin.end_offsets(topic, [partition], CALL_TIMEOUT_S, committed=False))
+        return beginning, ends[partition]
+
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """Up to where committed records can be read, by partition. Raises TryAgain."""
+        return self._ask(lambda admin: admin.end_offsets(topic, partitions, CALL_TIMEOUT_S, committed=True))
+
+    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
+        """The first offset at or after a time, None where there is no such record. Raises TryAgain."""
+        return self._ask(lambda admin: admin.offset_for_time(topic, partition, timestamp_ms, CALL_TIMEOUT_S))
+
+    def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
+        """See Admin. It has a consumer of its own, so that several may be open."""
+
+        def make() -> Reader:
+            return self._client.reader(topic, partition, start)
+
+        opened = self._open(f"reader-{partition}", make, lambda reader: reader.close(), CALL_TIMEOUT_S)
+        return WatchedReader(opened, start, end)
+
+    def close(self, timeout_s: float) -> None:
+        """Free the admin client; readers are closed by whoever opened them. Never raises."""
+        if self._admin is not None:
+            self._admin.end(lambda admin: admin.close(), timeout_s)
+            self._admin = None
+
+    def _ask(self, question: Callable[[Admin], T], timeout_s: float = CALL_TIMEOUT_S) -> T:
+        if self._admin is None:
+            raise TryAgain("the broker was not reached yet")
+        return self._admin.call(question, timeout_s)
+
+    def _open(self, name: str, make: Callable[[], C], close: Callable[[C], None], timeout_s: float) -> ClientThread[C]:
+        return ClientThread.open(name, make, self._to_error, self._bound, close=close, timeout_s=timeout_s)
+
+    def _to_error(self, error: BaseException) -> LstmstreamError | None:
+        if isinstance(error, LstmstreamError):
+            return error
+        problem = self._client.problem(error)
+        return None if problem is None else decide(problem, static_member=self._static_member)
+
+
+class WatchedReader:
+    """A LogReader. It knows its position itself: a read that was left behind is done again from there."""
+
+    def __init__(self, reader: ClientThread[Reader], start: int, end: int) -> None:
+        self.position = start
+        self.end = end
+        self._reader = reader
+
+    def next(self, timeout_s: float) -> RecordBatch:
+        """See LogReader."""
+        start, end = self.position, self.end
+        records, position = self._reader.call(
+            lambda reader: reader.read(start, end, timeout_s), timeout_s + _READ_GRACE_S
+        )
+        self.position = min(position, end)
+        return records
+
+    def close(self) -> None:
+        """See LogReader."""
+        self._reader.end(lambda reader: reader.close(), CLOSE_TIMEOUT_S)

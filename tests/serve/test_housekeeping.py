@@ -1,0 +1,189 @@
+"""What the daemon looks after beside the stream, and how often: gauges, fetching, topics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from memory_world import INPUT, OUTPUT, PARTITIONS, World
+
+from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.records import RecordBatch
+from lstmstream.serve.fetch_guard import STALL_S
+from lstmstream.serve.housekeeping import INTERVAL_S, TOPICS_INTERVAL_S, Housekeeping
+from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
+from lstmstream.serve.partition import Partition, Partitions
+from lstmstream.serve.state import StateStore
+from lstmstream.serve.topics import ensure_topics
+from lstmstream.transport.memory import MemoryTransport
+from lstmstream.transport.ports import Membership, PollResult
+
+
+class Told(Observer):
+    def __init__(self) -> None:
+        self.gauges: list[Gauges] = []
+        self.actions: list[str] = []
+
+    def on_gauges(self, gauges: Gauges) -> None:
+        self.gauges.append(gauges)
+
+    def on_stalled_fetch(self, action: str) -> None:
+        self.actions.append(action)
+
+
+class SomeRestore:
+    """As much of a Restore as is measured."""
+
+    def __init__(self, remaining: int) -> None:
+        self.remaining = remaining
+
+
+class House:
+    """Housekeeping over a memory broker, with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now_s = 500.0
+        world = World()
+        self.broker = world.broker
+        self.broker.fault = self._point
+        self.points: list[str] = []  # what was asked of the broker
+        self.away: set[str] = set()
+        transport = MemoryTransport(self.broker, INPUT)
+        transport.join()
+        topics = ensure_topics(world.config(), transport)
+        self.states = StateStore(np.zeros(2, np.float32))
+        self.partitions, self.told = Partitions(), Told()
+        self.housekeeping = Housekeeping(
+            world.config(), transport, topics, self.partitions, self.told, lambda: self.now_s
+        )
+        self.points.clear()
+
+    def _point(self, point: str) -> None:
+        self.points.append(point)
+        if point in self.away:
+            raise TryAgain("the broker is away")
+
+    def partition(self, number: int, *, position: int | None = None, floor: int = 0) -> Partition:
+        """A partition that runs, or without a position is being restored."""
+        partition = Partition(number, 1, self.states)
+        self.partitions.add(partition)
+        if position is not None:
+            partition.run(position=position, floor=floor, now_s=self.now_s)
+        return partition
+
+    def produce(self, partition: int, events: int) -> None:
+        for _ in range(events):
+            self.broker.append(INPUT, partition, b"k", b"{}", 0)
+
+    def tick(self, **positions: int) -> None:
+        """A round of the loop that polled nothing."""
+        found = {int(name[1:]): at for name, at in positions.items()}
+        self.housekeeping.tick(PollResult(RecordBatch.empty(INPUT), Membership(None, valid=True), {}, found))
+
+
+def test_gauges_are_measured_once_a_second() -> None:
+    house = House()
+    house.partition(0, position=0)
+    house.tick()
+    assert len(house.told.gauges) == 1
+    for step in range(1, 31):
+        house.now_s = 500.0 + step * INTERVAL_S / 10
+        house.tick()
+        assert len(house.told.gauges) == 1 + step // 10
+    assert house.points.count("stable_end") == 4, "the broker is asked no more often"
+
+
+def test_what_changed_can_be_shown_at_once() -> None:
+    house = House()
+    house.tick()
+    house.housekeeping.hurry()
+    house.tick()
+    house.tick()
+    assert len(house.told.gauges) == 2
+
+
+def test_what_is_measured() -> None:
+    house = House()
+    first = house.partition(0, position=3, floor=1)
+    house.partition(1, position=2, floor=2)
+    third = house.partition(2)
+    third.restore = SomeRestore(17)  # type: ignore[assignment]
+    house.produce(0, 8)
+    house.produce(1, 2)
+    first.slab.add(b"a")
+    third.slab.add(b"b")
+    third.slab.add(b"c")
+    house.tick()
+    (gauges,) = house.told.gauges
+    assert gauges.partitions == [PartitionGauges(0, floor_lag=2, consumer_lag=5), PartitionGauges(1, 0, 0)]
+    assert gauges.state_keys == 3, "those that are being restored are in memory too"
+    assert gauges.state_bytes == sum(partition.slab.nbytes for partition in house.partitions)
+    assert gauges.restore_records_remaining == 17
+    assert house.points.count("stable_end") == 1
+
+
+def test_control_records_behind_the_last_event_are_no_lag() -> None:
+    """The client has passed over them; a position of it that is behind what is committed is no measure."""
+    house = House()
+    for number in range(3):
+        house.partition(number, position=3)
+        house.produce(number, 5)
+    house.tick(p0=5, p1=4, p2=1)
+    assert [one.consumer_lag for one in house.told.gauges[0].partitions] == [0, 1, 2]
+    house.now_s += INTERVAL_S
+    house.tick(p0=9)
+    assert house.told.gauges[1].partitions[0].consumer_lag == 0
+
+
+def test_without_running_partitions_the_broker_is_not_asked() -> None:
+    house = House()
+    house.partition(0)
+    house.tick()
+    assert "stable_end" not in house.points
+    assert (house.told.gauges[0].partitions, house.told.gauges[0].state_keys) == ([], 0)
+
+
+def test_a_partition_that_gives_nothing_is_noticed() -> None:
+    house = House()
+    house.partition(0, position=0)
+    house.produce(0, 3)
+    for _ in range(int(STALL_S)):
+        house.tick()
+        assert house.told.actions == []
+        house.now_s += INTERVAL_S
+    house.tick()
+    assert house.told.actions == ["seek"]
+
+
+def test_topics_are_looked_at_every_few_seconds() -> None:
+    house = House()
+    for _ in range(int(3 * TOPICS_INTERVAL_S)):
+        house.tick()
+        house.now_s += 1
+    assert house.points.count("describe") == 3
+    del house.broker.topics[OUTPUT]
+    with pytest.raises(CannotServe, match="is gone"):
+        house.tick()
+
+
+def test_a_broker_that_is_away_is_asked_again_at_the_next_time() -> None:
+    for point in ("stable_end", "describe"):
+        house = House()
+        house.partition(0, position=0)
+        house.away.add(point)
+        with pytest.raises(TryAgain):
+            house.tick()
+        house.away.clear()
+        house.now_s += TOPICS_INTERVAL_S
+        house.tick()
+        assert house.told.gauges
+        assert "describe" in house.points
+
+
+def test_partitions_that_the_input_did_not_have_mean_that_it_has_grown() -> None:
+    house = House()
+    house.housekeeping.check_assignment(range(PARTITIONS))
+    assert house.points == []
+    house.broker.topics[INPUT].logs.append([])
+    house.broker.topics[INPUT].beginnings.append(0)
+    with pytest.raises(CannotServe, match=f"has grown from {PARTITIONS} to {PARTITIONS + 1}"):
+        house.housekeeping.check_assignment([0, PARTITIONS])

@@ -1,0 +1,215 @@
+"""Who is told what the daemon does: several as one, metrics, health, and the time of each stage."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+from helpers import NumpyStep, batch, engine
+from prometheus_client import CollectorRegistry
+from reference import Event
+
+from lstmstream.serve.checkpoint import CheckpointPlan
+from lstmstream.serve.engine import Result
+from lstmstream.serve.health import Health
+from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.observers import (
+    Gauges,
+    HealthObserver,
+    MetricsObserver,
+    Observer,
+    Observers,
+    PartitionGauges,
+    StageTimer,
+)
+from lstmstream.serve.restore import Restored
+
+EVENTS = [name for name, _ in inspect.getmembers(Observer, inspect.isfunction) if name.startswith("on_")]
+
+
+def arguments_of(event: str) -> list[object]:
+    """One object for each parameter but self."""
+    return [object() for _ in inspect.signature(getattr(Observer, event)).parameters][1:]
+
+
+def test_there_are_events() -> None:
+    assert {"on_loop", "on_commit", "on_abort", "on_gauges"} <= set(EVENTS)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_observer_that_overrides_nothing_does_nothing(event: str) -> None:
+    assert getattr(Observer(), event)(*arguments_of(event)) is None
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_each_event_reaches_every_observer_once_and_in_order(event: str) -> None:
+    seen: list[tuple[int, tuple[object, ...]]] = []
+
+    class Listens(Observer):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    setattr(Listens, event, lambda self, *given: seen.append((self.number, given)))
+    given = arguments_of(event)
+    getattr(Observers([Listens(0), Observer(), Listens(1)]), event)(*given)
+    assert seen == [(0, tuple(given)), (1, tuple(given))]
+
+
+class Counted:
+    """A MetricsObserver and what it counted."""
+
+    def __init__(self, late: str = "apply") -> None:
+        self.now_s = 1_000.0
+        self.monotonic_s = 5.0
+        self.metrics = Metrics(CollectorRegistry())
+        self.timer = StageTimer(lambda: self.monotonic_s)
+        self.observer = MetricsObserver(
+            self.metrics, input_topic="in", late_policy=late, timer=self.timer, wall_s=lambda: self.now_s
+        )
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"lstmstream_{name}", labels)
+
+
+def result_of(late: str = "apply", threshold: float | None = 3.0) -> Result:
+    """Three predictions, of which one alerts, one is late and one is of an expired state; two dead letters."""
+    made = engine(NumpyStep(), threshold=threshold, late=late, ttl_ms=5_000)
+    events = [
+        Event(0, 0, 990_000, b"a", b'{"amount":9}'),
+        Event(0, 1, 996_000, b"a", b'{"amount":0}'),
+        Event(0, 2, 995_000, b"a", b'{"amount":-1}'),
+        Event(0, 3, -1, b"b", b'{"amount":1}'),
+        Event(0, 4, 999_000, b"c", b'{"amount":666}'),
+    ]
+    return made.process(batch(events))
+
+
+def plan_of(rows: int = 0) -> CheckpointPlan:
+    written = {0: np.arange(rows), 1: np.arange(1)} if rows else {}
+    return CheckpointPlan([], written, {}, {0: 5}, 0)
+
+
+def test_a_committed_batch_is_counted() -> None:
+    counted = Counted()
+    counted.observer.on_commit(result_of(), plan_of(rows=4), 0.25)
+    assert counted("events_total") == 5
+    assert counted("predictions_total") == counted("score_count") == 3
+    assert counted("alerts_total") == 1
+    assert counted("dead_letters_total", stage="step") == 1
+    assert counted("dead_letters_total", stage="validate") == 1
+    assert counted("dead_letters_total", stage="decode") == 0
+    assert counted("late_events_total", policy="apply") == 1
+    assert counted("late_events_total", policy="drop") == 0
+    assert counted("state_expired_total") == 1
+    assert counted("state_checkpoints_total") == 5
+    assert counted("batch_events_sum") == 5
+    assert counted("transactions_total", outcome="committed") == 1
+    assert counted("commit_seconds_count") == 1
+    assert counted("commit_seconds_sum") == 0.25
+    assert counted("last_progress_timestamp_seconds") == 1_000
+    assert counted("event_latency_seconds_count") == 4, "one record has no timestamp"
+    assert counted("event_latency_seconds_sum") == 10 + 4 + 5 + 1
+
+
+def test_a_late_event_counts_under_its_policy() -> None:
+    counted = Counted(late="drop")
+    counted.observer.on_commit(result_of(late="drop"), plan_of(), 0.0)
+    assert counted("late_events_total", policy="drop") == counted("dead_letters_total", stage="late") == 1
+    assert counted("predictions_total") == 2
+
+
+def test_a_commit_that_was_only_learnt_of_afterwards_has_no_duration() -> None:
+    counted = Counted()
+    counted.observer.on_commit(result_of(), plan_of(), None)
+    assert counted("transactions_total", outcome="committed") == 1
+    assert counted("commit_seconds_count") == 0
+
+
+def test_an_aborted_transaction_counts_no_event_and_its_stages_are_forgotten() -> None:
+    counted = Counted()
+    with counted.timer("decode"):
+        counted.monotonic_s += 3
+    counted.observer.on_abort()
+    assert counted("transactions_total", outcome="aborted") == 1
+    assert counted("events_total") == 0
+    counted.observer.on_commit(result_of(), plan_of(), 0.0)
+    assert counted("stage_seconds_count", stage="decode") == 0
+
+
+def test_the_time_of_each_stage_of_a_committed_batch() -> None:
+    counted = Counted()
+    for seconds in (1, 2):
+        with counted.timer("decode"):
+            counted.monotonic_s += seconds
+    with counted.timer("step"):
+        counted.monotonic_s += 0.5
+    counted.observer.on_commit(result_of(), plan_of(), 0.0)
+    assert (counted("stage_seconds_sum", stage="decode"), counted("stage_seconds_count", stage="decode")) == (3, 1)
+    assert counted("stage_seconds_sum", stage="step") == 0.5
+    counted.observer.on_commit(result_of(), plan_of(), 0.0)
+    assert counted("stage_seconds_count", stage="decode") == 1, "the next batch has a time of its own"
+
+
+def test_gauges_and_the_partitions_that_went() -> None:
+    counted = Counted()
+    gauges = Gauges(
+        [PartitionGauges(0, floor_lag=7, consumer_lag=3), PartitionGauges(1, 0, None)],
+        state_keys=12,
+        state_bytes=3_400,
+        restore_records_remaining=5,
+    )
+    counted.observer.on_gauges(gauges)
+    assert counted("state_floor_lag_records", topic="in", partition="0") == 7
+    assert counted("consumer_lag_records", topic="in", partition="0") == 3
+    assert counted("consumer_lag_records", topic="in", partition="1") is None, "what is not known is not said"
+    assert counted("state_floor_lag_records", topic="in", partition="1") == 0
+    assert (counted("state_keys"), counted("state_bytes"), counted("restore_records_remaining")) == (12, 3_400, 5)
+    counted.observer.on_rebalance()
+    assert counted("rebalances_total") == 1
+    assert counted("consumer_lag_records", topic="in", partition="0") == 3, "it may have stayed"
+    counted.observer.on_close(0)
+    assert counted("consumer_lag_records", topic="in", partition="0") is None
+    assert counted("state_floor_lag_records", topic="in", partition="0") is None
+
+
+def test_restores_and_stalled_fetches() -> None:
+    counted = Counted()
+    counted.observer.on_restored(Restored(0, 5, 1, 1, duration_s=2.5))
+    assert counted("restore_seconds") == 2.5
+    counted.observer.on_stalled_fetch("seek")
+    assert counted("stalled_fetches_total", action="seek") == 1
+    assert counted("stalled_fetches_total", action="rejoin") == 0
+
+
+def test_health_is_kept_true() -> None:
+    now_s = [100.0]
+    health = Health(stall_after=30.0, clock=lambda: now_s[0], blocked={})
+    observer = HealthObserver(health)
+    observer.on_phase("restoring")
+    assert health.phase == "restoring"
+    observer.on_blocked("restore", "2 partitions are being restored")
+    assert health.readyz() == (False, ["2 partitions are being restored"])
+    observer.on_unblocked("restore")
+    assert health.readyz() == (True, [])
+    now_s[0] += 31
+    assert not health.livez()[0]
+    observer.on_loop()
+    assert health.livez()[0]
+
+
+def test_a_timer_adds_up_and_begins_again() -> None:
+    now_s = [0.0]
+    timer = StageTimer(lambda: now_s[0])
+
+    def fails() -> None:
+        with timer("step"):
+            now_s[0] += 2
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fails()
+    with timer("step"):
+        now_s[0] += 0.25
+    assert dict(timer.take()) == {"step": 2.25}
+    assert dict(timer.take()) == {}

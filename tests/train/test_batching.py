@@ -1,0 +1,161 @@
+"""Every event up to a key's last one in the loss is in one batch, in order, with the right state before it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lstmstream.train.batching import SequenceBatch, tbptt_batches, window_batches
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """The first rows of K keys [K + 1] and a loss mask [N]."""
+    lengths = draw(st.lists(st.integers(1, 12), max_size=12))
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    count = int(starts[-1])
+    loss_mask = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)), np.bool_)
+    if draw(st.booleans()):
+        loss_mask[:] = True
+    return starts, loss_mask
+
+
+def rows_of_keys(starts: np.ndarray, loss_mask: np.ndarray) -> list[list[int]]:
+    """For each key, the rows up to its last one in the loss."""
+    rows = []
+    for low, high in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        in_loss = np.flatnonzero(loss_mask[low:high])
+        rows.append(list(range(low, low + int(in_loss[-1]) + 1)) if len(in_loss) else [])
+    return rows
+
+
+def check_batch(batch: SequenceBatch, starts: np.ndarray, loss_mask: np.ndarray) -> None:
+    """What is true of each batch by itself."""
+    keys, steps = batch.rows.shape
+    assert batch.keys.shape == (keys,)
+    assert batch.mask.shape == batch.loss_mask.shape == (keys, steps)
+    assert batch.mask.any(axis=1).all()
+    assert batch.mask.all(axis=1).any()  # T is the length of the longest
+    assert not (batch.loss_mask & ~batch.mask).any()
+    assert (np.diff(batch.mask.astype(int), axis=1) <= 0).all()  # padding is at the end
+    key_of_row = np.searchsorted(starts, batch.rows, side="right") - 1
+    assert (key_of_row == batch.keys[:, np.newaxis]).all()  # in the padding too
+    for rows, mask in zip(batch.rows, batch.mask, strict=True):
+        assert (np.diff(rows[mask]) == 1).all()
+    assert not (batch.loss_mask & ~loss_mask[batch.rows]).any()
+
+
+@settings(max_examples=300, deadline=None)
+@given(sequences(), st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(0, 10**6))
+def test_every_event_up_to_the_last_in_the_loss_comes_once_and_in_order(
+    case: tuple[np.ndarray, np.ndarray], batch_size: int, steps: int, seed: int | None
+) -> None:
+    starts, loss_mask = case
+    rng = None if seed is None else np.random.default_rng(seed)
+    rows_seen: list[list[int]] = [[] for _ in starts[1:]]
+    rows_in_loss = []
+    for batch in tbptt_batches(starts, loss_mask, batch_size=batch_size, steps=steps, rng=rng):
+        check_batch(batch, starts, loss_mask)
+        assert batch.rows.shape[0] <= batch_size
+        assert batch.rows.shape[1] <= steps
+        assert len(set(batch.keys.tolist())) == len(batch.keys)  # a key has one state
+        for index, key in enumerate(batch.keys.tolist()):
+            rows_seen[key] += batch.rows[index, batch.mask[index]].tolist()
+        rows_in_loss += batch.rows[batch.loss_mask].tolist()
+    assert rows_seen == rows_of_keys(starts, loss_mask)
+    assert sorted(rows_in_loss) == np.flatnonzero(loss_mask).tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(sequences(), st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(0, 10**6))
+def test_a_state_carried_from_batch_to_batch_is_that_of_the_whole_sequence(
+    case: tuple[np.ndarray, np.ndarray], batch_size: int, steps: int, seed: int | None
+) -> None:
+    starts, loss_mask = case
+    values = np.random.default_rng(0).normal(size=len(loss_mask))
+    state = np.zeros(len(starts) - 1)
+    outputs = np.full(len(loss_mask), np.nan)
+    rng = None if seed is None else np.random.default_rng(seed)
+    for batch in tbptt_batches(starts, loss_mask, batch_size=batch_size, steps=steps, rng=rng):
+        now = state[batch.keys]
+        for step in range(batch.rows.shape[1]):
+            now = np.where(batch.mask[:, step], np.tanh(now + values[batch.rows[:, step]]), now)
+            in_loss = batch.loss_mask[:, step]
+            outputs[batch.rows[in_loss, step]] = now[in_loss]
+        state[batch.keys] = now
+    for low, high in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        now = 0.0
+        for row in range(low, high):
+            now = np.tanh(now + values[row])
+            if loss_mask[row]:
+                assert outputs[row] == now
+    assert np.isnan(outputs[~loss_mask]).all()
+
+
+def test_with_a_generator_order_and_cuts_differ_between_epochs_and_repeat_with_the_seed() -> None:
+    starts, loss_mask = np.arange(0, 1001, 20), np.ones(1000, np.bool_)
+
+    def schedule(rng: np.random.Generator | None) -> list[tuple[list[int], list[int]]]:
+        batches = tbptt_batches(starts, loss_mask, batch_size=8, steps=8, rng=rng)
+        return [(batch.keys.tolist(), batch.mask.sum(1).tolist()) for batch in batches]
+
+    assert schedule(None) == schedule(None)
+    assert schedule(np.random.default_rng(1)) == schedule(np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    one, other = schedule(rng), schedule(rng)
+    assert one != other
+    first_lengths = {length for keys, lengths in one[:7] for length in lengths}
+    assert len(first_lengths) > 3  # cut at many places
+    assert min(first_lengths) >= 1
+    assert max(first_lengths) <= 8
+    assert {key for keys, _ in one[:7] for key in keys} == set(range(50))  # all keys before any comes again
+    assert [lengths for _, lengths in schedule(None)[:7]] == [[8] * 8] * 6 + [[8] * 2]
+
+
+def test_similar_lengths_are_batched_together() -> None:
+    lengths = np.array([1, 50] * 20)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    for batch in tbptt_batches(starts, np.ones(starts[-1], np.bool_), batch_size=20, steps=64):
+        assert batch.mask.all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(sequences(), st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(0, 10**6))
+def test_there_is_a_window_for_each_event_in_the_loss(
+    case: tuple[np.ndarray, np.ndarray], batch_size: int, window: int, seed: int | None
+) -> None:
+    starts, loss_mask = case
+    rng = None if seed is None else np.random.default_rng(seed)
+    ends = []
+    for batch in window_batches(starts, loss_mask, batch_size=batch_size, window=window, rng=rng):
+        check_batch(batch, starts, loss_mask)
+        assert batch.rows.shape[0] <= batch_size
+        assert batch.rows.shape[1] <= window
+        assert batch.loss_mask.sum(axis=1).tolist() == [1] * len(batch.rows)
+        for index, key in enumerate(batch.keys.tolist()):
+            rows = batch.rows[index, batch.mask[index]].tolist()
+            end = rows[-1]
+            assert rows == list(range(max(int(starts[key]), end - window + 1), end + 1))
+            assert batch.rows[index, batch.loss_mask[index]].tolist() == [end]
+            ends.append(end)
+    assert sorted(ends) == np.flatnonzero(loss_mask).tolist()
+    if seed is None:
+        assert ends == sorted(ends)
+
+
+def test_windows_are_shuffled() -> None:
+    starts, loss_mask = np.array([0, 100]), np.ones(100, np.bool_)
+    batches = list(window_batches(starts, loss_mask, batch_size=100, window=3, rng=np.random.default_rng(0)))
+    ends = batches[0].rows[batches[0].loss_mask].tolist()
+    assert ends != sorted(ends)
+    assert sorted(ends) == list(range(100))
+
+
+@pytest.mark.parametrize("loss_mask", [np.zeros(0, np.bool_), np.zeros(5, np.bool_)])
+def test_without_an_event_in_the_loss_there_is_no_batch(loss_mask: np.ndarray) -> None:
+    starts = np.array([0, len(loss_mask)]) if len(loss_mask) else np.array([0])
+    assert list(tbptt_batches(starts, loss_mask, batch_size=4, steps=4)) == []
+    assert list(window_batches(starts, loss_mask, batch_size=4, window=4)) == []
+    assert list(tbptt_batches(starts, loss_mask, batch_size=4, steps=4, rng=np.random.default_rng(0))) == []

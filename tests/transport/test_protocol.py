@@ -1,0 +1,379 @@
+"""The protocol over a client that only notes what it is told: order, limits, and what comes after an error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
+from lstmstream.records import RecordBatch
+from lstmstream.transport.clients import AssignmentListener, Fetched
+from lstmstream.transport.decisions import ErrorKind, Problem
+from lstmstream.transport.kafka import KafkaTransport
+from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo, Transport
+
+MEMBERSHIP = Membership("token", True)
+
+
+class Failure(Exception):
+    """What a library raises."""
+
+    def __init__(self, kind: ErrorKind) -> None:
+        super().__init__(kind.name)
+        self.kind = kind
+
+
+class FakeClient:
+    """Notes calls; `faults` says what a call does instead of nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.faults: dict[str, Callable[[], object]] = {}
+        self.listener: AssignmentListener | None = None
+        self._made = 0
+
+    def note(self, call: str) -> None:
+        self.calls.append(call)
+        fault = self.faults.get(call.partition(" ")[0])
+        if fault is not None:
+            fault()
+
+    def fail(self, call: str, kind: ErrorKind) -> None:
+        def raise_it() -> None:
+            del self.faults[call]
+            raise Failure(kind)
+
+        self.faults[call] = raise_it
+
+    def hang(self, call: str, seconds: float) -> None:
+        def sleep() -> None:
+            del self.faults[call]
+            time.sleep(seconds)
+
+        self.faults[call] = sleep
+
+    def take(self) -> list[str]:
+        """The calls since the last time."""
+        taken, self.calls = self.calls, []
+        return taken
+
+    def admin(self) -> FakeAdmin:
+        self.note("open-admin")
+        return FakeAdmin(self)
+
+    def group_consumer(self, topic: str, listener: AssignmentListener) -> FakeConsumer:
+        self._made += 1
+        self.listener = listener
+        self.note(f"open-consumer {topic}")
+        return FakeConsumer(self, self._made)
+
+    def reader(self, topic: str, partition: int, start: int) -> FakeReader:
+        self.note(f"open-reader {start}")
+        return FakeReader(self)
+
+    def producer(self, transactional_id: str | None) -> FakeProducer:
+        name = "plain" if transactional_id is None else "tx"
+        self.note(f"open-{name}")
+        return FakeProducer(self, name)
+
+    def problem(self, error: BaseException) -> Problem | None:
+        return Problem(error.kind, "because") if isinstance(error, Failure) else None
+
+
+class FakeAdmin:
+    def __init__(self, client: FakeClient) -> None:
+        self._client = client
+
+    def describe(self, topics: Sequence[str], timeout_s: float) -> dict[str, TopicInfo]:
+        return {}
+
+    def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
+        self._client.note(f"create {topic}")
+
+    def beginning_offset(self, topic: str, partition: int, timeout_s: float) -> int:
+        return 3
+
+    def end_offsets(
+        self, topic: str, partitions: Collection[int], timeout_s: float, *, committed: bool
+    ) -> dict[int, int]:
+        return dict.fromkeys(partitions, 8 if committed else 9)
+
+    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int, timeout_s: float) -> int | None:
+        return None
+
+    def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
+        self._client.note("committed")
+        return {}
+
+    def close(self) -> None:
+        self._client.note("close-admin")
+
+
+class FakeConsumer:
+    def __init__(self, client: FakeClient, number: int) -> None:
+        self._client = client
+        self._number = number
+
+    def poll(self, timeout_s: float, max_events: int) -> Fetched:
+        self._client.note(f"poll {self._number}")
+        return Fetched(RecordBatch.empty("in"), MEMBERSHIP, {})
+
+    def keep_alive(self) -> None:
+        self._client.note("keep-alive")
+
+    def resume(self, partition: int, offset: int) -> None:
+        self._client.note(f"resume {partition} {offset}")
+
+    def commit(self, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float) -> None:
+        self._client.note(f"consumer-commit {_shown(offsets)}")
+
+    def close(self, timeout_s: float) -> None:
+        self._client.note(f"close-consumer {self._number}")
+
+
+class FakeReader:
+    """Gives three records at a time."""
+
+    def __init__(self, client: FakeClient) -> None:
+        self._client = client
+
+    def read(self, start: int, end: int, timeout_s: float) -> tuple[RecordBatch, int]:
+        self._client.note(f"read {start}")
+        return batch("in", min(3, end - start)), start + 3
+
+    def close(self) -> None:
+        self._client.note("close-reader")
+
+
+class FakeProducer:
+    def __init__(self, client: FakeClient, name: str) -> None:
+        self._client = client
+        self._name = name
+
+    def partition_count(self, topic: str, timeout_s: float) -> int:
+        return 4
+
+    def init_transactions(self, timeout_s: float) -> None:
+        self._client.note("init")
+
+    def begin(self) -> None:
+        self._client.note("begin")
+
+    def send(self, batch: RecordBatch, partitions: Sequence[int]) -> None:
+        self._client.note(f"{self._name}-send {batch.topic} {list(partitions)}")
+
+    def flush(self, timeout_s: float) -> None:
+        self._client.note(f"{self._name}-flush")
+
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
+    ) -> None:
+        self._client.note(f"offsets {topic} {_shown(offsets)} {membership.token}")
+
+    def commit(self, timeout_s: float) -> None:
+        self._client.note("commit")
+
+    def abort(self, timeout_s: float) -> None:
+        self._client.note("abort")
+
+    def discard(self) -> None:
+        if f"discard-{self._name}" not in self._client.calls:  # twice is as good as once
+            self._client.calls.append(f"discard-{self._name}")
+
+
+def _shown(offsets: Mapping[int, CommittedOffset]) -> str:
+    return ",".join(f"{partition}:{offset}:{nonce}" for partition, (offset, nonce) in offsets.items())
+
+
+def batch(topic: str, count: int = 1, partition: int = 0) -> RecordBatch:
+    partitions, timestamps = np.full(count, partition), np.zeros(count, dtype=np.int64)
+    return RecordBatch.to_write(topic, partitions, timestamps, [b"k"] * count, [b"v"] * count)
+
+
+def connected(*, exactly_once: bool = True, instance: str | None = None) -> tuple[FakeClient, KafkaTransport]:
+    client = FakeClient()
+    made = KafkaTransport(client, group="g", input_topic="in", exactly_once=exactly_once, instance=instance)
+    as_port: Transport = made
+    as_port.connect()
+    as_port.join()
+    client.take()
+    return client, made
+
+
+def commit(
+    transport: KafkaTransport,
+    outputs: Iterable[RecordBatch] = (),
+    states: Iterable[RecordBatch] = (),
+    timeout_s: float = 5.0,
+) -> None:
+    transport.commit(list(outputs), list(states), {1: 7}, nonce="n", membership=MEMBERSHIP, timeout_s=timeout_s)
+
+
+TRANSACTION = ["begin", "tx-send out [0]", "tx-send state [2]", "tx-flush", "offsets in 1:7:n token", "commit"]
+
+
+def test_a_transaction_in_its_order() -> None:
+    client, transport = connected()
+    commit(transport, [batch("out"), batch("dead", 0)], [batch("state", partition=2)])
+    assert client.take() == TRANSACTION
+
+
+def test_at_least_once_in_its_order() -> None:
+    client, transport = connected(exactly_once=False)
+    commit(transport, [batch("out")], [batch("state", partition=2)])
+    assert client.take() == [
+        *("plain-send out [0]", "plain-flush"),
+        *("begin", "tx-send state [2]", "tx-flush", "offsets in 1:7:n token", "commit"),
+    ]
+    commit(transport, [batch("out")], [batch("state", 0)])
+    assert client.take() == ["plain-send out [0]", "plain-flush", "consumer-commit 1:7:n"]
+
+
+@pytest.mark.parametrize("step", ["begin", "tx-send", "tx-flush", "offsets", "commit"])
+def test_nothing_follows_a_step_that_failed_and_new_producers_come(step: str) -> None:
+    client, transport = connected()
+    client.fail(step, ErrorKind.TRANSIENT)
+    with pytest.raises(TryAgain, match="because"):
+        commit(transport, [batch("out")], [batch("state", partition=2)])
+    first = next(i for i, call in enumerate(TRANSACTION) if call.startswith(step))
+    assert client.take() == TRANSACTION[: first + 1]
+    transport.recover()
+    assert client.take() == ["discard-tx", "keep-alive", "open-tx", "init"]
+    commit(transport, [batch("out")], [batch("state", partition=2)])
+    assert client.take() == TRANSACTION
+
+
+@pytest.mark.parametrize("step", ["tx-flush", "offsets", "commit"])
+def test_nothing_follows_a_step_that_was_late(step: str) -> None:
+    """It goes on by itself, but not to the next step, nor with the next producer."""
+    client, transport = connected()
+    client.hang(step, 0.6)
+    began = time.monotonic()
+    with pytest.raises(TryAgain, match="did not answer"):
+        commit(transport, [batch("out")], [batch("state", partition=2)], timeout_s=0.2)
+    assert time.monotonic() - began < 0.5
+    last = client.take()[-1]
+    assert last.startswith(step)
+    transport.recover()
+    time.sleep(0.7)
+    assert client.take() == ["discard-tx", "keep-alive", "open-tx", "init"]
+
+
+def test_a_consumers_commit_that_waited_too_long_in_line_is_not_made() -> None:
+    client, transport = connected(exactly_once=False)
+    client.hang("poll", 0.5)
+    thread = transport._consumer
+    assert thread is not None
+    with pytest.raises(TryAgain):
+        thread.call(lambda consumer: consumer.poll(0.0, 1), 0.1)
+    with pytest.raises(TryAgain):
+        commit(transport, [batch("out")], timeout_s=0.1)
+    time.sleep(0.6)
+    assert not [call for call in client.take() if call.startswith("consumer-commit")]
+
+
+def test_a_commit_without_producers_is_refused() -> None:
+    client, transport = connected()
+    client.fail("init", ErrorKind.TRANSIENT)
+    with pytest.raises(TryAgain):
+        transport.recover()
+    with pytest.raises(TryAgain, match="no producer"):
+        commit(transport, [batch("out")])
+    assert "begin" not in client.take()
+
+
+def test_a_fence_is_another_process_only_with_an_instance_id() -> None:
+    for instance, expected in (("one", OwnershipLost), (None, TryAgain)):
+        client, transport = connected(instance=instance)
+        client.fail("commit", ErrorKind.PRODUCER_FENCED)
+        with pytest.raises(expected):
+            commit(transport, [batch("out")])
+
+
+def test_a_broken_consumer_is_replaced_by_recover() -> None:
+    client, transport = connected()
+    transport.poll(0.0, 1)
+    client.fail("poll", ErrorKind.CONSUMER_BROKEN)
+    with pytest.raises(TryAgain):
+        transport.poll(0.0, 1)
+    client.take()
+    transport.recover()
+    replaced = ["close-consumer 1", "open-consumer in"]
+    assert client.take() == ["discard-tx", "keep-alive", *replaced, "open-tx", "init"]
+    transport.poll(0.0, 1)
+    transport.recover()
+    assert client.take() == ["poll 2", "discard-tx", "keep-alive", "open-tx", "init"], "replaced once"
+    client.fail("keep-alive", ErrorKind.CONSUMER_BROKEN)
+    transport.recover()
+    assert "open-consumer in" in client.take()
+    client.fail("keep-alive", ErrorKind.INSTANCE_FENCED)
+    with pytest.raises(OwnershipLost):
+        transport.recover()
+
+
+def test_only_what_a_poll_has_handed_out_can_be_resumed() -> None:
+    client, transport = connected()
+    listener: Any = client.listener
+    listener.assigned([0, 1])
+    transport.resume(0, 5)
+    assert client.take() == [], "the daemon has not seen it yet"
+    assert transport.poll(0.0, 1).assignment == {0: 1, 1: 2}
+    listener.revoked([0])
+    listener.assigned([0])
+    transport.resume(0, 5)
+    transport.resume(1, 6)
+    assert client.take() == ["poll 1", "resume 1 6"], "0 came anew: it is silent until the daemon knows"
+    assert transport.poll(0.0, 1).assignment == {0: 3, 1: 2}
+    transport.join()
+    listener.assigned([0])
+    assert transport.poll(0.0, 1).assignment == {}, "the consumer before is not heard any more"
+
+
+def test_a_read_that_was_late_is_done_again() -> None:
+    client, transport = connected()
+    reader = transport.open_reader("in", 0, 2, 7)
+    client.hang("read", 2.4)
+    with pytest.raises(TryAgain):
+        reader.next(0.0)
+    assert reader.position == 2
+    assert len(reader.next(1.0)) == 3
+    assert len(reader.next(1.0)) == 2
+    assert reader.position == 7
+    reader.close()
+    assert client.take() == ["open-reader 2", "read 2", "read 2", "read 5", "close-reader"]
+
+
+def test_close_aborts_what_is_open_and_frees_everything() -> None:
+    client, transport = connected()
+    client.fail("tx-flush", ErrorKind.RECORD_REFUSED)
+    with pytest.raises(Fatal, match=r"max\.message\.bytes"):
+        commit(transport, [batch("out")])
+    client.take()
+    transport.close(2.0)
+    assert client.take() == ["abort", "discard-tx", "close-consumer 1", "close-admin"]
+    transport.close(2.0)
+    assert client.take() == []
+
+
+def test_offsets_are_asked_for_as_they_should_be() -> None:
+    client, transport = connected()
+    assert transport.offset_range("t", 0) == (3, 9), "up to the high watermark"
+    assert transport.stable_end_offsets([0, 1]) == {0: 8, 1: 8}
+    client.fail("create", ErrorKind.DENIED)
+    with pytest.raises(CannotServe, match="topic 't' cannot be created: the broker denies it: because"):
+        transport.create("t", 1, {})
+    client.fail("create", ErrorKind.TRANSIENT)
+    with pytest.raises(TryAgain, match="creating topic 't': because"):
+        transport.create("t", 1, {})
+
+
+def test_an_instance_has_a_transactional_id_of_its_own() -> None:
+    _, static = connected(instance="one")
+    assert static._transactional_id == "g.one"
+    ids = {connected()[1]._transactional_id for _ in range(2)}
+    assert len(ids) == 2
+    assert all(name.startswith("g.") and len(name) > 30 for name in ids)
