@@ -16,7 +16,7 @@ from lstmstream.serve.committer import Committer
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.restore import Restore, RestoreContext, Restored
-from lstmstream.serve.state import KeyState, Slab
+from lstmstream.serve.state import CLEAN, KeyState, Slab
 from lstmstream.serve.state_records import (
     Floor,
     StateIdentity,
@@ -66,6 +66,7 @@ class World:
         self.broker.create(STATE, 1)
         self.broker.fault = self._fault
         self.faults: list[str] = []
+        self.points: list[str] = []  # what was asked of the broker
         self.transport = Transport(self.broker)
         self.transport.join()
         self.membership = self.transport.poll(0.0, 1).membership
@@ -76,12 +77,12 @@ class World:
         self.checkpointer = Checkpointer(
             StateTopic(STATE, *self.ids, 1, None), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
         )
-        committer = Committer(self.transport, self.engine, self.checkpointer, Observer(), StageTimer(clock), clock)
+        self.committer = Committer(self.transport, self.engine, self.checkpointer, Observer(), StageTimer(clock), clock)
         self.context = RestoreContext(
             self.transport,
             self.engine,
             self.checkpointer,
-            committer.submit_plan,
+            self.committer.submit_plan,
             INPUT,
             start,
             on_model_change,
@@ -90,6 +91,7 @@ class World:
         )
 
     def _fault(self, point: str) -> None:
+        self.points.append(point)
         if point == "read":
             self.now_s += self.read_takes_s
         if point in self.faults:
@@ -199,3 +201,15 @@ class World:
 
 def rows_of(slab: Slab) -> dict[Key, tuple[bytes, int, int, int]]:
     return {key: (slab.rows[row].tobytes(), *slab.get(row)[1:]) for key, row in slab.index.items()}
+
+
+def marks(partition: Partition) -> dict[Key, int]:
+    """The first unwritten change of each dirty key; checks that the queue of dirty rows says the same."""
+    slab = partition.slab
+    found = {key: int(slab.first_unwritten[row]) for key, row in slab.index.items()}
+    dirty = {key: offset for key, offset in found.items() if offset != CLEAN}
+    oldest_first = sorted(dirty, key=lambda key: dirty[key])
+    rows, _ = partition.dirty.take(10**6, before_s=float("inf"))
+    assert [slab.keys[row] for row in rows.tolist()] == oldest_first
+    assert partition.dirty.count == len(dirty)
+    return dirty

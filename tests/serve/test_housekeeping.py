@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from helpers import batch
 from memory_world import INPUT, OUTPUT, PARTITIONS, World
+from reference import Event
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.records import RecordBatch
-from lstmstream.serve.fetch_guard import STALL_S
+from lstmstream.serve.fetch_guard import STALL_S, STARVED_STALL_S
 from lstmstream.serve.housekeeping import INTERVAL_S, TOPICS_INTERVAL_S, Housekeeping
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, Partitions
@@ -40,9 +44,9 @@ class SomeRestore:
 class House:
     """Housekeeping over a memory broker, with a clock of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.now_s = 500.0
-        world = World()
+        world = World(**settings)
         self.broker = world.broker
         self.broker.fault = self._point
         self.points: list[str] = []  # what was asked of the broker
@@ -74,10 +78,12 @@ class House:
         for _ in range(events):
             self.broker.append(INPUT, partition, b"k", b"{}", 0)
 
-    def tick(self, **positions: int) -> None:
-        """A round of the loop that polled nothing."""
+    def tick(self, *partitions: int, **positions: int) -> None:
+        """A round of the loop that polled a record of each of these partitions."""
         found = {int(name[1:]): at for name, at in positions.items()}
-        self.housekeeping.tick(PollResult(RecordBatch.empty(INPUT), Membership(None, valid=True), {}, found))
+        events = [Event(partition, 0, 0, b"k", b"{}") for partition in partitions]
+        records = batch(events) if events else RecordBatch.empty(INPUT)
+        self.housekeeping.tick(PollResult(records, Membership(None, valid=True), {}, found))
 
 
 def test_gauges_are_measured_once_a_second() -> None:
@@ -151,6 +157,21 @@ def test_a_partition_that_gives_nothing_is_noticed() -> None:
         assert house.told.actions == []
         house.now_s += INTERVAL_S
     house.tick()
+    assert house.told.actions == ["seek"]
+
+
+@pytest.mark.parametrize(("polled", "limit_s"), [(1, STALL_S), (2, STARVED_STALL_S), (3, STARVED_STALL_S)])
+def test_a_full_poll_may_have_left_others_waiting(polled: int, limit_s: float) -> None:
+    """With `batch.max_events` of 2: a partition whose turn it is not has more time than one beside an idle client."""
+    house = House(batch={"max_events": 2})
+    house.partition(0, position=0)
+    house.partition(1, position=0)
+    house.produce(0, 3)
+    for _ in range(int(limit_s)):
+        house.tick(*[1] * polled)
+        assert house.told.actions == []
+        house.now_s += INTERVAL_S
+    house.tick(*[1] * polled)
     assert house.told.actions == ["seek"]
 
 
