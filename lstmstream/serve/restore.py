@@ -362,8 +362,8 @@ class Restore:
             )
         self.partition.origin = floor.origin
         self._loaded = _Loaded()
-        self._open_reader(self._context.input_topic, self._replay_from, committed)
-        self.phase = RestorePhase.REPLAY
+        self.close()
+        self.phase = RestorePhase.REPLAY  # before the input is opened: that may fail, and the choice is made
 
     def _drop_unusable(self, floor: Floor, committed: int) -> str | None:
         """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None."""
@@ -386,6 +386,9 @@ class Restore:
     # -- the replay
 
     def _replay(self, deadline_s: float) -> None:
+        assert self._committed is not None
+        if self._reader is None:
+            self._open_reader(self._context.input_topic, self._replay_from, self._committed.offset)
         reader = self._reader
         assert reader is not None
         if reader.position < reader.end:
@@ -398,7 +401,6 @@ class Restore:
                 self._replayed += len(batch)
                 self._min_timestamp_ms = min(self._min_timestamp_ms, batch.min_timestamp_ms()[number])
             return
-        assert self._committed is not None
         self._run(self._committed.offset, floor=self._replay_from)
         self._mark_dirty()
         self._context.checkpointer.add_to_budget(self._replayed)

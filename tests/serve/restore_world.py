@@ -51,6 +51,7 @@ class Transport(MemoryTransport):
         self.readers: list[Reader] = []
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        self._broker.fault("open_reader")
         self.readers.append(Reader(self._broker, topic, partition, start, end))
         return self.readers[-1]
 
