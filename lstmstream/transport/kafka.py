@@ -259,8 +259,8 @@ class KafkaTransport(KafkaAdmin):
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
-        if self._admin is not None and self._admin.stuck:
-            super().connect()
+        if self._doubtful:  # librdkafka's admin client was seen never to answer again after an outage
+            self._reconnect(_left(deadline))
         if self._joined and self._consumer is None:  # it could not be replaced the last time
             self._join(deadline)
         elif self._consumer is not None:

@@ -27,6 +27,7 @@ class KafkaAdmin:
         self._client = client
         self._static_member = static_member
         self._admin: ClientThread[Admin] | None = None
+        self._doubtful = False  # the admin client did not answer the last question
         self._bound = CallBound()
 
     def bound_calls(self, timeout_s: float) -> None:
@@ -35,10 +36,14 @@ class KafkaAdmin:
 
     def connect(self) -> None:
         """Reach the broker. Raises TryAgain where it cannot be reached, CannotServe where it turns us away."""
-        if self._admin is not None:  # of a try that failed half-way
-            self._admin.end(lambda admin: admin.close(), CLOSE_TIMEOUT_S)
-            self._admin = None
-        self._admin = self._open("admin", self._client.admin, lambda admin: admin.close(), CALL_TIMEOUT_S)
+        self._reconnect(CALL_TIMEOUT_S)
+
+    def _reconnect(self, timeout_s: float) -> None:
+        """Another admin client; the one before stays where there can be no other."""
+        opened = self._open("admin", self._client.admin, lambda admin: admin.close(), timeout_s)
+        if self._admin is not None:
+            self._admin.end(lambda admin: admin.close(), 0.0)
+        self._admin, self._doubtful = opened, False
 
     def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
         """See Admin."""
@@ -85,7 +90,10 @@ class KafkaAdmin:
     def _ask(self, question: Callable[[Admin], T], timeout_s: float = CALL_TIMEOUT_S) -> T:
         if self._admin is None:
             raise TryAgain("the broker was not reached yet")
-        return self._admin.call(question, timeout_s)
+        self._doubtful = True
+        answer = self._admin.call(question, timeout_s)
+        self._doubtful = False
+        return answer
 
     def _open(self, name: str, make: Callable[[], C], close: Callable[[C], None], timeout_s: float) -> ClientThread[C]:
         return ClientThread.open(name, make, self._to_error, self._bound, close=close, timeout_s=timeout_s)

@@ -315,6 +315,22 @@ def test_a_broken_consumer_is_replaced_by_recover() -> None:
         transport.recover()
 
 
+def test_an_admin_client_that_did_not_answer_is_replaced_by_recover() -> None:
+    client, transport = connected()
+    client.fail("committed", ErrorKind.TRANSIENT)
+    with pytest.raises(TryAgain):
+        transport.committed_offsets([0])
+    client.fail("open-admin", ErrorKind.TRANSIENT)
+    with pytest.raises(TryAgain):  # the broker is still away
+        transport.recover()
+    assert client.take() == ["committed", "discard-tx", "open-admin"]
+    transport.recover()
+    assert sorted(client.take()) == ["close-admin", "init", "keep-alive", "open-admin", "open-tx"]
+    assert transport.committed_offsets([0]) == {}
+    transport.recover()
+    assert "open-admin" not in client.take()
+
+
 def test_only_what_a_poll_has_handed_out_can_be_resumed() -> None:
     client, transport = connected()
     listener: Any = client.listener

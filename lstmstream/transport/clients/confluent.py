@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -61,7 +61,6 @@ _library_log = logging.getLogger("kafka.librdkafka")  # it writes to standard er
 _MIN_BATCH_BYTES = 4096
 _FLUSH_SLICE_S = 0.25
 _DESCRIBE_S = 5.0
-_PENDING_S = 0.02  # until committed offsets are asked for again
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
@@ -101,7 +100,11 @@ class ConfluentClient:
                 if KINDS.get(cause.code()) is ErrorKind.BAD_CREDENTIALS:
                     raise KafkaException(cause) from error
             raise
-        return ConfluentAdmin(admin, self._group)
+        return ConfluentAdmin(admin, self._offsets_consumer)
+
+    def _offsets_consumer(self) -> Consumer:
+        """It never subscribes: for the group's offsets, for which an admin client was seen to wait for ever."""
+        return Consumer({**CONSUMER, **self._settings(OF_CONSUMER), "group.id": self._group})
 
     def group_consumer(self, topic: str, listener: AssignmentListener) -> ConfluentConsumer:
         """See Client."""
@@ -150,9 +153,10 @@ class ConfluentClient:
 class ConfluentAdmin:
     """An Admin (see clients/__init__.py)."""
 
-    def __init__(self, admin: AdminClient, group: str) -> None:
+    def __init__(self, admin: AdminClient, offsets_consumer: Callable[[], Consumer]) -> None:
         self._admin = admin
-        self._group = group
+        self._offsets_consumer = offsets_consumer
+        self._consumer: Consumer | None = None
 
     def describe(self, topics: Sequence[str], timeout_s: float) -> dict[str, TopicInfo]:
         """See Admin."""
@@ -211,24 +215,17 @@ class ConfluentAdmin:
         return {at.partition: int(future.result().offset) for at, future in found.items()}
 
     def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
-        """See Admin. Where a transaction is pending the library says so at once, and does not ask again."""
-        if not partitions:
-            return {}
-        asked = ConsumerGroupTopicPartitions(self._group, [TopicPartition(topic, p) for p in partitions])
-        deadline = time.monotonic() + timeout_s
-        while True:
-            left = max(0.1, deadline - time.monotonic())
-            answer = self._admin.list_consumer_group_offsets([asked], require_stable=True, request_timeout=left)
-            found = answer[self._group].result().topic_partitions
-            pending = any(at.error and at.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT for at in found)
-            if not pending or time.monotonic() >= deadline:
-                break
-            time.sleep(_PENDING_S)
+        """See Admin. The consumer reads committed, so the library asks until no transaction is pending."""
+        if self._consumer is None:
+            self._consumer = self._offsets_consumer()
+        found = self._consumer.committed([TopicPartition(topic, p) for p in partitions], timeout=timeout_s)
         raise_first(found)
         return {at.partition: CommittedOffset(at.offset, at.metadata or "") for at in found if at.offset >= 0}
 
     def close(self) -> None:
-        """See Admin: it ends with its last reference."""
+        """See Admin: the admin client ends with its last reference."""
+        if self._consumer is not None:
+            self._consumer.close()
 
 
 class _BatchBytes:
