@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import lstmstream
 
 BASE_INSTALL = [
     "lstmstream.serve.process",
@@ -43,3 +47,30 @@ def test_loading_the_runtime_starts_no_telemetry() -> None:
     probe = "import os, lstmstream.serve.step; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "1\n"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """At run time: what is imported for types only, or within a function, makes no circle."""
+    package = Path(lstmstream.__file__).parent
+    names = {
+        ".".join(("lstmstream", *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in package.rglob("*.py")
+    }
+    graph = {name: imported_by(path, set(names)) - {name} for name, path in names.items()}
+    assert sum(map(len, graph.values())) > 300, "nothing was read"
+    left = dict(graph)
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left, f"circles among {sorted(left)}"
+
+
+def imported_by(path: Path, names: set[str]) -> set[str]:
+    """Modules of the package that a file imports when it is loaded."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:  # not what stands in functions or under TYPE_CHECKING
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            of = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (of & names) or {node.module}
+    return found & names

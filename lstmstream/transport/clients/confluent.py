@@ -1,7 +1,10 @@
 """The adapter of confluent-kafka (librdkafka). Its comments name what the library gets wrong and what is done about it.
 
-What remains: a gzip or lz4 batch is unpacked without limit, up to about a thousand times its size in the log. So the
-bound is the topic's `max.message.bytes`: 1 GB for its default of 1 MB. zstd is bound by `receive.message.max.bytes`.
+What remains:
+- a gzip or lz4 batch is unpacked without limit, up to about a thousand times its size in the log. So the bound is the
+  topic's `max.message.bytes`: 1 GB for its default of 1 MB. zstd is bound by `receive.message.max.bytes`;
+- after an outage longer than the session timeout the library joins as a new member, and the group waits once more for
+  the session of the one that it was before. With a `group.instance.id` it does not.
 """
 
 from __future__ import annotations
