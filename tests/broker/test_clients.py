@@ -172,7 +172,7 @@ def read(broker: str, topic: str, *, committed: bool = True) -> list[tuple[int, 
     consumer.seek_to_beginning(*at)
     ends = consumer.end_offsets(at)
     found = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(consumer.position(place) < ends[place] for place in at):
         assert time.monotonic() < deadline
         for records in consumer.poll(200).values():
@@ -188,7 +188,7 @@ def values_in(broker: str, topic: str, *, committed: bool = True) -> list[bytes 
 def read_to_end(reader: LogReader) -> RecordBatch:
     """All that a reader has."""
     found: list[RecordBatch] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while reader.position < reader.end:
         assert time.monotonic() < deadline, f"stuck at {reader.position} of {reader.end}"
         found.append(reader.next(0.5))
@@ -234,7 +234,7 @@ def test_records_come_only_after_resume(broker: str, make: Make, names: Names) -
     transport.resume(0, 2)
     values: list[bytes | None] = []
     records = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(values) < 3 and time.monotonic() < deadline:
         records.append(transport.poll(0.2, 100).records)
         values += records[-1].values
@@ -275,8 +275,12 @@ def test_positions_pass_over_control_records(broker: str, make: Make, names: Nam
     OpenTransaction(broker, names.input, b"1").end(commit=True)
     OpenTransaction(broker, names.input, b"aborted").end(commit=False)
     transport.resume(0, 0)
-    stable = transport.stable_end_offsets([0, 1])
-    assert stable == {0: 4, 1: 0}, "two records, two control records"
+    deadline = time.monotonic() + 60
+    while transport.stable_end_offsets([0, 1]) != {
+        0: 4,
+        1: 0,
+    }:  # two records, two control records, these a little later
+        assert time.monotonic() < deadline
     seen: list[bytes | None] = []
 
     def at_end(polled: PollResult) -> bool:
@@ -295,7 +299,7 @@ def test_the_stable_end_stops_before_an_open_transaction(broker: str, make: Make
     assert transport.stable_end_offsets([0]) == {0: 3}
     assert transport.offset_range(names.input, 0) == (0, 6), "the high watermark is behind it"
     opened.end(commit=True)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while transport.stable_end_offsets([0]) != {0: 7}:
         assert time.monotonic() < deadline
 
@@ -312,7 +316,7 @@ def test_a_position_outside_of_the_log_is_said(broker: str, make: Make, names: N
     poll_until(transport, lambda polled: len(polled.records) > 0)
     transport.resume(0, 2)
     with pytest.raises(CannotServe, match=f"are gone .*{names.input}"):
-        poll_until(transport, lambda _: False, timeout_s=20)
+        poll_until(transport, lambda _: False, timeout_s=60)
 
 
 class NotUtf8(str):
@@ -343,7 +347,7 @@ def test_a_record_that_cannot_be_decoded_is_named_each_time(broker: str, make: M
     for _ in range(2):
         transport.resume(0, 0)
         with pytest.raises(Fatal, match=rf"{names.input}\[0\]@2.*cannot be decoded"):
-            poll_until(transport, lambda _: False, timeout_s=10)
+            poll_until(transport, lambda _: False, timeout_s=60)
     reader = transport.open_reader(names.input, 0, 0, 5)
     for _ in range(2):
         with pytest.raises(Fatal, match=rf"{names.input}\[0\]@2.*cannot be decoded"):
@@ -438,7 +442,7 @@ def test_what_was_fetched_before_a_partition_came_again_does_not_silence_it(
     broker: str, make: Make, names: Names
 ) -> None:
     interrupted = Interrupted(broker, make(), names.input)
-    assert all(interrupted.round(patience_s=10) for _ in range(100))
+    assert all(interrupted.round(patience_s=60) for _ in range(100))
     interrupted.close()
 
 
@@ -462,7 +466,10 @@ def test_the_reader_ends_at_the_high_watermark_in_spite_of_aborted_records(
     membership = until_assigned(transport).membership
     commit(transport, membership, {0: 1}, [batch(names.output, [b"1"])])
     OpenTransaction(broker, names.output, b"aborted").end(commit=False)
-    beginning, end = transport.offset_range(names.output, 0)
+    beginning, end = 0, 0
+    deadline = time.monotonic() + 60
+    while end < 4 and time.monotonic() < deadline:  # the broker writes the marks of a transaction's end a little later
+        beginning, end = transport.offset_range(names.output, 0)
     reader = transport.open_reader(names.output, 0, beginning, end)
     assert read_to_end(reader).values == [b"1"]
     assert (reader.position, end) == (4, 4)
@@ -764,7 +771,7 @@ def test_topics_are_made_and_described(broker: str, make: Make, names: Names) ->
     transport = make()
     transport.create(f"{names.group}.made", 3, {"cleanup.policy": "compact"})
     transport.create(f"{names.group}.made", 5, {})  # is there meanwhile
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while f"{names.group}.made" not in (found := transport.describe([f"{names.group}.made", f"{names.group}.none"])):
         assert time.monotonic() < deadline
     assert list(found) == [f"{names.group}.made"]
@@ -813,11 +820,16 @@ def test_members_that_come_and_go_leave_no_partition_behind(broker: str, make: M
         polled = until_assigned(first, 2)
         resume_from(first, polled, 250)
         seen: dict[int, list[int]] = {0: [], 1: []}
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
+        assignment = polled.assignment
         while any(offsets[-1:] != [399] for offsets in seen.values()) and time.monotonic() < deadline:
-            records = first.poll(0.1, 50).records
+            polled = first.poll(0.1, 50)
+            for partition, epoch in polled.assignment.items():
+                if assignment.get(partition) != epoch:  # the group rebalanced once more
+                    first.resume(partition, seen[partition][-1] + 1 if seen[partition] else 250)
+            assignment = polled.assignment
             for partition in seen:
-                seen[partition] += records.offsets[records.partitions == partition].tolist()
+                seen[partition] += polled.records.offsets[polled.records.partitions == partition].tolist()
         assert seen == {0: list(range(250, 400)), 1: list(range(250, 400))}
 
 
