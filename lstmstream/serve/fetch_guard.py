@@ -1,8 +1,8 @@
 """A running partition whose records wait at the broker and never come.
 
-A client was seen to keep an assigned partition and never to fetch it again (transport/clients/kafka_python.py says why,
-and what is done about it). This guard needs no cause: where the broker has records that the client does not fetch, the
-client is told again where to read, and if that does not help the consumer is replaced.
+A client was seen to keep an assigned partition and never to fetch it again: transport/clients/kafka_python_consumer.py
+says why, and what is done about it. This guard needs no cause: where the broker has records that the client does not
+fetch, the client is told again where to read, and if that does not help the consumer is replaced.
 """
 
 from __future__ import annotations

@@ -227,9 +227,9 @@ class OpenTransaction:
 
 def test_records_come_only_after_resume(broker: str, make: Make, names: Names) -> None:
     """A new partition is silent until the daemon says where to go on."""
-    fill(broker, names.input, 5)
     transport = make()
     until_assigned(transport)
+    fill(broker, names.input, 5)
     assert sum(len(transport.poll(0.1, 100).records) for _ in range(10)) == 0
     transport.resume(0, 2)
     values: list[bytes | None] = []
@@ -745,6 +745,15 @@ def test_at_least_once_writes_outputs_outside_and_states_inside_a_transaction(
     commit(transport, membership, {0: 4}, [batch(names.output, [b"b"])], nonce="n.3")  # no states: no transaction
     assert transport.committed_offsets([0]) == {0: CommittedOffset(4, "n.3")}
     assert values_in(broker, names.output) == [b"a", b"a", b"b"]
+
+
+def test_at_least_once_commits_no_offset_of_an_output_that_was_not_taken(broker: str, make: Make, names: Names) -> None:
+    """No transaction fails with it: only a look at each acknowledgement tells."""
+    transport = make(exactly_once=False)
+    membership = until_assigned(transport).membership
+    with pytest.raises(Fatal, match="take a record"):
+        commit_at_last(transport, membership, {0: 2}, [batch(names.output, [b"small", b"x" * 200_000])])
+    assert transport.committed_offsets([0]) == {}
 
 
 def test_at_least_once_fences_states_and_offsets_of_an_old_generation(broker: str, make: Make, names: Names) -> None:

@@ -1,0 +1,102 @@
+"""kafka-python's consumer with a library that is made up: what a membership is worth."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import kafka.errors as kerr
+import pytest
+from kafka import TopicPartition
+
+from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer
+from lstmstream.transport.kafka import Assignments
+
+
+class Coordinator:
+    """Stable, with a heartbeat."""
+
+    def __init__(self) -> None:
+        self._lock = self
+        self._heartbeat_enabled = True
+        self.rejoining = False
+        self.group_instance_id: str | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def stable(self) -> bool:
+        return True
+
+
+class FakeLibraryConsumer:
+    def __init__(self) -> None:
+        self.member = SimpleNamespace(generation_id=3, member_id="m", group_instance_id="one")
+        self.timeouts: list[int] = []
+        self._coordinator = Coordinator()
+        self._subscription = SimpleNamespace(assignment={})
+        self._fetcher = SimpleNamespace(_paused_partition_records={}, _paused_completed_fetches={})
+
+    def subscribe(self, topics: list[str], listener: object) -> None: ...
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0}
+
+    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Any]]:
+        self.timeouts.append(timeout_ms)
+        return {}
+
+    def group_metadata(self) -> Any:
+        return self.member
+
+
+@pytest.fixture
+def library() -> FakeLibraryConsumer:
+    return FakeLibraryConsumer()
+
+
+@pytest.fixture
+def consumer(library: FakeLibraryConsumer) -> KafkaPythonConsumer:
+    return KafkaPythonConsumer(library, "in", Assignments(iter(range(9))))
+
+
+@pytest.mark.parametrize(("generation", "member"), [(-1, ""), (-1, "m"), (3, "")])
+def test_a_member_that_was_dropped_is_not_valid(
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer, generation: int, member: str
+) -> None:
+    """The library goes on with (-1, ""), which the broker does not fence."""
+    assert consumer.poll(0.0, 1).membership.valid
+    library.member = SimpleNamespace(generation_id=generation, member_id=member, group_instance_id=None)
+    assert not consumer.poll(0.0, 1).membership.valid
+
+
+def test_a_poll_is_long_enough_to_join(library: FakeLibraryConsumer, consumer: KafkaPythonConsumer) -> None:
+    consumer.poll(0.005, 1)
+    consumer.poll(0.005, 1)
+    library.member = SimpleNamespace(generation_id=-1, member_id="", group_instance_id=None)
+    consumer.poll(0.005, 1)
+    consumer.poll(0.005, 1)
+    assert library.timeouts == [50, 5, 5, 50]
+
+
+def test_a_static_member_whose_heartbeat_was_stopped_is_fenced(
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer
+) -> None:
+    coordinator = library._coordinator
+    coordinator._heartbeat_enabled = False
+    consumer.poll(0.0, 1)  # not a static one
+    coordinator.group_instance_id = "one"
+    with pytest.raises(kerr.FencedInstanceIdError):
+        consumer.poll(0.0, 1)
+    coordinator.rejoining = True  # it is stopped for a join as well
+    consumer.poll(0.0, 1)
+
+
+def test_a_commit_under_an_old_membership_is_refused(
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer
+) -> None:
+    before = consumer.poll(0.0, 1).membership
+    library.member = SimpleNamespace(generation_id=4, member_id="m", group_instance_id=None)
+    with pytest.raises(kerr.CommitFailedError, match="rebalanced"):
+        consumer.commit({}, before, 1.0)
