@@ -60,11 +60,26 @@ class DirtyRows:
         return sum(int(self._valid(chunk).sum()) for chunk in self._queue)
 
     def mark(self, changed: ChangedRows, since_s: float, min_timestamp_ms: int) -> None:
-        """Note rows that changed; those that are dirty already keep their place."""
+        """Mark rows that changed, and queue them; those that are dirty already keep their place."""
+        self._enqueue(self.mark_only(changed), since_s, min_timestamp_ms)
+
+    def mark_only(self, changed: ChangedRows) -> ChangedRows:
+        """Mark rows that changed without queueing them, as a replay does; those that were clean."""
         marks = self._slab.first_unwritten
         new = marks[changed.rows] == CLEAN
-        rows, first_offsets = changed.rows[new], changed.first_offsets[new]
-        marks[rows] = first_offsets
+        fresh = ChangedRows(changed.rows[new], changed.first_offsets[new])
+        marks[fresh.rows] = fresh.first_offsets
+        return fresh
+
+    def enqueue_marked(self, since_s: float, min_timestamp_ms: int) -> None:
+        """Queue all marked rows, once a replay is done: until then none may be written, and no floor may move."""
+        marks = self._slab.first_unwritten
+        rows = np.flatnonzero(marks != CLEAN)
+        rows = rows[np.argsort(marks[rows], kind="stable")]
+        self._enqueue(ChangedRows(rows, marks[rows]), since_s, min_timestamp_ms)
+
+    def _enqueue(self, changed: ChangedRows, since_s: float, min_timestamp_ms: int) -> None:
+        rows, first_offsets = changed
         for start in range(0, len(rows), _CHUNK_ROWS):
             end = start + _CHUNK_ROWS
             self._queue.append(_Chunk(rows[start:end], first_offsets[start:end], since_s, min_timestamp_ms))

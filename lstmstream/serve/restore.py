@@ -19,8 +19,6 @@ from lstmstream.records import Ints, RecordBatch
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.partition import Partition
-from lstmstream.serve.scorer import ChangedRows
-from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import (
     FLOOR,
     IDENTITY_BYTES,
@@ -397,28 +395,13 @@ class Restore:
                 number = self.partition.number
                 changed = self._context.engine.replay(batch).get(number)
                 if changed is not None:
-                    self._note_unwritten(changed)
+                    self.partition.dirty.mark_only(changed)
                 self._replayed += len(batch)
                 self._min_timestamp_ms = min(self._min_timestamp_ms, batch.min_timestamp_ms()[number])
             return
         self._run(self._committed.offset, floor=self._replay_from)
-        self._mark_dirty()
+        self.partition.dirty.enqueue_marked(self._context.clock(), self._min_timestamp_ms)
         self._context.checkpointer.add_to_budget(self._replayed)
-
-    def _note_unwritten(self, changed: ChangedRows) -> None:
-        marks = self.partition.slab.first_unwritten
-        new = marks[changed.rows] == CLEAN
-        marks[changed.rows[new]] = changed.first_offsets[new]
-
-    def _mark_dirty(self) -> None:
-        """Only once all is replayed are the changed rows queued: until then no floor may move."""
-        marks = self.partition.slab.first_unwritten
-        rows = np.flatnonzero(marks != CLEAN)
-        rows = rows[np.argsort(marks[rows], kind="stable")]
-        first_offsets = marks[rows].copy()
-        marks[rows] = CLEAN
-        changed = ChangedRows(rows, first_offsets)
-        self.partition.dirty.mark(changed, self._context.clock(), self._min_timestamp_ms)
 
     def _run(self, position: int, *, floor: int) -> None:
         self.close()
