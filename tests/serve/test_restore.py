@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, Key, World, rows_of
+from restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, Key, World, marks, rows_of
 
 from lstmstream.errors import TryAgain
-from lstmstream.serve.partition import Partition, PartitionPhase
-from lstmstream.serve.restore import RETRY_S, Restored, RestorePhase
-from lstmstream.serve.state import CLEAN
+from lstmstream.serve.partition import PartitionPhase
+from lstmstream.serve.restore import Restored, RestorePhase
 from lstmstream.serve.state_records import (
     floor_key,
     pack_key,
@@ -32,17 +31,6 @@ def test_states_and_the_replay_since_the_floor_give_the_present_states() -> None
     assert (partition.floor, partition.floor_lag, partition.origin) == (3, 4, 0)
     assert marks(partition) == {b"b": 5, b"c": 3, None: 6}, "by the first change that no record contains"
     assert partition.dirty.oldest() == (world.now_s, BASE_MS + 3_000)
-
-
-def marks(partition: Partition) -> dict[Key, int]:
-    slab = partition.slab
-    found = {key: int(slab.first_unwritten[row]) for key, row in slab.index.items()}
-    dirty = {key: offset for key, offset in found.items() if offset != CLEAN}
-    oldest_first = sorted(dirty, key=lambda key: dirty[key])
-    rows, _ = partition.dirty.take(10**6, before_s=float("inf"))
-    assert [slab.keys[row] for row in rows.tolist()] == oldest_first
-    assert partition.dirty.count == len(dirty)
-    return dirty
 
 
 def test_what_is_replayed_in_many_slices_is_dirty_since_its_first_change() -> None:
@@ -106,27 +94,6 @@ def test_it_works_in_slices() -> None:
     assert [(reader.topic, reader.closed) for reader in world.transport.readers] == [(STATE, True), (INPUT, True)]
 
 
-@pytest.mark.parametrize("point", ["committed_offset", "bounds", "read"])
-def test_a_fault_of_the_broker_loses_nothing(point: str) -> None:
-    world = World()
-    keys = [b"%d" % i for i in range(20)]
-    world.produce(*keys, *keys)
-    world.commit_offset(40)
-    world.write(*keys, at=20)
-    world.write_floor(20)
-    restore = world.begin()
-    world.read_takes_s = 0.3
-    for _ in range(3):
-        world.faults.append(point)
-        try:
-            restore.advance(world.membership, 0.5)
-        except TryAgain:
-            continue
-    world.faults.clear()
-    world.finish(restore)
-    world.check()
-
-
 def test_a_restore_that_is_given_up_frees_its_reader() -> None:
     world = World()
     world.produce(b"a")
@@ -172,14 +139,6 @@ def test_after_a_fault_it_goes_on_if_the_committed_offset_is_the_same(now: int |
         assert (restore.remaining, len(world.transport.readers)) == (23, 1)
         world.finish(restore)
         world.check()
-
-
-def test_a_failure_is_tried_again_a_little_later() -> None:
-    world = World()
-    restore = world.begin()
-    restore.note_failure()
-    restore.note_failure()
-    assert (restore.failures, restore.retry_at_s) == (2, world.now_s + RETRY_S)
 
 
 # -- what the state topic holds
