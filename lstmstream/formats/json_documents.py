@@ -104,6 +104,17 @@ def number(value: Any, name: str) -> Any:
     return value
 
 
+def number_array(value: Any, name: str, size: int) -> list[Any]:
+    """The `size` numbers of an array, each None where it is null; all of them None where the array is missing."""
+    if value is None:
+        return [None] * size
+    if type(value) is not list:
+        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, not an array of {size} numbers")
+    if len(value) != size:
+        raise BadRecord("validate", f"field {name!r} is an array of {len(value)}, not of {size} numbers")
+    return [number(element, name) for element in value]
+
+
 def category(value: Any, name: str) -> str | None:
     """The category's text, or None where it is missing."""
     if value is None or type(value) is str:

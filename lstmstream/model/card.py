@@ -15,6 +15,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.model.onnx_proto import quote_untrusted
 
 FORMAT = 1
+MAX_ARRAY_SIZE = 65_536  # numbers of one field; each event has as many in memory
 _TASKS = ("anomaly", "classify", "forecast")
 
 
@@ -26,6 +27,7 @@ class Feature:
     kind: Literal["number", "category"]
     vocabulary: tuple[str, ...] | None = None  # entry i is fed as i + 1
     buckets: int | None = None  # 1 + CRC-32 of the UTF-8 text modulo buckets
+    size: int = 1  # columns of `x`; above 1 the field of a number is an array of so many
 
     def to_dict(self) -> dict[str, Any]:
         """Return the feature as JSON values, without the fields that do not apply."""
@@ -34,6 +36,8 @@ class Feature:
             values["vocabulary"] = list(self.vocabulary)
         if self.buckets is not None:
             values["buckets"] = self.buckets
+        if self.size != 1:
+            values["size"] = self.size
         return values
 
 
@@ -73,8 +77,13 @@ class Card:
 
     @property
     def numbers(self) -> tuple[Feature, ...]:
-        """The columns of `x`, in order."""
+        """The features in `x`, in order; each has `size` columns."""
         return tuple(feature for feature in self.features if feature.kind == "number")
+
+    @property
+    def number_columns(self) -> int:
+        """The width F of `x`."""
+        return sum(feature.size for feature in self.numbers)
 
     @property
     def categories(self) -> tuple[Feature, ...]:
@@ -224,17 +233,20 @@ def _parse_feature(value: object, where: str, problems: list[str]) -> Feature:
             fields.wrong("vocabulary", "an entry is listed twice")
     if fields.left.get("buckets") is not None:
         buckets = fields.integer("buckets", 1, 2**31 - 1)
+    size = 1 if fields.left.get("size") is None else fields.integer("size", 1, MAX_ARRAY_SIZE)
     fields.left = {key: entry for key, entry in fields.left.items() if entry is not None}
     if kind == "category":
         if (vocabulary is None) == (buckets is None):
             fields.wrong("kind", "a category needs either a vocabulary or buckets")
+        if size != 1:
+            fields.wrong("size", "only a number can be an array")
     elif kind == "number":
         if vocabulary is not None or buckets is not None:
             fields.wrong("kind", "a number has neither vocabulary nor buckets")
     elif kind:
         fields.wrong("kind", f"{quote_untrusted(kind)} must be number or category")
     fields.reject_rest()
-    return Feature(name, kind, vocabulary, buckets)  # type: ignore[arg-type] # compared above
+    return Feature(name, kind, vocabulary, buckets, size)  # type: ignore[arg-type] # compared above
 
 
 def _parse_state(value: object, problems: list[str]) -> StateSpec:

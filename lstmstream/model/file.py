@@ -143,6 +143,8 @@ def describe(model: Model) -> list[str]:
             size = f", {len(feature.vocabulary)} known values"
         elif feature.buckets is not None:
             size = f", {feature.buckets} buckets"
+        elif feature.size != 1:
+            size = f", array of {feature.size}"
         lines.append(f"  {feature.name}: {feature.kind}{size}")
     lines.append(f"state        {card.state.size} values, {card.state.size * 4} bytes per key")
     lines += [f"  {part.name}: {list(part.shape)} at {part.offset}" for part in card.state.parts]
@@ -229,7 +231,7 @@ def _check(proto: onnx_proto.Proto, card: Card) -> None:
 
 
 def _graph_problems(graph: onnx_proto.Proto, card: Card) -> Iterator[str]:
-    numbers, categories, size = len(card.numbers), len(card.categories), card.state.size
+    numbers, categories, size = card.number_columns, len(card.categories), card.state.size
     expected: dict[str, tuple[int, int | None, str]] = {  # element type, columns (None: a vector), why
         "x": (FLOAT, numbers, f"{numbers} number features"),
         "categories": (INT64, categories, f"{categories} category features"),

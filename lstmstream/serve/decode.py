@@ -24,6 +24,7 @@ from lstmstream.formats.json_documents import (
     field_getter,
     key_text,
     number,
+    number_array,
     parse_document,
 )
 from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, timestamp_ms
@@ -46,7 +47,7 @@ class Decoder:
         self, card: Card, *, key: str | None = None, timestamp: str | None = None, max_bytes: int = 10_000_000
     ) -> None:
         """`key` and `timestamp` name event fields (dots for nested ones); None takes the record's own."""
-        self._numbers = [(f.name, field_getter(f.name)) for f in card.numbers]
+        self._numbers = [(f.name, field_getter(f.name), f.size) for f in card.numbers]
         self._categories = [(f.name, field_getter(f.name), _category_code(f)) for f in card.categories]
         self._key = None if key is None else (key, field_getter(key))
         self._timestamp = None if timestamp is None else (timestamp, field_getter(timestamp))
@@ -117,19 +118,28 @@ class Decoder:
 
     def _read_numbers(self, documents: list[Document], rejects: _Rejects) -> Floats:
         """[N, F] float32, NaN where missing."""
-        wide = np.empty((len(documents), len(self._numbers)), dtype=np.float64)
-        for column, (name, get) in enumerate(self._numbers):
-            values = list(map(get, documents))
-            if not NUMBER_TYPES.issuperset(map(type, values)):
+        wide = np.empty((len(documents), sum(size for _, _, size in self._numbers)), dtype=np.float64)
+        names: list[str] = []  # of each column
+        for name, get, size in self._numbers:
+            values: list[Any] = list(map(get, documents))
+            if size > 1:
+                values = _each(
+                    documents,
+                    rejects,
+                    lambda doc, get=get, name=name, size=size: number_array(get(doc), name, size),  # type: ignore[misc]
+                    default=[None] * size,
+                )
+            elif not NUMBER_TYPES.issuperset(map(type, values)):
                 values = _each(documents, rejects, lambda doc, get=get, name=name: number(get(doc), name), default=None)  # type: ignore[misc]
-            wide[:, column] = np.array(values, dtype=np.float64)  # None becomes NaN: missing
+            columns = np.array(values, dtype=np.float64).reshape(len(documents), size)  # None becomes NaN: missing
+            wide[:, len(names) : len(names) + size] = columns
+            names += [name] * size
         with np.errstate(over="ignore"):
             x = wide.astype(np.float32)
         infinite = np.isinf(x)
         if infinite.any():
             for i, column in np.argwhere(infinite).tolist():
-                name = self._numbers[column][0]
-                rejects.add(i, BadRecord("validate", f"field {name!r} is not finite in float32"))
+                rejects.add(i, BadRecord("validate", f"field {names[column]!r} is not finite in float32"))
         return x
 
     def _read_categories(self, documents: list[Document], rejects: _Rejects) -> Ints:

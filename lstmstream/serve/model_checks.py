@@ -30,7 +30,7 @@ def warm_up(step: OnnxStep) -> None:
     """Zeros and large numbers in, finite numbers of the card's shapes out. Raises CannotServe."""
     for size in (0.0, 1e6, -1e6):
         given = _probe(step.card, rows=2)._replace(
-            x=np.full((2, len(step.card.numbers)), size, dtype=np.float32),
+            x=np.full((2, step.card.number_columns), size, dtype=np.float32),
             categories=np.array([[0] * len(step.card.categories), _highest_codes(step.card)], dtype=np.int64),
             elapsed=np.array([np.nan, abs(size)], np.float32),
         )
@@ -99,7 +99,7 @@ def _same(step: OnnxStep, batch: Floats, count: int, i: int, alone: Floats) -> b
 def _probe(card: Card, *, rows: int) -> StepInput:
     """Plausible input of fixed content, with missing values and first events among it."""
     rng = np.random.default_rng(20260105)
-    x = (rng.standard_normal((rows, len(card.numbers))) * 10.0 ** rng.integers(-1, 4, (rows, 1))).astype(np.float32)
+    x = (rng.standard_normal((rows, card.number_columns)) * 10.0 ** rng.integers(-1, 4, (rows, 1))).astype(np.float32)
     x[rng.random(x.shape) < 0.1] = np.nan
     highest = np.array(_highest_codes(card), dtype=np.int64)
     categories = rng.integers(0, highest + 1, (rows, len(highest)), dtype=np.int64)

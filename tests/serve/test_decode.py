@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +17,7 @@ from reference import Event, Refused, time_of
 
 from lstmstream.errors import BadRecord
 from lstmstream.formats.timestamps import timestamp_ms
+from lstmstream.model import Feature
 from lstmstream.records import DeadLetter, Observations
 from lstmstream.serve.decode import Decoder
 
@@ -376,3 +378,27 @@ def test_neighbours_of_poison_are_untouched() -> None:
 def test_an_empty_batch() -> None:
     observations, letters, documents = decoder(key="id", timestamp="when").decode(batch([]))
     assert (observations.x.shape, observations.categories.shape, letters, documents) == ((0, 2), (0, 2), [], [])
+
+
+def test_an_array_feature_fills_as_many_columns() -> None:
+    features = (Feature("a", "number"), Feature("samples", "number", size=3), Feature("b", "number"))
+    card = replace(onnx_step("small").card, features=features)
+    values = [
+        b'{"a": 1, "samples": [2, null, 4.5], "b": 5}',
+        b'{"a": 1, "samples": null}',
+        b'{"samples": [1, 2]}',
+        b'{"samples": [1, 2, 3, 4]}',
+        b'{"samples": 1}',
+        b'{"samples": [1, true, 2]}',
+        b'{"samples": [1, 1e39, 2]}',
+    ]
+    observations, letters, _ = Decoder(card).decode(batch([Event(0, row, 0, b"k", value) for row, value in enumerate(values)]))
+    nan = np.nan
+    np.testing.assert_array_equal(observations.x, np.array([[1, 2, nan, 4.5, 5], [1, nan, nan, nan, nan]], np.float32))
+    assert [(letter.index, letter.stage, letter.message) for letter in letters] == [
+        (2, "validate", "field 'samples' is an array of 2, not of 3 numbers"),
+        (3, "validate", "field 'samples' is an array of 4, not of 3 numbers"),
+        (4, "validate", "field 'samples' is a number, not an array of 3 numbers"),
+        (5, "validate", "field 'samples' is a boolean, not a number"),
+        (6, "validate", "field 'samples' is not finite in float32"),
+    ]
