@@ -24,6 +24,7 @@ from lstmstream.serve.identity import state_identity
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, Restore, RestoreContext
+from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import Topics
 from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, Transport
 
@@ -120,6 +121,11 @@ class Daemon:
         self._drain_deadline_s = math.inf  # clock time at which handing over is given up
         self.phase = Phase.STARTING
         self._set_phase(Phase.JOINING)
+
+    @property
+    def states(self) -> StateStore:
+        """What is remembered of each key. Not to be changed from outside."""
+        return self._engine.scorer.states
 
     # -- the loop
 

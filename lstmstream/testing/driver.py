@@ -1,0 +1,341 @@
+"""`TestDriver`: the daemon, its model and a broker in one process, for a user's own tests.
+
+The model is Kafka's TopologyTestDriver: pipe records in, read what comes out, move the time, break things. The daemon
+is the real one, with the real model; only the broker is `lstmstream.transport.memory`. Nothing waits: time passes only
+by `advance`, and a little with each call to the broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import orjson
+
+from lstmstream.config import Config, load_config
+from lstmstream.config.diagnostics import validate
+from lstmstream.errors import TryAgain
+from lstmstream.scorer import KeyState, view_state
+from lstmstream.serve.daemon import Clock, Daemon, Phase
+from lstmstream.serve.factory import load_step_model
+from lstmstream.serve.health import Health
+from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observers, StageTimer
+from lstmstream.serve.startup import start_daemon
+from lstmstream.transport.memory import FAULT_POINTS, LogRecord, MemoryBroker, MemoryTransport
+from lstmstream.transport.partitioner import partition_of
+
+CALL_S = 0.001  # of a call to the broker, on the driver's clock
+MAX_ROUNDS = 100_000  # of the daemon's loop, until everything that was piped in is answered
+
+
+class Output(NamedTuple):
+    """A prediction or an alert as it stands in its topic."""
+
+    key: str | None  # the record key; bytes that are not UTF-8 are in `value["key_base64"]`
+    value: dict[str, Any]  # the JSON object (docs/reference.md, "Records")
+    timestamp_ms: int  # of the record, since 1970 UTC
+    partition: int
+    headers: dict[str, bytes | None]  # of a name that occurs twice, the last
+
+
+class DeadLetter(NamedTuple):
+    """A record of the dead-letter topic."""
+
+    key: bytes | None
+    value: bytes | None  # the input record's bytes
+    stage: str  # decode, validate, late, step, publish
+    message: str  # why there is no prediction
+    partition: int  # of the input record
+    offset: int  # of the input record
+    headers: dict[str, bytes | None]
+
+
+class _Crash(BaseException):
+    """Ends the daemon where it stands. Nothing in the program catches it."""
+
+
+class TestDriver:
+    """Runs the daemon of one configuration on a broker in memory.
+
+        with TestDriver({"name": "t", "model": "card-fraud.onnx",
+                         "input": {"topic": "transactions", "key": "customer"},
+                         "output": {"topic": "predictions"}}) as driver:
+            driver.pipe({"customer": "c1", "amount": 12.5})
+            (prediction,) = driver.read_predictions()
+            assert prediction.value["steps"] == 1
+
+    Not for several threads.
+    """
+
+    __test__ = False  # pytest would take the name for a class of tests
+
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | str | Path,
+        *,
+        partitions: int = 1,
+        start: datetime = datetime(2026, 1, 1, tzinfo=UTC),
+    ) -> None:
+        """`config`: a YAML file, or its content; the `kafka` section may be left out. `start`: the clock's first time.
+
+        `partitions` of the input topic. Raises CannotServe where the daemon could not start.
+        """
+        self._config = _load(config)
+        self._now_s = start.timestamp()
+        self._faults: list[str] = []
+        self._crash_at: str | None = None
+        self._broker = MemoryBroker(clock=lambda: self._now_s)
+        self._broker.create(self._config.input.topic, partitions, {"retention.ms": "-1"})
+        self._broker.fault = self._at_point
+        self._read: dict[str, list[int]] = {}  # by topic and partition, how many records were handed out
+        _, self._step = load_step_model(self._config)
+        self._metrics = Metrics()
+        self._daemon: Daemon | None = None
+        self._transport: MemoryTransport | None = None
+        self.restart()
+
+    # -- records in
+
+    def pipe(
+        self,
+        value: Mapping[str, Any] | bytes | None,
+        key: str | bytes | None = None,
+        *,
+        timestamp: datetime | int | None = None,
+        partition: int | None = None,
+        headers: Mapping[str, bytes | None] | None = None,
+    ) -> None:
+        """Write one record to the input topic and let the daemon answer it.
+
+        `value`: an event, or the bytes of a record's value. `timestamp`: of the record, in milliseconds if a number;
+        the clock's time if None. Without `partition` the record goes where a Kafka producer would send it: by murmur2
+        of the key, or to partition 0 without a key.
+        """
+        self._append(value, key, timestamp, partition, headers)
+        self.run()
+
+    def pipe_all(self, values: Iterable[Mapping[str, Any] | bytes | None], key: str | bytes | None = None) -> None:
+        """Write many records first, so that they are answered in batches."""
+        for value in values:
+            self._append(value, key, None, None, None)
+        self.run()
+
+    def _append(
+        self,
+        value: Mapping[str, Any] | bytes | None,
+        key: str | bytes | None,
+        timestamp: datetime | int | None,
+        partition: int | None,
+        headers: Mapping[str, bytes | None] | None,
+    ) -> None:
+        topic = self._config.input.topic
+        raw = value if value is None or isinstance(value, bytes) else orjson.dumps(value)
+        record_key = key.encode() if isinstance(key, str) else key
+        if partition is None:
+            count = len(self._broker.topics[topic].logs)
+            partition = 0 if record_key is None else partition_of(record_key, count)
+        at_ms = int(timestamp.timestamp() * 1000) if isinstance(timestamp, datetime) else timestamp
+        self._broker.append(topic, partition, record_key, raw, at_ms, list((headers or {}).items()))
+
+    # -- records out
+
+    def read_predictions(self) -> list[Output]:
+        """The predictions since the last call, by partition, in order within each."""
+        return [_output(partition, record) for partition, record in self._fresh(self._config.output.topic)]
+
+    def read_alerts(self) -> list[Output]:
+        """The alerts since the last call; none without `output.alerts_topic`."""
+        topic = self._config.output.alerts_topic
+        return [] if topic is None else [_output(partition, record) for partition, record in self._fresh(topic)]
+
+    def read_dead_letters(self) -> list[DeadLetter]:
+        """The dead letters since the last call."""
+        return [_dead_letter(record) for _, record in self._fresh(self._config.dead_letter.topic)]
+
+    def _fresh(self, topic: str) -> list[tuple[int, LogRecord]]:
+        logs = self._broker.topics[topic].logs if topic in self._broker.topics else []
+        seen = self._read.setdefault(topic, [0] * len(logs))
+        found = [(partition, record) for partition, log in enumerate(logs) for record in log[seen[partition] :]]
+        self._read[topic] = [len(log) for log in logs]
+        return found
+
+    # -- time
+
+    @property
+    def now(self) -> datetime:
+        """The time on the driver's clock."""
+        return datetime.fromtimestamp(self._now_s, UTC)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; then the daemon does what is due, such as writing states after `state.checkpoint_interval`."""
+        self._now_s += seconds
+        if self._daemon is not None:
+            self._round()
+        self.run()
+
+    # -- what is remembered and measured
+
+    def state(self, key: str | bytes | None, partition: int | None = None) -> KeyState | None:
+        """What the daemon remembers of a key; None for one that it does not know.
+
+        Without `partition`, the first one that knows the key.
+        """
+        daemon = self._running()
+        wanted = key.encode() if isinstance(key, str) else key
+        for number, slab in sorted(daemon.states.slabs.items()):
+            row = slab.index.get(wanted)
+            if row is not None and slab.steps[row] and partition in (None, number):
+                return view_state(self._step.card, slab.get(row))
+        return None
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a metric of the daemon, 0 if it was never counted. Counters go on over a restart."""
+        found = self._metrics.registry.get_sample_value(name, labels)
+        return 0.0 if found is None else found
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a daemon: not after `crash` or `stop`."""
+        return self._daemon is not None
+
+    # -- faults
+
+    def fail_next(self, point: str, times: int = 1) -> None:
+        """Let the next `times` calls at a point fail as a broker that cannot be reached does.
+
+        The points: connect, describe, poll, begin, commit, committed (the transaction went through, and the answer was
+        lost), recover, committed_offset, read, and others: `lstmstream.transport.memory.FAULT_POINTS`.
+        """
+        self._faults += [_known(point)] * times
+
+    def crash_at(self, point: str) -> None:
+        """Let the daemon die, as by kill -9, at the next call at a point (see `fail_next`)."""
+        self._crash_at = _known(point)
+
+    def crash(self) -> None:
+        """Kill the daemon: no state is written, nothing is handed over. What is piped in meanwhile waits."""
+        transport, self._daemon = self._transport, None
+        if transport is not None:
+            self._broker.open.pop(transport.member_id, None)  # the next owner aborts it
+            self._broker.leave(transport.member_id)
+
+    def stop(self) -> int:
+        """Stop the daemon as SIGTERM does; its exit code."""
+        daemon = self._running()
+        self._daemon = None
+        code = daemon.drain()
+        daemon.close()
+        return code
+
+    def restart(self) -> None:
+        """Start the daemon again, with the same configuration, and let it restore and answer what waits."""
+        if self._daemon is not None:
+            self.stop()
+        exactly_once = self._config.delivery == "exactly_once"
+        self._transport = MemoryTransport(self._broker, self._config.input.topic, exactly_once=exactly_once)
+        clock = Clock(monotonic_s=lambda: self._now_s, wall_s=lambda: self._now_s, sleep=self._sleep)
+        timer = StageTimer(clock.monotonic_s)
+        counted = MetricsObserver(
+            self._metrics,
+            input_topic=self._config.input.topic,
+            late_policy=self._config.input.late,
+            timer=timer,
+            wall_s=clock.wall_s,
+        )
+        health = HealthObserver(Health(stall_after=self._config.http.stall_after, clock=clock.monotonic_s))
+        self._daemon = start_daemon(
+            self._config,
+            self._step,
+            self._transport,
+            Observers([counted, health]),
+            timer,
+            clock=clock,
+            stopping=lambda: False,
+        )
+        self.run()
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Let the daemon work until everything is answered and restored; nothing happens while there is none."""
+        for _ in range(MAX_ROUNDS):
+            if self._daemon is None or (self._daemon.phase is Phase.RUNNING and not self._waiting()):
+                return
+            self._round()
+        raise RuntimeError(f"{self._waiting()} records are still unanswered after {MAX_ROUNDS} rounds")
+
+    def _round(self) -> None:
+        try:
+            self._running().run_once()
+        except _Crash:
+            self.crash()
+
+    def _waiting(self) -> int:
+        topic = self._broker.topics[self._config.input.topic]
+        committed = self._broker.offsets
+        return sum(topic.end(p) - committed.get(p, topic.beginnings[p]) for p in range(len(topic.logs)))
+
+    def _at_point(self, point: str) -> None:
+        self._now_s += CALL_S
+        if point == self._crash_at:
+            self._crash_at = None
+            raise _Crash
+        if point in self._faults:
+            self._faults.remove(point)
+            raise TryAgain(f"the test driver lets {point} fail")
+
+    def _sleep(self, seconds: float) -> None:
+        self._now_s += seconds
+
+    def _running(self) -> Daemon:
+        if self._daemon is None:
+            raise RuntimeError("the daemon is not running; call restart() first")
+        return self._daemon
+
+    def __enter__(self) -> Self:
+        """Nothing to do: the daemon runs already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the daemon, if it still runs."""
+        if self._daemon is not None:
+            self.stop()
+
+
+def _load(config: Config | Mapping[str, Any] | str | Path) -> Config:
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, str | Path):
+        return load_config(Path(config))
+    return validate(Config, {"kafka": {"bootstrap_servers": "memory:9092"}, **config}, Path())
+
+
+def _known(point: str) -> str:
+    if point not in FAULT_POINTS:
+        raise ValueError(f"there is no point {point!r}; there are {', '.join(FAULT_POINTS)}")
+    return point
+
+
+def _output(partition: int, record: LogRecord) -> Output:
+    key = None if record.key is None else record.key.decode(errors="replace")
+    return Output(key, orjson.loads(record.value or b"{}"), record.timestamp_ms, partition, dict(record.headers))
+
+
+def _dead_letter(record: LogRecord) -> DeadLetter:
+    headers = dict(record.headers)
+    texts = {name: (text or b"").decode() for name, text in headers.items() if name.startswith(("__", "lstmstream."))}
+    return DeadLetter(
+        record.key,
+        record.value,
+        texts["lstmstream.stage"],
+        texts["__streams.errors.message"],
+        int(texts["__streams.errors.partition"]),
+        int(texts["__streams.errors.offset"]),
+        headers,
+    )
