@@ -25,8 +25,11 @@ demo: .venv/.package ## everything on this machine, from nothing to a scored str
 	.venv/bin/lstmstream demo $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
 
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
-	.venv/bin/python -m pytest -m "not torch and not tables" $(PYTEST_ARGS)
-	.venv-dev/bin/python -m pytest -m "torch or tables" $(PYTEST_ARGS)
+	rm -rf .coverage
+	.venv/bin/python -m coverage run -m pytest -m "not torch and not tables" $(PYTEST_ARGS)
+	.venv-dev/bin/python -m coverage run -m pytest -m "torch or tables" $(PYTEST_ARGS)
+	@.venv-dev/bin/python -m coverage combine --quiet
+	@.venv-dev/bin/python -m coverage report --sort=cover # without the daemons that tests start as processes
 
 check: .venv-dev/.package ## style, types, imports, dependencies
 	.venv-dev/bin/ruff check .
@@ -62,7 +65,7 @@ sbom: .venv-tools/.locked ## dist/sbom.json, the bill of materials of the base i
 	.venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/sbom.json requirements/base.txt
 
 clean: ## remove the environments and all that tools left behind; the development broker's data stay
-	rm -rf .venv .venv-dev .venv-tools dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-dev .venv-tools dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments: a changed lock makes its environment anew, so that nothing of the old one lingers -------------------
