@@ -36,29 +36,29 @@ def render(text: str) -> str:
 
 def _options() -> str:
     rows = [
-        (f"`{option.path}`", _default(option, durations=True), _meaning(option))
+        (f"`{option.path}`", option.kind, _default(option, durations=True), option.description)
         for option in options()
         if not option.path.startswith(PROPERTIES)
     ]
-    return _table(("key", "default", "meaning"), rows)
+    return _table(("key", "values", "default", "meaning"), rows)
 
 
 def _training() -> str:
     rows = [
-        (f"`{option.path}`", _default(option), _meaning(option))
+        (f"`{option.path}`", option.kind, _default(option), option.description)
         for option in training_options()
         if not option.path.startswith("kafka.")
     ]
-    return _table(("key", "default", "meaning"), rows)
+    return _table(("key", "values", "default", "meaning"), rows)
 
 
 def _properties() -> str:
     rows = [
-        (f"`{option.path.removeprefix(PROPERTIES)}`", _meaning(option))
+        (f"`{option.path.removeprefix(PROPERTIES)}`", option.kind, option.description)
         for option in options()
         if option.path.startswith(PROPERTIES)
     ]
-    return _table(("property", "meaning"), rows)
+    return _table(("property", "values", "meaning"), rows)
 
 
 def _metrics() -> str:
@@ -69,13 +69,6 @@ def _metrics() -> str:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append((f"`{name}`", family.type, family.documentation))
     return _table(("metric", "type", "meaning"), rows)
-
-
-def _meaning(option: Option) -> str:
-    """The option's description, and its values where they can be listed and the description does not name them all."""
-    if not option.values or all(f"`{value}`" in option.description for value in option.values):
-        return option.description
-    return f"{option.description} Values: {', '.join(f'`{value}`' for value in option.values)}."
 
 
 def _default(option: Option, *, durations: bool = False) -> str:

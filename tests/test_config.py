@@ -592,3 +592,25 @@ def test_any_value_gives_a_configuration_or_says_what_is_wrong(
 
 def test_a_key_that_is_a_number_is_unknown(load: Load) -> None:
     assert any(line.startswith("0: unknown key") for line in problems(load, LEAST + '"0": 1\n'))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("name", "name"),
+        ("delivery", "`exactly_once`, `at_least_once`"),
+        ("create_topics", "`true`, `false`"),
+        ("shutdown_timeout", "duration above 0"),
+        ("batch.max_wait", "duration"),
+        ("input.max_bytes", "size"),
+        ("input.key", "field"),
+        ("output.include", "list of fields"),
+        ("output.threshold", "number"),
+        ("batch.max_events", "integer 1 to 100,000"),
+        ("state.max_keys", "integer from 1"),
+        ("kafka.security.ca", "path"),
+        ("kafka.properties.session.timeout.ms", "integer from 1"),
+    ],
+)
+def test_an_option_says_which_values_it_takes(path: str, kind: str) -> None:
+    assert {option.path: option.kind for option in options()}[path] == kind

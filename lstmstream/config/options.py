@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from lstmstream.config.paths import Keys, variable_of
-from lstmstream.config.types import Section, section_of
+from lstmstream.config.types import VALUE_NAMES, Section, section_of
+
+_TYPE_LIMIT = 2**31 - 1  # a bound that is only what 32 bits hold says nothing to a reader
 
 
 class Option(NamedTuple):
@@ -21,6 +24,7 @@ class Option(NamedTuple):
     description: str
     keys: Keys  # `path` in its parts
     values: tuple[str, ...] = ()  # the allowed values, where they can be enumerated
+    kind: str = ""  # which values are allowed, in words and bounds
 
 
 class KeysOf(NamedTuple):
@@ -46,7 +50,10 @@ def _walk(section: type[Section], above: Keys) -> Iterator[Option]:
         if inner is None:
             default = None if field.is_required() else field.default
             path, values = ".".join(keys), _allowed_values(field.annotation)
-            yield Option(path, variable_of(keys), field.is_required(), default, field.description or "", keys, values)
+            kind = _kind(field.annotation, field.metadata)
+            yield Option(
+                path, variable_of(keys), field.is_required(), default, field.description or "", keys, values, kind
+            )
             inner = next(filter(None, map(section_of, get_args(field.annotation))), None)
         if inner is not None:
             yield from _walk(inner, keys)
@@ -60,3 +67,56 @@ def _allowed_values(annotation: Any) -> tuple[str, ...]:
         return _allowed_values(get_args(annotation)[0])
     alternatives = [one for one in get_args(annotation) if one is not NoneType]
     return _allowed_values(alternatives[0]) if len(alternatives) == 1 and NoneType in get_args(annotation) else ()
+
+
+def _kind(annotation: Any, metadata: Iterable[Any]) -> str:
+    """What may be written: `duration`, `1 to 256`, `true or false`, or the enumerated values in code font."""
+    if values := _allowed_values(annotation):
+        return ", ".join(f"`{value}`" for value in values)
+    types, marks = _flatten(annotation)
+    marks += metadata
+    words = next((VALUE_NAMES[mark.func] for mark in marks if getattr(mark, "func", None) in VALUE_NAMES), "")
+    bounds = _bounds(marks) if words in {"", "duration"} else ""
+    if words:
+        return f"{words} {bounds}".strip()
+    if bool in types:
+        return "`true`, `false`"
+    if Path in types:
+        return "path"
+    if tuple in types:
+        return "[lowest, highest]"
+    if list in types or Sequence in types:
+        return "list"
+    if int in types or float in types:
+        text = "integer" if float not in types else "number"
+        return f"{text} {bounds}".strip() + (" or text" if str in types else "")
+    return "text"
+
+
+def _flatten(annotation: Any) -> tuple[set[Any], list[Any]]:
+    """The plain types within an annotation, and everything that is annotated on them."""
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        types, within = _flatten(inner)
+        return types, [*within, *marks]
+    if get_origin(annotation) in {Union, UnionType}:
+        parts = [_flatten(part) for part in get_args(annotation) if part is not NoneType]
+        return set().union(*(types for types, _ in parts)), [mark for _, marks in parts for mark in marks]
+    return {get_origin(annotation) or annotation}, []
+
+
+def _bounds(marks: Iterable[Any]) -> str:
+    """`1 to 256`, `above 0`, or nothing where a bound is only what the type can hold."""
+    bounds: dict[str, float] = {}
+    for mark in marks:
+        for one in getattr(mark, "metadata", [mark]):
+            for name in ("ge", "gt", "le", "lt"):
+                bound = getattr(one, name, None)
+                if bound is not None and abs(bound) < _TYPE_LIMIT:
+                    bounds[name] = bound
+    low, high = bounds.get("gt", bounds.get("ge")), bounds.get("lt", bounds.get("le"))
+    if low is None:
+        return "" if high is None else f"up to {high:,}"
+    if high is not None:
+        return f"{'above ' if 'gt' in bounds else ''}{low:,} to {'below ' if 'lt' in bounds else ''}{high:,}"
+    return f"above {low:,}" if "gt" in bounds else "" if low == 0 else f"from {low:,}"

@@ -154,6 +154,19 @@ FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(
 Servers = Annotated[list[str], BeforeValidator(_split), AfterValidator(_servers)]
 Secret = Annotated[SecretStr, AfterValidator(_non_empty)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
+VALUE_NAMES = {  # what the reference calls the values that these functions accept
+    _seconds: "duration",
+    _bytes: "size",
+    group_name: "name",
+    _topic: "topic",
+    _model: "path, or builtin:NAME",
+    _field_path: "field",
+    _distinct: "list of fields",
+    _servers: "host:port, or a list of them",
+    _token: "text",
+    _non_empty: "text",
+    _single_line: "text",
+}
 Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
