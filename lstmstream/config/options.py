@@ -11,6 +11,16 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from lstmstream.config.paths import Keys, variable_of
 from lstmstream.config.types import VALUE_NAMES, Section, section_of
 
+_TYPE_NAMES = {  # the first that the annotation has
+    bool: "`true`, `false`",
+    Path: "path",
+    tuple: "[lowest, highest]",
+    list: "list",
+    Sequence: "list",
+    float: "number",
+    int: "integer",
+}
+_BOUNDED = {"duration", "number", "integer"}
 _TYPE_LIMIT = 2**31 - 1  # a bound that is only what 32 bits hold says nothing to a reader
 
 
@@ -76,21 +86,10 @@ def _kind(annotation: Any, metadata: Iterable[Any]) -> str:
     types, marks = _flatten(annotation)
     marks += metadata
     words = next((VALUE_NAMES[mark.func] for mark in marks if getattr(mark, "func", None) in VALUE_NAMES), "")
-    bounds = _bounds(marks) if words in {"", "duration"} else ""
-    if words:
-        return f"{words} {bounds}".strip()
-    if bool in types:
-        return "`true`, `false`"
-    if Path in types:
-        return "path"
-    if tuple in types:
-        return "[lowest, highest]"
-    if list in types or Sequence in types:
-        return "list"
-    if int in types or float in types:
-        text = "integer" if float not in types else "number"
-        return f"{text} {bounds}".strip() + (" or text" if str in types else "")
-    return "text"
+    if not words:
+        words = next((name for kind, name in _TYPE_NAMES.items() if kind in types), "text")
+    bounded = words if words not in _BOUNDED else f"{words} {_bounds(marks)}".strip()
+    return f"{bounded} or text" if int in types and str in types else bounded
 
 
 def _flatten(annotation: Any) -> tuple[set[Any], list[Any]]:
