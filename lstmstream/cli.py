@@ -223,6 +223,31 @@ def demo(
     return run_demo(events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
 
 
+@dev.command()
+def events(
+    topic: Annotated[str, typer.Option(help="Topic to write to; it has to exist.")] = "transactions",
+    bootstrap_servers: Annotated[str, typer.Option(help="The broker.")] = "127.0.0.1:9092",
+    rate: Annotated[float, typer.Option(min=0.1, help="Events per second.")] = 50.0,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after this many events. Default: at Ctrl-C.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated customers.")] = 1,
+) -> int:
+    """Write simulated card payments to a topic, keyed by customer; `builtin:demo` scores them."""
+    from lstmstream.demo.events import send_events
+    from lstmstream.errors import Fatal
+    from lstmstream.shutdown import ShutdownSignal
+
+    stop = ShutdownSignal()
+    try:
+        sent = send_events(
+            bootstrap_servers, topic, rate=rate, events=count, seed=seed, stopping=lambda: stop.requested
+        )
+    except Fatal as error:
+        print(f"lstmstream: {error}", file=sys.stderr)
+        return 1
+    print(f"{sent:,} events were written to topic {topic}.", file=sys.stderr)
+    return 0
+
+
 @model.command()
 def inspect(
     file: Annotated[str, typer.Argument(help="A model file, or builtin:NAME.")],
