@@ -168,3 +168,13 @@ class Predictions:
     prediction: Floats | None  # [M, P]
     alert: Bools  # [M]
     steps: Ints  # [M] observations that the key's state has seen, this one included
+
+    def take(self, rows: Ints) -> Predictions:
+        """Those at `rows`."""
+        return Predictions(
+            self.index[rows],
+            self.score[rows],
+            None if self.prediction is None else self.prediction[rows],
+            self.alert[rows],
+            self.steps[rows],
+        )

@@ -1,4 +1,4 @@
-"""librdkafka's names and values: which of its own errors is of which kind, and which settings each of its objects gets."""
+"""librdkafka's names and values: of which kind its own errors are, and which settings each of its objects gets."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
 
 log = logging.getLogger(__name__)
+
+_CODE = re.compile(r"\[Error (-?\d+)\]")
 
 
 class KafkaPythonClient:
@@ -112,8 +115,8 @@ class KafkaPythonClient:
         for errors, kind in KINDS:
             if isinstance(cause, errors):
                 return Problem(kind, self._dotted(str(cause)) if kind is ErrorKind.BAD_SETTINGS else str(cause))
-        code = getattr(cause, "errno", None)
-        if isinstance(cause, kerr.BrokerResponseError) and code is not None:
+        code = _code(cause)
+        if code is not None:
             return broker_problem(code, str(cause), self._properties, self._group)
         return Problem(ErrorKind.TRANSIENT, str(cause))
 
@@ -298,6 +301,14 @@ class _NullableHeaders(list[tuple[str, bytes | None]]):
 
     def __bool__(self) -> bool:
         return False
+
+
+def _code(cause: BaseException) -> int | None:
+    """The number of the broker's error. Of some answers the library keeps it in the text only."""
+    if isinstance(cause, kerr.BrokerResponseError):
+        return cause.errno if isinstance(cause.errno, int) else None
+    found = _CODE.search(str(cause)) if type(cause) is kerr.KafkaError else None
+    return None if found is None else int(found[1])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
