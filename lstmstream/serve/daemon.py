@@ -310,7 +310,7 @@ class Daemon:
         self._set_phase(Phase.RECOVERING)
         self._observer.on_blocked("broker", "the broker failed; recovering")
         self._observer.on_failure(str(error), self._committer.pending_events())
-        self._failures.note("the broker failed, trying again", error)
+        self._failures.note(self._what_failed(error), error)
         # A refused record is found in a few steps, and then there is a commit.
         if self._recoveries > 1 and not isinstance(error, RecordRefused):
             self._clock.sleep(BACKOFF_S[min(self._recoveries - 2, len(BACKOFF_S) - 1)])
@@ -330,6 +330,16 @@ class Daemon:
         self._observer.on_unblocked("broker")
         log.log(self._log_level(), "recovered")
         self._update_phase()
+
+    def _what_failed(self, error: TryAgain) -> str:
+        if isinstance(error, RecordRefused):
+            return "a record is refused, trying again in smaller batches"
+        if self._committer.pending_events() == 1 and self._recoveries > 3:
+            return (
+                "not even one event could be committed in time, trying again (a quota of the broker, or a slow network?"
+                " transaction.timeout.ms and delivery.timeout.ms are the limits)"
+            )
+        return "the broker failed, trying again"
 
     def _resolve_pending(self, timeout_s: float) -> None:
         """Go on from the committed offsets, with the states that belong to them. Raises TryAgain."""

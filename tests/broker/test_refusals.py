@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ from harness import (
     read_all,
     write_config,
 )
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.errors import KafkaError, for_code
+from kafka.protocol.admin import AlterClientQuotasRequest
 from models import random_model
 
 DAY_MS = 86_400_000
@@ -54,7 +58,9 @@ def letters(servers: str, name: str) -> list[tuple[Any, dict[str, str]]]:
 
 def wait_committed(daemon: RunningDaemon, servers: str, name: str, offset: int, timeout_s: float = 60) -> None:
     def committed() -> bool:
-        return committed_offsets(servers, name).get(0) == offset
+        with contextlib.suppress(KafkaError):  # a new broker's group coordinator takes a moment
+            return committed_offsets(servers, name).get(0) == offset
+        return False
 
     daemon.wait(committed, f"committed to {offset}", timeout_s)
 
@@ -157,3 +163,66 @@ def test_a_setting_that_the_broker_refuses(
         assert daemon.wait_end() == 2, daemon.last_words()
         [error] = [line["message"] for line in daemon.log_lines if line["level"] == "error"]
         assert all(word in error for word in words), error
+
+
+def test_another_kind_of_consumer_in_the_group(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    name = topic_prefix
+    create_topics(broker, [f"{name}.in"], partitions=1)
+    other = KafkaConsumer(
+        f"{name}.in",
+        bootstrap_servers=broker,
+        group_id=name,
+        partition_assignment_strategy=[RangePartitionAssignor],
+    )
+    try:
+        while not other.assignment():
+            other.poll(timeout_ms=200)
+        with RunningDaemon(configured(tmp_path, name, broker), tmp_path / "log") as daemon:
+            deadline = time.monotonic() + 60
+            while daemon.exit_code is None and time.monotonic() < deadline:
+                other.poll(timeout_ms=100)
+            assert daemon.exit_code == 2, daemon.last_words()
+            [error] = [line["message"] for line in daemon.log_lines if line["level"] == "error"]
+            assert error.startswith(f"name: the broker refuses {name!r}"), error
+    finally:
+        other.close()
+
+
+def set_produce_quota(servers: str, client_id: str, bytes_per_s: float) -> None:
+    request = AlterClientQuotasRequest
+    entity = request.EntryData.EntityData(entity_type="client-id", entity_name=client_id)
+    value = request.EntryData.OpData(key="producer_byte_rate", value=bytes_per_s, remove=False)
+    entry = request.EntryData(entity=[entity], ops=[value])
+    with admin(servers) as client:
+        client._manager.run(
+            client._send_request_to_controller,
+            request(entries=[entry], validate_only=False),
+            lambda response: [for_code(entry.error_code) for entry in response.entries],
+            True,
+        )
+
+
+def test_a_quota_smaller_than_a_batch(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    """10,000 events wait, and what they become takes two minutes: the offset moves all the same."""
+    name = topic_prefix
+    make_topic(broker, f"{name}.in")
+    produce(broker, f"{name}.in", [(b"k%d" % (i % 50), b'{"amount": 1}', now_ms(), 0) for i in range(10_000)])
+    set_produce_quota(broker, f"lstmstream-{name}", 20_000)
+    with RunningDaemon(configured(tmp_path, name, broker), tmp_path / "log") as daemon:
+        seen: list[int] = []
+        offset = 0
+
+        def moved() -> bool:
+            nonlocal offset
+            with contextlib.suppress(KafkaError):  # a new broker's group coordinator takes a moment
+                offset = committed_offsets(broker, name).get(0, 0)
+            if offset > (seen[-1] if seen else 0):
+                seen.append(offset)
+            return len(seen) >= 3
+
+        daemon.wait(moved, "committed three times", 120)
+        warnings = [line["message"] for line in daemon.log_lines if line["level"] == "warning"]
+        assert len(warnings) < 30, warnings
+        assert daemon.sigterm() in (0, 1)  # by whether its states fit the quota in time
+        offset = committed_offsets(broker, name)[0]
+    assert predicted(broker, f"{name}.out") == list(range(offset))
