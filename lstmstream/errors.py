@@ -1,11 +1,12 @@
 """The errors of this package, grouped by what the daemon does next.
 
 LstmstreamError
-├── BadRecord        one record is wrong: it becomes a dead letter, the stream goes on
-├── TryAgain         the broker may recover: roll back, make a new producer, rewind, retry
-├── OwnershipLost    another process owns these keys or this transactional id: leave, commit nothing
-├── Fatal            running cannot go on and starting again may help: exit code 1
-└── CannotServe      config, model or topics are wrong: say what and how to fix it, exit code 2
+├── BadRecord          one record is wrong: it becomes a dead letter, the stream goes on
+├── TryAgain           the broker may recover: roll back, make a new producer, rewind, retry
+│   └── RecordRefused  the broker will never take one of the records: find it, and publish a dead letter in its place
+├── OwnershipLost      another process owns these keys or this transactional id: leave, commit nothing
+├── Fatal              running cannot go on and starting again may help: exit code 1
+└── CannotServe        config, model or topics are wrong: say what and how to fix it, exit code 2
 """
 
 from __future__ import annotations
@@ -25,6 +26,21 @@ class BadRecord(LstmstreamError):
 
 class TryAgain(LstmstreamError):
     """A temporary fault of the broker or the network. The transaction in progress is lost."""
+
+
+class RecordRefused(TryAgain):
+    """The broker refuses a record for good: its time, its key, its form or its size. The transaction is lost.
+
+    `topic` and `partition` are those that it was written to; None where the client does not say.
+    """
+
+    def __init__(
+        self, message: str, *, topic: str | None = None, partition: int | None = None, too_large: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.partition = partition
+        self.too_large = too_large
 
 
 class OwnershipLost(LstmstreamError):

@@ -61,6 +61,15 @@ class RecordBatch:
             topic, partitions, offsets, timestamps, keys, values, [()] * len(values) if headers is None else headers
         )
 
+    def sizes(self) -> Ints:
+        """[N] bytes of key, value and headers of each record."""
+        columns = zip(self.keys, self.values, self.headers, strict=True)
+        sizes = [
+            len(key or b"") + len(value or b"") + (sum(len(n) + len(v or b"") for n, v in headers) if headers else 0)
+            for key, value, headers in columns
+        ]
+        return np.array(sizes, dtype=np.int64)
+
     def take(self, rows: Ints) -> RecordBatch:
         """The records at `rows`."""
         kept = rows.tolist()
@@ -119,9 +128,10 @@ class DeadLetter:
     """Why the record at `index` of its batch has no prediction."""
 
     index: int
-    stage: str  # decode | validate | late | step
+    stage: str  # decode | validate | late | step | publish
     message: str
     with_value: bool = True  # False for a value over input.max_bytes
+    form: int = 0  # how much of the record the dead letter keeps: one of encode.py's forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +168,13 @@ class Predictions:
     prediction: Floats | None  # [M, P]
     alert: Bools  # [M]
     steps: Ints  # [M] observations that the key's state has seen, this one included
+
+    def take(self, rows: Ints) -> Predictions:
+        """Those at `rows`."""
+        return Predictions(
+            self.index[rows],
+            self.score[rows],
+            None if self.prediction is None else self.prediction[rows],
+            self.alert[rows],
+            self.steps[rows],
+        )

@@ -95,12 +95,18 @@ class Checkpointer:
         return any(partition.floor_lag for partition in self._partitions.running())
 
     def plan(
-        self, *, events: int, changed: Mapping[int, ChangedRows], positions: Mapping[int, int], flush: bool = False
+        self,
+        *,
+        events: int,
+        changed: Mapping[int, ChangedRows],
+        positions: Mapping[int, int],
+        flush: bool = False,
+        max_writes: int = WRITES_PER_TRANSACTION_ON_SHUTDOWN,
     ) -> CheckpointPlan:
         """States due for the transaction that takes the input to `positions` (partition → next offset).
 
         `changed` are those of the batch of `events` events; states are written as of that batch. `flush` is for a
-        shutdown: all that is dirty, a transaction's worth at a time.
+        shutdown: all that is dirty, a transaction's worth at a time. `max_writes` limits the states, floors aside.
         """
         budget = self._write_budget + events
         now_s = self._clock()
@@ -108,7 +114,7 @@ class Checkpointer:
         written: dict[int, Ints] = {}
         floors: dict[int, int] = {}
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
-        room = WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual
+        room = min(max_writes, WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual)
         # Partitions oldest first too: where the budget is short, the first of them would else take all of it.
         for partition in sorted(self._partitions.running(), key=_oldest_s):
             urgent = flush or self._retention_at_risk(partition)

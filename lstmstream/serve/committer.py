@@ -3,7 +3,8 @@
 1. `submit` plans which states are due and hands outputs, states and offsets to the transport, with a nonce.
 2. It went through: the engine keeps the states, the checkpointer notes what is clean and dirty, observers are told.
 3. It failed: its outcome is not known. The transaction stays *pending* until `resolve` is given the group's committed
-   offsets: one of its partitions shows the nonce, or the batch is rolled back and will be done again.
+   offsets: one of its partitions shows the nonce, or the batch is rolled back and will be done again, in parts:
+   what failed as a whole may have been too slow, or hold one record that a topic refuses (refusals.py).
 
 Offsets alone cannot tell: an idle checkpoint commits the present ones again, and after a rebalance another member may
 commit the very same ones.
@@ -15,10 +16,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from lstmstream.errors import RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
-from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
+from lstmstream.serve.batch_limit import BatchLimit
+from lstmstream.serve.checkpoint import WRITES_PER_TRANSACTION_ON_SHUTDOWN, Checkpointer, CheckpointPlan
 from lstmstream.serve.engine import Engine, Result
 from lstmstream.serve.observers import Observer
+from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.scorer import Timer
 from lstmstream.transport.ports import CommittedOffset, Membership, Transport
 
@@ -55,7 +59,16 @@ class Committer:
         observer: Observer,
         timer: Timer,
         clock: Callable[[], float],
+        *,
+        refusals: Refusals,
+        batch_limit: BatchLimit,
+        timeout_s: float = COMMIT_TIMEOUT_S,
     ) -> None:
+        """`batch_limit` is halved by what fails. `timeout_s` of one transaction: more than the broker gives it."""
+        self._refusals = refusals
+        self._batch_limit = batch_limit
+        self._write_limit = BatchLimit(WRITES_PER_TRANSACTION_ON_SHUTDOWN)
+        self._timeout_s = timeout_s
         self._transport = transport
         self._engine = engine
         self._checkpointer = checkpointer
@@ -67,20 +80,42 @@ class Committer:
         self.pending: PendingTransaction | None = None
 
     def submit(
-        self, result: Result, membership: Membership, *, flush: bool = False, timeout_s: float = COMMIT_TIMEOUT_S
+        self, result: Result, membership: Membership, *, flush: bool = False, timeout_s: float | None = None
     ) -> None:
-        """Commit a batch with the states that are due. Raises TryAgain (then it is pending), OwnershipLost, Fatal."""
+        """Commit a batch with the states that are due. Raises TryAgain (then it is pending), OwnershipLost, Fatal.
+
+        After a failure the next batch should be smaller: see BatchLimit.
+        """
         plan = self._checkpointer.plan(
             events=len(result.records),
             changed=result.changed,
             positions=result.records.next_offsets(),
             flush=flush,
+            max_writes=self._write_limit.now,
         )
-        self._commit(result, plan, membership, timeout_s)
+        events, writes = len(result.records), sum(map(len, plan.written.values()))
+        try:
+            self._commit(result, plan, membership, self._timeout_s if timeout_s is None else timeout_s)
+        except RecordRefused as error:
+            self._refusals.note(result, error)
+            self._batch_limit.on_refused(events)
+            raise
+        except TryAgain:
+            self._batch_limit.on_failure(events)
+            self._write_limit.on_failure(writes)
+            raise
+        if events:
+            self._batch_limit.on_commit()
+        if writes:
+            self._write_limit.on_commit()
 
     def submit_plan(self, plan: CheckpointPlan, membership: Membership) -> None:
         """Commit a plan without a batch: where a partition's states begin. Raises as `submit` does."""
-        self._commit(None, plan, membership, INITIAL_COMMIT_TIMEOUT_S)
+        try:
+            self._commit(None, plan, membership, INITIAL_COMMIT_TIMEOUT_S)
+        except RecordRefused as error:
+            self._refusals.note(None, error)
+            raise
 
     def resolve(self, committed: Mapping[int, CommittedOffset]) -> None:
         """Learn the outcome of the pending transaction from the group's offsets, asked for after `recover`."""
@@ -97,6 +132,10 @@ class Committer:
     def pending_partitions(self) -> set[int]:
         """Those whose offsets tell the outcome."""
         return set() if self.pending is None else set(self.pending.plan.offsets)
+
+    def pending_events(self) -> int:
+        """Events of the pending transaction."""
+        return 0 if self.pending is None or self.pending.result is None else len(self.pending.result.records)
 
     def _commit(self, result: Result | None, plan: CheckpointPlan, membership: Membership, timeout_s: float) -> None:
         assert self.pending is None, "the last transaction's outcome is not known"
@@ -121,5 +160,6 @@ class Committer:
         if result is None:
             return  # its restore goes on, or starts again and finds the floor
         self._engine.commit()
+        self._refusals.on_commit(plan.offsets)
         self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms())
         self._observer.on_commit(result, plan, duration_s)

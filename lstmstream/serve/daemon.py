@@ -14,15 +14,18 @@ from enum import Enum
 from typing import NamedTuple
 
 from lstmstream.config import Config
-from lstmstream.errors import TryAgain
+from lstmstream.errors import RecordRefused, TryAgain
 from lstmstream.records import RecordBatch, concatenate
+from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
 from lstmstream.serve.committer import COMMIT_TIMEOUT_S, Committer
 from lstmstream.serve.engine import Engine
+from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.housekeeping import Housekeeping
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.partition import Partition, Partitions
+from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, Restore, RestoreContext
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import Topics
@@ -102,8 +105,34 @@ class Daemon:
             clock=clock.monotonic_s,
             wall_s=clock.wall_s,
         )
-        self._committer = Committer(transport, engine, self._checkpointer, observer, timer, clock.monotonic_s)
-        self._housekeeping = Housekeeping(config, transport, topics, self._partitions, observer, clock.monotonic_s)
+        properties = config.kafka.properties
+        self._refusals = Refusals(
+            config.state.topic,
+            compressed=properties.get("compression.type", "none") != "none",
+            wall_s=clock.wall_s,
+        )
+        self._batch_limit = BatchLimit(config.batch.max_events)
+        self._committer = Committer(
+            transport,
+            engine,
+            self._checkpointer,
+            observer,
+            timer,
+            clock.monotonic_s,
+            refusals=self._refusals,
+            batch_limit=self._batch_limit,
+            timeout_s=commit_timeout_s(config),
+        )
+        self._housekeeping = Housekeeping(
+            config,
+            transport,
+            topics,
+            self._partitions,
+            observer,
+            clock.monotonic_s,
+            batch_limit=self._batch_limit,
+            on_topics=self._refusals.set_topics,
+        )
         self._restore_context = RestoreContext(
             transport,
             engine,
@@ -117,6 +146,8 @@ class Daemon:
         )
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
         self._failed = False  # the transport failed and has not recovered yet
+        self._recoveries = 0  # since the last commit
+        self._failures = FailureLog(log, clock.monotonic_s)
         self._stopping = False
         self._drain_deadline_s = math.inf  # clock time at which handing over is given up
         self.phase = Phase.STARTING
@@ -170,8 +201,8 @@ class Daemon:
         self._housekeeping.tick(polled)
 
     def _poll(self) -> PollResult:
-        """What the broker has; with `batch.max_wait`, a little more of it."""
-        limit, wait_s = self._config.batch.max_events, self._config.batch.max_wait
+        """What the broker has, up to the limit of a batch; with `batch.max_wait`, a little more of it."""
+        limit, wait_s = self._batch_limit.now, self._config.batch.max_wait
         with self._timer("poll"):
             polled = self._transport.poll(self._poll_timeout_s(), limit)
             deadline_s = self._clock.monotonic_s() + wait_s
@@ -224,11 +255,17 @@ class Daemon:
                 raise TryAgain(f"{batch.topic}[{number}] gave offset {offset} again, though it had come to {position}")
 
     def _process_batch(
-        self, batch: RecordBatch, membership: Membership, *, flush: bool = False, timeout_s: float = COMMIT_TIMEOUT_S
+        self, batch: RecordBatch, membership: Membership, *, flush: bool = False, timeout_s: float | None = None
     ) -> None:
         """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
-        result = self._engine.process(batch)
+        result = self._engine.process(batch, self._refusals)
         self._committer.submit(result, membership, flush=flush, timeout_s=timeout_s)
+        self._on_progress()
+
+    def _on_progress(self) -> None:
+        """The broker does what it is asked: what fails next is a new failure."""
+        self._recoveries = 0
+        self._failures.over()
 
     # -- partitions
 
@@ -259,12 +296,13 @@ class Daemon:
                 restore.note_failure()
                 if self._committer.pending is not None or restore.failures % FAILURES_BEFORE_RECOVERY == 0:
                     raise
-                log.warning("restoring failed, trying again: %s", error, extra={"partition": restore.partition.number})
+                self._failures.note(f"restoring partition {restore.partition.number} failed, trying again", error)
                 continue
             self._observer.on_loop()
             if restored is not None:
                 self._transport.resume(restored.partition, restored.offset)
                 self._observer.on_restored(restored)
+                self._on_progress()
                 log.info("partition restored", extra=restored._asdict())
                 self._housekeeping.hurry()
                 self._update_phase()
@@ -274,9 +312,14 @@ class Daemon:
     def _recover(self, error: TryAgain) -> None:
         """A new producer ends the open transaction one way or the other; then the committed offsets tell which."""
         self._failed = True
+        self._recoveries += 1
         self._set_phase(Phase.RECOVERING)
         self._observer.on_blocked("broker", "the broker failed; recovering")
-        log.warning("the broker failed, trying again: %s", error)
+        self._observer.on_failure(str(error), self._committer.pending_events())
+        self._failures.note(self._what_failed(error), error)
+        # A refused record is found in a few steps, and then there is a commit.
+        if self._recoveries > 1 and not isinstance(error, RecordRefused):
+            self._clock.sleep(BACKOFF_S[min(self._recoveries - 2, len(BACKOFF_S) - 1)])
         for backoff_s in backoffs():
             if self._stopping:
                 return  # `drain` decides what is left to do
@@ -287,11 +330,22 @@ class Daemon:
                 self._resolve_pending(CALL_TIMEOUT_S)
                 break
             except TryAgain as again:
-                log.warning("still trying: %s", again)
+                self._failures.note("the broker cannot be used, still trying", again)
+                self._observer.on_failure(str(again), self._committer.pending_events())
                 self._clock.sleep(backoff_s)
         self._observer.on_unblocked("broker")
-        log.info("recovered")
+        log.log(self._log_level(), "recovered")
         self._update_phase()
+
+    def _what_failed(self, error: TryAgain) -> str:
+        if isinstance(error, RecordRefused):
+            return "a record is refused, trying again in smaller batches"
+        if self._committer.pending_events() == 1 and self._recoveries > 3:
+            return (
+                "not even one event could be committed in time, trying again (a quota of the broker, or a slow network?"
+                " transaction.timeout.ms and delivery.timeout.ms are the limits)"
+            )
+        return "the broker failed, trying again"
 
     def _resolve_pending(self, timeout_s: float) -> None:
         """Go on from the committed offsets, with the states that belong to them. Raises TryAgain."""
@@ -394,9 +448,19 @@ class Daemon:
         if phase is self.phase:
             return
         assert phase in ALLOWED[self.phase], f"{self.phase} → {phase}"
-        log.info("phase", extra={"before": self.phase.value, "now": phase.value})
+        log.log(self._log_level(), "phase", extra={"before": self.phase.value, "now": phase.value})
         self.phase = phase
         self._observer.on_phase(phase.value)
+
+    def _log_level(self) -> int:
+        """Of what is only worth a line once, while recovery follows recovery without a commit in between."""
+        return logging.DEBUG if self._recoveries > 1 and not self._stopping else logging.INFO
+
+
+def commit_timeout_s(config: Config) -> float:
+    """More than the broker gives a transaction; but the loop must be seen to move meanwhile."""
+    open_s = int(config.kafka.properties.get("transaction.timeout.ms", 10_000)) / 1000
+    return max(COMMIT_TIMEOUT_S, min(open_s + 2.0, 0.9 * config.http.stall_after))
 
 
 def backoffs() -> Iterator[float]:

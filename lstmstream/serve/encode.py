@@ -20,6 +20,11 @@ from lstmstream.model import Card
 from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch
 from lstmstream.serve.decode import Decoded
 
+# Forms of a dead letter, each plainer than the one before: what its topic refuses is written in the next one.
+AS_IT_CAME, NOW, WITH_KEY, BARE, OWN_KEY = range(5)
+# NOW: with the present time, and the record's own in a header. WITH_KEY: and a key where it has none, made from topic,
+# partition and offset. BARE: and without value and headers. OWN_KEY: and with the made key whatever it has.
+
 
 class Outputs(NamedTuple):
     """What one micro-batch publishes."""
@@ -67,9 +72,18 @@ class Encoder:
         self._model = b"," + model + b',"source":{'
 
     def encode(
-        self, records: RecordBatch, decoded: Decoded, predictions: Predictions, dead_letters: list[DeadLetter]
+        self,
+        records: RecordBatch,
+        decoded: Decoded,
+        predictions: Predictions,
+        dead_letters: list[DeadLetter],
+        *,
+        now_ms: int = 0,
     ) -> Outputs:
-        """Each in the order of the records; an alert is its prediction once more."""
+        """Each in the order of the records; an alert is its prediction once more.
+
+        `now_ms`, milliseconds since 1970 UTC, is the time of dead letters that cannot bear their record's own.
+        """
         index = predictions.index
         observed = np.searchsorted(decoded.observations.index, index).tolist()  # among the observations
         values = self._values(records, decoded, predictions, observed)
@@ -89,7 +103,7 @@ class Encoder:
         return Outputs(
             published,
             self._alerts(published, records.partitions[index], predictions),
-            self._dead_letters(records, dead_letters),
+            self._dead_letters(records, dead_letters, now_ms),
         )
 
     def _alerts(self, published: RecordBatch, partitions: Ints, predictions: Predictions) -> RecordBatch | None:
@@ -153,16 +167,20 @@ class Encoder:
         partitions = records.partitions[index].tolist()
         return [b'"topic":%b,"partition":%d,"offset":%d' % (name, *at) for at in zip(partitions, offsets, strict=True)]
 
-    def _dead_letters(self, records: RecordBatch, dead_letters: list[DeadLetter]) -> RecordBatch:
+    def _dead_letters(self, records: RecordBatch, dead_letters: list[DeadLetter], now_ms: int) -> RecordBatch:
         rows = np.array([letter.index for letter in dead_letters], dtype=np.int64)
         same = records.take(rows)
         topic = self._topics.dead_letters
+        forms = np.array([letter.form for letter in dead_letters], dtype=np.int64)
         return RecordBatch.to_write(
             topic,
             self._partitions(topic, same.partitions),
-            same.timestamps,
-            same.keys,
-            [value if letter.with_value else None for value, letter in zip(same.values, dead_letters, strict=True)],
+            np.where(forms >= NOW, now_ms, same.timestamps),
+            [_dead_letter_key(same, row, letter.form) for row, letter in enumerate(dead_letters)],
+            [
+                value if letter.with_value and letter.form < BARE else None
+                for value, letter in zip(same.values, dead_letters, strict=True)
+            ],
             [
                 _dead_letter_headers(records, letter, headers)
                 for headers, letter in zip(same.headers, dead_letters, strict=True)
@@ -170,16 +188,30 @@ class Encoder:
         )
 
 
+def _dead_letter_key(records: RecordBatch, row: int, form: int) -> bytes | None:
+    key = records.keys[row]
+    if form >= OWN_KEY or (form >= WITH_KEY and key is None):
+        return f"{records.topic}-{records.partitions[row]}-{records.offsets[row]}".encode()
+    return key
+
+
 def _dead_letter_headers(records: RecordBatch, letter: DeadLetter, headers: Headers) -> Headers:
     """The record's own, then why it has no prediction (the names are those of KIP-1034)."""
+    message = letter.message
+    if letter.form >= BARE:
+        value, size = records.values[letter.index], sum(len(name) + len(value or b"") for name, value in headers)
+        message += f" (left out here: a value of {len(value or b'')} bytes, headers of {size} bytes)"
+        headers = []
     about = {
         "__streams.errors.exception": "lstmstream.errors.BadRecord",
-        "__streams.errors.message": letter.message,
+        "__streams.errors.message": message,
         "__streams.errors.topic": records.topic,
         "__streams.errors.partition": str(records.partitions[letter.index]),
         "__streams.errors.offset": str(records.offsets[letter.index]),
         "lstmstream.stage": letter.stage,
     }
+    if letter.form >= NOW:
+        about["lstmstream.timestamp"] = str(records.timestamps[letter.index])
     return [*headers, *((name, text.encode()) for name, text in about.items())]
 
 

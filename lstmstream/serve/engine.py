@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lstmstream.records import DeadLetter, Predictions, RecordBatch
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.encode import Encoder, Outputs
+from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.scorer import ChangedRows, Scorer, Timer, no_timer
 
 
@@ -35,18 +36,24 @@ class Engine:
         self._encoder = encoder
         self._timer = timer
 
-    def process(self, records: RecordBatch) -> Result:
-        """Answer N records, in order per key. The new states can still be rolled back."""
+    def process(self, records: RecordBatch, refusals: Refusals | None = None) -> Result:
+        """Answer N records, in order per key. The new states can still be rolled back.
+
+        What topics refuse is replaced as `refusals` says. No state depends on that.
+        """
         with self._timer("decode"):
             decoded = self._decoder.decode(records)
         scored = self.scorer.score(decoded.observations)
         with self._timer("encode"):
             # In the input's order, whatever the rounds.
             dead_letters = sorted(decoded.dead_letters + scored.dead_letters, key=lambda letter: letter.index)
-            outputs = self._encoder.encode(records, decoded, scored.predictions, dead_letters)
-        return Result(
-            records, scored.predictions, dead_letters, outputs, scored.changed, scored.late_events, scored.expired
-        )
+            predictions = scored.predictions
+            outputs = self._encoder.encode(records, decoded, predictions, dead_letters)
+            # Again for what is put in its place: forms only ever get plainer, so that this ends.
+            while refusals is not None and (accepted := refusals.check(records, predictions, dead_letters, outputs)):
+                predictions, dead_letters = accepted
+                outputs = self._encoder.encode(records, decoded, predictions, dead_letters, now_ms=refusals.now_ms())
+        return Result(records, predictions, dead_letters, outputs, scored.changed, scored.late_events, scored.expired)
 
     def replay(self, records: RecordBatch) -> dict[int, ChangedRows]:
         """Move states by records that were answered before; the rows that changed, by partition."""

@@ -1,6 +1,7 @@
 """Whether the daemon lives and whether it is ready, for the probes. The daemon writes, the HTTP thread reads.
 
-It knows neither Kafka nor HTTP: only when the loop last went round, and what is in the way.
+It knows neither Kafka nor HTTP: only when the loop last went round, what is in the way, and whether input that waits is
+answered.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ STARTUP_CONDITIONS: Mapping[str, str] = {
 }
 
 
+MAX_ERROR_CHARS = 300
+
+
 class Health:
-    """Thread-safe. Ready once nothing is in the way; alive while the loop moves."""
+    """Thread-safe. Ready once nothing is in the way and input that waits is answered; alive while the loop moves."""
 
     def __init__(
         self,
@@ -27,13 +31,19 @@ class Health:
         clock: Callable[[], float] = time.monotonic,
         blocked: Mapping[str, str] = STARTUP_CONDITIONS,
     ) -> None:
-        """`stall_after` in seconds. `blocked`: what is in the way at first, each with the reason to give."""
+        """`stall_after` in seconds, for the loop and for commits that input waits for.
+
+        `blocked`: what is in the way at first, each with the reason to give.
+        """
         self._stall_after = stall_after
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = "starting"
         self._blocked = dict(blocked)
         self._last_heartbeat_s = clock()
+        self._waiting = 0  # records of the input, as last seen
+        self._waiting_since_s: float | None = None  # since the last commit, or since when there are any
+        self._last_error = ""
 
     @property
     def phase(self) -> str:
@@ -62,6 +72,29 @@ class Health:
         with self._lock:
             self._last_heartbeat_s = max(self._last_heartbeat_s, now)
 
+    def waiting(self, records: int) -> None:
+        """So many records of the input wait to be answered."""
+        with self._lock:
+            self._waiting = records
+            if not records:
+                self._waiting_since_s = None
+            elif self._waiting_since_s is None:
+                self._waiting_since_s = self._clock()
+
+    def committed(self) -> None:
+        """A batch went through: what still waits has waited since now."""
+        with self._lock:
+            self._last_error = ""
+            if self._waiting_since_s is not None:
+                self._waiting_since_s = self._clock()
+
+    def failed(self, error: str, waiting: int) -> None:
+        """A batch of so many events did not go through. The broker's words hold no key and no value."""
+        if waiting:
+            self.waiting(max(waiting, self._waiting))
+        with self._lock:
+            self._last_error = error[:MAX_ERROR_CHARS]
+
     def livez(self) -> tuple[bool, str]:
         """Whether the loop has moved within `stall_after`, and a sentence that says so."""
         with self._lock:
@@ -76,6 +109,18 @@ class Health:
         alive, text = self.livez()
         with self._lock:
             reasons = list(self._blocked.values())
+            stalled = self._stalled()
+        if stalled is not None:
+            reasons.append(stalled)
         if not alive:
             reasons.append(text)
         return not reasons, reasons
+
+    def _stalled(self) -> str | None:
+        if self._waiting_since_s is None:
+            return None
+        still_s = self._clock() - self._waiting_since_s
+        if still_s <= self._stall_after:
+            return None
+        text = f"{self._waiting} records wait, and no batch was committed for {still_s:.0f} s"
+        return f"{text}; the last error: {self._last_error}" if self._last_error else text

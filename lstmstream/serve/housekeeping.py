@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from lstmstream.config import Config
+from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.fetch_guard import FetchGuard
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.topics import Topics, check_topics_unchanged
-from lstmstream.transport.ports import PollResult, Transport
+from lstmstream.transport.ports import PollResult, TopicInfo, Transport
 
 INTERVAL_S = 1.0
 TOPICS_INTERVAL_S = 5.0
@@ -26,7 +27,13 @@ class Housekeeping:
         partitions: Partitions,
         observer: Observer,
         clock: Callable[[], float],
+        *,
+        batch_limit: BatchLimit,
+        on_topics: Callable[[Mapping[str, TopicInfo]], None] = lambda _topics: None,
     ) -> None:
+        """`batch_limit`: what a poll is asked for. `on_topics` gets the topics as the broker has them, at each look."""
+        self._batch_limit = batch_limit
+        self._on_topics = on_topics
         self._config = config
         self._transport = transport
         self._topics = topics
@@ -40,7 +47,7 @@ class Housekeeping:
     def tick(self, polled: PollResult) -> None:
         """Gauges and a look at fetching once a second; every few seconds, the topics. Raises TryAgain, CannotServe."""
         running = self._partitions.running()
-        saturated = len(polled.records) >= self._config.batch.max_events
+        saturated = len(polled.records) >= self._batch_limit.now
         self._fetch_guard.on_poll(polled.records.first_offsets().keys(), running, saturated=saturated)
         now_s = self._clock()
         if now_s >= self._next_s:
@@ -58,7 +65,7 @@ class Housekeeping:
 
     def check_topics(self) -> None:
         """Raises CannotServe where a topic is not as it was at the start, TryAgain."""
-        check_topics_unchanged(self._config, self._transport, self._topics)
+        self._on_topics(check_topics_unchanged(self._config, self._transport, self._topics))
 
     def check_assignment(self, partitions: Collection[int]) -> None:
         """Partitions that the input did not have at the start: it has grown. Raises CannotServe, TryAgain."""

@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-DEAD_LETTER_STAGES = ("decode", "validate", "late", "step")
+DEAD_LETTER_STAGES = ("decode", "validate", "late", "step", "publish")
 LATE_POLICIES = ("apply", "score", "drop")
 STALLED_FETCH_ACTIONS = ("seek", "rejoin")
 OUTCOMES = ("committed", "aborted", "unknown")

@@ -59,6 +59,9 @@ class Observer:
     def on_abort(self) -> None:
         """A transaction was aborted; its batch will be done again."""
 
+    def on_failure(self, error: str, waiting: int) -> None:
+        """The broker failed, with so many events in the batch."""
+
     def on_restored(self, restored: Restored) -> None:
         """A partition is running."""
 
@@ -104,6 +107,10 @@ class Observers(Observer):
     def on_abort(self) -> None:  # noqa: D102
         for observer in self._observers:
             observer.on_abort()
+
+    def on_failure(self, error: str, waiting: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_failure(error, waiting)
 
     def on_restored(self, restored: Restored) -> None:  # noqa: D102
         for observer in self._observers:
@@ -225,6 +232,19 @@ class HealthObserver(Observer):
     def on_phase(self, phase: str) -> None:
         """Named by both endpoints."""
         self._health.set_phase(phase)
+
+    def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
+        """Progress, unless only states were written."""
+        if len(result.records):
+            self._health.committed()
+
+    def on_failure(self, error: str, waiting: int) -> None:
+        """No progress."""
+        self._health.failed(error, waiting)
+
+    def on_gauges(self, gauges: Gauges) -> None:
+        """How much input waits."""
+        self._health.waiting(sum(partition.consumer_lag or 0 for partition in gauges.partitions))
 
     def on_blocked(self, what: str, reason: str) -> None:
         """Not ready."""

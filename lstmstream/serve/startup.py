@@ -9,6 +9,7 @@ from lstmstream.config import Config
 from lstmstream.errors import TryAgain
 from lstmstream.serve.daemon import Clock, Daemon, backoffs
 from lstmstream.serve.factory import make_engine
+from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.step_model import StepModel
 from lstmstream.serve.topics import Topics, ensure_topics
@@ -39,6 +40,7 @@ def _connect(
     config: Config, transport: Transport, observer: Observer, clock: Clock, stopping: Callable[[], bool]
 ) -> Topics | None:
     observer.on_blocked("broker", "the broker has not been reached yet")
+    failures = FailureLog(log, clock.monotonic_s)
     for backoff_s in backoffs():
         if stopping():
             return None
@@ -53,7 +55,7 @@ def _connect(
         except TryAgain as error:
             observer.on_blocked("broker", "the broker cannot be reached; trying again")
             servers = ", ".join(config.kafka.bootstrap_servers)
-            log.warning("the broker at %s cannot be used yet, trying again: %s", servers, error)
+            failures.note(f"the broker at {servers} cannot be used yet, trying again", error)
             clock.sleep(backoff_s)
     observer.on_unblocked("broker")
     return topics

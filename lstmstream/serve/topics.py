@@ -73,8 +73,8 @@ def ensure_topics(config: Config, admin: Admin) -> Topics:
     )
 
 
-def check_topics_unchanged(config: Config, admin: Admin, known: Topics) -> None:
-    """Whether all topics are as they were at the start. Raises CannotServe, TryAgain."""
+def check_topics_unchanged(config: Config, admin: Admin, known: Topics) -> dict[str, TopicInfo]:
+    """All topics, which must be as they were at the start. Raises CannotServe, TryAgain."""
     names = [config.input.topic, *sorted(_owned_topics(config))]
     found = admin.describe(names)
     problems = [
@@ -88,6 +88,7 @@ def check_topics_unchanged(config: Config, admin: Admin, known: Topics) -> None:
             problems.append(_partitions_changed(name, known.partition_counts[name], topic.partitions, config))
     if problems:
         raise CannotServe(*problems)
+    return found
 
 
 def _made_again(name: str, config: Config) -> str:

@@ -1,7 +1,8 @@
 """What the daemon does about an error of a client: one row for each kind of error, whichever client it comes from.
 
 A client says of what kind its error is (`Client.problem`); the table says what follows from that. A new kind is a
-member of `ErrorKind` and a row of `DECISIONS`; the clients' own tables then name the errors that are of this kind.
+member of `ErrorKind` and a row of `DECISIONS`. Of which kind the broker's errors are is in `error_codes.py`, by number;
+the clients' own tables name the errors that they raise by themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
-from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, TryAgain
+from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, RecordRefused, TryAgain
 
 
 class ErrorKind(Enum):
@@ -21,12 +22,17 @@ class ErrorKind(Enum):
     INSTANCE_FENCED = auto()  # another process has joined under our group.instance.id
     PRODUCER_FENCED = auto()  # another producer has taken our transactional id
     RECORD_REFUSED = auto()  # the broker will never take one of the records
+    RECORD_TOO_LARGE = auto()  # the same, for its size
     RECORDS_GONE = auto()  # the position is outside of the log
     RECORD_UNREADABLE = auto()  # the log holds something that cannot be decoded
     DENIED = auto()  # a right is missing
     BAD_CREDENTIALS = auto()  # authentication failed
     TOPIC_REFUSED = auto()  # a topic cannot be created as asked
+    SETTING_REFUSED = auto()  # the broker will never take one of the client's settings
     BAD_SETTINGS = auto()  # the client does not accept its settings
+
+
+REFUSED = frozenset({ErrorKind.RECORD_REFUSED, ErrorKind.RECORD_TOO_LARGE})
 
 
 class ProducerFenced(OwnershipLost):
@@ -37,7 +43,7 @@ class Problem(NamedTuple):
     """An error of a client in terms of the transport."""
 
     kind: ErrorKind
-    text: str  # what the client says, with the place where it knows one
+    text: str  # what the client says, with the place where it knows one; for a refused setting, which one
 
 
 class Decision(NamedTuple):
@@ -56,10 +62,8 @@ DECISIONS: Mapping[ErrorKind, Decision] = {
     ErrorKind.PRODUCER_FENCED: Decision(
         ProducerFenced, "another process has taken this one's group.instance.id: {problem}"
     ),
-    ErrorKind.RECORD_REFUSED: Decision(
-        Fatal,
-        "the broker will not take a record: {problem}. Raise max.message.bytes of the output and dead-letter topics",
-    ),
+    ErrorKind.RECORD_REFUSED: Decision(RecordRefused, "the broker refuses a record: {problem}"),
+    ErrorKind.RECORD_TOO_LARGE: Decision(RecordRefused, "the broker refuses a record as too large: {problem}"),
     ErrorKind.RECORDS_GONE: Decision(
         CannotServe,
         "records that were still to be read are gone ({problem}); the topic's retention is too short, or it was"
@@ -73,6 +77,7 @@ DECISIONS: Mapping[ErrorKind, Decision] = {
         CannotServe, "the broker does not accept the credentials: {problem}; see kafka.security"
     ),
     ErrorKind.TOPIC_REFUSED: Decision(CannotServe, "the broker refuses the topic: {problem}; create it by hand"),
+    ErrorKind.SETTING_REFUSED: Decision(CannotServe, "{problem}"),
     ErrorKind.BAD_SETTINGS: Decision(
         CannotServe, "the Kafka client does not accept its settings: {problem}; see kafka.properties and kafka.security"
     ),
@@ -88,4 +93,16 @@ def decide(problem: Problem, *, static_member: bool) -> LstmstreamError:
     if kind is ErrorKind.PRODUCER_FENCED and not static_member:
         kind = ErrorKind.TRANSIENT
     decision = DECISIONS[kind]
+    if decision.error is RecordRefused:
+        return RecordRefused(
+            decision.message.format(problem=problem.text), too_large=kind is ErrorKind.RECORD_TOO_LARGE
+        )
     return decision.error(decision.message.format(problem=problem.text))
+
+
+def record_refused(problem: Problem, topic: str, partition: int) -> RecordRefused:
+    """The error of a record that was written to a known place."""
+    too_large = problem.kind is ErrorKind.RECORD_TOO_LARGE
+    what = "as too large" if too_large else "for good"
+    text = f"{topic}[{partition}]: the broker refuses a record {what}: {problem.text}"
+    return RecordRefused(text, topic=topic, partition=partition, too_large=too_large)

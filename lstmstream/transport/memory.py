@@ -71,6 +71,7 @@ class MemoryBroker:
         self.open: dict[int, set[int]] = {}  # member → partitions that its transaction has offsets of
         self.withheld: set[int] = set()  # partitions that give nothing to a consumer that has them already
         self.fault: Callable[[str], None] = lambda _point: None
+        self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
         self._clock = clock
         self._generation = 0
         self._assignments: dict[int, dict[int, int]] = {}  # member → partition → epoch
@@ -286,12 +287,15 @@ class MemoryTransport:
         if not self._exactly_once:
             self._broker.fault("outputs")
             for batch in outputs:
+                self._broker.on_write(batch)
                 self._broker.append_batch(batch)
         self._broker.fault("begin")
         if self._broker.fenced(membership.token):
             raise TryAgain("the member is of an old generation")
         self._broker.open[self.member_id] = set(offsets)
         self._broker.fault("commit")
+        for batch in transactional:
+            self._broker.on_write(batch)
         if self._broker.open.pop(self.member_id, None) is None:
             raise TryAgain("the transaction was aborted meanwhile")
         for batch in transactional:

@@ -89,6 +89,7 @@ class World:
         self.daemons: list[Daemon] = []
         self.transports: dict[int, MemoryTransport] = {}
         self.metrics: dict[int, Metrics] = {}
+        self.health: dict[int, Health] = {}
         self.faults: list[str] = []  # points at which to fail next, once each
         self.actions: list[tuple[str, Callable[[], None]]] = []  # what to do at a point next, once each
         self.busy: list[Daemon] = []  # those within a call: an action must not call them
@@ -136,6 +137,7 @@ class World:
         self.daemons.append(daemon)
         self.transports[id(daemon)] = life.transport
         self.metrics[id(daemon)] = life.metrics
+        self.health[id(daemon)] = life.health
         return daemon
 
     def make(self, step: Any = None, **changes: Any) -> Life:
@@ -376,6 +378,7 @@ class Life:
     def __init__(self, world: World, config: Config, step: Any) -> None:
         self.transport = MemoryTransport(world.broker, INPUT, exactly_once=config.delivery == "exactly_once")
         self.metrics = Metrics()
+        self.health = Health(stall_after=config.http.stall_after, clock=lambda: world.now_s, blocked={})
         self.daemon: Daemon | None = None
         self.asked = False  # to stop
         self._world, self._config, self._step = world, config, step
@@ -388,7 +391,7 @@ class Life:
         counted = MetricsObserver(
             self.metrics, input_topic=INPUT, late_policy=config.input.late, timer=timer, wall_s=clock.wall_s
         )
-        observer = Observers([counted, HealthObserver(Health(stall_after=30.0))])
+        observer = Observers([counted, HealthObserver(self.health)])
         self.daemon = start_daemon(
             config, self._step, self.transport, observer, timer, clock=clock, stopping=lambda: self.asked
         )

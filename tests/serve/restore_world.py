@@ -11,10 +11,12 @@ from helpers import NumpyStep, batch, engine
 from reference import Event
 
 from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, StateTopic
 from lstmstream.serve.committer import Committer
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
+from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.restore import Restore, RestoreContext, Restored
 from lstmstream.serve.state import CLEAN, KeyState, Slab
 from lstmstream.serve.state_records import (
@@ -78,7 +80,16 @@ class World:
         self.checkpointer = Checkpointer(
             StateTopic(STATE, *self.ids, 1, None), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
         )
-        self.committer = Committer(self.transport, self.engine, self.checkpointer, Observer(), StageTimer(clock), clock)
+        self.committer = Committer(
+            self.transport,
+            self.engine,
+            self.checkpointer,
+            Observer(),
+            StageTimer(clock),
+            clock,
+            refusals=Refusals("s", compressed=False, wall_s=clock),
+            batch_limit=BatchLimit(4096),
+        )
         self.context = RestoreContext(
             self.transport,
             self.engine,

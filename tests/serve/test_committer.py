@@ -12,11 +12,13 @@ from helpers import LETTERS, OUT, NumpyStep, batch, engine, snapshot
 from reference import Event
 
 from lstmstream.errors import Fatal, OwnershipLost, TryAgain
+from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan, StateTopic
 from lstmstream.serve.committer import COMMIT_TIMEOUT_S, INITIAL_COMMIT_TIMEOUT_S, Committer, PendingTransaction
 from lstmstream.serve.engine import Result
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition, Partitions
+from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.state_records import StateIdentity
 from lstmstream.transport.ports import CommittedOffset, Membership
 
@@ -68,7 +70,18 @@ class World:
         self.checkpointer = Checkpointer(
             StateTopic("state", "s", "i", 2, None), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
         )
-        self.committer = Committer(self.broker, self.engine, self.checkpointer, self.told, self.timer, clock)  # type: ignore[arg-type]
+        self.batch_limit = BatchLimit(100)
+        self.refusals = Refusals("state", compressed=False, wall_s=clock)
+        self.committer = Committer(
+            self.broker,  # type: ignore[arg-type]
+            self.engine,
+            self.checkpointer,
+            self.told,
+            self.timer,
+            clock,
+            refusals=self.refusals,
+            batch_limit=self.batch_limit,
+        )
 
     @contextmanager
     def timer(self, stage: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ from reference import Event
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.records import RecordBatch
+from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.fetch_guard import STALL_S, STARVED_STALL_S
 from lstmstream.serve.housekeeping import INTERVAL_S, TOPICS_INTERVAL_S, Housekeeping
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
@@ -57,7 +58,13 @@ class House:
         self.states = StateStore(np.zeros(2, np.float32))
         self.partitions, self.told = Partitions(), Told()
         self.housekeeping = Housekeeping(
-            world.config(), transport, topics, self.partitions, self.told, lambda: self.now_s
+            world.config(),
+            transport,
+            topics,
+            self.partitions,
+            self.told,
+            lambda: self.now_s,
+            batch_limit=BatchLimit(world.config().batch.max_events),
         )
         self.points.clear()
 

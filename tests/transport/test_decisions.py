@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from kafka import TopicPartition
 
-from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, TryAgain
+from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.transport.clients import Client
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import DECISIONS, ErrorKind, Problem, ProducerFenced, decide
@@ -50,9 +50,19 @@ def test_each_kind_has_a_decision_and_says_what_the_client_said() -> None:
         (kerr.RebalanceInProgressError(), KafkaError.REBALANCE_IN_PROGRESS, TryAgain),
         (kerr.UnknownTopicOrPartitionError(), KafkaError.UNKNOWN_TOPIC_OR_PART, TryAgain),
         (kerr.FencedInstanceIdError(), KafkaError.FENCED_INSTANCE_ID, OwnershipLost),
-        (kerr.MessageSizeTooLargeError(), KafkaError.MSG_SIZE_TOO_LARGE, Fatal),
-        (kerr.RecordListTooLargeError(), KafkaError.RECORD_LIST_TOO_LARGE, Fatal),
-        (kerr.InvalidTopicError(), KafkaError.TOPIC_EXCEPTION, Fatal),
+        (kerr.MessageSizeTooLargeError(), KafkaError.MSG_SIZE_TOO_LARGE, RecordRefused),
+        (kerr.RecordListTooLargeError(), KafkaError.RECORD_LIST_TOO_LARGE, RecordRefused),
+        (kerr.InvalidTimestampError(), KafkaError.INVALID_TIMESTAMP, RecordRefused),
+        (kerr.InvalidRecordError(), KafkaError.INVALID_RECORD, RecordRefused),
+        (kerr.InvalidRecordError(), KafkaError._INVALID_DIFFERENT_RECORD, RecordRefused),
+        (kerr.UnsupportedForMessageFormatError(), KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT, RecordRefused),
+        (kerr.InvalidTopicError(), KafkaError.TOPIC_EXCEPTION, CannotServe),
+        (kerr.InvalidConfigurationError(), KafkaError.INVALID_CONFIG, CannotServe),
+        (kerr.InvalidPartitionsError(), KafkaError.INVALID_PARTITIONS, CannotServe),
+        (kerr.GroupMaxSizeReachedError(), KafkaError.GROUP_MAX_SIZE_REACHED, TryAgain),
+        (kerr.NotEnoughReplicasError(), KafkaError.NOT_ENOUGH_REPLICAS, TryAgain),
+        (kerr.CoordinatorLoadInProgressError(), KafkaError.COORDINATOR_LOAD_IN_PROGRESS, TryAgain),
+        (kerr.UnsupportedCodecError("lz4"), KafkaError._UNSUPPORTED_FEATURE, CannotServe),
         (BatchTooLargeError("in[0]@7: too large"), KafkaError._BAD_COMPRESSION, Fatal),
         (kerr.OffsetOutOfRangeError({TopicPartition("in", 0): 5}), KafkaError._AUTO_OFFSET_RESET, CannotServe),
         (kerr.TopicAuthorizationFailedError({"in"}), KafkaError.TOPIC_AUTHORIZATION_FAILED, CannotServe),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
+from lstmstream.errors import CannotServe, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.decisions import ErrorKind, Problem
@@ -366,7 +366,7 @@ def test_a_read_that_was_late_is_done_again() -> None:
 def test_close_aborts_what_is_open_and_frees_everything() -> None:
     client, transport = connected()
     client.fail("tx-flush", ErrorKind.RECORD_REFUSED)
-    with pytest.raises(Fatal, match=r"max\.message\.bytes"):
+    with pytest.raises(RecordRefused, match="because"):
         commit(transport, [batch("out")])
     client.take()
     transport.close(2.0)

@@ -54,7 +54,8 @@ from lstmstream.transport.clients.confluent_settings import (
     OTHER_NAMES,
     PRODUCER,
 )
-from lstmstream.transport.decisions import ErrorKind, Problem
+from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
+from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_librdkafka
 
@@ -76,6 +77,7 @@ class ConfluentClient:
     ) -> None:
         """`properties` under Kafka's dotted names; one that librdkafka does not have is left out, which is logged."""
         self._group = group
+        self._properties = properties
         self._given = {OTHER_NAMES.get(name, name) or "": value for name, value in properties.items()}
         self._given.pop("", None)
         unknown = sorted(name for name in properties if OTHER_NAMES.get(name, name) is None)
@@ -100,7 +102,7 @@ class ConfluentClient:
         except KafkaException as error:
             admin.poll(0)  # calls `error_cb`: credentials that are refused look like a broker that is away otherwise
             for cause in errors:
-                if KINDS.get(cause.code()) is ErrorKind.BAD_CREDENTIALS:
+                if self._problem(cause).kind is ErrorKind.BAD_CREDENTIALS:
                     raise KafkaException(cause) from error
             raise
         return ConfluentAdmin(admin, self._offsets_consumer)
@@ -124,7 +126,7 @@ class ConfluentClient:
         settings = {**PRODUCER, **self._settings(OF_PRODUCER), "batch.size": self._batch_bytes.now}
         if transactional_id is not None:
             settings["transactional.id"] = transactional_id
-        return ConfluentProducer(settings, self._batch_bytes)
+        return ConfluentProducer(settings, self._batch_bytes, self._problem)
 
     def problem(self, error: BaseException) -> Problem | None:
         """See Client. A fatal error is raised in the midst of a callback, which makes it a SystemError's cause."""
@@ -139,7 +141,26 @@ class ConfluentClient:
         cause = error.args[0] if error.args else None
         if not isinstance(cause, KafkaError):
             return Problem(ErrorKind.TRANSIENT, str(error))
-        return Problem(KINDS.get(cause.code(), ErrorKind.TRANSIENT), f"{cause.name()}: {cause.str()}")
+        return self._problem(cause)
+
+    def _problem(self, cause: KafkaError) -> Problem:
+        text = f"{cause.name()}: {cause.str()}"
+        own = KINDS.get(cause.code())
+        if own is ErrorKind.BAD_SETTINGS:
+            return Problem(own, self._kafka_names(text))
+        if own is not None:
+            return Problem(own, text)
+        if cause.code() < 0:
+            return Problem(ErrorKind.TRANSIENT, text)
+        return broker_problem(cause.code(), text, self._properties, self._group)
+
+    @staticmethod
+    def _kafka_names(text: str) -> str:
+        """The library's names of settings as they stand in the configuration."""
+        for kafkas, librdkafkas in OTHER_NAMES.items():
+            if librdkafkas is not None:
+                text = text.replace(f"`{librdkafkas}`", f"`{kafkas}`")
+        return text
 
     def _member_of_instance(self) -> str:
         """The id of the member that the group has under our instance id; empty where there is none."""
@@ -249,15 +270,19 @@ class _BatchBytes:
 class ConfluentProducer:
     """A Producer (see clients/__init__.py)."""
 
-    def __init__(self, settings: Mapping[str, Any], batch_bytes: _BatchBytes) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], batch_bytes: _BatchBytes, problem: Callable[[KafkaError], Problem]
+    ) -> None:
+        """`problem`: what an error of the library means."""
         self._batch_bytes = batch_bytes
+        self._problem = problem
         self._sent: list[RecordBatch] = []  # since the last flush
-        self._undelivered: list[KafkaError] = []
+        self._undelivered: list[tuple[KafkaError, str, int]] = []  # with topic and partition
         self._producer = RdProducer({**settings, "on_delivery": self._on_delivery})
 
-    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._undelivered.append(error)
+            self._undelivered.append((error, message.topic() or "", message.partition() or 0))
 
     def partition_count(self, topic: str, timeout_s: float) -> int:
         """See Producer."""
@@ -281,7 +306,11 @@ class ConfluentProducer:
         for partition, timestamp, key, value, headers in zip(
             partitions, timestamps, batch.keys, batch.values, batch.headers, strict=True
         ):
-            produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers) if headers else None)
+            try:
+                produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers) if headers else None)
+            except KafkaException as error:  # larger than the library's own limit
+                self._raise_refused([(error.args[0], topic, partition)])
+                raise
         self._sent.append(batch)
 
     def flush(self, timeout_s: float) -> None:
@@ -294,13 +323,22 @@ class ConfluentProducer:
             if self._undelivered or time.monotonic() >= deadline:
                 break
         if self._undelivered:
-            error = self._undelivered[0]
-            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and self._batch_bytes.shrink(_largest(self._sent)):
+            error = self._undelivered[0][0]
+            too_large = [e for e, _, _ in self._undelivered if e.code() == KafkaError.MSG_SIZE_TOO_LARGE]
+            if too_large and self._batch_bytes.shrink(_largest(self._sent)):
                 raise KafkaException(KafkaError(KafkaError._RETRY, "the batch was too large for its topic"))
+            self._raise_refused(self._undelivered)
             raise KafkaException(error)
         if left:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged"))
         self._sent.clear()
+
+    def _raise_refused(self, failed: Sequence[tuple[KafkaError, str, int]]) -> None:
+        """Raise the error of the record that the broker refuses, if there is one: the others fail because of it."""
+        for error, topic, partition in failed:
+            problem = self._problem(error)
+            if problem.kind in REFUSED:
+                raise record_refused(problem, topic, partition)
 
     def send_offsets(
         self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
@@ -328,9 +366,5 @@ def _canonical(topic_id: Any) -> str:
 
 
 def _largest(batches: Sequence[RecordBatch]) -> int:
-    """Bytes of the largest record's key and value."""
-    return max(
-        len(key or b"") + len(value or b"")
-        for batch in batches
-        for key, value in zip(batch.keys, batch.values, strict=True)
-    )
+    """Bytes of the largest record."""
+    return max(int(batch.sizes().max()) for batch in batches if len(batch))

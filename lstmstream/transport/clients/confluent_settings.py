@@ -1,4 +1,4 @@
-"""librdkafka's names and values: which of its errors is of which kind, and which settings each of its objects gets."""
+"""librdkafka's names and values: of which kind its own errors are, and which settings each of its objects gets."""
 
 from __future__ import annotations
 
@@ -9,37 +9,18 @@ from confluent_kafka import KafkaError
 
 from lstmstream.transport.decisions import ErrorKind
 
+# Errors that the library raises by itself. The broker's are in transport/error_codes.py; anything else is TRANSIENT.
 KINDS: Mapping[int, ErrorKind] = {
-    **dict.fromkeys([KafkaError.FENCED_INSTANCE_ID], ErrorKind.INSTANCE_FENCED),
-    **dict.fromkeys(
-        [KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH], ErrorKind.PRODUCER_FENCED
-    ),
-    **dict.fromkeys(
-        [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.TOPIC_EXCEPTION],
-        ErrorKind.RECORD_REFUSED,
-    ),
-    **dict.fromkeys(
-        [KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION],
-        ErrorKind.RECORDS_GONE,
-    ),
-    **dict.fromkeys(
-        [KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG], ErrorKind.RECORD_UNREADABLE
-    ),
-    **dict.fromkeys(
-        [
-            KafkaError.TOPIC_AUTHORIZATION_FAILED,
-            KafkaError.GROUP_AUTHORIZATION_FAILED,
-            KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-            KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-        ],
-        ErrorKind.DENIED,
-    ),
-    **dict.fromkeys(
-        [KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM],
-        ErrorKind.BAD_CREDENTIALS,
-    ),
-    **dict.fromkeys([KafkaError.POLICY_VIOLATION, KafkaError.INVALID_REPLICATION_FACTOR], ErrorKind.TOPIC_REFUSED),
-    **dict.fromkeys([KafkaError._INVALID_ARG], ErrorKind.BAD_SETTINGS),
+    KafkaError._FENCED: ErrorKind.PRODUCER_FENCED,
+    KafkaError._INVALID_DIFFERENT_RECORD: ErrorKind.RECORD_REFUSED,  # in one batch with the one that is refused
+    KafkaError._AUTO_OFFSET_RESET: ErrorKind.RECORDS_GONE,
+    KafkaError._LOG_TRUNCATION: ErrorKind.RECORDS_GONE,
+    KafkaError._BAD_MSG: ErrorKind.RECORD_UNREADABLE,
+    KafkaError._BAD_COMPRESSION: ErrorKind.RECORD_UNREADABLE,
+    KafkaError._AUTHENTICATION: ErrorKind.BAD_CREDENTIALS,
+    KafkaError._INVALID_ARG: ErrorKind.BAD_SETTINGS,
+    KafkaError._UNSUPPORTED_FEATURE: ErrorKind.BAD_SETTINGS,
+    KafkaError._NOT_IMPLEMENTED: ErrorKind.BAD_SETTINGS,
 }
 
 # Kafka's names where librdkafka has others; None: it has no such property.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,15 @@ from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader, topic_offsets
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
-from lstmstream.transport.decisions import ErrorKind, Problem
+from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
 from lstmstream.transport.decompression import limit_decompression
+from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
 
 log = logging.getLogger(__name__)
+
+_CODE = re.compile(r"\[Error (-?\d+)\]")
 
 
 class KafkaPythonClient:
@@ -42,6 +46,7 @@ class KafkaPythonClient:
             given["compression_type"] = None
         self._common = {"bootstrap_servers": list(servers), **for_kafka_python(security)}
         self._group = group
+        self._properties = properties
         self._given = given
         known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
         unknown = sorted(name for name in properties if name.replace(".", "_") not in known)
@@ -76,7 +81,7 @@ class KafkaPythonClient:
     def producer(self, transactional_id: str | None) -> KafkaPythonProducer:
         """See Client."""
         wanted = {**PRODUCER, **self._given, "transactional_id": transactional_id}
-        return KafkaPythonProducer(self._make(KafkaProducer, wanted))
+        return KafkaPythonProducer(self._make(KafkaProducer, wanted), self._problem)
 
     def _make(self, kind: Any, wanted: Mapping[str, Any]) -> Any:
         """An object with those of the settings that it has.
@@ -92,21 +97,34 @@ class KafkaPythonClient:
         settings = {name: value for name, value in {**wanted, **self._common}.items() if name in kind.DEFAULT_CONFIG}
         try:
             return kind(**settings, kafka_client=network)
-        except BaseException:
+        except BaseException as error:
             for left in networks:
                 left.close()
+            if isinstance(error, AssertionError | ValueError | TypeError | NotImplementedError | ImportError):
+                raise kerr.KafkaConfigurationError(str(error)) from error  # how it turns some settings down
             raise
 
     def problem(self, error: BaseException) -> Problem | None:
         """See Client. Often it is a bare KafkaError with the cause among its arguments."""
         if not isinstance(error, kerr.KafkaError | OSError):
             return None
-        causes = list(_causes(error))
-        for cause in causes:
-            for errors, kind in KINDS:
-                if isinstance(cause, errors):
-                    return Problem(kind, str(cause))
-        return Problem(ErrorKind.TRANSIENT, str(causes[-1]))
+        problems = [self._problem(cause) for cause in _causes(error)]
+        return next((p for p in problems if p.kind is not ErrorKind.TRANSIENT), problems[-1])
+
+    def _problem(self, cause: BaseException) -> Problem:
+        for errors, kind in KINDS:
+            if isinstance(cause, errors):
+                return Problem(kind, self._dotted(str(cause)) if kind is ErrorKind.BAD_SETTINGS else str(cause))
+        code = _code(cause)
+        if code is not None:
+            return broker_problem(code, str(cause), self._properties, self._group)
+        return Problem(ErrorKind.TRANSIENT, str(cause))
+
+    def _dotted(self, text: str) -> str:
+        """The library's names of settings as they stand in the configuration."""
+        for name in sorted(self._properties, key=len, reverse=True):
+            text = text.replace(name.replace(".", "_"), name)
+        return text
 
 
 class KafkaPythonAdmin:
@@ -186,9 +204,12 @@ class KafkaPythonAdmin:
 class KafkaPythonProducer:
     """A Producer (see clients/__init__.py)."""
 
-    def __init__(self, producer: Any) -> None:
+    def __init__(self, producer: Any, problem: Callable[[BaseException], Problem]) -> None:
+        """`problem`: what one error of a record means."""
         self._producer = producer
+        self._problem = problem
         self._futures: list[Any] = []
+        self._places: list[tuple[str, Sequence[int]]] = []  # of the futures, in their order: topic and partitions
 
     def partition_count(self, topic: str, timeout_s: float) -> int:
         """See Producer."""
@@ -211,6 +232,7 @@ class KafkaPythonProducer:
             for topic_partition in at.values():
                 manager.maybe_add_partition_to_transaction(topic_partition)
         append, add = producer._accumulator.append, self._futures.append
+        self._places.append((batch.topic, partitions))
         timestamps: list[int] = batch.timestamps.tolist()
         for partition, timestamp, key, value, headers in zip(
             partitions, timestamps, batch.keys, batch.values, batch.headers, strict=True
@@ -227,11 +249,30 @@ class KafkaPythonProducer:
         While the broker is away nothing is dropped for being old either: hence a limit that knows the delivery timeout.
         """
         futures, self._futures = self._futures, []
+        places, self._places = self._places, []
         timeout_s = min(timeout_s, self._producer.config["delivery_timeout_ms"] / 1000 + 2)
         with contextlib.suppress(kerr.UnknownError):  # a batch was split while it was waited for
             self._producer.flush(timeout=timeout_s)
-        for future in futures:
-            future.get(timeout=timeout_s)
+        try:
+            for future in futures:
+                future.get(timeout=timeout_s)
+        except kerr.KafkaError:
+            self._raise_refused(futures, places)
+            raise
+
+    def _raise_refused(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Raise the error of the record that the broker refuses, if there is one.
+
+        The other records of its batch, and what follows in the transaction, fail with it, and say nothing of the cause.
+        """
+        at = [(topic, partition) for topic, partitions in places for partition in partitions]
+        for future, place in zip(futures, at, strict=True):
+            error = future.exception if future.is_done else None
+            if error is None:
+                continue
+            problem = self._problem(error)
+            if problem.kind in REFUSED:
+                raise record_refused(problem, *place) from error
 
     def send_offsets(
         self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
@@ -260,6 +301,14 @@ class _NullableHeaders(list[tuple[str, bytes | None]]):
 
     def __bool__(self) -> bool:
         return False
+
+
+def _code(cause: BaseException) -> int | None:
+    """The number of the broker's error. Of some answers the library keeps it in the text only."""
+    if isinstance(cause, kerr.BrokerResponseError):
+        return cause.errno if isinstance(cause.errno, int) else None
+    found = _CODE.search(str(cause)) if type(cause) is kerr.KafkaError else None
+    return None if found is None else int(found[1])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""Which of kafka-python's errors is of which kind, and the settings of its objects."""
+"""Which of kafka-python's own errors is of which kind, and the settings of its objects."""
 
 from __future__ import annotations
 
@@ -10,23 +10,12 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from lstmstream.transport.decisions import ErrorKind
 from lstmstream.transport.decompression import UnreadableRecordError
 
-# The first row that an error, or what it was raised from, is an instance of; anything else is TRANSIENT.
+# Errors that the library raises by itself: the first row that an error, or what it was raised from, is an instance of.
+# The broker's are in transport/error_codes.py, by `errno`; anything else is TRANSIENT.
 KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorKind], ...] = (
     (UnreadableRecordError, ErrorKind.RECORD_UNREADABLE),
-    (kerr.FencedInstanceIdError, ErrorKind.INSTANCE_FENCED),
-    ((kerr.ProducerFencedError, kerr.InvalidProducerEpochError), ErrorKind.PRODUCER_FENCED),
-    (
-        (kerr.MessageSizeTooLargeError, kerr.RecordListTooLargeError, kerr.InvalidTopicError),
-        ErrorKind.RECORD_REFUSED,
-    ),
-    (
-        (kerr.OffsetOutOfRangeError, kerr.LogTruncationError, kerr.NoOffsetForPartitionError),
-        ErrorKind.RECORDS_GONE,
-    ),
-    (kerr.AuthorizationError, ErrorKind.DENIED),
-    ((kerr.SaslAuthenticationFailedError, kerr.UnsupportedSaslMechanismError), ErrorKind.BAD_CREDENTIALS),
-    ((kerr.PolicyViolationError, kerr.InvalidReplicationFactorError), ErrorKind.TOPIC_REFUSED),
-    (kerr.KafkaConfigurationError, ErrorKind.BAD_SETTINGS),
+    ((kerr.LogTruncationError, kerr.NoOffsetForPartitionError), ErrorKind.RECORDS_GONE),
+    ((kerr.KafkaConfigurationError, kerr.UnsupportedCodecError), ErrorKind.BAD_SETTINGS),
 )
 
 NETWORK = {"reconnect_backoff_max_ms": 1000, "bootstrap_timeout_ms": 5000, "metadata_max_age_ms": 30_000}
