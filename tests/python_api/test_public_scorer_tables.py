@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pandas as pd
 import polars as pl
 import pytest
-from test_scorer import opened, rows
+from test_public_scorer import opened, rows
 
 pytestmark = pytest.mark.tables
 
