@@ -257,11 +257,11 @@ class KafkaPythonProducer:
             for future in futures:
                 future.get(timeout=timeout_s)
         except kerr.KafkaError:
-            self._raise_refused(futures, places)
+            self._raise_cause(futures, places)
             raise
 
-    def _raise_refused(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Raise the error of the record that the broker refuses, if there is one.
+    def _raise_cause(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Raise the error that will not pass, if there is one; that of a refused record with its place.
 
         The other records of its batch, and what follows in the transaction, fail with it, and say nothing of the cause.
         """
@@ -273,6 +273,8 @@ class KafkaPythonProducer:
             problem = self._problem(error)
             if problem.kind in REFUSED:
                 raise record_refused(problem, *place) from error
+            if problem.kind is not ErrorKind.TRANSIENT:
+                raise error
 
     def send_offsets(
         self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
