@@ -117,7 +117,8 @@ class KafkaPythonClient:
                 return Problem(kind, self._dotted(str(cause)) if kind is ErrorKind.BAD_SETTINGS else str(cause))
         code = _code(cause)
         if code is not None:
-            return broker_problem(code, str(cause), self._properties, self._group)
+            text = str(cause) if cause.args != (None,) else type(cause).__name__  # it has no words of the broker
+            return broker_problem(code, text, self._properties, self._group)
         return Problem(ErrorKind.TRANSIENT, str(cause))
 
     def _dotted(self, text: str) -> str:
