@@ -179,7 +179,9 @@ class Http(Section):
     )
     token: Token | None = Field(None, description="Bearer token for `/state`; without a token there is no `/state`.")
     stall_after: Annotated[Duration, Field(gt=0)] = Field(
-        30.0, description="`/livez` returns 503 once the loop has made no progress for this long."
+        30.0,
+        description="`/livez` returns 503 once the loop has made no progress for this long, `/readyz` also while input"
+        " waits and no batch was committed for this long.",
     )
 
 

@@ -38,6 +38,7 @@ POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
 RESTORE_SLICE_S = 1.0  # of each round of the loop, for all restores together
 MAX_PARALLEL_RESTORES = 3  # while one is computed, the others' records come; the first partition should go live early
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
+QUIET_S = 10.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -147,6 +148,8 @@ class Daemon:
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
         self._failed = False  # the transport failed and has not recovered yet
         self._recoveries = 0  # since the last commit
+        self._last_recovery_s = -math.inf  # when it began
+        self._quiet = False  # in a recovery soon after another one: what is worth one line is not worth hundreds
         self._failures = FailureLog(log, clock.monotonic_s)
         self._stopping = False
         self._drain_deadline_s = math.inf  # clock time at which handing over is given up
@@ -260,12 +263,7 @@ class Daemon:
         """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
         result = self._engine.process(batch, self._refusals)
         self._committer.submit(result, membership, flush=flush, timeout_s=timeout_s)
-        self._on_progress()
-
-    def _on_progress(self) -> None:
-        """The broker does what it is asked: what fails next is a new failure."""
         self._recoveries = 0
-        self._failures.over()
 
     # -- partitions
 
@@ -302,7 +300,7 @@ class Daemon:
             if restored is not None:
                 self._transport.resume(restored.partition, restored.offset)
                 self._observer.on_restored(restored)
-                self._on_progress()
+                self._recoveries = 0
                 log.info("partition restored", extra=restored._asdict())
                 self._housekeeping.hurry()
                 self._update_phase()
@@ -313,6 +311,8 @@ class Daemon:
         """A new producer ends the open transaction one way or the other; then the committed offsets tell which."""
         self._failed = True
         self._recoveries += 1
+        now_s = self._clock.monotonic_s()
+        self._quiet, self._last_recovery_s = now_s - self._last_recovery_s < QUIET_S, now_s
         self._set_phase(Phase.RECOVERING)
         self._observer.on_blocked("broker", "the broker failed; recovering")
         self._observer.on_failure(str(error), self._committer.pending_events())
@@ -336,6 +336,7 @@ class Daemon:
         self._observer.on_unblocked("broker")
         log.log(self._log_level(), "recovered")
         self._update_phase()
+        self._quiet = False
 
     def _what_failed(self, error: TryAgain) -> str:
         if isinstance(error, RecordRefused):
@@ -453,8 +454,7 @@ class Daemon:
         self._observer.on_phase(phase.value)
 
     def _log_level(self) -> int:
-        """Of what is only worth a line once, while recovery follows recovery without a commit in between."""
-        return logging.DEBUG if self._recoveries > 1 and not self._stopping else logging.INFO
+        return logging.DEBUG if self._quiet and not self._stopping else logging.INFO
 
 
 def commit_timeout_s(config: Config) -> float:

@@ -16,6 +16,7 @@ _NUMBERS = re.compile(r"\d+")
 @dataclass(slots=True)
 class _Kind:
     since_s: float
+    last_s: float
     count: int = 0
     pause_s: float = 1.0
     next_s: float = 0.0
@@ -24,7 +25,7 @@ class _Kind:
 class FailureLog:
     """Logs a failure at once, and the same kind of failure again after 1, 2, 4 ... 60 s, with a count.
 
-    Failures are of one kind if their texts differ in numbers only.
+    Failures are of one kind if their texts differ in numbers only. After a minute without one the next is a new one.
     """
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float]) -> None:
@@ -39,11 +40,13 @@ class FailureLog:
         text = f"{what}: {error}"
         name = _NUMBERS.sub("0", text)
         kind = self._kinds.get(name)
-        if kind is None:
+        if kind is None or now_s - kind.last_s > LONGEST_PAUSE_S:
+            self._kinds.pop(name, None)
             if len(self._kinds) >= MAX_KINDS:
                 del self._kinds[next(iter(self._kinds))]
-            kind = self._kinds[name] = _Kind(now_s)
+            kind = self._kinds[name] = _Kind(now_s, now_s)
         kind.count += 1
+        kind.last_s = now_s
         if kind.count == 1:
             self._log.warning("%s", text)
             kind.next_s = now_s + kind.pause_s
@@ -51,7 +54,3 @@ class FailureLog:
             self._log.warning("%s (%d times in %.0f s)", text, kind.count, now_s - kind.since_s)
             kind.pause_s = min(LONGEST_PAUSE_S, 2 * kind.pause_s)
             kind.next_s = now_s + kind.pause_s
-
-    def over(self) -> None:
-        """It works again: the next failure is a new one."""
-        self._kinds.clear()

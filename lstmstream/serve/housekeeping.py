@@ -10,7 +10,7 @@ from lstmstream.serve.fetch_guard import FetchGuard
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.topics import Topics, check_topics_unchanged
-from lstmstream.transport.ports import PollResult, TopicInfo, Transport
+from lstmstream.transport.ports import PollResult, Transport
 
 INTERVAL_S = 1.0
 TOPICS_INTERVAL_S = 5.0
@@ -29,9 +29,9 @@ class Housekeeping:
         clock: Callable[[], float],
         *,
         batch_limit: BatchLimit,
-        on_topics: Callable[[Mapping[str, TopicInfo]], None] = lambda _topics: None,
+        on_topics: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda _settings: None,
     ) -> None:
-        """`batch_limit`: what a poll is asked for. `on_topics` gets the topics as the broker has them, at each look."""
+        """`batch_limit`: what a poll is asked for. `on_topics` gets the settings of all topics, at each look."""
         self._batch_limit = batch_limit
         self._on_topics = on_topics
         self._config = config
@@ -65,7 +65,8 @@ class Housekeeping:
 
     def check_topics(self) -> None:
         """Raises CannotServe where a topic is not as it was at the start, TryAgain."""
-        self._on_topics(check_topics_unchanged(self._config, self._transport, self._topics))
+        found = check_topics_unchanged(self._config, self._transport, self._topics)
+        self._on_topics({name: topic.settings for name, topic in found.items()})
 
     def check_assignment(self, partitions: Collection[int]) -> None:
         """Partitions that the input did not have at the start: it has grown. Raises CannotServe, TryAgain."""

@@ -20,7 +20,6 @@ from lstmstream.formats.timestamps import iso_texts
 from lstmstream.records import DeadLetter, Predictions, RecordBatch
 from lstmstream.serve.encode import BARE, NOW, OWN_KEY, WITH_KEY, Outputs
 from lstmstream.serve.failure_log import FailureLog
-from lstmstream.transport.ports import TopicInfo
 
 if TYPE_CHECKING:
     from lstmstream.serve.engine import Result
@@ -93,9 +92,9 @@ class Refusals:
         """Milliseconds since 1970 UTC."""
         return int(self._wall_s() * 1000)
 
-    def set_topics(self, topics: Mapping[str, TopicInfo]) -> None:
-        """The topics as the broker has them now."""
-        self._bounds = {name: TopicBounds.of(t.settings, compressed=self._compressed) for name, t in topics.items()}
+    def set_topics(self, settings: Mapping[str, Mapping[str, str]]) -> None:
+        """The settings of topics by name, as the broker has them now."""
+        self._bounds = {name: TopicBounds.of(found, compressed=self._compressed) for name, found in settings.items()}
 
     def check(
         self, records: RecordBatch, predictions: Predictions, dead_letters: list[DeadLetter], outputs: Outputs

@@ -203,10 +203,10 @@ def set_produce_quota(servers: str, client_id: str, bytes_per_s: float) -> None:
 
 
 def test_a_quota_smaller_than_a_batch(broker: str, topic_prefix: str, tmp_path: Path) -> None:
-    """10,000 events wait, and what they become takes two minutes: the offset moves all the same."""
+    """What the events that wait become takes a minute: the offset moves all the same."""
     name = topic_prefix
     make_topic(broker, f"{name}.in")
-    produce(broker, f"{name}.in", [(b"k%d" % (i % 50), b'{"amount": 1}', now_ms(), 0) for i in range(10_000)])
+    produce(broker, f"{name}.in", [(b"k%d" % (i % 50), b'{"amount": 1}', now_ms(), 0) for i in range(4_000)])
     set_produce_quota(broker, f"lstmstream-{name}", 20_000)
     with RunningDaemon(configured(tmp_path, name, broker), tmp_path / "log") as daemon:
         seen: list[int] = []
@@ -218,9 +218,9 @@ def test_a_quota_smaller_than_a_batch(broker: str, topic_prefix: str, tmp_path: 
                 offset = committed_offsets(broker, name).get(0, 0)
             if offset > (seen[-1] if seen else 0):
                 seen.append(offset)
-            return len(seen) >= 3
+            return len(seen) >= 2
 
-        daemon.wait(moved, "committed three times", 120)
+        daemon.wait(moved, "committed twice", 120)
         warnings = [line["message"] for line in daemon.log_lines if line["level"] == "warning"]
         assert len(warnings) < 30, warnings
         assert daemon.sigterm() in (0, 1)  # by whether its states fit the quota in time

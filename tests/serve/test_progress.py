@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-from memory_world import World
+from memory_world import LETTERS, OUTPUT, World
 
-from lstmstream.errors import TryAgain
+from lstmstream.errors import RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.failure_log import LONGEST_PAUSE_S, FailureLog
@@ -137,6 +137,25 @@ def test_a_failure_is_logged_with_back_off_and_a_count(caplog: pytest.LogCapture
     assert lines[1] == "the broker failed: no answer from node 1 (9 times in 1 s)"
     assert len(lines) == 1 + 6 + int((300 - 63) // LONGEST_PAUSE_S)
     failures.note("the broker failed", "another kind")
-    failures.over()
+    now_s += 61
     failures.note("the broker failed", "another kind")
     assert [record.message for record in caplog.records][-2:] == ["the broker failed: another kind"] * 2
+
+
+def test_many_refused_records_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    caplog.set_level(logging.INFO, "lstmstream")
+    world.start()
+    world.settle()
+
+    def on_write(batch: RecordBatch) -> None:
+        if batch.topic == OUTPUT:
+            raise RecordRefused("no such time", topic=OUTPUT, partition=0)
+
+    world.broker.on_write = on_write
+    caplog.clear()
+    for _ in range(200):
+        world.produce(b"k", b'{"amount": 1}', partition=0)
+    world.settle(3_000)
+    assert len(world.broker.topics[LETTERS].logs[0]) == 200
+    assert len(caplog.records) < 40, [record.message for record in caplog.records]

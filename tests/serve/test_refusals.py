@@ -244,3 +244,22 @@ def test_the_limit_is_halved_and_grows_again() -> None:
     assert limit.now == 1
     limit.on_commit()
     assert limit.now == 2
+
+
+@pytest.mark.parametrize(("why", "too_large", "aborted"), [("time", False, 1), ("size", True, 1), ("key", False, 3)])
+def test_forms_that_cannot_help_are_passed_over(why: str, too_large: bool, aborted: int) -> None:
+    world = World()
+    daemon = world.start()
+    world.settle()
+    world.now_s = 5_000.0
+
+    def on_write(batch: RecordBatch) -> None:
+        if batch.topic == LETTERS and FORMS[why](batch, 0):
+            raise RecordRefused("no", topic=LETTERS, partition=0, too_large=too_large)
+
+    world.broker.on_write = on_write
+    world.broker.append(INPUT, 0, b"k", b"nonsense", 1_000_000)
+    world.settle()
+    assert len(world.broker.topics[LETTERS].logs[0]) == 1
+    assert world.metric(daemon, "transactions_total", outcome="aborted") == aborted
+    assert not daemon._refusals._known, "what is committed is forgotten"

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 from lstmstream.errors import CannotServe, RecordRefused, TryAgain
 from lstmstream.transport.clients import Client
 from lstmstream.transport.clients.choose import open_client
+from lstmstream.transport.clients.kafka_python import KafkaPythonClient
 from lstmstream.transport.decisions import ErrorKind, decide
 from lstmstream.transport.error_codes import CODES, SETTINGS, broker_problem
 from lstmstream.transport.security import SecuritySettings
@@ -102,25 +103,34 @@ def test_a_transient_error_that_lasts_is_in_plain_words(client: Client) -> None:
         assert words in problem.text
 
 
-@pytest.mark.parametrize(
-    "properties",
-    [
-        {"request.timeout.ms": 400, "fetch.max.wait.ms": 500},
-        {"session.timeout.ms": 90_000, "max.poll.interval.ms": 60_000},
-    ],
-)
-def test_what_the_library_refuses_names_the_property(properties: dict[str, int | str]) -> None:
-    """Each library has rules of its own; what it raises by them means a setting, not a broken broker."""
-    security = SecuritySettings()
-    for name in ("kafka-python", "confluent"):
-        client = open_client(name, servers=["127.0.0.1:9"], group="g", properties=properties, security=security)
-        try:
-            client.group_consumer("in", None)  # type: ignore[arg-type]
-        except (kerr.KafkaError, KafkaException, AttributeError) as error:
-            problem = client.problem(error)
-            if problem is not None and problem.kind is not ErrorKind.TRANSIENT:
-                assert problem.kind is ErrorKind.BAD_SETTINGS
-                assert any(key in problem.text for key in properties), problem.text
-                break
-    else:
-        pytest.fail("neither library refused it")
+def test_what_librdkafka_refuses_names_the_property() -> None:
+    """Its rules are not Kafka's; what it raises means a setting, not a broken broker."""
+    properties: dict[str, int | str] = {"delivery.timeout.ms": 20_000, "transaction.timeout.ms": 10_000}
+    client = open_client(
+        "confluent", servers=["127.0.0.1:9"], group="g", properties=properties, security=SecuritySettings()
+    )
+    with pytest.raises(KafkaException) as raised:
+        client.producer("an-id")
+    problem = client.problem(raised.value)
+    assert problem is not None
+    assert problem.kind is ErrorKind.BAD_SETTINGS
+    assert "`delivery.timeout.ms` must be set <= `transaction.timeout.ms`" in problem.text
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError, TypeError, NotImplementedError, ImportError])
+def test_what_kafka_python_refuses_names_the_property(error: type[Exception]) -> None:
+    """It has several ways to turn settings down."""
+
+    class Refusing:
+        DEFAULT_CONFIG = ("request_timeout_ms",)
+
+        def __init__(self, **_settings: object) -> None:
+            raise error("request_timeout_ms must be larger")
+
+    client = KafkaPythonClient(["127.0.0.1:9"], "g", {"request.timeout.ms": 1}, SecuritySettings())
+    with pytest.raises(kerr.KafkaConfigurationError) as raised:
+        client._make(Refusing, {"request_timeout_ms": 1})
+    problem = client.problem(raised.value)
+    assert problem is not None
+    assert problem.kind is ErrorKind.BAD_SETTINGS
+    assert "request.timeout.ms must be larger" in problem.text

@@ -309,7 +309,7 @@ class ConfluentProducer:
             try:
                 produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers) if headers else None)
             except KafkaException as error:  # larger than the library's own limit
-                self._raise_refused([(error.args[0], topic, partition)])
+                self._raise_cause([(error.args[0], topic, partition)])
                 raise
         self._sent.append(batch)
 
@@ -323,22 +323,23 @@ class ConfluentProducer:
             if self._undelivered or time.monotonic() >= deadline:
                 break
         if self._undelivered:
-            error = self._undelivered[0][0]
-            too_large = [e for e, _, _ in self._undelivered if e.code() == KafkaError.MSG_SIZE_TOO_LARGE]
-            if too_large and self._batch_bytes.shrink(_largest(self._sent)):
+            too_large = {topic for e, topic, _ in self._undelivered if e.code() == KafkaError.MSG_SIZE_TOO_LARGE}
+            if too_large and self._batch_bytes.shrink(_largest(self._sent, too_large)):
                 raise KafkaException(KafkaError(KafkaError._RETRY, "the batch was too large for its topic"))
-            self._raise_refused(self._undelivered)
-            raise KafkaException(error)
+            self._raise_cause(self._undelivered)
+            raise KafkaException(self._undelivered[0][0])
         if left:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged"))
         self._sent.clear()
 
-    def _raise_refused(self, failed: Sequence[tuple[KafkaError, str, int]]) -> None:
-        """Raise the error of the record that the broker refuses, if there is one: the others fail because of it."""
+    def _raise_cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> None:
+        """Raise the error that will not pass, if there is one: other records fail because of it."""
         for error, topic, partition in failed:
             problem = self._problem(error)
             if problem.kind in REFUSED:
                 raise record_refused(problem, topic, partition)
+            if problem.kind is not ErrorKind.TRANSIENT:
+                raise KafkaException(error)
 
     def send_offsets(
         self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
@@ -365,6 +366,6 @@ def _canonical(topic_id: Any) -> str:
     return str(uuid.UUID(int=high % (1 << 64) << 64 | low % (1 << 64)))
 
 
-def _largest(batches: Sequence[RecordBatch]) -> int:
-    """Bytes of the largest record."""
-    return max(int(batch.sizes().max()) for batch in batches if len(batch))
+def _largest(batches: Sequence[RecordBatch], topics: Collection[str]) -> int:
+    """Bytes of the largest record in some of the topics."""
+    return max(int(batch.sizes().max()) for batch in batches if batch.topic in topics and len(batch))

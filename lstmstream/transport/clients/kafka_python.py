@@ -117,7 +117,8 @@ class KafkaPythonClient:
                 return Problem(kind, self._dotted(str(cause)) if kind is ErrorKind.BAD_SETTINGS else str(cause))
         code = _code(cause)
         if code is not None:
-            return broker_problem(code, str(cause), self._properties, self._group)
+            text = str(cause) if cause.args != (None,) else type(cause).__name__  # it has no words of the broker
+            return broker_problem(code, text, self._properties, self._group)
         return Problem(ErrorKind.TRANSIENT, str(cause))
 
     def _dotted(self, text: str) -> str:
@@ -257,11 +258,11 @@ class KafkaPythonProducer:
             for future in futures:
                 future.get(timeout=timeout_s)
         except kerr.KafkaError:
-            self._raise_refused(futures, places)
+            self._raise_cause(futures, places)
             raise
 
-    def _raise_refused(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Raise the error of the record that the broker refuses, if there is one.
+    def _raise_cause(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Raise the error that will not pass, if there is one; that of a refused record with its place.
 
         The other records of its batch, and what follows in the transaction, fail with it, and say nothing of the cause.
         """
@@ -273,6 +274,8 @@ class KafkaPythonProducer:
             problem = self._problem(error)
             if problem.kind in REFUSED:
                 raise record_refused(problem, *place) from error
+            if problem.kind is not ErrorKind.TRANSIENT:
+                raise error
 
     def send_offsets(
         self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
