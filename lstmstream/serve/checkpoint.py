@@ -75,6 +75,8 @@ class Checkpointer:
         now_s = self._clock()
         latest_s = now_s - self._interval_s
         for partition in self._partitions.running():
+            if partition.next_offset > partition.position and now_s - partition.floor_written_s >= FLOOR_INTERVAL_S:
+                return True  # control records were passed over: retention may take them, so the offset should say it
             oldest = partition.dirty.oldest()
             if oldest is None:  # all is written: the floor should say so, or retention could pass it
                 if partition.floor_lag and now_s - partition.floor_written_s >= FLOOR_INTERVAL_S:
@@ -91,8 +93,8 @@ class Checkpointer:
         return sum(partition.dirty.count for partition in self._partitions.running())
 
     def behind(self) -> bool:
-        """Whether a restart would have anything to replay."""
-        return any(partition.floor_lag for partition in self._partitions.running())
+        """Whether a restart would have anything to replay, or to pass over."""
+        return any(p.floor_lag or p.next_offset > p.position for p in self._partitions.running())
 
     def plan(
         self, *, events: int, changed: Mapping[int, ChangedRows], positions: Mapping[int, int], flush: bool = False
@@ -107,6 +109,7 @@ class Checkpointer:
         records: list[RecordBatch] = []
         written: dict[int, Ints] = {}
         floors: dict[int, int] = {}
+        offsets = dict(positions)
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
         room = WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual
         # Partitions oldest first too: where the budget is short, the first of them would else take all of it.
@@ -122,19 +125,28 @@ class Checkpointer:
             if len(rows):
                 written[number] = rows
                 records.append(self._state_records(partition, rows))
-            position = positions.get(number, partition.position)
+            position = positions.get(number, partition.next_offset)
             floor = _floor_after(next_dirty, changed.get(number), position)
-            # An older floor is no less right, so one a second is enough.
-            if floor > partition.floor and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S):
-                floors[number] = floor
-                records.append(self.floor_record(number, partition.origin, floor))
-        offsets = {p: self._partitions[p].position for p in {*written, *floors}} | dict(positions)
+            # An older floor is no less right, so one per second is enough.
+            news = floor > partition.floor or position > partition.floor_position
+            if news and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S):
+                floors[number] = max(floor, partition.floor)
+                records.append(self.floor_record(number, partition.origin, floors[number], position))
+            if number in written or number in floors or position > partition.position:
+                offsets[number] = position
         return CheckpointPlan([concatenate(records)] if records else [], written, floors, offsets, budget)
 
     def initial_plan(self, partition: int, origin: int) -> CheckpointPlan:
         """The transaction that fixes where this identity's states begin, and the group's offset with it."""
         floors = {partition: origin}
-        return CheckpointPlan([self.floor_record(partition, origin, origin)], {}, floors, floors, self._write_budget)
+        return CheckpointPlan(
+            [self.floor_record(partition, origin, origin, origin)], {}, floors, floors, self._write_budget
+        )
+
+    def position_plan(self, partition: int, origin: int, floor: int, position: int) -> CheckpointPlan:
+        """The transaction that makes a group's offset set by somebody else our own."""
+        record = self.floor_record(partition, origin, floor, position)
+        return CheckpointPlan([record], {}, {partition: floor}, {partition: position}, self._write_budget)
 
     def on_commit(
         self, plan: CheckpointPlan, changed: Mapping[int, ChangedRows], min_timestamp_ms: Mapping[int, int]
@@ -149,6 +161,7 @@ class Checkpointer:
                 partition.dirty.clean(rows)
             if number in plan.floors:
                 partition.floor, partition.floor_written_s = plan.floors[number], now_s
+                partition.floor_position = plan.offsets[number]
             if number in plan.offsets:
                 partition.position = plan.offsets[number]
             change = changed.get(number)
@@ -159,10 +172,10 @@ class Checkpointer:
                 change = ChangedRows(change.rows[fresh], change.first_offsets[fresh])
             partition.dirty.mark(change, now_s, min_timestamp_ms[number])
 
-    def floor_record(self, partition: int, origin: int, offset: int) -> RecordBatch:
-        """One floor record."""
+    def floor_record(self, partition: int, origin: int, offset: int, position: int) -> RecordBatch:
+        """One floor record; `position` is the group's offset of the same transaction."""
         topic = self.topic
-        floor = Floor(self.identity, origin, offset, topic.input_topic_id, topic.partitions, topic.topic_id)
+        floor = Floor(self.identity, origin, offset, topic.input_topic_id, topic.partitions, topic.topic_id, position)
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 
     def _state_records(self, partition: Partition, rows: Ints) -> RecordBatch:

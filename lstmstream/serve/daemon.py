@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -109,8 +109,10 @@ class Daemon:
             self._checkpointer,
             self._committer.submit_plan,
             config.input.topic,
+            config.name,
             config.input.start,
             config.on_model_change,
+            config.input.on_foreign_commit,
             clock.monotonic_s,
             set(),
         )
@@ -156,8 +158,9 @@ class Daemon:
         batch = polled.records.for_partitions(self._partitions.running_numbers())
         if self._check_membership(polled.membership):
             self._check_positions(batch)
+            self._partitions.pass_over(polled.positions, batch.first_offsets().keys())
             if len(batch) or self._checkpointer.due():
-                self._process_batch(batch, polled.membership)
+                self._process_batch(batch, polled.membership, polled.positions)
             self._restore_some(polled.membership)
         else:
             self._read_again(batch)
@@ -208,7 +211,7 @@ class Daemon:
 
     def _read_again(self, batch: RecordBatch) -> None:
         for number in batch.next_offsets():
-            self._transport.resume(number, self._partitions[number].position)
+            self._transport.resume(number, self._partitions[number].next_offset)
 
     def _check_positions(self, batch: RecordBatch) -> None:
         """Records before the position were processed already: a seek of the client was lost. Raises TryAgain."""
@@ -218,17 +221,23 @@ class Daemon:
                 raise TryAgain(f"{batch.topic}[{number}] gave offset {offset} again, though it had come to {position}")
 
     def _process_batch(
-        self, batch: RecordBatch, membership: Membership, *, flush: bool = False, timeout_s: float = COMMIT_TIMEOUT_S
+        self,
+        batch: RecordBatch,
+        membership: Membership,
+        positions: Mapping[int, int] | None = None,
+        *,
+        flush: bool = False,
+        timeout_s: float = COMMIT_TIMEOUT_S,
     ) -> None:
         """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
         result = self._engine.process(batch)
-        self._committer.submit(result, membership, flush=flush, timeout_s=timeout_s)
+        self._committer.submit(result, membership, positions, flush=flush, timeout_s=timeout_s)
 
     # -- partitions
 
-    def _begin_restore(self, number: int, epoch: int) -> None:
+    def _begin_restore(self, number: int, epoch: int, *, answered: int = -1) -> None:
         partition = Partition(number, epoch, self._engine.scorer.states)
-        partition.restore = Restore(partition, self._restore_context)
+        partition.restore = Restore(partition, self._restore_context, answered=answered)
         self._partitions.add(partition)
 
     def _close_partition(self, number: int) -> None:
@@ -238,9 +247,9 @@ class Daemon:
             self._observer.on_close(number)
 
     def _restart_restore(self, number: int) -> None:
-        epoch = self._partitions[number].epoch
+        epoch, position = self._partitions[number].epoch, self._partitions[number].position
         self._close_partition(number)
-        self._begin_restore(number, epoch)
+        self._begin_restore(number, epoch, answered=position)
 
     def _restore_some(self, membership: Membership) -> None:
         """A slice of work for several restores; a partition goes live when its own is done."""
@@ -297,7 +306,7 @@ class Daemon:
         for partition in self._partitions.running():
             found = committed.get(partition.number)
             if found is not None and found.offset == partition.position:
-                self._transport.resume(partition.number, partition.position)
+                self._transport.resume(partition.number, partition.next_offset)
             else:
                 log.warning("the group's offset has moved; restoring", extra={"partition": partition.number})
                 self._restart_restore(partition.number)

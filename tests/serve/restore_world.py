@@ -12,7 +12,7 @@ from reference import Event
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.checkpoint import Checkpointer, StateTopic
-from lstmstream.serve.committer import Committer
+from lstmstream.serve.committer import NONCE_PREFIX, Committer
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.restore import Restore, RestoreContext, Restored
@@ -59,7 +59,9 @@ class Transport(MemoryTransport):
 class World:
     """An input and a state topic of one partition, and a restore over them."""
 
-    def __init__(self, *, start: str = "earliest", on_model_change: str = "fail") -> None:
+    def __init__(
+        self, *, start: str = "earliest", on_model_change: str = "fail", on_foreign_commit: str = "fail"
+    ) -> None:
         self.now_s = 1_000.0
         self.read_takes_s = 0.0
         self.broker = MemoryBroker(clock=lambda: self.now_s)
@@ -85,8 +87,10 @@ class World:
             self.checkpointer,
             self.committer.submit_plan,
             INPUT,
+            "group",
             start,
             on_model_change,
+            on_foreign_commit,
             clock,
             set(),
         )
@@ -152,8 +156,9 @@ class World:
         value[-9] ^= 4
         self.state_log[number] = record._replace(value=bytes(value))
 
-    def commit_offset(self, offset: int) -> None:
-        self.broker.offsets[0] = offset
+    def commit_offset(self, offset: int, *, metadata: str = f"{NONCE_PREFIX}before:1") -> None:
+        """As lstmstream does it; with other metadata, as somebody else does."""
+        self.broker.offsets[0], self.broker.metadata[0] = offset, metadata
 
     # -- the restore
 

@@ -420,7 +420,8 @@ def test_what_is_written_to_the_state_topic() -> None:
     assert (records.topic, set(records.offsets.tolist())) == ("state", {NO_OFFSET})
     assert set(records.timestamps.tolist()) == {int(world.now_s * 1000)}
     kinds = [(m.partition, key_kind(m.key)[0] == FLOOR) for m in messages_of(records)]
-    assert kinds == [*[(0, False)] * 12, (0, True)]  # 61 events pay for twelve
+    # 61 events pay for twelve; the floor of the other partition stays, and its record names the new position.
+    assert kinds == [*[(0, False)] * 12, (0, True), (1, True)]
     assert plan.written[0].tolist() == list(range(12))
     stored = {unpack_key(m.key): unpack_state(m.key, m.value) for m in messages_of(records)[:12]}
     slab = world.engine.scorer.states.slabs[0]
@@ -429,7 +430,8 @@ def test_what_is_written_to_the_state_topic() -> None:
         assert found.state.row.tobytes() == slab.get(slab.index[key]).row.tobytes()
     assert stored[b"0"].state.last_offset == result.records.offsets[0]  # as of this very batch
     floor = unpack_floor(messages_of(records)[12].value or b"")
-    assert floor == (IDENTITY, 0, world.log[0][12].offset, "id", 2, "state-id")
+    assert floor == (IDENTITY, 0, world.log[0][12].offset, "id", 2, "state-id", world.log[0][-1].offset + 1)
+    assert unpack_floor(messages_of(records)[13].value or b"")[3:] == ("id", 2, "state-id", world.log[1][-1].offset + 1)
     world.engine.rollback()
 
 
@@ -437,7 +439,7 @@ def test_the_first_transaction_of_an_identity_fixes_where_its_states_begin() -> 
     plan = World(2).checkpointer.initial_plan(1, 40)
     (message,) = state_messages(plan)
     assert (message.partition, message.key) == (1, FLOOR_KEY)
-    assert unpack_floor(message.value) == (IDENTITY, 40, 40, "id", 2, "state-id")
+    assert unpack_floor(message.value) == (IDENTITY, 40, 40, "id", 2, "state-id", 40)
     assert (plan.offsets, plan.floors, plan.written) == ({1: 40}, {1: 40}, {})
 
 
