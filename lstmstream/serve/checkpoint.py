@@ -31,7 +31,16 @@ class StateTopic(NamedTuple):
     topic_id: str
     input_topic_id: str
     partitions: int
-    input_retention_ms: int | None  # None keeps for ever
+
+
+class Retention(NamedTuple):
+    """How long the input is kept, as its topic's settings have it now."""
+
+    ms: int | None  # None: whatever its age
+    by_size: bool  # the oldest records go where the partition grows too large
+
+
+_FOR_EVER = Retention(None, by_size=False)
 
 
 class CheckpointPlan(NamedTuple):
@@ -56,6 +65,7 @@ class Checkpointer:
         interval_s: float,
         clock: Callable[[], float],
         wall_s: Callable[[], float],
+        retention: Retention = _FOR_EVER,
     ) -> None:
         """`clock` is monotonic seconds, `wall_s` seconds since 1970 UTC."""
         self.identity = identity
@@ -65,6 +75,12 @@ class Checkpointer:
         self._clock = clock
         self._wall_s = wall_s
         self._write_budget = 0  # events that no write was charged to yet
+        self.retention = retention  # may change while the daemon runs
+        self._kept_from: Mapping[int, tuple[int, int]] = {}
+
+    def note_input(self, retention: Retention, kept: Mapping[int, tuple[int, int]]) -> None:
+        """What the input keeps now: its settings, and (beginning, end) of partitions where its size is limited."""
+        self.retention, self._kept_from = retention, kept
 
     def add_to_budget(self, events: int) -> None:
         """Events that changed states without a transaction of ours: those that a restore replayed."""
@@ -114,14 +130,16 @@ class Checkpointer:
         room = WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual
         # Partitions oldest first too: where the budget is short, the first of them would else take all of it.
         for partition in sorted(self._partitions.running(), key=_oldest_s):
+            number = partition.number
             urgent = flush or self._retention_at_risk(partition)
             limit = room if urgent else min(room, budget // EVENTS_PER_WRITE)
+            if urgent and number in changed:  # more than become dirty by this batch, or it would never be done
+                limit += len(changed[number].rows)
             rows, next_dirty = partition.dirty.take(
                 limit, before_s=np.inf if urgent else now_s - NEARLY_DUE * self._interval_s
             )
-            room -= len(rows)
+            room = max(0, room - len(rows))
             budget = max(0, budget - EVENTS_PER_WRITE * len(rows))
-            number = partition.number
             if len(rows):
                 written[number] = rows
                 records.append(self._state_records(partition, rows))
@@ -190,11 +208,18 @@ class Checkpointer:
         )
 
     def _retention_at_risk(self, partition: Partition) -> bool:
-        """Whether half of the input's retention has passed since the oldest unwritten change."""
+        """Whether half of what the input keeps lies between the oldest unwritten change and the end.
+
+        By age, against `retention.ms`. Where the size is limited, by offset: records have different sizes, but the
+        older half of the log is what goes next.
+        """
         oldest = partition.dirty.oldest()
-        if self.topic.input_retention_ms is None or oldest is None:
+        if oldest is None:
             return False
-        return self._wall_s() * 1000 - oldest[1] > self.topic.input_retention_ms / 2
+        if self.retention.ms is not None and self._wall_s() * 1000 - oldest[1] > self.retention.ms / 2:
+            return True
+        kept = self._kept_from.get(partition.number)
+        return self.retention.by_size and kept is not None and partition.floor < sum(kept) / 2
 
 
 def _oldest_s(partition: Partition) -> float:

@@ -100,9 +100,12 @@ class Daemon:
             interval_s=config.state.checkpoint_interval,
             clock=clock.monotonic_s,
             wall_s=clock.wall_s,
+            retention=topics.retention,
         )
         self._committer = Committer(transport, engine, self._checkpointer, observer, timer, clock.monotonic_s)
-        self._housekeeping = Housekeeping(config, transport, topics, self._partitions, observer, clock.monotonic_s)
+        self._housekeeping = Housekeeping(
+            config, transport, topics, self._partitions, self._checkpointer, observer, clock.monotonic_s
+        )
         self._restore_context = RestoreContext(
             transport,
             engine,
@@ -288,6 +291,7 @@ class Daemon:
                 self._transport.recover()
                 self._housekeeping.check_topics()
                 self._resolve_pending(CALL_TIMEOUT_S)
+                self._housekeeping.measure()  # where each commit fails, a round does not come to its end
                 break
             except TryAgain as again:
                 log.warning("still trying: %s", again)

@@ -25,7 +25,7 @@ class PartitionGauges(NamedTuple):
     """What is measured of a partition once a second."""
 
     number: int
-    floor_lag: int
+    floor_lag: int | None  # None while it is being restored
     consumer_lag: int | None  # None where it is not known
 
 
@@ -204,7 +204,8 @@ class MetricsObserver(Observer):
     def on_gauges(self, gauges: Gauges) -> None:
         """Set what is measured."""
         for partition in gauges.partitions:
-            self._metrics.floor_lag(self._input_topic, partition.number, partition.floor_lag)
+            if partition.floor_lag is not None:
+                self._metrics.floor_lag(self._input_topic, partition.number, partition.floor_lag)
             if partition.consumer_lag is not None:
                 self._metrics.lag(self._input_topic, partition.number, partition.consumer_lag)
         self._metrics.state_keys.set(gauges.state_keys)

@@ -123,6 +123,11 @@ class Restore:
         """Records still to be read in this phase."""
         return 0 if self._reader is None else max(0, self._reader.end - self._reader.position)
 
+    @property
+    def committed_offset(self) -> int | None:
+        """The group's offset that it works towards, once it is known."""
+        return None if self._committed is None else self._committed.offset
+
     def check_again(self) -> None:
         """The transport failed: it goes on only if the committed offset is still the one that it works towards."""
         self._unsure = True

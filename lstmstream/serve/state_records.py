@@ -152,6 +152,11 @@ def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[lis
     return list(keys), values
 
 
+def state_record_bytes(floats: int) -> int:
+    """Bytes of a state record whose entity key is empty."""
+    return _PREFIX_BYTES + _STATE.size + 4 * floats + _CRC.size
+
+
 def unpack_state(record_key: bytes, value: bytes) -> StoredState:
     """The inverse, for one record. Raises CorruptStateRecord for anything but what was written, OldStateFormat."""
     if len(value) < _STATE.size + _CRC.size:

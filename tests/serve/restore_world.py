@@ -78,7 +78,7 @@ class World:
         self.ids = (self.broker.topics[STATE].topic_id, self.broker.topics[INPUT].topic_id)
         clock = lambda: self.now_s  # noqa: E731
         self.checkpointer = Checkpointer(
-            StateTopic(STATE, *self.ids, 1, None), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
+            StateTopic(STATE, *self.ids, 1), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
         )
         self.committer = Committer(self.transport, self.engine, self.checkpointer, Observer(), StageTimer(clock), clock)
         self.context = RestoreContext(

@@ -21,6 +21,7 @@ from lstmstream.serve.checkpoint import (
     WRITES_PER_TRANSACTION,
     Checkpointer,
     CheckpointPlan,
+    Retention,
     StateTopic,
 )
 from lstmstream.serve.engine import Engine, Result
@@ -64,12 +65,13 @@ class World:
     def _fresh(self) -> tuple[Engine, Checkpointer, Partitions]:
         partitions = Partitions()
         checkpointer = Checkpointer(
-            StateTopic("state", "state-id", "id", len(self.log), self.retention_ms),
+            StateTopic("state", "state-id", "id", len(self.log)),
             IDENTITY,
             partitions,
             interval_s=INTERVAL_S,
             clock=lambda: self.now_s,
             wall_s=lambda: self.now_s,
+            retention=Retention(self.retention_ms, by_size=False),
         )
         return engine(NumpyStep(), partitions=(), late=self.late, ttl_ms=self.ttl_ms), checkpointer, partitions
 

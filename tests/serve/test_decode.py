@@ -392,9 +392,7 @@ def test_an_array_feature_fills_as_many_columns() -> None:
         b'{"samples": [1, true, 2]}',
         b'{"samples": [1, 1e39, 2]}',
     ]
-    observations, letters, _ = Decoder(card).decode(
-        batch([Event(0, row, 0, b"k", value) for row, value in enumerate(values)])
-    )
+    observations, letters, _ = Decoder(card).decode(batch([Event(0, row, 0, b"k", value) for row, value in enumerate(values)]))
     nan = np.nan
     np.testing.assert_array_equal(observations.x, np.array([[1, 2, nan, 4.5, 5], [1, nan, nan, nan, nan]], np.float32))
     assert [(letter.index, letter.stage, letter.message) for letter in letters] == [
