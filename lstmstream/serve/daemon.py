@@ -21,7 +21,8 @@ from lstmstream.serve.committer import COMMIT_TIMEOUT_S, Committer
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.housekeeping import Housekeeping
 from lstmstream.serve.identity import state_identity
-from lstmstream.serve.observers import Observer, StageTimer
+from lstmstream.serve.key_check import KeyCheck
+from lstmstream.serve.observers import Observer, Observers, StageTimer
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, Restore, RestoreContext
 from lstmstream.serve.topics import Topics
@@ -102,7 +103,16 @@ class Daemon:
             wall_s=clock.wall_s,
             retention=topics.retention,
         )
-        self._committer = Committer(transport, engine, self._checkpointer, observer, timer, clock.monotonic_s)
+        key_check = KeyCheck(
+            self._partitions,
+            observer,
+            topic=config.input.topic,
+            key_field=config.input.key,
+            input_partitions=topics.partitions,
+            clock=clock.monotonic_s,
+        )
+        watching = Observers([observer, key_check])
+        self._committer = Committer(transport, engine, self._checkpointer, watching, timer, clock.monotonic_s)
         self._housekeeping = Housekeeping(
             config, transport, topics, self._partitions, self._checkpointer, observer, clock.monotonic_s
         )

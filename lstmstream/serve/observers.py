@@ -65,6 +65,12 @@ class Observer:
     def on_stalled_fetch(self, action: str) -> None:
         """A partition gave no records though some wait; `action` was taken."""
 
+    def on_records_without_key(self, count: int) -> None:
+        """So many records of a committed batch have no key."""
+
+    def on_keys_in_several_partitions(self, count: int) -> None:
+        """So many more keys were found to have a state in two partitions."""
+
     def on_gauges(self, gauges: Gauges) -> None:
         """Once a second."""
 
@@ -112,6 +118,14 @@ class Observers(Observer):
     def on_stalled_fetch(self, action: str) -> None:  # noqa: D102
         for observer in self._observers:
             observer.on_stalled_fetch(action)
+
+    def on_records_without_key(self, count: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_records_without_key(count)
+
+    def on_keys_in_several_partitions(self, count: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_keys_in_several_partitions(count)
 
     def on_gauges(self, gauges: Gauges) -> None:  # noqa: D102
         for observer in self._observers:
@@ -200,6 +214,14 @@ class MetricsObserver(Observer):
     def on_stalled_fetch(self, action: str) -> None:
         """Count it."""
         self._metrics.stalled_fetches.labels(action).inc()
+
+    def on_records_without_key(self, count: int) -> None:
+        """Count them."""
+        self._metrics.records_without_key.inc(count)
+
+    def on_keys_in_several_partitions(self, count: int) -> None:
+        """Count them."""
+        self._metrics.keys_in_several_partitions.inc(count)
 
     def on_gauges(self, gauges: Gauges) -> None:
         """Set what is measured."""

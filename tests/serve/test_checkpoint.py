@@ -351,6 +351,25 @@ def test_half_of_the_retention_used_up_lifts_the_cap() -> None:
     world.check()
 
 
+def test_with_half_of_the_retention_used_up_more_is_written_than_becomes_dirty() -> None:
+    """Only new keys in each batch: the floor still comes nearer, and the oldest change does not get older."""
+    world = World(1, retention_ms=100_000)
+    new = 3 * WRITES_PER_TRANSACTION
+    number, ages = 0, []
+    for _ in range(300):
+        for _ in range(new):
+            world.produce(0, b"%d" % number, b"{}")
+            number += 1
+        world.now_s += 1
+        plan = world.commit()
+        oldest = world.partitions[0].dirty.oldest()
+        ages.append(0 if oldest is None else world.now_s - oldest[0])
+        if ages[-1] > 50:
+            assert len(plan.written[0]) >= new
+    assert max(ages) < 55
+    world.check()
+
+
 def test_a_transaction_takes_no_more_states_than_its_share() -> None:
     world = World(1)
     for i in range(WRITES_PER_TRANSACTION + 500):

@@ -308,3 +308,34 @@ def test_partitions_that_the_input_did_not_have_mean_that_it_has_grown() -> None
     house.broker.topics[INPUT].beginnings.append(0)
     with pytest.raises(CannotServe, match=f"has grown from {PARTITIONS} to {PARTITIONS + 1}"):
         house.housekeeping.check_assignment([0, PARTITIONS])
+
+
+def test_lag_is_shown_while_each_commit_fails() -> None:
+    """A round does not come to its end then; the recovery measures."""
+    world = World()
+    daemon = world.start()
+    world.settle()
+    for _ in range(50):
+        world.produce(b"k", b'{"amount": 1}', 0)
+    for _ in range(5):
+        world.faults.append("commit")
+        world.step(daemon)
+        world.now_s += INTERVAL_S
+    assert world.metric(daemon, "consumer_lag_records", topic=INPUT, partition="0") == 50
+    world.settle()
+    world.now_s += INTERVAL_S
+    world.step(daemon)
+    assert world.metric(daemon, "consumer_lag_records", topic=INPUT, partition="0") == 0
+
+
+def test_lag_is_shown_while_the_member_is_out_of_its_group() -> None:
+    """What it has read meanwhile is not committed, so it is lag."""
+    world = World()
+    daemon = world.start()
+    world.settle()
+    for _ in range(5):
+        world.produce(b"k", b'{"amount": 1}', 0)
+    world.expire(daemon)
+    world.now_s += INTERVAL_S
+    world.step(daemon)
+    assert world.metric(daemon, "consumer_lag_records", topic=INPUT, partition="0") == 5
