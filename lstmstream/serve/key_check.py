@@ -72,7 +72,8 @@ class KeyCheck(Observer):
         if self._may_warn("without"):
             number = result.records.keys.index(None)
             log.warning(
-                "records without a key share one state per partition; give the records a key, or set input.key to a field",
+                "records without a key share one state per partition; give the records a key, or set input.key to a"
+                " field",
                 extra={
                     "records": self._without_key,
                     "topic": self._topic,

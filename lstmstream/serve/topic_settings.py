@@ -1,15 +1,16 @@
 """What the settings of the topics must be, by the role of the topic: errors (exit 2) and warnings, with the remedy.
 
-| setting | input | predictions, alerts | dead letters | states |
-| --- | --- | --- | --- | --- |
-| `cleanup.policy` | `compact`: error | `compact`: error; warning where no key can be null | `compact`: error | not just `compact`: error |
-| `retention.ms` | below 1 h or 10 checkpoint intervals: warning | fine | fine | fine |
-| `retention.bytes` | fine; states are written before it takes the input | fine | fine | fine |
-| `message.timestamp.type` | fine | `LogAppendTime`: warning | `LogAppendTime`: warning | fine |
-| `message.timestamp.before.max.ms`, `.after.max.ms` | fine | narrower than the input's: warning | as left | below 1 min: warning |
-| `max.message.bytes` | fine | below 64 KiB: warning | below the input's + 64 KiB: error | too small for a state: error |
-| `min.insync.replicas` | more than replicas: warning | more than replicas: error | error | error; 1 of several: warning |
-| `unclean.leader.election.enable` | `true`: warning | warning | warning | warning |
+    setting                         input           predictions, alerts   dead letters      states
+    cleanup.policy, with compact    error           error, or warning     error             needed, and alone
+                                                    if all have keys
+    retention.ms                    < 1 h: warning  fine                  fine              fine
+    retention.bytes                 fine            fine                  fine              fine
+    message.timestamp.type broker's fine            warning               warning           fine
+    message.timestamp bounds        fine            < input's: warning    fine              < 1 min: warning
+    max.message.bytes               fine            < 64 KiB: warning     < input's: error  < a state: error
+    min.insync.replicas > replicas  warning         error                 error             error
+    min.insync.replicas 1           fine            fine                  fine              warning
+    unclean.leader.election         warning         warning               warning           warning
 
 Tiered storage, segments and the lags of compaction are fine as they are: they change when, not what is kept.
 """
@@ -35,8 +36,8 @@ _NO_BOUND_MS = 2**62
 class Finding(NamedTuple):
     """One setting that does not do."""
 
-    error: bool
     text: str
+    error: bool = True
 
 
 def check_settings(config: Config, found: Mapping[str, TopicInfo], state_floats: int | None) -> list[Finding]:
@@ -91,21 +92,21 @@ class _Topic(NamedTuple):
         return self.info.settings.get(setting, default)
 
     def error(self, text: str) -> Finding:
-        return Finding(True, f"{self.option}: topic {self.name!r} {text}")
+        return Finding(text=f"{self.option}: topic {self.name!r} {text}")
 
     def warning(self, text: str) -> Finding:
-        return Finding(False, f"{self.option}: topic {self.name!r} {text}")
+        return Finding(error=False, text=f"{self.option}: topic {self.name!r} {text}")
 
 
 def _replication(topic: _Topic) -> Iterator[Finding]:
     needed, replicas = topic.number("min.insync.replicas", 1), topic.info.replicas
     if replicas and needed > replicas:
         text = (
-            f"has min.insync.replicas={needed} and only {replicas} replicas, so the broker takes no record; lower it, or"
-            " add replicas"
+            f"has min.insync.replicas={needed} and only {replicas} replicas, so the broker takes no record; lower it,"
+            " or add replicas"
         )
         yield topic.warning(text) if topic.option == "input.topic" else topic.error(text)
-    elif topic.option == "state.topic" and replicas > 1 and needed < 2:  # noqa: PLR2004 - more than one
+    elif topic.option == "state.topic" and replicas > 1 and needed < 2:
         yield topic.warning(
             f"has {replicas} replicas and min.insync.replicas={needed}: states that are committed can be lost with one"
             " broker; set min.insync.replicas to 2"
@@ -121,8 +122,8 @@ def _input(topic: _Topic, config: Config) -> Iterator[Finding]:
     policy = topic.text("cleanup.policy", "delete")
     if is_compacted(topic.info):
         yield topic.error(
-            f"has cleanup.policy={policy}: compaction removes events, and states that are rebuilt from the rest would be"
-            " wrong. Set cleanup.policy to delete, or read from another topic"
+            f"has cleanup.policy={policy}: compaction removes events, and states that are rebuilt from the rest would"
+            " be wrong. Set cleanup.policy to delete, or read from another topic"
         )
     retention_ms = topic.number("retention.ms", -1)
     shortest_ms = max(SHORT_RETENTION_MS, int(10 * config.state.checkpoint_interval * 1000))

@@ -210,11 +210,12 @@ def _partition_problems(config: Config, found: Mapping[str, TopicInfo], source: 
     state = found.get(config.state.topic)
     if state is None or state.partitions == source.partitions:
         return []
-    return [
+    problem = (
         f"state.topic: topic {config.state.topic!r} has {state.partitions} partitions and the input"
         f" {config.input.topic!r} has {source.partitions}: states would not be found. If the input has grown, keys"
         " have moved: start under another name, from the beginning"
-    ]
+    )
+    return [problem]
 
 
 def _retention(source: TopicInfo) -> Retention:

@@ -1,4 +1,4 @@
-"""Offsets that hold no record (control records, aborted transactions) under retention: nothing is lost, nothing lags."""
+"""Offsets that hold no record (control records, aborted transactions) under retention: nothing is lost or lags."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_stop_then_retention_takes_all_that_was_answered(broker: str, topic_pr
 
 
 def test_aborted_records_are_passed_over_and_the_offset_says_so(broker: str, topic_prefix: str, tmp_path: Path) -> None:
-    """While it runs it sees that they hold nothing. While it is away nobody can tell, so it asks, and keeps the states."""
+    """While it runs it sees that they hold nothing. While it is away nobody can tell: it asks, and keeps the states."""
     name, topic = topic_prefix, f"{topic_prefix}.in"
     create_topics(broker, [topic], partitions=1)
     model = random_model(tmp_path, hidden=4)

@@ -206,7 +206,7 @@ def test_one_at_our_own_position_or_before_it_goes_on(at: int) -> None:
 
 
 def test_one_made_beside_a_running_daemon_is_noticed_when_it_looks() -> None:
-    """Its own next commit would take it back. After a failure it asks for the offsets, and knows its position exactly."""
+    """Its own next commit would take it back. After a failure it asks for the offsets, and knows its own exactly."""
     world = World()
     daemon = running(world)
     idle(world, daemon)
@@ -216,8 +216,7 @@ def test_one_made_beside_a_running_daemon_is_noticed_when_it_looks() -> None:
     foreign(world, 7)
     world.faults.append("poll")
     with pytest.raises(CannotServe, match="offsets 5 to 6 have no prediction"):
-        for _ in range(50):
-            world.step(daemon)
+        world.settle()
 
 
 def test_one_behind_records_that_are_deleted_is_what_the_message_asks_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -49,7 +49,7 @@ def findings(
         if name == LETTERS:
             settings["max.message.bytes"] = str(1_048_588 + 64 * 1024)
         described[name] = TopicInfo("id", 3, settings | (change if name == topic else {}), replicas)
-    return [tuple(finding) for finding in check_settings(config, described, floats)]
+    return [(finding.error, finding.text) for finding in check_settings(config, described, floats)]
 
 
 def test_sound_topics_give_nothing_to_say() -> None:
