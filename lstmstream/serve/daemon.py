@@ -6,6 +6,7 @@ partition.py holds what is known of a partition, committer.py judges transaction
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -301,11 +302,12 @@ class Daemon:
                 self._transport.recover()
                 self._housekeeping.check_topics()
                 self._resolve_pending(CALL_TIMEOUT_S)
-                self._housekeeping.measure()  # where each commit fails, a round does not come to its end
                 break
             except TryAgain as again:
                 log.warning("still trying: %s", again)
                 self._clock.sleep(backoff_s)
+        with contextlib.suppress(TryAgain):  # where each commit fails, a round does not come to its end
+            self._housekeeping.measure()
         self._observer.on_unblocked("broker")
         log.info("recovered")
         self._update_phase()
