@@ -10,6 +10,7 @@ from memory_world import INPUT, STATES, World
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.checkpoint import FLOOR_INTERVAL_S
+from lstmstream.serve.committer import is_ours
 from lstmstream.serve.daemon import Daemon
 
 EVENT = b'{"amount": 1}'
@@ -184,6 +185,20 @@ def test_one_that_skips_records_can_be_accepted_once(caplog: pytest.LogCaptureFi
     assert said == [(5, 7)]
 
 
+def test_one_that_was_accepted_is_our_own_even_if_no_event_follows(caplog: pytest.LogCaptureFixture) -> None:
+    world = stopped(input={"topic": INPUT, "on_foreign_commit": "accept"})
+    for _ in range(3):
+        world.produce(b"k", EVENT, 0)
+    foreign(world, 8)
+    daemon = world.start()
+    world.settle()
+    world.kill(daemon)
+    assert sum("not by lstmstream" in record.message for record in caplog.records) == 1
+    assert is_ours(world.broker.metadata[0])
+    world.start(input={"topic": INPUT})
+    world.settle()
+
+
 def test_one_that_skips_control_records_only_is_no_loss() -> None:
     world = stopped()
     world.broker.append_control(INPUT, 0, 3)
@@ -210,12 +225,18 @@ def test_one_made_beside_a_running_daemon_is_noticed_when_it_looks() -> None:
     world = World()
     daemon = running(world)
     idle(world, daemon)
+    world.call_s = 0.0
+    for _ in range(2):  # within the second after a floor record
+        world.broker.append(INPUT, 0, b"k", EVENT)
+        world.step(daemon)
+    world.step(daemon)
+    assert world.broker.offsets[0] == 7
     world.broker.withheld.add(0)
     for _ in range(3):
-        world.produce(b"k", EVENT, 0)
-    foreign(world, 7)
+        world.broker.append(INPUT, 0, b"k", EVENT)
+    foreign(world, 9)
     world.faults.append("poll")
-    with pytest.raises(CannotServe, match="offsets 5 to 6 have no prediction"):
+    with pytest.raises(CannotServe, match="moved from 7 to 9, and not by lstmstream: offsets 7 to 8 have no"):
         world.settle()
 
 
