@@ -104,6 +104,11 @@ class Input(Section):
         "apply",
         description="Events older than the newest of their key: update the state, score only, or dead-letter them.",
     )
+    on_foreign_commit: Literal["fail", "accept"] = Field(
+        "fail",
+        description="When another program moved the group's offset forward: stop, or go on without predictions for"
+        " what was skipped.",
+    )
     max_bytes: Size = Field(
         10_000_000, description="Maximum size of a record; a larger one becomes a dead letter without its value."
     )

@@ -31,7 +31,16 @@ class StateTopic(NamedTuple):
     topic_id: str
     input_topic_id: str
     partitions: int
-    input_retention_ms: int | None  # None keeps for ever
+
+
+class Retention(NamedTuple):
+    """How long the input is kept, as its topic's settings have it now."""
+
+    ms: int | None  # None: whatever its age
+    by_size: bool  # the oldest records go where the partition grows too large
+
+
+_FOR_EVER = Retention(None, by_size=False)
 
 
 class CheckpointPlan(NamedTuple):
@@ -56,6 +65,7 @@ class Checkpointer:
         interval_s: float,
         clock: Callable[[], float],
         wall_s: Callable[[], float],
+        retention: Retention = _FOR_EVER,
     ) -> None:
         """`clock` is monotonic seconds, `wall_s` seconds since 1970 UTC."""
         self.identity = identity
@@ -65,6 +75,12 @@ class Checkpointer:
         self._clock = clock
         self._wall_s = wall_s
         self._write_budget = 0  # events that no write was charged to yet
+        self.retention = retention  # may change while the daemon runs
+        self._kept_from: Mapping[int, tuple[int, int]] = {}
+
+    def note_input(self, retention: Retention, kept: Mapping[int, tuple[int, int]]) -> None:
+        """What the input keeps now: its settings, and (beginning, end) of partitions where its size is limited."""
+        self.retention, self._kept_from = retention, kept
 
     def add_to_budget(self, events: int) -> None:
         """Events that changed states without a transaction of ours: those that a restore replayed."""
@@ -75,6 +91,8 @@ class Checkpointer:
         now_s = self._clock()
         latest_s = now_s - self._interval_s
         for partition in self._partitions.running():
+            if partition.next_offset > partition.position and now_s - partition.floor_written_s >= FLOOR_INTERVAL_S:
+                return True  # control records were passed over: retention may take them, so the offset should say it
             oldest = partition.dirty.oldest()
             if oldest is None:  # all is written: the floor should say so, or retention could pass it
                 if partition.floor_lag and now_s - partition.floor_written_s >= FLOOR_INTERVAL_S:
@@ -91,8 +109,8 @@ class Checkpointer:
         return sum(partition.dirty.count for partition in self._partitions.running())
 
     def behind(self) -> bool:
-        """Whether a restart would have anything to replay."""
-        return any(partition.floor_lag for partition in self._partitions.running())
+        """Whether a restart would have anything to replay, or to pass over."""
+        return any(p.floor_lag or p.next_offset > p.position for p in self._partitions.running())
 
     def plan(
         self,
@@ -113,34 +131,46 @@ class Checkpointer:
         records: list[RecordBatch] = []
         written: dict[int, Ints] = {}
         floors: dict[int, int] = {}
+        offsets = dict(positions)
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
         room = min(max_writes, WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual)
         # Partitions oldest first too: where the budget is short, the first of them would else take all of it.
         for partition in sorted(self._partitions.running(), key=_oldest_s):
+            number = partition.number
             urgent = flush or self._retention_at_risk(partition)
             limit = room if urgent else min(room, budget // EVENTS_PER_WRITE)
+            if urgent and number in changed:  # more than become dirty by this batch, or it would never be done
+                limit += len(changed[number].rows)
             rows, next_dirty = partition.dirty.take(
                 limit, before_s=np.inf if urgent else now_s - NEARLY_DUE * self._interval_s
             )
-            room -= len(rows)
+            room = max(0, room - len(rows))
             budget = max(0, budget - EVENTS_PER_WRITE * len(rows))
-            number = partition.number
             if len(rows):
                 written[number] = rows
                 records.append(self._state_records(partition, rows))
-            position = positions.get(number, partition.position)
+            position = positions.get(number, partition.next_offset)
             floor = _floor_after(next_dirty, changed.get(number), position)
-            # An older floor is no less right, so one a second is enough.
-            if floor > partition.floor and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S):
-                floors[number] = floor
-                records.append(self.floor_record(number, partition.origin, floor))
-        offsets = {p: self._partitions[p].position for p in {*written, *floors}} | dict(positions)
+            # An older floor is no less right, so one per second is enough.
+            news = floor > partition.floor or position > partition.floor_position
+            if news and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S):
+                floors[number] = max(floor, partition.floor)
+                records.append(self.floor_record(number, partition.origin, floors[number], position))
+            if number in written or number in floors or position > partition.position:
+                offsets[number] = position
         return CheckpointPlan([concatenate(records)] if records else [], written, floors, offsets, budget)
 
     def initial_plan(self, partition: int, origin: int) -> CheckpointPlan:
         """The transaction that fixes where this identity's states begin, and the group's offset with it."""
         floors = {partition: origin}
-        return CheckpointPlan([self.floor_record(partition, origin, origin)], {}, floors, floors, self._write_budget)
+        return CheckpointPlan(
+            [self.floor_record(partition, origin, origin, origin)], {}, floors, floors, self._write_budget
+        )
+
+    def position_plan(self, partition: int, origin: int, floor: int, position: int) -> CheckpointPlan:
+        """The transaction that makes a group's offset set by somebody else our own."""
+        record = self.floor_record(partition, origin, floor, position)
+        return CheckpointPlan([record], {}, {partition: floor}, {partition: position}, self._write_budget)
 
     def on_commit(
         self, plan: CheckpointPlan, changed: Mapping[int, ChangedRows], min_timestamp_ms: Mapping[int, int]
@@ -155,6 +185,7 @@ class Checkpointer:
                 partition.dirty.clean(rows)
             if number in plan.floors:
                 partition.floor, partition.floor_written_s = plan.floors[number], now_s
+                partition.floor_position = plan.offsets[number]
             if number in plan.offsets:
                 partition.position = plan.offsets[number]
             change = changed.get(number)
@@ -165,10 +196,10 @@ class Checkpointer:
                 change = ChangedRows(change.rows[fresh], change.first_offsets[fresh])
             partition.dirty.mark(change, now_s, min_timestamp_ms[number])
 
-    def floor_record(self, partition: int, origin: int, offset: int) -> RecordBatch:
-        """One floor record."""
+    def floor_record(self, partition: int, origin: int, offset: int, position: int) -> RecordBatch:
+        """One floor record; `position` is the group's offset of the same transaction."""
         topic = self.topic
-        floor = Floor(self.identity, origin, offset, topic.input_topic_id, topic.partitions, topic.topic_id)
+        floor = Floor(self.identity, origin, offset, topic.input_topic_id, topic.partitions, topic.topic_id, position)
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 
     def _state_records(self, partition: Partition, rows: Ints) -> RecordBatch:
@@ -183,11 +214,18 @@ class Checkpointer:
         )
 
     def _retention_at_risk(self, partition: Partition) -> bool:
-        """Whether half of the input's retention has passed since the oldest unwritten change."""
+        """Whether half of what the input keeps lies between the oldest unwritten change and the end.
+
+        By age, against `retention.ms`. Where the size is limited, by offset: records have different sizes, but the
+        older half of the log is what goes next.
+        """
         oldest = partition.dirty.oldest()
-        if self.topic.input_retention_ms is None or oldest is None:
+        if oldest is None:
             return False
-        return self._wall_s() * 1000 - oldest[1] > self.topic.input_retention_ms / 2
+        if self.retention.ms is not None and self._wall_s() * 1000 - oldest[1] > self.retention.ms / 2:
+            return True
+        kept = self._kept_from.get(partition.number)
+        return self.retention.by_size and kept is not None and partition.floor < sum(kept) / 2
 
 
 def _oldest_s(partition: Partition) -> float:

@@ -28,6 +28,12 @@ from lstmstream.transport.ports import CommittedOffset, Membership, Transport
 
 COMMIT_TIMEOUT_S = 12.0  # the broker aborts a transaction after 10 s
 INITIAL_COMMIT_TIMEOUT_S = 10.0
+NONCE_PREFIX = "lstmstream:"
+
+
+def is_ours(metadata: str) -> bool:
+    """Whether an offset with this metadata was committed by lstmstream, by this process or another one."""
+    return metadata.startswith(NONCE_PREFIX)
 
 
 class PendingTransaction(NamedTuple):
@@ -80,16 +86,24 @@ class Committer:
         self.pending: PendingTransaction | None = None
 
     def submit(
-        self, result: Result, membership: Membership, *, flush: bool = False, timeout_s: float | None = None
+        self,
+        result: Result,
+        membership: Membership,
+        positions: Mapping[int, int] | None = None,
+        *,
+        flush: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         """Commit a batch with the states that are due. Raises TryAgain (then it is pending), OwnershipLost, Fatal.
 
+        `positions`: where the client reads on after the batch, which may be behind control records that follow it.
         After a failure the next batch should be smaller: see BatchLimit.
         """
+        read_on = {} if positions is None else positions
         plan = self._checkpointer.plan(
             events=len(result.records),
             changed=result.changed,
-            positions=result.records.next_offsets(),
+            positions={p: max(at, read_on.get(p, 0)) for p, at in result.records.next_offsets().items()},
             flush=flush,
             max_writes=self._write_limit.now,
         )
@@ -140,7 +154,7 @@ class Committer:
     def _commit(self, result: Result | None, plan: CheckpointPlan, membership: Membership, timeout_s: float) -> None:
         assert self.pending is None, "the last transaction's outcome is not known"
         self._sequence += 1
-        self.pending = PendingTransaction(result, plan, f"lstmstream:{self._instance}:{self._sequence}")
+        self.pending = PendingTransaction(result, plan, f"{NONCE_PREFIX}{self._instance}:{self._sequence}")
         outputs: list[RecordBatch] = [] if result is None else result.outputs.batches()
         began_s = self._clock()
         with self._timer("commit"):

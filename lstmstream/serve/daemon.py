@@ -6,10 +6,11 @@ partition.py holds what is known of a partition, committer.py judges transaction
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ from lstmstream.serve.engine import Engine
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.housekeeping import Housekeeping
 from lstmstream.serve.identity import state_identity
-from lstmstream.serve.observers import Observer, StageTimer
+from lstmstream.serve.key_check import KeyCheck
+from lstmstream.serve.observers import Observer, Observers, StageTimer
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, Restore, RestoreContext
@@ -105,6 +107,15 @@ class Daemon:
             interval_s=config.state.checkpoint_interval,
             clock=clock.monotonic_s,
             wall_s=clock.wall_s,
+            retention=topics.retention,
+        )
+        key_check = KeyCheck(
+            self._partitions,
+            observer,
+            topic=config.input.topic,
+            key_field=config.input.key,
+            input_partitions=topics.partitions,
+            clock=clock.monotonic_s,
         )
         properties = config.kafka.properties
         self._refusals = Refusals(
@@ -117,7 +128,7 @@ class Daemon:
             transport,
             engine,
             self._checkpointer,
-            observer,
+            Observers([observer, key_check]),
             timer,
             clock.monotonic_s,
             refusals=self._refusals,
@@ -129,6 +140,7 @@ class Daemon:
             transport,
             topics,
             self._partitions,
+            self._checkpointer,
             observer,
             clock.monotonic_s,
             batch_limit=self._batch_limit,
@@ -140,8 +152,10 @@ class Daemon:
             self._checkpointer,
             self._committer.submit_plan,
             config.input.topic,
+            config.name,
             config.input.start,
             config.on_model_change,
+            config.input.on_foreign_commit,
             clock.monotonic_s,
             set(),
         )
@@ -196,8 +210,9 @@ class Daemon:
         batch = polled.records.for_partitions(self._partitions.running_numbers())
         if self._check_membership(polled.membership):
             self._check_positions(batch)
+            self._partitions.pass_over(polled.positions, batch.first_offsets().keys())
             if len(batch) or self._checkpointer.due():
-                self._process_batch(batch, polled.membership)
+                self._process_batch(batch, polled.membership, polled.positions)
             self._restore_some(polled.membership)
         else:
             self._read_again(batch)
@@ -248,7 +263,7 @@ class Daemon:
 
     def _read_again(self, batch: RecordBatch) -> None:
         for number in batch.next_offsets():
-            self._transport.resume(number, self._partitions[number].position)
+            self._transport.resume(number, self._partitions[number].next_offset)
 
     def _check_positions(self, batch: RecordBatch) -> None:
         """Records before the position were processed already: a seek of the client was lost. Raises TryAgain."""
@@ -258,18 +273,24 @@ class Daemon:
                 raise TryAgain(f"{batch.topic}[{number}] gave offset {offset} again, though it had come to {position}")
 
     def _process_batch(
-        self, batch: RecordBatch, membership: Membership, *, flush: bool = False, timeout_s: float | None = None
+        self,
+        batch: RecordBatch,
+        membership: Membership,
+        positions: Mapping[int, int] | None = None,
+        *,
+        flush: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
         result = self._engine.process(batch, self._refusals)
-        self._committer.submit(result, membership, flush=flush, timeout_s=timeout_s)
+        self._committer.submit(result, membership, positions, flush=flush, timeout_s=timeout_s)
         self._recoveries = 0
 
     # -- partitions
 
-    def _begin_restore(self, number: int, epoch: int) -> None:
+    def _begin_restore(self, number: int, epoch: int, *, answered: int = -1) -> None:
         partition = Partition(number, epoch, self._engine.scorer.states)
-        partition.restore = Restore(partition, self._restore_context)
+        partition.restore = Restore(partition, self._restore_context, answered=answered)
         self._partitions.add(partition)
 
     def _close_partition(self, number: int) -> None:
@@ -279,9 +300,9 @@ class Daemon:
             self._observer.on_close(number)
 
     def _restart_restore(self, number: int) -> None:
-        epoch = self._partitions[number].epoch
+        epoch, position = self._partitions[number].epoch, self._partitions[number].position
         self._close_partition(number)
-        self._begin_restore(number, epoch)
+        self._begin_restore(number, epoch, answered=position)
 
     def _restore_some(self, membership: Membership) -> None:
         """A slice of work for several restores; a partition goes live when its own is done."""
@@ -333,6 +354,8 @@ class Daemon:
                 self._failures.note("the broker cannot be used, still trying", again)
                 self._observer.on_failure(str(again), self._committer.pending_events())
                 self._clock.sleep(backoff_s)
+        with contextlib.suppress(TryAgain):  # where each commit fails, a round does not come to its end
+            self._housekeeping.measure()
         self._observer.on_unblocked("broker")
         log.log(self._log_level(), "recovered")
         self._update_phase()
@@ -358,7 +381,7 @@ class Daemon:
         for partition in self._partitions.running():
             found = committed.get(partition.number)
             if found is not None and found.offset == partition.position:
-                self._transport.resume(partition.number, partition.position)
+                self._transport.resume(partition.number, partition.next_offset)
             else:
                 log.warning("the group's offset has moved; restoring", extra={"partition": partition.number})
                 self._restart_restore(partition.number)

@@ -63,7 +63,7 @@ class FetchGuard:
         stalled = [
             partition
             for number, partition in quiet.items()
-            if max(positions.get(number, 0), partition.position) < ends.get(number, 0)
+            if max(positions.get(number, 0), partition.next_offset) < ends.get(number, 0)
         ]
         self._sought -= quiet.keys() - {partition.number for partition in stalled}
         for partition in stalled:
@@ -82,12 +82,12 @@ class FetchGuard:
                     "a partition gives no records though some wait; telling the client again where to read",
                     extra={
                         "partition": partition.number,
-                        "offset": partition.position,
+                        "offset": partition.next_offset,
                         "end": ends[partition.number],
                     },
                 )
                 self._observer.on_stalled_fetch("seek")
-                self._member.resume(partition.number, partition.position)
+                self._member.resume(partition.number, partition.next_offset)
                 self._sought.add(partition.number)
         self._update_health()
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 
 from lstmstream.config import Config
+from lstmstream.errors import TryAgain
 from lstmstream.serve.batch_limit import BatchLimit
+from lstmstream.serve.checkpoint import Checkpointer
 from lstmstream.serve.fetch_guard import FetchGuard
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
-from lstmstream.serve.topics import Topics, check_topics_unchanged
+from lstmstream.serve.topics import Topics, TopicWatch
 from lstmstream.transport.ports import PollResult, Transport
 
 INTERVAL_S = 1.0
 TOPICS_INTERVAL_S = 5.0
+DOUBT_INTERVAL_S = 1.0  # the same while something seems to be gone
+
+log = logging.getLogger(__name__)
 
 
 class Housekeeping:
@@ -25,6 +31,7 @@ class Housekeeping:
         transport: Transport,
         topics: Topics,
         partitions: Partitions,
+        checkpointer: Checkpointer,
         observer: Observer,
         clock: Callable[[], float],
         *,
@@ -35,6 +42,8 @@ class Housekeeping:
         self._batch_limit = batch_limit
         self._on_topics = on_topics
         self._config = config
+        self._checkpointer = checkpointer
+        self._watch = TopicWatch(config, transport, topics, clock)
         self._transport = transport
         self._topics = topics
         self._partitions = partitions
@@ -51,41 +60,69 @@ class Housekeeping:
         self._fetch_guard.on_poll(polled.records.first_offsets().keys(), running, saturated=saturated)
         now_s = self._clock()
         if now_s >= self._next_s:
-            self._next_s = now_s + INTERVAL_S
-            ends = self._transport.stable_end_offsets([p.number for p in running]) if running else {}
-            self._observer.on_gauges(self._gauges(polled.positions, ends))
+            ends = self._measure(now_s)
             self._fetch_guard.check(running, polled.positions, ends)
         if now_s >= self._next_topics_s:
             self._next_topics_s = now_s + TOPICS_INTERVAL_S
-            self.check_topics()
+            try:
+                self.check_topics()
+            except TryAgain as error:
+                if not self._watch.doubtful:
+                    raise
+                # Not sure yet: the broker that was asked may just not know it. If it is gone, writing fails too.
+                self._next_topics_s = now_s + DOUBT_INTERVAL_S
+                log.warning("%s; looking again", error)
+
+    def measure(self) -> None:
+        """The gauges, where `tick` is not reached: while commits fail. Raises TryAgain."""
+        now_s = self._clock()
+        if now_s >= self._next_s:
+            self._measure(now_s)
+
+    def _measure(self, now_s: float) -> Mapping[int, int]:
+        """Set the gauges; the last stable offsets of the partitions that this member has."""
+        self._next_s = now_s + INTERVAL_S
+        numbers = [partition.number for partition in self._partitions]
+        ends = self._transport.stable_end_offsets(numbers) if numbers else {}
+        self._observer.on_gauges(self._gauges(ends))
+        return ends
 
     def hurry(self) -> None:
         """Something changed that the gauges should show now, and not in a second."""
         self._next_s = 0.0
 
     def check_topics(self) -> None:
-        """Raises CannotServe where a topic is not as it was at the start, TryAgain."""
-        found = check_topics_unchanged(self._config, self._transport, self._topics)
+        """Raises CannotServe where a topic is not as it was at the start, TryAgain also where that is not sure yet."""
+        found = self._watch.look()
         self._on_topics({name: topic.settings for name, topic in found.items()})
+        retention = self._watch.retention
+        behind = [p.number for p in self._partitions.running() if p.floor_lag] if retention.by_size else []
+        topic = self._config.input.topic
+        self._checkpointer.note_input(retention, {n: self._transport.offset_range(topic, n) for n in behind})
 
     def check_assignment(self, partitions: Collection[int]) -> None:
         """Partitions that the input did not have at the start: it has grown. Raises CannotServe, TryAgain."""
         if any(number >= self._topics.partitions for number in partitions):
             self.check_topics()
 
-    def _gauges(self, positions: Mapping[int, int], ends: Mapping[int, int]) -> Gauges:
+    def _gauges(self, ends: Mapping[int, int]) -> Gauges:
         owned = list(self._partitions)
         return Gauges(
-            [_partition_gauges(p, positions, ends) for p in owned if p.phase is PartitionPhase.RUNNING],
+            [_partition_gauges(p, ends.get(p.number)) for p in owned],
             state_keys=sum(len(p.slab) for p in owned),
             state_bytes=sum(p.slab.nbytes for p in owned),
             restore_records_remaining=sum(restore.remaining for restore in self._partitions.restoring()),
         )
 
 
-def _partition_gauges(partition: Partition, positions: Mapping[int, int], ends: Mapping[int, int]) -> PartitionGauges:
-    """Control records behind the last event are no lag: the client's position passes over them."""
-    number = partition.number
-    position = max(partition.position, positions.get(number, 0))
-    lag = max(0, ends[number] - position) if number in ends else None
-    return PartitionGauges(number, partition.floor_lag, lag)
+def _partition_gauges(partition: Partition, end: int | None) -> PartitionGauges:
+    """Control records behind the last event are no lag, and what was read but not committed is.
+
+    A partition that is being restored lags by what waits behind the group's offset, once that is known.
+    """
+    if partition.phase is PartitionPhase.RUNNING:
+        lag = None if end is None else max(0, end - partition.next_offset)
+        return PartitionGauges(partition.number, partition.floor_lag, lag)
+    committed = None if partition.restore is None else partition.restore.committed_offset
+    lag = None if end is None or committed is None else max(0, end - committed)
+    return PartitionGauges(partition.number, None, lag)

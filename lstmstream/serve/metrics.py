@@ -126,6 +126,13 @@ class Metrics:
             "policy",
             LATE_POLICIES,
         )
+        self.records_without_key = counter(
+            "records_without_key_total", "Records without a key: all of a partition share one state."
+        )
+        self.keys_in_several_partitions = counter(
+            "keys_in_several_partitions_total",
+            "Keys found to have a state in more than one partition of this member (a sample).",
+        )
         self.batch_events = histogram("batch_events", "Input records per micro-batch.", _EVENTS)
         self.stage_seconds = histogram(
             "stage_seconds", "Time of one batch in a stage, in seconds.", _STAGE_S, ("stage", STAGES)

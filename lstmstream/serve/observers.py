@@ -25,7 +25,7 @@ class PartitionGauges(NamedTuple):
     """What is measured of a partition once a second."""
 
     number: int
-    floor_lag: int
+    floor_lag: int | None  # None while it is being restored
     consumer_lag: int | None  # None where it is not known
 
 
@@ -67,6 +67,12 @@ class Observer:
 
     def on_stalled_fetch(self, action: str) -> None:
         """A partition gave no records though some wait; `action` was taken."""
+
+    def on_records_without_key(self, count: int) -> None:
+        """So many records of a committed batch have no key."""
+
+    def on_keys_in_several_partitions(self, count: int) -> None:
+        """So many more keys were found to have a state in two partitions."""
 
     def on_gauges(self, gauges: Gauges) -> None:
         """Once a second."""
@@ -119,6 +125,14 @@ class Observers(Observer):
     def on_stalled_fetch(self, action: str) -> None:  # noqa: D102
         for observer in self._observers:
             observer.on_stalled_fetch(action)
+
+    def on_records_without_key(self, count: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_records_without_key(count)
+
+    def on_keys_in_several_partitions(self, count: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_keys_in_several_partitions(count)
 
     def on_gauges(self, gauges: Gauges) -> None:  # noqa: D102
         for observer in self._observers:
@@ -208,10 +222,19 @@ class MetricsObserver(Observer):
         """Count it."""
         self._metrics.stalled_fetches.labels(action).inc()
 
+    def on_records_without_key(self, count: int) -> None:
+        """Count them."""
+        self._metrics.records_without_key.inc(count)
+
+    def on_keys_in_several_partitions(self, count: int) -> None:
+        """Count them."""
+        self._metrics.keys_in_several_partitions.inc(count)
+
     def on_gauges(self, gauges: Gauges) -> None:
         """Set what is measured."""
         for partition in gauges.partitions:
-            self._metrics.floor_lag(self._input_topic, partition.number, partition.floor_lag)
+            if partition.floor_lag is not None:
+                self._metrics.floor_lag(self._input_topic, partition.number, partition.floor_lag)
             if partition.consumer_lag is not None:
                 self._metrics.lag(self._input_topic, partition.number, partition.consumer_lag)
         self._metrics.state_keys.set(gauges.state_keys)

@@ -10,7 +10,7 @@ written yet. `restore.py` brings it from RESTORING to RUNNING, `checkpoint.py` d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -126,9 +126,11 @@ class Partition:
         self.phase = PartitionPhase.RESTORING
         self.restore: Restore | None = None  # while it is RESTORING
         self.position = 0  # next input offset to process: the committed one
+        self.passed = 0  # offsets from the position to here hold no record: control records, aborted ones, gaps
         self.origin = 0  # input offset at which the states begin
         self.floor = 0  # as it stands in the state topic
         self.floor_written_s = 0.0
+        self.floor_position = 0  # the position that the floor record names
         self._states = states
         self.slab = states.open(number)
         self.dirty = DirtyRows(self.slab)
@@ -138,16 +140,22 @@ class Partition:
         """Input records that a restart would have to read again."""
         return self.position - self.floor
 
+    @property
+    def next_offset(self) -> int:
+        """Where to read on: all records before it are processed and committed, whether its offset is or not."""
+        return max(self.position, self.passed)
+
     def begin_states(self, origin: int) -> None:
         """Forget all states (of a restore that starts again); from here on they begin at `origin`."""
         self.slab = self._states.open(self.number)
         self.dirty = DirtyRows(self.slab)
         self.origin = origin
 
-    def run(self, *, position: int, floor: int, now_s: float) -> None:
-        """Its states are those of `position`: it can be served."""
+    def run(self, *, position: int, floor: int, now_s: float, floor_position: int | None = None) -> None:
+        """Its states are those of `position`: it can be served. `floor_position`: as the floor record has it."""
         assert self.phase is PartitionPhase.RESTORING, self.phase
         self.position, self.floor, self.floor_written_s = position, floor, now_s
+        self.floor_position = position if floor_position is None else floor_position
         self.phase, self.restore = PartitionPhase.RUNNING, None
 
     def close(self) -> None:
@@ -188,6 +196,12 @@ class Partitions:
     def running(self) -> list[Partition]:
         """Those that are served."""
         return [partition for partition in self if partition.phase is PartitionPhase.RUNNING]
+
+    def pass_over(self, positions: Mapping[int, int], with_records: Collection[int]) -> None:
+        """The client has come to `positions`; where it gave no records, there were none on the way."""
+        for partition in self.running():
+            if partition.number not in with_records:
+                partition.passed = max(partition.passed, positions.get(partition.number, 0))
 
     def restoring(self) -> list[Restore]:
         """The restores that are not done, in the order of assignment."""

@@ -17,6 +17,7 @@ import numpy as np
 from lstmstream.errors import CannotServe
 from lstmstream.records import Ints, RecordBatch
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
+from lstmstream.serve.committer import is_ours
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.state_records import (
@@ -46,6 +47,7 @@ class RestorePhase(Enum):
     LOOK_UP = auto()  # the committed offset, and how far the state topic goes
     LOAD = auto()  # read the state topic
     CHOOSE = auto()  # continue, start empty, or refuse
+    CHECK_GAP = auto()  # somebody else moved the group's offset forward: over records that we have not answered?
     REPLAY = auto()  # re-read the input
     DONE = auto()
 
@@ -58,8 +60,10 @@ class RestoreContext(NamedTuple):
     checkpointer: Checkpointer
     commit: Callable[[CheckpointPlan, Membership], None]  # of a plan without a batch; raises as Transport.commit
     input_topic: str
+    group: str
     start: str  # earliest | latest, for a group that has no offset
     on_model_change: str  # fail | reset
+    on_foreign_commit: str  # fail | accept
     clock: Callable[[], float]
     warned: set[str]  # what was said once and holds for all partitions
 
@@ -94,7 +98,8 @@ class _Loaded:
 class Restore:
     """One partition on its way from RESTORING to RUNNING."""
 
-    def __init__(self, partition: Partition, context: RestoreContext) -> None:
+    def __init__(self, partition: Partition, context: RestoreContext, *, answered: int = -1) -> None:
+        """`answered`: the position of this member before it had to restore the partition again."""
         self.partition = partition
         self.phase = RestorePhase.LOOK_UP
         self._context = context
@@ -104,6 +109,9 @@ class Restore:
         self._reader: LogReader | None = None
         self._loaded = _Loaded()
         self._replay_from = 0
+        self._answered = answered  # where the group's offset was when we last knew it to be our own
+        self._foreign = False  # the group's offset was set by somebody else
+        self._floor_position = 0
         self._replayed = 0  # input records read again
         self._min_timestamp_ms = np.iinfo(np.int64).max  # of those
         self.retry_at_s = 0.0  # clock time; it failed a moment ago
@@ -114,6 +122,11 @@ class Restore:
     def remaining(self) -> int:
         """Records still to be read in this phase."""
         return 0 if self._reader is None else max(0, self._reader.end - self._reader.position)
+
+    @property
+    def committed_offset(self) -> int | None:
+        """The group's offset that it works towards, once it is known."""
+        return None if self._committed is None else self._committed.offset
 
     def check_again(self) -> None:
         """The transport failed: it goes on only if the committed offset is still the one that it works towards."""
@@ -140,8 +153,10 @@ class Restore:
                 self._load(deadline_s)
             elif self.phase is RestorePhase.CHOOSE:
                 self._choose(membership)
+            elif self.phase is RestorePhase.CHECK_GAP:
+                self._check_gap(deadline_s)
             elif self.phase is RestorePhase.REPLAY:
-                self._replay(deadline_s)
+                self._replay(deadline_s, membership)
         if self.phase is not RestorePhase.DONE:
             return None
         number, slab = self.partition.number, self.partition.slab
@@ -301,7 +316,7 @@ class Restore:
             )
         if floor is not None and committed is not None:
             self._check_topics(floor)
-            self._continue(floor, committed.offset, beginning)
+            self._continue(floor, committed, beginning)
         elif committed is None:
             self._start_empty(membership, beginning if context.start == "earliest" else end)
         elif reset:
@@ -344,10 +359,22 @@ class Restore:
         self.partition.begin_states(origin)
         self._run(origin, floor=origin)
 
-    def _continue(self, floor: Floor, committed: int, beginning: int) -> None:
+    def _continue(self, floor: Floor, group: CommittedOffset, beginning: int) -> None:
         """This identity's states are there: drop those that cannot be used, and replay the input since the floor."""
+        committed = group.offset
         reason = self._drop_unusable(floor, committed)
         self._replay_from = floor.offset if reason is None else floor.origin
+        self._floor_position = max(floor.position, floor.offset)
+        slab = self.partition.slab
+        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
+        seen = int(slab.last_offset[rows].max(initial=-1)) + 1
+        self._answered = max(self._answered, self._floor_position, seen)
+        self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so
+        self._foreign = not is_ours(group.metadata) and committed > self._answered
+        if self._foreign and reason is None and self._replay_from >= self._floor_position and committed == beginning:
+            # All that lies between is deleted: there is nothing to go back to, and the states need none of it.
+            self._warn_of_gap(self._answered, committed, "they were deleted, so the states do not contain them either")
+            self._answered = self._replay_from = committed
         if reason is not None:
             log.warning("rebuilding states from the input: %s", reason, extra={"partition": self.partition.number})
             if floor.origin > committed:
@@ -361,7 +388,9 @@ class Restore:
         self.partition.origin = floor.origin
         self._loaded = _Loaded()
         self.close()
-        self.phase = RestorePhase.REPLAY  # before the input is opened: that may fail, and the choice is made
+        # Before the input is opened: that may fail, and the choice is made.
+        gap = self._foreign and committed > self._answered
+        self.phase = RestorePhase.CHECK_GAP if gap else RestorePhase.REPLAY
 
     def _drop_unusable(self, floor: Floor, committed: int) -> str | None:
         """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None."""
@@ -381,9 +410,28 @@ class Restore:
             reason = f"{len(loaded.corrupt)} state records are damaged, the first at offset {first}"
         return reason
 
+    def _check_gap(self, deadline_s: float) -> None:
+        """Whether the group's offset was moved over records. Only control records or aborted ones are no loss."""
+        assert self._committed is not None
+        if self._reader is None:
+            beginning, _ = self._context.transport.offset_range(self._context.input_topic, self.partition.number)
+            self._open_reader(self._context.input_topic, max(beginning, self._answered), self._committed.offset)
+        reader = self._reader
+        assert reader is not None
+        if reader.position < reader.end:
+            batch = reader.next(max(0.0, deadline_s - self._context.clock()))
+            if not len(batch):
+                return
+            first, end = int(batch.offsets[0]), self._committed.offset
+            if self._context.on_foreign_commit != "accept":
+                raise CannotServe(self._skipped(first, end))
+            self._warn_of_gap(first, end, "the states contain them")
+        self.close()
+        self.phase = RestorePhase.REPLAY
+
     # -- the replay
 
-    def _replay(self, deadline_s: float) -> None:
+    def _replay(self, deadline_s: float, membership: Membership) -> None:
         assert self._committed is not None
         if self._reader is None:
             self._open_reader(self._context.input_topic, self._replay_from, self._committed.offset)
@@ -399,13 +447,18 @@ class Restore:
                 self._replayed += len(batch)
                 self._min_timestamp_ms = min(self._min_timestamp_ms, batch.min_timestamp_ms()[number])
             return
-        self._run(self._committed.offset, floor=self._replay_from)
+        if self._foreign:  # from here on it is our own, so that this is said once
+            position, origin = self._committed.offset, self.partition.origin
+            plan = self._context.checkpointer.position_plan(self.partition.number, origin, self._replay_from, position)
+            self._context.commit(plan, membership)
+            self._floor_position = position
+        self._run(self._committed.offset, floor=self._replay_from, floor_position=self._floor_position)
         self.partition.dirty.enqueue_marked(self._context.clock(), self._min_timestamp_ms)
         self._context.checkpointer.add_to_budget(self._replayed)
 
-    def _run(self, position: int, *, floor: int) -> None:
+    def _run(self, position: int, *, floor: int, floor_position: int | None = None) -> None:
         self.close()
-        self.partition.run(position=position, floor=floor, now_s=self._context.clock())
+        self.partition.run(position=position, floor=floor, floor_position=floor_position, now_s=self._context.clock())
         self.phase = RestorePhase.DONE
 
     # -- words
@@ -417,6 +470,22 @@ class Restore:
         if text not in self._context.warned:
             self._context.warned.add(text)
             log.warning("%s", text)
+
+    def _skipped(self, first: int, end: int) -> str:
+        return (
+            f"{self._where()}: the group's offset was moved from {self._answered} to {end}, and not by lstmstream:"
+            f" offsets {first} to {end - 1} have no prediction. Another consumer may use this group id"
+            f" ({self._context.group!r}), or a tool has reset the offset. Set the group's offset back to {first}"
+            " (kafka-consumer-groups --reset-offsets --to-offset), or set input.on_foreign_commit: accept to go on"
+            " without them"
+        )
+
+    def _warn_of_gap(self, first: int, end: int, states: str) -> None:
+        log.warning(
+            "the group's offset was moved forward, and not by lstmstream: these offsets have no prediction; %s",
+            states,
+            extra={"partition": self.partition.number, "first": first, "last": end - 1},
+        )
 
     def _where(self) -> str:
         return f"{self._context.input_topic}[{self.partition.number}]"
@@ -434,8 +503,10 @@ class Restore:
     def _outside(self, committed: int, beginning: int, end: int) -> str:
         if committed < beginning:
             return (
-                f"{self._where()}: the group's offset is {committed}, but the input begins at {beginning}: records were"
-                f" deleted before they were answered. Move the group's offset to {beginning} to go on without them"
+                f"{self._where()}: the group's offset is {committed}, but the input begins at {beginning}: what was at"
+                f" offsets {committed} to {beginning - 1} was deleted before it was read. Move the group's offset to"
+                f" {beginning} (kafka-consumer-groups --reset-offsets --to-earliest) to go on without it; keep the"
+                " state topic: its states stay in use"
             )
         return (
             f"{self._where()}: the group's offset is {committed}, but the input ends at {end}: records were lost, or"

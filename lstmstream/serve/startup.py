@@ -12,8 +12,10 @@ from lstmstream.serve.factory import make_engine
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.step_model import StepModel
-from lstmstream.serve.topics import Topics, ensure_topics
+from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.transport.ports import Transport
+
+WAIT_FOR_TOPIC_S = 0.25  # between two looks
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def start_daemon(
     stopping: Callable[[], bool],
 ) -> Daemon | None:
     """Reach the broker, ensure the topics, begin to join; None if stopped meanwhile. Raises CannotServe."""
-    topics = _connect(config, transport, observer, clock, stopping)
+    topics = _connect(config, step.card.state.size, transport, observer, clock, stopping)
     if topics is None:
         return None
     engine = make_engine(config, step, key_hashed=topics.key_hashed, timer=timer)
@@ -37,7 +39,12 @@ def start_daemon(
 
 
 def _connect(
-    config: Config, transport: Transport, observer: Observer, clock: Clock, stopping: Callable[[], bool]
+    config: Config,
+    state_floats: int,
+    transport: Transport,
+    observer: Observer,
+    clock: Clock,
+    stopping: Callable[[], bool],
 ) -> Topics | None:
     observer.on_blocked("broker", "the broker has not been reached yet")
     failures = FailureLog(log, clock.monotonic_s)
@@ -48,7 +55,9 @@ def _connect(
         try:
             transport.connect()
             observer.on_loop()
-            topics = ensure_topics(config, transport)
+            topics = _ensure_topics(config, state_floats, transport, observer, clock, stopping)
+            if topics is None:
+                return None
             observer.on_loop()
             transport.join()
             break
@@ -59,3 +68,31 @@ def _connect(
             clock.sleep(backoff_s)
     observer.on_unblocked("broker")
     return topics
+
+
+def _ensure_topics(
+    config: Config,
+    state_floats: int,
+    transport: Transport,
+    observer: Observer,
+    clock: Clock,
+    stopping: Callable[[], bool],
+) -> Topics | None:
+    """A topic that was just made is not known to every broker: wait a little; None if stopped meanwhile.
+
+    Raises CannotServe, TryAgain.
+    """
+    deadline_s = clock.monotonic_s() + GONE_S
+    said = ""
+    while not stopping():
+        observer.on_loop()
+        try:
+            return ensure_topics(config, transport, state_floats)
+        except (MissingTopics, NotVisibleYet) as error:
+            if clock.monotonic_s() >= deadline_s:
+                raise
+            if str(error) != said:
+                said = str(error)
+                log.warning("%s; waiting for %g s", error, GONE_S)
+        clock.sleep(WAIT_FOR_TOPIC_S)
+    return None

@@ -86,6 +86,7 @@ class Floor(NamedTuple):
     input_topic_id: str
     partitions: int  # of the input topic
     state_topic_id: str  # a floor in another topic than it was written for vouches for nothing
+    position: int = -1  # the group's offset of the same transaction; -1 in records of earlier versions
 
 
 class StoredState(NamedTuple):
@@ -149,6 +150,11 @@ def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[lis
         body = packed[i * size : (i + 1) * size]
         values.append(body + _CRC.pack(crc32(body, crc32(key))))
     return list(keys), values
+
+
+def state_record_bytes(floats: int) -> int:
+    """Bytes of a state record whose entity key is empty."""
+    return _PREFIX_BYTES + _STATE.size + 4 * floats + _CRC.size
 
 
 def unpack_state(record_key: bytes, value: bytes) -> StoredState:
@@ -215,6 +221,8 @@ def unpack_states(
 def pack_floor(floor: Floor) -> bytes:
     """The value of a floor record."""
     fields = {"format": STATE_FORMAT, **floor._asdict(), "identity": floor.identity._asdict()}
+    if floor.position < 0:
+        del fields["position"]
     return orjson.dumps({**fields, "crc": crc32(orjson.dumps(fields))})
 
 

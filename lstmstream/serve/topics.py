@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, TryAgain
-from lstmstream.serve.checkpoint import StateTopic
+from lstmstream.serve.checkpoint import Retention, StateTopic
+from lstmstream.serve.state_records import state_record_bytes
+from lstmstream.serve.topic_settings import (
+    DEAD_LETTER_ROOM_BYTES,
+    DEFAULT_MAX_MESSAGE_BYTES,
+    STATE_ROOM_BYTES,
+    check_settings,
+    max_message_bytes,
+    roles,
+)
 from lstmstream.transport.ports import Admin, TopicInfo
 
 log = logging.getLogger(__name__)
 
-DEAD_LETTER_ROOM_BYTES = 64 * 1024  # for the headers that say what was wrong
-DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
+GONE_S = 10.0  # a topic, or a partition, that nobody knows for so long is gone
+MADE_AGAIN_S = 2.0  # the same for another topic under the name: what is written meanwhile would be lost with it
 
 STATE_SETTINGS = {
     "cleanup.policy": "compact",
@@ -32,21 +41,36 @@ class Topics(NamedTuple):
     state: StateTopic
     key_hashed: frozenset[str]  # topics where murmur2 of the key decides on the partition
     partition_counts: Mapping[str, int]  # of all topics, by name
+    retention: Retention  # of the input
+    warnings: frozenset[str] = frozenset()  # about settings, as they were logged
+    state_floats: int | None = None  # of a state row
 
 
-def ensure_topics(config: Config, admin: Admin) -> Topics:
-    """Create and check. Raises CannotServe with every problem at once, TryAgain where the broker is away."""
+class MissingTopics(CannotServe):
+    """A topic is not there, or the broker that was asked does not know it yet."""
+
+
+class NotVisibleYet(TryAgain):
+    """A topic was made a moment ago, and the broker that was asked does not know it yet."""
+
+
+def ensure_topics(config: Config, admin: Admin, state_floats: int | None = None) -> Topics:
+    """Create and check. Raises CannotServe with every problem at once, TryAgain where the broker is away.
+
+    `state_floats`: of a state row.
+    """
     owned = _owned_topics(config)
     found = admin.describe([config.input.topic, *sorted(owned)])
-    if config.input.topic not in found:
-        raise CannotServe(f"input.topic: topic {config.input.topic!r} does not exist; create it, or correct the name")
+    if config.input.topic not in found or not found[config.input.topic].partitions:
+        raise MissingTopics(f"input.topic: topic {config.input.topic!r} does not exist; create it, or correct the name")
     source = found[config.input.topic]
-    problems = [*_state_problems(config, found, source), *_dead_letter_problems(config, found, source)]
+    findings = check_settings(config, found, state_floats)
+    problems = _partition_problems(config, found, source) + [finding.text for finding in findings if finding.error]
     if problems:
         raise CannotServe(*problems)
     missing = sorted(owned - found.keys())
     if missing and not config.create_topics:
-        raise CannotServe(
+        raise MissingTopics(
             *(
                 f"topic {name!r} does not exist, and create_topics is false; create it with"
                 f" {source.partitions} partitions{_required_settings(name, config)}"
@@ -54,41 +78,95 @@ def ensure_topics(config: Config, admin: Admin) -> Topics:
             )
         )
     for name in missing:
-        admin.create(name, source.partitions, _settings(config, name, source))
+        admin.create(name, source.partitions, _settings(config, name, source, state_floats))
         log.info("topic created", extra={"topic": name, "partitions": source.partitions})
     if missing:
         found |= admin.describe(missing)
-    unseen = owned - found.keys()
+    unseen = {name for name in owned if name not in found or not found[name].partitions}
     if unseen:
-        raise TryAgain(f"topics that were created are not visible yet: {', '.join(sorted(unseen))}")
+        raise NotVisibleYet(f"topics that were created are not visible yet: {', '.join(sorted(unseen))}")
+    warnings = [finding.text for finding in check_settings(config, found, state_floats) if not finding.error]
+    for text in warnings:
+        log.warning("%s", text)
     key_hashed = {name for name in owned if found[name].partitions != source.partitions}
     if config.output.key is not None:
         key_hashed |= _prediction_topics(config)
     state_topic_id = found[config.state.topic].topic_id
     return Topics(
         source.partitions,
-        StateTopic(config.state.topic, state_topic_id, source.topic_id, source.partitions, _retention_ms(source)),
+        StateTopic(config.state.topic, state_topic_id, source.topic_id, source.partitions),
         frozenset(key_hashed),
         {name: info.partitions for name, info in found.items()},
+        _retention(source),
+        frozenset(warnings),
+        state_floats,
     )
 
 
-def check_topics_unchanged(config: Config, admin: Admin, known: Topics) -> dict[str, TopicInfo]:
-    """All topics, which must be as they were at the start. Raises CannotServe, TryAgain."""
-    names = [config.input.topic, *sorted(_owned_topics(config))]
-    found = admin.describe(names)
-    problems = [
-        f"topic {name!r} is gone; nothing was committed since. Bring it back" for name in names if name not in found
-    ]
-    ids = {config.input.topic: known.state.input_topic_id, config.state.topic: known.state.topic_id}
-    for name, topic in found.items():
-        if name in ids and topic.topic_id != ids[name]:
-            problems.append(_made_again(name, config))
-        elif topic.partitions != known.partition_counts.get(name, topic.partitions):
-            problems.append(_partitions_changed(name, known.partition_counts[name], topic.partitions, config))
-    if problems:
-        raise CannotServe(*problems)
-    return found
+class TopicWatch:
+    """Looks whether all topics are as they were at the start.
+
+    A broker may not know a topic for a moment, or know fewer of its partitions, or an old one under its name: what is
+    no longer there counts as gone only once it has stayed so for some seconds.
+    """
+
+    def __init__(self, config: Config, admin: Admin, known: Topics, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._admin = admin
+        self._known = known
+        self._clock = clock
+        self._since_s: dict[str, float] = {}  # when each doubt first came up, by its text
+        self._warned: set[str] = set()
+        self.retention = known.retention
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether something was not as it should be when it last looked."""
+        return bool(self._since_s)
+
+    def look(self) -> dict[str, TopicInfo]:
+        """All topics. Raises CannotServe where something is wrong for good, TryAgain where that is not sure yet."""
+        names = [name for _, name in roles(self._config)]
+        found = self._admin.describe(names)
+        certain, doubts = self._compare(names, found)
+        now_s = self._clock()
+        self._since_s = {text: self._since_s.get(text, now_s) for text, _ in doubts}
+        certain += [text for text, patience_s in doubts if now_s - self._since_s[text] >= patience_s]
+        for finding in check_settings(self._config, found, self._known.state_floats):
+            if finding.error:
+                certain.append(finding.text)
+            elif finding.text not in self._warned and finding.text not in self._known.warnings:
+                self._warned.add(finding.text)
+                log.warning("%s", finding.text)
+        if certain:
+            raise CannotServe(*certain)
+        if doubts:
+            raise TryAgain("; ".join(text for text, _ in doubts))
+        self.retention = _retention(found[self._config.input.topic])
+        return found
+
+    def _compare(
+        self, names: Sequence[str], found: Mapping[str, TopicInfo]
+    ) -> tuple[list[str], list[tuple[str, float]]]:
+        """(what is wrong for good, what seems wrong and how many seconds it has to stay so)."""
+        certain: list[str] = []
+        doubts: list[tuple[str, float]] = []
+        known = self._known
+        ids = {self._config.input.topic: known.state.input_topic_id, self._config.state.topic: known.state.topic_id}
+        for name in names:
+            topic = found.get(name)
+            if topic is None or not topic.partitions:
+                doubts.append((f"topic {name!r} is gone; nothing was committed since. Bring it back", GONE_S))
+                continue
+            before = known.partition_counts.get(name, topic.partitions)
+            changed = _partitions_changed(name, before, topic.partitions, self._config)
+            if name in ids and topic.topic_id != ids[name]:
+                doubts.append((_made_again(name, self._config), MADE_AGAIN_S))
+            elif topic.partitions > before:
+                certain.append(changed)
+            elif topic.partitions < before:
+                doubts.append((changed, GONE_S))
+        return certain, doubts
 
 
 def _made_again(name: str, config: Config) -> str:
@@ -119,54 +197,36 @@ def _owned_topics(config: Config) -> set[str]:
     return {*_prediction_topics(config), config.dead_letter.topic, config.state.topic}
 
 
-def _settings(config: Config, name: str, source: TopicInfo) -> dict[str, str]:
+def _settings(config: Config, name: str, source: TopicInfo, state_floats: int | None) -> dict[str, str]:
     if name == config.state.topic:
-        return STATE_SETTINGS
+        needed = state_record_bytes(state_floats or 0) + STATE_ROOM_BYTES
+        large = {"max.message.bytes": str(needed)} if needed > DEFAULT_MAX_MESSAGE_BYTES else {}
+        return STATE_SETTINGS | large
     if name == config.dead_letter.topic:
-        return {"max.message.bytes": str(_max_message_bytes(source) + DEAD_LETTER_ROOM_BYTES)}
+        return {"max.message.bytes": str(max_message_bytes(source) + DEAD_LETTER_ROOM_BYTES)}
     return {}
 
 
-def _state_problems(config: Config, found: Mapping[str, TopicInfo], source: TopicInfo) -> list[str]:
+def _partition_problems(config: Config, found: Mapping[str, TopicInfo], source: TopicInfo) -> list[str]:
     state = found.get(config.state.topic)
-    if state is None:
+    if state is None or state.partitions == source.partitions:
         return []
-    problems = []
-    if state.partitions != source.partitions:
-        problems.append(
-            f"state.topic: topic {config.state.topic!r} has {state.partitions} partitions and the input"
-            f" {config.input.topic!r} has {source.partitions}: states would not be found. If the input has grown, keys"
-            " have moved: start under another name, from the beginning"
-        )
-    if state.settings.get("cleanup.policy", "compact") != "compact":
-        problems.append(
-            f"state.topic: topic {config.state.topic!r} has cleanup.policy={state.settings['cleanup.policy']}, which"
-            " deletes states; set it to compact"
-        )
-    return problems
+    problem = (
+        f"state.topic: topic {config.state.topic!r} has {state.partitions} partitions and the input"
+        f" {config.input.topic!r} has {source.partitions}: states would not be found. If the input has grown, keys"
+        " have moved: start under another name, from the beginning"
+    )
+    return [problem]
 
 
-def _dead_letter_problems(config: Config, found: Mapping[str, TopicInfo], source: TopicInfo) -> list[str]:
-    letters = found.get(config.dead_letter.topic)
-    needed = _max_message_bytes(source) + DEAD_LETTER_ROOM_BYTES
-    if letters is None or _max_message_bytes(letters) >= needed:
-        return []
-    return [
-        (
-            f"dead_letter.topic: topic {config.dead_letter.topic!r} takes {_max_message_bytes(letters)} bytes a record,"
-            f" and a dead letter from {config.input.topic!r} may need {needed}; set its max.message.bytes to that"
-        )
-    ]
-
-
-def _max_message_bytes(topic: TopicInfo) -> int:
-    return int(topic.settings.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
-
-
-def _retention_ms(source: TopicInfo) -> int | None:
-    retention_ms = int(source.settings.get("retention.ms", "-1"))
-    deletes = "delete" in source.settings.get("cleanup.policy", "delete")
-    return retention_ms if deletes and retention_ms >= 0 else None
+def _retention(source: TopicInfo) -> Retention:
+    """How long the input is kept, and whether its size is limited."""
+    if "delete" not in source.settings.get("cleanup.policy", "delete"):
+        return Retention(None, by_size=False)
+    retention_ms, retention_bytes = (
+        int(source.settings.get(name, "-1")) for name in ("retention.ms", "retention.bytes")
+    )
+    return Retention(retention_ms if retention_ms >= 0 else None, by_size=retention_bytes >= 0)
 
 
 def _required_settings(topic: str, config: Config) -> str:

@@ -48,11 +48,12 @@ class MemoryTopic:
     settings: dict[str, str]
     topic_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     beginnings: list[int] = field(default_factory=list)
+    passed: dict[int, int] = field(default_factory=dict)  # partition → up to where offsets hold no record
 
     def end(self, partition: int) -> int:
         """The high watermark."""
         log = self.logs[partition]
-        return log[-1].offset + 1 if log else self.beginnings[partition]
+        return max(log[-1].offset + 1 if log else self.beginnings[partition], self.passed.get(partition, 0))
 
 
 class _Token(NamedTuple):
@@ -112,6 +113,11 @@ class MemoryBroker:
         for log in self.topics[topic].logs:
             newest = {record.key: record.offset for record in log}
             log[:] = [record for record in log if newest[record.key] == record.offset]
+
+    def append_control(self, topic: str, partition: int, offsets: int = 1) -> None:
+        """Offsets that hold no record, as markers of transactions and aborted records do."""
+        to = self.topics[topic]
+        to.passed[partition] = to.end(partition) + offsets
 
     def truncate(self, topic: str, partition: int, before: int) -> None:
         """Delete the records before an offset, as retention does."""
@@ -242,8 +248,11 @@ class MemoryTransport:
             if at[1] < topic.beginnings[partition]:
                 raise CannotServe(f"{self._input_topic}[{partition}]@{at[1]} is gone")
             first = bisect_left(topic.logs[partition], at[1], key=lambda record: record.offset)
-            fresh = topic.logs[partition][first : first + max_events - len(found)]
-            if fresh:
+            room = max_events - len(found)
+            fresh = topic.logs[partition][first : first + room]
+            if len(fresh) < room:  # read to the end, which may be behind control records
+                self._positions[partition] = (epoch, max(at[1], topic.end(partition)))
+            elif fresh:
                 self._positions[partition] = (epoch, fresh[-1].offset + 1)
             found += [(partition, record) for record in fresh]
         return found

@@ -26,6 +26,7 @@ class TopicInfo(NamedTuple):
     topic_id: str  # another one under the same name is another topic
     partitions: int
     settings: Mapping[str, str]
+    replicas: int = 0  # of the partition that has fewest; 0: not known
 
 
 class CommittedOffset(NamedTuple):

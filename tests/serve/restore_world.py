@@ -13,7 +13,7 @@ from reference import Event
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, StateTopic
-from lstmstream.serve.committer import Committer
+from lstmstream.serve.committer import NONCE_PREFIX, Committer
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.refusals import Refusals
@@ -61,7 +61,9 @@ class Transport(MemoryTransport):
 class World:
     """An input and a state topic of one partition, and a restore over them."""
 
-    def __init__(self, *, start: str = "earliest", on_model_change: str = "fail") -> None:
+    def __init__(
+        self, *, start: str = "earliest", on_model_change: str = "fail", on_foreign_commit: str = "fail"
+    ) -> None:
         self.now_s = 1_000.0
         self.read_takes_s = 0.0
         self.broker = MemoryBroker(clock=lambda: self.now_s)
@@ -78,7 +80,7 @@ class World:
         self.ids = (self.broker.topics[STATE].topic_id, self.broker.topics[INPUT].topic_id)
         clock = lambda: self.now_s  # noqa: E731
         self.checkpointer = Checkpointer(
-            StateTopic(STATE, *self.ids, 1, None), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
+            StateTopic(STATE, *self.ids, 1), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
         )
         self.committer = Committer(
             self.transport,
@@ -96,8 +98,10 @@ class World:
             self.checkpointer,
             self.committer.submit_plan,
             INPUT,
+            "group",
             start,
             on_model_change,
+            on_foreign_commit,
             clock,
             set(),
         )
@@ -163,8 +167,9 @@ class World:
         value[-9] ^= 4
         self.state_log[number] = record._replace(value=bytes(value))
 
-    def commit_offset(self, offset: int) -> None:
-        self.broker.offsets[0] = offset
+    def commit_offset(self, offset: int, *, metadata: str = f"{NONCE_PREFIX}before:1") -> None:
+        """As lstmstream does it; with other metadata, as somebody else does."""
+        self.broker.offsets[0], self.broker.metadata[0] = offset, metadata
 
     # -- the restore
 

@@ -21,6 +21,7 @@ from lstmstream.serve.checkpoint import (
     WRITES_PER_TRANSACTION,
     Checkpointer,
     CheckpointPlan,
+    Retention,
     StateTopic,
 )
 from lstmstream.serve.engine import Engine, Result
@@ -64,12 +65,13 @@ class World:
     def _fresh(self) -> tuple[Engine, Checkpointer, Partitions]:
         partitions = Partitions()
         checkpointer = Checkpointer(
-            StateTopic("state", "state-id", "id", len(self.log), self.retention_ms),
+            StateTopic("state", "state-id", "id", len(self.log)),
             IDENTITY,
             partitions,
             interval_s=INTERVAL_S,
             clock=lambda: self.now_s,
             wall_s=lambda: self.now_s,
+            retention=Retention(self.retention_ms, by_size=False),
         )
         return engine(NumpyStep(), partitions=(), late=self.late, ttl_ms=self.ttl_ms), checkpointer, partitions
 
@@ -349,6 +351,25 @@ def test_half_of_the_retention_used_up_lifts_the_cap() -> None:
     world.check()
 
 
+def test_with_half_of_the_retention_used_up_more_is_written_than_becomes_dirty() -> None:
+    """Only new keys in each batch: the floor still comes nearer, and the oldest change does not get older."""
+    world = World(1, retention_ms=100_000)
+    new = 3 * WRITES_PER_TRANSACTION
+    number, ages = 0, []
+    for _ in range(300):
+        for _ in range(new):
+            world.produce(0, b"%d" % number, b"{}")
+            number += 1
+        world.now_s += 1
+        plan = world.commit()
+        oldest = world.partitions[0].dirty.oldest()
+        ages.append(0 if oldest is None else world.now_s - oldest[0])
+        if ages[-1] > 50:
+            assert len(plan.written[0]) >= new
+    assert max(ages) < 55
+    world.check()
+
+
 def test_a_transaction_takes_no_more_states_than_its_share() -> None:
     world = World(1)
     for i in range(WRITES_PER_TRANSACTION + 500):
@@ -420,7 +441,8 @@ def test_what_is_written_to_the_state_topic() -> None:
     assert (records.topic, set(records.offsets.tolist())) == ("state", {NO_OFFSET})
     assert set(records.timestamps.tolist()) == {int(world.now_s * 1000)}
     kinds = [(m.partition, key_kind(m.key)[0] == FLOOR) for m in messages_of(records)]
-    assert kinds == [*[(0, False)] * 12, (0, True)]  # 61 events pay for twelve
+    # 61 events pay for twelve; the floor of the other partition stays, and its record names the new position.
+    assert kinds == [*[(0, False)] * 12, (0, True), (1, True)]
     assert plan.written[0].tolist() == list(range(12))
     stored = {unpack_key(m.key): unpack_state(m.key, m.value) for m in messages_of(records)[:12]}
     slab = world.engine.scorer.states.slabs[0]
@@ -429,7 +451,8 @@ def test_what_is_written_to_the_state_topic() -> None:
         assert found.state.row.tobytes() == slab.get(slab.index[key]).row.tobytes()
     assert stored[b"0"].state.last_offset == result.records.offsets[0]  # as of this very batch
     floor = unpack_floor(messages_of(records)[12].value or b"")
-    assert floor == (IDENTITY, 0, world.log[0][12].offset, "id", 2, "state-id")
+    assert floor == (IDENTITY, 0, world.log[0][12].offset, "id", 2, "state-id", world.log[0][-1].offset + 1)
+    assert unpack_floor(messages_of(records)[13].value or b"")[3:] == ("id", 2, "state-id", world.log[1][-1].offset + 1)
     world.engine.rollback()
 
 
@@ -437,7 +460,7 @@ def test_the_first_transaction_of_an_identity_fixes_where_its_states_begin() -> 
     plan = World(2).checkpointer.initial_plan(1, 40)
     (message,) = state_messages(plan)
     assert (message.partition, message.key) == (1, FLOOR_KEY)
-    assert unpack_floor(message.value) == (IDENTITY, 40, 40, "id", 2, "state-id")
+    assert unpack_floor(message.value) == (IDENTITY, 40, 40, "id", 2, "state-id", 40)
     assert (plan.offsets, plan.floors, plan.written) == ({1: 40}, {1: 40}, {})
 
 

@@ -68,7 +68,7 @@ class World:
             self.partitions[number].run(position=0, floor=0, now_s=self.now_s)
         clock = lambda: self.now_s  # noqa: E731
         self.checkpointer = Checkpointer(
-            StateTopic("state", "s", "i", 2, None), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
+            StateTopic("state", "s", "i", 2), IDENTITY, self.partitions, interval_s=10, clock=clock, wall_s=clock
         )
         self.batch_limit = BatchLimit(100)
         self.refusals = Refusals("state", compressed=False, wall_s=clock)

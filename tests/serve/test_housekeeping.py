@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import batch
-from memory_world import INPUT, OUTPUT, PARTITIONS, World
+from memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, STATES, World
 from reference import Event
+from restore_world import IDENTITY
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.serve.batch_limit import BatchLimit
+from lstmstream.serve.checkpoint import Checkpointer, Retention
 from lstmstream.serve.fetch_guard import STALL_S, STARVED_STALL_S
-from lstmstream.serve.housekeeping import INTERVAL_S, TOPICS_INTERVAL_S, Housekeeping
+from lstmstream.serve.housekeeping import DOUBT_INTERVAL_S, INTERVAL_S, TOPICS_INTERVAL_S, Housekeeping
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, Partitions
+from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.state import StateStore
-from lstmstream.serve.topics import ensure_topics
+from lstmstream.serve.topics import GONE_S, ensure_topics
 from lstmstream.transport.memory import MemoryTransport
 from lstmstream.transport.ports import Membership, PollResult
 
@@ -40,6 +43,7 @@ class SomeRestore:
 
     def __init__(self, remaining: int) -> None:
         self.remaining = remaining
+        self.committed_offset: int | None = None  # not known yet
 
 
 class House:
@@ -57,13 +61,24 @@ class House:
         topics = ensure_topics(world.config(), transport)
         self.states = StateStore(np.zeros(2, np.float32))
         self.partitions, self.told = Partitions(), Told()
+        clock = lambda: self.now_s  # noqa: E731
+        self.checkpointer = Checkpointer(
+            topics.state,
+            IDENTITY,
+            self.partitions,
+            interval_s=10,
+            clock=clock,
+            wall_s=clock,
+            retention=topics.retention,
+        )
         self.housekeeping = Housekeeping(
             world.config(),
             transport,
             topics,
             self.partitions,
+            self.checkpointer,
             self.told,
-            lambda: self.now_s,
+            clock,
             batch_limit=BatchLimit(world.config().batch.max_events),
         )
         self.points.clear()
@@ -127,7 +142,11 @@ def test_what_is_measured() -> None:
     third.slab.add(b"c")
     house.tick()
     (gauges,) = house.told.gauges
-    assert gauges.partitions == [PartitionGauges(0, floor_lag=2, consumer_lag=5), PartitionGauges(1, 0, 0)]
+    assert gauges.partitions == [
+        PartitionGauges(0, floor_lag=2, consumer_lag=5),
+        PartitionGauges(1, 0, 0),
+        PartitionGauges(2, None, None),
+    ]
     assert gauges.state_keys == 3, "those that are being restored are in memory too"
     assert gauges.state_bytes == sum(partition.slab.nbytes for partition in house.partitions)
     assert gauges.restore_records_remaining == 17
@@ -135,21 +154,36 @@ def test_what_is_measured() -> None:
 
 
 def test_control_records_behind_the_last_event_are_no_lag() -> None:
-    """The client has passed over them; a position of it that is behind what is committed is no measure."""
+    """They were passed over. What the client has only read ahead is lag: it is not committed."""
     house = House()
-    for number in range(3):
-        house.partition(number, position=3)
+    for number, passed in enumerate((5, 4, 1)):
+        house.partition(number, position=3).passed = passed
         house.produce(number, 5)
-    house.tick(p0=5, p1=4, p2=1)
+    house.tick(p0=9, p1=9, p2=9)
     assert [one.consumer_lag for one in house.told.gauges[0].partitions] == [0, 1, 2]
+    house.partitions[0].passed = 9
     house.now_s += INTERVAL_S
-    house.tick(p0=9)
+    house.tick()
     assert house.told.gauges[1].partitions[0].consumer_lag == 0
 
 
-def test_without_running_partitions_the_broker_is_not_asked() -> None:
+def test_a_partition_that_is_being_restored_lags_behind_the_groups_offset() -> None:
     house = House()
-    house.partition(0)
+    house.produce(0, 8)
+    restore = SomeRestore(17)
+    house.partition(0).restore = restore  # type: ignore[assignment]
+    house.tick()
+    restore.committed_offset = 3
+    house.now_s += INTERVAL_S
+    house.tick()
+    assert [gauges.partitions[0] for gauges in house.told.gauges] == [
+        PartitionGauges(0, None, None),
+        PartitionGauges(0, None, 5),
+    ]
+
+
+def test_without_partitions_the_broker_is_not_asked() -> None:
+    house = House()
     house.tick()
     assert "stable_end" not in house.points
     assert (house.told.gauges[0].partitions, house.told.gauges[0].state_keys) == ([], 0)
@@ -189,8 +223,75 @@ def test_topics_are_looked_at_every_few_seconds() -> None:
         house.now_s += 1
     assert house.points.count("describe") == 3
     del house.broker.topics[OUTPUT]
+    for _ in range(int(GONE_S)):
+        house.tick()
+        house.now_s += DOUBT_INTERVAL_S
     with pytest.raises(CannotServe, match="is gone"):
         house.tick()
+
+
+def test_a_topic_that_a_broker_does_not_know_for_a_moment_is_not_gone() -> None:
+    house = House()
+    house.tick()
+    output = house.broker.topics.pop(OUTPUT)
+    for _ in range(3):
+        house.now_s += GONE_S - 1
+        house.broker.topics.pop(OUTPUT, None)
+        house.tick()
+        house.now_s += DOUBT_INTERVAL_S
+        house.broker.topics[OUTPUT] = output
+        house.tick()
+
+
+def test_retention_that_is_changed_while_it_runs_is_seen() -> None:
+    house = House()
+    partition = house.partition(0, position=6, floor=2)
+    house.produce(0, 10)
+    house.tick()
+    assert house.checkpointer.retention == Retention(None, by_size=False)
+    partition.dirty.mark(ChangedRows(np.array([partition.slab.add(b"k")]), np.array([2])), house.now_s, 500_000)
+    settings = house.broker.topics[INPUT].settings
+
+    def due_after(**changes: str) -> bool:
+        settings.update({name.replace("_", "."): value for name, value in changes.items()})
+        house.now_s += TOPICS_INTERVAL_S
+        house.tick()
+        return house.checkpointer.due()
+
+    assert not due_after(retention_ms="100000000", retention_bytes="-1")
+    assert due_after(retention_ms="6000"), "half of it has passed"
+    assert not due_after(retention_ms="-1")
+    assert due_after(retention_bytes="1000"), "the floor is in the older half of the log"
+    partition.floor = 5
+    assert not due_after()
+    house.broker.truncate(INPUT, 0, 4)
+    assert due_after(), "the log begins at 4 by now and ends at 10"
+
+
+@pytest.mark.parametrize(
+    ("topic", "change", "expected"),
+    [
+        (INPUT, {"cleanup.policy": "compact"}, "compaction removes events"),
+        (STATES, {"cleanup.policy": "compact,delete"}, "does not keep all states"),
+        (LETTERS, {"max.message.bytes": "1000"}, "takes 1000 bytes per record"),
+    ],
+)
+def test_a_setting_that_is_changed_to_a_wrong_one_stops_it(topic: str, change: dict[str, str], expected: str) -> None:
+    house = House()
+    house.tick()
+    house.broker.topics[topic].settings.update(change)
+    house.now_s += TOPICS_INTERVAL_S
+    with pytest.raises(CannotServe, match=expected):
+        house.tick()
+
+
+def test_a_setting_that_is_changed_to_a_doubtful_one_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+    house.broker.topics[INPUT].settings["unclean.leader.election.enable"] = "true"
+    for _ in range(3):
+        house.tick()
+        house.now_s += TOPICS_INTERVAL_S
+    assert sum("unclean.leader.election.enable=true" in record.message for record in caplog.records) == 1
 
 
 def test_a_broker_that_is_away_is_asked_again_at_the_next_time() -> None:
@@ -215,3 +316,34 @@ def test_partitions_that_the_input_did_not_have_mean_that_it_has_grown() -> None
     house.broker.topics[INPUT].beginnings.append(0)
     with pytest.raises(CannotServe, match=f"has grown from {PARTITIONS} to {PARTITIONS + 1}"):
         house.housekeeping.check_assignment([0, PARTITIONS])
+
+
+def test_lag_is_shown_while_each_commit_fails() -> None:
+    """A round does not come to its end then; the recovery measures."""
+    world = World()
+    daemon = world.start()
+    world.settle()
+    for _ in range(50):
+        world.produce(b"k", b'{"amount": 1}', 0)
+    for _ in range(5):
+        world.faults.append("commit")
+        world.step(daemon)
+        world.now_s += INTERVAL_S
+    assert world.metric(daemon, "consumer_lag_records", topic=INPUT, partition="0") == 50
+    world.settle()
+    world.now_s += INTERVAL_S
+    world.step(daemon)
+    assert world.metric(daemon, "consumer_lag_records", topic=INPUT, partition="0") == 0
+
+
+def test_lag_is_shown_while_the_member_is_out_of_its_group() -> None:
+    """What it has read meanwhile is not committed, so it is lag."""
+    world = World()
+    daemon = world.start()
+    world.settle()
+    for _ in range(5):
+        world.produce(b"k", b'{"amount": 1}', 0)
+    world.expire(daemon)
+    world.now_s += INTERVAL_S
+    world.step(daemon)
+    assert world.metric(daemon, "consumer_lag_records", topic=INPUT, partition="0") == 5

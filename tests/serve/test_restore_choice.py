@@ -94,7 +94,7 @@ def test_where_nothing_is_there_states_begin_where_the_config_says(start: str, o
     assert (partition.origin, partition.floor, partition.position) == (origin, origin, origin)
     assert world.broker.offsets == {0: origin}
     (floor,) = world.state_log
-    assert unpack_floor(floor.value) == (IDENTITY, origin, origin, world.ids[1], 1, world.ids[0])
+    assert unpack_floor(floor.value) == (IDENTITY, origin, origin, world.ids[1], 1, world.ids[0], origin)
 
 
 def test_states_left_by_an_aborted_beginning_do_not_count() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
+import memory_world
 import pytest
 from memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, STATES, World
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve import topics
 from lstmstream.transport.memory import MemoryTransport
+from lstmstream.transport.ports import TopicInfo
 
 
 def ensure(world: World, **changes: object) -> topics.Topics:
@@ -68,50 +73,163 @@ def test_where_partition_counts_differ_the_key_decides() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"retention.ms": "-1"}, None),
-        ({"retention.ms": "1000"}, 1000),
-        ({"retention.ms": "1000", "cleanup.policy": "compact"}, None),
+        ({"retention.ms": "-1"}, (None, False)),
+        ({"retention.ms": "1000"}, (1000, False)),
+        ({"retention.ms": "-1", "retention.bytes": "1000"}, (None, True)),
+        ({"retention.ms": "1000", "cleanup.policy": ""}, (None, False)),
     ],
 )
-def test_the_inputs_retention(settings: dict[str, str], expected: int | None) -> None:
+def test_the_inputs_retention(settings: dict[str, str], expected: tuple[int | None, bool]) -> None:
     world = World()
     world.broker.topics[INPUT].settings.clear()
     world.broker.topics[INPUT].settings.update(settings)
-    assert ensure(world).state.input_retention_ms == expected
+    assert ensure(world).retention == expected
 
 
-def test_a_topic_that_vanishes_or_grows_is_noticed() -> None:
-    world = World()
-    known = ensure(world)
-    transport = MemoryTransport(world.broker, INPUT)
-    topics.check_topics_unchanged(world.config(), transport, known)
-    del world.broker.topics[OUTPUT]
-    world.broker.topics[INPUT].logs.append([])
-    with pytest.raises(CannotServe) as caught:
-        topics.check_topics_unchanged(world.config(), transport, known)
-    assert f"'{OUTPUT}' is gone" in str(caught.value)
-    assert f"from {PARTITIONS} to {PARTITIONS + 1} partitions" in str(caught.value)
+# -- topics that change
+
+
+class Watched:
+    """A world whose topics are made, and a look at them now and then."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.topics = self.world.broker.topics
+        self.known = ensure(self.world)
+        transport = MemoryTransport(self.world.broker, INPUT)
+        self.watch = topics.TopicWatch(self.world.config(), transport, self.known, lambda: self.world.now_s)
+        self.world.call_s = 0.0
+        self.watch.look()
+
+    def doubted(self) -> bool:
+        try:
+            self.watch.look()
+        except TryAgain:
+            return True
+        return False
+
+    def refused_after(self, seconds: float) -> str:
+        """Only after so long, and never before."""
+        end_s = self.world.now_s + seconds
+        while self.world.now_s < end_s:
+            assert self.doubted()
+            self.world.now_s += min(0.7, end_s - self.world.now_s)
+        with pytest.raises(CannotServe) as caught:
+            self.watch.look()
+        return str(caught.value)
+
+
+@pytest.mark.parametrize("name", [INPUT, OUTPUT, LETTERS, STATES])
+def test_a_topic_is_gone_once_it_has_stayed_away(name: str) -> None:
+    watched = Watched()
+    topic = watched.topics.pop(name)
+    assert watched.doubted()
+    watched.world.now_s += topics.GONE_S - 1
+    assert watched.doubted()
+    watched.topics[name] = topic
+    assert not watched.doubted()
+    del watched.topics[name]
+    assert f"'{name}' is gone" in watched.refused_after(topics.GONE_S)
 
 
 @pytest.mark.parametrize(("name", "lost"), [(INPUT, "belong to the old one"), (STATES, "the states in it are lost")])
 def test_a_topic_that_is_made_again_under_its_name_is_noticed(name: str, lost: str) -> None:
-    world = World()
-    known = ensure(world)
-    ids = (world.broker.topics[STATES].topic_id, world.broker.topics[INPUT].topic_id)
+    watched = Watched()
+    ids = (watched.topics[STATES].topic_id, watched.topics[INPUT].topic_id)
+    known = watched.known
     assert (known.state.topic_id, known.state.input_topic_id) == ids
     assert (known.state.name, known.state.partitions, known.partitions) == (STATES, PARTITIONS, PARTITIONS)
-    del world.broker.topics[name]
-    world.broker.create(name, PARTITIONS)
-    with pytest.raises(CannotServe) as caught:
-        topics.check_topics_unchanged(world.config(), MemoryTransport(world.broker, INPUT), known)
-    assert f"'{name}' was deleted and made again" in str(caught.value)
-    assert lost in str(caught.value)
+    before = watched.topics.pop(name)
+    watched.world.broker.create(name, PARTITIONS, {"cleanup.policy": "compact"} if name == STATES else {})
+    assert watched.doubted()
+    again, watched.topics[name] = watched.topics[name], before  # seen for one look only
+    assert not watched.doubted()
+    watched.topics[name] = again
+    message = watched.refused_after(topics.MADE_AGAIN_S)
+    assert f"'{name}' was deleted and made again" in message
+    assert lost in message
 
 
-def test_an_output_with_another_number_of_partitions_than_at_the_start_is_noticed() -> None:
+def test_an_input_that_has_grown_is_noticed_at_once() -> None:
+    watched = Watched()
+    watched.topics[INPUT].logs.append([])
+    assert f"from {PARTITIONS} to {PARTITIONS + 1} partitions" in watched.refused_after(0)
+
+
+@pytest.mark.parametrize("partitions", [0, PARTITIONS - 1])
+def test_partitions_that_are_not_known_for_a_moment_are_waited_for(partitions: int) -> None:
+    watched = Watched()
+    log = watched.topics[OUTPUT].logs
+    watched.topics[OUTPUT].logs = log[:partitions]
+    assert watched.doubted()
+    watched.topics[OUTPUT].logs = log
+    assert not watched.doubted()
+    watched.topics[OUTPUT].logs = log[:partitions]
+    message = watched.refused_after(topics.GONE_S)
+    assert "is gone" in message or f"had {PARTITIONS} partitions and now has {partitions}; start again" in message
+
+
+# -- topics that were just made, at the start
+
+
+class SlowToKnow(MemoryTransport):
+    """A broker that knows a topic only after a number of questions."""
+
+    unknown: ClassVar[dict[str, int]] = {}
+
+    def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
+        found = super().describe(topics)
+        for name in [name for name in found if self.unknown.get(name, 0) > 0]:
+            self.unknown[name] -= 1
+            del found[name]
+        return found
+
+
+@pytest.mark.parametrize("name", [INPUT, OUTPUT, LETTERS, STATES])
+def test_a_start_waits_for_topics_that_are_not_known_yet(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_world, "MemoryTransport", SlowToKnow)
+    monkeypatch.setattr(SlowToKnow, "unknown", {name: 5})
     world = World()
-    known = ensure(world)
-    del world.broker.topics[OUTPUT]
-    world.broker.create(OUTPUT, PARTITIONS + 1)
-    with pytest.raises(CannotServe, match=f"had {PARTITIONS} partitions and now has {PARTITIONS + 1}; start again"):
-        topics.check_topics_unchanged(world.config(), MemoryTransport(world.broker, INPUT), known)
+    world.produce(b"k", b'{"amount": 1}')
+    world.start()
+    world.settle()
+    assert SlowToKnow.unknown == {name: 0}
+    assert world.steps(b"k") == [1]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_start_does_not_wait_for_ever(create: bool) -> None:
+    world = World()
+    if create:
+        del world.broker.topics[INPUT]
+    began_s = world.now_s
+    with pytest.raises(CannotServe, match="does not exist"):
+        world.start(create_topics=create)
+    assert topics.GONE_S <= world.now_s - began_s < topics.GONE_S + 2
+
+
+@pytest.mark.parametrize("name", [OUTPUT, STATES])
+@pytest.mark.parametrize("seconds", [3.0, 30.0])
+def test_a_recovery_waits_for_a_topic_that_is_not_known(name: str, seconds: float) -> None:
+    """It stays in the recovery, alive, until the topic is back, or counts as gone."""
+    world = World()
+    world.produce(b"k", b'{"amount": 1}')
+    daemon = world.start()
+    world.settle()
+    topic = world.broker.topics.pop(name)
+    back_s = world.now_s + seconds
+
+    def come_back(_point: str) -> None:
+        if world.now_s >= back_s:
+            world.broker.topics[name] = topic
+
+    world.watch = come_back
+    world.faults.append("poll")
+    if seconds > topics.GONE_S:
+        with pytest.raises(CannotServe, match="is gone"):
+            world.step(daemon)
+        return
+    world.step(daemon)
+    world.produce(b"k", b'{"amount": 1}')
+    world.settle()
+    assert world.steps(b"k") == [1, 2]

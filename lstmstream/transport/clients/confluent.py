@@ -193,7 +193,8 @@ class ConfluentAdmin:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     continue
                 raise
-            found[name] = (_canonical(topic.topic_id), len(topic.partitions))
+            replicas = min((len(partition.replicas) for partition in topic.partitions), default=0)
+            found[name] = (_canonical(topic.topic_id), len(topic.partitions), replicas)
         if not found:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in found]
@@ -201,7 +202,7 @@ class ConfluentAdmin:
             resource.name: {entry.name: str(entry.value) for entry in future.result().values()}
             for resource, future in self._admin.describe_configs(resources, request_timeout=timeout_s).items()
         }
-        return {name: TopicInfo(*about, settings[name]) for name, about in found.items()}
+        return {name: TopicInfo(*about[:2], settings[name], about[2]) for name, about in found.items()}
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
         """See Admin."""

@@ -145,15 +145,22 @@ class KafkaPythonAdmin:
             if topic["error_code"]:
                 error = kerr.for_code(topic["error_code"])
                 raise error(f"topic {topic['name']!r}: {error.__name__}")
-            found[topic["name"]] = (str(topic["topic_id"]), len(topic["partitions"]))
+            partitions = topic["partitions"]
+            replicas = min((len(partition["replica_nodes"]) for partition in partitions), default=0)
+            found[topic["name"]] = (str(topic["topic_id"]), len(partitions), replicas)
         if not found:
             return {}
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
         settings = self._admin.describe_configs(resources, config_filter="all")
         by_topic = settings[ConfigResourceType.TOPIC] if ConfigResourceType.TOPIC in settings else settings["topic"]
+        for name in found:
+            if not by_topic.get(name):  # an error of a single topic is told in no other way
+                raise kerr.UnknownTopicOrPartitionError(
+                    f"the settings of topic {name!r} cannot be read; if this stays so, grant the right DESCRIBE_CONFIGS"
+                )
         return {
-            name: TopicInfo(topic_id, partitions, {k: _setting(v) for k, v in by_topic[name].items()})
-            for name, (topic_id, partitions) in found.items()
+            name: TopicInfo(topic_id, partitions, {k: _setting(v) for k, v in by_topic[name].items()}, replicas)
+            for name, (topic_id, partitions, replicas) in found.items()
         }
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
