@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.formats.field_names import MAX_LISTED, unknown_field
 from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
-from lstmstream.history.fields import MAX_LISTED, Chunk, Fields, unknown_field
+from lstmstream.history.fields import Chunk, Fields
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.records import RecordBatch
 from lstmstream.serve.decode import Decoder
