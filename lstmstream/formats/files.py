@@ -239,7 +239,7 @@ class _Input:
                 try:
                     self._fd = sys.stdin.fileno()
                 except (OSError, AttributeError):  # replaced by a stream in memory
-                    self._read = sys.stdin.buffer.read1 if sys.stdin is not None else lambda _: b""
+                    self._read = sys.stdin.buffer.read if sys.stdin is not None else lambda _: b""
                     return
             else:
                 if path.is_dir():

@@ -14,7 +14,7 @@ import numpy as np
 from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
-from lstmstream.formats.field_names import unknown_field
+from lstmstream.formats.field_names import unknown_fields
 from lstmstream.formats.files import DataFile
 from lstmstream.model import Card, Model
 from lstmstream.records import RecordBatch
@@ -133,9 +133,8 @@ class ScoreInput:
         texts += [name for name in (config.input.key, config.output.key) if name is not None]
         events = table_events(path, texts, numbers)  # raises for a file that is not CSV
         present = field_names(path)
-        missing = [unknown_field(path, name, present) for name in wanted_fields(config, card) if name not in present]
-        if missing:
-            raise CannotServe(*missing)
+        if missing := [name for name in wanted_fields(config, card) if name not in present]:
+            raise CannotServe(unknown_fields(path, missing, present))
         self.total_rows = count_rows(path)
         return _lists(events, self._limit)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from lstmstream.formats.field_names import MAX_LISTED, unknown_field
+from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
 from lstmstream.formats.json_documents import has_field
 from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Result
@@ -92,8 +92,8 @@ class UnseenFields:
 
     def _say(self, rows: str) -> None:
         self._said = True
-        for field in self._unseen:
-            say(f"{unknown_field(self._name, field, self._names)} ({rows})")
+        if self._unseen:
+            say(f"{unknown_fields(self._name, self._unseen, self._names)} ({rows})")
 
     def _search(self, values: Sequence[bytes | None]) -> None:
         for value in values:

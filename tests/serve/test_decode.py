@@ -79,7 +79,8 @@ def int_of(digits: str) -> int | float:
         b'{"amount":1e400,"x":NaN}',
         b'{"amount":1e400,"x":-Infinity}',
         b'{"amount":1e400',
-        b'\xef\xbb\xbf{"amount":1}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"amount":1}',
+        b"\xef\xbb\xbf" * 100_000,
         '{"amount":1}'.encode("utf-16"),
         b'{"other":"\xff"}',
         b'{"other":1e400,"b":"\xc3"}',
@@ -392,7 +393,9 @@ def test_an_array_feature_fills_as_many_columns() -> None:
         b'{"samples": [1, true, 2]}',
         b'{"samples": [1, 1e39, 2]}',
     ]
-    observations, letters, _ = Decoder(card).decode(batch([Event(0, row, 0, b"k", value) for row, value in enumerate(values)]))
+    observations, letters, _ = Decoder(card).decode(
+        batch([Event(0, row, 0, b"k", value) for row, value in enumerate(values)])
+    )
     nan = np.nan
     np.testing.assert_array_equal(observations.x, np.array([[1, 2, nan, 4.5, 5], [1, nan, nan, nan, nan]], np.float32))
     assert [(letter.index, letter.stage, letter.message) for letter in letters] == [
