@@ -26,7 +26,7 @@ def unknown_field(where: object, name: str, available: Iterable[str]) -> str:
     names = list(available)
     remedy = "use one of these, or data that have the field"
     if (similar := similar_name(name, names)) is not None:
-        remedy = f"did you mean {similar!r}? Rename it in the data, or use data that have the field"
+        remedy = f"did you mean {similar!r}? Use that name, or rename the field in the data"
     return f"{where}: there is no field {name!r}; it has {_listed(names)}; {remedy}"
 
 

@@ -17,10 +17,11 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+
+import zstandard
 
 from lstmstream.errors import CannotServe
 from lstmstream.formats.framing import (
@@ -48,7 +49,6 @@ _KIND_OF_SUFFIX: dict[str, Kind] = {
 }  # fmt: skip
 _KIND_NAMES: dict[Kind, str] = {"jsonl": "JSON", "csv": "CSV", "parquet": PARQUET, "arrow": ARROW}
 _TEXT_SUFFIXES = {".csv", ".tsv", ".tab", ".txt"}
-_SUFFIX_OF_COMPRESSION = {GZIP: ".gz", BZIP2: ".bz2", XZ: ".xz", ZSTD: ".zst"}
 _PACKED_SUFFIXES = {".gz", ".gzip", ".bz2", ".xz", ".zst", ".zstd"}
 _UNPACK = {GZIP: "gunzip", BZIP2: "bunzip2", XZ: "unxz", ZSTD: "unzstd"}
 _SEPARATORS = (b",", b";", b"\t", b"|")
@@ -126,8 +126,6 @@ class DataFile:
         packed_name = bool(suffixes) and suffixes[-1] in _PACKED_SUFFIXES
         suffix = next(iter(suffixes[-2:-1] if packed_name else suffixes[-1:]), "")
         packed, head, chunks = self._unpacked(self._input.chunks(), suffix)
-        if self.kind != "jsonl":  # a table in zstd: polars reads it
-            return self._check_table(packed, suffix, packed_name=packed_name)
         found = file_format(head)
         if found in {PARQUET, ARROW}:
             self.kind = "parquet" if found == PARQUET else "arrow"
@@ -148,13 +146,6 @@ class DataFile:
             packed = compression(head)
             if packed is None:
                 break
-            if packed == ZSTD and _zstd_module() is None:
-                if _KIND_OF_SUFFIX.get(suffix) == "csv" and outermost is None:
-                    self.kind = "csv"
-                    return packed, head, chunks
-                raise CannotServe(
-                    f"{self.name}: is compressed by zstd; decompress it (unzstd), or run: pip install zstandard"
-                )
             outermost = outermost or packed
             chunks = _decompress(chunks, packed, self.name)
         return outermost, head, chunks
@@ -216,8 +207,8 @@ def first_line(path: Path, most_bytes: int) -> bytes:
     with path.open("rb") as file:
         head = file.read(most_bytes)
     packed = compression(head)
-    if packed in {GZIP, BZIP2, XZ}:
-        with suppress(zlib.error, OSError, lzma.LZMAError, EOFError):
+    if packed is not None:
+        with suppress(zlib.error, OSError, lzma.LZMAError, EOFError, zstandard.ZstdError):
             head = _DECOMPRESSORS[packed]().decompress(head, most_bytes)
     line, end, _ = head.partition(b"\n")
     return line + end
@@ -288,7 +279,7 @@ def _peek(chunks: Chunks, size: int) -> tuple[bytes, Chunks]:
         if chunk is None:
             break
         head += chunk
-        if head.lstrip()[:1] == b"{" and (len(head) >= _ENCODING_BYTES or b"\n" in head):  # a line need not wait
+        if len(head) >= _ENCODING_BYTES and b"\n" in head and not is_binary(head):  # a line of text need not wait
             break
     return head, chain([head], chunks)
 
@@ -369,7 +360,7 @@ class _Zstd:
     needs_input = True
 
     def __init__(self) -> None:
-        self._inner = _zstd_module().ZstdDecompressor().decompressobj()
+        self._inner = zstandard.ZstdDecompressor().decompressobj()
 
     @property
     def eof(self) -> bool:
@@ -382,15 +373,6 @@ class _Zstd:
     def decompress(self, data: bytes, max_length: int) -> bytes:
         del max_length
         return bytes(self._inner.decompress(data))
-
-
-def _zstd_module() -> Any:
-    """The package zstandard; None where it is not installed."""
-    if find_spec("zstandard") is None:
-        return None
-    import zstandard  # noqa: PLC0415 -- optional
-
-    return zstandard
 
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {

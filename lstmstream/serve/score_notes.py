@@ -58,13 +58,17 @@ class RefusedRows:
         nothing = self.refused > 0 and self.refused == self.rows
         if self.refused and (nothing or not self._kept):
             often = sorted(self._reasons.values(), reverse=True, key=lambda reason: (reason[0], -reason[1]))
-            parts = [f"{count:,} times {message} (first: row {row})" for count, row, message in often[:MAX_REASONS]]
+            parts = [f"{message} ({_where(count, row)})" for count, row, message in often[:MAX_REASONS]]
             parts += [f"{len(often) - MAX_REASONS:,} more reasons"] if len(often) > MAX_REASONS else []
             share = f"none of {self.rows:,} rows" if nothing else f"{self.refused:,} of {self.rows:,} rows"
             what = "could be answered" if nothing else "are dead letters"
             hint = "" if self._kept else "; --dead-letters FILE keeps them"
             say(f"{self._name}: {share} {what}: {'; '.join(parts)}{hint}")
         return nothing
+
+
+def _where(count: int, first: int) -> str:
+    return f"row {first}" if count == 1 else f"{count:,} rows, the first is row {first}"
 
 
 class UnseenFields:
