@@ -20,7 +20,7 @@ from lstmstream.formats.files import DataFile
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.jsonl import JsonlReader
 
-_DIGITS = re.compile(r"([0-9]+)")
+_NUMBER_OR_CHAR = re.compile(r"[0-9]+|[^0-9]", re.DOTALL)
 _LISTED_FILES = 3  # at the beginning and at the end of a list in a message
 
 
@@ -50,11 +50,11 @@ def resolve_paths(
     return _each_once(files, [] if notes is None else notes, option)
 
 
-def natural_order(path: Path) -> tuple[list[str | int], str]:
+def natural_order(path: Path) -> tuple[list[tuple[str, int]], str]:
     """A sort key: by name, but the numbers in names by their value, so that part-2 comes before part-10."""
     name = str(path)
-    pieces = _DIGITS.split(name)  # text and digits take turns
-    return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)], name
+    pieces = _NUMBER_OR_CHAR.findall(name)
+    return [("0", int(piece)) if "0" <= piece[0] <= "9" else (piece, 0) for piece in pieces], name
 
 
 def order_note(files: Sequence[Path]) -> str:
