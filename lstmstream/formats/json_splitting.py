@@ -60,7 +60,7 @@ class ObjectSplitter:
                 if not self._depth:
                     found.append(self._buffer[self._start : token.end()])
                     self._start = token.end()
-            elif sign == b'"' and b"\n" not in self._buffer[token.start() :]:  # it may be closed by the next chunk
+            elif sign == b'"' and self._buffer.find(b"\n", token.start()) < 0:  # it may be closed by the next chunk
                 scanned = token.start()
                 break
         self._buffer = self._buffer[self._start :]

@@ -20,7 +20,7 @@ from lstmstream.formats.files import STANDARD_INPUT
 from lstmstream.records import Headers
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine
-from lstmstream.serve.score_input import KeyAndTime, ScoreInput, score_config, wanted_fields, with_key_and_time
+from lstmstream.serve.score_input import KeyAndTime, ScoreInput, score_config, with_key_and_time
 from lstmstream.serve.score_notes import LateRows, RefusedRows, UnseenFields, say
 from lstmstream.serve.score_progress import ScoreProgress
 
@@ -59,8 +59,8 @@ def score_file(
     late = LateRows(name, config.input.late)
     with ExitStack() as files:
         rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS)))
-        unseen = UnseenFields(name, wanted_fields(config, step.card) if rows.file.kind == "jsonl" else [])
-        for note in rows.file.notes:
+        unseen = UnseenFields(name, rows.sought_fields)
+        for note in rows.notes:
             say(note)
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None

@@ -96,11 +96,17 @@ class ScoreInput:
     def __init__(self, data: str, config: Config, card: Card, *, batch_events: int) -> None:
         """`data` - is standard input. Raises CannotServe where the file cannot be read, or lacks a wanted column."""
         self.file = DataFile(None if data == "-" else Path(data))
+        self.notes = self.file.notes  # what the user should know, one line each
         self.rows = 0  # so far, with the blank rows of CSV
         self.total_rows: int | None = None
+        self.sought_fields: list[str] = []  # of JSON, whose fields are known at its end only
         self._topic = data
         self._limit = batch_events
-        self._lists = self.file.batches(batch_events) if self.file.kind == "jsonl" else self._table(config, card)
+        if self.file.kind == "jsonl":
+            self.sought_fields = list(dict.fromkeys([*wanted_fields(config, card), *config.output.include]))
+            self._lists = self.file.batches(batch_events)
+        else:
+            self._lists = self._table(config, card)
 
     def __iter__(self) -> Iterator[RecordBatch]:
         for lines in self._lists:
@@ -135,6 +141,8 @@ class ScoreInput:
         present = field_names(path)
         if missing := [name for name in wanted_fields(config, card) if name not in present]:
             raise CannotServe(unknown_fields(path, missing, present))
+        if missing := [name for name in config.output.include if name not in present]:
+            self.notes.append(f"output.include: {unknown_fields(path, missing, present)}")
         self.total_rows = count_rows(path)
         return _lists(events, self._limit)
 

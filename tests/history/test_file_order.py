@@ -33,7 +33,7 @@ def names_of(paths: list[Path]) -> list[str]:
         ["part-01.csv", "part-1.csv", "part-2.csv"],
         ["p2-1.csv", "p2-a.csv", "p10-1.csv"],
         ["x.csv", "x1.csv", "x2.csv", "x_1.csv"],
-        ["app.csv", "app.1.csv", "app.2.csv", "app.10.csv"][1:] + ["app.csv"],
+        ["app.1.csv", "app.2.csv", "app.10.csv", "app.csv"],
         ["a²9.csv", "a²10.csv"],
     ],
 )

@@ -137,6 +137,18 @@ def test_a_field_that_no_row_has_is_named(
         assert out.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_included_field_that_no_row_has_is_said_and_no_fault(tmp_path: Path, capfd: Any, kind: str) -> None:
+    config, out = config_of(tmp_path, DEMO), tmp_path / "out"
+    config.write_text(config.read_text().replace("{topic: out}", "{topic: out, include: [merchant, Entry]}"))
+    data = write(tmp_path / f"x.{kind}", events())
+    assert run_as_is(config, data, "--out", out) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{data}: there is no field 'Entry'; it has 'customer'" in line
+    assert "did you mean 'entry'?" in line
+    assert answers(out)[0]["event"] == {"merchant": "fuel"}
+
+
 def test_several_fields_that_are_not_there_are_one_line(tmp_path: Path, capfd: Any) -> None:
     data = write(tmp_path / "x.csv", renamed(renamed(events(), "amount", "Amount"), "merchant", "shop"))
     assert run_as_is(DEMO, data) == 2
