@@ -92,18 +92,39 @@ def score(
     config: Annotated[str, typer.Argument(metavar="CONFIG|MODEL", help="The daemon's YAML file, or a model.")],
     data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet; - reads JSONL from standard input.")],
     out: Annotated[str, typer.Option(help="File for the predictions, JSONL; - is standard output.")] = "-",
-    key: Annotated[str | None, typer.Option(help="Column of the entity key.")] = None,
-    timestamp: Annotated[str | None, typer.Option(help="Column of the event time.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Column of the entity key. Default: the config's or the card's.")
+    ] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(help="Column of the event time. Default: the config's or the card's.")
+    ] = None,
     dead_letters: Annotated[Path | None, typer.Option(help="File for the dead letters, JSONL.")] = None,
+    no_key: Annotated[bool, typer.Option("--no-key", help="All events belong to one key.")] = False,
+    no_timestamp: Annotated[
+        bool, typer.Option("--no-timestamp", help="Events have no time; the moment of reading is taken.")
+    ] = False,
 ) -> int:
-    """Score the events of a file with the daemon's engine: without a broker, with the same bytes."""
+    """Score the events of a file with the daemon's engine: without a broker, with the same bytes.
+
+    Exits with 1 if there are events and none could be answered.
+    """
     from lstmstream.serve.score import score_file
 
     try:
-        return score_file(config, data, out=out, key=key, timestamp=timestamp, dead_letters=dead_letters)
+        return score_file(
+            config,
+            data,
+            out=out,
+            key=key,
+            timestamp=timestamp,
+            dead_letters=dead_letters,
+            no_key=no_key,
+            no_timestamp=no_timestamp,
+        )
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
-        print(f"lstmstream: {error.filename or out}: {error.strerror}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # the reader has seen enough: `| head`
+            print(f"lstmstream: {error.filename or out}: {error.strerror}", file=sys.stderr)
         return 1
 
 

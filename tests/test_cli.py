@@ -56,7 +56,7 @@ def test_inspect_shows_the_shipped_model() -> None:
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
-    events.write_text('{"amount": 1}\n' * 3)
+    events.write_text('{"customer":"a","time":1,"amount":1,"distance_km":1,"merchant":"fuel","entry":"chip"}\n' * 3)
     nowhere = lstmstream("score", "builtin:demo", str(events), "--out", str(tmp_path / "no" / "where"))
     assert (nowhere.returncode, nowhere.stderr) == (1, f"lstmstream: {tmp_path}/no/where: No such file or directory\n")
     with Path("/dev/full").open("w") as full:

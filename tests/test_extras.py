@@ -76,7 +76,7 @@ def test_score_needs_no_optional_package(model: Path, events: Path) -> None:
 def test_a_table_without_polars_names_the_extra(tmp_path: Path, model: Path, command: str, name: str) -> None:
     data = tmp_path / name
     data.write_text("key,time,amount,fraud\na,1,1,0\n")
-    options = ("--target", "fraud") if command == "evaluate" else ()
+    options = ("--target", "fraud") if command == "evaluate" else ("--key", "key", "--timestamp", "time")
     done = lstmstream(command, model, data, *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"lstmstream: {data}: {CSV_NEEDS_POLARS}"

@@ -53,15 +53,17 @@ def evaluate(
     card = loaded.card
     fields: dict[str, Any] = card.training.get("fields", {})
     label = _label_field(card, fields, target)
-    if not any(char in data for char in "*?[") and not Path(data).is_file():
+    if not any(char in data for char in "*?[") and not Path(data).exists():
         raise CannotServe(f"{data}: no such file")
     events = load_events_for_card(
-        resolve_paths([data], Path()),
+        resolve_paths([data], Path(), option="DATA"),
         card,
         key=key or fields.get("key"),
         timestamp=timestamp or fields.get("timestamp"),
         target=label,
     )
+    for note in events.notes:
+        print(f"lstmstream: {note}", file=sys.stderr)
     if not len(events):
         raise CannotServe(f"{data}: has no events; give a file with at least one")
     spec = _task_spec(card, target)

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from lstmstream.errors import CannotServe
+from lstmstream.formats.files import first_line, table_kind
 
 _HEADER_BYTES = 65_536
 _ERROR_CHARS = 160  # polars quotes all the text that follows an unclosed quote
@@ -26,18 +27,19 @@ _ADVICE = {  # by words of polars' message, whose own advice is for its callers
 
 
 def check_csv_format(path: Path, wanted: Collection[str]) -> None:
-    """Raises CannotServe for UTF-16, and for a file whose cells are not separated by commas.
+    """Raises CannotServe for UTF-16, for lines that end in CR, and for a file whose cells are not separated by commas.
 
     A header that has any column of `wanted` is accepted, whatever else is in it.
     """
-    with path.open("rb") as file:
-        start = file.readline(_HEADER_BYTES)
+    start = first_line(path, _HEADER_BYTES)
     if start[:2] in {BOM_UTF16_BE, BOM_UTF16_LE} or b"\0" in start[:2]:
         raise CannotServe(f"{path}: looks like UTF-16; save it with commas, as UTF-8")
     try:
-        header = start.decode("utf-8-sig").rstrip("\r\n")
+        header = start.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        return  # polars decides: the file may be compressed
+        return  # polars decides
+    if "\r" in header:
+        raise CannotServe(f"{path}: its lines end in CR alone; save it with LF or CRLF (mac2unix does so)")
     separator = max([",", *_SEPARATORS], key=header.count)
     if separator not in _SEPARATORS or not header.count(separator):
         return
@@ -50,7 +52,7 @@ def read_error(path: Path, error: Exception) -> CannotServe:
     text = str(error)
     first_line = text.partition("\n")[0][:_ERROR_CHARS]
     advice = next((advice for words, advice in _ADVICE.items() if words in text), "fix the file, or write it again")
-    return CannotServe(f"{path}: cannot be read as {path.suffix.lower()[1:]}: {first_line}; {advice}")
+    return CannotServe(f"{path}: cannot be read as {table_kind(path)}: {first_line}; {advice}")
 
 
 def parse_numbers(cells: pl.Series) -> pl.Series:

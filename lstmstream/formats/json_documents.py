@@ -6,6 +6,7 @@ Every function raises BadRecord with the field's name; nothing is rounded, guess
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from types import NoneType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import orjson
 
 from lstmstream.errors import BadRecord
+from lstmstream.formats.framing import describe_bytes
 from lstmstream.formats.json_types import json_type
 
 EXACT_INTEGER_MAX = 2**53  # beyond it a producer that uses doubles has rounded already
@@ -25,13 +27,19 @@ NUMBER_TYPES = {float, int, NoneType}
 
 def parse_document(value: bytes | None) -> Document:
     """The JSON object in the value. Raises BadRecord, stage `decode`, for all that is not a UTF-8 JSON object."""
-    try:
-        document = orjson.loads(value)  # type: ignore[arg-type]  # a null value raises too
-    except orjson.JSONDecodeError as error:
-        document = _parse_exactly(value, error)
+    document = _parse(value)
     if type(document) is not dict:
         raise BadRecord("decode", f"the value is a JSON {json_type(document)}, not an object")
     return document
+
+
+def _parse(value: bytes | None) -> Any:
+    if value is not None and value.startswith(BOM_UTF8):  # once, not by recursion
+        value = value[len(BOM_UTF8) :]
+    try:
+        return orjson.loads(value)  # type: ignore[arg-type]  # a null value raises too
+    except orjson.JSONDecodeError as error:
+        return _parse_exactly(value, error)
 
 
 def _parse_exactly(value: bytes | None, error: orjson.JSONDecodeError) -> Any:
@@ -39,6 +47,8 @@ def _parse_exactly(value: bytes | None, error: orjson.JSONDecodeError) -> Any:
     if value is None:
         raise BadRecord("decode", "the value is null")
     if "infinity" not in error.msg:
+        if (found := describe_bytes(value)) is not None:
+            raise BadRecord("decode", f"the value is not UTF-8 JSON: it looks like {found}") from error
         raise BadRecord("decode", f"the value is not UTF-8 JSON: {error.msg} at character {error.pos}") from error
     try:
         document = _EXACT.decode(value.decode())

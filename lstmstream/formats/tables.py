@@ -17,6 +17,7 @@ import polars as pl
 
 from lstmstream.errors import CannotServe
 from lstmstream.formats import csv_cells
+from lstmstream.formats.files import table_kind
 
 CHUNK_ROWS = 4096
 
@@ -33,8 +34,36 @@ def table_events(path: Path, texts: Collection[str], numbers: Collection[str]) -
     return _rows(path, texts, numbers)
 
 
+def field_names(path: Path) -> list[str]:
+    """The names of the columns, and with dots those of the fields of structs.
+
+    Raises CannotServe for a file that cannot be read.
+    """
+    try:
+        frame = pl.scan_csv(path, infer_schema=False) if _is_csv(path) else _scan_binary(path)
+        return [name for first, kind in frame.collect_schema().items() for name in _nested_names(first, kind)]
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise csv_cells.read_error(path, error) from error
+
+
+def count_rows(path: Path) -> int | None:
+    """The number of rows where the file says it; None for CSV."""
+    if _is_csv(path):
+        return None
+    return int(_scan_binary(path).select(pl.len()).collect().item())
+
+
+def _scan_binary(path: Path) -> pl.LazyFrame:
+    return pl.scan_ipc(path) if table_kind(path) == "arrow" else pl.scan_parquet(path)
+
+
+def _nested_names(name: str, kind: Any) -> list[str]:
+    inner = kind.fields if isinstance(kind, pl.Struct) else []
+    return [name, *(f"{name}.{deeper}" for field in inner for deeper in _nested_names(field.name, field.dtype))]
+
+
 def _is_csv(path: Path) -> bool:
-    return path.suffix.lower() == ".csv"
+    return table_kind(path) == "csv"
 
 
 def _rows(path: Path, texts: Collection[str], numbers: Collection[str]) -> Iterator[bytes]:
@@ -44,7 +73,7 @@ def _rows(path: Path, texts: Collection[str], numbers: Collection[str]) -> Itera
             as_written = dict.fromkeys([*texts, *numbers], pl.String)
             frame = pl.scan_csv(path, infer_schema_length=None, schema_overrides=as_written)
         else:
-            frame = pl.scan_parquet(path)
+            frame = _scan_binary(path)
         names = frame.collect_schema().names()
         paths = _paths(path, names)
         parsed = set(numbers) if csv else set()

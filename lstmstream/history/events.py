@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from lstmstream.history.fields import Chunk, Fields
-from lstmstream.history.read import read_chunks
+from lstmstream.history.read import order_note, read_chunks
 from lstmstream.model.card import Card, Feature
 from lstmstream.records import Floats, Ints
 
@@ -43,6 +43,7 @@ class Events:
     split_names: tuple[str, ...] = ()  # values of the split field
     first_unsorted: str = ""  # key and row of the first row that is older than its key's latest; empty if none is
     timed: bool = True  # whether the data have timestamps; else rows count as a second apart
+    notes: tuple[str, ...] = ()  # what the user should know of the files, one line each
     sha256: str = ""  # of the rows in the order they were read
     scratch: tempfile.TemporaryDirectory[str] | None = None  # the folder of arrays on disk; owned by the events
 
@@ -61,7 +62,11 @@ class Events:
 
 def load_events(files: Sequence[Path], fields: Fields, *, ram_bytes: int | None = None) -> Events:
     """Reads and sorts the files. Raises CannotServe for files and values that cannot be read."""
-    return sort_events(read_chunks(files, fields), fields, ram_bytes=RAM_BYTES if ram_bytes is None else ram_bytes)
+    notes = [order_note(files)] if fields.timestamp is None and len(files) > 1 else []
+    events = sort_events(
+        read_chunks(files, fields, notes), fields, ram_bytes=RAM_BYTES if ram_bytes is None else ram_bytes
+    )
+    return replace(events, notes=tuple(notes))
 
 
 def load_events_for_card(

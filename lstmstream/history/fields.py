@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
 from lstmstream.records import Floats, Ints
 
-MAX_LISTED = 30  # names of fields in a message
 _CODE = re.compile(r"\s*[+-]?0\d|.*_")  # text that Python would parse as a number and that is a code
 
 
@@ -45,12 +42,6 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.timestamp)
-
-
-def unknown_field(where: object, name: str, available: Iterable[str]) -> str:
-    """The message for a field that the data do not have; `available` are names that they have."""
-    known = ", ".join(map(repr, islice(available, MAX_LISTED)))
-    return f"{where}: there is no field {name!r}; it has {known}; use one of these, or data that have the field"
 
 
 def label_text(text: str | None) -> str | None:

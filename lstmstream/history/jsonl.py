@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.formats.field_names import MAX_LISTED, unknown_field
+from lstmstream.formats.files import DataFile
 from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
-from lstmstream.history.fields import MAX_LISTED, Chunk, Fields, unknown_field
+from lstmstream.history.fields import Chunk, Fields
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.records import RecordBatch
 from lstmstream.serve.decode import Decoder
@@ -33,17 +33,12 @@ class JsonlReader:
         self._empty = True
         self._names: dict[str, None] = {}  # some of the names that the rows have, for a message
 
-    def read(self, file: Path, first_row: int) -> Iterator[Chunk]:
+    def read(self, file: DataFile, first_row: int) -> Iterator[Chunk]:
         """The rows of one file, of which the first has the index `first_row` among all rows. Raises CannotServe."""
         row = 0  # in this file
-        try:
-            with file.open("rb") as opened:
-                lines = (line.rstrip(b"\r\n") for line in opened if line.strip())
-                while values := list(islice(lines, CHUNK_LINES)):
-                    yield self._chunk(file, values, row, first_row)
-                    row += len(values)
-        except OSError as error:
-            raise CannotServe(f"{file}: cannot be read: {error.strerror}") from error
+        for values in file.batches(CHUNK_LINES):
+            yield self._chunk(file.name, values, row, first_row)
+            row += len(values)
 
     def unknown_fields(self, where: object) -> list[str]:
         """A message for each field that no row has; none where there are no rows. `where` names the data."""
@@ -51,12 +46,12 @@ class JsonlReader:
             return []
         return [unknown_field(where, name, self._names) for name in self._fields.all() if name in self._unseen]
 
-    def _chunk(self, file: Path, values: list[bytes], row: int, first_row: int) -> Chunk:
+    def _chunk(self, file: str, values: list[bytes], row: int, first_row: int) -> Chunk:
         count = len(values)
         self._empty = False
         observations, dead_letters, documents = self._decoder.decode(
             RecordBatch(
-                topic=str(file),
+                topic=file,
                 partitions=np.zeros(count, np.int64),
                 offsets=np.arange(row, row + count),
                 timestamps=np.arange(first_row + row, first_row + row + count) * 1000,
@@ -102,7 +97,7 @@ def _value_at(document: Any, path: str) -> Any:
     return document
 
 
-def _texts(file: Path, documents: Sequence[dict[str, Any]], name: str, row: int) -> list[str | None]:
+def _texts(file: str, documents: Sequence[dict[str, Any]], name: str, row: int) -> list[str | None]:
     """[M] The field's text in each document. `row` is the first document's in the file. Raises CannotServe."""
     texts = []
     for index, document in enumerate(documents):

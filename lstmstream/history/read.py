@@ -1,67 +1,106 @@
 """Files of events to chunks of columns: JSONL, CSV or Parquet, a chunk at a time, so that a file may exceed memory.
 
-A value means what the daemon reads in an event: a line of JSONL goes through the daemon's decoder, and what would be
-a dead letter there is an error here. CSV and Parquet need polars (extra `tables`); JSONL does not.
+What a file holds is seen by its first bytes, as in `lstmstream score` (`lstmstream.formats.files`). A value means what
+the daemon reads in an event: a line of JSONL goes through the daemon's decoder, and what would be a dead letter there
+is an error here. CSV and Parquet need polars (extra `tables`); JSONL does not.
 """
 
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
+from lstmstream.formats.files import DataFile
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.jsonl import JsonlReader
 
-JSONL_SUFFIXES = {".jsonl", ".ndjson", ".json"}
-TABLE_SUFFIXES = {".csv", ".parquet"}
+_NUMBER_OR_CHAR = re.compile(r"[0-9]+|[^0-9]", re.DOTALL)
+_LISTED_FILES = 3  # at the beginning and at the end of a list in a message
 
 
-def resolve_paths(paths: Sequence[str], folder: Path) -> list[Path]:
-    """The files that `paths` name, patterns with * expanded in order of name, each file once.
+def resolve_paths(
+    paths: Sequence[str], folder: Path, notes: list[str] | None = None, *, option: str = "data.path"
+) -> list[Path]:
+    """The files that `paths` name, each file once; the matches of a pattern with * by name, numbers by their value.
 
-    Relative paths start from `folder`. Raises CannotServe for a path or pattern without a file.
+    Relative paths start from `folder`; `notes` gets a line for a file that is named twice. Raises CannotServe, naming
+    the `option`, for a path or pattern without a file.
     """
     files: list[Path] = []
     for entry in paths:
         path = folder / entry
-        if path.is_file():  # even if its name contains * or [
+        if path.exists() and not path.is_dir():  # even if its name contains * or [; a pipe too
             files.append(path)
         elif any(char in entry for char in "*?["):
-            matches = [match for match in map(Path, sorted(glob.glob(str(path)))) if match.is_file()]  # noqa: PTH207 -- the pattern may be absolute
+            matches = [match for match in map(Path, glob.glob(str(path))) if match.is_file()]  # noqa: PTH207 -- the pattern may be absolute
             if not matches:
-                raise CannotServe(f"data.path: no file matches {entry}; check the pattern, it starts from {folder}")
-            files += matches
+                raise CannotServe(f"{option}: no file matches {entry}; check the pattern, it starts from {folder}")
+            files += sorted(matches, key=natural_order)
         elif path.exists():
             example = f"{entry.rstrip('/')}/*.parquet"
-            raise CannotServe(f"data.path: {path} is not a file; for a folder write a pattern, such as {example}")
+            raise CannotServe(f"{option}: {path} is not a file; for a folder write a pattern, such as {example}")
         else:
-            raise CannotServe(f"data.path: {path} does not exist; relative paths start from {folder}")
-    return list(dict.fromkeys(files))
+            raise CannotServe(f"{option}: {path} does not exist; relative paths start from {folder}")
+    return _each_once(files, [] if notes is None else notes, option)
 
 
-def read_chunks(files: Sequence[Path], fields: Fields) -> Iterator[Chunk]:
-    """The rows of the files in order, in chunks.
+def natural_order(path: Path) -> tuple[list[tuple[str, int]], str]:
+    """A sort key: by name, but the numbers in names by their value, so that part-2 comes before part-10."""
+    name = str(path)
+    pieces = _NUMBER_OR_CHAR.findall(name)
+    return [("0", int(piece)) if "0" <= piece[0] <= "9" else (piece, 0) for piece in pieces], name
+
+
+def order_note(files: Sequence[Path]) -> str:
+    """The line that says in which order rows without a timestamp count."""
+    names = [path.name for path in files]
+    if len(set(names)) < len(names):
+        names = list(map(str, files))
+    if len(names) > 2 * _LISTED_FILES:
+        names[_LISTED_FILES:-_LISTED_FILES] = ["..."]
+    return (
+        f"there is no timestamp field, so the rows of the {len(files)} files count in this order: {', '.join(names)};"
+        " if it is not the order of time, name a timestamp field or list the files in order"
+    )
+
+
+def read_chunks(files: Sequence[Path], fields: Fields, notes: list[str] | None = None) -> Iterator[Chunk]:
+    """The rows of the files in order, in chunks. `notes` gets a line for each thing that the user should know.
 
     Raises CannotServe naming the file, the field and the row in the file (from 0), and where polars is missing.
     """
     row = 0
     jsonl = JsonlReader(fields)
-    for file in files:
-        suffix = file.suffix.lower()
-        if suffix in JSONL_SUFFIXES:
-            chunks = jsonl.read(file, row)
-        elif suffix in TABLE_SUFFIXES:
-            require_for_table(file)
-            from lstmstream.history.tables import read_table  # noqa: PLC0415 -- polars is an optional dependency
+    for path in files:
+        with closing(DataFile(path)) as file:
+            if file.kind == "jsonl":
+                chunks = jsonl.read(file, row)
+            else:
+                require_for_table(path)
+                from lstmstream.history.tables import read_table  # noqa: PLC0415 -- polars is an optional dependency
 
-            chunks = read_table(file, fields, row)
-        else:
-            raise CannotServe(f"{file}: should be .csv, .jsonl or .parquet; convert the file, or rename it")
-        for chunk in chunks:
-            yield chunk
-            row += len(chunk)
+                chunks = read_table(path, fields, row)
+            if notes is not None:
+                notes += file.notes
+            for chunk in chunks:
+                yield chunk
+                row += len(chunk)
     if problems := jsonl.unknown_fields(files[0] if len(files) == 1 else "data.path"):
         raise CannotServe(*problems)
+
+
+def _each_once(files: Sequence[Path], notes: list[str], option: str) -> list[Path]:
+    """The files without those that came before under the same or another name."""
+    seen: dict[str, Path] = {}
+    for path in files:
+        first = seen.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            other = "" if first == path else f" (as {first})"
+            notes.append(f"{option}: {path} is named twice{other} and read once")
+    return list(seen.values())

@@ -11,9 +11,11 @@ import polars as pl
 
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats import csv_cells
+from lstmstream.formats.field_names import unknown_field
+from lstmstream.formats.files import table_kind
 from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
 from lstmstream.formats.timestamps import SECONDS_BELOW, TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS, timestamp_ms
-from lstmstream.history.fields import Chunk, Fields, label_text, unknown_field
+from lstmstream.history.fields import Chunk, Fields, label_text
 from lstmstream.records import Floats, Ints
 
 CHUNK_ROWS = 131_072
@@ -46,14 +48,14 @@ def read_table(file: Path, fields: Fields, first_row: int) -> Iterator[Chunk]:
 
 
 def _is_csv(file: Path) -> bool:
-    return file.suffix.lower() == ".csv"
+    return table_kind(file) == "csv"
 
 
 def _scan(file: Path, fields: Fields) -> pl.LazyFrame:
     if _is_csv(file):  # every column as text: 007 is not 7
         csv_cells.check_csv_format(file, fields.all())
         return pl.scan_csv(file, infer_schema=False)
-    return pl.scan_parquet(file)
+    return pl.scan_ipc(file) if table_kind(file) == "arrow" else pl.scan_parquet(file)
 
 
 def _columns(file: Path, scan: pl.LazyFrame, fields: Fields) -> list[pl.Expr]:

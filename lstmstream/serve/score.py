@@ -1,96 +1,101 @@
 """`lstmstream score`: the daemon's engine over a file. No broker; the same bytes, but for `source`.
 
-Rows of CSV and Parquet become JSON events first (`lstmstream.formats.tables`) and are then decoded as an event from
-Kafka is, so that nothing can differ. That needs polars (extra `tables`); JSONL does not.
+What the file is, is seen by its first bytes (`lstmstream.formats.files`). Rows of CSV and Parquet become JSON events
+first (`lstmstream.formats.tables`) and are then decoded as an event from Kafka is, so that nothing can differ. That
+needs polars (extra `tables`); JSONL does not.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from base64 import b64encode
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack
-from itertools import islice
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import orjson
 
-from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
-from lstmstream.extras import require_for_table
-from lstmstream.records import Headers, RecordBatch
+from lstmstream.formats.files import STANDARD_INPUT
+from lstmstream.records import Headers
+from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.score_input import KeyAndTime, ScoreInput, score_config, with_key_and_time
+from lstmstream.serve.score_notes import LateRows, RefusedRows, UnseenFields, say
+from lstmstream.serve.score_progress import ScoreProgress
 
 BATCH_EVENTS = 4096
-_TABLES = {".parquet", ".csv"}
 
 
 def score_file(
-    reference: str, data: str, *, out: str, key: str | None, timestamp: str | None, dead_letters: Path | None
+    config_or_model: str,
+    data: str,
+    *,
+    out: str,
+    key: str | None,
+    timestamp: str | None,
+    dead_letters: Path | None,
+    no_key: bool = False,
+    no_timestamp: bool = False,
 ) -> int:
     """Answer the events of `data` in their order; all are of one partition. Returns the exit code.
 
-    `reference` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML. Without
-    either, all events belong to one key (null), and the timestamp is the moment of reading.
+    `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
+    the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
+    reading. The exit code is 1 where there are rows and none could be answered.
     """
-    config = _config(reference, key, timestamp)
+    columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
+    config = score_config(config_or_model)
     model, step = load_step_model(config)
-    numbers = [feature.name for feature in step.card.numbers]
-    numbers += [config.input.timestamp] if config.input.timestamp is not None else []
-    texts = [feature.name for feature in step.card.categories]
-    texts += [name for name in (config.input.key, config.output.key) if name is not None]
-    lines = _lines(data, texts, numbers)
     _refuse_overwriting(
-        {"the data": "/dev/stdin" if data == "-" else data, "the model": model.path, "the config": reference},
+        {"the data": "/dev/stdin" if data == "-" else data, "the model": model.path, "the config": config_or_model},
         {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters},
     )
+    config = with_key_and_time(config, model, columns)
     engine = make_engine(config, step, from_file=True)
     engine.scorer.states.open(0)
+    name = STANDARD_INPUT if data == "-" else data
+    refused = RefusedRows(name, kept=dead_letters is not None)
+    late = LateRows(name, config.input.late)
     with ExitStack() as files:
+        rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS)))
+        unseen = UnseenFields(name, rows.sought_fields)
+        for note in rows.notes:
+            say(note)
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
-        for records in _batches(data, lines):
+        progress = files.enter_context(closing(ScoreProgress(name, terminal=_draws_bar(out))))
+        for records in rows:
+            unseen.look(records)
             result = engine.process(records)
-            for value in result.outputs.predictions.values:
-                predictions.write(value or b"")
-                predictions.write(b"\n")
-            if letters is not None:
-                dead = result.outputs.dead_letters
-                for value, headers in zip(dead.values, dead.headers, strict=True):
-                    letters.write(_dead_letter_json(value, headers) + b"\n")
+            _write(result, predictions, letters)
             engine.commit()
-            if result.dead_letters and letters is None:
-                first, name = result.dead_letters[0], "standard input" if data == "-" else data
-                print(
-                    f"lstmstream: {name}, row {records.offsets[first.index]}: {first.message}"
-                    f" (dead letters in this batch: {len(result.dead_letters)}; --dead-letters FILE keeps them)",
-                    file=sys.stderr,
-                )
+            if rows.file.live:
+                predictions.flush()
+            refused.add(result)
+            late.add(result.late_events if config.input.timestamp is not None else 0)
+            progress.update(rows.rows, rows.done)
         predictions.flush()
-    return 0
+    unseen.finish()
+    late.finish()
+    if not rows.rows:
+        say(f"{name}: there are no events in it")
+    return 1 if refused.finish() else 0
 
 
-def _config(reference: str, key: str | None, timestamp: str | None) -> Config:
-    """The YAML's config, or the least config around a model."""
-    if Path(reference).suffix in {".yaml", ".yml"}:
-        config = load_config(Path(reference))
-    else:
-        config = Config.model_validate(
-            {
-                "name": "score",
-                "model": str(Path(reference).absolute()) if not reference.startswith("builtin:") else reference,
-                "kafka": {"bootstrap_servers": "127.0.0.1:9092"},  # not asked
-                "input": {"topic": "input"},
-                "output": {"topic": "output"},
-            }
-        )
-    changes = {name: value for name, value in (("key", key), ("timestamp", timestamp)) if value is not None}
-    alone = config.output.model_copy(update={"alerts_topic": None})
-    return config.model_copy(update={"input": config.input.model_copy(update=changes), "output": alone})
+def _write(result: Result, predictions: IO[bytes], letters: IO[bytes] | None) -> None:
+    for value in result.outputs.predictions.values:
+        predictions.write(value or b"")
+        predictions.write(b"\n")
+    if letters is not None:
+        dead = result.outputs.dead_letters
+        for value, headers in zip(dead.values, dead.headers, strict=True):
+            letters.write(_dead_letter_json(value, headers) + b"\n")
+
+
+def _draws_bar(out: str) -> bool:
+    """On a terminal, unless the predictions go there too."""
+    return sys.stderr.isatty() and not (out == "-" and sys.stdout.isatty())
 
 
 def _refuse_overwriting(inputs: dict[str, str | Path], outputs: dict[str, str | Path | None]) -> None:
@@ -111,53 +116,6 @@ def _same_file(one: Path, other: Path) -> bool:
     if one.exists() and other.exists():
         return one.is_file() and one.samefile(other)
     return one.resolve() == other.resolve()
-
-
-def _lines(data: str, texts: Collection[str], numbers: Collection[str] = ()) -> Iterator[bytes]:
-    """The events, one JSON object each; an empty line stands for a blank row of CSV.
-
-    Of a CSV file, `texts` are the fields that are text whatever they look like, `numbers` those that should be numbers.
-    """
-    if data == "-":
-        return _stripped(None)
-    path = Path(data)
-    if not path.is_file():
-        raise CannotServe(f"{data}: no such file")
-    if path.suffix.lower() in _TABLES:
-        require_for_table(path)
-        from lstmstream.formats.tables import table_events  # noqa: PLC0415 -- polars is an optional dependency
-
-        return table_events(path, texts, numbers)  # a file that is not CSV is an error here, before --out is opened
-    return _stripped(path)
-
-
-def _stripped(path: Path | None) -> Iterator[bytes]:
-    """Lines of a file, or of standard input, without their ends; blank ones are left out."""
-    with sys.stdin.buffer if path is None else path.open("rb") as file:
-        yield from (line.rstrip(b"\r\n") for line in file if line.strip())
-
-
-def _batches(data: str, lines: Iterator[bytes]) -> Iterator[RecordBatch]:
-    """Lines as records of one partition; a record's offset is its row, from 0."""
-    name = "-" if data == "-" else os.fspath(data)
-    row, waiting = 0, True
-    while waiting:
-        taken = list(islice(lines, BATCH_EVENTS))
-        waiting = len(taken) == BATCH_EVENTS
-        offsets = [row + place for place, line in enumerate(taken) if line]
-        values: list[bytes | None] = [line for line in taken if line]
-        count = len(values)
-        if count:
-            yield RecordBatch(
-                topic=name,
-                partitions=np.zeros(count, dtype=np.int64),
-                offsets=np.array(offsets, dtype=np.int64),
-                timestamps=np.full(count, int(time.time() * 1000), dtype=np.int64),
-                keys=[None] * count,
-                values=values,
-                headers=[()] * count,
-            )
-        row += len(taken)
 
 
 def _open_out(out: str, files: ExitStack) -> IO[bytes]:

@@ -45,6 +45,7 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
     training = split.rows(TRAIN)
     sample = training[:: max(1, len(training) // MAX_SAMPLE_ROWS)]
     return [
+        *events.notes,
         *_unsorted_rows(events),
         *_short_sequences(events, config),
         *_constant_features(events, sample, training, config),

@@ -106,7 +106,9 @@ def event_fields(config: TrainConfig) -> Fields:
 def _read_events(config: TrainConfig, fields: Fields) -> tuple[Events, Fields, Sequence[str]]:
     """The events of the files or of the topic, the fields under the names they were read by, and warnings."""
     if config.data.source == "files":
-        return load_events(resolve_paths(config.data.path, config.folder), fields), fields, ()
+        warnings: list[str] = []
+        files = resolve_paths(config.data.path, config.folder, warnings)
+        return load_events(files, fields), fields, warnings
     from lstmstream.history.topics import TopicRange, fetch_topic  # noqa: PLC0415 -- files need no Kafka client
 
     with tempfile.TemporaryDirectory(prefix="lstmstream-") as folder:

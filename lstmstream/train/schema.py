@@ -59,7 +59,9 @@ class Data(Section):
 
     source: Literal["files", "kafka"] = Field("files", alias="from", description="Where the events are read from.")
     path: Annotated[list[SingleLine], BeforeValidator(as_list)] = Field(
-        [], description="CSV, JSONL or Parquet; several as a list or a pattern with *. Relative to this file's folder."
+        [],
+        description="CSV, JSONL or Parquet; several as a list, or as a pattern with *, which sorts by name with numbers"
+        " by their value (part-2 before part-10). Relative to this file's folder.",
     )
     topic: Topic | None = Field(
         None, description="With `from: kafka`: the topic, with JSON objects as the daemon reads them."

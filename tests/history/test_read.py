@@ -195,9 +195,9 @@ def test_without_key_and_time_lines_are_one_sequence_a_second_apart(tmp_path: Pa
 
 def test_files_without_rows_or_of_another_kind(tmp_path: Path) -> None:
     assert jsonl(tmp_path) == []
-    (tmp_path / "x.txt").write_text("")
-    refused("x.txt: should be .csv, .jsonl or .parquet; convert", list, read_chunks([tmp_path / "x.txt"], FIELDS))
-    refused("none.jsonl: cannot be read: No such file", list, read_chunks([tmp_path / "none.jsonl"], FIELDS))
+    (tmp_path / "x.pdf").write_text("%PDF-1.7 and so on")
+    refused("x.pdf: is a PDF document; only JSON lines, CSV", list, read_chunks([tmp_path / "x.pdf"], FIELDS))
+    refused("none.jsonl: no such file", list, read_chunks([tmp_path / "none.jsonl"], FIELDS))
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet", "X.CSV"])

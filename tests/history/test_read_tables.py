@@ -381,5 +381,5 @@ def test_files_without_rows(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("nope")
     refused("x.parquet: cannot be read as parquet", list, read_chunks([tmp_path / "x.parquet"], FIELDS))
-    refused("none.parquet: cannot be read as parquet", list, read_chunks([tmp_path / "none.parquet"], FIELDS))
+    refused("none.parquet: no such file", list, read_chunks([tmp_path / "none.parquet"], FIELDS))
     refused("x.csv: cannot be read as csv", csv, tmp_path, "k,t,n,c\na,1,1,x,too,many\n")

@@ -60,7 +60,15 @@ def expected(data: list[dict[str, Any]]) -> bytes:
     return b"\n".join(answers)
 
 
-def run(*arguments: object) -> int:
+def run(reference: object, *arguments: object) -> int:
+    """The exit code of the command; with a model, neither key nor time unless they are named."""
+    options = list(map(str, arguments))
+    if not str(reference).endswith(".yaml"):
+        options += [f"--no-{name}" for name in ("key", "timestamp") if f"--{name}" not in options]
+    return run_as_is(reference, *options)
+
+
+def run_as_is(*arguments: object) -> int:
     """The exit code of the command."""
     command = ["lstmstream", "score", *map(str, arguments)]
     with mock.patch.object(sys, "argv", command), pytest.raises(SystemExit) as ended:

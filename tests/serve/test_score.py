@@ -20,6 +20,8 @@ from lstmstream.serve.engine import Engine, Result
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.state import StateStore
 
+WHOLE = b'{"amount":1,"merchant":{"risk":0},"channel":"web","device":{"id":"1"}}'
+
 
 def test_batches_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is committed before the next, so that a long file needs no more memory than a short one."""
@@ -82,7 +84,7 @@ def test_a_table_without_polars_is_exit_2_and_names_the_extra(
 
 
 def test_dead_letters_go_to_their_file(tmp_path: Path, capfd: Any) -> None:
-    lines = [b'{"amount":1}', b"{", b"\xff", b'{"amount":"x"}', b"", b'{"amount":2}\r', b" "]
+    lines = [WHOLE, b"{", b"\xff", b'{"amount":"x"}', b"", b'{"amount":2}\r', b" "]
     data, out, letters = tmp_path / "in.jsonl", tmp_path / "out", tmp_path / "letters"
     data.write_bytes(b"\n".join(lines))
     assert run(MODEL, data, "--out", out, "--dead-letters", letters) == 0
@@ -100,7 +102,7 @@ def test_dead_letters_go_to_their_file(tmp_path: Path, capfd: Any) -> None:
     assert run(MODEL, data, "--out", out) == 0
     said = capfd.readouterr().err
     assert "row 1" in said
-    assert "dead letters in this batch: 3" in said
+    assert "3 of 5 rows are dead letters" in said
 
 
 def test_a_missing_file_is_said_before_anything_is_overwritten(tmp_path: Path, capfd: Any) -> None:

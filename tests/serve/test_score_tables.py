@@ -12,7 +12,10 @@ import polars as pl
 import pytest
 from scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
+from lstmstream.formats.tables import table_events
 from lstmstream.serve import score
+
+OTHERS = "merchant.risk,channel,device.id"  # what the model reads beside the amount; a row may end before them
 
 
 def files(folder: Path, data: list[dict[str, Any]]) -> dict[str, Path]:
@@ -42,13 +45,13 @@ def test_a_broken_table_is_exit_2(tmp_path: Path, capfd: Any) -> None:
     assert run(MODEL, broken) == 2
     assert "cannot be read as parquet" in capfd.readouterr().err
     both = tmp_path / "x.csv"
-    both.write_text("device,device.id\n1,2\n")
+    both.write_text(f"device,amount,{OTHERS}\n1,2\n")
     assert run(MODEL, both) == 2
     assert "'device' and 'device.id'" in capfd.readouterr().err
 
 
 def events_of(path: Path, texts: tuple[str, ...] = ()) -> list[bytes]:
-    return list(score._lines(str(path), texts))
+    return list(table_events(path, texts, ()))
 
 
 def test_cells_of_csv(tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ def test_cells_of_parquet(tmp_path: Path) -> None:
 def test_an_odd_cell_of_csv_spoils_its_own_row_only(tmp_path: Path) -> None:
     path, out, letters = tmp_path / "x.csv", tmp_path / "out", tmp_path / "letters"
     odd = ["1", "abc", " 2", "nan", '""', "", "1e400", "0.5", "true"]
-    path.write_text("id,at,amount\n" + "".join(f"007,{BASE_MS + i},{cell}\n" for i, cell in enumerate(odd)))
+    path.write_text(f"id,at,amount,{OTHERS}\n" + "".join(f"007,{BASE_MS + i},{cell}\n" for i, cell in enumerate(odd)))
     options = ("--key", "id", "--timestamp", "at", "--out", out, "--dead-letters", letters)
     assert run(MODEL, path, *options) == 0
     found = [json.loads(line) for line in letters.read_bytes().splitlines()]
@@ -105,7 +108,7 @@ def test_cells_of_csv_that_should_be_numbers(tmp_path: Path) -> None:
     """Each by itself, as it is written; the others keep one type for the column."""
     path = tmp_path / "x.csv"
     path.write_text("id,n,other\n7,1,1\n7, 2 ,2.5\n7,3.0,\n7,x ,\n7,1e3,\n7,+5,\n7,NaN,\n")
-    assert list(score._lines(str(path), ("id",), ("n", "not there"))) == [
+    assert list(table_events(path, ("id",), ("n", "not there"))) == [
         b'{"id":"7","n":1,"other":1.0}',
         b'{"id":"7","n":2,"other":2.5}',
         b'{"id":"7","n":3.0}',
@@ -118,7 +121,7 @@ def test_cells_of_csv_that_should_be_numbers(tmp_path: Path) -> None:
 
 def test_epochs_and_texts_may_stand_in_one_column_of_times(tmp_path: Path, capfd: Any) -> None:
     path, out = tmp_path / "x.csv", tmp_path / "out"
-    path.write_text("at,amount\n1522540800,1\n2018-04-01T00:00:01Z,2\n1.4.2018,3\n1522540802.5,4\n")
+    path.write_text(f"at,amount,{OTHERS}\n1522540800,1\n2018-04-01T00:00:01Z,2\n1.4.2018,3\n1522540802.5,4\n")
     assert run(MODEL, path, "--timestamp", "at", "--out", out) == 0
     times = [json.loads(line)["timestamp"][-7:-1] for line in out.read_bytes().splitlines()]
     assert times == ["00.000", "01.000", "02.500"]
@@ -128,7 +131,7 @@ def test_epochs_and_texts_may_stand_in_one_column_of_times(tmp_path: Path, capfd
 def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr(score, "BATCH_EVENTS", 2)
     path, out = tmp_path / "x.csv", tmp_path / "out"
-    path.write_text("id,amount\na,1\n\na,2\n\n\n\na,3\n\n")
+    path.write_text(f"id,amount,{OTHERS}\na,1\n\na,2\n\n\n\na,3\n\n")
     for options in ((), ("--key", "id")):
         assert run(MODEL, path, *options, "--out", out) == 0
         assert [json.loads(line)["source"]["row"] for line in out.read_bytes().splitlines()] == [0, 2, 6]
@@ -142,10 +145,13 @@ def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.Mon
         (b"id\tamount\na\t1\n", "looks separated by tabs; save it with commas"),
         ("id,amount\na,1\n".encode("utf-16"), "looks like UTF-16; save it with commas, as UTF-8"),
         ("id,amount\na,1\n".encode("utf-16-be"), "looks like UTF-16"),
-        (b'id,amount\na,1\n"b,2\nc,3\n', "close each quote, and write a quote inside quotes twice"),
-        (b"id,amount\na,1\nb,2,3\n", "a row has more cells than the header; put quotes around text that holds a comma"),
+        (f'id,amount,{OTHERS}\na,1\n"b,2\nc,3\n'.encode(), "close each quote, and write a quote inside quotes twice"),
+        (
+            b"id,amount,%b\na,1\nb,2,3,4,5,6\n" % OTHERS.encode(),
+            "a row has more cells than the header; put quotes around text that holds a comma",
+        ),
         (b"", "empty CSV; its first line must name the columns"),
-        (b"id,amount\n\xe9,1\n", "save it as UTF-8"),
+        (b"id,amount,%b\n\xe9,1\n" % OTHERS.encode(), "save it as UTF-8"),
     ],
 )
 def test_what_is_not_valid_csv_is_one_line(tmp_path: Path, capfd: Any, content: bytes, what: str) -> None:
@@ -162,13 +168,13 @@ def test_what_is_not_valid_csv_is_one_line(tmp_path: Path, capfd: Any, content: 
 
 def test_other_signs_in_a_header_with_commas_do_no_harm(tmp_path: Path) -> None:
     path, out = tmp_path / "x.csv", tmp_path / "out"
-    path.write_text('a;b;c;d,"amount",x\n1,2,3\n')
+    path.write_text(f'a;b;c;d,"amount",x,{OTHERS}\n1,2,3\n')
     assert run(MODEL, path, "--out", out) == 0
     assert out.read_bytes().count(b"\n") == 1
 
 
 def test_an_infinite_cell_is_a_dead_letter_not_a_missing_number(tmp_path: Path) -> None:
     path, letters = tmp_path / "x.csv", tmp_path / "letters"
-    path.write_text("amount\n1.5\ninf\n")
+    path.write_text(f"amount,{OTHERS}\n1.5\ninf\n")
     assert run(MODEL, path, "--out", tmp_path / "out", "--dead-letters", letters) == 0
     assert json.loads(letters.read_bytes())["lstmstream.stage"] == "validate"

@@ -1,0 +1,164 @@
+"""What `lstmstream score` reads: the config around a model, the fields of key and time, and the batches of a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmstream.config import Config, load_config
+from lstmstream.errors import CannotServe
+from lstmstream.extras import require_for_table
+from lstmstream.formats.field_names import unknown_fields
+from lstmstream.formats.files import DataFile
+from lstmstream.model import Card, Model
+from lstmstream.records import RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAndTime:
+    """The columns that the command line names; `no_key` and `no_timestamp` say that there are none."""
+
+    key: str | None = None
+    timestamp: str | None = None
+    no_key: bool = False
+    no_timestamp: bool = False
+
+    def __post_init__(self) -> None:
+        for option in ("key", "timestamp"):
+            if getattr(self, option) is not None and getattr(self, f"no_{option}"):
+                raise CannotServe(f"--{option} and --no-{option} contradict each other; give one of them")
+
+
+def score_config(config_or_model: str) -> Config:
+    """The YAML's config, or the least config around a model. Raises CannotServe."""
+    if Path(config_or_model).suffix in {".yaml", ".yml"}:
+        config = load_config(Path(config_or_model))
+    else:
+        builtin = config_or_model.startswith("builtin:")
+        config = Config.model_validate(
+            {
+                "name": "score",
+                "model": config_or_model if builtin else str(Path(config_or_model).absolute()),
+                "kafka": {"bootstrap_servers": "127.0.0.1:9092"},  # not asked
+                "input": {"topic": "input"},
+                "output": {"topic": "output"},
+            }
+        )
+    return config.model_copy(update={"output": config.output.model_copy(update={"alerts_topic": None})})
+
+
+def with_key_and_time(config: Config, model: Model, columns: KeyAndTime) -> Config:
+    """The config with the key and the timestamp that count: the command line's, the config's, or else the card's.
+
+    A file has no record keys and no record timestamps, which the daemon would take. Without a timestamp, the moment of
+    reading is taken where no answer depends on it. Raises CannotServe where nothing names the key, or the timestamp
+    and the answers depend on it.
+    """
+    trained = model.card.training.get("fields")
+    fields: dict[str, Any] = trained if isinstance(trained, dict) else {}
+    key = None if columns.no_key else columns.key or config.input.key or fields.get("key")
+    timestamp = None if columns.no_timestamp else columns.timestamp or config.input.timestamp or fields.get("timestamp")
+    problems = []
+    # a card with fields and without a key: the model was trained on one key
+    if key is None and not columns.no_key and not fields:
+        problems.append(
+            f"model {model.card.name}: nothing names the key: neither the config nor the model's card; give --key"
+            " COLUMN, or --no-key if all events belong to one key"
+        )
+    timed = bool(model.graph_inputs & {"timestamp", "elapsed"}) or config.state.ttl is not None
+    if timestamp is None and timed and not columns.no_timestamp:
+        problems.append(
+            f"model {model.card.name}: its scores depend on the time of events, and neither the config nor the model's"
+            " card names it; give --timestamp COLUMN, or --no-timestamp to take the moment of reading"
+        )
+    if problems:
+        raise CannotServe(*problems)
+    return config.model_copy(
+        update={"input": config.input.model_copy(update={"key": key, "timestamp": timestamp})},
+    )
+
+
+def wanted_fields(config: Config, card: Card) -> list[str]:
+    """Every field of an event that answers depend on, once: key and time first."""
+    own = [name for name in (config.input.key, config.input.timestamp, config.output.key) if name is not None]
+    return list(dict.fromkeys([*own, *(feature.name for feature in card.features)]))
+
+
+class ScoreInput:
+    """The events of a file, of a pipe or of standard input, in batches of one partition; an offset is a row, from 0."""
+
+    def __init__(self, data: str, config: Config, card: Card, *, batch_events: int) -> None:
+        """`data` - is standard input. Raises CannotServe where the file cannot be read, or lacks a wanted column."""
+        self.file = DataFile(None if data == "-" else Path(data))
+        self.notes = self.file.notes  # what the user should know, one line each
+        self.rows = 0  # so far, with the blank rows of CSV
+        self.total_rows: int | None = None
+        self.sought_fields: list[str] = []  # of JSON, whose fields are known at its end only
+        self._topic = data
+        self._limit = batch_events
+        if self.file.kind == "jsonl":
+            self.sought_fields = list(dict.fromkeys([*wanted_fields(config, card), *config.output.include]))
+            self._lists = self.file.batches(batch_events)
+        else:
+            self._lists = self._table(config, card)
+
+    def __iter__(self) -> Iterator[RecordBatch]:
+        for lines in self._lists:
+            offsets = [self.rows + place for place, line in enumerate(lines) if line]
+            values: list[bytes | None] = [line for line in lines if line]
+            self.rows += len(lines)
+            if values:
+                yield self._records(offsets, values)
+
+    @property
+    def done(self) -> float | None:
+        """The fraction of the file that was read, from 0 to 1; None where its size is not known."""
+        if self.file.kind != "jsonl":
+            return self.rows / self.total_rows if self.total_rows else None
+        return self.file.position / self.file.size if self.file.size else None
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+    def _table(self, config: Config, card: Card) -> Iterator[list[bytes]]:
+        path = self.file.path
+        assert path is not None
+        require_for_table(path)
+        from lstmstream.formats.tables import count_rows, field_names, table_events  # noqa: PLC0415 -- needs polars
+
+        numbers = [feature.name for feature in card.numbers]
+        numbers += [config.input.timestamp] if config.input.timestamp is not None else []
+        texts = [feature.name for feature in card.categories]
+        texts += [name for name in (config.input.key, config.output.key) if name is not None]
+        events = table_events(path, texts, numbers)  # raises for a file that is not CSV
+        present = field_names(path)
+        if missing := [name for name in wanted_fields(config, card) if name not in present]:
+            raise CannotServe(unknown_fields(path, missing, present))
+        if missing := [name for name in config.output.include if name not in present]:
+            self.notes.append(f"output.include: {unknown_fields(path, missing, present)}")
+        self.total_rows = count_rows(path)
+        return _lists(events, self._limit)
+
+    def _records(self, offsets: Sequence[int], values: list[bytes | None]) -> RecordBatch:
+        count = len(values)
+        return RecordBatch(
+            topic=self._topic,
+            partitions=np.zeros(count, dtype=np.int64),
+            offsets=np.array(offsets, dtype=np.int64),
+            timestamps=np.full(count, int(time.time() * 1000), dtype=np.int64),
+            keys=[None] * count,
+            values=values,
+            headers=[()] * count,
+        )
+
+
+def _lists(events: Iterator[bytes], limit: int) -> Iterator[list[bytes]]:
+    while taken := list(islice(events, limit)):
+        yield taken

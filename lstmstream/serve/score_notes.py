@@ -1,0 +1,146 @@
+"""What `lstmstream score` tells besides its predictions: refused rows, fields that no row has, rows out of order.
+
+Everything is counted, and few lines are printed, however many rows there are.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+import orjson
+
+from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
+from lstmstream.formats.json_documents import has_field
+from lstmstream.records import RecordBatch
+from lstmstream.serve.engine import Result
+
+EARLY_ROWS = 4096  # after which a field that none of them has is named
+MAX_REASONS = 5  # named, of refused rows
+_MAX_COUNTED = 1000  # different reasons
+_NUMBER = re.compile(r"\d+")
+
+
+def say(text: str) -> None:
+    """One line to standard error."""
+    print(f"lstmstream: {text}", file=sys.stderr, flush=True)
+
+
+class RefusedRows:
+    """Dead letters by reason. The first of each kind is named at once, the numbers come at the end."""
+
+    def __init__(self, name: str, *, kept: bool) -> None:
+        """`kept`: the dead letters go to a file, so nothing is said unless all rows were refused."""
+        self._name = name
+        self._kept = kept
+        self._reasons: dict[str, tuple[int, int, str]] = {}  # by the message without its numbers: count, row, message
+        self.rows = 0
+        self.refused = 0
+
+    def add(self, result: Result) -> None:
+        """Counts the rows of a batch."""
+        self.rows += len(result.records)
+        self.refused += len(result.dead_letters)
+        for letter in result.dead_letters:
+            kind = _NUMBER.sub("0", letter.message)
+            if kind not in self._reasons and len(self._reasons) >= _MAX_COUNTED:
+                continue
+            count, row, message = self._reasons.get(
+                kind, (0, int(result.records.offsets[letter.index]), letter.message)
+            )
+            self._reasons[kind] = (count + 1, row, message)
+            if not count and not self._kept and len(self._reasons) <= MAX_REASONS:
+                say(f"{self._name}, row {row}: {message}")
+
+    def finish(self) -> bool:
+        """Says the totals; whether there were rows and none was answered."""
+        nothing = self.refused > 0 and self.refused == self.rows
+        if self.refused and (nothing or not self._kept):
+            often = sorted(self._reasons.values(), reverse=True, key=lambda reason: (reason[0], -reason[1]))
+            parts = [f"{message} ({_where(count, row)})" for count, row, message in often[:MAX_REASONS]]
+            parts += [f"{len(often) - MAX_REASONS:,} more reasons"] if len(often) > MAX_REASONS else []
+            share = f"none of {self.rows:,} rows" if nothing else f"{self.refused:,} of {self.rows:,} rows"
+            what = "could be answered" if nothing else "are dead letters"
+            hint = "" if self._kept else "; --dead-letters FILE keeps them"
+            say(f"{self._name}: {share} {what}: {'; '.join(parts)}{hint}")
+        return nothing
+
+
+def _where(count: int, first: int) -> str:
+    return f"row {first}" if count == 1 else f"{count:,} rows, the first is row {first}"
+
+
+class UnseenFields:
+    """Which of the fields that the model reads no row of JSON has had so far."""
+
+    def __init__(self, name: str, fields: Sequence[str]) -> None:
+        self._name = name
+        self._unseen = list(fields)
+        self._names: dict[str, None] = {}  # some that the rows have
+        self._rows = 0
+        self._said = False
+
+    def look(self, records: RecordBatch) -> None:
+        """Looks for the fields in a batch, and names those that the first rows lack."""
+        if self._unseen:
+            self._search(records.values)
+        self._rows += len(records)
+        if self._rows >= EARLY_ROWS and not self._said:
+            self._say(f"first {self._rows:,} rows")
+
+    def finish(self) -> None:
+        """Names the fields that no row had."""
+        if self._rows:
+            self._say(f"{self._rows:,} rows")
+
+    def _say(self, rows: str) -> None:
+        self._said = True
+        if self._unseen:
+            say(f"{unknown_fields(self._name, self._unseen, self._names)} ({rows})")
+
+    def _search(self, values: Sequence[bytes | None]) -> None:
+        for value in values:
+            if value is None or (len(self._names) >= MAX_LISTED and not self._may_have(value)):
+                continue
+            try:
+                document = orjson.loads(value)
+            except orjson.JSONDecodeError:
+                continue
+            if type(document) is not dict:
+                continue
+            if len(self._names) < MAX_LISTED:
+                self._names |= dict.fromkeys(document)
+            self._unseen = [field for field in self._unseen if not has_field(document, field)]
+            if not self._unseen:
+                return
+
+    def _may_have(self, value: bytes) -> bool:
+        """Cheaper than parsing: whether the text of one of the names is in it, perhaps escaped."""
+        return b"\\u" in value or any(field.rpartition(".")[2].encode() in value for field in self._unseen)
+
+
+class LateRows:
+    """Rows that are older than the row of their key before them."""
+
+    def __init__(self, name: str, policy: str) -> None:
+        self._name = name
+        self._policy = policy
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        """Counts those of a batch."""
+        self._count += count
+
+    def finish(self) -> None:
+        """Says how many there were."""
+        if self._count:
+            effect = {
+                "apply": "they were answered in the order of the file",
+                "score": "they were answered, and did not change the state",
+                "drop": "they became dead letters",
+            }[self._policy]
+            say(
+                f"{self._name}: {self._count:,} rows are older than the row of their key before them; {effect}"
+                f" (input.late: {self._policy}). Sort the file by time if it is not in the order of the stream"
+            )
