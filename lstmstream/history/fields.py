@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
-from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
 from lstmstream.records import Floats, Ints
 
 MAX_LISTED = 30  # names of fields in a message
-_CODE = re.compile(r"\s*[+-]?0\d|.*_")  # text that Python would parse as a number and that is a code
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +48,3 @@ def unknown_field(where: object, name: str, available: Iterable[str]) -> str:
     """The message for a field that the data do not have; `available` are names that they have."""
     known = ", ".join(map(repr, islice(available, MAX_LISTED)))
     return f"{where}: there is no field {name!r}; it has {known}; use one of these, or data that have the field"
-
-
-def label_text(text: str | None) -> str | None:
-    """The decimal text of a whole number (`1.0` becomes `1`); other text, and codes with leading zeros, unchanged."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return text
-    if text is None or not value.is_integer() or abs(value) > EXACT_INTEGER_MAX or _CODE.match(text):
-        return text
-    return str(int(value))

@@ -14,7 +14,7 @@ import orjson
 
 from lstmstream.config.schema import Kafka
 from lstmstream.errors import CannotServe
-from lstmstream.formats.json_documents import Document
+from lstmstream.formats.json_documents import ABSENT, Document, locate
 from lstmstream.history.fields import Fields
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.serve.decode import Decoder
@@ -56,7 +56,7 @@ def fetch_topic(
             security=security_settings(kafka.security, folder),
             client=kafka.client,
         ):
-            observations, dead_letters, documents = decoder.decode(records)
+            observations, dead_letters, documents, _ = decoder.decode(records)
             for letter in dead_letters:
                 partition, offset = records.partitions[letter.index], records.offsets[letter.index]
                 first_rejected = first_rejected or f"{source.topic}[{partition}]@{offset}: {letter.message}"
@@ -77,9 +77,9 @@ def fetch_topic(
 
 
 def _line(document: Document, key: bytes | None, timestamp: int, fields: Fields) -> bytes:
-    """The wanted fields of one record as a JSON line; a nested field comes with the whole outermost object."""
-    outermost = {name.partition(".")[0] for name in fields.all()}
-    wanted: dict[str, Any] = {name: document.get(name) for name in sorted(outermost)}
+    """The wanted fields of one record as a JSON line, each under its whole name."""
+    values = ((name, locate(document, name)) for name in sorted(fields.all()))
+    wanted: dict[str, Any] = {name: None if value is ABSENT else value for name, value in values}
     if fields.key is None:
         wanted[KEY] = _key_text(key)
     if fields.timestamp is None:

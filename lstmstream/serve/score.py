@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,8 @@ import orjson
 from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
+from lstmstream.formats.field_roles import FieldRoles
+from lstmstream.model import Card
 from lstmstream.records import Headers, RecordBatch
 from lstmstream.serve.factory import load_step_model, make_engine
 
@@ -39,11 +41,7 @@ def score_file(
     """
     config = _config(reference, key, timestamp)
     model, step = load_step_model(config)
-    numbers = [feature.name for feature in step.card.numbers]
-    numbers += [config.input.timestamp] if config.input.timestamp is not None else []
-    texts = [feature.name for feature in step.card.categories]
-    texts += [name for name in (config.input.key, config.output.key) if name is not None]
-    lines = _lines(data, texts, numbers)
+    lines = _lines(data, field_roles(config, step.card))
     _refuse_overwriting(
         {"the data": "/dev/stdin" if data == "-" else data, "the model": model.path, "the config": reference},
         {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters},
@@ -113,11 +111,21 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _lines(data: str, texts: Collection[str], numbers: Collection[str] = ()) -> Iterator[bytes]:
-    """The events, one JSON object each; an empty line stands for a blank row of CSV.
+def field_roles(config: Config, card: Card) -> FieldRoles:
+    """What the fields of an event are read as."""
+    keys = (config.input.key, config.output.key)
+    return FieldRoles(
+        keys=tuple(name for name in keys if name is not None),
+        times=() if config.input.timestamp is None else (config.input.timestamp,),
+        numbers=tuple(feature.name for feature in card.numbers if feature.size == 1),
+        arrays=tuple(feature.name for feature in card.numbers if feature.size > 1),
+        categories=tuple(feature.name for feature in card.categories),
+        passthrough=tuple(config.output.include),
+    )
 
-    Of a CSV file, `texts` are the fields that are text whatever they look like, `numbers` those that should be numbers.
-    """
+
+def _lines(data: str, roles: FieldRoles) -> Iterator[bytes]:
+    """The events, one JSON object each; an empty line stands for a blank row of CSV."""
     if data == "-":
         return _stripped(None)
     path = Path(data)
@@ -127,7 +135,7 @@ def _lines(data: str, texts: Collection[str], numbers: Collection[str] = ()) -> 
         require_for_table(path)
         from lstmstream.formats.tables import table_events  # noqa: PLC0415 -- polars is an optional dependency
 
-        return table_events(path, texts, numbers)  # a file that is not CSV is an error here, before --out is opened
+        return table_events(path, roles)  # a file that is not CSV is an error here, before --out is opened
     return _stripped(path)
 
 

@@ -12,6 +12,8 @@ from lstmstream.config.types import Float32, StrictInt
 from lstmstream.errors import BadRecord
 from lstmstream.formats.timestamps import timestamp_ms
 
+_YYYYMMDD = 8  # digits of a date
+
 
 def expand_names(value: object) -> object:
     """Expand the short form of a list of sections: `amount` is short for `{name: amount}`, `a, b` for two of them."""
@@ -31,6 +33,8 @@ def _iso_time(value: object) -> object:
     """Check that the value is an ISO 8601 time. YAML has already parsed a date without quotes."""
     value = value.isoformat() if isinstance(value, date) else value
     try:
+        if isinstance(value, str) and value.isdecimal() and len(value) != _YYYYMMDD:
+            raise BadRecord("validate", "a number is not a date here")
         timestamp_ms(value if isinstance(value, str) else None, "")
     except BadRecord:
         raise ValueError("is not an ISO 8601 time; write 2026-01-31 or 2026-01-31T12:00Z") from None
