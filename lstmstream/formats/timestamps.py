@@ -68,6 +68,11 @@ def timestamp_ms(value: Any, name: str) -> int:
     return ms
 
 
+def spells_number(text: str) -> bool:
+    """Whether text is read as a number, and not as ISO 8601."""
+    return len(text) < _MAX_DIGITS and _NUMBER.fullmatch(text.strip()) is not None
+
+
 def epoch_ms(number: int) -> int:
     """Milliseconds of a whole number: a date in digits, else seconds or milliseconds. Not checked for its bounds."""
     if number >= DATES_FROM:
@@ -107,7 +112,7 @@ def _date_ms(number: int) -> int | None:
 
 
 def _text_ms(text: str, name: str) -> int:
-    if len(text) < _MAX_DIGITS and _NUMBER.fullmatch(text):
+    if spells_number(text):
         return _exact_ms(Decimal(text))
     if text.lower() in _MISSING:
         raise BadRecord("validate", f"field {name!r}, the timestamp, is missing")

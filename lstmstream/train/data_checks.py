@@ -188,8 +188,8 @@ def _early_times(events: Events, config: TrainConfig) -> Iterator[str]:
     latest = int(events.timestamp.max(initial=0))
     if events.timed and len(events) and latest < _YEAR_1971_MS:
         yield (
-            f"all times of {config.data.timestamp!r} lie before 1971 (latest: {format_iso(latest)}); numbers are read as"
-            " seconds, or from 1e11 on as milliseconds: is the unit another one?"
+            f"all times of {config.data.timestamp!r} lie before 1971 (latest: {format_iso(latest)}); numbers are read"
+            " as seconds, or from 1e11 on as milliseconds: is the unit another one?"
         )
 
 
