@@ -6,7 +6,6 @@ Only columns that are asked for are read. Each becomes a field under the name it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from math import isinf
@@ -28,7 +27,6 @@ PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 _BLANK = "\0blank"  # a column name that no file has
 _DAY_MS = 86_400_000
 _JSON_NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
-_IS_JSON_NUMBER = re.compile(_JSON_NUMBER[1:-1])
 
 
 class _Column(NamedTuple):
@@ -179,16 +177,12 @@ def _values(file: Path, row: int, series: pl.Series, column: _Column, *, csv: bo
 
 
 def _csv_numbers(cells: pl.Series) -> list[Any]:
-    """Cells that spell a number as that number, with its own digits where JSON can have them; other text as it is."""
+    """Cells that spell a number as that number; other text as it is."""
     values: list[Any] = csv_cells.parse_cells(cells)
     for index, value in enumerate(values):
-        if type(value) is float:
-            if value != value:  # noqa: PLR0124 -- NaN
-                values[index] = None
-            elif isinf(value) or abs(value) >= -INT_MIN:
-                text = cells[index].strip()
-                values[index] = orjson.Fragment(text) if _IS_JSON_NUMBER.fullmatch(text) else _json_value(value)
-        elif type(value) is str and not value.strip():
+        if type(value) is float or type(value) is int:
+            values[index] = None if value != value else _json_value(value)  # noqa: PLR0124 -- NaN
+        elif value is not None and not value.strip():
             values[index] = None
     return values
 

@@ -99,6 +99,9 @@ def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int],
     """`rows` [M] are the frame's rows in the file; `first_row` is the index of the first among all rows kept."""
 
     def texts(name: str, role: Role) -> list[str | None]:
+        if _is_csv(file) and name in fields.numbers and role in ("key", "category"):  # 07 is 7 then, as in JSON
+            cells = csv_cells.parse_cells(frame[name])
+            return _each(cells, lambda value: text_of(value, name, role), file, rows)
         return _texts(file, frame[name], rows, role)
 
     if fields.key is None:

@@ -150,7 +150,12 @@ def test_what_is_not_valid_csv_is_one_line(tmp_path: Path, content: bytes, what:
 
 def test_a_field_may_be_number_and_category_at_once(tmp_path: Path) -> None:
     both = Fields("k", "t", ("n",), ("n",))
-    assert csv(tmp_path, "k,t,n\na,1,07\n", fields=both) == [("a", 1000, [7.0], ["07"])]
+    assert csv(tmp_path, "k,t,n\na,1,07\na,1,1e1\n", fields=both) == [
+        ("a", 1000, [7.0], ["7"]),
+        ("a", 1000, [10.0], ["10"]),
+    ]
+    refused("row 0: field 'n' is a number that is not whole", csv, tmp_path, "k,t,n\na,1,7.5\n", fields=both)
+    assert csv(tmp_path, f"k,t,n\na,1,{2**64 - 1}\n", fields=both)[0][3] == [str(2**64 - 1)]
     assert parquet(tmp_path, both, n=[7]) == [("a", 1000, [7.0], ["7"])]
 
 

@@ -189,7 +189,7 @@ def test_cells_of_csv_that_should_be_numbers(tmp_path: Path) -> None:
     assert events_of(path, keys=("id",), numbers=("n", "not there")) == [
         b'{"id":"7","n":1}', b'{"id":"7","n":2}', b'{"id":"7","n":3.0}', b'{"id":"7","n":"x "}',
         b'{"id":"7","n":1000.0}', b'{"id":"7","n":5}', b'{"id":"7"}', b'{"id":"7"}', b'{"id":"7","n":%d}' % 2**70,
-        b'{"id":"7","n":1.1805916207174113e+21}', b'{"id":"7","n":7}',
+        b'{"id":"7","n":%d}' % 2**70, b'{"id":"7","n":7}',
     ]  # fmt: skip
 
 
