@@ -40,7 +40,7 @@ NUMBER_KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [
 TIME_KINDS: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (pl.String, MOMENTS.map(lambda moment: moment.isoformat())),
     (pl.String, DATES.map(lambda day: day.strftime("%Y%m%d"))),
-    (pl.Int64, st.integers(-(10**12), 10**13) | DATES.map(lambda day: int(day.strftime("%Y%m%d")))),
+    (pl.Int64, st.integers(-(10**10), 10**13) | DATES.map(lambda day: int(day.strftime("%Y%m%d")))),
     (pl.Int64, MOMENTS.map(lambda moment: int(moment.strftime("%Y%m%d%H%M%S")))),
     (pl.Float64, st.integers(-(10**9), 2 * 10**12).map(lambda ms: ms / 1000)),
     (pl.Float64, MOMENTS.map(lambda moment: float(moment.strftime("%Y%m%d%H%M")))),

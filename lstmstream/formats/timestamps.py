@@ -54,7 +54,7 @@ def timestamp_ms(value: Any, name: str) -> int:
     elif kind is str:
         ms = _text_ms(value.strip(), name)
     elif kind is float and isfinite(value):
-        ms = epoch_ms(int(value)) if value.is_integer() else _exact_ms(Decimal(repr(value)))
+        ms = epoch_ms(int(value)) if value.is_integer() else _fraction_ms(Decimal(repr(value)))
     elif kind is Decimal and value.is_finite():
         ms = _exact_ms(value)
     elif kind is bytes:  # of a binary column
@@ -112,7 +112,8 @@ def _date_ms(number: int) -> int | None:
 
 
 def _text_ms(text: str, name: str) -> int:
-    if spells_number(text):
+    has_year = text[4:5] == "-" and text[:4].isdigit()  # the usual case, which is no number
+    if not has_year and spells_number(text):
         return _exact_ms(Decimal(text))
     if text.lower() in _MISSING:
         raise BadRecord("validate", f"field {name!r}, the timestamp, is missing")
@@ -135,6 +136,11 @@ def _exact_ms(number: Decimal) -> int:
         return int(_HUGE) if number > 0 else -int(_HUGE)
     if number == number.to_integral_value():
         return epoch_ms(int(number))
+    return _fraction_ms(number)
+
+
+def _fraction_ms(number: Decimal) -> int:
+    """As `_exact_ms`, for a number that is not whole."""
     return int(_EXACT.multiply(number, 1000) if number.copy_abs() < SECONDS_BELOW else number)
 
 

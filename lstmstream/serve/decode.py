@@ -124,7 +124,11 @@ class Decoder:
         self, field: tuple[str, Getter], documents: list[Document], rejects: _Rejects
     ) -> list[bytes | None]:
         name, get = field
-        texts = _each(documents, rejects, lambda document: key_text(get(document), name), default="")
+        values = list(map(get, documents))
+        if set(map(type, values)) == {str}:
+            texts = list(map(canonical_text, values))
+        else:
+            texts = _each(documents, rejects, lambda document: key_text(get(document), name), default="")
         return [text.encode() for text in texts]
 
     def _timestamps(self, records: RecordBatch, documents: list[Document], rejects: _Rejects) -> Ints:
