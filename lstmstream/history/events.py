@@ -72,8 +72,9 @@ def load_events_for_card(
 
     Raises CannotServe.
     """
-    numbers, categories = ([feature.name for feature in group] for group in (card.numbers, card.categories))
-    events = load_events(files, Fields(key, timestamp, tuple(numbers), tuple(categories), label=target))
+    numbers, categories = (tuple(feature.name for feature in group) for group in (card.numbers, card.categories))
+    sizes = tuple(feature.size for feature in card.numbers)
+    events = load_events(files, Fields(key, timestamp, numbers, categories, label=target, sizes=sizes))
     return encode_categories(events, card.categories)
 
 
@@ -164,7 +165,7 @@ def _row_type(fields: Fields) -> np.dtype[Any]:
             ("timestamp", np.int64),
             ("row", np.int64),
             ("elapsed", np.float32),
-            ("x", np.float32, (len(fields.numbers),)),
+            ("x", np.float32, (sum(fields.widths),)),
             ("codes", np.int64, (len(fields.categories),)),
             ("label", np.int64),
             ("split", np.int64),

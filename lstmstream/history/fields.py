@@ -21,6 +21,12 @@ class Fields:
     categories: tuple[str, ...]
     label: str | None = None
     split: str | None = None  # the field that holds train, validation or test
+    sizes: tuple[int, ...] = ()  # of each of `numbers`, above 1 for an array; () if all are single numbers
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many columns of x each of `numbers` fills."""
+        return self.sizes or (1,) * len(self.numbers)
 
     def all(self) -> tuple[str, ...]:
         """Every field once, in the order above."""

@@ -24,7 +24,8 @@ class JsonlReader:
     """Reads files of JSON objects. A field may be absent from rows and from whole files, but not from all of them."""
 
     def __init__(self, fields: Fields) -> None:
-        features = [Feature(name, "number") for name in fields.numbers]
+        widths = zip(fields.numbers, fields.widths, strict=True)
+        features = [Feature(name, "number", size=width) for name, width in widths]
         features += [Feature(name, "category", buckets=1) for name in fields.categories]
         card = Card("history", "1", "classify", tuple(features), StateSpec(1, (0.0,), ()), ())
         self._decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp)

@@ -22,7 +22,7 @@ from lstmstream.formats.timestamps import (
     outside_years,
     timestamp_ms,
 )
-from lstmstream.formats.values import EXACT_DOUBLE_MAX, Role, text_of
+from lstmstream.formats.values import EXACT_DOUBLE_MAX, Role, number_array, text_of
 from lstmstream.history.fields import Chunk, Fields, unknown_field
 from lstmstream.records import Floats, Ints
 
@@ -80,15 +80,17 @@ def _columns(file: Path, scan: pl.LazyFrame, fields: Fields) -> list[pl.Expr]:
     if problems:
         raise CannotServe(*problems)
     kinds = scan.select(expressions).collect_schema()
+    arrays = [name for name, width in zip(fields.numbers, fields.widths, strict=True) if width > 1]
     roles: list[tuple[ColumnRole, Sequence[str | None]]] = [
         ("key", [fields.key]), ("time", [fields.timestamp]), ("label", [fields.label]), ("split", [fields.split]),
-        ("number", fields.numbers), ("category", fields.categories),
+        ("number", [name for name in fields.numbers if name not in arrays]), ("array", arrays),
+        ("category", fields.categories),
     ]  # fmt: skip
     wrong = [
         f"{file}: field {name!r} is {reason}"
         for role, names in roles
         for name in names
-        if name is not None and (reason := type_problem(kinds[name], role)) is not None
+        if name is not None and (reason := type_problem(kinds[name], role, csv=_is_csv(file))) is not None
     ]
     if wrong:
         raise CannotServe(*wrong)
@@ -116,9 +118,16 @@ def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int],
         timestamp = np.arange(first_row, first_row + len(frame), dtype=np.int64) * 1000
     else:
         timestamp = _timestamps(file, frame[fields.timestamp], rows)
-    x = np.empty((len(frame), len(fields.numbers)), np.float32)
-    for column, name in enumerate(fields.numbers):
-        x[:, column] = _numbers(file, frame[name], rows)
+    x = np.concatenate(
+        [
+            np.empty((len(frame), 0), np.float32),
+            *(
+                _numbers(file, frame[name], rows)[:, None] if width == 1 else _arrays(file, frame[name], rows, width)
+                for name, width in zip(fields.numbers, fields.widths, strict=True)
+            ),
+        ],
+        axis=1,
+    )
     return Chunk(
         first_row=first_row,
         keys=keys,
@@ -191,6 +200,15 @@ def _numbers(file: Path, series: pl.Series, rows: Sequence[int]) -> Floats:
             f"{file}: row {where}: field {series.name!r} is not finite in float32; fix the value, or leave it empty"
         )
     return values
+
+
+def _arrays(file: Path, series: pl.Series, rows: Sequence[int], size: int) -> Floats:
+    """[M, size] float32 of a column of lists, NaN where a number or a whole list is missing. Raises CannotServe."""
+    lists = _each(series.to_list(), lambda value: number_array(value, series.name, size), file, rows)
+    inner = pl.Series(
+        series.name, [value for values in lists for value in values], getattr(series.dtype, "inner", None)
+    )
+    return _numbers(file, inner, [row for row in rows for _ in range(size)]).reshape(len(series), size)
 
 
 def _timestamps(file: Path, series: pl.Series, rows: Sequence[int]) -> Ints:

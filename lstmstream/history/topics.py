@@ -41,7 +41,8 @@ def fetch_topic(
     Returns the fields under their names in the file, and a warning where records were left out. Raises CannotServe
     where the topic cannot be read or has no usable record in the range.
     """
-    numbers = tuple(Feature(name, "number") for name in fields.numbers)
+    widths = zip(fields.numbers, fields.widths, strict=True)
+    numbers = tuple(Feature(name, "number", size=width) for name, width in widths)
     categories = tuple(Feature(name, "category", buckets=1) for name in fields.categories)
     card = Card("history", "1", "classify", (*numbers, *categories), StateSpec(1, (0.0,), ()), ())
     decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp)

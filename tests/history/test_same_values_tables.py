@@ -112,3 +112,32 @@ def test_names_with_dots_inside_structs(tmp_path: Path) -> None:
     (chunk,) = read_chunks([file], Fields(None, None, ("a.b.c", "a.b.d", "e.f.g.h"), ()))
     assert chunk.x.tolist() == [[1, 3, 4]]
     refused("there is no field 'e.f.g'", list, read_chunks([file], Fields(None, None, ("e.f.g",), ())))
+
+
+def test_arrays_of_numbers(tmp_path: Path) -> None:
+    """In JSONL and Parquet; a cell of CSV cannot hold one."""
+    values = [[1.5, 2.5, None], None, [4, 5, 6]]
+    frame = pl.DataFrame({"n": [1, 2, 3], "a": values}, schema_overrides={"a": pl.List(pl.Float64)})
+    fields = Fields(None, None, ("n", "a"), (), sizes=(1, 3))
+    nan = np.nan
+    expected = np.array([[1, 1.5, 2.5, nan], [2, nan, nan, nan], [3, 4, 5, 6]], np.float32)
+    frame.write_parquet(tmp_path / "1.parquet")
+    frame.with_columns(pl.col("a").cast(pl.Array(pl.Float64, 3))).write_parquet(tmp_path / "2.parquet")
+    frame.write_ndjson(tmp_path / "3.jsonl")
+    digests = set()
+    for name in ("1.parquet", "2.parquet", "3.jsonl"):
+        events = load_events([tmp_path / name], fields)
+        np.testing.assert_array_equal(events.x, expected)
+        digests.add(events.sha256)
+    assert len(digests) == 1
+    pl.DataFrame({"n": [1, 2], "a": [[1, 2, 3], [1, 2]]}).write_parquet(tmp_path / "4.parquet")
+    wrong = Fields(None, None, ("a",), (), sizes=(3,))
+    refused("row 1: field 'a' is an array of 2, not of 3 numbers", list, read_chunks([tmp_path / "4.parquet"], wrong))
+    pl.DataFrame({"a": [[1.0, 2, 3], [1, float("inf"), 2]]}).write_parquet(tmp_path / "5.parquet")
+    refused("row 1: field 'a' is not finite in float32", list, read_chunks([tmp_path / "5.parquet"], wrong))
+    (tmp_path / "6.csv").write_text('a\n"[1, 2, 3]"\n')
+    refused(
+        "field 'a' is an array of numbers, which a CSV file cannot hold", list, read_chunks([tmp_path / "6.csv"], wrong)
+    )
+    (tmp_path / "7.jsonl").write_text('{"a": 1}\n')
+    refused("row 0: field 'a' is a number, not an array of 3 numbers", list, read_chunks([tmp_path / "7.jsonl"], wrong))

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
+from lstmstream.errors import CannotServe
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.serve import score
 
@@ -249,3 +250,21 @@ def test_an_infinite_cell_is_a_dead_letter_not_a_missing_number(tmp_path: Path) 
     path.write_text("amount\n1.5\ninf\n")
     assert run(MODEL, path, "--out", tmp_path / "out", "--dead-letters", letters) == 0
     assert json.loads(letters.read_bytes())["lstmstream.stage"] == "validate"
+
+
+def test_arrays_come_from_lists_and_not_from_csv(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    lists = [[1.5, None], None, [2.0, float("inf")], [float("nan"), 3.0]]
+    pl.DataFrame({"a": lists, "b": [[1, 2]] * 4}, schema_overrides={"b": pl.Array(pl.Int64, 2)}).write_parquet(path)
+    assert events_of(path, arrays=("a", "b")) == [
+        b'{"a":[1.5,null],"b":[1,2]}', b'{"b":[1,2]}', b'{"a":[2.0,1e400],"b":[1,2]}', b'{"a":[null,3.0],"b":[1,2]}',
+    ]  # fmt: skip
+    csv = tmp_path / "x.csv"
+    csv.write_text('a\n"[1, 2]"\n')
+    with pytest.raises(
+        CannotServe, match="field 'a' is an array of numbers, which a CSV file cannot hold; convert the"
+    ):
+        events_of(csv, arrays=("a",))
+    pl.DataFrame({"a": [1.0]}).write_parquet(path)
+    with pytest.raises(CannotServe, match="field 'a' is Float64, not an array of numbers"):
+        events_of(path, arrays=("a",))
