@@ -133,7 +133,7 @@ def test_arrays_of_numbers(tmp_path: Path) -> None:
     pl.DataFrame({"n": [1, 2], "a": [[1, 2, 3], [1, 2]]}).write_parquet(tmp_path / "4.parquet")
     wrong = Fields(None, None, ("a",), (), sizes=(3,))
     refused("row 1: field 'a' is an array of 2, not of 3 numbers", list, read_chunks([tmp_path / "4.parquet"], wrong))
-    pl.DataFrame({"a": [[1.0, 2, 3], [1, float("inf"), 2]]}).write_parquet(tmp_path / "5.parquet")
+    pl.DataFrame({"a": [[1.0, 2.0, 3.0], [1.0, float("inf"), 2.0]]}).write_parquet(tmp_path / "5.parquet")
     refused("row 1: field 'a' is not finite in float32", list, read_chunks([tmp_path / "5.parquet"], wrong))
     (tmp_path / "6.csv").write_text('a\n"[1, 2, 3]"\n')
     refused(
