@@ -6,6 +6,7 @@ whose type matters are therefore read as text, and each cell is parsed by itself
 
 from __future__ import annotations
 
+import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +16,8 @@ import polars as pl
 from lstmstream.errors import CannotServe
 from lstmstream.formats.files import first_line, table_kind
 
+_INT64_LIMIT = 2**63
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 _HEADER_BYTES = 65_536
 _ERROR_CHARS = 160  # polars quotes all the text that follows an unclosed quote
 _SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'"}
@@ -66,13 +69,19 @@ def invalid_numbers(cells: pl.Series, numbers: pl.Series) -> list[int]:
 
 
 def parse_cells(cells: pl.Series) -> list[int | float | str | None]:
-    """[M] Each cell as JSON would have it: a number, else the text as it is written; None where it is empty."""
+    """[M] Each cell as JSON would have it: a number, integers of any size exactly, else the text as it is written.
+
+    None where the cell is empty.
+    """
     integers = cells.str.strip_chars().cast(pl.Int64, strict=False)
     if not integers.null_count():
         return integers.to_list()
     numbers = parse_numbers(cells)
     pairs = zip(integers.to_list(), numbers.to_list(), strict=True)
     values = [number if integer is None else integer for integer, number in pairs]
+    for index in (integers.is_null() & (numbers.abs() >= _INT64_LIMIT) & numbers.is_finite()).arg_true().to_list():
+        if _INTEGER.fullmatch(text := cells[index].strip()):
+            values[index] = int(text)
     if invalid := invalid_numbers(cells, numbers):
         texts = cells.to_list()
         for index in invalid:

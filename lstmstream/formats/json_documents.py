@@ -1,14 +1,11 @@
-"""JSON objects and the values in them: numbers, categories and keys, each with one rule for what it may be.
-
-Every function raises BadRecord with the field's name; nothing is rounded, guessed or converted in silence.
-"""
+"""JSON objects: bytes to documents, and the values at the end of a field's name."""
 
 from __future__ import annotations
 
 import json
+import re
 from codecs import BOM_UTF8
 from collections.abc import Callable
-from types import NoneType
 from typing import Any
 
 import orjson
@@ -17,12 +14,15 @@ from lstmstream.errors import BadRecord
 from lstmstream.formats.framing import describe_bytes
 from lstmstream.formats.json_types import json_type
 
-EXACT_INTEGER_MAX = 2**53  # beyond it a producer that uses doubles has rounded already
-
 Document = dict[str, Any]
 Getter = Callable[[Document], Any]
 
-NUMBER_TYPES = {float, int, NoneType}
+
+class _Absent:
+    """Neither a value nor null."""
+
+
+ABSENT = _Absent()
 
 
 def parse_document(value: bytes | None) -> Document:
@@ -73,75 +73,65 @@ _UNICODE = json.JSONEncoder(ensure_ascii=False)
 
 
 def field_getter(path: str) -> Getter:
-    """Reads a field, dots leading into nested objects; a path through something that is no object gives None."""
+    """Reads a field: the name as it is, else its dots lead into nested objects; None where there is nothing."""
     if "." not in path:
         return lambda document: document.get(path)
-    *outer, last = path.split(".")
 
-    def get(document: Document) -> Any:
-        here: Any = document
-        for name in outer:
-            here = here.get(name)
-            if type(here) is not dict:
-                return None
-        return here.get(last)
+    outer, inner = path.split(".", 1)
+    if "." in inner:
+        return lambda document: None if (found := locate(document, path)) is ABSENT else found
+
+    def get(document: Document) -> Any:  # `locate`, for the usual depth
+        if path in document:
+            return document[path]
+        here = document.get(outer)
+        return here.get(inner) if type(here) is dict else None
 
     return get
 
 
-def has_field(document: Document, path: str) -> bool:
-    """Whether the field is there at all; a null counts."""
-    here: Any = document
-    for name in path.split("."):
-        if type(here) is not dict or name not in here:
-            return False
-        here = here[name]
-    return True
+def locate(document: Document, path: str) -> Any:
+    """The value of a field, ABSENT where it is not there at all.
+
+    Names may have dots on every level: the longest name that leads to the end counts.
+    """
+    if path in document:
+        return document[path]
+    end = path.rfind(".")
+    while end > 0:
+        inner = document.get(path[:end])
+        if type(inner) is dict and (found := locate(inner, path[end + 1 :])) is not ABSENT:
+            return found
+        end = path.rfind(".", 0, end)
+    return ABSENT
 
 
 def dump_finite(value: Any) -> bytes:
     """JSON text of an event's field. Raises ValueError for an infinite number, TypeError for too many levels."""
     text = orjson.dumps(value)
     if b"null" in text:  # orjson writes an infinite number as null
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, default=lambda _digits: 0)  # raises for one
     return text
 
 
-def number(value: Any, name: str) -> Any:
-    """The number, or None where it is missing."""
-    if type(value) not in NUMBER_TYPES:
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, not a number")
-    return value
+def may_be_rounded(value: Any, text: bytes) -> bool:
+    """Whether a parsed value may hold a double in place of an integer beyond 64 bits. `text` is the whole document."""
+    if type(value) is float:
+        return abs(value) >= _INT_MAX
+    return type(value) in _NESTED and _LONG_DIGITS.search(text) is not None
 
 
-def number_array(value: Any, name: str, size: int) -> list[Any]:
-    """The `size` numbers of an array, each None where it is null; all of them None where the array is missing."""
-    if value is None:
-        return [None] * size
-    if type(value) is not list:
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, not an array of {size} numbers")
-    if len(value) != size:
-        raise BadRecord("validate", f"field {name!r} is an array of {len(value)}, not of {size} numbers")
-    return [number(element, name) for element in value]
+def parse_digits(text: bytes) -> Document:
+    """A document that has been parsed before, each integer beyond 64 bits as it is written (an orjson.Fragment)."""
+    return _DIGITS.decode(text.decode())  # type: ignore[no-any-return]
 
 
-def category(value: Any, name: str) -> str | None:
-    """The category's text, or None where it is missing."""
-    if value is None or type(value) is str:
-        return value
-    return _integer_text(value, name)
+def _keep_digits(digits: str) -> int | orjson.Fragment:
+    value = _parse_int(digits)
+    return value if type(value) is int else orjson.Fragment(digits)
 
 
-def key_text(value: Any, name: str) -> str:
-    """The text of a key taken from a field."""
-    if value is None:
-        raise BadRecord("validate", f"field {name!r}, the key, is missing")
-    return value if type(value) is str else _integer_text(value, name)
-
-
-def _integer_text(value: Any, name: str) -> str:
-    if type(value) is not int:
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, neither a string nor an integer")
-    if abs(value) > EXACT_INTEGER_MAX:
-        raise BadRecord("validate", f"field {name!r} is an integer beyond 2^53; send such an id as a string")
-    return str(value)
+_INT_MAX = 2**63
+_NESTED = {dict, list}
+_LONG_DIGITS = re.compile(rb"[0-9]{19}")
+_DIGITS = json.JSONDecoder(parse_int=_keep_digits)

@@ -1,37 +1,70 @@
 """Rows of CSV and Parquet as JSON events, so that a table is decoded as an event from Kafka is.
 
-A cell of CSV has no type: where the model reads a number or a time, text that is a number becomes one. A column
-`merchant.city` becomes the field `city` of the object `merchant`. Needs polars (extra `tables`).
+Only columns that are asked for are read. Each becomes a field under the name it was asked for: the field
+`merchant.city` may be a column of that name, or a column `merchant` of structs. Needs polars (extra `tables`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from math import isinf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import polars as pl
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats import csv_cells
+from lstmstream.formats.columns import ColumnRole, find_column, is_repeated, repeated_column, type_problem
+from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.files import table_kind
+from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS, iso_texts
+from lstmstream.formats.values import INT_LIMIT, INT_MIN, decode_bytes
 
 CHUNK_ROWS = 4096
+PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
+_BLANK = "\0blank"  # a column name that no file has
+_DAY_MS = 86_400_000
+_JSON_NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
 
 
-def table_events(path: Path, texts: Collection[str], numbers: Collection[str]) -> Iterator[bytes]:
+class _Column(NamedTuple):
+    """Where the values of one field come from and what they are read as."""
+
+    path: tuple[str, ...]  # of the value in the event
+    expression: pl.Expr
+    is_number: bool = False
+    is_time: bool = False
+    is_text: bool = False
+    number_literals: bool = False  # of CSV: each cell is a JSON number
+
+
+class _Plan(NamedTuple):
+    scan: pl.LazyFrame
+    columns: Sequence[_Column]
+    csv: bool
+
+
+def table_events(path: Path, roles: FieldRoles) -> Iterator[bytes]:
     """Each row as a JSON object, b"" for a blank row of CSV. Nulls and NaN are left out, times are ISO 8601.
 
-    Of a CSV file, `texts` are the fields that are text whatever they look like (`007` is not `7`), and `numbers` the
-    fields that should hold numbers or times. Raises CannotServe: for a file that is not CSV at once, for one that
-    cannot be read when its rows are asked for.
+    Raises CannotServe, at once for a file that is not a table and for a column whose type cannot be read in its role,
+    and while its rows are read where one cannot be.
     """
-    if _is_csv(path):
-        csv_cells.check_csv_format(path, {*texts, *numbers})
-    return _rows(path, texts, numbers)
+    csv = _is_csv(path)
+    if csv:
+        csv_cells.check_csv_format(path, roles.all())
+    try:
+        # a cell of CSV has no type: 007 is not 7
+        scan = pl.scan_csv(path, infer_schema=False) if csv else _scan_binary(path)
+        columns = _plan(path, scan.collect_schema(), roles, csv=csv)
+        if csv:
+            columns = _with_literals(scan, columns)
+    except pl.exceptions.PolarsError as error:
+        raise csv_cells.read_error(path, error) from error
+    return _rows(path, _Plan(scan, columns, csv))
 
 
 def field_names(path: Path) -> list[str]:
@@ -66,55 +99,170 @@ def _is_csv(path: Path) -> bool:
     return table_kind(path) == "csv"
 
 
-def _rows(path: Path, texts: Collection[str], numbers: Collection[str]) -> Iterator[bytes]:
-    csv = _is_csv(path)
+def _plan(file: Path, schema: pl.Schema, roles: FieldRoles, *, csv: bool) -> list[_Column]:
+    columns, problems = [], []
+    checked: list[tuple[ColumnRole, Sequence[str]]] = [
+        ("key", roles.keys), ("time", roles.times), ("number", roles.numbers), ("array", roles.arrays),
+        ("category", roles.categories),
+    ]  # fmt: skip
+    for name in roles.all():
+        if csv and is_repeated(name, schema):
+            problems.append(repeated_column(file, name))
+        expression = find_column(name, schema)
+        if expression is None:
+            if name in roles.passthrough:  # an object of flat columns
+                columns += [
+                    _Column((name, *inner[len(name) + 1 :].split(".")), pl.col(inner))
+                    for inner in schema
+                    if inner.startswith(f"{name}.")
+                ]
+            continue
+        kind = pl.LazyFrame(schema=schema).select(expression).collect_schema().dtypes()[0]
+        problems += [
+            f"{file}: field {name!r} is {reason}"
+            for role, names in checked
+            if name in names and (reason := type_problem(kind, role, csv=csv)) is not None
+        ]
+        is_text = name in roles.keys or name in roles.categories
+        columns.append(_Column((name,), expression, name in roles.numbers, name in roles.times, is_text))
+    if problems:
+        raise CannotServe(*problems)
+    return columns
+
+
+def _with_literals(scan: pl.LazyFrame, columns: list[_Column]) -> list[_Column]:
+    """The columns of CSV, with those noted that hold JSON numbers only. Looks at the whole file."""
+    free = [at for at, column in enumerate(columns) if not (column.is_number or column.is_time or column.is_text)]
+    if not free:
+        return columns
+    found = scan.select(
+        columns[at].expression.str.contains(_JSON_NUMBER).all(ignore_nulls=True).alias(str(at)) for at in free
+    ).collect(engine="streaming")
+    for at in free:
+        columns[at] = columns[at]._replace(number_literals=bool(found[str(at)][0]))
+    return columns
+
+
+def _rows(path: Path, plan: _Plan) -> Iterator[bytes]:
+    blank = pl.all_horizontal(pl.all().is_null()) if plan.csv else pl.first().is_null()
+    wanted = [column.expression.alias(str(at)) for at, column in enumerate(plan.columns)]
+    if plan.csv or not wanted:
+        wanted.append(blank.alias(_BLANK))
+    row = 0
     try:
-        if csv:  # types of the other columns from the whole file, or a row after the 100th could fail
-            as_written = dict.fromkeys([*texts, *numbers], pl.String)
-            frame = pl.scan_csv(path, infer_schema_length=None, schema_overrides=as_written)
-        else:
-            frame = _scan_binary(path)
-        names = frame.collect_schema().names()
-        paths = _paths(path, names)
-        parsed = set(numbers) if csv else set()
-        for chunk in frame.collect_batches(maintain_order=True, chunk_size=CHUNK_ROWS):
-            columns = [
-                csv_cells.parse_cells(chunk[name]) if name in parsed else chunk[name].to_list() for name in names
-            ]
-            for row in zip(*columns, strict=True):
-                yield b"" if csv and row.count(None) == len(row) else _event(paths, row)
+        for chunk in plan.scan.select(wanted).collect_batches(maintain_order=True, chunk_size=CHUNK_ROWS):
+            if not plan.columns:
+                values: Iterator[tuple[Any, ...]] = iter([()] * len(chunk))
+            else:
+                values = zip(
+                    *(
+                        _values(path, row, chunk[str(at)], column, csv=plan.csv)
+                        for at, column in enumerate(plan.columns)
+                    ),
+                    strict=True,
+                )
+            blanks = chunk[_BLANK].to_list() if plan.csv else [False] * len(chunk)
+            paths = [column.path for column in plan.columns]
+            for is_blank, cells in zip(blanks, values, strict=True):
+                yield b"" if is_blank else _event(paths, cells)
+            row += len(chunk)
     except pl.exceptions.PolarsError as error:
         raise csv_cells.read_error(path, error) from error
 
 
-def _paths(file: Path, names: list[str]) -> list[list[str]]:
-    """Each column's path into the event. Raises CannotServe where one column lies inside another."""
-    for name in names:
-        inside = next((other for other in names if other.startswith(f"{name}.")), None)
-        if inside is not None:
-            raise CannotServe(f"{file}: columns {name!r} and {inside!r} cannot both be in an event; rename one")
-    return [name.split(".") for name in names]
-
-
-def _event(paths: list[list[str]], row: tuple[Any, ...]) -> bytes:
+def _event(paths: list[tuple[str, ...]], cells: tuple[Any, ...]) -> bytes:
     event: dict[str, Any] = {}
-    for (*outer, last), value in zip(paths, row, strict=True):
-        if value is None or value != value:  # noqa: PLR0124 -- NaN
+    for (*outer, last), value in zip(paths, cells, strict=True):
+        if value is None:
             continue
         here = event
         for name in outer:
             here = here.setdefault(name, {})
-        # orjson would write null, so that an infinite number would pass as a missing one
-        here[last] = orjson.Fragment("1e400") if _is_infinite(value) else value
-    return orjson.dumps(event, default=_to_json_type, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
+        here[last] = value
+    return orjson.dumps(event, default=str, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
 
 
-def _is_infinite(value: object) -> bool:
-    return isinstance(value, float) and isinf(value)
+def _values(file: Path, row: int, series: pl.Series, column: _Column, *, csv: bool) -> list[Any]:
+    """[M] What orjson writes for each value; None where it is missing. `row` is the first row's in the file."""
+    kind = series.dtype
+    values: list[Any]
+    if csv and column.is_number:
+        values = _csv_numbers(series)
+    elif csv:
+        values = series.to_list()
+        if column.number_literals:
+            values = [None if cell is None else orjson.Fragment(cell) for cell in values]
+    elif kind.is_float():
+        values = series.fill_nan(None).to_list()
+        if series.is_infinite().any():
+            values = [_json_value(value) for value in values]
+    elif kind.is_decimal():
+        values = [None if value is None else _decimal(value, as_text=column.is_time) for value in series.to_list()]
+    elif kind == pl.Binary:
+        values = _binary_texts(file, row, series, column)
+    elif isinstance(kind, pl.Datetime):
+        values = _moments(series, kind)
+    elif kind.is_nested() or kind in {pl.Int128, pl.UInt128}:
+        values = [_json_value(value) for value in series.to_list()]
+    else:  # of dates the text, since Python has none after 9999
+        values = (series.dt.to_string("iso") if kind == pl.Date else series).to_list()
+    return values
 
 
-def _to_json_type(value: object) -> object:
-    """A value that JSON has no type for: a decimal as a number, any other as text."""
+def _csv_numbers(cells: pl.Series) -> list[Any]:
+    """Cells that spell a number as that number; other text as it is."""
+    values: list[Any] = csv_cells.parse_cells(cells)
+    for index, value in enumerate(values):
+        if type(value) is float or type(value) is int:
+            values[index] = None if value != value else _json_value(value)  # noqa: PLR0124 -- NaN
+        elif value is not None and not value.strip():
+            values[index] = None
+    return values
+
+
+def _binary_texts(file: Path, row: int, series: pl.Series, column: _Column) -> list[str | None]:
+    """Texts of bytes. Those that are not UTF-8 are missing in a field that is only written to predictions."""
+    texts: list[str | None] = []
+    for index, value in enumerate(series.to_list()):
+        try:
+            texts.append(None if value is None else decode_bytes(value, column.path[0]))
+        except BadRecord as bad:
+            if column.is_text or column.is_time:
+                raise CannotServe(f"{file}: row {row + index}: {bad}") from bad
+            texts.append(None)
+    return texts
+
+
+def _moments(series: pl.Series, kind: pl.Datetime) -> list[Any]:
+    """Datetimes, which orjson writes as ISO 8601; what Python's years cannot hold as a number of milliseconds."""
+    ms = series.to_physical() // PER_MS[kind.time_unit]
+    far = (ms < TIMESTAMP_MIN_MS + _DAY_MS) | (ms > TIMESTAMP_MAX_MS - _DAY_MS)  # a time zone may add some hours
+    if not far.any():
+        return series.to_list()
+    values: list[Any] = series.set(far.fill_null(value=False), None).to_list()
+    for index in far.fill_null(value=False).arg_true().to_list():
+        inside = TIMESTAMP_MIN_MS <= ms[index] <= TIMESTAMP_MAX_MS
+        values[index] = iso_texts(ms[index : index + 1].to_numpy())[0].decode() + "Z" if inside else ms[index]
+    return values
+
+
+def _decimal(value: Decimal, *, as_text: bool) -> Any:
+    """A whole number with all its digits. Others as JSON's number, or as text, which keeps digits beyond a double's."""
+    if value == value.to_integral_value():
+        return _json_value(int(value))
+    return format(value, "f") if as_text else orjson.Fragment(format(value, "f"))
+
+
+def _json_value(value: Any) -> Any:
+    """What orjson writes exactly, or, for an infinite number, in a way that is refused and not taken for missing."""
+    if isinstance(value, float) and isinf(value):
+        return orjson.Fragment("1e400" if value > 0 else "-1e400")
+    if isinstance(value, int):
+        return value if INT_MIN <= value < INT_LIMIT else orjson.Fragment(str(value))
     if isinstance(value, Decimal):
-        return int(value) if value == int(value) else float(value)
-    return str(value)
+        return _decimal(value, as_text=False)
+    if isinstance(value, dict):
+        return {name: _json_value(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_json_value(inner) for inner in value]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
+from lstmstream.formats.values import label_text
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.read import order_note, read_chunks
 from lstmstream.model.card import Card, Feature
 from lstmstream.records import Floats, Ints
+from lstmstream.serve.decode import category_code
 
 RAM_BYTES = 1_000_000_000  # of sorted rows; more than that is sorted on disk
 SLICE_ROWS = 262_144  # rows that a pass over all events processes at a time
@@ -76,19 +77,17 @@ def load_events_for_card(
 
     Raises CannotServe.
     """
-    numbers, categories = ([feature.name for feature in group] for group in (card.numbers, card.categories))
-    events = load_events(files, Fields(key, timestamp, tuple(numbers), tuple(categories), label=target))
+    numbers, categories = (tuple(feature.name for feature in group) for group in (card.numbers, card.categories))
+    sizes = tuple(feature.size for feature in card.numbers)
+    events = load_events(files, Fields(key, timestamp, numbers, categories, label=target, sizes=sizes))
     return encode_categories(events, card.categories)
 
 
 def encode_categories(events: Events, features: Sequence[Feature]) -> Events:
     """The events with codes as serving computes them, by vocabulary or buckets. Changes `events.codes` in place."""
     for column, feature in enumerate(features):
-        vocabulary = {text: code for code, text in enumerate(feature.vocabulary or (), start=1)}
-        codes = np.zeros(len(events.texts[column]) + 1, np.int64)  # 0, a missing value, stays 0
-        buckets = feature.buckets
-        for index, text in enumerate(events.texts[column], start=1):
-            codes[index] = vocabulary.get(text, 0) if buckets is None else 1 + crc32(text.encode()) % buckets
+        code = category_code(feature)
+        codes = np.array([0, *map(code, events.texts[column])], np.int64)  # 0, a missing value, stays 0
         for rows in row_slices(len(events)):
             events.codes[rows, column] = codes[events.codes[rows, column]]
     return replace(events, texts=[])
@@ -98,7 +97,8 @@ def order_classes(events: Events, wanted: Sequence[str]) -> Events:
     """The events with labels as indices into `wanted`; a class that is not in it counts as unknown, -1. In place."""
     if not len(events.label):
         return replace(events, classes=tuple(wanted))
-    indices = {text: index for index, text in enumerate(wanted)}
+    indices = {label_text(text): index for index, text in enumerate(wanted)}  # a class may be named True, for 1
+    indices |= {text: index for index, text in enumerate(wanted)}
     codes = np.array([*(indices.get(text, -1) for text in events.classes), -1], np.int64)  # the last is for -1
     for rows in row_slices(len(events)):
         events.label[rows] = codes[events.label[rows]]
@@ -170,7 +170,7 @@ def _row_type(fields: Fields) -> np.dtype[Any]:
             ("timestamp", np.int64),
             ("row", np.int64),
             ("elapsed", np.float32),
-            ("x", np.float32, (len(fields.numbers),)),
+            ("x", np.float32, (sum(fields.widths),)),
             ("codes", np.int64, (len(fields.categories),)),
             ("label", np.int64),
             ("split", np.int64),

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
 from lstmstream.records import Floats, Ints
-
-_CODE = re.compile(r"\s*[+-]?0\d|.*_")  # text that Python would parse as a number and that is a code
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +17,12 @@ class Fields:
     categories: tuple[str, ...]
     label: str | None = None
     split: str | None = None  # the field that holds train, validation or test
+    sizes: tuple[int, ...] = ()  # of each of `numbers`, above 1 for an array; () if all are single numbers
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many columns of x each of `numbers` fills."""
+        return self.sizes or (1,) * len(self.numbers)
 
     def all(self) -> tuple[str, ...]:
         """Every field once, in the order above."""
@@ -42,14 +44,3 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.timestamp)
-
-
-def label_text(text: str | None) -> str | None:
-    """The decimal text of a whole number (`1.0` becomes `1`); other text, and codes with leading zeros, unchanged."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return text
-    if text is None or not value.is_integer() or abs(value) > EXACT_INTEGER_MAX or _CODE.match(text):
-        return text
-    return str(int(value))

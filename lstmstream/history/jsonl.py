@@ -10,21 +10,22 @@ import numpy as np
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats.field_names import MAX_LISTED, unknown_field
 from lstmstream.formats.files import DataFile
-from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
+from lstmstream.formats.json_documents import ABSENT, field_getter, locate
+from lstmstream.formats.values import Role, text_of
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.records import RecordBatch
 from lstmstream.serve.decode import Decoder
 
 CHUNK_LINES = 16_384  # parsed objects take several times the room of their text
-_ABSENT = object()
 
 
 class JsonlReader:
     """Reads files of JSON objects. A field may be absent from rows and from whole files, but not from all of them."""
 
     def __init__(self, fields: Fields) -> None:
-        features = [Feature(name, "number") for name in fields.numbers]
+        widths = zip(fields.numbers, fields.widths, strict=True)
+        features = [Feature(name, "number", size=width) for name, width in widths]
         features += [Feature(name, "category", buckets=1) for name in fields.categories]
         card = Card("history", "1", "classify", tuple(features), StateSpec(1, (0.0,), ()), ())
         self._decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp)
@@ -49,7 +50,7 @@ class JsonlReader:
     def _chunk(self, file: str, values: list[bytes], row: int, first_row: int) -> Chunk:
         count = len(values)
         self._empty = False
-        observations, dead_letters, documents = self._decoder.decode(
+        observations, dead_letters, documents, _ = self._decoder.decode(
             RecordBatch(
                 topic=file,
                 partitions=np.zeros(count, np.int64),
@@ -65,8 +66,8 @@ class JsonlReader:
             raise CannotServe(f"{file}: row {where}: {reason}; fix the row, or remove it")
         self._note_fields(documents)
 
-        def texts(name: str) -> list[str | None]:
-            return _texts(file, documents, name, row)
+        def texts(name: str, role: Role) -> list[str | None]:
+            return _texts(file, documents, name, row, role)
 
         fields = self._fields
         return Chunk(
@@ -74,9 +75,9 @@ class JsonlReader:
             keys=[(key or b"").decode() for key in observations.keys],
             timestamp=observations.timestamps,
             x=observations.x,
-            categories=[texts(name) for name in fields.categories],
-            label=None if fields.label is None else texts(fields.label),
-            split=None if fields.split is None else texts(fields.split),
+            categories=[texts(name, "category") for name in fields.categories],
+            label=None if fields.label is None else texts(fields.label, "label"),
+            split=None if fields.split is None else texts(fields.split, "split"),
         )
 
     def _note_fields(self, documents: Sequence[dict[str, Any]]) -> None:
@@ -84,36 +85,17 @@ class JsonlReader:
         if len(self._names) < MAX_LISTED:
             self._names |= dict.fromkeys(name for document in documents[:MAX_LISTED] for name in document)
         for name in list(self._unseen):
-            if any(_value_at(document, name) is not _ABSENT for document in documents):
+            if any(locate(document, name) is not ABSENT for document in documents):
                 self._unseen.discard(name)
 
 
-def _value_at(document: Any, path: str) -> Any:
-    """The value at the end of a path of names; _ABSENT where the path leads through something that is not an object."""
-    for name in path.split("."):
-        if type(document) is not dict or name not in document:
-            return _ABSENT
-        document = document[name]
-    return document
-
-
-def _texts(file: str, documents: Sequence[dict[str, Any]], name: str, row: int) -> list[str | None]:
+def _texts(file: str, documents: Sequence[dict[str, Any]], name: str, row: int, role: Role) -> list[str | None]:
     """[M] The field's text in each document. `row` is the first document's in the file. Raises CannotServe."""
+    get = field_getter(name)
     texts = []
     for index, document in enumerate(documents):
         try:
-            texts.append(_text(_value_at(document, name), name))
+            texts.append(text_of(get(document), name, role))
         except BadRecord as bad:
             raise CannotServe(f"{file}: row {row + index}: {bad}; fix the row, or remove it") from bad
     return texts
-
-
-def _text(value: Any, name: str) -> str | None:
-    """A category's or a label's text. The decoder has refused what a category may not be; a label may be more."""
-    if value is None or value is _ABSENT or type(value) is str:
-        return value if type(value) is str else None
-    if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
-        if abs(value) <= EXACT_INTEGER_MAX:
-            return str(int(value))
-        raise BadRecord("validate", f"field {name!r} is an integer beyond 2^53; write such ids as text")
-    raise BadRecord("validate", f"field {name!r} is neither text nor a whole number")

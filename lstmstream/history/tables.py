@@ -11,16 +11,25 @@ import polars as pl
 
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats import csv_cells
+from lstmstream.formats.columns import ColumnRole, find_column, is_repeated, repeated_column, type_problem
 from lstmstream.formats.field_names import unknown_field
 from lstmstream.formats.files import table_kind
-from lstmstream.formats.json_documents import EXACT_INTEGER_MAX
-from lstmstream.formats.timestamps import SECONDS_BELOW, TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS, timestamp_ms
-from lstmstream.history.fields import Chunk, Fields, label_text
+from lstmstream.formats.tables import PER_MS
+from lstmstream.formats.timestamps import (
+    DATE_RANGES,
+    SECONDS_BELOW,
+    TIMESTAMP_MAX_MS,
+    TIMESTAMP_MIN_MS,
+    epoch_ms,
+    outside_years,
+    timestamp_ms,
+)
+from lstmstream.formats.values import EXACT_DOUBLE_MAX, Role, number_array, text_of
+from lstmstream.history.fields import Chunk, Fields
 from lstmstream.records import Floats, Ints
 
 CHUNK_ROWS = 131_072
 _BLANK = "\0blank"  # a column name that no file has
-_PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 
 
 def read_table(file: Path, fields: Fields, first_row: int) -> Iterator[Chunk]:
@@ -59,45 +68,50 @@ def _scan(file: Path, fields: Fields) -> pl.LazyFrame:
 
 
 def _columns(file: Path, scan: pl.LazyFrame, fields: Fields) -> list[pl.Expr]:
-    """One expression for each field, named as the field. Raises CannotServe with all fields that are not there."""
+    """One expression for each field, named as the field. Raises CannotServe with all fields that cannot be read."""
     schema = scan.collect_schema()
     expressions, problems = [], []
     for name in fields.all():
-        expression = _expression(name, schema)
+        expression = find_column(name, schema)
         if expression is None:
             problems.append(unknown_field(file, name, schema.names()))
-        else:
-            expressions.append(expression.alias(name))
+            continue
+        if _is_csv(file) and is_repeated(name, schema):
+            problems.append(repeated_column(file, name))
+        expressions.append(expression.alias(name))
     if problems:
         raise CannotServe(*problems)
+    kinds = scan.select(expressions).collect_schema()
+    arrays = [name for name, width in zip(fields.numbers, fields.widths, strict=True) if width > 1]
+    roles: list[tuple[ColumnRole, Sequence[str | None]]] = [
+        ("key", [fields.key]), ("time", [fields.timestamp]), ("label", [fields.label]), ("split", [fields.split]),
+        ("number", [name for name in fields.numbers if name not in arrays]), ("array", arrays),
+        ("category", fields.categories),
+    ]  # fmt: skip
+    wrong = [
+        f"{file}: field {name!r} is {reason}"
+        for role, names in roles
+        for name in names
+        if name is not None and (reason := type_problem(kinds[name], role, csv=_is_csv(file))) is not None
+    ]
+    if wrong:
+        raise CannotServe(*wrong)
     return expressions
-
-
-def _expression(name: str, schema: pl.Schema) -> pl.Expr | None:
-    """The column of that name, or the value at the end of that path through structs; None where there is neither."""
-    if name in schema:
-        return pl.col(name)
-    first, *rest = name.split(".")
-    here: Any = schema.get(first)
-    expression = pl.col(first)
-    for inner in rest:
-        if not isinstance(here, pl.Struct):
-            return None
-        here = {field.name: field.dtype for field in here.fields}.get(inner)
-        expression = expression.struct.field(inner)
-    return None if here is None else expression
 
 
 def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int], first_row: int) -> Chunk:
     """`rows` [M] are the frame's rows in the file; `first_row` is the index of the first among all rows kept."""
 
-    def texts(name: str, *, label: bool = False) -> list[str | None]:
-        return _texts(file, frame[name], rows, label=label)
+    def texts(name: str, role: Role) -> list[str | None]:
+        if _is_csv(file) and name in fields.numbers and role in ("key", "category"):  # 07 is 7 then, as in JSON
+            cells = csv_cells.parse_cells(frame[name])
+            return _each(cells, lambda value: text_of(value, name, role), file, rows)
+        return _texts(file, frame[name], rows, role)
 
     if fields.key is None:
         keys = [""] * len(frame)
     else:
-        given = texts(fields.key)
+        given = texts(fields.key, "key")
         if None in given:
             where = rows[given.index(None)]
             raise CannotServe(f"{file}: row {where}: field {fields.key!r}, the key, is missing; remove such rows")
@@ -106,49 +120,57 @@ def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int],
         timestamp = np.arange(first_row, first_row + len(frame), dtype=np.int64) * 1000
     else:
         timestamp = _timestamps(file, frame[fields.timestamp], rows)
-    x = np.empty((len(frame), len(fields.numbers)), np.float32)
-    for column, name in enumerate(fields.numbers):
-        x[:, column] = _numbers(file, frame[name], rows)
+    x = np.concatenate(
+        [
+            np.empty((len(frame), 0), np.float32),
+            *(
+                _numbers(file, frame[name], rows)[:, None] if width == 1 else _arrays(file, frame[name], rows, width)
+                for name, width in zip(fields.numbers, fields.widths, strict=True)
+            ),
+        ],
+        axis=1,
+    )
     return Chunk(
         first_row=first_row,
         keys=keys,
         timestamp=timestamp,
         x=x,
-        categories=[texts(name) for name in fields.categories],
-        label=None if fields.label is None else texts(fields.label, label=True),
-        split=None if fields.split is None else texts(fields.split),
+        categories=[texts(name, "category") for name in fields.categories],
+        label=None if fields.label is None else texts(fields.label, "label"),
+        split=None if fields.split is None else texts(fields.split, "split"),
     )
 
 
-def _texts(file: Path, series: pl.Series, rows: Sequence[int], *, label: bool = False) -> list[str | None]:
-    """[M] Text; of whole numbers the decimal text. Whole floats count as such: ids are floats where some are missing.
+def _texts(file: Path, series: pl.Series, rows: Sequence[int], role: Role) -> list[str | None]:
+    """[M] What `text_of` gives for each value, whole columns at a time where they have a simple type.
 
-    As a `label`, true and false are 1 and 0, which the daemon accepts neither as a key nor as a category, and CSV's
-    1.0 is 1, as in any other file. Raises CannotServe.
+    Raises CannotServe.
     """
     kind = series.dtype
-    if label and kind == pl.Boolean:
-        series = series.cast(pl.Int8)
-    elif label and _is_csv(file):
-        known = {text: label_text(text) for text in series.unique()}
-        return [known[text] for text in series]
-    elif kind.is_integer():
-        extremes = [abs(int(extreme)) for extreme in (series.min(), series.max()) if isinstance(extreme, int)]
-        if max(extremes, default=0) > EXACT_INTEGER_MAX:
-            raise CannotServe(f"{file}: field {series.name!r} has integers beyond 2^53; write such ids as text")
-    elif kind.is_float() or kind.is_decimal():
+    if kind.is_float():
         series = series.cast(pl.Float64).fill_nan(None)
-        wrong = (series != series.round()) | (series.abs() > EXACT_INTEGER_MAX)
-        if wrong.any():
-            index = int(wrong.fill_null(value=False).arg_true()[0])
-            raise CannotServe(
-                f"{file}: row {rows[index]}: field {series.name!r} is {series[index]}, but a key, a category or a"
-                " label must be text or a whole number up to 2^53; write it as text, or use the field as a number"
-            )
-        series = series.cast(pl.Int64)
-    elif kind not in {pl.String, pl.Null} and not isinstance(kind, pl.Categorical | pl.Enum):
-        raise CannotServe(f"{file}: field {series.name!r} is {kind}, neither text nor whole numbers; write it as text")
-    return series.cast(pl.String).to_list()
+        if ((series == series.round()) & (series.abs() <= EXACT_DOUBLE_MAX)).all():
+            series = series.cast(pl.Int64)
+    elif kind == pl.Date:
+        series = series.dt.to_string("iso")
+    elif kind == pl.Boolean and role == "label":
+        series = series.cast(pl.Int8)
+    elif kind == pl.String or isinstance(kind, pl.Categorical | pl.Enum):
+        series = _canonical(series.cast(pl.String), role)
+    simple = series.dtype.is_integer() and series.dtype not in {pl.Int128, pl.UInt128}
+    if simple or series.dtype in {pl.String, pl.Boolean, pl.Null}:
+        return series.cast(pl.String).to_list()
+    return _each(series, lambda value: text_of(value, series.name, role), file, rows)
+
+
+def _canonical(series: pl.Series, role: Role) -> pl.Series:
+    """Texts with those replaced that spell an integer or a boolean; each distinct text is looked at once."""
+    distinct = series.unique().drop_nulls()
+    if role != "label":
+        distinct = distinct.filter(distinct.str.contains(r"\.[0-9]|^(?:true|True|TRUE|false|False|FALSE)$"))
+    known = {text: text_of(text, series.name, role) for text in distinct}
+    changed = {text: other for text, other in known.items() if text != other}
+    return series.replace(list(changed), list(changed.values())) if changed else series
 
 
 def _numbers(file: Path, series: pl.Series, rows: Sequence[int]) -> Floats:
@@ -163,9 +185,12 @@ def _numbers(file: Path, series: pl.Series, rows: Sequence[int]) -> Floats:
                 f"{file}: row {rows[index]}: field {series.name!r} is {series[index][:40]!r}, not a number; leave the"
                 " cell empty where the value is missing, or use the field as a category"
             )
-    elif kind == pl.Boolean or not (kind.is_numeric() or kind == pl.Null):
-        remedy = "write 0 and 1" if kind == pl.Boolean else "use the field as a category, or fix the data"
-        raise CannotServe(f"{file}: field {series.name!r} is {kind}, not a number; {remedy}")
+    elif kind == pl.String:
+        raise CannotServe(
+            f"{file}: field {series.name!r} is {kind}, not a number; use the field as a category, or fix the data"
+        )
+    elif kind.is_decimal() or kind in {pl.Int128, pl.UInt128}:  # through text, which is rounded once
+        wide = series.cast(pl.String).cast(pl.Float64)
     else:
         wide = series.cast(pl.Float64)
     with np.errstate(over="ignore"):
@@ -179,42 +204,56 @@ def _numbers(file: Path, series: pl.Series, rows: Sequence[int]) -> Floats:
     return values
 
 
+def _arrays(file: Path, series: pl.Series, rows: Sequence[int], size: int) -> Floats:
+    """[M, size] float32 of a column of lists, NaN where a number or a whole list is missing. Raises CannotServe."""
+    lists = _each(series.to_list(), lambda value: number_array(value, series.name, size), file, rows)
+    inner = pl.Series(
+        series.name, [value for values in lists for value in values], getattr(series.dtype, "inner", None)
+    )
+    return _numbers(file, inner, [row for row in rows for _ in range(size)]).reshape(len(series), size)
+
+
 def _timestamps(file: Path, series: pl.Series, rows: Sequence[int]) -> Ints:
-    """[M] milliseconds since 1970 UTC, as the daemon reads a time. Raises CannotServe, naming the row."""
-    mixed: list[Any] | None = None
-    if _is_csv(file):
-        cells = csv_cells.parse_cells(series)
-        types = set(map(type, cells))
-        if types == {int}:
-            series = pl.Series(series.name, cells, pl.Int64)
-        elif types == {float}:
-            series = pl.Series(series.name, cells, pl.Float64)
-        else:
-            mixed = cells
-    kind = series.dtype
-    if kind.is_float() or kind.is_decimal():
+    """[M] What `timestamp_ms` gives for each value, whole columns at a time for integers and for moments.
+
+    Raises CannotServe, naming the row.
+    """
+    name, kind = series.name, series.dtype
+    if kind.is_float():
         series = series.cast(pl.Float64).fill_nan(None)
+    elif isinstance(kind, pl.Categorical | pl.Enum):
+        series = series.cast(pl.String)
     missing = series.is_null()
     if missing.any():
         where = rows[int(missing.arg_true()[0])]
-        raise CannotServe(f"{file}: row {where}: field {series.name!r}, the timestamp, is missing; remove such rows")
-    times: Ints | None = None
+        raise CannotServe(f"{file}: row {where}: field {name!r}, the timestamp, is missing; remove such rows")
+    if kind == pl.String:  # all digits, as the epochs of a CSV file are
+        whole = series.cast(pl.Int64, strict=False) if not series.str.contains("[^0-9]").any() else series
+        series = whole if whole.null_count() == 0 else series
     if isinstance(kind, pl.Datetime):  # with a zone or without, the physical value is UTC
-        times = series.to_physical().to_numpy() // _PER_MS[kind.time_unit]
+        times = series.to_physical().to_numpy() // PER_MS[kind.time_unit]
     elif kind == pl.Date:
         times = series.to_physical().cast(pl.Int64).to_numpy() * 86_400_000
-    elif kind.is_integer() and (whole := series.cast(pl.Int64, strict=False)).null_count() == 0:
-        epochs = whole.to_numpy()
-        with np.errstate(over="ignore"):
-            times = np.where((epochs > -SECONDS_BELOW) & (epochs < SECONDS_BELOW), epochs * 1000, epochs)
-    elif kind.is_temporal():
-        raise CannotServe(f"{file}: field {series.name!r} is {kind}, not a time; give date and time, or an epoch")
-    if times is None:
-        return np.array(_each(mixed or series, lambda value: timestamp_ms(value, series.name), file, rows), np.int64)
+    elif series.dtype.is_integer() and (whole := series.cast(pl.Int64, strict=False)).null_count() == 0:
+        times = _epochs_ms(whole.to_numpy())
+    else:
+        return np.array(_each(series, lambda value: timestamp_ms(value, name), file, rows), np.int64)
     outside = np.flatnonzero((times < TIMESTAMP_MIN_MS) | (times > TIMESTAMP_MAX_MS))
     if len(outside):
-        where = rows[int(outside[0])]
-        raise CannotServe(f"{file}: row {where}: field {series.name!r} lies outside years 1..9999; fix the value")
+        index = int(outside[0])
+        reason = outside_years(int(times[index]))
+        raise CannotServe(f"{file}: row {rows[index]}: field {name!r} {reason}; fix the value")
+    return times
+
+
+def _epochs_ms(epochs: Ints) -> Ints:
+    """[M] `epoch_ms` of each."""
+    with np.errstate(over="ignore"):
+        times = np.where((epochs > -SECONDS_BELOW) & (epochs < SECONDS_BELOW), epochs * 1000, epochs)
+    for first, last in DATE_RANGES:
+        dates = np.flatnonzero((epochs >= first) & (epochs <= last))
+        distinct, place = np.unique(epochs[dates], return_inverse=True)
+        times[dates] = np.array([epoch_ms(number) for number in distinct.tolist()], np.int64)[place]
     return times
 
 

@@ -14,7 +14,7 @@ import orjson
 
 from lstmstream.config.schema import Kafka
 from lstmstream.errors import CannotServe
-from lstmstream.formats.json_documents import Document
+from lstmstream.formats.json_documents import ABSENT, Document, locate
 from lstmstream.history.fields import Fields
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.serve.decode import Decoder
@@ -41,7 +41,8 @@ def fetch_topic(
     Returns the fields under their names in the file, and a warning where records were left out. Raises CannotServe
     where the topic cannot be read or has no usable record in the range.
     """
-    numbers = tuple(Feature(name, "number") for name in fields.numbers)
+    widths = zip(fields.numbers, fields.widths, strict=True)
+    numbers = tuple(Feature(name, "number", size=width) for name, width in widths)
     categories = tuple(Feature(name, "category", buckets=1) for name in fields.categories)
     card = Card("history", "1", "classify", (*numbers, *categories), StateSpec(1, (0.0,), ()), ())
     decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp)
@@ -56,7 +57,7 @@ def fetch_topic(
             security=security_settings(kafka.security, folder),
             client=kafka.client,
         ):
-            observations, dead_letters, documents = decoder.decode(records)
+            observations, dead_letters, documents, _ = decoder.decode(records)
             for letter in dead_letters:
                 partition, offset = records.partitions[letter.index], records.offsets[letter.index]
                 first_rejected = first_rejected or f"{source.topic}[{partition}]@{offset}: {letter.message}"
@@ -77,9 +78,9 @@ def fetch_topic(
 
 
 def _line(document: Document, key: bytes | None, timestamp: int, fields: Fields) -> bytes:
-    """The wanted fields of one record as a JSON line; a nested field comes with the whole outermost object."""
-    outermost = {name.partition(".")[0] for name in fields.all()}
-    wanted: dict[str, Any] = {name: document.get(name) for name in sorted(outermost)}
+    """The wanted fields of one record as a JSON line, each under its whole name."""
+    values = ((name, locate(document, name)) for name in sorted(fields.all()))
+    wanted: dict[str, Any] = {name: None if value is ABSENT else value for name, value in values}
     if fields.key is None:
         wanted[KEY] = _key_text(key)
     if fields.timestamp is None:

@@ -8,7 +8,6 @@ Kafka: what becomes an observation must not depend on how predictions are publis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import NoneType
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,20 +15,26 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
-from lstmstream.formats.json_documents import (
+from lstmstream.formats.json_documents import Document, Getter, field_getter, parse_document
+from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, timestamp_ms
+from lstmstream.formats.values import (
     NUMBER_TYPES,
-    Document,
-    Getter,
-    category,
-    field_getter,
+    TEXT_TYPES,
+    canonical_text,
+    category_text,
     key_text,
     number,
     number_array,
-    parse_document,
 )
-from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, timestamp_ms
 from lstmstream.model import Card, Feature
-from lstmstream.records import DeadLetter, Floats, Ints, Observations, RecordBatch
+from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, RecordBatch
+
+
+class FieldCounts(NamedTuple):
+    """Of the M good records, in how many each of the card's features has no usable value. In the card's order."""
+
+    missing: Ints  # [features] absent or null; of an array, all of its numbers
+    unknown: Ints  # [features] a category whose text is not in the vocabulary
 
 
 class Decoded(NamedTuple):
@@ -38,6 +43,7 @@ class Decoded(NamedTuple):
     observations: Observations
     dead_letters: list[DeadLetter]  # by index
     documents: list[Document]  # [N] the JSON objects; an empty one where there is none
+    field_counts: FieldCounts
 
 
 class Decoder:
@@ -48,10 +54,13 @@ class Decoder:
     ) -> None:
         """`key` and `timestamp` name event fields (dots for nested ones); None takes the record's own."""
         self._numbers = [(f.name, field_getter(f.name), f.size) for f in card.numbers]
-        self._categories = [(f.name, field_getter(f.name), _category_code(f)) for f in card.categories]
+        self._categories = [(f.name, field_getter(f.name), category_code(f)) for f in card.categories]
         self._key = None if key is None else (key, field_getter(key))
         self._timestamp = None if timestamp is None else (timestamp, field_getter(timestamp))
         self._max_bytes = max_bytes
+        kinds = [feature.kind for feature in card.features]  # in the card numbers and categories may be mixed
+        self._number_places = [place for place, kind in enumerate(kinds) if kind == "number"]
+        self._category_places = [place for place, kind in enumerate(kinds) if kind == "category"]
 
     def decode(self, records: RecordBatch) -> Decoded:
         """The M good records as columns, and a dead letter for each of the other N - M."""
@@ -60,15 +69,29 @@ class Decoder:
         keys = records.keys if self._key is None else self._field_keys(self._key, documents, rejects)
         timestamps = self._timestamps(records, documents, rejects)
         x = self._read_numbers(documents, rejects)
-        categories = self._read_categories(documents, rejects)
+        categories, absent = self._read_categories(documents, rejects)
         index = np.arange(len(records), dtype=np.int64)
         observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
         if not rejects.by_index:
-            return Decoded(observations, [], documents)
+            return Decoded(observations, [], documents, self._count(observations, absent))
         good = np.ones(len(records), dtype=np.bool_)
         good[list(rejects.by_index)] = False
         dead_letters = [rejects.by_index[i] for i in sorted(rejects.by_index)]
-        return Decoded(observations.take(np.flatnonzero(good)), dead_letters, documents)
+        rows = np.flatnonzero(good)
+        observations = observations.take(rows)
+        return Decoded(observations, dead_letters, documents, self._count(observations, absent[rows]))
+
+    def _count(self, observations: Observations, absent: Bools) -> FieldCounts:
+        """`absent` [M, C]: whether the category is missing."""
+        features = len(self._number_places) + len(self._category_places)
+        missing, unknown = np.zeros(features, np.int64), np.zeros(features, np.int64)
+        nan, column = np.isnan(observations.x), 0
+        for place, (_, _, size) in zip(self._number_places, self._numbers, strict=True):
+            missing[place] = np.count_nonzero(nan[:, column : column + size].all(axis=1))
+            column += size
+        missing[self._category_places] = absent.sum(axis=0)
+        unknown[self._category_places] = (observations.categories == 0).sum(axis=0) - absent.sum(axis=0)
+        return FieldCounts(missing, unknown)
 
     def _parse(self, records: RecordBatch, rejects: _Rejects) -> list[Document]:
         """One JSON object for each record; an empty one stands where there is none."""
@@ -101,7 +124,11 @@ class Decoder:
         self, field: tuple[str, Getter], documents: list[Document], rejects: _Rejects
     ) -> list[bytes | None]:
         name, get = field
-        texts = _each(documents, rejects, lambda document: key_text(get(document), name), default="")
+        values = list(map(get, documents))
+        if set(map(type, values)) == {str}:
+            texts = list(map(canonical_text, values))
+        else:
+            texts = _each(documents, rejects, lambda document: key_text(get(document), name), default="")
         return [text.encode() for text in texts]
 
     def _timestamps(self, records: RecordBatch, documents: list[Document], rejects: _Rejects) -> Ints:
@@ -142,20 +169,23 @@ class Decoder:
                 rejects.add(i, BadRecord("validate", f"field {names[column]!r} is not finite in float32"))
         return x
 
-    def _read_categories(self, documents: list[Document], rejects: _Rejects) -> Ints:
-        """[N, C] codes, 0 where unknown or missing."""
+    def _read_categories(self, documents: list[Document], rejects: _Rejects) -> tuple[Ints, Bools]:
+        """[N, C] codes, 0 where unknown or missing; [N, C] whether it is missing."""
         codes = np.zeros((len(documents), len(self._categories)), dtype=np.int64)
+        absent = np.zeros(codes.shape, dtype=np.bool_)
         for column, (name, get, code) in enumerate(self._categories):
             values = list(map(get, documents))
-            if not {str, NoneType}.issuperset(map(type, values)):
+            if not TEXT_TYPES.issuperset(map(type, values)):
                 values = _each(
                     documents,
                     rejects,
-                    lambda doc, get=get, name=name: category(get(doc), name),  # type: ignore[misc]
+                    lambda doc, get=get, name=name: category_text(get(doc), name),  # type: ignore[misc]
                     default=None,
                 )
             codes[:, column] = [0 if text is None else code(text) for text in values]
-        return codes
+            if None in values:
+                absent[:, column] = [text is None for text in values]
+        return codes, absent
 
 
 class _Rejects:
@@ -182,10 +212,22 @@ def _each(
     return values
 
 
-def _category_code(feature: Feature) -> Callable[[str], int]:
+def category_code(feature: Feature) -> Callable[[str], int]:
     """Text to the feature's integer; 0 is unknown."""
     if feature.buckets is not None:
         buckets = feature.buckets
-        return lambda text: 1 + crc32(text.encode()) % buckets
-    codes = {text: i for i, text in enumerate(feature.vocabulary or (), start=1)}
-    return lambda text: codes.get(text, 0)
+        return lambda text: 1 + crc32(canonical_text(text).encode()) % buckets
+    return _VocabularyCodes(feature.vocabulary or ()).__getitem__
+
+
+class _VocabularyCodes(dict[str, int]):
+    """The code of each text of a vocabulary, and of what means the same: `17.0` is `17`. Texts without are 0."""
+
+    def __init__(self, vocabulary: Iterable[str]) -> None:
+        super().__init__()
+        for code, text in enumerate(vocabulary, start=1):
+            self.setdefault(canonical_text(text), code)
+            self.setdefault(text, code)
+
+    def __missing__(self, text: str) -> int:
+        return self.get(canonical_text(text), 0)

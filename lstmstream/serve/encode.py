@@ -14,8 +14,18 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
-from lstmstream.formats.json_documents import Document, Getter, dump_finite, field_getter, has_field, key_text
+from lstmstream.formats.json_documents import (
+    ABSENT,
+    Document,
+    Getter,
+    dump_finite,
+    field_getter,
+    locate,
+    may_be_rounded,
+    parse_digits,
+)
 from lstmstream.formats.timestamps import iso_texts
+from lstmstream.formats.values import key_text
 from lstmstream.model import Card
 from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch
 from lstmstream.serve.decode import Decoded
@@ -65,7 +75,7 @@ class Encoder:
         `output_key` finds no string or integer the key is null. `from_file`: the source is a file and a row.
         """
         self._topics = topics
-        self._include = [(name, orjson.dumps(name), field_getter(name)) for name in include]
+        self._include = [(name, orjson.dumps(name)) for name in include]
         self._output_key = None if output_key is None else (output_key, field_getter(output_key))
         self._from_file = from_file
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
@@ -137,7 +147,10 @@ class Encoder:
         if not self._include:
             ends = [b"}}"] * len(observed)
         else:
-            ends = [b'},"event":' + self._passthrough(decoded.documents[i]) + b"}" for i in predictions.index.tolist()]
+            ends = [
+                b'},"event":' + self._passthrough(decoded.documents[i], records.values[i] or b"") + b"}"
+                for i in predictions.index.tolist()
+            ]
         return [
             b'{%b,"timestamp":"%bZ","score":%b%b,"alert":%b,"steps":%d%b%b%b'
             % (key, time, score, row, alert, steps, self._model, source, end)
@@ -146,14 +159,19 @@ class Encoder:
             )
         ]
 
-    def _passthrough(self, document: Document) -> bytes:
-        """The `include` fields of the event as a JSON object; what is absent or cannot be written is left out."""
+    def _passthrough(self, document: Document, text: bytes) -> bytes:
+        """The `include` fields of the event as a JSON object; what is absent or cannot be written is left out.
+
+        `text` is the document as it came: an integer beyond 64 bits is written with its own digits.
+        """
         parts = []
-        for name, name_json, get in self._include:
-            value = get(document)
-            if value is None and not has_field(document, name):
+        for name, name_json in self._include:
+            value = locate(document, name)
+            if value is ABSENT:
                 continue
             try:
+                if may_be_rounded(value, text):
+                    value = locate(parse_digits(text), name)
                 parts.append(name_json + b":" + dump_finite(value))
             except (ValueError, TypeError, RecursionError):  # not finite, or nested too deeply
                 continue

@@ -15,6 +15,7 @@ from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
 from lstmstream.formats.field_names import unknown_fields
+from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.files import DataFile
 from lstmstream.model import Card, Model
 from lstmstream.records import RecordBatch
@@ -90,6 +91,19 @@ def wanted_fields(config: Config, card: Card) -> list[str]:
     return list(dict.fromkeys([*own, *(feature.name for feature in card.features)]))
 
 
+def field_roles(config: Config, card: Card) -> FieldRoles:
+    """What the fields of an event are read as."""
+    keys = (config.input.key, config.output.key)
+    return FieldRoles(
+        keys=tuple(name for name in keys if name is not None),
+        times=() if config.input.timestamp is None else (config.input.timestamp,),
+        numbers=tuple(feature.name for feature in card.numbers if feature.size == 1),
+        arrays=tuple(feature.name for feature in card.numbers if feature.size > 1),
+        categories=tuple(feature.name for feature in card.categories),
+        passthrough=tuple(config.output.include),
+    )
+
+
 class ScoreInput:
     """The events of a file, of a pipe or of standard input, in batches of one partition; an offset is a row, from 0."""
 
@@ -133,11 +147,7 @@ class ScoreInput:
         require_for_table(path)
         from lstmstream.formats.tables import count_rows, field_names, table_events  # noqa: PLC0415 -- needs polars
 
-        numbers = [feature.name for feature in card.numbers]
-        numbers += [config.input.timestamp] if config.input.timestamp is not None else []
-        texts = [feature.name for feature in card.categories]
-        texts += [name for name in (config.input.key, config.output.key) if name is not None]
-        events = table_events(path, texts, numbers)  # raises for a file that is not CSV
+        events = table_events(path, field_roles(config, card))  # raises for a file that is not a table
         present = field_names(path)
         if missing := [name for name in wanted_fields(config, card) if name not in present]:
             raise CannotServe(unknown_fields(path, missing, present))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import orjson
 
 from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
-from lstmstream.formats.json_documents import has_field
+from lstmstream.formats.json_documents import ABSENT, locate
 from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Result
 
@@ -111,7 +111,7 @@ class UnseenFields:
                 continue
             if len(self._names) < MAX_LISTED:
                 self._names |= dict.fromkeys(document)
-            self._unseen = [field for field in self._unseen if not has_field(document, field)]
+            self._unseen = [field for field in self._unseen if locate(document, field) is ABSENT]
             if not self._unseen:
                 return
 

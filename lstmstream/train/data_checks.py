@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lstmstream.errors import CannotServe
+from lstmstream.formats.timestamps import format_iso
 from lstmstream.history.events import Events
 from lstmstream.history.split import TRAIN, Split
 from lstmstream.records import Bools, Floats, Ints
@@ -25,6 +26,7 @@ LEAK_AUC = 0.9995  # a feature whose area under the ROC curve is larger gives th
 LEAK_ACCURACY = 0.9995  # so does a feature whose values alone predict the class with more accuracy
 MAX_LEAK_VALUES = 1000  # a feature with more distinct values is not checked value by value
 MAX_LISTED = 5  # classes named in a message
+_YEAR_1971_MS = 31_536_000_000
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 _BYTES_PER_UNIT = 40  # of activations and gradients, for each gate of each hidden unit and event of a batch
 
@@ -47,6 +49,7 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
     return [
         *events.notes,
         *_unsorted_rows(events),
+        *_early_times(events, config),
         *_short_sequences(events, config),
         *_constant_features(events, sample, training, config),
         *_leaks(events, sample, config),
@@ -179,6 +182,15 @@ def _unsorted_rows(events: Events) -> Iterator[str]:
         yield (
             f"the rows are not in order of time (first: {events.first_unsorted}); they were sorted. In the stream they"
             " should come in order too: see input.late"
+        )
+
+
+def _early_times(events: Events, config: TrainConfig) -> Iterator[str]:
+    latest = int(events.timestamp.max(initial=0))
+    if events.timed and len(events) and latest < _YEAR_1971_MS:
+        yield (
+            f"all times of {config.data.timestamp!r} lie before 1971 (latest: {format_iso(latest)}); numbers are read"
+            " as seconds, or from 1e11 on as milliseconds: is the unit another one?"
         )
 
 

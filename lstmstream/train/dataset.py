@@ -12,8 +12,9 @@ import numpy as np
 
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.alignment import TaskSpec
+from lstmstream.formats.values import label_text
 from lstmstream.history.events import Events, encode_categories, load_events, order_classes
-from lstmstream.history.fields import Fields, label_text
+from lstmstream.history.fields import Fields
 from lstmstream.history.read import resolve_paths
 from lstmstream.history.split import SPLIT_NAMES, TRAIN, VALIDATION, Split, split_events
 from lstmstream.records import Bools
@@ -121,8 +122,8 @@ def _read_events(config: TrainConfig, fields: Fields) -> tuple[Events, Fields, S
 
 def _order_classes(events: Events, config: TrainConfig, *, fine_tuning: bool) -> Events:
     """The events with their labels as indices into the classes in order. Raises CannotServe for an unknown class."""
-    # 0.0 in the configuration is the class 0 of a CSV file that has 0.0
-    configured = [text if text in events.classes else label_text(text) or text for text in config.target.classes]
+    # 0.0 in the configuration is the class 0 of data that have 0.0
+    configured = [text if text in events.classes else label_text(text) for text in config.target.classes]
     unknown = sorted(set(events.classes) - set(configured))
     if fine_tuning and config.task == "classify" and unknown:
         raise CannotServe(

@@ -96,7 +96,7 @@ class NumberField(Section):
 class CategoryField(Section):
     """One of `features.categories`."""
 
-    name: FieldPath = Field(description="The event's field: text or whole numbers.")
+    name: FieldPath = Field(description="The event's field: text, whole numbers or booleans.")
     buckets: Annotated[StrictInt, Field(ge=1, le=10_000_000)] | None = Field(
         None, description="Hash the values into this many buckets instead of using a vocabulary."
     )

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from lstmstream.config.types import Float32, StrictInt
 from lstmstream.errors import BadRecord
-from lstmstream.formats.timestamps import timestamp_ms
+from lstmstream.formats.timestamps import spells_number, timestamp_ms
 
 
 def expand_names(value: object) -> object:
@@ -27,20 +27,31 @@ def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _is_epoch(text: str) -> bool:
+    """Whether the text is a number and no date. An option with a number in quotes is more likely an offset."""
+    return spells_number(text) and len(text) != len("20260131")
+
+
 def _iso_time(value: object) -> object:
     """Check that the value is an ISO 8601 time. YAML has already parsed a date without quotes."""
     value = value.isoformat() if isinstance(value, date) else value
     try:
+        if isinstance(value, str) and _is_epoch(value):
+            raise ValueError(value)
         timestamp_ms(value if isinstance(value, str) else None, "")
-    except BadRecord:
+    except (BadRecord, ValueError):
         raise ValueError("is not an ISO 8601 time; write 2026-01-31 or 2026-01-31T12:00Z") from None
     return value
 
 
 def _log_position(value: object) -> object:
     """Check that the value is a position in a topic: `earliest`, `latest`, an offset or an ISO 8601 time."""
-    if isinstance(value, bool) or not isinstance(value, str | int | date):
-        raise ValueError("must be earliest, latest, an offset or an ISO 8601 time; write one of these")  # noqa: TRY004 -- pydantic's way
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int | date)
+        or (isinstance(value, str) and _is_epoch(value))
+    ):
+        raise ValueError("must be earliest, latest, an offset or an ISO 8601 time; write one of these")
     return value.isoformat() if isinstance(value, date) else value
 
 

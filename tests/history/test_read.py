@@ -29,7 +29,7 @@ def decoded(lines: list[str], fields: Fields) -> tuple[list[tuple[Any, ...]], li
     features += [Feature(name, "category", vocabulary=VOCABULARY) for name in fields.categories]
     card = Card("m", "1", "classify", tuple(features), StateSpec(1, (0.0,), ()), ())
     count = len(lines)
-    columns, letters, _ = Decoder(card, key=fields.key, timestamp=fields.timestamp).decode(
+    columns, letters, *_ = Decoder(card, key=fields.key, timestamp=fields.timestamp).decode(
         RecordBatch(
             "in",
             np.zeros(count, np.int64),
@@ -109,15 +109,21 @@ def test_of_two_fields_of_one_name_the_last_counts(tmp_path: Path) -> None:
     assert jsonl(tmp_path, '{"k": "a", "t": 1, "n": 1, "n": 2, "c": "a"}') == [("a", 1000, [2.0], ["a"])]
 
 
-def test_a_path_goes_into_objects_and_not_to_a_name_with_dots(tmp_path: Path) -> None:
+def test_a_name_with_dots_is_found_as_it_is_and_then_as_a_path(tmp_path: Path) -> None:
     both = '{"u": {"k": 1, "c": "a"}, "m": {"n": 3}, "m.n": 4, "t": 1}'
-    assert jsonl(tmp_path, both, fields=NESTED) == [("1", 1000, [3.0], ["a"])]
-    refused("no field 'm.n'", jsonl, tmp_path, '{"u": {"k": 1, "c": "a"}, "m.n": 4, "t": 1}', fields=NESTED)
+    nested = '{"u": {"k": 1, "c": "a"}, "m": {"n": 3}, "t": 1}'
+    flat = '{"u.k": 1, "u.c": "a", "m.n": 4, "t": 1}'
+    assert jsonl(tmp_path, both, nested, flat, fields=NESTED) == [
+        ("1", 1000, [4.0], ["a"]),
+        ("1", 1000, [3.0], ["a"]),
+        ("1", 1000, [4.0], ["a"]),
+    ]
+    refused("no field 'm.n'", jsonl, tmp_path, '{"u": {"k": 1, "c": "a"}, "m": 4, "t": 1}', fields=NESTED)
 
 
-def test_texts_and_numbers_that_look_like_times_keep_their_own_meaning(tmp_path: Path) -> None:
+def test_digits_mean_the_same_as_text_and_as_a_number(tmp_path: Path) -> None:
     found = jsonl(tmp_path, line(t="20180401"), line(t=20180401), line(t=1.001), line(t=-1.5))
-    assert [row[1] for row in found] == [1522540800000, 20180401000, 1001, -1500]
+    assert [row[1] for row in found] == [1522540800000, 1522540800000, 1001, -1500]
 
 
 def test_an_infinite_number_harms_only_where_it_is_wanted(tmp_path: Path) -> None:
@@ -139,9 +145,10 @@ def test_an_infinite_number_harms_only_where_it_is_wanted(tmp_path: Path) -> Non
         (line(k=None), "field 'k', the key, is missing"),
         (line(t=None), "field 't', the timestamp, is missing"),
         (line(n=True), "field 'n' is a boolean, not a number"),
-        (line(c=3.0), "field 'c' is a number, neither a string nor an integer"),
-        (line(c=2**53 + 1), "field 'c' is an integer beyond 2^53"),
-        (line(k=2**53 + 1), "field 'k' is an integer beyond 2^53"),
+        (line(c=3.5), "field 'c' is a number that is not whole; send it as a string, or use the field as a number"),
+        (line(c=2**64), "field 'c' is an integer beyond 64 bits"),
+        (line(k=-(2**63) - 1), "field 'k' is an integer beyond 64 bits"),
+        (line(k=True), "field 'k' is a boolean, neither a string nor an integer"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, bad: str | bytes, what: str) -> None:
@@ -154,18 +161,18 @@ def test_blank_lines_and_windows_ends(tmp_path: Path) -> None:
 
 
 def test_labels_may_be_more_than_categories(tmp_path: Path) -> None:
-    labels = [True, False, 1, 1.0, "1", "fraud", None, -0.0]
+    labels = [True, False, 1, 1.0, "1", "fraud", None, -0.0, "True", "FALSE", "1.0"]
     file = tmp_path / "x.jsonl"
     file.write_text("".join(line(y=label) + "\n" for label in labels))
     (chunk,) = read_chunks([file], Fields("k", "t", (), (), label="y"))
-    assert chunk.label == ["1", "0", "1", "1", "1", "fraud", None, "0"]
-    for bad, what in ((0.5, "neither text nor a whole number"), ([1], "neither text"), (2**60, "beyond 2^53")):
+    assert chunk.label == ["1", "0", "1", "1", "1", "fraud", None, "0", "1", "0", "1"]
+    for bad, what in (
+        (0.5, "a number that is not whole"),
+        ([1], "a array, neither a string, an integer nor a boolean"),
+        (2**64, "an integer beyond 64 bits"),
+    ):
         file.write_text(line(y=1) + "\n" + line(y=bad))
-        refused(
-            f"row 1: field 'y' is {what}" if what[0] == "n" else what,
-            list,
-            read_chunks([file], Fields(None, None, (), (), "y")),
-        )
+        refused(f"row 1: field 'y' is {what}", list, read_chunks([file], Fields(None, None, (), (), "y")))
 
 
 # --- files -----

@@ -24,11 +24,19 @@ NUMBER = Fields(None, None, ("n",), ())
 # --- CSV -----
 
 
-def test_texts_of_csv_stay_as_they_are_written(tmp_path: Path) -> None:
-    assert csv(tmp_path, "k,t,n,c\n007,1,1,1.0\n7,1,1,true\n") == [
-        ("007", 1000, [1.0], ["1.0"]),
+def test_texts_of_csv_stay_as_they_are_written_but_for_whole_numbers_and_booleans(tmp_path: Path) -> None:
+    assert csv(tmp_path, 'k,t,n,c\n007,1,1,1.0\n7.0,1,1,True\n1e5, 1,1, A\n17.5,1,1,""\n') == [
+        ("007", 1000, [1.0], ["1"]),
         ("7", 1000, [1.0], ["true"]),
+        ("1e5", 1000, [1.0], [" A"]),
+        ("17.5", 1000, [1.0], [""]),
     ]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    twice = "the column 'n' is there twice; rename or remove one of them"
+    refused(twice, csv, tmp_path, "k,t,n,n,c\na,1,1,2,x\n")
+    assert csv(tmp_path, "k,t,n,c,z,z,,\na,1,1,x,1,2,,\n") == [("a", 1000, [1.0], ["x"])]  # nobody reads them
 
 
 def test_empty_cells_of_csv_are_missing(tmp_path: Path) -> None:
@@ -66,7 +74,12 @@ def test_times_of_csv(tmp_path: Path) -> None:
     refused("row 1: field 't' is not an ISO 8601 time", times, "2018-04-01", "1.4.2018")
     refused("row 1: field 't', the timestamp, is missing; remove such rows", times, "5", "")
     refused(
-        "row 2: field 't' is not an ISO 8601 time; fix the value", times, "1522540800", "1522540801.5", "1.4.2018", "x"
+        "row 2: field 't' is not an ISO 8601 time such as 2026-01-31T12:00:00Z, nor a number; fix the value",
+        times,
+        "1522540800",
+        "1522540801.5",
+        "1.4.2018",
+        "x",
     )
     refused("row 1: field 't', the timestamp, is missing", times, "1.5", "nan")
     assert times("1522540800", "2018-04-01T00:00:01Z", " 1522540802.5", "1522540803000") == [
@@ -137,7 +150,12 @@ def test_what_is_not_valid_csv_is_one_line(tmp_path: Path, content: bytes, what:
 
 def test_a_field_may_be_number_and_category_at_once(tmp_path: Path) -> None:
     both = Fields("k", "t", ("n",), ("n",))
-    assert csv(tmp_path, "k,t,n\na,1,07\n", fields=both) == [("a", 1000, [7.0], ["07"])]
+    assert csv(tmp_path, "k,t,n\na,1,07\na,1,1e1\n", fields=both) == [
+        ("a", 1000, [7.0], ["7"]),
+        ("a", 1000, [10.0], ["10"]),
+    ]
+    refused("row 0: field 'n' is a number that is not whole", csv, tmp_path, "k,t,n\na,1,7.5\n", fields=both)
+    assert csv(tmp_path, f"k,t,n\na,1,{2**64 - 1}\n", fields=both)[0][3] == [str(2**64 - 1)]
     assert parquet(tmp_path, both, n=[7]) == [("a", 1000, [7.0], ["7"])]
 
 
@@ -159,30 +177,41 @@ def test_categories_of_parquet(tmp_path: Path) -> None:
     assert texts(-128, kind=pl.Int8) == ["-128"]
     assert texts(2**53, -(2**53)) == [str(2**53), str(-(2**53))]
     assert texts(7.0, None, float("nan"), -0.0) == ["7", None, None, "0"]  # as pandas has ids, some of them missing
-    assert texts(Decimal(12), None) == ["12", None]
+    assert texts(Decimal("12.0"), Decimal(-(2**63)), None) == ["12", str(-(2**63)), None]
+    assert texts(2**53 + 1, -(2**63)) == [str(2**53 + 1), str(-(2**63))]
+    for kind in (pl.UInt64, pl.Int128):
+        assert texts(2**64 - 1, kind=kind) == [str(2**64 - 1)]
+    assert texts(True, None, False) == ["true", None, "false"]
+    assert texts("True", "17.0", "x", None, "true") == ["true", "17", "x", None, "true"]
+    assert texts("17.0", None, kind=pl.Categorical) == ["17", None]
+    assert texts(b"c1", b"17.0", None) == ["c1", "17", None]
+    assert texts(dt.date(2018, 4, 1), None) == ["2018-04-01", None]
     assert texts(None, kind=pl.Null) == [None]
 
 
 @pytest.mark.parametrize(
     ("values", "what"),
     [
-        ([2**53 + 1], "has integers beyond 2^53; write such ids as text"),
-        ([-(2**63)], "has integers beyond 2^53; write such ids as text"),
-        (pl.Series([2**64 - 1], dtype=pl.UInt64), "has integers beyond 2^53"),
-        ([1.0, 7.5], "is 7.5, but a key, a category or a label must be text or a whole number"),
-        ([1.0, float("inf")], "is inf, but a key"),
-        ([1.0, 1e300], "is 1e+300, but a key"),
-        ([True], "is Boolean, neither text nor whole numbers; write it as text"),
-        ([b"x"], "is Binary, neither"),
-        ([["x"]], "is List(String), neither"),
-        ([dt.date(2018, 4, 1)], "is Date, neither"),
+        (pl.Series([1, 2**64], dtype=pl.Int128), "is an integer beyond 64 bits; send such an id as a string"),
+        (pl.Series([1, -(2**63) - 1], dtype=pl.Int128), "is an integer beyond 64 bits"),
+        ([Decimal(1), Decimal(2**70)], "is an integer beyond 64 bits"),
+        ([Decimal("1.0"), Decimal("1.5")], "is a number that is not whole"),
+        ([1.0, 7.5], "is a number that is not whole; send it as a string, or use the field as a number"),
+        ([1.0, float("inf")], "is a number that is not whole"),
+        ([1.0, 1e300], "is an integer beyond 64 bits, or"),
+        ([1.0, 2.0**53 + 2], "is a number with a fraction or exponent beyond 2^53"),
+        ([b"x", b"\xff"], "is bytes that are not UTF-8; write it as text"),
+        ([["x"]], "is List(String), neither text nor whole numbers; write it as text"),
+        ([{"a": 1}], "is Struct({'a': Int64}), neither"),
+        ([dt.datetime(2018, 4, 1)], "is Datetime(time_unit='us', time_zone=None), neither"),
+        ([dt.time(1)], "is Time, neither"),
+        ([dt.timedelta(1)], "is Duration(time_unit='us'), neither"),
     ],
 )
 def test_values_that_cannot_be_categories_are_named(tmp_path: Path, values: Any, what: str) -> None:
     message = refused(f"field 'c' {what}", parquet, tmp_path, c=values)
     assert "x.parquet: " in message
-    if "and neither" in message:
-        assert "row 1: " in message
+    assert ("row 1: " in message) == (len(values) == 2)
 
 
 def test_numbers_of_parquet(tmp_path: Path) -> None:
@@ -196,7 +225,8 @@ def test_numbers_of_parquet(tmp_path: Path) -> None:
     assert numbers(None, kind=pl.String) == [None]  # nothing is of no type
     assert numbers(0.5, float("nan"), kind=pl.Float32) == [0.5, None]
     for values, what in (
-        ([True], "field 'n' is Boolean, not a number; write 0 and 1"),
+        ([True], "field 'n' is Boolean, not a number; declare it as a category, or write 0 and 1"),
+        ([b"1"], "field 'n' is Binary, not a number"),
         (["2"], "field 'n' is String, not a number"),  # the daemon takes no text for a number
         ([dt.date(2018, 4, 1)], "field 'n' is Date, not a number"),
         ([1.0, float("-inf")], "row 1: field 'n' is not finite in float32; fix the value, or leave it empty"),
@@ -222,6 +252,12 @@ def test_times_of_parquet(tmp_path: Path) -> None:
     assert times(pl.Series([-5], dtype=pl.Int8)) == [-5000]
     assert times([99_999_999_999, 100_000_000_000]) == [99_999_999_999_000, 100_000_000_000]
     assert times(pl.Series(["2018-04-01"], dtype=pl.Categorical)) == [1522540800000]
+    for values in (
+        [20180401, 5, 20181301], [20180401.0, 5.0, 20181301.0], ["20180401", "5", "20181301"],
+        [Decimal("20180401.0"), Decimal(5), Decimal(20181301)], [b"20180401", b"5", b"20181301"],
+    ):  # fmt: skip
+        assert times(values) == [1522540800000, 5000, 20181301000]
+    assert times([20180401081240, 201804010812, 19700101]) == [1522570360000, 1522570320000, 0]
 
 
 @pytest.mark.parametrize(
@@ -229,8 +265,10 @@ def test_times_of_parquet(tmp_path: Path) -> None:
     [
         ([5, None], "row 1: field 't', the timestamp, is missing; remove such rows"),
         ([5.0, float("nan")], "row 1: field 't', the timestamp, is missing"),
-        ([True], "field 't' is a boolean, not a time"),
-        ([5, 10**18], "row 1: field 't' lies outside years 1..9999"),
+        ([True], "field 't' is Boolean, not a time"),
+        ([dt.timedelta(1)], "field 't' is Duration(time_unit='us'), not a time"),
+        ([5, 10**18], "row 1: field 't' lies outside years 1..9999; it looks like nanoseconds; divide by 1000000"),
+        ([5, 10**15], "row 1: field 't' lies outside years 1..9999; it looks like microseconds; divide by 1000; fix"),
         ([5, -(2**63)], "row 1: field 't' lies outside years 1..9999"),
         (pl.Series([2**64 - 1], dtype=pl.UInt64), "row 0: field 't' lies outside years 1..9999"),
         (pl.Series([0, 2**62]).cast(pl.Datetime("ms")), "row 1: field 't' lies outside years 1..9999"),
@@ -284,7 +322,7 @@ def test_the_same_rows_in_three_formats(tmp_path: Path) -> None:
         assert chunk.timestamp.dtype == np.int64
         assert chunk.x.dtype == np.float32
         np.testing.assert_array_equal(chunk.x, found[0].x)
-        assert chunk.categories == [["x", None, "1.0", "true"], ["7", None, "-7", str(2**53)]]
+        assert chunk.categories == [["x", None, "1", "true"], ["7", None, "-7", str(2**53)]]
         assert chunk.label == ["0", "1", None, "1"]
         assert chunk.split == ["train", None, "test", "validation"]
         assert chunk.first_row == 0

@@ -12,7 +12,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,13 +203,18 @@ class Absent:
 ABSENT = Absent()
 
 
-def find(fields: dict[str, Any], path: str) -> Any:
-    here: Any = fields
-    for name in path.split("."):
-        if not isinstance(here, dict) or name not in here:
-            return ABSENT
-        here = here[name]
-    return here
+def find(fields: Any, path: str) -> Any:
+    """The name as it is; else the longest beginning of it, up to a dot, that holds an object in which the rest is."""
+    if not isinstance(fields, dict):
+        return ABSENT
+    if path in fields:
+        return fields[path]
+    parts = path.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        found = find(fields.get(".".join(parts[:count])), ".".join(parts[count:]))
+        if found is not ABSENT:
+            return found
+    return ABSENT
 
 
 def writable(value: Any) -> bool:
@@ -244,16 +249,33 @@ def number_of(value: Any) -> float:
 
 
 def text_of(value: Any) -> str:
-    """A string, or an integer's decimal text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**53) <= value <= 2**53:
+    """A string, or an integer's decimal text; text that spells a whole number or a boolean is that."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and -(2**63) <= value <= 2**64 - 1:
+        return str(value)
+    if isinstance(value, float) and abs(value) <= 2**53 and value == int(value):
+        return str(int(value))
+    if not isinstance(value, str):
         raise Refused("validate")
-    return str(value)
+    if value in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return value.lower()
+    mantissa, _, exponent = value.lower().partition("e")
+    whole, _, fraction = mantissa.lstrip("+-").partition(".")
+    signs = len(mantissa) - len(mantissa.lstrip("+-"))
+    plain = signs <= 1 and _digits(whole) and _digits(fraction) and (whole == "0" or whole[0] != "0")
+    if not plain or ("e" in value.lower() and not (_digits(exponent.lstrip("+-")) and len(exponent) <= 4)):
+        return value
+    number = Fraction(value)
+    return str(int(number)) if number.denominator == 1 and abs(number) <= 2**53 else value
+
+
+def _digits(text: str) -> bool:
+    return text != "" and all(sign in "0123456789" for sign in text)
 
 
 def key_of(value: Any) -> bytes:
-    if value is None or value is ABSENT:
+    if value is None or value is ABSENT or isinstance(value, bool):
         raise Refused("validate")
     return text_of(value).encode()
 
@@ -270,18 +292,37 @@ def category_of(value: Any, feature: dict[str, Any]) -> int:
 
 def time_of(value: Any) -> int:
     if isinstance(value, str):
-        ms = _ms_of_text(value)
+        ms = _ms_of_text(value.strip())
     elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
         raise Refused("validate")
     else:
-        exact = Decimal(value) if isinstance(value, int) else Decimal(repr(value))
-        ms = int(exact * 1000 if abs(exact) < 10**11 else exact)  # int() cuts off
+        ms = _ms_of_number(Fraction(value) if isinstance(value, int) else Fraction(repr(value)))
     if not YEAR_1 <= ms <= YEAR_9999:
         raise Refused("validate")
     return ms
 
 
+def _ms_of_number(exact: Fraction) -> int:
+    digits = str(exact)  # of a fraction it has a slash
+    form = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S", 17: "%Y%m%d%H%M%S%f"}.get(len(digits))
+    if form is not None and _digits(digits) and 1900 <= int(digits[:4]) <= 2100:
+        try:
+            moment = datetime.strptime(digits, form).replace(tzinfo=UTC)
+        except ValueError:
+            pass
+        else:
+            return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return int(exact * 1000 if abs(exact) < 10**11 else exact)  # int() cuts off
+
+
 def _ms_of_text(text: str) -> int:
+    if all(sign in "0123456789.eE+-" for sign in text) and len(text) < 400:
+        try:
+            exact = Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            pass
+        else:
+            return _ms_of_number(exact)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

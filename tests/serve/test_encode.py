@@ -19,11 +19,12 @@ from reference import Event
 from lstmstream.formats.json_documents import parse_document
 from lstmstream.formats.timestamps import iso_texts
 from lstmstream.records import BY_KEY, DeadLetter, Observations, Predictions, RecordBatch
-from lstmstream.serve.decode import Decoded, Decoder
+from lstmstream.serve.decode import Decoded, Decoder, FieldCounts
 from lstmstream.serve.encode import Encoder, OutputTopics
 from lstmstream.serve.step_model import StepInput, StepOutput
 
 NOW_MS = 1_767_609_067_123
+NONE = np.zeros(0, np.int64)
 HEADERS = [("traceparent", b"00-1-2-01"), ("empty", None)]
 CARD = dataclasses.replace(onnx_step("small").card, name='card-"fraud"', version="3")
 
@@ -61,7 +62,7 @@ def encode(
         np.array([41]),
     )
     made = Encoder(CARD, OutputTopics(OUT, alerts_topic, LETTERS, key_hashed), **named)
-    decoded = Decoded(observations, [], [parse_document(document)])
+    decoded = Decoded(observations, [], [parse_document(document)], FieldCounts(NONE, NONE))
     return flatten(made.encode(records, decoded, predictions, []))
 
 
@@ -136,8 +137,11 @@ def test_an_alert_is_the_same_record_once_more() -> None:
     ("value", "key"),
     [
         (b'"c1"', b"c1"), (b'""', b""), ('"ключ"'.encode(), "ключ".encode()), (b"42", b"42"), (b"-7", b"-7"),
-        (b"9007199254740992", b"9007199254740992"), (b"9007199254740993", None), (b"null", None), (b"true", None),
-        (b"1.0", None), (b"1e3", None), (b"1e400", None), (b"[]", None), (b"{}", None),
+        (b"9007199254740992", b"9007199254740992"), (b"9007199254740993", b"9007199254740993"), (b"null", None),
+        (b"true", None),
+        (b"1.0", b"1"), (b"1e3", b"1000"), (b"1.5", None), (b"18446744073709551616", None),
+        (b"1e400", None),
+        (b'"17.0"', b"17"), (b"[]", None), (b"{}", None),
     ],
 )  # fmt: skip
 def test_the_key_from_a_field(value: bytes, key: bytes | None) -> None:
@@ -164,6 +168,8 @@ def test_fields_that_are_carried_along() -> None:
         '{"b.c":[1,2.5,"x"],"none":null,"b":{"c":[1,2.5,"x"],"d":null},"q\\"ü":"null"}'.encode()
     )
     assert event_of(b'{"b":3}', "b.c") == b"{}"
+    assert event_of(b'{"b.c":1,"b":{"c":2}}', "b.c", "b") == b'{"b.c":1,"b":{"c":2}}'
+    assert event_of(b'{"b.c":null,"b":{"c":2}}', "b.c") == b'{"b.c":null}'
     assert event_of(b"{}", "b.c") == b"{}"
     assert b'"event"' not in (encode(document=b'{"a":1}')[0].value or b"")
 
@@ -184,7 +190,27 @@ def test_large_integers_beside_an_infinite_number_are_kept() -> None:
     text = b'{"f":[99999999999999999999,18446744073709551615,-9223372036854775808],"g":1e400}'
     found = event_of(text, "f")
     assert found == event_of(text.replace(b"1e400", b"1"), "f")
-    assert json.loads(found) == {"f": [1e20, 18446744073709551615, -9223372036854775808]}
+    assert json.loads(found) == {"f": [99999999999999999999, 18446744073709551615, -9223372036854775808]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"1234567890123456789012345",
+        b"-1234567890123456789012345",
+        b"18446744073709551616",
+        b'{"x":[{"y":1234567890123456789012345}],"z":1.5,"s":"\xc3\xa9 123456789012345678901234567890"}',
+        b"9" * 4000,
+        b"1e+30",
+        b"1.2345678901234568e+24",
+    ],
+)
+def test_integers_come_out_digit_for_digit(value: bytes) -> None:
+    for padding in (b"", b',"g":1e400'):
+        assert event_of(b'{"f":%b,"h.i":%b%b}' % (value, value, padding), "f", "h.i") == b'{"f":%b,"h.i":%b}' % (
+            value,
+            value,
+        )
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 from scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
+from lstmstream.errors import CannotServe
+from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.tables import table_events
 from lstmstream.serve import score
 
@@ -44,23 +46,39 @@ def test_a_broken_table_is_exit_2(tmp_path: Path, capfd: Any) -> None:
     broken.write_bytes(b"PAR1 no")
     assert run(MODEL, broken) == 2
     assert "cannot be read as parquet" in capfd.readouterr().err
-    both = tmp_path / "x.csv"
-    both.write_text(f"device,amount,{OTHERS}\n1,2\n")
-    assert run(MODEL, both) == 2
-    assert "'device' and 'device.id'" in capfd.readouterr().err
 
 
-def events_of(path: Path, texts: tuple[str, ...] = ()) -> list[bytes]:
-    return list(table_events(path, texts, ()))
+def test_of_a_column_and_a_column_inside_it_the_name_counts_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("device,device.id,amount\n1,2,3\n")
+    assert events_of(path, numbers=("amount",), categories=("device.id",)) == [b'{"amount":3,"device.id":"2"}']
+    assert events_of(path, passthrough=("device",)) == [b'{"device":1}']
+    path.write_text("device.id,device.os.name\n1,x\n")
+    assert events_of(path, passthrough=("device",)) == [b'{"device":{"id":1,"os":{"name":"x"}}}']
+
+
+def events_of(path: Path, **roles: tuple[str, ...]) -> list[bytes]:
+    return list(table_events(path, FieldRoles(**roles)))
 
 
 def test_cells_of_csv(tmp_path: Path) -> None:
-    """Types go by the whole file; keys and categories are text, whatever they look like."""
+    """Keys and categories are text, whatever they look like; a column to pass on is of numbers only if it is wholly."""
     path = tmp_path / "x.csv"
-    path.write_text("id,amount,n\n" + "7,1,5\n" * 150 + "007,2.5,\nabc,inf,6\n,NaN,7\n")
-    found = events_of(path, ("id", "not there"))
-    assert found[0] == b'{"id":"7","amount":1.0,"n":5}'
-    assert found[150:] == [b'{"id":"007","amount":2.5}', b'{"id":"abc","amount":1e400,"n":6}', b'{"n":7}']
+    path.write_text(
+        "id,amount,n,zip,big,f\n"
+        + "7,1,5,00740,1,1.50\n" * 150
+        + f"007,2.5,,7,{10**25},-1e3\nabc,inf,6,,,\n,,,,,\n,NaN,7,1,2,0\n"
+    )
+    found = events_of(
+        path, keys=("id", "not there"), numbers=("amount",), passthrough=("n", "zip", "big", "f", "amount")
+    )
+    assert found[0] == b'{"id":"7","amount":1,"n":5,"zip":"00740","big":1,"f":1.50}'
+    assert found[150:] == [
+        b'{"id":"007","amount":2.5,"zip":"7","big":10000000000000000000000000,"f":-1e3}',
+        b'{"id":"abc","amount":1e400,"n":6}',
+        b"",
+        b'{"n":7,"zip":"1","big":2,"f":0}',
+    ]
 
 
 def test_cells_of_parquet(tmp_path: Path) -> None:
@@ -72,14 +90,78 @@ def test_cells_of_parquet(tmp_path: Path) -> None:
             "t": [datetime(2026, 1, 5, 10, 31, 7, 123_000), None, None],
             "z": pl.Series([datetime(2026, 1, 5, 10, 31, 7)] * 3, dtype=pl.Datetime("ms", "Europe/Berlin")),
             "u": pl.Series([2**64 - 1, None, None], dtype=pl.UInt64),
+            "i": pl.Series([2**70, -(2**70), 1], dtype=pl.Int128),
+            "s": [{"a": Decimal(2**70), "b": [1.5, float("inf")]}, None, {"a": None, "b": []}],
+            "x": [b"x", b"\xff", None],
+            "e": pl.Series([10**15, -(10**17), None]).cast(pl.Datetime("ms")),
+            "y": [date(2026, 1, 5), None, date(1, 1, 1)],
         }
     ).write_parquet(path)
-    assert events_of(path) == [
-        b'{"f":0.10000000149011612,"d":1.5,"t":"2026-01-05T10:31:07.123000Z","z":"2026-01-05T11:31:07+01:00","u":%d}'
+    assert events_of(path, passthrough=("f", "d", "t", "z", "u")) == [
+        b'{"f":0.10000000149011612,"d":1.50,"t":"2026-01-05T10:31:07.123000Z","z":"2026-01-05T11:31:07+01:00","u":%d}'
         % (2**64 - 1),
         b'{"d":2,"z":"2026-01-05T11:31:07+01:00"}',
-        b'{"f":1e400,"z":"2026-01-05T11:31:07+01:00"}',
+        b'{"f":-1e400,"z":"2026-01-05T11:31:07+01:00"}',
     ]
+    assert events_of(path, passthrough=("i", "s", "x", "e", "y")) == [
+        b'{"i":%d,"s":{"a":%d,"b":[1.5,1e400]},"x":"x","e":1000000000000000,"y":"2026-01-05"}' % (2**70, 2**70),
+        b'{"i":%d,"e":-100000000000000000}' % -(2**70),
+        b'{"i":1,"s":{"a":null,"b":[]},"y":"0001-01-01"}',
+    ]
+
+
+def test_columns_that_nobody_reads_may_hold_anything(tmp_path: Path) -> None:
+    data = rows(20)
+    wild = pl.DataFrame(data, infer_schema_length=None).with_columns(
+        wide=pl.lit(2**70, dtype=pl.Int128),
+        exact=pl.lit(Decimal(2**70)),
+        inside=pl.struct(a=pl.lit(2**70, dtype=pl.Int128)),
+        ends=pl.lit(2**62).cast(pl.Datetime("ms")),
+        raw=pl.lit(b"\xff"),
+    )
+    wild.write_parquet(tmp_path / "x.parquet")
+    pl.DataFrame(data, infer_schema_length=None).with_columns(wide=pl.lit("1" * 22), z=pl.lit("x")).write_csv(
+        tmp_path / "x.csv"
+    )
+    for name in ("x.parquet", "x.csv"):
+        out = tmp_path / f"{name}.out"
+        assert run(MODEL, tmp_path / name, "--key", "id", "--timestamp", "at", "--out", out) == 0
+        assert without_source(out.read_bytes()) == without_source(expected(data))
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ({"amount": [True]}, "field 'amount' is Boolean, not a number; declare it as a category, or write 0 and 1"),
+        (
+            {"amount": [datetime(2026, 1, 5)]},
+            "field 'amount' is Datetime(time_unit='us', time_zone=None), not a number",
+        ),
+        ({"id": [True]}, "field 'id' is Boolean, neither text nor whole numbers; write it as text"),
+        ({"id": [[1]]}, "field 'id' is List(Int64), neither text nor whole numbers"),
+        ({"channel": [datetime(2026, 1, 5)]}, "field 'channel' is Datetime"),
+        ({"at": [timedelta(1)]}, "field 'at' is Duration(time_unit='us'), not a time; give date and time, or an epoch"),
+        ({"id": [b"\xff"]}, "row 0: field 'id' is bytes that are not UTF-8; write it as text"),
+    ],
+)
+def test_columns_of_a_type_that_training_refuses_are_exit_2(
+    tmp_path: Path, capfd: Any, columns: dict[str, Any], what: str
+) -> None:
+    path, out = tmp_path / "x.parquet", tmp_path / "out"
+    pl.DataFrame({"id": ["a"], "at": [5], "amount": [1]} | columns).write_parquet(path)
+    assert run(MODEL, path, "--key", "id", "--timestamp", "at", "--out", out) == 2
+    said = capfd.readouterr().err
+    assert f"{path}: " in said
+    assert what in said
+
+
+def test_a_column_that_is_there_twice_is_exit_2(tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("id,amount,amount\na,1,2\n")
+    assert run(MODEL, path, "--out", tmp_path / "out") == 2
+    assert f"{path}: the column 'amount' is there twice; rename or remove one of them" in capfd.readouterr().err
+    path.write_text("id,amount,x,x\na,1,2,3\n")
+    assert run(MODEL, path, "--out", tmp_path / "out") == 0
 
 
 def test_an_odd_cell_of_csv_spoils_its_own_row_only(tmp_path: Path) -> None:
@@ -105,18 +187,14 @@ def test_an_odd_cell_of_csv_spoils_its_own_row_only(tmp_path: Path) -> None:
 
 
 def test_cells_of_csv_that_should_be_numbers(tmp_path: Path) -> None:
-    """Each by itself, as it is written; the others keep one type for the column."""
+    """Each by itself, as it is written."""
     path = tmp_path / "x.csv"
-    path.write_text("id,n,other\n7,1,1\n7, 2 ,2.5\n7,3.0,\n7,x ,\n7,1e3,\n7,+5,\n7,NaN,\n")
-    assert list(table_events(path, ("id",), ("n", "not there"))) == [
-        b'{"id":"7","n":1,"other":1.0}',
-        b'{"id":"7","n":2,"other":2.5}',
-        b'{"id":"7","n":3.0}',
-        b'{"id":"7","n":"x "}',
-        b'{"id":"7","n":1000.0}',
-        b'{"id":"7","n":5}',
-        b'{"id":"7"}',
-    ]
+    path.write_text(f'id,n\n7,1\n7, 2 \n7,3.0\n7,x \n7,1e3\n7,+5\n7,NaN\n7,""\n7,{2**70}\n7,+{2**70}\n7,007\n')
+    assert events_of(path, keys=("id",), numbers=("n", "not there")) == [
+        b'{"id":"7","n":1}', b'{"id":"7","n":2}', b'{"id":"7","n":3.0}', b'{"id":"7","n":"x "}',
+        b'{"id":"7","n":1000.0}', b'{"id":"7","n":5}', b'{"id":"7"}', b'{"id":"7"}', b'{"id":"7","n":%d}' % 2**70,
+        b'{"id":"7","n":%d}' % 2**70, b'{"id":"7","n":7}',
+    ]  # fmt: skip
 
 
 def test_epochs_and_texts_may_stand_in_one_column_of_times(tmp_path: Path, capfd: Any) -> None:
@@ -178,3 +256,21 @@ def test_an_infinite_cell_is_a_dead_letter_not_a_missing_number(tmp_path: Path) 
     path.write_text(f"amount,{OTHERS}\n1.5\ninf\n")
     assert run(MODEL, path, "--out", tmp_path / "out", "--dead-letters", letters) == 0
     assert json.loads(letters.read_bytes())["lstmstream.stage"] == "validate"
+
+
+def test_arrays_come_from_lists_and_not_from_csv(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    lists = [[1.5, None], None, [2.0, float("inf")], [float("nan"), 3.0]]
+    pl.DataFrame({"a": lists, "b": [[1, 2]] * 4}, schema_overrides={"b": pl.Array(pl.Int64, 2)}).write_parquet(path)
+    assert events_of(path, arrays=("a", "b")) == [
+        b'{"a":[1.5,null],"b":[1,2]}', b'{"b":[1,2]}', b'{"a":[2.0,1e400],"b":[1,2]}', b'{"a":[null,3.0],"b":[1,2]}',
+    ]  # fmt: skip
+    csv = tmp_path / "x.csv"
+    csv.write_text('a\n"[1, 2]"\n')
+    with pytest.raises(
+        CannotServe, match="field 'a' is an array of numbers, which a CSV file cannot hold; convert the"
+    ):
+        events_of(csv, arrays=("a",))
+    pl.DataFrame({"a": [1.0]}).write_parquet(path)
+    with pytest.raises(CannotServe, match="field 'a' is Float64, not an array of numbers"):
+        events_of(path, arrays=("a",))

@@ -41,9 +41,9 @@ def test_numbers_ascend_whatever_the_file(tmp_path: Path, kind: str) -> None:
 
 
 def test_numbers_of_csv_ascend_as_numbers(tmp_path: Path) -> None:
-    assert order(tmp_path, "csv", ["+1", "-1", "+1"]) == ["-1", "1"]
+    assert order(tmp_path, "csv", ["+1", "-1", "+1"]) == ["-1", "+1"]
     assert order(tmp_path, "csv", ["10.5", "10.5", "9.5"]) == ["9.5", "10.5"]
-    assert order(tmp_path, "csv", ["1e1", "1e1", "9"]) == ["9", "10"]
+    assert order(tmp_path, "csv", ["1e1", "1e1", "9"]) == ["9", "1e1"]
     assert order(tmp_path, "csv", ["nan", "1", "1"]) == ["1", "nan"]  # no number to sort by: the most frequent first
 
 
@@ -67,11 +67,19 @@ def test_whole_numbers_of_csv_are_one_class_however_they_are_written(tmp_path: P
     ]
     file.write_text("y,z\n" + "".join(f"{text},0\n" for text in texts))
     (part,) = read_chunks([file], FIELDS)
-    assert part.label == [*["1"] * 5, "0", "007", "1.5", "1_0", "1e300", "inf", "a", None, ""]
+    assert part.label == ["1", "1", " 1", "1", "+1", "0", "007", "1.5", "1_0", "1e300", "inf", "a", None, ""]
 
 
-@pytest.mark.parametrize("pair", [("no", "yes"), ("No", "Yes"), ("NO", "YES"), ("false", "true"), ("FALSE", "TRUE")])
-def test_yes_and_true_are_last_in_any_case(tmp_path: Path, pair: tuple[str, str]) -> None:
+@pytest.mark.parametrize("pair", [("false", "true"), ("False", "True"), ("FALSE", "TRUE")])
+def test_booleans_are_0_and_1_in_any_format(tmp_path: Path, pair: tuple[str, str]) -> None:
+    assert order(tmp_path, "csv", [pair[1], pair[1], pair[0]]) == ["0", "1"]
+    for kind in ("jsonl", "parquet"):
+        assert order(tmp_path, kind, [True, True, False]) == ["0", "1"]
+        assert order(tmp_path, kind, [pair[1], pair[1], pair[0]]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("pair", [("no", "yes"), ("No", "Yes"), ("NO", "YES")])
+def test_yes_is_last_in_any_case(tmp_path: Path, pair: tuple[str, str]) -> None:
     assert order(tmp_path, "csv", [pair[1], pair[1], pair[0]]) == list(pair)
 
 

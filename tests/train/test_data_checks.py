@@ -19,6 +19,8 @@ from lstmstream.train.schema import TrainConfig, validate_training
 ROWS = 400
 CONSTANT = "in the training split, so nothing can be learned from it; leave it out"
 
+START_S = 1_600_000_000
+
 
 def config_of(**sections: Any) -> TrainConfig:
     tree: dict[str, Any] = {
@@ -37,7 +39,7 @@ def frame_of(**columns: Any) -> pl.DataFrame:
     random = np.random.default_rng(0)
     table = {
         "card": [f"c{i % 8}" for i in range(ROWS)],
-        "time": list(range(ROWS)),
+        "time": [START_S + i for i in range(ROWS)],
         "amount": random.normal(size=ROWS),
         "age": random.integers(20, 60, ROWS),
         "shop": random.choice(["a", "b", "c"], ROWS),
@@ -106,7 +108,7 @@ def test_an_empty_split(tmp_path: Path) -> None:
         Data(tmp_path, frame_of(), split={"train_to": "1969-12-31"})
     assert str(caught.value) == (
         "split: the train split is empty (by time: train before 1969-12-31T00:00:00Z, validation from"
-        " 1970-01-01T00:04:40Z, test from 1970-01-01T00:05:40Z; of 400 events 0 train, 60 validation, 60 test);"
+        " 2020-09-13T12:31:20Z, test from 2020-09-13T12:32:20Z; of 400 events 0 train, 60 validation, 60 test);"
         " change the shares or dates under split, or bring more data"
     )
 
@@ -197,8 +199,17 @@ def test_keys_with_one_event(tmp_path: Path) -> None:
     assert ["no key has more than 50 event(s)" in error for error in far.errors()] == [True]
 
 
+def test_times_in_another_unit(tmp_path: Path) -> None:
+    for times in (list(range(ROWS)), [START_S / 60 + i for i in range(ROWS)]):
+        (warning,) = Data(tmp_path, frame_of(time=times)).warnings()
+        assert warning.startswith("all times of 'time' lie before 1971 (latest: 1970-")
+        assert warning.endswith(
+            "; numbers are read as seconds, or from 1e11 on as milliseconds: is the unit another one?"
+        )
+
+
 def test_unsorted_time(tmp_path: Path) -> None:
-    times = list(range(ROWS))
+    times = [START_S + i for i in range(ROWS)]
     times[40], times[32] = times[32], times[40]  # both of key c0
     (warning,) = Data(tmp_path, frame_of(time=times)).warnings()
     assert warning == (
