@@ -23,25 +23,25 @@ from lstmstream import __version__
 from lstmstream.errors import CannotServe
 from lstmstream.importer.compare import compare_modes
 from lstmstream.importer.constants import fix_inputs, parse_assignments
-from lstmstream.importer.equivalence import TOLERANCE, EquivalenceReport, check_equivalence
+from lstmstream.importer.equivalence import check_equivalence
 from lstmstream.importer.existing_step import step_of_pairing
-from lstmstream.importer.features import FeatureNames, add_scaling, default_features, describe, parse_features
+from lstmstream.importer.features import FeatureNames, add_scaling, default_features, parse_features
 from lstmstream.importer.graph import SourceGraph, parse_checked, printable, read_onnx
 from lstmstream.importer.keras_file import read_keras
 from lstmstream.importer.layout import Layout, check_can_be_step, only_initial_states, possible_layouts
 from lstmstream.importer.progress import ImportProgress
-from lstmstream.importer.state_pairs import StatePairing, find_pairing
+from lstmstream.importer.report import ConvertedModel, Mode, report, state_line
+from lstmstream.importer.state_pairs import StatePairing, find_pairing, named_alike
 from lstmstream.importer.step_form import POSITION_DEPENDENT, Missing, StepGraph, to_step
 from lstmstream.importer.weights import read_weights
 from lstmstream.importer.window import check_window, to_window
 from lstmstream.model import load_model, write_model
 from lstmstream.model.card import Card
-from lstmstream.model.onnx_proto import quote_untrusted
+from lstmstream.model.onnx_proto import FLOAT, quote_untrusted
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.step import OnnxStep
 from lstmstream.train.export import OUTPUTS
 
-Mode = Literal["step", "window"]
 Task = Literal["anomaly", "classify", "forecast"]
 _WEIGHTS = {".pt", ".pth", ".bin", ".safetensors"}
 _WALKED_EVENTS = 2048  # in search of a state that grows without end
@@ -60,19 +60,6 @@ class ImportOptions:
     output: str | None = None
     constants: Mapping[str, str] = field(default_factory=dict)  # input -> value as text
     states: Mapping[str, str] = field(default_factory=dict)  # input -> output with its next value
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertedModel:
-    """A converted and checked model that is not yet written."""
-
-    step: StepGraph
-    equivalence: EquivalenceReport
-    mode: Mode
-    original: dict[str, Any]  # description of the original, JSON values
-    features: int  # F
-    length: int | None  # of the sequences, where the file fixes it
-    notes: tuple[str, ...] = field(default=())
 
 
 def import_model(
@@ -164,8 +151,11 @@ def _convert_and_write(
     with _any_error_as_refusal(file):
         progress.stage("tries the model as the daemon will")
         content = converted.step.model.SerializeToString(deterministic=True)
-        checked = None if converted.mode == "window" or allow_growth else names
-        card = write_checked(out, content, card, growth=checked, file=file)
+        remedy = "train it on longer sequences, or with layers that saturate (tanh)"
+        if "already_a_step" not in converted.original:
+            remedy = f"a model trained on windows is served by --mode window --window {converted.length or 'T'}"
+        grows = None if converted.mode == "window" or allow_growth else _GrowthCheck(str(file), names, remedy)
+        card = write_checked(out, content, card, growth=grows)
     return source, converted, card, names
 
 
@@ -259,6 +249,14 @@ def _convert_existing_step(source: SourceGraph, pairing: StatePairing, options: 
     notes = _notes(source, [pairing.output, *(pair.output for pair in pairing.states)], options)
     if plan.scan:
         notes += ("its batch is fixed, or its result changes with the batch: keys are computed one by one (slower)",)
+    if whole := [pair.input for pair in pairing.states if source.element(pair.input) != FLOAT]:
+        names = ", ".join(map(source.quoted, whole))
+        notes += (f"the whole numbers in {names} are kept as float32, which is exact up to 16,777,216",)
+    if unlike := [
+        pair for pair in pairing.states if pair.input not in options.states and not named_alike(source, pair)
+    ]:
+        listed = ", ".join(f"{source.quoted(pair.input)} <- {source.quoted(pair.output)}" for pair in unlike)
+        notes += (f"paired by shape alone: {listed}; if that is wrong, say it with --state INPUT=OUTPUT",)
     pairs = [f"{source.quoted(pair.input)} <- {source.quoted(pair.output)}" for pair in pairing.states]
     original = {"already_a_step": pairs, "output": source.quoted(pairing.output)[1:-1], "score": step.score}
     return ConvertedModel(step, equivalence, "step", original, plan.features, 1, notes)
@@ -323,13 +321,10 @@ def _notes(source: SourceGraph, used: list[str], options: ImportOptions) -> tupl
     return tuple(notes)
 
 
-def write_checked(
-    out: Path, content: bytes, card: Card, *, growth: FeatureNames | None = None, file: object = ""
-) -> Card:
+def write_checked(out: Path, content: bytes, card: Card, *, growth: _GrowthCheck | None = None) -> Card:
     """Writes the model to `out` once the daemon's own load has accepted it. Raises CannotServe.
 
-    With `growth` a state that grows without end on events in the range of these features is refused too; `file` names
-    the original in that message.
+    With `growth` a state that grows without end is refused too.
     """
     if not out.parent.is_dir():
         raise CannotServe(f"--out {out}: the folder {out.parent} does not exist")
@@ -338,7 +333,7 @@ def write_checked(
         card = write_model(trial, content, card)
         step = OnnxStep(load_model(trial), device="cpu")
         if growth is not None:
-            _check_growth(step, growth, file)
+            growth.check(step)
         trial.replace(out)
     except CannotServe as error:
         raise CannotServe(*(problem.replace(str(trial), str(out)) for problem in error.problems)) from error
@@ -349,16 +344,24 @@ def write_checked(
     return card
 
 
-def _check_growth(step: OnnxStep, names: FeatureNames, file: object) -> None:
-    """Raises CannotServe where the state grows without end: after some events a key would get no more predictions."""
-    centre, scale = names.scaling()
-    found = find_growth(step, events=_WALKED_EVENTS, centre=centre, scale=scale)
-    if found is not None:
-        raise CannotServe(
-            f"import {file}: {found}. On a long stream such a key ends as a dead letter for each event; a model trained"
-            " on windows is served by --mode window --window T. If all keys are short, or the values are far smaller"
-            " than 1, --allow-growth imports it all the same"
-        )
+@dataclass(frozen=True, slots=True)
+class _GrowthCheck:
+    """Refuses a state that grows without end: after some events such a key would get no more predictions."""
+
+    file: str  # the original
+    names: FeatureNames
+    remedy: str
+
+    def check(self, step: OnnxStep) -> None:
+        """Raises CannotServe where the state grows on events in the range of the features."""
+        centre, scale = self.names.scaling()
+        found = find_growth(step, events=_WALKED_EVENTS, centre=centre, scale=scale)
+        if found is not None:
+            raise CannotServe(
+                f"import {self.file}: {found}. On a long stream each further event of such a key would be a dead"
+                f" letter; {self.remedy}. If all keys are short, or values are far smaller than 1, --allow-growth"
+                " accepts it"
+            )
 
 
 def _card_facts(converted: ConvertedModel, options: ImportOptions) -> dict[str, Any]:
@@ -372,52 +375,6 @@ def _card_facts(converted: ConvertedModel, options: ImportOptions) -> dict[str, 
         "notes": list(converted.notes),
         "versions": {"lstmstream": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }
-
-
-def report(source: SourceGraph, converted: ConvertedModel, card: Card, out: Path, names: FeatureNames) -> list[str]:
-    """Lines about the original, the state, the equivalence check and what to be careful about."""
-    check, original = converted.equivalence, converted.original
-    lines = [f"{source.file} -> {out} ({converted.mode} mode)"]
-    lines += [f"  input     {original['input']}"] if "input" in original else []
-    lines += [f"  layer     {cell}" for cell in original.get("cells", ())]
-    lines += [f"  already a step: {pair}" for pair in original.get("already_a_step", ())]
-    lines.append(f"  output    {quote_untrusted(original['output'])}; score: {converted.step.score}")
-    lines.append(f"  task      {card.task}; threshold {'none' if card.threshold is None else card.threshold}")
-    lines.append(f"  features  {describe(names)}")
-    lines.append(_state_line(card))
-    where = "every event" if check.every_position else f"event {check.lengths[0]} only, the one length of the file"
-    lines.append(
-        f"  check     {check.sequences} random sequences of {' and '.join(map(str, check.lengths))} events, compared at"
-        f" {where}: largest difference {check.output_difference:.2g} (outputs), {check.state_difference:.2g} (states);"
-        f" at most {TOLERANCE:.0e} is accepted"
-    )
-    lines += [f"  note      {note}" for note in converted.notes]
-    for depends, what in ((check.depends_on_input, "the events"), (check.depends_on_past, "the past")):
-        if not depends:
-            lines.append(f"  warning   {what} changed no output in any of these sequences: is this the right file?")
-    if converted.mode == "window":
-        lines.append("  warning   until a key has a full window, it is padded with zeros in front")
-    elif "already_a_step" not in original:
-        lines += _window_warning(converted.length)
-    return lines
-
-
-def _state_line(card: Card) -> str:
-    parts = ", ".join(f"{part.name} {list(part.shape)}" for part in card.state.parts)
-    return f"  state     {card.state.size} values, {card.state.size * 4} bytes per key: {parts}"
-
-
-def _window_warning(length: int | None) -> list[str]:
-    """A step never resets its state, which is new to a model trained on windows."""
-    window, after = (f"T = {length}", str(length + 1)) if length else ("T", "T + 1")
-    option = f"--mode window{'' if length else ' --window T'}"
-    return [
-        (
-            f"  warning   if this model was trained on windows of {window} events, each from a state of zeros, it has"
-            f" never seen event {after}, and in step mode its state is never reset;"
-        ),
-        f"            {option} serves windows at about T times the cost; --compare DATA runs both on your data",
-    ]
 
 
 def _compare(
@@ -470,5 +427,5 @@ def _import_weights(
     with _any_error_as_refusal(file):
         progress.stage("tries the model as the daemon will")
         card = write_checked(out, imported.content, imported.card(*card_of, {"import": facts}))
-    print("\n".join([f"{file} -> {out} (step mode)", *imported.report, _state_line(card)]))
+    print("\n".join([f"{file} -> {out} (step mode)", *imported.report, state_line(card)]))
     return 0

@@ -24,8 +24,8 @@ _CLEAR = 3  # so alike, an optional input is a state
 # Words that say which side of the step a tensor is on, and nothing of what it is.
 _SIDES = {
     "in", "input", "inputs", "out", "output", "outputs", "new", "next", "nxt", "old", "prev", "previous", "pre", "past",
-    "present", "last", "cur", "current", "curr", "init", "initial", "final", "updated", "update", "begin", "start", "end",
-    "before", "after", "t", "n", "serving", "default", "statefulpartitionedcall", "args",
+    "present", "last", "cur", "current", "curr", "init", "initial", "final", "updated", "update", "begin", "start",
+    "end", "before", "after", "t", "n", "serving", "default", "statefulpartitionedcall", "args",
 }  # fmt: skip
 _DATA = {
     "x", "data", "input", "inputs", "event", "events", "feature", "features", "sample", "samples", "audio", "signal",
@@ -84,8 +84,8 @@ def find_pairing(
         raise source.error(
             "; ".join(
                 f"the input {describe_input(source, name)} is neither the event nor a state: no output has its shape"
-                f" and type. --constant {_plain(source, name)}=VALUE fixes it, --state {_plain(source, name)}=OUTPUT says"
-                " where its next value is"
+                f" and type. --constant {_plain(source, name)}=VALUE fixes it; --state {_plain(source, name)}=OUTPUT"
+                " names the output that is its next value"
                 for name in unpaired
             )
         )
@@ -202,6 +202,11 @@ def _likeness(source: SourceGraph, one: str, other: str) -> float:
         conflict = _numbered(first) and _numbered(second) and not {w for w in common if w.isdigit()}
         return (0.5 if conflict else 1.5) + len(common) / len(all_words)
     return 0.4 if names[0][:1].lower() == names[1][:1].lower() else 0
+
+
+def named_alike(source: SourceGraph, pair: StatePair) -> bool:
+    """Whether the names of a pair have anything in common."""
+    return _likeness(source, pair.input, pair.output) > 0
 
 
 def _numbered(words: Iterable[str]) -> bool:

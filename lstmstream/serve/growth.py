@@ -32,15 +32,16 @@ _LEAST_ACCELERATION = 1.5
 class Growth:
     """A part of the state that grows without end."""
 
-    part: str  # of the state row; or "the prediction", where that is the first number that is not finite
+    part: str  # of the state row
     event: int  # 1-based: where it was found
-    finite: bool  # False: it was no longer a finite number
+    finite: bool  # False: the part, or the prediction made of it, was no longer finite
     size: float  # its largest finite number
 
     def __str__(self) -> str:
-        if self.finite:
-            return f"{self.part} grows without end: it is {self.size:.3g} after {self.event} events"
-        return f"{self.part} grows without end: it is not finite from event {self.event} on (last {self.size:.3g})"
+        end = f"is {self.size:.3g} after {self.event} events"
+        if not self.finite:
+            end = f"was {self.size:.3g} before event {self.event}, whose result is not finite"
+        return f"the state part {self.part!r} grows without end: it {end}"
 
 
 def find_growth(
@@ -72,7 +73,7 @@ def find_growth(
         finite = out.finite()
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
-            return _not_finite(names, starts, out.state[row], event, sizes[:event, row])
+            return _not_finite(names, starts, out.state[row], sizes[:event, row])
         state = out.state
         sizes[event] = np.maximum.reduceat(np.abs(state).astype(np.float64), starts, axis=1)
         if on_event is not None:
@@ -80,17 +81,15 @@ def find_growth(
     return _exponential(names, sizes[:events])
 
 
-def _not_finite(names: list[str], starts: list[int], state: Floats, event: int, sizes: NDArray[np.float64]) -> Growth:
-    with np.errstate(invalid="ignore"):
-        bad = ~np.logical_and.reduceat(np.isfinite(state), starts)
-    if not bad.any():
-        last = float(sizes[-1].max()) if len(sizes) else 0.0
-        return Growth("the prediction", event + 1, finite=False, size=last)
-    before = np.where(bad, sizes[-1], -1.0) if len(sizes) else bad.astype(np.float64)
-    part = int(before.argmax())
-    return Growth(
-        f"state part {names[part]!r}", event + 1, finite=False, size=float(sizes[-1][part]) if len(sizes) else 0.0
-    )
+def _not_finite(names: list[str], starts: list[int], state: Floats, sizes: NDArray[np.float64]) -> Growth:
+    """`state` is the row of the key at the event after those of `sizes` [events, parts]."""
+    event = len(sizes) + 1
+    if not len(sizes):
+        return Growth(names[0], event, finite=False, size=0.0)
+    bad = ~np.logical_and.reduceat(np.isfinite(state), starts)
+    growth = sizes[-1] / np.maximum(sizes[len(sizes) // 2], np.finfo(np.float32).tiny)
+    part = int(np.where(bad if bad.any() else True, growth, -1.0).argmax())
+    return Growth(names[part], event, finite=False, size=float(sizes[-1][part]))
 
 
 def _exponential(names: list[str], sizes: NDArray[np.float64]) -> Growth | None:
@@ -107,7 +106,7 @@ def _exponential(names: list[str], sizes: NDArray[np.float64]) -> Growth | None:
     if not grows.any():
         return None
     _, part = np.unravel_index(int(np.where(grows, second, -np.inf).argmax()), grows.shape)
-    return Growth(f"state part {names[part]!r}", events, finite=True, size=float(largest[-1][:, part].max()))
+    return Growth(names[part], events, finite=True, size=float(largest[-1][:, part].max()))
 
 
 @dataclass(frozen=True, slots=True)
