@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from lstmstream.errors import CannotServe
 from lstmstream.importer.equivalence import EquivalenceReport
-from lstmstream.importer.graph import Array, SourceGraph, copy_of, open_session, prune, run
+from lstmstream.importer.graph import Array, SourceGraph, copy_of, open_session, printable, prune, run
 from lstmstream.importer.original_step import Reference, check_wrapped_states
 from lstmstream.importer.state_pairs import StatePair, StatePairing
 from lstmstream.importer.static_shapes import AxisSizes, make_dynamic
@@ -62,6 +62,8 @@ def step_of_pairing(
             accept(step, plan.features)
         except CannotServe as error:
             reasons.append(error)
+        except (ValueError, IndexError, KeyError, TypeError) as error:  # of numpy and protobuf, on axes that do not fit
+            reasons.append(source.error(f"its inputs and outputs do not fit together ({printable(error)})"))
         else:
             return step, report, plan
     raise reasons[-1]

@@ -50,7 +50,10 @@ class Reference:
             return None
         feed = self.first_feed()
         x = feed.pop(self._plan.data.name)
-        shape = self._step(x, feed)[self._pairing.output].shape
+        return self._key_axis(self._step(x, feed)[self._pairing.output].shape)
+
+    def _key_axis(self, shape: tuple[int, ...]) -> int:
+        """The axis of the keys of a prediction of this shape. Raises CannotServe where there is none."""
         axis = next((axis for axis, size in enumerate(shape) if size == self.keys), None)
         if axis is None:
             raise self._source.error(
@@ -86,7 +89,7 @@ class Reference:
         value = np.asarray(out[self._pairing.output], np.float32)
         if self.keys == 1:
             return value.reshape(1, -1)
-        axis = next((axis for axis, size in enumerate(value.shape) if size == self.keys), 0)
+        axis = self._key_axis(value.shape)
         return np.moveaxis(value, axis, 0).reshape(self.keys, -1)
 
 
