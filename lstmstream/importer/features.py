@@ -109,7 +109,7 @@ def _wrong(text: str) -> CannotServe:
 def _field(text: str, part: str) -> FieldOptions:
     found = _ARRAY.fullmatch(part)
     name, size = (found[1].strip(), int(found[2] or found[3])) if found else (part, 1)
-    if not name or not 1 <= size <= MAX_ARRAY_SIZE:
+    if not name or (found is None and set("[]") & set(part)) or not 1 <= size <= MAX_ARRAY_SIZE:
         raise _wrong(text)
     return FieldOptions(name=name, size=size)
 

@@ -60,7 +60,7 @@ REFUSED = {
     "torch/tokens.onnx": r"input 'input' is not float32",
     "torch/two_inputs.onnx": r"several inputs that are sequences \('x', 'y'\)",
     "keras/bidirectional.keras": r"layer 'bidirectional' \(Bidirectional\): also reads the sequence from its end",
-    "keras/one_event.keras": r"takes one event .* save it with stateful=True; otherwise build it with a time axis of None",
+    "keras/one_event.keras": r"takes one event .* save it with stateful=True; otherwise build it",
     "keras/half_stateful.keras": r"\(LSTM\): stateful=False, though .* is stateful",
     "keras/backwards.keras": r"layer 'lstm_\d+' \(LSTM\): go_backwards",
     "keras/masking.keras": r"layer 'masking' \(Masking\): skips events",

@@ -17,7 +17,7 @@ from lstmstream.importer.command import import_model
 from lstmstream.model import load_model
 
 pytestmark = pytest.mark.torch
-EVENTS = 300
+EVENTS = 200
 
 
 def check(file: Path, carried: dict[str, str], *, output: str = "y", width: int = F, **options: Any) -> Any:
@@ -43,14 +43,14 @@ NAMES = [
 
 @pytest.mark.parametrize(("before", "after"), NAMES)
 def test_one_state_is_found_whatever_its_name(tmp_path: Path, before: str, after: str) -> None:
-    for batch in ("batch", None, 1):
+    for batch in ("batch", 1):
         file = cell(tmp_path / "a.onnx", batch, names=("x", before, "y", after))
         card = check(file, {before: after})
         assert [(part.name, part.shape) for part in card.state.parts] == [(before, (H,))]
 
 
 @pytest.mark.parametrize("form", ["plain", "if", "scan", "loop"])
-@pytest.mark.parametrize("batch", ["batch", 1, 2, 32])
+@pytest.mark.parametrize("batch", ["batch", 1, 8])
 def test_the_state_is_kept_wherever_it_is_computed(tmp_path: Path, form: str, batch: Any) -> None:
     check(cell(tmp_path / "a.onnx", batch, form=form), {"h": "h_next"})
 
@@ -135,7 +135,7 @@ def rated(path: Path, batch: Any = "batch", *, dims: list[int] | None = None, ki
 
     nodes = [
         helper.make_node("Equal", ["sr", "wanted"], ["is16"]),
-        *([helper.make_node("Squeeze", ["is16"], ["yes"])] if dims else [helper.make_node("Identity", ["is16"], ["yes"])]),
+        helper.make_node("Squeeze" if dims else "Identity", ["is16"], ["yes"]),
         helper.make_node("If", ["yes"], ["front"], then_branch=branch(0), else_branch=branch(1)),
         helper.make_node("Unsqueeze", ["front", "zero"], ["both"]),
         helper.make_node("Mul", ["state", "decay"], ["kept"]),
@@ -153,10 +153,11 @@ def rated(path: Path, batch: Any = "batch", *, dims: list[int] | None = None, ki
     return save(path, nodes, inputs, [value("output", [batch, 1]), value("stateN", [2, batch, H])], weights)
 
 
-@pytest.mark.parametrize("batch", ["batch", 1, None])
-@pytest.mark.parametrize("rate", [16000, 8000])
-@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT])
-@pytest.mark.parametrize("dims", [None, [1]])
+@pytest.mark.parametrize(
+    ("batch", "rate", "kind", "dims"),
+    [("batch", 16000, TensorProto.INT64, None), (1, 16000, TensorProto.INT64, [1]), (None, 8000, TensorProto.INT32, None),
+     (1, 8000, TensorProto.FLOAT, None), ("batch", 8000, TensorProto.FLOAT, [1])],
+)  # fmt: skip
 def test_a_rate_is_fixed_and_the_event_is_one_array(
     tmp_path: Path, batch: Any, rate: int, kind: int, dims: Any
 ) -> None:
