@@ -174,7 +174,18 @@ def import_(
     mode: Annotated[
         str, typer.Option(help="step: keep a state between events. window: keep the last T inputs.")
     ] = "step",
-    features: Annotated[str | None, typer.Option(help="Fields of the inputs, in order: a,b,c.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Fields of the inputs, in order: a,b,c; an array: a[576]; or a YAML file.")
+    ] = None,
+    constant: Annotated[
+        list[str] | None, typer.Option(help="Fix an input: NAME=VALUE. May be given several times.")
+    ] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="A state's input and output: IN=OUT. May be given several times.")
+    ] = None,
+    allow_growth: Annotated[
+        bool, typer.Option("--allow-growth", help="Import a model whose state grows without end.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the file's.")] = None,
     version: Annotated[str, typer.Option(help="Version of the model.")] = "1",
     task: Annotated[str | None, typer.Option(help="anomaly, classify or forecast.")] = None,
@@ -213,6 +224,9 @@ def import_(
         compare=compare,
         key=key,
         timestamp=timestamp,
+        constants=constant or (),
+        states=state or (),
+        allow_growth=allow_growth,
     )
 
 

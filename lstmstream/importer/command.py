@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -21,22 +22,29 @@ import onnxruntime
 from lstmstream import __version__
 from lstmstream.errors import CannotServe
 from lstmstream.importer.compare import compare_modes
-from lstmstream.importer.equivalence import TOLERANCE, EquivalenceReport, check_equivalence
-from lstmstream.importer.existing_step import check_wrapped_states, find_pairing, wrap_states
+from lstmstream.importer.constants import fix_inputs, parse_assignments
+from lstmstream.importer.equivalence import check_equivalence
+from lstmstream.importer.existing_step import step_of_pairing
+from lstmstream.importer.features import FeatureNames, add_scaling, default_features, parse_features
 from lstmstream.importer.graph import SourceGraph, parse_checked, printable, read_onnx
 from lstmstream.importer.keras_file import read_keras
-from lstmstream.importer.layout import Layout, check_can_be_step, possible_layouts
+from lstmstream.importer.layout import Layout, check_can_be_step, only_initial_states, possible_layouts
+from lstmstream.importer.progress import ImportProgress
+from lstmstream.importer.report import ConvertedModel, Mode, report, state_line
+from lstmstream.importer.state_pairs import StatePairing, find_pairing, named_alike
 from lstmstream.importer.step_form import POSITION_DEPENDENT, Missing, StepGraph, to_step
 from lstmstream.importer.weights import read_weights
 from lstmstream.importer.window import check_window, to_window
 from lstmstream.model import load_model, write_model
-from lstmstream.model.card import Card, Feature
-from lstmstream.model.onnx_proto import quote_untrusted
+from lstmstream.model.card import Card
+from lstmstream.model.onnx_proto import FLOAT, quote_untrusted
+from lstmstream.serve.growth import find_growth
 from lstmstream.serve.step import OnnxStep
+from lstmstream.train.export import OUTPUTS
 
-Mode = Literal["step", "window"]
 Task = Literal["anomaly", "classify", "forecast"]
 _WEIGHTS = {".pt", ".pth", ".bin", ".safetensors"}
+_WALKED_EVENTS = 2048  # in search of a state that grows without end
 _HDF5 = b"\x89HDF\r\n\x1a\n"  # the signature
 
 
@@ -45,24 +53,13 @@ class ImportOptions:
     """The user's options for the conversion of a graph."""
 
     mode: Mode = "step"
-    features: tuple[str, ...] | None = None
+    features: FeatureNames | None = None
     window: int | None = None
     missing: Missing = "zero"
     score_column: int | None = None
     output: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertedModel:
-    """A converted and checked model that is not yet written."""
-
-    step: StepGraph
-    equivalence: EquivalenceReport
-    mode: Mode
-    original: dict[str, Any]  # description of the original, JSON values
-    features: int  # F
-    length: int | None  # of the sequences, where the file fixes it
-    notes: tuple[str, ...] = field(default=())
+    constants: Mapping[str, str] = field(default_factory=dict)  # input -> value as text
+    states: Mapping[str, str] = field(default_factory=dict)  # input -> output with its next value
 
 
 def import_model(
@@ -83,51 +80,83 @@ def import_model(
     compare: Path | None = None,
     key: str | None = None,
     timestamp: str | None = None,
+    constants: Sequence[str] = (),
+    states: Sequence[str] = (),
+    allow_growth: bool = False,
 ) -> int:
     """Imports `file` to `out`, prints the report and returns the exit code 0. Raises CannotServe.
 
-    `features` are names separated by commas; `layout` is the YAML that describes a file of weights; `compare` is data
-    on which both modes are run.
+    `features` are as features.py describes them; `layout` is the YAML that describes a file of weights; `compare` is
+    data on which both modes are run. `constants` (input=value) fix inputs, `states` (input=output) pair them.
+    `allow_growth` accepts a state that grows without end.
     """
-    names = _names(features)
+    names = parse_features(features)
     if mode not in {"step", "window"} or missing not in {"zero", "error"}:
         raise CannotServe(f"import: --mode {mode} --missing {missing}: should be step or window, zero or error")
     if file.suffix in _WEIGHTS:
-        return _import_weights(file, layout, out, mode, (name or file.stem, version, task, threshold), names)
+        with ImportProgress(file) as progress:
+            return _import_weights(
+                file, layout, out, mode, (name or file.stem, version, task, threshold), names, progress
+            )
     if layout is not None:
         raise CannotServe(f"import {file}: --layout is for files of weights ({', '.join(sorted(_WEIGHTS))})")
-    options = ImportOptions(mode, names, window, missing, score_column, output)
+    if compare is not None and names is not None and names.arrays:
+        raise CannotServe(f"import: --compare cannot read arrays ({', '.join(names.arrays)}); import without it")
+    options = ImportOptions(
+        mode, names, window, missing, score_column, output, parse_assignments("--constant", constants),
+        parse_assignments("--state", states),
+    )  # fmt: skip
+    with ImportProgress(file) as progress:
+        source, converted, card, names = _convert_and_write(
+            file, out, options, (name or file.stem, version, task, threshold), progress, allow_growth=allow_growth
+        )
+    print("\n".join(report(source, converted, card, out, names)))
+    if compare is not None:
+        with ImportProgress(compare) as progress:
+            progress.stage("runs both modes on the data")
+            lines = _compare(source, options, converted, compare, names, key, timestamp)
+        print("\n".join(lines))
+    return 0
+
+
+def _convert_and_write(
+    file: Path,
+    out: Path,
+    options: ImportOptions,
+    card_of: tuple[str, str, Task | None, float | None],
+    progress: ImportProgress,
+    *,
+    allow_growth: bool,
+) -> tuple[SourceGraph, ConvertedModel, Card, FeatureNames]:
+    """Converts `file` and writes it to `out`. `card_of`: name, version, task and threshold of the card."""
+    name, version, task, threshold = card_of
     with _any_error_as_refusal(file):
         source, origin = _open(file)
-        converted = convert(source, options)
-    names = names or tuple(f"x{index}" for index in range(converted.features))
+        progress.stage("converts it and compares it with the original on random sequences")
+        source, converted = convert(source, options)
+        names = options.features or default_features(converted.features)
+        add_scaling(converted.step.model, names)
     kind: Task = task or ("classify" if converted.step.probability else "forecast")
-    training = {"import": {"file": file.name, **origin, **_card_facts(converted, missing)}}
+    training = {"import": {"file": file.name, **origin, **_card_facts(converted, options)}}
     card = Card(
-        name=name or file.stem,
+        name=name,
         version=version,
         task=kind,
-        features=tuple(Feature(one, "number") for one in names),
+        features=names.features,
         state=converted.step.state,
         outputs=("state_out", "score", "prediction"),
         threshold=threshold,
         training=training,
     )
     with _any_error_as_refusal(file):
-        card = write_checked(out, converted.step.model.SerializeToString(deterministic=True), card)
-    print("\n".join(report(source, converted, card, out)))
-    if compare is not None:
-        print("\n".join(_compare(source, options, converted, compare, names, key, timestamp)))
-    return 0
-
-
-def _names(features: str | None) -> tuple[str, ...] | None:
-    if features is None:
-        return None
-    names = tuple(name.strip() for name in features.split(","))
-    if not all(names) or len(set(names)) != len(names):
-        raise CannotServe(f"import: --features {features}: should be distinct names separated by commas")
-    return names
+        progress.stage("tries the model as the daemon will")
+        content = converted.step.model.SerializeToString(deterministic=True)
+        remedy = "train it on longer sequences, or with layers that saturate (tanh)"
+        if "already_a_step" not in converted.original:
+            remedy = f"a model trained on windows is served by --mode window --window {converted.length or 'T'}"
+        grows = None if converted.mode == "window" or allow_growth else _GrowthCheck(str(file), names, remedy)
+        card = write_checked(out, content, card, growth=grows)
+    return source, converted, card, names
 
 
 def _open(file: Path) -> tuple[SourceGraph, dict[str, Any]]:
@@ -144,7 +173,8 @@ def _open(file: Path) -> tuple[SourceGraph, dict[str, Any]]:
         origin = {"format": "keras", "keras": version, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         return parse_checked(content, str(file)), origin
     source = read_onnx(file)
-    return source, {"format": "onnx", "opset": source.opset, "sha256": source.sha256}
+    outside = {"external_data": dict(source.data_files)} if source.data_files else {}
+    return source, {"format": "onnx", "opset": source.opset, "sha256": source.sha256, **outside}
 
 
 def _is_hdf5(file: Path) -> bool:
@@ -170,35 +200,66 @@ def _any_error_as_refusal(source: object) -> Iterator[None]:
         ) from error
 
 
-def convert(source: SourceGraph, options: ImportOptions) -> ConvertedModel:
-    """Converts the graph and checks the result against it. Raises CannotServe naming what prevents it."""
-    output = options.output or source.outputs[0]
-    if output not in source.outputs:
+def convert(source: SourceGraph, options: ImportOptions) -> tuple[SourceGraph, ConvertedModel]:
+    """Converts the graph and checks the result against it. Raises CannotServe naming what prevents it.
+
+    Returns the graph as it was converted, with its constants, as well.
+    """
+    source = fix_inputs(source, options.constants)
+    wanted = None if options.output is None else source.current_name(options.output)
+    if wanted is not None and wanted not in source.outputs:
         available = ", ".join(map(source.quoted, source.outputs))
-        raise source.error(f"--output {quote_untrusted(output)}: the file has no such output; it has {available}")
-    notes = _notes(source, output, options)
+        raise source.error(f"--output {quote_untrusted(wanted)}: the file has no such output; it has {available}")
     if options.mode == "step":
-        pairing = find_pairing(source, options.output)
-        if pairing is not None:
-            if options.features is not None and len(options.features) != pairing.features:
-                raise source.error(
-                    f"--features has {len(options.features)} names, but the input takes {pairing.features}"
-                )
-            step = wrap_states(source, pairing, missing=options.missing, column=options.score_column)
-            pairs = [f"{source.quoted(one)} <- {source.quoted(two)}" for one, two, _ in pairing.states]
-            original = {"already_a_step": pairs, "output": source.quoted(pairing.output)[1:-1], "score": step.score}
-            equivalence = check_wrapped_states(source, pairing, step)
-            return ConvertedModel(step, equivalence, "step", original, pairing.features, 1, notes)
+        found = None
+        if options.states or not only_initial_states(source):
+            found = find_pairing(source, wanted, options.states)
+        if found is not None:
+            return found[0], _convert_existing_step(*found, options)
         check_can_be_step(source)
+    elif options.states:
+        raise source.error("--state is for --mode step")
+    output = wanted or source.outputs[0]
     first: CannotServe | None = None
-    count = len(options.features) if options.features else None
+    count = options.features.columns if options.features else None
     for layout in possible_layouts(source, count, whole=options.mode == "window"):
         try:
-            return _convert_with_layout(source, layout, output, options, notes)
+            return source, _convert_with_layout(source, layout, output, options, _notes(source, [output], options))
         except CannotServe as error:
             first = first or error
     assert first is not None  # possible_layouts() raises where there is none
     raise first
+
+
+def _convert_existing_step(source: SourceGraph, pairing: StatePairing, options: ImportOptions) -> ConvertedModel:
+    def accept(step: StepGraph, features: int) -> None:
+        """Raises CannotServe where the daemon would refuse the step, as of rows that depend on each other."""
+        if options.features is not None and options.features.columns != features:
+            raise source.error(
+                f"--features has {options.features.columns} {'values' if options.features.arrays else 'names'}, but the"
+                f" input {source.quoted(pairing.data)} takes {features}"
+            )
+        card = Card("trial", "1", "forecast", default_features(features).features, step.state, OUTPUTS)
+        with TemporaryDirectory() as folder:
+            write_checked(Path(folder) / "trial.onnx", step.model.SerializeToString(deterministic=True), card)
+
+    step, equivalence, plan = step_of_pairing(
+        source, pairing, missing=options.missing, column=options.score_column, accept=accept
+    )
+    notes = _notes(source, [pairing.output, *(pair.output for pair in pairing.states)], options)
+    if plan.scan:
+        notes += ("its batch is fixed, or its result changes with the batch: keys are computed one by one (slower)",)
+    if whole := [pair.input for pair in pairing.states if source.element(pair.input) != FLOAT]:
+        names = ", ".join(map(source.quoted, whole))
+        notes += (f"the whole numbers in {names} are kept as float32, which is exact up to 16,777,216",)
+    if unlike := [
+        pair for pair in pairing.states if pair.input not in options.states and not named_alike(source, pair)
+    ]:
+        listed = ", ".join(f"{source.quoted(pair.input)} <- {source.quoted(pair.output)}" for pair in unlike)
+        notes += (f"paired by shape alone: {listed}; if that is wrong, say it with --state INPUT=OUTPUT",)
+    pairs = [f"{source.quoted(pair.input)} <- {source.quoted(pair.output)}" for pair in pairing.states]
+    original = {"already_a_step": pairs, "output": source.quoted(pairing.output)[1:-1], "score": step.score}
+    return ConvertedModel(step, equivalence, "step", original, plan.features, 1, notes)
 
 
 def _convert_with_layout(
@@ -218,9 +279,14 @@ def _convert_with_layout(
         original["score"] = step.score
         return ConvertedModel(step, equivalence, "window", original, layout.features, layout.time, notes)
     if layout.time == 1:
+        remedy = "some exporters silently fix the length to one: export it with a dynamic time axis"
+        if source.file.endswith(".keras"):
+            remedy = (
+                "if its layers keep their state between calls, save it with stateful=True; otherwise build it with a"
+                " time axis of None, Input((None, features)), load its weights and save it again"
+            )
         raise source.error(
-            f"it takes one event ({layout.where}) and has no state as input or output, so it has no memory; some"
-            " exporters silently fix the length to one: export it with a dynamic time axis"
+            f"it takes one event ({layout.where}) and has no state as input or output, so it has no memory; {remedy}"
         )
     if layout.states and len(source.outputs) <= len(layout.states):
         raise source.error(
@@ -235,10 +301,15 @@ def _convert_with_layout(
     return ConvertedModel(step, equivalence, "step", original, layout.features, layout.time, notes)
 
 
-def _notes(source: SourceGraph, output: str, options: ImportOptions) -> tuple[str, ...]:
-    """Sentences about the file for the report and the card."""
+def _notes(source: SourceGraph, used: list[str], options: ImportOptions) -> tuple[str, ...]:
+    """Sentences about the file for the report and the card; `used` are the outputs that are taken."""
     notes = []
-    if others := [name for name in source.outputs if name != output]:
+    if source.precision is not None:
+        notes.append(f"the file computes in {source.precision}; the model, and what it is compared with, in float32")
+    for name, text in options.constants.items():
+        unused = " (no output depends on it)" if name in source.unused else ""
+        notes.append(f"the input {quote_untrusted(name)} is fixed to {text}{unused}")
+    if others := [name for name in source.outputs if name not in used]:
         notes.append(f"other outputs are left out: {', '.join(map(source.quoted, others))} (--output chooses one)")
     operators = {node.op_type for node in source.graph.node}
     if options.missing == "zero":
@@ -250,14 +321,19 @@ def _notes(source: SourceGraph, output: str, options: ImportOptions) -> tuple[st
     return tuple(notes)
 
 
-def write_checked(out: Path, content: bytes, card: Card) -> Card:
-    """Writes the model to `out` once the daemon's own load has accepted it. Raises CannotServe."""
+def write_checked(out: Path, content: bytes, card: Card, *, growth: _GrowthCheck | None = None) -> Card:
+    """Writes the model to `out` once the daemon's own load has accepted it. Raises CannotServe.
+
+    With `growth` a state that grows without end is refused too.
+    """
     if not out.parent.is_dir():
         raise CannotServe(f"--out {out}: the folder {out.parent} does not exist")
     trial = out.with_name(f".{out.name}.{os.getpid()}.trial")
     try:
         card = write_model(trial, content, card)
-        OnnxStep(load_model(trial), device="cpu")
+        step = OnnxStep(load_model(trial), device="cpu")
+        if growth is not None:
+            growth.check(step)
         trial.replace(out)
     except CannotServe as error:
         raise CannotServe(*(problem.replace(str(trial), str(out)) for problem in error.problems)) from error
@@ -268,62 +344,37 @@ def write_checked(out: Path, content: bytes, card: Card) -> Card:
     return card
 
 
-def _card_facts(converted: ConvertedModel, missing: Missing) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _GrowthCheck:
+    """Refuses a state that grows without end: after some events such a key would get no more predictions."""
+
+    file: str  # the original
+    names: FeatureNames
+    remedy: str
+
+    def check(self, step: OnnxStep) -> None:
+        """Raises CannotServe where the state grows on events in the range of the features."""
+        centre, scale = self.names.scaling()
+        found = find_growth(step, events=_WALKED_EVENTS, centre=centre, scale=scale)
+        if found is not None:
+            raise CannotServe(
+                f"import {self.file}: {found}. On a long stream each further event of such a key would be a dead"
+                f" letter; {self.remedy}. If all keys are short, or values are far smaller than 1, --allow-growth"
+                " accepts it"
+            )
+
+
+def _card_facts(converted: ConvertedModel, options: ImportOptions) -> dict[str, Any]:
     """Facts about the import for the card: JSON values, without time and path, so that the file is deterministic."""
     return {
         "mode": converted.mode,
         **converted.original,
-        "missing": missing,
+        "missing": options.missing,
+        **({"constants": dict(options.constants)} if options.constants else {}),
         "equivalence": converted.equivalence.to_dict(),
         "notes": list(converted.notes),
         "versions": {"lstmstream": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }
-
-
-def report(source: SourceGraph, converted: ConvertedModel, card: Card, out: Path) -> list[str]:
-    """Lines about the original, the state, the equivalence check and what to be careful about."""
-    check, original = converted.equivalence, converted.original
-    lines = [f"{source.file} -> {out} ({converted.mode} mode)"]
-    lines += [f"  input     {original['input']}"] if "input" in original else []
-    lines += [f"  layer     {cell}" for cell in original.get("cells", ())]
-    lines += [f"  already a step: {pair}" for pair in original.get("already_a_step", ())]
-    lines.append(f"  output    {quote_untrusted(original['output'])}; score: {converted.step.score}")
-    lines.append(f"  task      {card.task}; threshold {'none' if card.threshold is None else card.threshold}")
-    lines.append(f"  features  {', '.join(feature.name for feature in card.features)}")
-    lines.append(_state_line(card))
-    where = "every event" if check.every_position else f"event {check.lengths[0]} only, the one length of the file"
-    lines.append(
-        f"  check     {check.sequences} random sequences of {' and '.join(map(str, check.lengths))} events, compared at"
-        f" {where}: largest difference {check.output_difference:.2g} (outputs), {check.state_difference:.2g} (states);"
-        f" at most {TOLERANCE:.0e} is accepted"
-    )
-    lines += [f"  note      {note}" for note in converted.notes]
-    for depends, what in ((check.depends_on_input, "the events"), (check.depends_on_past, "the past")):
-        if not depends:
-            lines.append(f"  warning   {what} changed no output in any of these sequences: is this the right file?")
-    if converted.mode == "window":
-        lines.append("  warning   until a key has a full window, it is padded with zeros in front")
-    elif "already_a_step" not in original:
-        lines += _window_warning(converted.length)
-    return lines
-
-
-def _state_line(card: Card) -> str:
-    parts = ", ".join(f"{part.name} {list(part.shape)}" for part in card.state.parts)
-    return f"  state     {card.state.size} values, {card.state.size * 4} bytes a key: {parts}"
-
-
-def _window_warning(length: int | None) -> list[str]:
-    """A step keeps its state forever, which is new to a model trained on windows."""
-    window, after = (f"T = {length}", str(length + 1)) if length else ("T", "T + 1")
-    option = f"--mode window{'' if length else ' --window T'}"
-    return [
-        (
-            f"  warning   if this model was trained on windows of {window} events, each from a state of zeros, it has"
-            f" never seen event {after}, and in step mode its state never ends;"
-        ),
-        f"            {option} serves windows at about T times the cost; --compare DATA runs both on your data",
-    ]
 
 
 def _compare(
@@ -331,7 +382,7 @@ def _compare(
     options: ImportOptions,
     converted: ConvertedModel,
     data: Path,
-    names: tuple[str, ...],
+    names: FeatureNames,
     key: str | None,
     timestamp: str | None,
 ) -> list[str]:
@@ -344,11 +395,13 @@ def _compare(
     other: Mode = "window" if converted.mode == "step" else "step"
     try:
         with _any_error_as_refusal(source.file):
-            second = convert(source, replace(options, mode=other, window=window))
+            _, second = convert(source, replace(options, mode=other, window=window, constants={}))
+            add_scaling(second.step.model, names)
     except CannotServe as error:
         return [f"  compare   only {converted.mode} mode is possible; {other} mode is not: {error}"]
     steps = {converted.mode: converted.step, other: second.step}
-    return compare_modes(steps["step"], steps["window"], window, data, names, key, timestamp)
+    fields = tuple(one.name for one in names.fields)
+    return compare_modes(steps["step"], steps["window"], window, data, fields, key, timestamp)
 
 
 def _import_weights(
@@ -357,17 +410,22 @@ def _import_weights(
     out: Path,
     mode: Mode,
     card_of: tuple[str, str, Task | None, float | None],
-    names: tuple[str, ...] | None,
+    names: FeatureNames | None,
+    progress: ImportProgress,
 ) -> int:
     """`card_of`: name, version, task and threshold of the card."""
     if layout is None:
         raise CannotServe(f"import {file}: weights alone do not describe the model; describe it with --layout YAML")
     if mode == "window":
         raise CannotServe(f"import {file}: --mode window needs the graph; export the model to ONNX and import that")
+    if names is not None and (names.scaled or names.arrays):
+        raise CannotServe(f"import {file}: --features only names fields here; describe scaling in {layout.name}")
     with _any_error_as_refusal(file):
-        imported = read_weights(file, layout, names)
+        progress.stage("converts it and compares it with torch's equations on random sequences")
+        imported = read_weights(file, layout, None if names is None else tuple(one.name for one in names.fields))
     facts = {"file": file.name, "format": "weights", "sha256": imported.sha256, "mode": "step", **imported.facts}
     with _any_error_as_refusal(file):
+        progress.stage("tries the model as the daemon will")
         card = write_checked(out, imported.content, imported.card(*card_of, {"import": facts}))
-    print("\n".join([f"{file} -> {out} (step mode)", *imported.report, _state_line(card)]))
+    print("\n".join([f"{file} -> {out} (step mode)", *imported.report, state_line(card)]))
     return 0

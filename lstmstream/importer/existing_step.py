@@ -1,22 +1,26 @@
 """Gives one state row to a graph that is a step already: one event and its states in, the next states out.
 
-The graph itself is unchanged, only its inputs and outputs are. Which output is the next value of which input is decided
-by shape and, where two have the same shape, by the first letter of their names (h, c); an ambiguous pair is an error.
+The graph itself is kept, only its inputs and outputs change. A batch of many keys goes through it in one of two ways:
+along a batch axis, which is made dynamic where the file fixes it; or, where that cannot be done or changes a result,
+row by row in a Scan, which takes longer and computes what the original computes for one key.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import helper
+from onnx import TensorProto, helper
 
-from lstmstream.importer.equivalence import TOLERANCE, EquivalenceReport, StepRunner, difference, largest
-from lstmstream.importer.graph import Array, SourceGraph, copy_of, open_session, run
-from lstmstream.importer.layout import Floats
+from lstmstream.errors import CannotServe
+from lstmstream.importer.equivalence import EquivalenceReport
+from lstmstream.importer.graph import Array, SourceGraph, copy_of, open_session, printable, prune, run
+from lstmstream.importer.original_step import Reference, check_wrapped_states
+from lstmstream.importer.state_pairs import StatePair, StatePairing
+from lstmstream.importer.static_shapes import AxisSizes, make_dynamic
 from lstmstream.importer.step_form import (
+    PROBES,
     GraphOutput,
     Missing,
     Score,
@@ -28,174 +32,249 @@ from lstmstream.importer.step_form import (
     keep_outputs,
     replace_missing,
 )
+from lstmstream.importer.step_plans import Plan, Port, initial_row, possible_plans
 from lstmstream.model.card import StatePart, StateSpec
 from lstmstream.model.onnx_proto import FLOAT
 
-_KEYS, _EVENTS = 3, 9
+_MAX_STATE = 2**24  # values of one key
+_NO_LENGTH = -2  # no axis has this size: a step has no length
 
 
-@dataclass(frozen=True, slots=True)
-class StatePairing:
-    """The input for the event, and the output that holds the next value of each state."""
+def step_of_pairing(
+    source: SourceGraph,
+    pairing: StatePairing,
+    *,
+    missing: Missing,
+    column: int | None,
+    accept: Callable[[StepGraph, int], None],
+) -> tuple[StepGraph, EquivalenceReport, Plan]:
+    """The step graph of the first plan that computes what the original computes.
 
-    data: str
-    data_dims: tuple[int | None, ...]
-    states: tuple[tuple[str, str, tuple[int | None, ...]], ...]  # input, output, dims of the input
-    output: str
-
-    @property
-    def features(self) -> int:
-        """F, the number of features."""
-        return int(self.data_dims[-1] or 0)
-
-    def part(self, dims: tuple[int | None, ...]) -> tuple[int, ...]:
-        """Shape of a state with dimensions `dims` in the state row: [H], or [L, H] of several layers."""
-        sizes = [int(dims[0] or 1), int(dims[-1] or 0)] if len(dims) == 3 else [int(dims[-1] or 0)]
-        return tuple(sizes[-1:] if sizes[0] == 1 and len(sizes) == 2 else sizes)
-
-
-def find_pairing(source: SourceGraph, wanted: str | None) -> StatePairing | None:
-    """The pairing of a graph that is a step, with the output `wanted` as its prediction; None for other graphs.
-
-    Raises CannotServe where it is a step and the pairing is ambiguous.
+    `accept` raises CannotServe for a step, and its number of features, that the daemon would not load. Raises
+    CannotServe, with the reason of the plan that changes least, where there is no such plan.
     """
-    ranks = {name: len(source.dims(name)) for name in source.inputs}
-    if len(ranks) < 2 or any(source.element(name) != FLOAT for name in ranks):
-        return None
-    data = source.inputs[0]
-    dims = source.dims(data)
-    if not (len(dims) == 2 or (len(dims) == 3 and 1 in dims[:2])) or not dims[-1]:
-        return None
-    outputs = [name for name in source.outputs if name != wanted] if wanted else list(source.outputs)
-    pairs, taken = [], set()
-    for name in source.inputs[1:]:
-        mine = source.dims(name)
-        alike = [other for other in outputs if _alike(source.dims(other), mine)]
-        rivals = [other for other in source.inputs[1:] if other != name and _alike(source.dims(other), mine)]
-        if not alike:
-            return None
-        if len(alike) > 1 or rivals:
-            alike = [other for other in alike if other.lower()[:1] == name.lower()[:1]]
-        if len(alike) != 1 or alike[0] in taken or not mine[-1]:
-            raise source.error(
-                f"it is a step already, but which output is the next value of {source.quoted(name)} is ambiguous; give"
-                " inputs and outputs names with the same first letter (h, c -> h_next, c_next)"
-            )
-        pairs.append((name, alike[0], mine))
-        taken.add(alike[0])
-    output = wanted or next((name for name in outputs if name not in taken), pairs[0][1])
-    return StatePairing(data, dims, tuple(pairs), output)
+    _check_types(source, pairing)
+    reasons = []
+    for plan in possible_plans(source, pairing):
+        try:
+            step = wrap_states(source, pairing, plan, missing=missing, column=column)
+            report = check_wrapped_states(source, pairing, plan, step)
+            accept(step, plan.features)
+        except CannotServe as error:
+            reasons.append(error)
+        except (ValueError, IndexError, KeyError, TypeError) as error:  # of numpy and protobuf, on axes that do not fit
+            reasons.append(source.error(f"its inputs and outputs do not fit together ({printable(error)})"))
+        else:
+            return step, report, plan
+    raise reasons[-1]
 
 
-def _alike(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
-    """Whether two shapes can be the same state's; None, an undeclared size, matches any."""
-    return len(one) == len(other) and all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
+def _check_types(source: SourceGraph, pairing: StatePairing) -> None:
+    kind = source.element(pairing.data)
+    if kind not in {FLOAT, TensorProto.INT32, TensorProto.INT64}:
+        raise source.error(f"the input {source.quoted(pairing.data)} is not a number (ONNX type {kind})")
+    if source.element(pairing.output) not in {FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}:
+        raise source.error(f"the output {source.quoted(pairing.output)} is not a number; --output chooses another")
 
 
-def wrap_states(source: SourceGraph, pairing: StatePairing, *, missing: Missing, column: int | None) -> StepGraph:
+def wrap_states(
+    source: SourceGraph, pairing: StatePairing, plan: Plan, *, missing: Missing, column: int | None
+) -> StepGraph:
     """The step graph: states are taken out of the state row and put back. Raises CannotServe."""
-    sizes = [size for name in source.inputs for size in [_batch_of(source, name)] if size not in {None, 1}]
-    if sizes or any(_batch_of(source, name) == 1 for name in source.inputs):
-        raise source.error("its batch size is fixed; export the step with a dynamic batch axis")
+    parts: list[StatePart] = []
+    initial: list[float] = []
+    for port, pair in zip(plan.states, pairing.states, strict=True):
+        shape = tuple(size for size in port.row if size != 1) or (1,)
+        parts.append(StatePart(_part_name(source, pair, parts), len(initial), shape))
+        initial += initial_row(source, port, pair)
+        if len(initial) > _MAX_STATE:
+            raise source.error(f"its states have more than {_MAX_STATE} values for each key")
+    state = StateSpec(len(initial), tuple(initial), tuple(parts))
     model = copy_of(source.model)
     graph = model.graph
     graph.name = "step"
-    parts: list[StatePart] = []
-    offset = 0
-    for name, _, dims in pairing.states:
-        shape = pairing.part(dims)
-        parts.append(StatePart(name, offset, shape))
-        offset += int(np.prod(shape))
-    state = StateSpec(offset, (0.0,) * offset, tuple(parts))
     del graph.value_info[:], graph.input[:], graph.output[:]
-    graph.input.extend([float_info("x", pairing.features), float_info("state", offset)])
+    graph.input.extend([float_info("x", plan.features), float_info("state", state.size)])
     filled, before = replace_missing(graph, missing)
-    shape_x = [size or -1 for size in pairing.data_dims]
-    before.append(
-        helper.make_node(
-            "Reshape", [filled, add_weight(graph, "x_shape", np.array(shape_x))], [pairing.data], name="x_step"
-        )
-    )
-    after: list[onnx.NodeProto] = []
-    rows = []
-    for part, (name, output, dims) in zip(parts, pairing.states, strict=True):
-        width = int(np.prod(part.shape))
-        columns = add_weight(graph, f"{name} columns", np.arange(part.offset, part.offset + width))
-        before.append(helper.make_node("Gather", ["state", columns], [f"{name} row"], name=f"{name} row", axis=1))
-        inner = add_weight(
-            graph, f"{name} shape", np.array([-1, dims[0] or 1, dims[-1]] if len(dims) == 3 else [-1, width])
-        )
-        shaped = f"{name} layers" if len(dims) == 3 else name
-        before.append(helper.make_node("Reshape", [f"{name} row", inner], [shaped], name=shaped))
-        last = output
-        if len(dims) == 3:
-            before.append(helper.make_node("Transpose", [shaped], [name], name=f"{name} in", perm=[1, 0, 2]))
-            last = f"{output} by key"
-            after.append(helper.make_node("Transpose", [output], [last], name=last, perm=[1, 0, 2]))
-        flat = add_weight(graph, f"{output} width", np.array([-1, width]))
-        after.append(helper.make_node("Reshape", [last, flat], [f"{output} row"], name=f"{output} row"))
-        rows.append(f"{output} row")
-    after.append(helper.make_node("Concat", rows, ["state_out"], name="state_out", axis=1))
-    nodes = [copy_of(node) for node in graph.node]
+    reference = Reference(source, pairing, plan)
+    value = reference.first_output()
+    if plan.scan:
+        nodes = [_scan_node(source, graph, pairing, plan, state, filled, value.shape[1])]
+        rows, axis, rank = "prediction by row", 0, 2
+    else:
+        nodes = _batch_nodes(source, graph, pairing, plan, state, filled)
+        rows, axis, rank = pairing.output, -1, -1
     del graph.node[:]
-    graph.node.extend([*before, *nodes, *after])
-    keep_outputs(graph, [pairing.output, "state_out"])
-    value = _run(source, pairing, open_session(source.model, source.file), _draw(pairing)[:, 0], None)[pairing.output]
-    axes = [axis for axis, size in enumerate(value.shape) if size == _KEYS]
-    if len(axes) > 1:
-        axes = [1 if len(value.shape) == 3 and pairing.data_dims[0] == 1 else 0]
-    if not axes:
-        raise source.error(f"the output {source.quoted(pairing.output)} does not have one row for each key")
-    result = GraphOutput(pairing.output, axes[0], None, value.size // _KEYS)
+    graph.node.extend([*before, *nodes])
+    keep_outputs(graph, [rows, "state_out"])
+    if not plan.scan:
+        given = [_probe(plan, state, rows) for rows in PROBES]
+        if plan.batch is not None:
+            sizes = AxisSizes(plan.batch, _NO_LENGTH, PROBES, _NO_LENGTH)
+            make_dynamic(model, source.model, reference.first_feed(), (given[0], given[1]), sizes, source.file)
+        axis, rank = _output_axis(source, pairing, model, given)
+        rows = _as_float(graph, source, pairing.output, rows)
+    result = GraphOutput(pairing.output, 0, None, value.shape[1])
     score = Score.choose(source, result, value, column)
-    add_outputs(source, model, pairing.output, (axes[0], value.ndim), score)
+    add_outputs(source, model, rows, (axis, rank), score)
     return StepGraph(model, state, result, str(score), is_probability(source, pairing.output))
 
 
-def _batch_of(source: SourceGraph, name: str) -> int | None:
-    """The fixed batch size of an input, None where it is dynamic."""
-    dims = source.dims(name)
-    if name == source.inputs[0]:
-        free = [size for size in dims[:-1] if size is None]
-        return None if free else dims[0]
-    return dims[1] if len(dims) == 3 else dims[0]
+def _part_name(source: SourceGraph, pair: StatePair, parts: list[StatePart]) -> str:
+    name = source.quoted(pair.input)[1:-1]
+    return name if name not in {part.name for part in parts} else f"{name} {len(parts)}"
 
 
-def _draw(pairing: StatePairing) -> Floats:
-    return np.random.default_rng(5).standard_normal((_KEYS, _EVENTS, pairing.features), dtype=np.float32)
+def _probe(plan: Plan, state: StateSpec, rows: int) -> dict[str, Array]:
+    x = np.random.default_rng(rows).standard_normal((rows, plan.features), dtype=np.float32)
+    return {"x": x, "state": np.tile(np.array(state.initial, np.float32), (rows, 1))}
 
 
-def _run(
-    source: SourceGraph, pairing: StatePairing, opened: ort.InferenceSession, x: Floats, states: dict[str, Array] | None
-) -> dict[str, Array]:
-    """The outputs of one step of the original for x [N, F]; `states` by input name, None: zeros."""
-    feed = {pairing.data: x.reshape([size or len(x) for size in pairing.data_dims])}
-    for name, _, dims in pairing.states:
-        shape = [dims[0] or 1, len(x), int(dims[-1] or 0)] if len(dims) == 3 else [len(x), int(dims[-1] or 0)]
-        feed[name] = np.zeros(shape, np.float32) if states is None else states[name]
-    names = list(dict.fromkeys([pairing.output, *(output for _, output, _ in pairing.states)]))
-    return run(opened, names, feed, source.file)
+def _batch_nodes(
+    source: SourceGraph, graph: onnx.GraphProto, pairing: StatePairing, plan: Plan, state: StateSpec, filled: str
+) -> list[onnx.NodeProto]:
+    """The graph's nodes between those that take the inputs out of x and state and those that make state_out."""
+    nodes = _arranged(graph, plan.data, filled)
+    after: list[onnx.NodeProto] = []
+    rows = []
+    for port, part, pair in zip(plan.states, state.parts, pairing.states, strict=True):
+        columns = add_weight(graph, f"{port.name} columns", np.arange(part.offset, part.offset + port.width))
+        row = f"{port.name} row"
+        nodes.append(helper.make_node("Gather", ["state", columns], [row], name=row, axis=1))
+        nodes += _arranged(graph, port, row)
+        last = _as_float(graph, source, pair.output, pair.output, after)
+        if port.axis:
+            order = [port.axis, *(axis for axis in range(len(port.shape)) if axis != port.axis)]
+            moved = f"{pair.output} by key"
+            after.append(helper.make_node("Transpose", [last], [moved], name=moved, perm=order))
+            last = moved
+        flat = add_weight(graph, f"{pair.output} width", np.array([-1, port.width]))
+        rows.append(f"{pair.output} row")
+        after.append(helper.make_node("Reshape", [last, flat], [rows[-1]], name=rows[-1]))
+    after.append(helper.make_node("Concat", rows, ["state_out"], name="state_out", axis=1))
+    return [*nodes, *(copy_of(node) for node in graph.node), *after]
 
 
-def check_wrapped_states(source: SourceGraph, pairing: StatePairing, step: StepGraph) -> EquivalenceReport:
-    """Compares the step with the original, which is fed its own states. Raises CannotServe where they differ."""
-    x = _draw(pairing)
-    runner = StepRunner(step.model, np.zeros(step.state.size, np.float32), source.file)
-    predictions, _ = runner.run(x)
-    opened, states, gap = open_session(source.model, source.file), None, 0.0
-    for event in range(_EVENTS):
-        out = _run(source, pairing, opened, x[:, event], states)
-        states = {name: out[output] for name, output, _ in pairing.states}
-        gap = largest(gap, difference(predictions[:, event], step.output.rows(out[pairing.output])[:, 0]))
-    if not gap <= TOLERANCE:  # also true for NaN
-        raise source.error(f"the step with one state row differs from the original by up to {gap:.3g}")
-    without_past, _ = runner.run(x[:, -1:])
-    depends_on_past = difference(without_past[:, 0], predictions[:, -1]) > TOLERANCE
-    return EquivalenceReport(
-        lengths=(_EVENTS,),
-        every_position=True,
-        sequences=_KEYS,
-        output_difference=gap,
-        state_difference=0.0,
-        depends_on_past=depends_on_past,
+def _arranged(graph: onnx.GraphProto, port: Port, rows: str) -> list[onnx.NodeProto]:
+    """Nodes that make the input of rows [N, width]."""
+    assert port.axis is not None
+    nodes = []
+    shape = add_weight(graph, f"{port.name} shape", np.array([-1, *port.row]))
+    last = port.name if not port.axis and port.element == FLOAT else f"{port.name} shaped"
+    nodes.append(helper.make_node("Reshape", [rows, shape], [last], name=f"{port.name} shaped"))
+    if port.axis:
+        order = [*range(1, port.axis + 1), 0, *range(port.axis + 1, len(port.shape))]
+        moved = port.name if port.element == FLOAT else f"{port.name} moved"
+        nodes.append(helper.make_node("Transpose", [last], [moved], name=f"{port.name} moved", perm=order))
+        last = moved
+    if port.element != FLOAT:
+        nodes.append(helper.make_node("Cast", [last], [port.name], name=f"{port.name} cast", to=port.element))
+    return nodes
+
+
+def _as_float(
+    graph: onnx.GraphProto, source: SourceGraph, output: str, tensor: str, nodes: list[onnx.NodeProto] | None = None
+) -> str:
+    """The tensor, an output of the original, as float32."""
+    if source.element(output) == FLOAT:
+        return tensor
+    cast = f"{tensor} as float"
+    node = helper.make_node("Cast", [tensor], [cast], name=cast, to=FLOAT)
+    (graph.node if nodes is None else nodes).append(node)
+    return cast
+
+
+def _output_axis(
+    source: SourceGraph, pairing: StatePairing, model: onnx.ModelProto, given: list[dict[str, Array]]
+) -> tuple[int, int]:
+    """The batch axis of the prediction, and its number of axes."""
+    names = {value.name for value in model.graph.input}
+    opened = open_session(model, source.file)
+    shapes = [
+        run(opened, [pairing.output], {k: v for k, v in feed.items() if k in names}, source.file)[pairing.output].shape
+        for feed in given
+    ]
+    axes = [axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if sizes == PROBES]
+    if len(axes) != 1:
+        raise source.error(f"the output {source.quoted(pairing.output)} does not have one row for each key")
+    return axes[0], len(shapes[0])
+
+
+def _scan_node(
+    source: SourceGraph,
+    graph: onnx.GraphProto,
+    pairing: StatePairing,
+    plan: Plan,
+    state: StateSpec,
+    filled: str,
+    columns: int,
+) -> onnx.NodeProto:
+    """The whole graph as the body of a Scan over the rows of x and state."""
+    nodes = [*_one_row(graph, plan.data, "x of row")]
+    after: list[onnx.NodeProto] = []
+    rows = []
+    for port, part, pair in zip(plan.states, state.parts, pairing.states, strict=True):
+        place = add_weight(graph, f"{port.name} columns", np.arange(part.offset, part.offset + port.width))
+        row = f"{port.name} row"
+        nodes.append(helper.make_node("Gather", ["state of row", place], [row], name=row, axis=0))
+        nodes += _one_row(graph, port, row)
+        rows.append(_first_row(source, graph, pair.output, port.axis, port.width, after))
+    after.append(helper.make_node("Concat", rows, ["state_out of row"], name="state_out of row", axis=0))
+    axis = Reference(source, pairing, plan).output_axis()
+    last = _first_row(source, graph, pairing.output, axis, columns, after, name="prediction of row")
+    body = helper.make_graph(
+        [*nodes, *(copy_of(node) for node in graph.node), *after],
+        "row",
+        [_vector("x of row", plan.features), _vector("state of row", state.size)],
+        [_vector("state_out of row", state.size), _vector(last, columns)],
     )
+    inputs = [copy_of(value) for value in body.input]
+    prune(body)
+    del body.input[:]  # a Scan feeds both, whether they are read or not
+    body.input.extend(inputs)
+    return helper.make_node(
+        "Scan", [filled, "state"], ["state_out", "prediction by row"], name="rows", body=body, num_scan_inputs=2
+    )
+
+
+def _vector(name: str, size: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [size])
+
+
+def _one_row(graph: onnx.GraphProto, port: Port, row: str) -> list[onnx.NodeProto]:
+    """Nodes that make the input of one row [width]; a batch of the original's fixed size is filled with that row."""
+    single = [1 if axis == port.axis else size for axis, size in enumerate(port.shape)]
+    nodes = []
+    shape = add_weight(graph, f"{port.name} shape", np.array(single, np.int64))
+    copies = port.shape[port.axis] if port.axis is not None else 1
+    steps = ["shaped", *(["filled"] if copies > 1 else []), *(["cast"] if port.element != FLOAT else [])]
+    names = [f"{port.name} {step}" for step in steps[:-1]] + [port.name]
+    nodes.append(helper.make_node("Reshape", [row, shape], [names[0]], name=f"{port.name} shaped"))
+    if copies > 1:
+        whole = add_weight(graph, f"{port.name} whole", np.array(port.shape, np.int64))
+        place = steps.index("filled")
+        nodes.append(helper.make_node("Expand", [names[0], whole], [names[place]], name=f"{port.name} filled"))
+    if port.element != FLOAT:
+        nodes.append(helper.make_node("Cast", [names[-2]], [port.name], name=f"{port.name} cast", to=port.element))
+    return nodes
+
+
+def _first_row(
+    source: SourceGraph,
+    graph: onnx.GraphProto,
+    output: str,
+    axis: int | None,
+    width: int,
+    nodes: list[onnx.NodeProto],
+    name: str | None = None,
+) -> str:
+    """Appends nodes that make a vector [width] of the first key of an output."""
+    last = _as_float(graph, source, output, output, nodes)
+    name = name or f"{output} row"
+    if axis is not None:
+        first = add_weight(graph, f"{name} first", np.array([0]))
+        nodes.append(helper.make_node("Gather", [last, first], [f"{name} only"], name=f"{name} only", axis=axis))
+        last = f"{name} only"
+    flat = add_weight(graph, f"{name} width", np.array([width]))
+    nodes.append(helper.make_node("Reshape", [last, flat], [name], name=name))
+    return name

@@ -1,7 +1,7 @@
 """Reads and checks the ONNX file of a model that takes whole sequences, and answers questions about its graph.
 
-A file with other operator domains, external data or weights that are not finite is an error before ONNX Runtime sees
-it. The graph's meaning is not changed here; step_form.py makes a step of it.
+A file with other operator domains or weights that are not finite is an error before ONNX Runtime sees it. The graph's
+meaning is not changed here, apart from its precision; step_form.py makes a step of it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from lstmstream.errors import CannotServe
+from lstmstream.importer.external_data import embed_external_data
+from lstmstream.importer.float32 import to_float32
 from lstmstream.model import onnx_proto
 from lstmstream.model.onnx_proto import quote_untrusted
 
@@ -60,6 +62,10 @@ class SourceGraph:
     model: onnx.ModelProto
     opset: int
     renamed: Mapping[str, str] = field(default_factory=dict)  # new name of a tensor -> its name in the file
+    defaults: Mapping[str, Array] = field(default_factory=dict)  # optional input -> its default, now an initializer
+    unused: tuple[str, ...] = ()  # inputs of the file that no output depends on
+    precision: str | None = None  # the file's own, where it is not float32
+    data_files: Mapping[str, str] = field(default_factory=dict)  # external data: name -> SHA-256
 
     @property
     def graph(self) -> onnx.GraphProto:
@@ -110,6 +116,10 @@ class SourceGraph:
                 return np.asarray(numpy_helper.to_array(tensor))
         return None
 
+    def current_name(self, name: str) -> str:
+        """The name in this graph of what the file calls `name`."""
+        return next((new for new, old in self.renamed.items() if old == name), name)
+
     def quoted(self, name: str) -> str:
         """The tensor's name in the file, quoted for a message."""
         return quote_untrusted(self.renamed.get(name, name))
@@ -130,13 +140,19 @@ def read_onnx(path: Path) -> SourceGraph:
         content = path.read_bytes()
     except (OSError, MemoryError) as error:
         raise CannotServe(f"import {path}: cannot be read ({printable(error)})") from error
-    return parse_checked(content, str(path))
+    return parse_checked(content, str(path), folder=path.parent)
 
 
-def parse_checked(content: bytes, file: str) -> SourceGraph:
-    """The graph in the bytes of an ONNX file, checked; `file` names it in messages. Raises CannotServe."""
+def parse_checked(content: bytes, file: str, *, folder: Path | None = None) -> SourceGraph:
+    """The graph in the bytes of an ONNX file, checked; `file` names it in messages. Raises CannotServe.
+
+    External data is read from files in `folder`, and refused without one.
+    """
+    data_files: dict[str, Path] = {}
     try:
         wire = onnx_proto.parse(content)
+        if folder is not None:
+            data_files = embed_external_data(wire, folder, file, MAX_FILE_BYTES)
         onnx_proto.drop_unused_domains(wire)
         problems = [_with_remedy(problem) for problem in onnx_proto.safety_problems(wire)]
         clean = b"" if problems else onnx_proto.serialise(wire)
@@ -153,10 +169,26 @@ def parse_checked(content: bytes, file: str) -> SourceGraph:
         raise CannotServe(
             f"import {file}: opset {opset}, {_LOWEST_OPSET} to {_HIGHEST_OPSET} are supported; export it with opset 17"
         )
+    defaults = _optional_inputs(model.graph)
     renamed = _normalise(model.graph)
+    before = [value.name for value in model.graph.input]
     prune(model.graph)
+    used = {value.name for value in model.graph.input}
     _check_sizes(model.graph, file)
-    source = SourceGraph(file, hashlib.sha256(content).hexdigest(), model, opset, renamed)
+    precision = to_float32(model.graph)
+    kept = {tensor.name for tensor in model.graph.initializer}
+    new_names = {old: new for new, old in renamed.items()}
+    source = SourceGraph(
+        file,
+        hashlib.sha256(content).hexdigest(),
+        model,
+        opset,
+        renamed,
+        {new_names.get(name, name): value for name, value in defaults.items() if new_names.get(name, name) in kept},
+        tuple(renamed.get(name, name) for name in before if name not in used),
+        precision,
+        {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(data_files.items())},
+    )
     if not source.inputs or not source.outputs:
         raise source.error("no input of the graph reaches an output: it is a constant")
     open_session(model, file)  # ONNX Runtime checks every node, so that later code need not
@@ -198,23 +230,41 @@ def _normalise(graph: onnx.GraphProto) -> dict[str, str]:
     Returns new name -> name in the file.
     """
     weights = {tensor.name for tensor in graph.initializer}
-    kept = []
-    for node in graph.node:
-        value = _constant_node(node)
-        if value is None:
-            kept.append(node)
-        else:
-            value.name = node.output[0]
-            graph.initializer.append(value)
-    nodes = [copy_of(node) for node in kept]
+    constants_to_initializers(graph)
     inputs = [copy_of(value) for value in graph.input if value.name not in weights]
-    del graph.node[:], graph.input[:], graph.value_info[:]
-    graph.node.extend(nodes)
+    del graph.input[:], graph.value_info[:]
     graph.input.extend(inputs)
     names = set(RESERVED & set(_names(graph)))
     mapping = {name: f"{name} (original)" for name in names}
     rename(graph, mapping)
     return {new: old for old, new in mapping.items()}
+
+
+def constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Makes initializers of the Constant nodes of the main graph."""
+    kept = []
+    for node in graph.node:
+        value = _constant_node(node)
+        if value is None:
+            kept.append(copy_of(node))
+        else:
+            value.name = node.output[0]
+            graph.initializer.append(value)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _optional_inputs(graph: onnx.GraphProto) -> dict[str, Array]:
+    """Inputs that have a default among the initializers, and these defaults.
+
+    Old files list every weight as an input too; which ones are states, their names tell later.
+    """
+    inputs = {value.name for value in graph.input}
+    return {
+        tensor.name: np.asarray(numpy_helper.to_array(tensor), copy=True)
+        for tensor in graph.initializer
+        if tensor.name in inputs
+    }
 
 
 def _constant_node(node: onnx.NodeProto) -> onnx.TensorProto | None:

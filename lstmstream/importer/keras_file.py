@@ -36,6 +36,7 @@ _NEED_SEQUENCE = {
     "Bidirectional": "also reads the sequence from its end", "Masking": "skips events, but a stream has no padding",
     "Embedding": "takes token ids; category codes cannot be imported",
 }  # fmt: skip
+_RECURRENT = {"LSTM", "GRU", "SimpleRNN"}
 _ALTERNATIVE = 'model.export("model.onnx", format="onnx") in Keras, then lstmstream import --mode window'
 
 
@@ -91,11 +92,31 @@ def _read(path: Path) -> tuple[bytes, str]:
             f"{layers[0]}: takes {printable(shape)} of {printable(layers[0].config.get('dtype'))}, not"
             " [batch, time, features] float32"
         )
-    graph = SequenceGraph(int(shape[2]), None if shape[1] is None else int(shape[1]))
+    graph = SequenceGraph(int(shape[2]), _length(layers, shape[1]))
     for layer in layers[1:]:
         _check_dtype(layer)
         _add(graph, layer)
     return graph.to_bytes(), version
+
+
+def _length(layers: list[Layer], declared: Any) -> int | None:
+    """The fixed length of the sequences, None where any length gives what the model gives.
+
+    Stateful layers go on from call to call, so that calls of one event each make a sequence of any length.
+    """
+    if declared != 1:
+        return None if declared is None else int(declared)
+    recurrent = [layer for layer in layers if layer.kind in _RECURRENT]
+    stateful = [layer for layer in recurrent if layer.config.get("stateful")]
+    if not stateful:
+        return 1
+    if len(stateful) < len(recurrent):
+        forgetful = next(layer for layer in recurrent if layer not in stateful)
+        raise _Unsupported(
+            f"{forgetful}: stateful=False, though {stateful[0]} is stateful: with one event per call it has no state;"
+            " save the model with stateful=True in every recurrent layer"
+        )
+    return None
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
@@ -248,12 +269,12 @@ def _check_dtype(layer: Layer) -> None:
 def _add(graph: SequenceGraph, layer: Layer) -> None:
     """Appends the layer to the graph. Raises _Unsupported."""
     kind, config = layer.kind, layer.config
-    if kind in {"LSTM", "GRU", "SimpleRNN"}:
+    if kind in _RECURRENT:
         _add_recurrent(graph, layer)
     elif kind == "TimeDistributed":
         inner = config["layer"]
         below = {path.removeprefix("layer/"): value for path, value in layer.weights.items()}
-        if inner["class_name"] in {"LSTM", "GRU", "SimpleRNN", "TimeDistributed"}:
+        if inner["class_name"] in {*_RECURRENT, "TimeDistributed"}:
             raise _Unsupported(f"{layer}: {quote_untrusted(inner['class_name'])} inside is not supported")
         _add(graph, Layer(inner["class_name"], layer.name, inner["config"], below))
     elif kind == "Dense":

@@ -173,6 +173,20 @@ def possible_layouts(source: SourceGraph, features: int | None, *, whole: bool =
         raise source.error(problems[0])
 
 
+def only_initial_states(source: SourceGraph) -> bool:
+    """Whether the graph takes whole sequences, and all its other inputs are first states of recurrent layers."""
+    if not source.cells or not any(source.outputs):
+        return False
+    data = data_inputs(source)
+    dims = source.dims(data[0])
+    one_event = len(dims) == 2 or (len(dims) == 3 and 1 in dims[:2])
+    return (
+        len(data) == 1
+        and not one_event
+        and all(_is_initial_state(source, name) for name in source.inputs if name not in data)
+    )
+
+
 def _is_initial_state(source: SourceGraph, name: str) -> bool:
     """Whether the input reaches the outputs only as an initial state of recurrent nodes."""
     reached: set[str] = set()

@@ -39,7 +39,7 @@ def make_dynamic(
     for index, node in enumerate(model.graph.node):
         place = {"Reshape": 1, "Gather": 1, "Slice": 1}.get(node.op_type)
         constant = _weight(model.graph, node.input[place]) if place and len(node.input) > place else None
-        if constant is None or node.input[0] not in before:
+        if constant is None or not {node.input[0], node.output[0]} <= before.keys():
             continue
         one, other = (_shape_of(model, node.input[0], feed, file) for feed in new)
         if one is None or other is None or (one == before[node.input[0]] and one == other):

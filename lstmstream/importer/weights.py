@@ -48,7 +48,7 @@ _KEYS = 6
 _NO_LIMIT = 1e29  # of scaled values: torch clips nothing
 
 
-def _named(value: object) -> object:
+def named_fields(value: object) -> object:
     """`amount` is short for `{name: amount}`."""
     return [{"name": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
 
@@ -75,7 +75,7 @@ class WeightsLayout(Section):
     cell: Literal["lstm", "gru"] = Field("lstm", description="Kind of the recurrent layers.")
     layers: str = Field(description="Prefix of their weights: with `lstm.` there are lstm.weight_ih_l0 and so on.")
     head: HeadLayout = Field(description="The linear layer after them.")
-    features: Annotated[list[NumberField], BeforeValidator(_named)] = Field(
+    features: Annotated[list[NumberField], BeforeValidator(named_fields)] = Field(
         min_length=1, description="The event's fields, in the order of the inputs."
     )
     ignore: list[str] = Field([], description="Prefixes of weights that are left out on purpose.")

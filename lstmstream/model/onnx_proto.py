@@ -299,6 +299,11 @@ def _tensor_problems(tensor: Proto) -> Iterator[str]:
         yield f"the weights are not finite (NaN or infinity), first at value {place}"
 
 
+def bytes_per_value(data_type: int) -> int | None:
+    """The width of a tensor's values in raw_data, by TensorProto.DataType; None for types that are not accepted."""
+    return np.dtype(_TYPES[data_type][0]).itemsize if data_type in _TYPES else None
+
+
 def tensor_type(value_info: Proto) -> tuple[int, list[int | str]] | None:
     """Return the declared element type and dimensions (text where symbolic), or None if no tensor is declared."""
     if not value_info.type.HasField("tensor_type") or not value_info.type.tensor_type.HasField("shape"):

@@ -26,6 +26,10 @@ def chain(*layers: Any, length: int | None = None) -> Any:
     return keras.Sequential([keras.Input((length, F)), *layers])
 
 
+def stateful(batch: int, *layers: Any) -> Any:
+    return keras.Sequential([keras.Input((1, F), batch_size=batch), *layers])
+
+
 def functional() -> Any:
     start = keras.Input((None, F))
     x = L.Dense(5, activation="tanh")(start)
@@ -84,7 +88,13 @@ def saved() -> dict[str, Any]:
         "functional": functional(),
         "fixed_length": chain(L.LSTM(5), L.Dense(1), length=T),
         "stateful": keras.Sequential([keras.Input((None, F), batch_size=4), L.LSTM(5, stateful=True), L.Dense(1)]),
+        "stateful_one": stateful(1, L.LSTM(5, stateful=True), L.Dense(1)),
+        "stateful_stacked": stateful(1, L.LSTM(8, return_sequences=True, stateful=True), L.LSTM(4, stateful=True), L.Dense(1)),
+        "stateful_gru": stateful(32, L.GRU(6, stateful=True), L.Dense(1)),
+        "stateful_simple": stateful(1, L.SimpleRNN(6, stateful=True, return_sequences=True), L.Dense(1)),
         # --- what cannot be a step, or cannot be read ---
+        "one_event": chain(L.LSTM(5), L.Dense(1), length=1),
+        "half_stateful": stateful(1, L.LSTM(8, return_sequences=True, stateful=True), L.LSTM(4), L.Dense(1)),
         "bidirectional": chain(L.Bidirectional(L.LSTM(5)), L.Dense(1)),
         "backwards": chain(L.LSTM(5, go_backwards=True), L.Dense(1)),
         "masking": chain(L.Masking(), L.LSTM(5), L.Dense(1)),
@@ -120,6 +130,9 @@ def record(path: Path, model: Any) -> None:
     """What Keras answers, of each prefix of random sequences."""
     generator = np.random.default_rng(3)
     fixed = model.input_shape[1]
+    if fixed == 1:
+        record_calls(path, model)
+        return
     kept: dict[str, np.ndarray] = {}
     for number, length in enumerate([fixed, fixed] if fixed else [5, 9]):
         x = generator.normal(size=(4, length, F)).astype("float32")
@@ -134,6 +147,19 @@ def record(path: Path, model: Any) -> None:
             answers.append(out[:, -1] if out.ndim == 3 else out)
             positions.append(event)
         kept |= {f"x{number}": x, f"y{number}": np.stack(answers, 1), f"at{number}": np.array(positions)}
+    np.savez(path, **kept)
+
+
+def record_calls(path: Path, model: Any) -> None:
+    """What Keras answers to one event per call, its layers going on from call to call."""
+    kept: dict[str, np.ndarray] = {}
+    for number in (0, 1):
+        x = np.random.default_rng(number).normal(size=(model.input_shape[0] or 2, 20, F)).astype("float32")
+        for layer in model.layers:
+            if getattr(layer, "stateful", False):
+                layer.reset_states()
+        answers = [np.asarray(model(x[:, event : event + 1])).reshape(len(x), -1) for event in range(20)]
+        kept |= {f"x{number}": x, f"y{number}": np.stack(answers, 1), f"at{number}": np.arange(20)}
     np.savez(path, **kept)
 
 

@@ -27,7 +27,7 @@ KERAS_STEPS = (
     "gru_after.keras", "gru_before.keras", "gru_stacked.keras", "simple.keras", "simple_relu.keras", "dropouts.keras",
     "norms.keras", "normalised.keras", "batch_normed.keras", "activations.keras", "functional.keras",
     "fixed_length.keras", "stateful.keras", "onnx_lstm.onnx", "onnx_whole.onnx", "onnx_stacked.onnx", "onnx_relu.onnx",
-    "onnx_fixed.onnx",
+    "onnx_fixed.onnx", "stateful_one.keras", "stateful_stacked.keras", "stateful_gru.keras", "stateful_simple.keras",
 )  # fmt: skip
 CONVERTED = [f"torch/{name}.onnx" for name in sorted(STEPS)] + [f"keras/{name}" for name in KERAS_STEPS]
 
@@ -58,9 +58,10 @@ REFUSED = {
     "torch/no_batch.onnx": r"without a batch axis, export it with one",
     "torch/projection.onnx": r"proj_size wrongly: import the state_dict",
     "torch/tokens.onnx": r"input 'input' is not float32",
-    "torch/doubles.onnx": r"input 'input' is not float32",
     "torch/two_inputs.onnx": r"several inputs that are sequences \('x', 'y'\)",
     "keras/bidirectional.keras": r"layer 'bidirectional' \(Bidirectional\): also reads the sequence from its end",
+    "keras/one_event.keras": r"takes one event .* save it with stateful=True; otherwise build it",
+    "keras/half_stateful.keras": r"\(LSTM\): stateful=False, though .* is stateful",
     "keras/backwards.keras": r"layer 'lstm_\d+' \(LSTM\): go_backwards",
     "keras/masking.keras": r"layer 'masking' \(Masking\): skips events",
     "keras/pooled.keras": r"\(GlobalAveragePooling1D\): combines several events",

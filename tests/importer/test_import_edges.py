@@ -32,7 +32,7 @@ def test_weights_in_another_file_are_refused_with_the_remedy(tmp_path: Path) -> 
         tensor.external_data.add(key="location", value="/etc/passwd")
 
     text = refusal(edited(lstm_file(tmp_path / "a.onnx"), outside))
-    assert "external data is not accepted" in text
+    assert "only a file in the folder of the model is read" in text
     assert "external_data=False" in text
 
 

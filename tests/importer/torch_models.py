@@ -29,7 +29,7 @@ BOTH = (
 STEPS = {f"{name}_{exporter}" for name in BOTH for exporter in ("old", "new")} | {
     "rnn_tanh", "rnn_relu", "lstm_no_bias", "lstm_time_first_last", "by_last_h", "squeezed", "several_outputs", "residual",
     "two_branches", "log_input", "softplus_head", "sine_head", "view_static", "fourth_of_five", "square_static",
-    "square_time_first", "univariate", "horizon", "states_in_and_out", "step_of_layers", "step_of_cell",
+    "square_time_first", "univariate", "horizon", "states_in_and_out", "step_of_layers", "step_of_cell", "doubles",
 }  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def record(path: Path, case: dict[str, Any]) -> None:
             given = given[..., 0] if case.get("flat") else given
             given = given[:, 0] if case.get("flat_event") else given
             with torch.no_grad():
-                out = model(given, *states)
+                out = model(given.double() if case.get("double") else given, *states)
             if isinstance(out, tuple):
                 if case.get("one"):
                     states = list(out[1:])
