@@ -334,6 +334,7 @@ class Daemon:
         self._recoveries += 1
         now_s = self._clock.monotonic_s()
         self._quiet, self._last_recovery_s = now_s - self._last_recovery_s < QUIET_S, now_s
+        before = self.phase
         self._set_phase(Phase.RECOVERING)
         self._observer.on_blocked("broker", "the broker failed; recovering")
         self._observer.on_failure(str(error), self._committer.pending_events())
@@ -351,6 +352,9 @@ class Daemon:
                 self._resolve_pending(CALL_TIMEOUT_S)
                 break
             except TryAgain as again:
+                if self._quiet:  # it lasts, which is worth the line that was left out
+                    self._quiet = False
+                    log.info("phase", extra={"before": before.value, "now": self.phase.value})
                 self._failures.note("the broker cannot be used, still trying", again)
                 self._observer.on_failure(str(again), self._committer.pending_events())
                 self._clock.sleep(backoff_s)
