@@ -7,23 +7,19 @@ Parquet, Arrow) are named, for polars to read. All that is known and cannot be r
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import lzma
 import os
 import select
 import stat
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
-
-import zstandard
+from typing import Literal
 
 from lstmstream.errors import CannotServe
+from lstmstream.formats.decompression import DAMAGED, DECOMPRESSORS, decompress
 from lstmstream.formats.framing import (
     ARROW,
     BZIP2,
@@ -54,7 +50,6 @@ _UNPACK = {GZIP: "gunzip", BZIP2: "bunzip2", XZ: "unxz", ZSTD: "unzstd"}
 _SEPARATORS = (b",", b";", b"\t", b"|")
 
 _CHUNK_BYTES = 1 << 20
-_UNPACKED_BYTES = 4 << 20  # at once, whatever the compression promises
 _PEEK_BYTES = 1 << 16  # of text, until its form must be known
 _ENCODING_BYTES = 8  # that `text_encoding` needs
 _MAGIC_BYTES = 34  # the longest that `framing` knows
@@ -147,7 +142,7 @@ class DataFile:
             if packed is None:
                 break
             outermost = outermost or packed
-            chunks = _decompress(chunks, packed, self.name)
+            chunks = decompress(chunks, packed, self.name)
         return outermost, head, chunks
 
     def _recognise_text(self, head: bytes, chunks: Chunks, suffix: str) -> None:
@@ -208,8 +203,8 @@ def first_line(path: Path, most_bytes: int) -> bytes:
         head = file.read(most_bytes)
     packed = compression(head)
     if packed is not None:
-        with suppress(zlib.error, OSError, lzma.LZMAError, EOFError, zstandard.ZstdError):
-            head = _DECOMPRESSORS[packed]().decompress(head, most_bytes)
+        with suppress(*DAMAGED):
+            head = DECOMPRESSORS[packed]().decompress(head, most_bytes)
     line, end, _ = head.partition(b"\n")
     return line + end
 
@@ -330,86 +325,6 @@ def _other_form(head: bytes, first: bytes, suffix: str) -> str:
     except UnicodeDecodeError:
         return "binary"
     return "lines"
-
-
-class _Gzip:
-    """zlib's decompressor with the methods of bz2's and lzma's."""
-
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(31)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail
-
-    def decompress(self, data: bytes, max_length: int) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-
-
-class _Zstd:
-    """The same for the package zstandard, which has no bound for its output."""
-
-    needs_input = True
-
-    def __init__(self) -> None:
-        self._inner = zstandard.ZstdDecompressor().decompressobj()
-
-    @property
-    def eof(self) -> bool:
-        return bool(self._inner.eof)
-
-    @property
-    def unused_data(self) -> bytes:
-        return bytes(self._inner.unused_data)
-
-    def decompress(self, data: bytes, max_length: int) -> bytes:
-        del max_length
-        return bytes(self._inner.decompress(data))
-
-
-_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    GZIP: _Gzip, BZIP2: bz2.BZ2Decompressor, XZ: lzma.LZMADecompressor, ZSTD: _Zstd,
-}  # fmt: skip
-
-
-def _decompress(chunks: Chunks, packed: str, name: str) -> Chunks:
-    """The decompressed bytes of one or more streams, one after the other. Raises CannotServe for damaged data."""
-    make = _DECOMPRESSORS[packed]
-    stream = make()
-    begun = False
-    try:
-        for chunk in chunks:
-            if not chunk:
-                yield b""
-            data = chunk
-            while data or not stream.needs_input:
-                if stream.eof:  # another stream may follow, or zeros that fill a block
-                    data = (data or b"").lstrip(b"\0")
-                    if not data:
-                        break
-                    stream = make()
-                begun = True
-                unpacked = stream.decompress(data, _UNPACKED_BYTES)
-                data = stream.unused_data if stream.eof else b""
-                if unpacked:
-                    yield unpacked
-                if stream.eof and not data:
-                    begun = False
-                    break
-    except Exception as error:
-        if isinstance(error, CannotServe):
-            raise
-        raise CannotServe(f"{name}: its {packed} data are damaged: {error}; fetch the file again") from error
-    if begun and not stream.eof:
-        raise CannotServe(f"{name}: its {packed} data end too early; the file was cut off: fetch it again")
 
 
 def _transcode(chunks: Chunks, encoding: str, name: str) -> Chunks:

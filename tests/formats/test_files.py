@@ -20,7 +20,7 @@ import pytest
 import zstandard
 
 from lstmstream.errors import CannotServe
-from lstmstream.formats import files
+from lstmstream.formats import decompression, files
 from lstmstream.formats.files import DataFile, table_kind
 from lstmstream.formats.json_splitting import LineSplitter, ObjectSplitter
 
@@ -82,7 +82,7 @@ def read(path: Path | None, limit: int = 7) -> list[Any]:
 def chunk_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     size: int = request.param
     monkeypatch.setattr(files, "_CHUNK_BYTES", size)
-    monkeypatch.setattr(files, "_UNPACKED_BYTES", max(size, 3))
+    monkeypatch.setattr(decompression, "_UNPACKED_BYTES", max(size, 3))
     return size
 
 
@@ -245,8 +245,8 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
     """A gigabyte of blanks in a few kilobytes: never more than some megabytes at once."""
     path = tmp_path / "x.bz2"
     path.write_bytes(bz2.compress(b'{"a":1}\n') + bz2.compress(b" " * 200_000_000) + bz2.compress(b'\n{"a":2}\n'))
-    chunks = files._decompress(iter([path.read_bytes()]), "bzip2", "x")
-    assert max(map(len, chunks)) <= files._UNPACKED_BYTES
+    chunks = decompression.decompress(iter([path.read_bytes()]), "bzip2", "x")
+    assert max(map(len, chunks)) <= decompression._UNPACKED_BYTES
 
 
 @pytest.mark.parametrize(
