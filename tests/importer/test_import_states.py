@@ -156,7 +156,8 @@ def rated(path: Path, batch: Any = "batch", *, dims: list[int] | None = None, ki
 @pytest.mark.parametrize(
     ("batch", "rate", "kind", "dims"),
     [("batch", 16000, TensorProto.INT64, None), (1, 16000, TensorProto.INT64, [1]),
-     (None, 8000, TensorProto.INT32, None), (1, 8000, TensorProto.FLOAT, None), ("batch", 8000, TensorProto.FLOAT, [1])],
+     (None, 8000, TensorProto.INT32, None),
+     (1, 8000, TensorProto.FLOAT, None), ("batch", 8000, TensorProto.FLOAT, [1])],
 )  # fmt: skip
 def test_a_rate_is_fixed_and_the_event_is_one_array(
     tmp_path: Path, batch: Any, rate: int, kind: int, dims: Any
