@@ -275,3 +275,11 @@ def test_a_step_that_mixes_the_rows_of_its_batch_is_computed_key_by_key(
                 [value("y", ["n", F]), value("h_out", ["n", F])], {})  # fmt: skip
     check(file, {"h": "h_out"}, output="y")
     assert "keys are computed one by one" in capsys.readouterr().out
+
+
+def test_an_event_of_unknown_size_is_refused(tmp_path: Path) -> None:
+    def open_end(model: Any) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[1].ClearField("dim_value")
+
+    text = refusal(source_files.edited(cell(tmp_path / "a.onnx"), open_end))
+    assert "the input 'x' does not state how many numbers an event has" in text
