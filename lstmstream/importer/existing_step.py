@@ -73,6 +73,12 @@ def _check_types(source: SourceGraph, pairing: StatePairing) -> None:
     kind = source.element(pairing.data)
     if kind not in {FLOAT, TensorProto.INT32, TensorProto.INT64}:
         raise source.error(f"the input {source.quoted(pairing.data)} is not a number (ONNX type {kind})")
+    dims = source.dims(pairing.data)
+    if len(dims) > 1 and dims[-1] is None:
+        raise source.error(
+            f"the input {source.quoted(pairing.data)} does not state how many numbers an event has: its last axis is"
+            " dynamic; export it with a fixed size there"
+        )
     if source.element(pairing.output) not in {FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}:
         raise source.error(f"the output {source.quoted(pairing.output)} is not a number; --output chooses another")
 

@@ -156,7 +156,8 @@ def rated(path: Path, batch: Any = "batch", *, dims: list[int] | None = None, ki
 @pytest.mark.parametrize(
     ("batch", "rate", "kind", "dims"),
     [("batch", 16000, TensorProto.INT64, None), (1, 16000, TensorProto.INT64, [1]),
-     (None, 8000, TensorProto.INT32, None), (1, 8000, TensorProto.FLOAT, None), ("batch", 8000, TensorProto.FLOAT, [1])],
+     (None, 8000, TensorProto.INT32, None),
+     (1, 8000, TensorProto.FLOAT, None), ("batch", 8000, TensorProto.FLOAT, [1])],
 )  # fmt: skip
 def test_a_rate_is_fixed_and_the_event_is_one_array(
     tmp_path: Path, batch: Any, rate: int, kind: int, dims: Any
@@ -274,3 +275,11 @@ def test_a_step_that_mixes_the_rows_of_its_batch_is_computed_key_by_key(
                 [value("y", ["n", F]), value("h_out", ["n", F])], {})  # fmt: skip
     check(file, {"h": "h_out"}, output="y")
     assert "keys are computed one by one" in capsys.readouterr().out
+
+
+def test_an_event_of_unknown_size_is_refused(tmp_path: Path) -> None:
+    def open_end(model: Any) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[1].ClearField("dim_value")
+
+    text = refusal(source_files.edited(cell(tmp_path / "a.onnx"), open_end))
+    assert "the input 'x' does not state how many numbers an event has" in text
