@@ -1,8 +1,7 @@
 """What the settings of the topics must be, by the role of the topic: errors (exit 2) and warnings, with the remedy.
 
     setting                         input           predictions, alerts   dead letters      states
-    cleanup.policy, with compact    error           error, or warning     error             needed, and alone
-                                                    if all have keys
+    cleanup.policy, with compact    error           warning               warning           needed, and alone
     retention.ms                    < 1 h: warning  fine                  fine              fine
     retention.bytes                 fine            fine                  fine              fine
     message.timestamp.type broker's fine            warning               warning           fine
@@ -138,16 +137,11 @@ def _output(topic: _Topic, config: Config, source: _Topic | None) -> Iterator[Fi
     letters = topic.option == "dead_letter.topic"
     if is_compacted(topic.info):
         policy = topic.text("cleanup.policy", "delete")
-        always_keyed = config.input.key is not None and config.output.key is None and not letters
-        if always_keyed:
-            yield topic.warning(
-                f"has cleanup.policy={policy}: only the newest prediction of a key stays, and earlier ones vanish"
-            )
+        if letters:
+            loss = "only the newest dead letter of a key stays, and one without a key gets a key of its own"
         else:
-            yield topic.error(
-                f"has cleanup.policy={policy}, and a compacted topic takes no record without a key, which"
-                f" {'a dead letter' if letters else 'a prediction'} may be. Set cleanup.policy to delete"
-            )
+            loss = "only the newest prediction of a key stays, and one without a key becomes a dead letter"
+        yield topic.warning(f"has cleanup.policy={policy}: {loss}. Set cleanup.policy to delete to keep all")
     if topic.text("message.timestamp.type", "CreateTime") == "LogAppendTime":
         yield topic.warning(
             "has message.timestamp.type=LogAppendTime: its records get the broker's time instead of their event's. Set"

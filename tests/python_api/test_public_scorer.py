@@ -68,7 +68,7 @@ def test_a_row_that_cannot_be_answered_says_why() -> None:
     assert answers[0]["error"] is None
     assert [answer["error"] for answer in answers[1:]] == [
         "field 'customer', the key, is missing",
-        "field 'time' is not an ISO 8601 time",
+        "field 'time' is not an ISO 8601 time such as 2026-01-31T12:00:00Z, nor a number",
         "field 'amount' is a string, not a number",
     ]
     assert all(answer["score"] is None for answer in answers[1:])

@@ -148,7 +148,8 @@ def test_columns_of_a_type_that_training_refuses_are_exit_2(
     tmp_path: Path, capfd: Any, columns: dict[str, Any], what: str
 ) -> None:
     path, out = tmp_path / "x.parquet", tmp_path / "out"
-    pl.DataFrame({"id": ["a"], "at": [5], "amount": [1]} | columns).write_parquet(path)
+    others = {name: [None] for name in OTHERS.split(",")}
+    pl.DataFrame({"id": ["a"], "at": [5], "amount": [1]} | others | columns).write_parquet(path)
     assert run(MODEL, path, "--key", "id", "--timestamp", "at", "--out", out) == 2
     said = capfd.readouterr().err
     assert f"{path}: " in said
@@ -160,7 +161,7 @@ def test_a_column_that_is_there_twice_is_exit_2(tmp_path: Path, capfd: Any) -> N
     path.write_text("id,amount,amount\na,1,2\n")
     assert run(MODEL, path, "--out", tmp_path / "out") == 2
     assert f"{path}: the column 'amount' is there twice; rename or remove one of them" in capfd.readouterr().err
-    path.write_text("id,amount,x,x\na,1,2,3\n")
+    path.write_text(f"id,amount,x,x,{OTHERS}\na,1,2,3,,,\n")
     assert run(MODEL, path, "--out", tmp_path / "out") == 0
 
 
