@@ -35,6 +35,7 @@ check: .venv-dev/.package ## style, types, imports, dependencies
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
+	.venv-dev/bin/mypy $$(find tests -name '*.py' ! -name 'test_*')
 	.venv-dev/bin/lint-imports
 	.venv-dev/bin/deptry .
 
@@ -43,16 +44,16 @@ format: .venv-dev/.package ## rewrite the sources in the one style
 	.venv-dev/bin/ruff format .
 
 bench: .venv-dev/.package ## throughput, latency, memory, time per stage
-	.venv-dev/bin/python benchmarks/speed.py
+	.venv-dev/bin/python -m benchmarks.speed
 
 bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
-	.venv-dev/bin/python benchmarks/parity.py
+	.venv-dev/bin/python -m benchmarks.parity
 
 bench-restart: .venv-dev/.package ## stop and restart with 1,000,000 keys: time and memory
-	.venv-dev/bin/python benchmarks/restart.py
+	.venv-dev/bin/python -m benchmarks.restart
 
 bench-training: .venv-dev/.package ## how fast `lstmstream train` learns, and how much memory it takes
-	.venv-dev/bin/python benchmarks/training.py
+	.venv-dev/bin/python -m benchmarks.training
 
 lock: .venv-tools/.locked ## rewrite requirements/*.txt; UPGRADE=--upgrade takes the newest versions
 	UV=.venv-tools/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh

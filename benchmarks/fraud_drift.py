@@ -1,6 +1,6 @@
 """Fine-tuning on a shifted month, against the old model and against training from scratch on that month.
 
-    python benchmarks/fraud_drift.py [--shared ../shared] [--seeds 3] [--days 7,28] [--factor 0.511] [--all-features]
+    python -m benchmarks.fraud_drift [--shared ../shared] [--seeds 3] [--days 7,28] [--factor 0.511] [--all-features]
 
 The old model is trained on days 14 to 60 (mid-April and May). From June 1st (day 61) on all amounts are in another
 unit. New models are trained on the first days after that: from scratch, or from the old model with `--init`. Each has
@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 import orjson
 import polars as pl
-from fraud_features import DAY
-from fraud_weeks import CONFIG, read_transactions, to_events, train
 
+from benchmarks.fraud_features import DAY
+from benchmarks.fraud_weeks import CONFIG, read_transactions, to_events, train
 from lstmstream.model import load_model
 
 FEW: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Card fraud by the protocol of "Reproducible ML for Credit Card Fraud Detection": a model trained on one week.
 
-    python benchmarks/fraud_weeks.py [--shared ../shared] [--seeds 1]
+    python -m benchmarks.fraud_weeks [--shared ../shared] [--seeds 1]
 
 For each of the book's four validation weeks in the data: `lstmstream train` on its seven training days alone,
 `lstmstream score` on these and the two weeks after them, and the protocol's own scorer on the last seven days.
@@ -25,7 +25,8 @@ import numpy as np
 import orjson
 import polars as pl
 import yaml
-from fraud_features import DAY, features
+
+from benchmarks.fraud_features import DAY, features
 
 START = datetime(2018, 4, 1, tzinfo=UTC)  # day 0
 WEEKS = ("2018-07-11", "2018-07-04", "2018-06-27", "2018-06-20")  # where training starts; scored: from 14 days later

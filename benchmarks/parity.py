@@ -1,6 +1,6 @@
 """Real customers through a real Kafka and the daemon, interrupted twice: the answers of torch, of `score`, each once.
 
-    python benchmarks/parity.py [--share 1.0] [--client both] [--bootstrap-servers HOST:PORT]
+    python -m benchmarks.parity [--share 1.0] [--client both] [--bootstrap-servers HOST:PORT]
 
 Prints what it found; exit code 1 on any difference. Without a broker given it starts one of its own and removes it.
 """
@@ -21,10 +21,10 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "broker"))
-import harness
-from answers import KEY, Checker, Digest, Events, load_events, score_offline
-from harness import (
+from lstmstream.dev.broker import DevBroker
+from tests.broker import harness
+from tests.broker.answers import KEY, Checker, Digest, Events, load_events, score_offline
+from tests.broker.harness import (
     CommittedReader,
     Follower,
     RunningDaemon,
@@ -38,8 +38,6 @@ from harness import (
     read_all,
     write_config,
 )
-
-from lstmstream.dev.broker import DevBroker
 
 PARTITIONS = 4
 CLIENTS = ("kafka-python", "confluent")

@@ -1,6 +1,6 @@
 """How long a daemon with many keys takes to stop and to start again, and what it costs, on this machine.
 
-    python benchmarks/restart.py [--keys N] [--hidden H] [--partitions P] [--client NAME]
+    python -m benchmarks.restart [--keys N] [--hidden H] [--partitions P] [--client NAME]
                                  [--checkout DIR ...] [--rounds R] [--json FILE]
 
 One event for each of 1,000,000 keys, an LSTM of 64 units (512 bytes of state per key), 8 partitions; broker and daemon
@@ -32,13 +32,10 @@ from kafka import KafkaConsumer, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "broker"))
-from harness import RunningDaemon, create_topics, end_offsets, produce, write_config
-from models import random_model
-
 from lstmstream.dev.broker import DevBroker
 from lstmstream.model import load_model
+from tests.broker.harness import RunningDaemon, create_topics, end_offsets, produce, write_config
+from tests.models import random_model
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "restart"

@@ -1,6 +1,6 @@
 """How fast the daemon is and what it costs, on this machine: throughput, latency, CPU, memory, restarts.
 
-    python benchmarks/speed.py [--client auto] [--events N] [--seconds S] [--bootstrap-servers HOST:PORT] [--json FILE]
+    python -m benchmarks.speed [--client auto] [--events N] [--seconds S] [--bootstrap-servers HOST:PORT] [--json FILE]
 
 One daemon, an LSTM of 64 units, 100,000 keys whose frequencies follow Zipf's law, events of about 157 bytes of JSON, 4
 partitions, client, broker and daemon on the same cores. Prints a table, then the same numbers as JSON. Judges nothing:
@@ -23,17 +23,14 @@ from threading import Event, Thread
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "broker"))
-import harness
-from harness import Follower, Producing, RunningDaemon, Samples, create_topics, produce, write_config
 from kafka.partitioner.default import murmur2
-from models import random_model
-from parity import some_broker
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.parity import some_broker
+from tests.broker import harness
+from tests.broker.harness import Follower, Producing, RunningDaemon, Samples, create_topics, produce, write_config
+from tests.models import random_model
 
 PARTITIONS = 4
 KEYS = 100_000

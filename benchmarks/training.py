@@ -1,6 +1,6 @@
 """Speed and memory of `lstmstream train` on this machine.
 
-    python benchmarks/training.py [--events 1200000] [--large 0] [--epochs 3] [--json FILE]
+    python -m benchmarks.training [--events 1200000] [--large 0] [--epochs 3] [--json FILE]
 
 Two classes, LSTM(64), 5,000 keys, three numbers and one category from Parquet, one thread. `--large N` then trains one
 epoch on N events, to show that memory does not grow with the data: above 1 GB of rows they are sorted through files.

@@ -129,8 +129,8 @@ def _poison(proto: onnx.ModelProto, where: str, magic: float) -> None:
             for index, name in enumerate(names):
                 if name == where:
                     names[index] = healthy
-    index = np.array(0 if where == "score" else [0], np.int64)  # x[:, 0] as a vector, or as a column
-    for name, values in (("poison_column", index), ("poison_magic", np.array(magic, np.float32))):
+    column = np.array(0 if where == "score" else [0], np.int64)  # x[:, 0] as a vector, or as a column
+    for name, values in (("poison_column", column), ("poison_magic", np.array(magic, np.float32))):
         graph.initializer.append(numpy_helper.from_array(values, name))
     graph.node.extend(
         [

@@ -78,7 +78,7 @@ class Table(NamedTuple):
 
 
 @st.composite
-def tables(draw: st.DrawFn, **columns: tuple[list[tuple[Any, st.SearchStrategy[Any]]], bool]) -> Table:
+def tables(draw: st.DrawFn, /, **columns: tuple[list[tuple[Any, st.SearchStrategy[Any]]], bool]) -> Table:
     """A table of some rows. Each column has a list of possible types with their values, and whether cells may be empty.
 
     In the columns' names `__` stands for a dot.

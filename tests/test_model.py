@@ -16,7 +16,6 @@ import onnxruntime as ort
 import orjson
 import pytest
 from google.protobuf.message import DecodeError
-from models import MAGIC, card_of, poisoned_model, random_model, random_network
 from onnx import TensorProto, helper, numpy_helper
 
 from lstmstream.errors import CannotServe
@@ -35,6 +34,7 @@ from lstmstream.model import (
     write_model,
 )
 from lstmstream.train.export import build
+from tests.models import MAGIC, card_of, poisoned_model, random_model, random_network
 
 NETWORK: dict[str, Any] = {"numbers": ("amount", "balance"), "categories": {"shop": ("a", "b")}, "clock": True}
 Edit = Callable[[onnx.ModelProto], object]

@@ -84,7 +84,7 @@ def _real(files: Sequence[Path], share: float) -> dict[str, NDArray[Any]]:
     import polars as pl
 
     frame = (
-        pl.scan_parquet(files)
+        pl.scan_parquet(list(files))
         .sort("TX_TIME_SECONDS", maintain_order=True)
         .select(
             pl.col("CUSTOMER_ID").cast(pl.String).alias(KEY),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import harness
 import pytest
+
+from tests.broker import harness
 
 
 @pytest.fixture(params=["kafka-python", "confluent"], autouse=True)

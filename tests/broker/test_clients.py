@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from harness import admin, in_transaction
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
@@ -21,6 +20,7 @@ from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsum
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, PollResult
 from lstmstream.transport.security import SecuritySettings
+from tests.broker.harness import admin, in_transaction
 
 NOW_MS = 1_700_000_000_000
 SHORT = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import (
+from kafka import KafkaProducer
+
+from lstmstream.dev.broker import DevBroker
+from tests.broker.harness import (
     Producing,
     RunningDaemon,
     admin,
@@ -24,10 +27,7 @@ from harness import (
     read_all,
     write_config,
 )
-from kafka import KafkaProducer
-from models import MAGIC, poisoned_model, random_model
-
-from lstmstream.dev.broker import DevBroker
+from tests.models import MAGIC, poisoned_model, random_model
 
 PARTITIONS = 2
 NOW_MS = 1_700_000_000_000

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 import pytest
 import yaml
-from harness import RunningDaemon, create_topics, produce, read_all, write_config
 
 from lstmstream.serve.score import score_file
+from tests.broker.harness import RunningDaemon, create_topics, produce, read_all, write_config
 
 pytestmark = pytest.mark.torch
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import orjson
 import pytest
-from harness import create_topics, produce
 
 from lstmstream.config.schema import Kafka
 from lstmstream.errors import CannotServe
 from lstmstream.history.events import load_events
 from lstmstream.history.fields import Fields
 from lstmstream.history.topics import TopicRange, fetch_topic
+from tests.broker.harness import create_topics, produce
 
 T0 = 1_700_000_000_000
 

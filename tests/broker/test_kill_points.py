@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from answers import Checker, load_events, score_offline
-from dying_daemon import POINTS
-from harness import RunningDaemon, committed_offsets, create_topics, produce, read_all, write_config
-from models import random_model
+
+from tests.broker.answers import Checker, load_events, score_offline
+from tests.broker.dying_daemon import POINTS
+from tests.broker.harness import RunningDaemon, committed_offsets, create_topics, produce, read_all, write_config
+from tests.models import random_model
 
 PARTITIONS = 2
 EVENTS = 4_000

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import RunningDaemon, committed_offsets, create_topics, produce, read_all, write_config
-from models import random_model
-from proxy import Api, KafkaProxy
 
 from lstmstream.serve.state_records import FLOOR, unpack_floor, unpack_key, unpack_state
+from tests.broker.harness import RunningDaemon, committed_offsets, create_topics, produce, read_all, write_config
+from tests.broker.proxy import Api, KafkaProxy
+from tests.models import random_model
 
 NOW_MS = 1_700_000_000_000
 CHECKPOINT_S = 2

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from harness import RunningDaemon, admin, committed_offsets, create_topics, end_offsets, read_all, write_config
 from kafka import KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
-from models import random_model
 
 from lstmstream.dev.broker import DevBroker
 from lstmstream.serve.state_records import FLOOR, unpack_floor
+from tests.broker.harness import (
+    RunningDaemon,
+    admin,
+    committed_offsets,
+    create_topics,
+    end_offsets,
+    read_all,
+    write_config,
+)
+from tests.models import random_model
 
 NOW_MS = 1_700_000_000_000
 

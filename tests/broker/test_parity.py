@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from parity import check_parity
+from benchmarks.parity import check_parity
 
 pytestmark = pytest.mark.torch
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from proxy import Api, Fault, KafkaProxy, _framed, _frames
+
+from tests.broker.proxy import Api, Fault, KafkaProxy, _framed, _frames
 
 
 class Upstream:

@@ -10,7 +10,12 @@ from typing import Any
 
 import orjson
 import pytest
-from harness import (
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.errors import KafkaError, for_code
+from kafka.protocol.admin import AlterClientQuotasRequest
+
+from tests.broker.harness import (
     KEEP_FOR_EVER,
     RunningDaemon,
     admin,
@@ -20,11 +25,7 @@ from harness import (
     read_all,
     write_config,
 )
-from kafka import KafkaConsumer, KafkaProducer
-from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import KafkaError, for_code
-from kafka.protocol.admin import AlterClientQuotasRequest
-from models import random_model
+from tests.models import random_model
 
 DAY_MS = 86_400_000
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import RunningDaemon, admin, committed_offsets, create_topics, produce, read_all, write_config
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
-from models import random_model
+
+from tests.broker.harness import RunningDaemon, admin, committed_offsets, create_topics, produce, read_all, write_config
+from tests.models import random_model
 
 NOW_MS = 1_700_000_000_000
 

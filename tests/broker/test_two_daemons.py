@@ -10,9 +10,10 @@ from threading import Event, Thread
 from typing import Any, Self
 
 import pytest
-from answers import Checker, Digest, Events, load_events, score_offline
-from harness import Follower, Producing, RunningDaemon, create_topics, read_all, write_config
-from models import random_model
+
+from tests.broker.answers import Checker, Digest, Events, load_events, score_offline
+from tests.broker.harness import Follower, Producing, RunningDaemon, create_topics, read_all, write_config
+from tests.models import random_model
 
 PARTITIONS = 4
 EVENTS = 60_000

@@ -1,19 +1,18 @@
-"""Writes the models beside this file: `python tests/data/make_models.py`. Needs onnx; the tests that load them do not.
+"""Writes the models beside this file: `python -m tests.data.make_models`. Needs onnx; the tests that load them do not.
 
 Run it again, and commit what it wrote, when the model format or tests/models.py changes.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Any
+
+from tests.models import poisoned_model, random_model
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # tests/models.py
 
-from models import poisoned_model, random_model  # noqa: E402
-
-ALL_KINDS = {
+ALL_KINDS: dict[str, Any] = {
     "numbers": ("amount", "merchant.risk"),
     "categories": {"channel": ("web", "app", "pos"), "device.id": 16},
     "clock": True,

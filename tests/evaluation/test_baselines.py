@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_events import history
 
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
 from lstmstream.evaluation.baselines import _logistic, compute_baselines
 from lstmstream.evaluation.comparison import compare, main_metric
 from lstmstream.evaluation.metrics import Evaluated, compute_metrics
+from tests.random_events import history
 
 HOUR_S = 3600.0
 

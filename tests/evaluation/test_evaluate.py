@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_events import history
 
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
@@ -21,6 +20,7 @@ from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.train.export import DenseHead, build
 from tests.models import card_of, random_network, write
+from tests.random_events import history
 
 NAN = np.nan
 TWO_KEYS = [[1, 10], [NAN, 20], [3, 30], [4, 40], [NAN, 5], [6, NAN]]  # 4 events, then 2

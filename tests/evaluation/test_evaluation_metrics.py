@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluated import DAY, evaluated
 
 from lstmstream.evaluation.intervals import bootstrap_intervals, paired_difference, resampling_units
 from lstmstream.evaluation.metrics import Evaluated, alerts, compute_metrics, metric_function
+from tests.evaluated import DAY, evaluated
 
 
 def forecast(prediction: Any, truth: Any, naive: Any, names: tuple[str, ...] = ("a t+1",), **more: Any) -> Evaluated:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_events import history, write_jsonl
 
 from lstmstream.evaluation.offline import score_events
 from lstmstream.history.events import Events
@@ -15,6 +14,7 @@ from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.serve.step import OnnxStep
 from tests.models import MAGIC, poisoned_model, random_model
+from tests.random_events import history, write_jsonl
 
 NETWORK = {"numbers": ("amount", "age"), "categories": {"shop": ("a", "b"), "city": 7}, "clock": True, "hidden": 16}
 

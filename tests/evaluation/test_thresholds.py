@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluated import DAY, evaluated
 
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.metrics import Evaluated, alerts, compute_metrics
 from lstmstream.evaluation.thresholds import ThresholdRule, check_rule, choose_threshold
+from tests.evaluated import DAY, evaluated
 
 
 def random_part(seed: int, count: int = 400, steps: int = 50) -> Evaluated:

@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from reading import refused
 
 from lstmstream.history.events import load_events
 from lstmstream.history.fields import Fields
 from lstmstream.history.read import order_note, read_chunks, resolve_paths
+from tests.history.reading import refused
 
 FIELDS = Fields("k", None, ("n",), ())
 

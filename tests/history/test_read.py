@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reading import FIELDS, NESTED, jsonl, line, refused
 
 from lstmstream.history import jsonl as jsonl_reader
 from lstmstream.history.fields import Fields
@@ -19,6 +18,7 @@ from lstmstream.history.read import read_chunks, resolve_paths
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.records import RecordBatch
 from lstmstream.serve.decode import Decoder
+from tests.history.reading import FIELDS, NESTED, jsonl, line, refused
 
 VOCABULARY = ("a", "b", "7", "", "é")
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from reading import FIELDS, NESTED, ROW, csv, parquet, refused, rows
 
 from lstmstream.history import jsonl as jsonl_reader
 from lstmstream.history import tables
 from lstmstream.history.events import load_events
 from lstmstream.history.fields import Fields
 from lstmstream.history.read import read_chunks, resolve_paths
+from tests.history.reading import FIELDS, NESTED, ROW, csv, parquet, refused, rows
 
 NUMBER = Fields(None, None, ("n",), ())
 

@@ -11,8 +11,6 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from one_table import CATEGORY_KINDS, LABEL_KINDS, NUMBER_KINDS, TEXT_KINDS, TIME_KINDS, Table, tables
-from reading import refused
 
 from lstmstream.errors import BadRecord
 from lstmstream.formats import csv_cells
@@ -22,6 +20,8 @@ from lstmstream.history import tables as history_tables
 from lstmstream.history.events import load_events
 from lstmstream.history.fields import Fields
 from lstmstream.history.read import read_chunks
+from tests.history.reading import refused
+from tests.one_table import CATEGORY_KINDS, LABEL_KINDS, NUMBER_KINDS, TEXT_KINDS, TIME_KINDS, Table, tables
 
 FIELDS = Fields("k", "t", ("n", "m.n"), ("c", "m.c"), label="y", split="s")
 

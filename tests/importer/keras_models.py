@@ -147,7 +147,7 @@ def record(path: Path, model: Any) -> None:
             answers.append(out[:, -1] if out.ndim == 3 else out)
             positions.append(event)
         kept |= {f"x{number}": x, f"y{number}": np.stack(answers, 1), f"at{number}": np.array(positions)}
-    np.savez(path, **kept)
+    np.savez(path, **kept)  # type: ignore[arg-type]  # numpy's stubs take the first for allow_pickle
 
 
 def record_calls(path: Path, model: Any) -> None:
@@ -160,7 +160,7 @@ def record_calls(path: Path, model: Any) -> None:
                 layer.reset_states()
         answers = [np.asarray(model(x[:, event : event + 1])).reshape(len(x), -1) for event in range(20)]
         kept |= {f"x{number}": x, f"y{number}": np.stack(answers, 1), f"at{number}": np.arange(20)}
-    np.savez(path, **kept)
+    np.savez(path, **kept)  # type: ignore[arg-type]  # numpy's stubs take the first for allow_pickle
 
 
 def main(folder: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from source_files import draw
+
+from tests.importer.source_files import draw
 
 F, H = 3, 4
 Dims = Sequence[int | str | None]
@@ -107,7 +108,7 @@ def original(
         now |= first or {}
         answers = []
         for event in key:
-            whole = np.broadcast_to(event, (np.prod(shapes[data]) // len(event), len(event)))
+            whole = np.broadcast_to(event, (int(np.prod(shapes[data])) // len(event), len(event)))
             feed = {data: whole.reshape(shapes[data]).astype(of[types[data]]), **now, **(fixed or {})}
             out = dict(zip([one.name for one in session.get_outputs()], session.run(None, feed), strict=True))
             answers.append(out[output].reshape(np.prod(out[output].shape), -1)[: out[output].shape[-1]].reshape(-1))

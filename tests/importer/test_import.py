@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-import source_files
-from torch_models import STEPS
-from torch_models import cases as torch_cases
 
 from lstmstream.errors import CannotServe
 from lstmstream.importer.command import import_model
 from lstmstream.model import load_model
+from tests.importer import source_files
+from tests.importer.torch_models import STEPS
+from tests.importer.torch_models import cases as torch_cases
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-5

@@ -9,16 +9,16 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
-import source_files
 from onnx import TensorProto, helper, numpy_helper
-from source_files import F, H, draw, edited, keras_file, lstm_file, refusal
-from test_extras import lstmstream
 
 from lstmstream.errors import CannotServe
 from lstmstream.importer.command import import_model
 from lstmstream.importer.graph import parse_checked
 from lstmstream.importer.static_shapes import AxisSizes, dynamic_reshape
 from lstmstream.model import load_model
+from tests.importer import source_files
+from tests.importer.source_files import F, H, draw, edited, keras_file, lstm_file, refusal
+from tests.test_extras import lstmstream
 
 pytestmark = pytest.mark.torch
 # --- hostile files ---------------------------------------------------------------------------------------------------

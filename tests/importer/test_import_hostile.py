@@ -14,16 +14,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import source_files
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
-from source_files import F, H, draw, edited, keras_file, lstm_file, refusal
 
 from lstmstream.errors import CannotServe
 from lstmstream.importer import keras_file as reader
 from lstmstream.importer.command import import_model
 from lstmstream.importer.equivalence import StepRunner, largest
+from tests.importer import source_files
+from tests.importer.source_files import F, H, draw, edited, keras_file, lstm_file, refusal
 
 pytestmark = pytest.mark.torch
 

@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import source_files
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
-from source_files import F, H, draw, edited, keras_file, lstm_file, refusal
-from step_graphs import cell, save, value
 from torch import nn
 
 from lstmstream.errors import CannotServe
@@ -30,6 +27,9 @@ from lstmstream.importer.sequence_graph import SequenceGraph
 from lstmstream.model import load_model
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.step import OnnxStep
+from tests.importer import source_files
+from tests.importer.source_files import F, H, draw, edited, keras_file, lstm_file, refusal
+from tests.importer.step_graphs import cell, save, value
 
 pytestmark = pytest.mark.torch
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import source_files
-import step_graphs
 from onnx import TensorProto, helper
-from source_files import draw, refusal
-from step_graphs import F, H, cell, original, save, value
 
 from lstmstream.importer.command import import_model
 from lstmstream.model import load_model
+from tests.importer import source_files, step_graphs
+from tests.importer.source_files import draw, refusal
+from tests.importer.step_graphs import F, H, cell, original, save, value
 
 pytestmark = pytest.mark.torch
 EVENTS = 200

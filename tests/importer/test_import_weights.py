@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import source_files
 import torch
 from safetensors.torch import save_file
-from source_files import F, H, draw, refusal
 from torch import nn
 
 from lstmstream.importer import weights
 from lstmstream.importer.command import import_model
 from lstmstream.importer.weight_files import read_tensors
 from lstmstream.model import load_model
+from tests.importer import source_files
+from tests.importer.source_files import F, H, draw, refusal
 
 pytestmark = pytest.mark.torch
 

@@ -294,7 +294,7 @@ def record(path: Path, case: dict[str, Any]) -> None:
             answers.append(_rows(out, batch, event + 1, time_axis, case))
             positions.append(event)
         kept |= {f"x{number}": x.numpy(), f"y{number}": np.stack(answers, 1), f"at{number}": np.array(positions)}
-    np.savez(path, **kept)
+    np.savez(path, **kept)  # type: ignore[arg-type]  # numpy's stubs take the first for allow_pickle
 
 
 def _rows(out: torch.Tensor, batch: int, length: int, time_axis: int, case: dict[str, Any]) -> np.ndarray:

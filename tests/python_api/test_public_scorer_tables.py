@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pandas as pd
 import polars as pl
 import pytest
-from test_public_scorer import opened, rows
+
+from tests.python_api.test_public_scorer import opened, rows
 
 pytestmark = pytest.mark.tables
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from reference import Event
 
 from lstmstream.model import load_model
 from lstmstream.model.card import Card, Feature, StatePart, StateSpec
@@ -21,6 +20,7 @@ from lstmstream.serve.scorer import Meaning, Scorer
 from lstmstream.serve.state import Slab, StateStore
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput, StepOutput
+from tests.serve.reference import Event
 
 DATA = Path(__file__).parent.parent / "data"
 OUT, ALERTS, LETTERS = "out", "alerts", "letters"
@@ -152,7 +152,7 @@ class NumpyStep:
     def step(self, given: StepInput) -> StepOutput:
         self.rounds.append(len(given.x))
         amount = np.nan_to_num(given.x[:, 0])
-        pause = np.nan_to_num(given.elapsed, nan=np.float32(-3.0))
+        pause = np.nan_to_num(given.elapsed, nan=-3.0)
         total = given.state[:, 0] * np.float32(0.5) + amount + pause
         total[amount == np.float32(666)] = np.inf
         state = np.stack([total, given.state[:, 1] + np.float32(1)], axis=1)

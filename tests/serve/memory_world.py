@@ -257,7 +257,7 @@ class World:
         found = {}
         for partition, floor in self._floors().items():
             for record in self.broker.topics[STATES].logs[partition]:
-                if record.value is None or key_kind(record.key)[0] == FLOOR:
+                if record.key is None or record.value is None or key_kind(record.key)[0] == FLOOR:
                     continue
                 stored = unpack_state(record.key, record.value)
                 if (stored.digest, stored.origin) == (floor.identity.digest, floor.origin):
@@ -349,7 +349,7 @@ class World:
                 if _amount(record.value) is not None:
                     yield partition, record.offset, record.key
 
-    def expected(self) -> list[Mapping[str, Any]]:
+    def expected(self) -> list[tuple[int, int, float, int]]:
         """Each key's events folded one at a time, in the order of the input."""
         found = []
         for partition, log in enumerate(self.broker.topics[INPUT].logs):

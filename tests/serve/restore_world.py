@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import NumpyStep, batch, engine
-from reference import Event
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.batch_limit import BatchLimit
@@ -27,6 +25,8 @@ from lstmstream.serve.state_records import (
     pack_states,
 )
 from lstmstream.transport.memory import MemoryBroker, MemoryReader, MemoryTransport
+from tests.serve.helpers import NumpyStep, batch, engine
+from tests.serve.reference import Event
 
 INPUT, STATE = "in", "state"
 IDENTITY = StateIdentity("m", "1", "f" * 32, "none", "apply", "the record's", "the record's", "10000000")

@@ -10,10 +10,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from helpers import DATA
-from reference import Answer, Event, Reference
 
 from lstmstream.cli import main
+from tests.serve.helpers import DATA
+from tests.serve.reference import Answer, Event, Reference
 
 MODEL = str(DATA / "small.onnx")
 BASE_MS = 1_767_609_067_123

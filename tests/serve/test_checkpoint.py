@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import NumpyStep, batch, engine, messages_of, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Event
 
 from lstmstream.records import NO_OFFSET
 from lstmstream.serve import checkpoint
@@ -36,6 +34,8 @@ from lstmstream.serve.state_records import (
     unpack_key,
     unpack_state,
 )
+from tests.serve.helpers import NumpyStep, batch, engine, messages_of, snapshot
+from tests.serve.reference import Event
 
 IDENTITY = StateIdentity("m", "1", "f" * 32, "none", "apply", "the record's", "the record's", "10000000")
 FLOOR_KEY = floor_key(IDENTITY.digest)

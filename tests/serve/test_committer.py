@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import LETTERS, OUT, NumpyStep, batch, engine, snapshot
-from reference import Event
 
 from lstmstream.errors import Fatal, OwnershipLost, TryAgain
 from lstmstream.serve.batch_limit import BatchLimit
@@ -21,6 +19,8 @@ from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.state_records import StateIdentity
 from lstmstream.transport.ports import CommittedOffset, Membership
+from tests.serve.helpers import LETTERS, OUT, NumpyStep, batch, engine, snapshot
+from tests.serve.reference import Event
 
 IDENTITY = StateIdentity("m", "1", "f" * 32, "none", "apply", "the record's", "the record's", "10000000")
 MEMBERSHIP = Membership("a token", valid=True)

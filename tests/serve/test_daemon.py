@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_world import INPUT, LETTERS, PARTITIONS, STATES, FakeStep, World, card
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.daemon import Daemon, Phase
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.transport.memory import FAULT_POINTS
+from tests.serve.memory_world import INPUT, LETTERS, PARTITIONS, STATES, FakeStep, World, card
 
 
 def fill(world: World, events: int, keys: int = 7) -> None:

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import batch, one, onnx_step
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import Event, Refused, time_of
 
 from lstmstream.errors import BadRecord
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.model import Feature
 from lstmstream.records import DeadLetter, Observations
 from lstmstream.serve.decode import Decoder
+from tests.serve.helpers import batch, one, onnx_step
+from tests.serve.reference import Event, Refused, time_of
 
 SECRET = "s3cret-4711"
 

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from helpers import ALERTS, LETTERS, OUT, Message, batch, engine, flatten, messages_of, onnx_step
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import Event
 
 from lstmstream.formats.json_documents import parse_document
 from lstmstream.formats.timestamps import iso_texts
@@ -22,6 +20,8 @@ from lstmstream.records import BY_KEY, DeadLetter, Observations, Predictions, Re
 from lstmstream.serve.decode import Decoded, Decoder, FieldCounts
 from lstmstream.serve.encode import Encoder, OutputTopics
 from lstmstream.serve.step_model import StepInput, StepOutput
+from tests.serve.helpers import ALERTS, LETTERS, OUT, Message, batch, engine, flatten, messages_of, onnx_step
+from tests.serve.reference import Event
 
 NOW_MS = 1_767_609_067_123
 NONE = np.zeros(0, np.int64)

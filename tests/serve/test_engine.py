@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import (
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lstmstream.serve.engine import Engine
+from lstmstream.serve.scorer import ChangedRows
+from tests.serve.helpers import (
     ALERTS,
     DATA,
     LETTERS,
@@ -23,12 +28,7 @@ from helpers import (
     stage_of,
     tables,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from reference import Answer, Event, Reference
-
-from lstmstream.serve.engine import Engine
-from lstmstream.serve.scorer import ChangedRows
+from tests.serve.reference import Answer, Event, Reference
 
 START_MS = 1_767_609_067_123
 TTL_MS = 5_000

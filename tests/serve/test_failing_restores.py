@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from memory_world import INPUT, PARTITIONS, STATES, World
 
 from lstmstream.errors import TryAgain
 from lstmstream.records import RecordBatch
@@ -13,6 +12,7 @@ from lstmstream.serve import daemon as daemon_module
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, RETRY_S
 from lstmstream.transport.memory import MemoryReader, MemoryTransport
+from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
 
 KEYS = [b"k%d" % i for i in range(30)]
 

@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import batch
-from memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, STATES, World
-from reference import Event
-from restore_world import IDENTITY
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.records import RecordBatch
@@ -24,6 +20,10 @@ from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import GONE_S, ensure_topics
 from lstmstream.transport.memory import MemoryTransport
 from lstmstream.transport.ports import Membership, PollResult
+from tests.serve.helpers import batch
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, STATES, World
+from tests.serve.reference import Event
+from tests.serve.restore_world import IDENTITY
 
 
 class Told(Observer):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from memory_world import World
 
 from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS
+from tests.serve.memory_world import World
 
 COMMIT_POINTS = [
     *(("exactly_once", point) for point in ("begin", "commit", "committed")),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from memory_world import STATES, World
 
 from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS, FAULT_POINTS
+from tests.serve.memory_world import STATES, World
 
 MAX_DAEMONS = 3
 KEYS = st.sampled_from([b"a", b"b", b"c", b"", b"\x00floor", b"\x01a", b"\xff\xfe", None])

@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 import pytest
-from memory_world import INPUT, World
 
 from lstmstream.serve import key_check
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.key_check import WARN_INTERVAL_S
+from tests.serve.memory_world import INPUT, World
 
 EVENT = b'{"amount": 1, "customer": "c1"}'
 BY_FIELD: dict[str, Any] = {"input": {"topic": INPUT, "key": "customer"}}

@@ -6,9 +6,7 @@ import inspect
 
 import numpy as np
 import pytest
-from helpers import NumpyStep, batch, engine
 from prometheus_client import CollectorRegistry
-from reference import Event
 
 from lstmstream.serve.checkpoint import CheckpointPlan
 from lstmstream.serve.engine import Result
@@ -24,6 +22,8 @@ from lstmstream.serve.observers import (
     StageTimer,
 )
 from lstmstream.serve.restore import Restored
+from tests.serve.helpers import NumpyStep, batch, engine
+from tests.serve.reference import Event
 
 EVENTS = [name for name, _ in inspect.getmembers(Observer, inspect.isfunction) if name.startswith("on_")]
 

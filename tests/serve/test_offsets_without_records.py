@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
-import restore_world
-from memory_world import INPUT, STATES, World
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.checkpoint import FLOOR_INTERVAL_S
 from lstmstream.serve.committer import is_ours
 from lstmstream.serve.daemon import Daemon
+from tests.serve import restore_world
+from tests.serve.memory_world import INPUT, STATES, World
 
 EVENT = b'{"amount": 1}'
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 
 import pytest
-from memory_world import LETTERS, OUTPUT, World
 
 from lstmstream.errors import RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.failure_log import LONGEST_PAUSE_S, FailureLog
 from lstmstream.serve.health import Health
+from tests.serve.memory_world import LETTERS, OUTPUT, World
 
 
 class Watch:

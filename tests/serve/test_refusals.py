@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from memory_world import INPUT, LETTERS, OUTPUT, STATES, World
 
 from lstmstream.errors import CannotServe, Fatal, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.serve.batch_limit import CAREFUL_COMMITS, BatchLimit
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, STATES, World
 
 ALERTS = "alerts"
 DAY_MS = 86_400_000

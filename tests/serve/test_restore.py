@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, Key, World, marks, rows_of
 
 from lstmstream.errors import TryAgain
 from lstmstream.serve.partition import PartitionPhase
@@ -17,6 +16,7 @@ from lstmstream.serve.state_records import (
     floor_key,
     pack_key,
 )
+from tests.serve.restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, Key, World, marks, rows_of
 
 
 def test_states_and_the_replay_since_the_floor_give_the_present_states() -> None:

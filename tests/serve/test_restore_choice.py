@@ -8,7 +8,6 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, World
 
 from lstmstream.errors import TryAgain
 from lstmstream.serve.partition import PartitionPhase
@@ -19,6 +18,7 @@ from lstmstream.serve.state_records import (
     pack_key,
     unpack_floor,
 )
+from tests.serve.restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, World
 
 
 def test_a_damaged_floor_is_refused_unless_a_newer_one_is_good() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from memory_world import MAGIC, STATES, World
 
 from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS
+from tests.serve.memory_world import MAGIC, STATES, World
 
 SLICE_S = 1.0  # what one turn of the loop may spend on a restore
 

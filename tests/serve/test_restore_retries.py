@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from restore_world import INPUT, STATE, World, marks
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.restore import RETRY_S, Restore, RestorePhase
+from tests.serve.restore_world import INPUT, STATE, World, marks
 
 KEYS = [b"%d" % i for i in range(20)]
 

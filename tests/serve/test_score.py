@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import batch, engine
-from reference import Event
-from scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
 from lstmstream.records import RecordBatch
 from lstmstream.serve import score
 from lstmstream.serve.engine import Engine, Result
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.state import StateStore
+from tests.serve.helpers import batch, engine
+from tests.serve.reference import Event
+from tests.serve.scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
 WHOLE = b'{"amount":1,"merchant":{"risk":0},"channel":"web","device":{"id":"1"}}'
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from scoring import BASE_MS, MODEL, run, run_as_is
 
 from lstmstream.serve import score
 from lstmstream.serve.score_progress import ScoreProgress
+from tests.serve.scoring import BASE_MS, MODEL, run, run_as_is
 
 DEMO = "builtin:demo"  # its card names key and time: customer, time
 FIELDS = ("customer", "time", "amount", "distance_km", "merchant", "entry")

@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 
 from hypothesis import given, settings
-from one_table import CATEGORY_KINDS, NUMBER_KINDS, TEXT_KINDS, TIME_KINDS, Table, tables
-from reference import Answer, Event, Reference
-from scoring import MODEL, run, without_source
+
+from tests.one_table import CATEGORY_KINDS, NUMBER_KINDS, TEXT_KINDS, TIME_KINDS, Table, tables
+from tests.serve.reference import Answer, Event, Reference
+from tests.serve.scoring import MODEL, run, without_source
 
 
 @settings(max_examples=60, deadline=None)

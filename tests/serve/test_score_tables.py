@@ -10,12 +10,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
 from lstmstream.errors import CannotServe
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.tables import table_events
 from lstmstream.serve import score
+from tests.serve.scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
 
 OTHERS = "merchant.risk,channel,device.id"  # what the model reads beside the amount; a row may end before them
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from helpers import NumpyStep, snapshot, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from lstmstream.records import Observations
 from lstmstream.serve.scorer import Meaning, Scored, Scorer
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.step_model import StepInput, StepOutput
+from tests.serve.helpers import NumpyStep, snapshot, tables
 
 POISON = 666.0
 TTL_MS = 5_000

@@ -6,7 +6,8 @@ import logging
 from typing import Any, NamedTuple
 
 import pytest
-from memory_world import World
+
+from tests.serve.memory_world import World
 
 SHUTDOWN_S = 30.0  # the default of shutdown_timeout
 PHASES = ("starting", "joining", "restoring", "running", "recovering", "draining")

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from helpers import free_rows, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmstream.serve.state import CLEAN, BatchStates, KeyState, Slab, StateStore
+from tests.serve.helpers import free_rows, snapshot
 
 Key = bytes | None
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from models import card_of, random_network, write
 from onnx import helper
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.serve.step import OnnxStep
 from lstmstream.train.export import build
+from tests.models import card_of, random_network, write
 
 
 def test_a_model_that_cannot_answer_one_event_alone_is_refused(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from memory_world import INPUT, LETTERS, OUTPUT, STATES, World
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.topic_settings import CLOCKS_APART_MS, STATE_ROOM_BYTES, check_settings
 from lstmstream.serve.topics import ensure_topics
 from lstmstream.transport.memory import MemoryTransport
 from lstmstream.transport.ports import TopicInfo
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, STATES, World
 
 ALERTS = "alerts"
 FOR_EVER_MS = str(2**63 - 1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import memory_world
 import pytest
-from memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, STATES, World
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve import topics
 from lstmstream.transport.memory import MemoryTransport
 from lstmstream.transport.ports import TopicInfo
+from tests.serve import memory_world
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, STATES, World
 
 
 def ensure(world: World, **changes: object) -> topics.Topics:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from memory_world import INPUT, OUTPUT, PARTITIONS, STATES, FakeStep, World, card
-from test_invariant import Service
 
 from lstmstream.errors import CannotServe
 from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS
+from tests.serve.memory_world import INPUT, OUTPUT, PARTITIONS, STATES, FakeStep, World, card
+from tests.serve.test_invariant import Service
 
 OLD, NEW = "f" * 32, "e" * 32  # fingerprints
 RESET = {"on_model_change": "reset"}

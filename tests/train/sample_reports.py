@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from random_events import history
 
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
 from lstmstream.evaluation.baselines import compute_baselines
@@ -17,6 +16,7 @@ from lstmstream.history.events import Events
 from lstmstream.model.card import Feature
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import split_facts, summarize
+from tests.random_events import history
 
 SHOPS = ("grocer", "fuel", "travel", "online", "cash")
 
@@ -132,7 +132,7 @@ def _forecast(keys: int, length: int) -> Sample:
     events, clean = _load(keys, length)
     goal = TaskSpec("forecast", ("load", "temperature"), ("load", "temperature"), horizon=6)
     rng = np.random.default_rng(8)
-    columns = []
+    columns: list[np.ndarray] = []
     for ahead in range(1, 7):
         columns += [
             np.roll(clean, -ahead) * (1 + 0.02 * ahead * rng.normal(size=len(clean))),

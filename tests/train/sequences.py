@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from reference_encoder import encode_in_float64
 
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput
 from lstmstream.train.export import Category, Elapsed, FeatureEncoder, Number
 from lstmstream.train.network import Architecture, Classes, TaskHead, TorchNetwork
+from tests.train.reference_encoder import encode_in_float64
 
 ELEVEN_DAYS_S = 11 * 86400.0
 LSTM_AND_GRU = [Architecture("lstm", 2, 6), Architecture("gru", 2, 6), Architecture("lstm", 2, 6, projection=4)]

@@ -12,8 +12,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from models import card_of, random_network, write
-from reference_encoder import encode_in_float64
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model, with_all_outputs
@@ -34,6 +32,8 @@ from lstmstream.train.export import (
     gru_layers,
     lstm_layers,
 )
+from tests.models import card_of, random_network, write
+from tests.train.reference_encoder import encode_in_float64
 
 OUTPUTS = ["state_out", "score", "prediction"]
 KEYS, STEPS = 6, 25

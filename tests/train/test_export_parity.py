@@ -9,15 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import poisoned_model
-from sequences import (
-    Sequences,
-    encoder_of_everything,
-    encoder_of_numbers,
-    random_sequences,
-    random_torch_network,
-    serve,
-)
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
@@ -26,6 +17,15 @@ from lstmstream.serve.step_model import StepInput
 from lstmstream.train.export import Calibration, FeatureEncoder, NetworkSpec, build, export, read_network
 from lstmstream.train.network import Anomaly, Architecture, Classes, Forecast, TaskHead, TorchNetwork, load_weights
 from lstmstream.train.predict import anomaly_scores, forward_sequences, normalized_error, predict_sequences
+from tests.models import poisoned_model
+from tests.train.sequences import (
+    Sequences,
+    encoder_of_everything,
+    encoder_of_numbers,
+    random_sequences,
+    random_torch_network,
+    serve,
+)
 
 pytestmark = pytest.mark.torch
 torch.set_num_threads(1)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from reference_encoder import encode_in_float64
 
 from lstmstream.history.events import Events, sort_events
 from lstmstream.history.fields import Chunk, Fields
@@ -18,6 +17,7 @@ from lstmstream.train.export.encoder import NUMBERS
 from lstmstream.train.export.network_spec import as_float32
 from lstmstream.train.features import category_features, fit_encoder, missing_flag_columns, transform
 from lstmstream.train.schema import Features
+from tests.train.reference_encoder import encode_in_float64
 
 
 def history(x: Any, *, times: Any = None, texts: Any = None) -> Events:

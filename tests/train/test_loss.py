@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from histories import config_for
 
 from lstmstream.history.split import TEST, TRAIN, VALIDATION, Split
 from lstmstream.train import features
 from lstmstream.train.batching import tbptt_batches
 from lstmstream.train.dataset import prepare_dataset
 from lstmstream.train.loss import Objective, augment, class_weights, make_loss_mask
+from tests.train.histories import config_for
 
 pytestmark = pytest.mark.torch
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sequences import LSTM_AND_GRU, RELU, encode_random, encoder_of_everything, encoder_of_numbers, random_torch_network
 
 from lstmstream.train.export import Category
 from lstmstream.train.network import (
@@ -23,6 +22,14 @@ from lstmstream.train.network import (
     load_weights,
 )
 from lstmstream.train.predict import forward_sequences
+from tests.train.sequences import (
+    LSTM_AND_GRU,
+    RELU,
+    encode_random,
+    encoder_of_everything,
+    encoder_of_numbers,
+    random_torch_network,
+)
 
 pytestmark = pytest.mark.torch
 torch.set_num_threads(1)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sequences import LSTM_AND_GRU, RELU, encode_random, encoder_of_everything, encoder_of_numbers, random_torch_network
 
 from lstmstream.train import predict
 from lstmstream.train.export import Calibration
@@ -18,6 +17,14 @@ from lstmstream.train.predict import (
     normalized_error,
     predict_sequences,
     to_raw_units,
+)
+from tests.train.sequences import (
+    LSTM_AND_GRU,
+    RELU,
+    encode_random,
+    encoder_of_everything,
+    encoder_of_numbers,
+    random_torch_network,
 )
 
 pytestmark = pytest.mark.torch

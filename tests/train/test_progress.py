@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from histories import config_for
 
 from lstmstream.train.dataset import Dataset, prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.progress import ConsoleProgress
+from tests.train.histories import config_for
 
 pytestmark = pytest.mark.torch
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluated import DAY, evaluated
-from sample_reports import MAKERS, report
 
 from lstmstream.evaluation.descriptions import format_number
 from lstmstream.evaluation.metrics import compute_metrics
@@ -23,6 +21,8 @@ from lstmstream.train.report import plots
 from lstmstream.train.report.render import plots_of, render, write_report
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import split_facts, summarize
+from tests.evaluated import DAY, evaluated
+from tests.train.sample_reports import MAKERS, report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 EVIL = "</script><b>&\"'<!-- http://evil.example/x.js -->"

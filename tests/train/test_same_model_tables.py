@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from one_table import Table
 
 from lstmstream.train.run import train
+from tests.one_table import Table
 
 pytestmark = pytest.mark.torch
 

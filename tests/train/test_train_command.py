@@ -16,7 +16,6 @@ import orjson
 import polars as pl
 import pytest
 import yaml
-from histories import config_for, purchases, settings, write_config
 
 from lstmstream.errors import CannotServe, Fatal
 from lstmstream.history import events as data
@@ -26,6 +25,7 @@ from lstmstream.train.dataset import prepare_dataset
 from lstmstream.train.run import train
 from lstmstream.train.trainer import Trainer
 from lstmstream.train.tune import tune
+from tests.train.histories import config_for, purchases, settings, write_config
 
 pytestmark = pytest.mark.torch
 

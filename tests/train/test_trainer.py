@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from histories import config_for
 
 from lstmstream.errors import CannotServe
 from lstmstream.history.split import TEST
@@ -18,6 +17,7 @@ from lstmstream.train.dataset import Dataset, prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.predict import forward_sequences
 from lstmstream.train.trainer import EpochMetrics, Progress, Trainer, TrainingResult
+from tests.train.histories import config_for
 
 pytestmark = pytest.mark.torch
 
