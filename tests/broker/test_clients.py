@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
+from lstmstream.errors import CannotServe, Fatal, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.records import Headers, RecordBatch
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer
@@ -117,6 +117,8 @@ def commit_at_last(
     while True:
         try:
             return commit(transport, membership, offsets, outputs)
+        except RecordRefused:
+            raise
         except TryAgain:
             assert time.monotonic() < deadline
             transport.recover()
@@ -556,11 +558,12 @@ def test_many_small_records_pass_where_a_batch_of_them_is_too_big(broker: str, m
     assert values_in(broker, names.output) == values
 
 
-def test_a_record_that_is_too_big_is_fatal_and_commits_nothing(broker: str, make: Make, names: Names) -> None:
+def test_a_record_that_is_too_big_is_refused_and_commits_nothing(broker: str, make: Make, names: Names) -> None:
     transport = make()
     membership = until_assigned(transport).membership
-    with pytest.raises(Fatal, match="take a record"):
+    with pytest.raises(RecordRefused) as refused:
         commit_at_last(transport, membership, {0: 1}, [batch(names.output, [b"x" * 200_000, b"y"])])
+    assert (refused.value.topic, refused.value.too_large) == (names.output, True)
     transport.recover()
     assert transport.committed_offsets([0]) == {}
     assert values_in(broker, names.output) == []
@@ -647,7 +650,7 @@ def test_close_ends_an_open_transaction(broker: str, make: Make, names: Names) -
     """A reader of the outputs would wait for its timeout otherwise."""
     transport = make()
     membership = until_assigned(transport).membership
-    with pytest.raises(Fatal):
+    with pytest.raises(RecordRefused):
         commit_at_last(
             transport, membership, {0: 1}, [batch(names.output, [b"y"] * 3), batch(names.state, [b"x" * 200_000])]
         )
@@ -751,8 +754,10 @@ def test_at_least_once_commits_no_offset_of_an_output_that_was_not_taken(broker:
     """No transaction fails with it: only a look at each acknowledgement tells."""
     transport = make(exactly_once=False)
     membership = until_assigned(transport).membership
-    with pytest.raises(Fatal, match="take a record"):
+    with pytest.raises(RecordRefused) as refused:
         commit_at_last(transport, membership, {0: 2}, [batch(names.output, [b"small", b"x" * 200_000])])
+    assert refused.value.topic == names.output
+    transport.recover()
     assert transport.committed_offsets([0]) == {}
 
 
