@@ -37,6 +37,7 @@ _EXACT = Context(prec=2 * _MAX_DIGITS)
 # a date, and T or a space before a time: fromisoformat takes any sign there, as in 20260105-0812
 _ISO = re.compile(r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{8}|[0-9]{4}-?W[0-9]{2}(?:-?[1-7])?)(?:[Tt ].+)?", re.DOTALL)
 
+_TIME_FOLLOWS = {"T", "t", " "}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -52,13 +53,13 @@ def timestamp_ms(value: Any, name: str) -> int:
     if kind is int:
         ms = epoch_ms(value)
     elif kind is str:
-        ms = _text_ms(value.strip(), name)
+        ms = _text_ms(value, name)
     elif kind is float and isfinite(value):
         ms = epoch_ms(int(value)) if value.is_integer() else _fraction_ms(Decimal(repr(value)))
     elif kind is Decimal and value.is_finite():
         ms = _exact_ms(value)
     elif kind is bytes:  # of a binary column
-        ms = _text_ms(value.decode(errors="replace").strip(), name)
+        ms = _text_ms(value.decode(errors="replace"), name)
     elif value is None or value != value:  # noqa: PLR0124 -- NaN
         raise BadRecord("validate", f"field {name!r}, the timestamp, is missing")
     else:
@@ -112,8 +113,17 @@ def _date_ms(number: int) -> int | None:
 
 
 def _text_ms(text: str, name: str) -> int:
-    has_year = text[4:5] == "-" and text[:4].isdigit()  # the usual case
-    if not has_year and spells_number(text):
+    if text[4:5] == "-" and text[10:11] in _TIME_FOLLOWS:  # the usual form, without a closer look
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            return _any_text_ms(text.strip(), name)
+        return ((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - _EPOCH) // _MILLISECOND
+    return _any_text_ms(text.strip(), name)
+
+
+def _any_text_ms(text: str, name: str) -> int:
+    if spells_number(text):
         return _exact_ms(Decimal(text))
     if text.lower() in _MISSING:
         raise BadRecord("validate", f"field {name!r}, the timestamp, is missing")

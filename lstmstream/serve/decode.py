@@ -134,9 +134,8 @@ class Decoder:
     def _timestamps(self, records: RecordBatch, documents: list[Document], rejects: _Rejects) -> Ints:
         if self._timestamp is not None:
             name, get = self._timestamp
-            return np.array(
-                _each(documents, rejects, lambda document: timestamp_ms(get(document), name), default=0), np.int64
-            )
+            values = list(map(get, documents))
+            return np.array(_each(values, rejects, lambda value: timestamp_ms(value, name), default=0), np.int64)
         timestamps = records.timestamps
         for i in np.flatnonzero((timestamps < 0) | (timestamps > TIMESTAMP_MAX_MS)).tolist():
             wrong = "has no timestamp (-1)" if timestamps[i] == -1 else "has a timestamp outside years 1970..9999"
@@ -198,14 +197,12 @@ class _Rejects:
         self.by_index.setdefault(index, DeadLetter(index, bad.stage, str(bad)))
 
 
-def _each(
-    documents: Iterable[Document], rejects: _Rejects, read: Callable[[Document], Any], *, default: Any
-) -> list[Any]:
-    """`read` of every document; where it raises BadRecord, the default and a dead letter."""
+def _each(items: Iterable[Any], rejects: _Rejects, read: Callable[[Any], Any], *, default: Any) -> list[Any]:
+    """`read` of every document, or of its value; where it raises BadRecord, the default and a dead letter."""
     values = []
-    for i, document in enumerate(documents):
+    for i, item in enumerate(items):
         try:
-            values.append(read(document))
+            values.append(read(item))
         except BadRecord as bad:
             rejects.add(i, bad)
             values.append(default)
