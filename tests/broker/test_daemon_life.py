@@ -233,7 +233,7 @@ def test_compressed_input_is_read(broker: str, topic_prefix: str, tmp_path: Path
     assert sources(answered(broker, name)) == Counter((0, offset) for offset in range(500))
 
 
-def test_an_answer_that_is_too_big_stops_it_and_nothing_is_skipped(
+def test_an_answer_that_is_too_big_becomes_a_dead_letter(
     broker: str, topic_prefix: str, tmp_path: Path, model: Path
 ) -> None:
     name = topic_prefix
@@ -253,10 +253,14 @@ def test_an_answer_that_is_too_big_stops_it_and_nothing_is_skipped(
         output={"topic": f"{name}.out", "include": ["note"]},
     )
     with RunningDaemon(config, tmp_path / "log") as daemon:
-        assert daemon.wait_end() == 1
-        assert "max.message.bytes" in daemon.last_words()
-    assert committed_offsets(broker, name).get(0) == 0
-    assert answered(broker, name) == []
+        produce(broker, f"{name}.in", [(b"k", b'{"amount": 1}', NOW_MS + 1, 0)])
+        daemon.wait(lambda: committed_offsets(broker, name).get(0) == 2, "both offsets committed")
+    (prediction,) = answered(broker, name)
+    (letter,) = read_all(broker, f"{name}.dead-letter", partitions=PARTITIONS)
+    assert (prediction["steps"], prediction["source"]["offset"]) == (2, 1), "the state has seen both events"
+    headers = dict(letter.headers)
+    assert (letter.value, headers["lstmstream.stage"]) == (note, b"publish")
+    assert b"max.message.bytes=2000" in headers["__streams.errors.message"]
 
 
 def test_another_model_under_the_same_name_is_refused(
