@@ -22,6 +22,7 @@ Format = Literal["json", "console"]
 MESSAGE_LIMIT = 8_000  # characters
 EXCEPTION_LIMIT = 16_000  # characters, counted from the end, where the cause is
 FIELD_LIMIT = 2_000  # characters
+ITEMS_LIMIT = 1_000  # of a list or an object; a longer one is text, and cut
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OWN = frozenset({"ts", "level", "logger", "message", "exception"})
@@ -160,13 +161,17 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _json_value(value: object) -> object:
-    """Convert to a JSON value: true, false, null, a number that fits into 64 bits, or text."""
+    """Convert to a JSON value: true, false, null, a number of 64 bits, text; a list or an object of those."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, numbers.Integral) and -(2**63) <= int(value) < 2**63:
         return int(value)
     if isinstance(value, float | numbers.Real) and not isinstance(value, numbers.Integral) and math.isfinite(value):
         return float(value)
+    if isinstance(value, list | tuple | set | frozenset) and len(value) <= ITEMS_LIMIT:
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict) and len(value) <= ITEMS_LIMIT:
+        return {_cut(_text(name)): _json_value(item) for name, item in value.items()}
     return _cut(_text(value))
 
 

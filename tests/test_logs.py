@@ -224,3 +224,16 @@ def test_safe_is_printable_and_bounded(text: str | bytes, limit: int) -> None:
     shown = logs.escape_untrusted(text, limit)
     assert shown.isprintable()
     assert len(shown) <= limit + 30
+
+
+def test_lists_and_objects_are_json_not_text() -> None:
+    record = logging.makeLogRecord(
+        {"name": "n", "msg": "x", "partitions": [0, 1], "stages": {"decode": 2}, "many": [0] * 2000}
+    )
+    event = json.loads(logs.JsonFormatter().format(record))
+    assert (event["partitions"], event["stages"]) == ([0, 1], {"decode": 2})
+    assert isinstance(event["many"], str)
+    hostile = logging.makeLogRecord({"name": "n", "msg": "x", "names": ["a\r\nb", "\ud800"]})
+    line = logs.JsonFormatter().format(hostile)
+    assert "\n" not in line
+    assert json.loads(line)["names"] == ["a\r\nb", "\\ud800"]

@@ -29,6 +29,7 @@ from lstmstream.serve.observers import Observer, Observers, StageTimer
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, Restore, RestoreContext
+from lstmstream.serve.restore_progress import RestoreProgress
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import Topics
 from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, Transport
@@ -164,6 +165,7 @@ class Daemon:
         self._recoveries = 0  # since the last commit
         self._last_recovery_s = -math.inf  # when it began
         self._quiet = False  # in a recovery soon after another one: what is worth one line is not worth hundreds
+        self._restore_progress = RestoreProgress(clock.monotonic_s)
         self._failures = FailureLog(log, clock.monotonic_s)
         self._stopping = False
         self._drain_deadline_s = math.inf  # clock time at which handing over is given up
@@ -322,9 +324,11 @@ class Daemon:
                 self._transport.resume(restored.partition, restored.offset)
                 self._observer.on_restored(restored)
                 self._recoveries = 0
-                log.info("partition restored", extra=restored._asdict())
+                self._restore_progress.on_restored(restored)
                 self._housekeeping.hurry()
                 self._update_phase()
+        if left := self._partitions.restoring():
+            self._observer.on_blocked("restore", self._restore_progress.text(left))
 
     # -- the way back after an error
 
@@ -465,12 +469,13 @@ class Daemon:
         if self._membership is None:
             self._set_phase(Phase.JOINING)
             return
-        restoring = len(self._partitions.restoring())
+        restoring = self._partitions.restoring()
         self._set_phase(Phase.RESTORING if restoring else Phase.RUNNING)
         if restoring:
-            self._observer.on_blocked("restore", f"{restoring} partitions are being restored")
+            self._observer.on_blocked("restore", self._restore_progress.text(restoring))
         else:
             self._observer.on_unblocked("restore")
+            self._restore_progress.on_all_restored()
 
     def _set_phase(self, phase: Phase) -> None:
         if phase is self.phase:

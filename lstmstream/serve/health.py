@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 # What must be done before the daemon is ready, and what to say until then.
 STARTUP_CONDITIONS: Mapping[str, str] = {
     "model": "the model is not loaded yet",
-    "assignment": "the consumer group has not assigned partitions yet",
+    "assignment": "the consumer group has not assigned partitions yet; after a crash it waits up to session.timeout.ms"
+    " (45 s) for the member that is gone, unless group.instance.id is set",
     "restore": "the states are not restored yet",
 }
 

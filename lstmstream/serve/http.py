@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ from typing import Self, cast
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, generate_latest
 
+from lstmstream import __version__
 from lstmstream.errors import CannotServe
 from lstmstream.logs import escape_untrusted
 from lstmstream.serve.health import Health
@@ -35,7 +38,19 @@ RESPONSE_TIMEOUT_S = 10.0  # until the client has received all of it
 LINGER_S = 1.0  # for the client to close first: closing with unread bytes could discard the response
 LINGER_BYTES = 4_194_304
 
+_HEAD_END = re.compile(rb"\r?\n\r?\n")  # RFC 9112, section 2.2: a line may end in LF alone
 _JSON_TYPE = "application/json"
+_INDEX = """<!doctype html>
+<html lang="en"><title>lstmstream</title>
+<h1>lstmstream {version}</h1>
+<p>Phase {phase}, {state}.</p>
+<ul>
+<li><a href="/readyz">/readyz</a>: is it scoring events, and if not, why</li>
+<li><a href="/livez">/livez</a>: is the loop making progress</li>
+<li><a href="/metrics">/metrics</a>: for Prometheus</li>
+</ul>
+</html>
+"""
 
 
 class HttpServer:
@@ -119,11 +134,13 @@ class _Connection(asyncio.Protocol):
             if self._discarded > LINGER_BYTES:
                 self.drop()
             return
+        if not self._received:
+            data = data.lstrip(b"\r\n")  # RFC 9112, section 2.2: empty lines before a request are ignored
         searched = max(0, len(self._received) - 3)
         self._received += data
-        end = self._received.find(b"\r\n\r\n", searched, HEAD_LIMIT + 4)
-        if end >= 0:
-            self._send(self._router.respond(bytes(self._received[:end])))
+        end = _HEAD_END.search(self._received, searched, HEAD_LIMIT + 4)
+        if end is not None:
+            self._send(self._router.respond(bytes(self._received[: end.start()])))
         elif len(self._received) > HEAD_LIMIT:
             self._send(_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
 
@@ -166,6 +183,7 @@ class _Router:
         self._health = health
         self._registry = registry
         self._handlers: Mapping[str, Callable[[str], bytes]] = {
+            "/": self._index,
             "/metrics": self._metrics,
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -173,7 +191,7 @@ class _Router:
 
     def respond(self, head: bytes) -> bytes:
         """Return the whole response to the request line and headers in `head`, without their final empty line."""
-        request, *lines = head.decode("latin-1").split("\r\n")
+        request, *lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
         parts = request.split(" ")
         if len(parts) != 3 or not parts[2].startswith("HTTP/"):
             return _error(HTTPStatus.BAD_REQUEST)
@@ -186,12 +204,18 @@ class _Router:
             return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if method not in {"GET", "HEAD"}:
             return _error(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
-        handler = self._handlers.get(target.partition("?")[0])
+        handler = self._handlers.get(_path(target))
         try:
             response = _error(HTTPStatus.NOT_FOUND) if handler is None else handler(_header(lines, "accept"))
         except Exception:  # a failing metric must not end the thread that answers the probes
             response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
         return response if method == "GET" else response[: response.index(b"\r\n\r\n") + 4]
+
+    def _index(self, _accept: str) -> bytes:
+        ok, reasons = self._health.readyz()
+        state = "ready" if ok else "not ready: " + "; ".join(reasons)
+        page = _INDEX.format(version=__version__, phase=html.escape(self._health.phase), state=html.escape(state))
+        return _response(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
 
     def _metrics(self, accept: str) -> bytes:
         try:
@@ -234,6 +258,13 @@ def _listen(host: str, port: int) -> socket.socket:
             f"http.port: cannot listen on {escape_untrusted(host)}:{port} ({why}); set another port or host"
         ) from None
     return listening
+
+
+def _path(target: str) -> str:
+    """The path of a request target, which may be a whole URL (RFC 9112, section 3.2.2)."""
+    if target.lower().startswith(("http://", "https://")):
+        target = "/" + target.split("://", 1)[1].partition("/")[2]
+    return target.partition("?")[0]
 
 
 def _header(lines: list[str], name: str) -> str:

@@ -1,7 +1,8 @@
 """Every metric of the daemon, counted once per batch from plain numbers and arrays.
 
 This module knows neither engine nor broker. No label holds a key, an offset or an error message: labels are topics and
-partitions of this process, and words from the tuples below. All of those start at 0, so that a rate is never missing.
+partitions of this process, fields of the model's card, and words from the tuples below. All but the first start at 0,
+so that a rate is never missing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+from lstmstream.model import Card
+from lstmstream.records import Ints
 
 DEAD_LETTER_STAGES = ("decode", "validate", "late", "step", "publish")
 LATE_POLICIES = ("apply", "score", "drop")
@@ -133,6 +137,14 @@ class Metrics:
             "keys_in_several_partitions_total",
             "Keys found to have a state in more than one partition of this member (a sample).",
         )
+        self.missing_values = counter(
+            "missing_values_total", "Answered events in which a field that the model reads was missing.", "field"
+        )
+        self.unknown_categories = counter(
+            "unknown_categories_total",
+            "Answered events with a value of a category that is not in the model's vocabulary.",
+            "field",
+        )
         self.batch_events = histogram("batch_events", "Input records per micro-batch.", _EVENTS)
         self.stage_seconds = histogram(
             "stage_seconds", "Time of one batch in a stage, in seconds.", _STAGE_S, ("stage", STAGES)
@@ -181,6 +193,21 @@ class Metrics:
         """Set the model in use, instead of the previous one."""
         self._model_info.clear()
         self._model_info.labels(name, version, fingerprint, device).set(1)
+
+    def features(self, card: Card) -> None:
+        """Begin to count by field: from 0, so that a rate is never missing."""
+        for feature in card.features:
+            self.missing_values.labels(feature.name)
+        for feature in card.categories:
+            self.unknown_categories.labels(feature.name)
+
+    def observe_fields(self, card: Card, missing: Ints, unknown: Ints) -> None:
+        """Count one batch's values by field: `missing` and `unknown` [features], in the order of the card."""
+        for place, feature in enumerate(card.features):
+            if missing[place]:
+                self.missing_values.labels(feature.name).inc(int(missing[place]))
+            if unknown[place]:
+                self.unknown_categories.labels(feature.name).inc(int(unknown[place]))
 
     def observe_batch(
         self,
@@ -238,8 +265,6 @@ class Metrics:
         """Remove the gauges of a partition that now belongs to another member, which reports its lag."""
         for gauge in self._per_partition:
             gauge.remove(topic, str(partition))
-
-    remove_partition = remove_partition  # the name that serve/daemon.py still uses; it goes with it
 
 
 def _checked_label(value: str, values: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lstmstream.model import Card
 from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
 
@@ -173,10 +174,19 @@ class MetricsObserver(Observer):
     """Counts in Prometheus metrics. Nothing is counted before it is committed."""
 
     def __init__(
-        self, metrics: Metrics, *, input_topic: str, late_policy: str, timer: StageTimer, wall_s: Callable[[], float]
+        self,
+        metrics: Metrics,
+        card: Card,
+        *,
+        input_topic: str,
+        late_policy: str,
+        timer: StageTimer,
+        wall_s: Callable[[], float],
     ) -> None:
         """`wall_s`: seconds since 1970 UTC."""
         self._metrics = metrics
+        self._card = card
+        metrics.features(card)
         self._input_topic = input_topic
         self._late_policy = late_policy
         self._timer = timer
@@ -206,6 +216,9 @@ class MetricsObserver(Observer):
             expired=result.expired,
             checkpoints=sum(map(len, plan.written.values())),
         )
+        if result.decoded is not None:
+            counts = result.decoded.field_counts
+            self._metrics.observe_fields(self._card, counts.missing, counts.unknown)
         self._metrics.transaction("committed", duration_s)
         self._metrics.observe_stages(self._timer.take())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost
@@ -11,10 +12,12 @@ from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import HttpServer
 from lstmstream.serve.metrics import Metrics
-from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observers, StageTimer
-from lstmstream.serve.startup import start_daemon
+from lstmstream.serve.observers import StageTimer
+from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.shutdown import ShutdownSignal
 from lstmstream.transport.kafka import open_kafka_transport
+
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker, of Podman
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,18 @@ def _idle_settings(config: Config) -> list[tuple[str, str]]:
     return idle
 
 
+def _unreachable_probes(config: Config) -> str | None:
+    """What is wrong where a container's probes come from outside and only its own loopback is listened to."""
+    loopback = config.http.host in {"localhost", "::1"} or config.http.host.startswith("127.")
+    in_container = "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, _CONTAINER_MARKS))
+    if not (loopback and in_container):
+        return None
+    return (
+        f"http.host: {config.http.host} is reached from inside this container only, so not by probes or Prometheus;"
+        " set http.host: 0.0.0.0"
+    )
+
+
 def _serve(config: Config, shutdown: ShutdownSignal) -> int:
     def stopping() -> bool:
         return shutdown.requested
@@ -66,16 +81,11 @@ def _serve(config: Config, shutdown: ShutdownSignal) -> int:
             "model loaded",
             extra={"model": card.name, "version": card.version, "fingerprint": card.fingerprint, "device": step.device},
         )
+        if problem := _unreachable_probes(config):
+            log.warning("%s", problem)
         log.info("listening", extra={"host": config.http.host, "port": http.port})
         timer = StageTimer(clock.monotonic_s)
-        counted = MetricsObserver(
-            metrics,
-            input_topic=config.input.topic,
-            late_policy=config.input.late,
-            timer=timer,
-            wall_s=clock.wall_s,
-        )
-        observer = Observers([counted, HealthObserver(health)])
+        observer = make_observers(config, card, metrics, health, timer, clock)
         transport = open_kafka_transport(config)
         shutdown.on_request(lambda: transport.bound_calls(config.shutdown_timeout / 2))
         daemon = start_daemon(config, step, transport, observer, timer, clock=clock, stopping=stopping)

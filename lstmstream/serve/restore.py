@@ -72,9 +72,10 @@ class Restored(NamedTuple):
     """What a restore did, for the log."""
 
     partition: int
-    offset: int
-    states: int
-    replayed: int
+    offset: int  # from which on events are answered
+    states: int  # in memory now
+    replay_from: int  # the floor: input offset from which records were replayed
+    replayed: int  # records
     duration_s: float
 
 
@@ -160,7 +161,9 @@ class Restore:
         if self.phase is not RestorePhase.DONE:
             return None
         number, slab = self.partition.number, self.partition.slab
-        return Restored(number, self.partition.position, len(slab), self._replayed, clock() - self._began_s)
+        return Restored(
+            number, self.partition.position, len(slab), self._replay_from, self._replayed, clock() - self._began_s
+        )
 
     def close(self) -> None:
         """Free its reader."""

@@ -1,4 +1,4 @@
-"""From a loaded model to a daemon: reach the broker, ensure the topics, begin to join, for as long as it takes."""
+"""From a loaded model to a daemon: its observers, then reach the broker, ensure the topics, begin to join."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Callable
 
 from lstmstream.config import Config
 from lstmstream.errors import TryAgain
+from lstmstream.model import Card
 from lstmstream.serve.daemon import Clock, Daemon, backoffs
+from lstmstream.serve.dead_letter_log import DeadLetterLog
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.failure_log import FailureLog
-from lstmstream.serve.observers import Observer, StageTimer
+from lstmstream.serve.field_checks import FieldChecks
+from lstmstream.serve.health import Health
+from lstmstream.serve.heartbeat import Heartbeat
+from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observer, Observers, StageTimer
 from lstmstream.serve.step_model import StepModel
 from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.transport.ports import Transport
@@ -18,6 +24,30 @@ from lstmstream.transport.ports import Transport
 WAIT_FOR_TOPIC_S = 0.25  # between two looks
 
 log = logging.getLogger(__name__)
+
+
+def make_observers(
+    config: Config, card: Card, metrics: Metrics, health: Health, timer: StageTimer, clock: Clock
+) -> Observer:
+    """Everything that is told what the daemon does: metrics, health and the lines of the log."""
+    counted = MetricsObserver(
+        metrics,
+        card,
+        input_topic=config.input.topic,
+        late_policy=config.input.late,
+        timer=timer,
+        wall_s=clock.wall_s,
+    )
+    carried = [*config.output.include, *([] if config.output.key is None else [config.output.key])]
+    return Observers(
+        [
+            counted,
+            HealthObserver(health),
+            Heartbeat(clock.monotonic_s, clock.wall_s),
+            DeadLetterLog(clock.monotonic_s, config.dead_letter.topic),
+            FieldChecks(card, carried, clock.monotonic_s),
+        ]
+    )
 
 
 def start_daemon(

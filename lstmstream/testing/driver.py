@@ -23,8 +23,8 @@ from lstmstream.serve.daemon import Clock, Daemon, Phase
 from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
-from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observers, StageTimer
-from lstmstream.serve.startup import start_daemon
+from lstmstream.serve.observers import StageTimer
+from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.transport.memory import FAULT_POINTS, LogRecord, MemoryBroker, MemoryTransport
 from lstmstream.transport.partitioner import partition_of
 
@@ -239,19 +239,12 @@ class TestDriver:
         self._transport = MemoryTransport(self._broker, self._config.input.topic, exactly_once=exactly_once)
         clock = Clock(monotonic_s=lambda: self._now_s, wall_s=lambda: self._now_s, sleep=self._sleep)
         timer = StageTimer(clock.monotonic_s)
-        counted = MetricsObserver(
-            self._metrics,
-            input_topic=self._config.input.topic,
-            late_policy=self._config.input.late,
-            timer=timer,
-            wall_s=clock.wall_s,
-        )
-        health = HealthObserver(Health(stall_after=self._config.http.stall_after, clock=clock.monotonic_s))
+        health = Health(stall_after=self._config.http.stall_after, clock=clock.monotonic_s)
         self._daemon = start_daemon(
             self._config,
             self._step,
             self._transport,
-            Observers([counted, health]),
+            make_observers(self._config, self._step.card, self._metrics, health, timer, clock),
             timer,
             clock=clock,
             stopping=lambda: False,

@@ -20,8 +20,8 @@ from lstmstream.model.card import Card, Feature, StatePart, StateSpec
 from lstmstream.serve.daemon import Clock, Daemon, Phase
 from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
-from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observers, StageTimer
-from lstmstream.serve.startup import start_daemon
+from lstmstream.serve.observers import StageTimer
+from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor, unpack_key, unpack_state
 from lstmstream.serve.step_model import StepInput, StepOutput
@@ -388,10 +388,7 @@ class Life:
         world, config = self._world, self._config
         clock = Clock(monotonic_s=lambda: world.now_s, wall_s=lambda: world.now_s, sleep=world._sleep)
         timer = StageTimer(clock.monotonic_s)
-        counted = MetricsObserver(
-            self.metrics, input_topic=INPUT, late_policy=config.input.late, timer=timer, wall_s=clock.wall_s
-        )
-        observer = Observers([counted, HealthObserver(self.health)])
+        observer = make_observers(config, self._step.card, self.metrics, self.health, timer, clock)
         self.daemon = start_daemon(
             config, self._step, self.transport, observer, timer, clock=clock, stopping=lambda: self.asked
         )

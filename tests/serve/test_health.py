@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lstmstream.serve.health import Health
+from lstmstream.serve.health import STARTUP_CONDITIONS, Health
 
 
 class Clock:
@@ -42,7 +42,7 @@ def test_ready_once_model_assignment_and_restore_are_done() -> None:
         False,
         [
             "the model is not loaded yet",
-            "the consumer group has not assigned partitions yet",
+            STARTUP_CONDITIONS["assignment"],
             "the states are not restored yet",
         ],
     )

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.registry import Collector
 
+from lstmstream import __version__
 from lstmstream.errors import CannotServe
 from lstmstream.serve import http as served
 from lstmstream.serve.health import Health
@@ -112,7 +113,8 @@ def test_ready_says_why_not(side: Side) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/state/c1", "/metrics/", "/metrics/../livez", "//livez", "/%6civez", "/../../etc/passwd", "*"]
+    "path",
+    ["/index.html", "/state/c1", "/metrics/", "/metrics/../livez", "//livez", "/%6civez", "/../../etc/passwd", "*"],
 )
 def test_everything_else_is_not_found(side: Side, path: str) -> None:
     status, headers, body = side.ask(path)
@@ -121,7 +123,17 @@ def test_everything_else_is_not_found(side: Side, path: str) -> None:
     assert json.loads(body) == {"error": "not found"}
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/nothing"])
+def test_the_root_says_where_it_stands_and_what_else_there_is(side: Side) -> None:
+    side.health.set_phase("<restoring>")
+    status, headers, body = side.ask("/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    text = body.decode()
+    assert __version__ in text
+    assert "&lt;restoring&gt;" in text
+    assert all(f'href="{path}"' in text for path in ("/readyz", "/livez", "/metrics"))
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/nothing"])
 def test_head_is_get_without_the_body(side: Side, path: str) -> None:
     status, headers, body = side.ask(path)
     head = side.ask(path, "HEAD")
@@ -148,7 +160,10 @@ def test_a_post_with_a_body_gets_its_answer(side: Side) -> None:
     ("request_", "status"),
     [
         pytest.param(b"GARBAGE\r\n\r\n", 400, id="garbage"),
-        pytest.param(b"\r\n\r\n", 400, id="empty"),
+        pytest.param(b"\r\nGET /livez HTTP/1.1\r\n\r\n", 200, id="an empty line first"),
+        pytest.param(b"GET /livez HTTP/1.1\nHost: x\n\n", 200, id="lines that end in LF"),
+        pytest.param(b"GET http://127.0.0.1/livez?x=1 HTTP/1.1\r\n\r\n", 200, id="a whole URL"),
+        pytest.param(b"GET http://127.0.0.1 HTTP/1.1\r\n\r\n", 200, id="a whole URL without a path"),
         pytest.param(b"GET  /livez HTTP/1.1\r\n\r\n", 400, id="two spaces"),
         pytest.param(b"GET /livez FTP/1.1\r\n\r\n", 400, id="no HTTP"),
         pytest.param(b"GET /livez HTTP/2.0\r\n\r\n", 505, id="HTTP/2"),

@@ -65,7 +65,12 @@ class Counted:
         self.metrics = Metrics(CollectorRegistry())
         self.timer = StageTimer(lambda: self.monotonic_s)
         self.observer = MetricsObserver(
-            self.metrics, input_topic="in", late_policy=late, timer=self.timer, wall_s=lambda: self.now_s
+            self.metrics,
+            NumpyStep().card,
+            input_topic="in",
+            late_policy=late,
+            timer=self.timer,
+            wall_s=lambda: self.now_s,
         )
 
     def __call__(self, name: str, **labels: str) -> float | None:
@@ -175,7 +180,7 @@ def test_gauges_and_the_partitions_that_went() -> None:
 
 def test_restores_and_stalled_fetches() -> None:
     counted = Counted()
-    counted.observer.on_restored(Restored(0, 5, 1, 1, duration_s=2.5))
+    counted.observer.on_restored(Restored(0, 5, 1, 4, 1, duration_s=2.5))
     assert counted("restore_seconds") == 2.5
     counted.observer.on_stalled_fetch("seek")
     assert counted("stalled_fetches_total", action="seek") == 1
