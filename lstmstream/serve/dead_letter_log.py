@@ -6,8 +6,10 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from lstmstream.formats.field_names import MAX_LISTED
 from lstmstream.serve.observers import Observer
 
 if TYPE_CHECKING:
@@ -21,6 +23,12 @@ NOTHING_ELSE_EVENTS = 100
 _NUMBERS = re.compile(r"\d+")
 
 log = logging.getLogger(__name__)
+
+
+def _field_names(result: Result) -> str:
+    documents = () if result.decoded is None else result.decoded.documents
+    names = dict.fromkeys(islice((name for document in documents for name in document), 10 * MAX_LISTED))
+    return ", ".join(map(repr, list(names)[:MAX_LISTED])) or "(none)"
 
 
 class _Sample(NamedTuple):
@@ -109,7 +117,8 @@ class DeadLetterLog(Observer):
             log.warning(
                 "none of the last %d events could be answered: all became dead letters. Compare the events with what"
                 " the model reads (lstmstream model inspect MODEL) and with input.key and input.timestamp; topic %s has"
-                " them, with the reason in their headers",
+                " them, with the reason in their headers. The last ones have the fields %s",
                 self._in_a_row,
                 self._topic,
+                _field_names(result),
             )

@@ -161,9 +161,8 @@ class Restore:
         if self.phase is not RestorePhase.DONE:
             return None
         number, slab = self.partition.number, self.partition.slab
-        return Restored(
-            number, self.partition.position, len(slab), self._replay_from, self._replayed, clock() - self._began_s
-        )
+        duration_s = round(clock() - self._began_s, 3)
+        return Restored(number, self.partition.position, len(slab), self._replay_from, self._replayed, duration_s)
 
     def close(self) -> None:
         """Free its reader."""

@@ -94,6 +94,7 @@ def test_where_nothing_can_be_answered_it_is_said(driver: TestDriver, caplog: py
     (warning,) = lines(caplog, "none of the last 100 events could be answered")
     assert warning.levelno == logging.WARNING
     assert "t.dead-letter" in warning.getMessage()
+    assert warning.getMessage().endswith("have the fields 'amount'")
     driver.pipe_all([{"amount": 1}] * 200)
     assert len(lines(caplog, "none of the last")) == 1
     driver.pipe(GOOD)
