@@ -39,6 +39,9 @@ from lstmstream.config.types import (
 from lstmstream.config.validation import daemon_conflicts
 from lstmstream.logs import Format, Level
 
+MAX_FUTURE_S = 365 * 86_400.0
+RESET_AFTER = 10
+
 _PLACEHOLDERS: dict[Keys, str] = {
     ("name",): "placeholder",
     ("model",): "placeholder",
@@ -109,6 +112,10 @@ class Input(Section):
         description="When another program moved the group's offset forward: stop, or go on without predictions for"
         " what was skipped.",
     )
+    max_future: Annotated[Duration, Field(gt=0)] = Field(
+        MAX_FUTURE_S,
+        description="Event times from a field that are further after the record's timestamp become dead letters.",
+    )
     max_bytes: Size = Field(
         10_000_000, description="Maximum size of a record; a larger one becomes a dead letter without its value."
     )
@@ -143,6 +150,10 @@ class State(Section):
     )
     ttl: Annotated[Duration, Field(gt=0)] | None = Field(
         None, description="A key without events for this long (event time) starts with a fresh state. Default: never."
+    )
+    reset_after_failures: Annotated[StrictInt, Field(ge=1, le=65_535)] = Field(
+        RESET_AFTER,
+        description="Events in a row that only a key's state makes fail, until the key starts with a fresh state.",
     )
     replay: Annotated[Duration, Field(gt=0)] = Field(
         604_800.0, description="How much of the input the states of a new model are rebuilt from."

@@ -191,7 +191,7 @@ class _Demo:
                     "name": topics.name,
                     "model": "builtin:demo",
                     "kafka": {"bootstrap_servers": bootstrap_servers},
-                    "input": {"topic": topics.transactions, "timestamp": "time"},
+                    "input": {"topic": topics.transactions, "timestamp": "time", "max_future": "36500d"},
                     "output": {
                         "topic": topics.predictions,
                         "alerts_topic": topics.alerts,

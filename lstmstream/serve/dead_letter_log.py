@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from lstmstream.formats.field_names import MAX_LISTED
+from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.observers import Observer
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class DeadLetterLog(Observer):
         self._next_s = 0.0
         self._in_a_row = 0  # dead letters without a prediction between them
         self._warned = False
+        self._failures = FailureLog(log, clock)
 
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Note its dead letters; the first of a kind is logged at once."""
@@ -75,6 +77,11 @@ class DeadLetterLog(Observer):
                 kind.sample = sample if not kind.count else kind.sample
                 kind.count += 1
         self._note_share(result)
+        if result.resets:
+            self._failures.note(
+                "states had grown so far that the model's output was not finite; the keys start with fresh ones",
+                f"{result.resets} in a batch",
+            )
 
     def on_loop(self) -> None:
         """Log the kinds that came again, each a minute after its last line."""

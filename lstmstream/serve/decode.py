@@ -50,7 +50,13 @@ class Decoder:
     """Turns a RecordBatch into observations and dead letters. Holds no data between calls."""
 
     def __init__(
-        self, card: Card, *, key: str | None = None, timestamp: str | None = None, max_bytes: int = 10_000_000
+        self,
+        card: Card,
+        *,
+        key: str | None = None,
+        timestamp: str | None = None,
+        max_bytes: int = 10_000_000,
+        max_future_ms: int | None = None,
     ) -> None:
         """`key` and `timestamp` name event fields (dots for nested ones); None takes the record's own."""
         self._numbers = [(f.name, field_getter(f.name), f.size) for f in card.numbers]
@@ -58,6 +64,7 @@ class Decoder:
         self._key = None if key is None else (key, field_getter(key))
         self._timestamp = None if timestamp is None else (timestamp, field_getter(timestamp))
         self._max_bytes = max_bytes
+        self._max_future_ms = max_future_ms
         kinds = [feature.kind for feature in card.features]  # in the card numbers and categories may be mixed
         self._number_places = [place for place, kind in enumerate(kinds) if kind == "number"]
         self._category_places = [place for place, kind in enumerate(kinds) if kind == "category"]
@@ -135,7 +142,16 @@ class Decoder:
         if self._timestamp is not None:
             name, get = self._timestamp
             values = list(map(get, documents))
-            return np.array(_each(values, rejects, lambda value: timestamp_ms(value, name), default=0), np.int64)
+            times = np.array(_each(values, rejects, lambda value: timestamp_ms(value, name), default=0), np.int64)
+            if self._max_future_ms is not None:
+                ahead_ms = np.where(records.timestamps < 0, 0, times - records.timestamps)
+                for i in np.flatnonzero(ahead_ms > self._max_future_ms).tolist():
+                    days = int(ahead_ms[i]) / 86_400_000
+                    message = (
+                        f"field {name!r} lies {days:.3g} days after the record's timestamp, more than input.max_future"
+                    )
+                    rejects.add(i, BadRecord("validate", message))
+            return times
         timestamps = records.timestamps
         for i in np.flatnonzero((timestamps < 0) | (timestamps > TIMESTAMP_MAX_MS)).tolist():
             wrong = "has no timestamp (-1)" if timestamps[i] == -1 else "has a timestamp outside years 1970..9999"

@@ -25,6 +25,7 @@ class Result:
     changed: dict[int, ChangedRows]  # states, by partition
     late_events: int
     expired: int
+    resets: int = 0
     decoded: Decoded | None = None  # the events as they were read, for observers
 
 
@@ -55,7 +56,15 @@ class Engine:
                 predictions, dead_letters = accepted
                 outputs = self._encoder.encode(records, decoded, predictions, dead_letters, now_ms=refusals.now_ms())
         return Result(
-            records, predictions, dead_letters, outputs, scored.changed, scored.late_events, scored.expired, decoded
+            records,
+            predictions,
+            dead_letters,
+            outputs,
+            scored.changed,
+            scored.late_events,
+            scored.expired,
+            scored.resets,
+            decoded,
         )
 
     def replay(self, records: RecordBatch) -> dict[int, ChangedRows]:

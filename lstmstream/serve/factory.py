@@ -36,7 +36,13 @@ def make_engine(
 ) -> Engine:
     """The engine that answers as the config says. `key_hashed`: see OutputTopics."""
     card = step.card
-    decoder = Decoder(card, key=config.input.key, timestamp=config.input.timestamp, max_bytes=config.input.max_bytes)
+    decoder = Decoder(
+        card,
+        key=config.input.key,
+        timestamp=config.input.timestamp,
+        max_bytes=config.input.max_bytes,
+        max_future_ms=None if from_file else round(config.input.max_future * 1000),
+    )
     encoder = Encoder(
         card,
         OutputTopics(config.output.topic, config.output.alerts_topic, config.dead_letter.topic, key_hashed),
@@ -53,4 +59,5 @@ def _meaning(config: Config, card: Card) -> Meaning:
         ttl_ms=None if ttl is None else round(ttl * 1000),
         late=config.input.late,
         threshold=card.threshold if threshold is None else threshold,
+        reset_after=config.state.reset_after_failures,
     )

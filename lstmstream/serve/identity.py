@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lstmstream.config import Config
+from lstmstream.config.schema import MAX_FUTURE_S, RESET_AFTER
 from lstmstream.model import Card
 from lstmstream.serve.state_records import StateIdentity
 
@@ -22,4 +23,14 @@ def state_identity(config: Config, card: Card) -> StateIdentity:
         key=config.input.key or "the record's",
         timestamp=config.input.timestamp or "the record's",
         max_bytes=str(config.input.max_bytes),
+        others=_unusual(config),
     )
+
+
+def _unusual(config: Config) -> str:
+    """Options that came later: named where they are not the default, so that the states of earlier versions count."""
+    defaults = {
+        "max_future": (config.input.max_future, MAX_FUTURE_S),
+        "reset_after_failures": (config.state.reset_after_failures, RESET_AFTER),
+    }
+    return ", ".join(f"{name} {value:g}" for name, (value, default) in defaults.items() if value != default)

@@ -179,6 +179,9 @@ class Metrics:
             "state_floor_lag_records", "Input records that would be replayed after a crash.", topic_partition
         )
         self.state_expired = counter("state_expired_total", "States replaced by a fresh one after state.ttl.")
+        self.state_resets = counter(
+            "state_resets_total", "States replaced by a fresh one after state.reset_after_failures."
+        )
         self.restore_records_remaining = gauge(
             "restore_records_remaining", "Records still to be read by the current restore."
         )
@@ -221,6 +224,7 @@ class Metrics:
         late: int = 0,
         late_policy: str = "apply",
         expired: int = 0,
+        resets: int = 0,
         checkpoints: int = 0,
     ) -> None:
         """Count one batch. Call it when its transaction is committed, not before.
@@ -235,6 +239,7 @@ class Metrics:
             self.dead_letters.labels(_checked_label(stage, DEAD_LETTER_STAGES)).inc(count)
         self.late_events.labels(_checked_label(late_policy, LATE_POLICIES)).inc(late)
         self.state_expired.inc(expired)
+        self.state_resets.inc(resets)
         self.state_checkpoints.inc(checkpoints)
         if events:
             self.batch_events.observe(events)

@@ -214,6 +214,7 @@ class MetricsObserver(Observer):
             late=result.late_events,
             late_policy=self._late_policy,
             expired=result.expired,
+            resets=result.resets,
             checkpoints=sum(map(len, plan.written.values())),
         )
         if result.decoded is not None:

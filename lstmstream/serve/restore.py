@@ -264,7 +264,7 @@ class Restore:
         rows = np.array([add(key) if (row := find(key)) is None else row for key in keys], dtype=np.int64)
         slab.rows[rows] = columns.rows
         slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
-        slab.last_offset[rows] = columns.last_offsets
+        slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
         self._loaded.origin_room(slab.capacity)[rows] = columns.origins
         if self._loaded.corrupt:
             for record_key in record_keys:

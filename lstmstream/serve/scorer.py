@@ -17,6 +17,9 @@ from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Pr
 from lstmstream.serve.state import BatchStates, StateStore
 from lstmstream.serve.step_model import StepInput, StepModel
 
+MAX_FAILURES = 2**16 - 1  # what a state record can hold
+GROWN = 1e6  # a state this large is worth a word
+
 Timer = Callable[[str], AbstractContextManager[object]]
 
 
@@ -38,6 +41,7 @@ class Meaning(NamedTuple):
     ttl_ms: int | None
     late: str  # apply | score | drop
     threshold: float | None  # compared in float32; None never alerts
+    reset_after: int = 10  # events in a row that fail on a key's state alone, until it starts with a fresh one
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Scored:
     changed: dict[int, ChangedRows]  # by partition
     late_events: int
     expired: int
+    resets: int  # states replaced by a fresh one after `reset_after` failures
 
 
 @dataclass(slots=True)
@@ -62,6 +67,7 @@ class _RoundOutputs:
     rejected: dict[int, tuple[str, str]] = field(default_factory=dict)  # observation → (stage, message)
     late_events: int = 0
     expired: int = 0
+    resets: int = 0
 
 
 class Scorer:
@@ -72,6 +78,7 @@ class Scorer:
         self._model = model
         self._ttl_ms = meaning.ttl_ms
         self._late = meaning.late
+        self._reset_after = meaning.reset_after
         self._threshold = None if meaning.threshold is None else np.float32(meaning.threshold)
         self._timer = timer
         self.states = StateStore(np.array(model.card.state.initial, dtype=np.float32))
@@ -96,7 +103,7 @@ class Scorer:
         dead_letters = [
             DeadLetter(int(observations.index[i]), stage, message) for i, (stage, message) in outputs.rejected.items()
         ]
-        return Scored(predictions, dead_letters, changed, outputs.late_events, outputs.expired)
+        return Scored(predictions, dead_letters, changed, outputs.late_events, outputs.expired, outputs.resets)
 
     def replay(self, observations: Observations) -> dict[int, ChangedRows]:
         """Move states by observations that were answered before, skipping for each key what its state has seen.
@@ -142,7 +149,9 @@ class Scorer:
         timestamp = observations.timestamps[chosen]
         steps, last = states.steps[:n], states.last_timestamp[:n]
 
-        seen = steps > 0
+        failures = states.failures[:n]
+        afresh = failures >= self._reset_after  # line 4
+        seen = (steps > 0) & ~afresh
         late = seen & (timestamp < last)  # line 5
         elapsed = np.where(seen, np.maximum(0, timestamp - last) / 1000, np.nan).astype(np.float32)  # line 7
         state = states.rows[:n]
@@ -152,6 +161,8 @@ class Scorer:
             if expired.any():
                 state = np.where(expired[:, None], self.states.initial, state)
                 elapsed[expired] = np.nan
+        if afresh.any():
+            state = np.where(afresh[:, None], self.states.initial, state)
         out = self._model.step(
             StepInput(observations.x[chosen], observations.categories[chosen], timestamp, elapsed, state)
         )
@@ -159,7 +170,8 @@ class Scorer:
         dropped = late if self._late == "drop" else np.zeros(n, dtype=np.bool_)  # line 6
         answered = out.finite() & ~dropped  # line 10
         moves = answered & ~late if self._late == "score" else answered  # lines 11 and 12
-        base = np.where(expired, 0, steps)
+        failed = self._failures_of_state(observations, chosen, ~(answered | dropped) & seen)  # line 10
+        base = np.where(expired | afresh, 0, steps)
 
         outputs.score[chosen] = out.score
         if out.prediction is not None:
@@ -170,10 +182,13 @@ class Scorer:
         outputs.answered[chosen] = answered
         outputs.late_events += int(late.sum())
         outputs.expired += int((expired & moves).sum())
+        outputs.resets += int((afresh & moves).sum())
         if not answered.all():
             for i in np.flatnonzero(~answered).tolist():
                 behind_ms = int(last[i] - timestamp[i]) if dropped[i] else None
-                outputs.rejected[int(chosen[i])] = _rejection(behind_ms)
+                outputs.rejected[int(chosen[i])] = (
+                    self._late_rejection(behind_ms) if behind_ms is not None else self._step_rejection(state[i])
+                )
 
         if moves.all():
             states.rows[:n] = out.state
@@ -183,9 +198,47 @@ class Scorer:
             moves & seen, np.maximum(last, timestamp), np.where(moves, timestamp, last)
         )
         states.steps[:n] = np.where(moves, base + 1, steps)
-        states.last_offset[:n] = np.where(moves, observations.offsets[chosen], states.last_offset[:n])
-        first = moves & (first_change[:n] < 0)
+        touched = moves | failed
+        states.failures[:n] = np.where(moves, 0, np.minimum(failures + failed, MAX_FAILURES))
+        states.last_offset[:n] = np.where(touched, observations.offsets[chosen], states.last_offset[:n])
+        first = touched & (first_change[:n] < 0)
         first_change[:n][first] = observations.offsets[chosen][first]
+
+    def _failures_of_state(self, observations: Observations, chosen: Ints, rejected: Bools) -> Bools:
+        """[n] Which of the rejected would have an answer on a fresh state: it is their key's state that is at fault."""
+        rows = np.flatnonzero(rejected)
+        if not len(rows):
+            return rejected
+        at = chosen[rows]
+        fresh = np.repeat(self.states.initial[None], len(rows), axis=0)
+        out = self._model.step(
+            StepInput(
+                observations.x[at],
+                observations.categories[at],
+                observations.timestamps[at],
+                np.full(len(rows), np.nan, dtype=np.float32),
+                fresh,
+            )
+        )
+        failed = np.zeros(len(rejected), dtype=np.bool_)
+        failed[rows] = out.finite()
+        return failed
+
+    def _late_rejection(self, behind_ms: int) -> tuple[str, str]:
+        return "late", f"the event is {behind_ms} ms older than its key's last, and input.late is drop"
+
+    def _step_rejection(self, state: Floats) -> tuple[str, str]:
+        """(stage, message), which names the part of a state that has grown too large."""
+        size = np.abs(state)
+        largest = int(size.argmax())
+        grown = ""
+        if size[largest] >= GROWN:
+            part = next(p for p in reversed(self.card.state.parts) if p.offset <= largest)
+            grown = (
+                f". It has grown to {size[largest]:.0e} in {part.name!r}; after {self._reset_after} such events in a"
+                " row the key starts with a fresh state"
+            )
+        return "step", (f"the model's output for this event is not finite; the key's state stays as it was{grown}")
 
     def _skip_applied(self, observations: Observations) -> Observations:
         """Only the observations that their key's state does not contain yet."""
@@ -197,13 +250,6 @@ class Scorer:
             rows = np.array([find(observations.keys[i], -1) for i in mine.tolist()], dtype=np.int64)
             fresh[mine] = (rows < 0) | (observations.offsets[mine] > slab.last_offset[rows])
         return observations if fresh.all() else observations.take(np.flatnonzero(fresh))
-
-
-def _rejection(behind_ms: int | None) -> tuple[str, str]:
-    """(stage, message) of an observation without a prediction; `behind_ms` where it came late."""
-    if behind_ms is not None:
-        return "late", f"the event is {behind_ms} ms older than its key's last, and input.late is drop"
-    return "step", "the model's output for this event is not finite; the key's state stays as it was"
 
 
 def _changed_rows(states: BatchStates, first_change: Ints) -> dict[int, ChangedRows]:

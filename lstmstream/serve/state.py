@@ -29,7 +29,8 @@ class KeyState(NamedTuple):
     row: Floats  # [S]
     steps: int
     last_timestamp: int  # milliseconds; the largest event time seen
-    last_offset: int  # of the last event that changed this state
+    last_offset: int  # of the last event that is in this state, or that failed on it
+    failures: int = 0  # events in a row for which the model's output was not finite
 
 
 class Slab:
@@ -46,6 +47,7 @@ class Slab:
         self.steps = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.last_timestamp = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.last_offset = np.full(_FIRST_CAPACITY, -1, dtype=np.int64)
+        self.failures = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
         self.first_unwritten = np.full(_FIRST_CAPACITY, CLEAN, dtype=np.int64)  # offset of the first unwritten change
         self._free: list[int] = []
         self._key_bytes = 0
@@ -61,7 +63,7 @@ class Slab:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays, the keys and the table."""
-        arrays = (self.rows, self.steps, self.last_timestamp, self.last_offset, self.first_unwritten)
+        arrays = (self.rows, self.steps, self.last_timestamp, self.last_offset, self.failures, self.first_unwritten)
         return sum(array.nbytes for array in arrays) + self._key_bytes + sys.getsizeof(self.index)
 
     def add(self, key: bytes | None) -> int:
@@ -83,16 +85,15 @@ class Slab:
         """Forget a key; its row number is free."""
         row = self.index.pop(key)
         self.keys[row] = None
-        self.steps[row] = 0
+        self.steps[row] = self.failures[row] = 0
         self.first_unwritten[row] = CLEAN
         self._free.append(row)
         self._key_bytes -= len(key or b"") + _KEY_OVERHEAD_BYTES
 
     def get(self, row: int) -> KeyState:
         """A copy of one row."""
-        return KeyState(
-            self.rows[row].copy(), int(self.steps[row]), int(self.last_timestamp[row]), int(self.last_offset[row])
-        )
+        numbers = (self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row])
+        return KeyState(self.rows[row].copy(), *map(int, numbers))
 
     def put(self, key: bytes | None, state: KeyState) -> None:
         """Set a key's state."""
@@ -100,14 +101,14 @@ class Slab:
         if row is None:
             row = self.add(key)
         self.rows[row] = state.row
-        self.steps[row], self.last_timestamp[row], self.last_offset[row] = state[1:]
+        self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row] = state[1:]
 
     def _grow(self) -> None:
         """In place where the system can: a copy would double the memory of a large partition for a moment."""
         old = self.capacity
         new = max(2 * _FIRST_CAPACITY, int(old * _GROWTH))
         self.rows.resize((new, self.rows.shape[1]), refcheck=False)
-        for array in (self.steps, self.last_timestamp, self.last_offset, self.first_unwritten):
+        for array in (self.steps, self.last_timestamp, self.last_offset, self.failures, self.first_unwritten):
             array.resize(new, refcheck=False)
         self.last_offset[old:] = -1
         self.first_unwritten[old:] = CLEAN
@@ -125,6 +126,7 @@ class BatchStates:
     steps: Ints  # [K]
     last_timestamp: Ints  # [K]
     last_offset: Ints  # [K]
+    failures: Ints  # [K]
     by_round: Ints  # [M] indices of observations
     round_bounds: Ints  # [rounds + 1]
     partitions: Ints  # [K]
@@ -137,6 +139,7 @@ class BatchStates:
             self.steps.copy(),
             self.last_timestamp.copy(),
             self.last_offset.copy(),
+            self.failures.copy(),
             self.by_round,
             self.round_bounds,
             self.partitions,
@@ -189,6 +192,7 @@ class StateStore:
             steps=np.empty(distinct, dtype=np.int64),
             last_timestamp=np.empty(distinct, dtype=np.int64),
             last_offset=np.empty(distinct, dtype=np.int64),
+            failures=np.empty(distinct, dtype=np.int64),
             by_round=_by_round(slot_of, counts),
             round_bounds=_round_bounds(counts),
             partitions=slot_partitions,
@@ -199,6 +203,7 @@ class StateStore:
             states.steps[where] = slab.steps[rows]
             states.last_timestamp[where] = slab.last_timestamp[rows]
             states.last_offset[where] = slab.last_offset[rows]
+            states.failures[where] = slab.failures[rows]
         self._in_flight.append(_Undo(states.copy(), created))
         return states
 
@@ -260,6 +265,7 @@ class StateStore:
                         row = slab.add(key)
                         slab.rows[row] = self.initial
                         slab.steps[row], slab.last_timestamp[row], slab.last_offset[row] = 0, 0, -1
+                        slab.failures[row] = 0
                         created.append((partition, key))
                     rows[i] = row
         return rows
@@ -270,6 +276,7 @@ class StateStore:
             slab.steps[rows] = states.steps[where]
             slab.last_timestamp[rows] = states.last_timestamp[where]
             slab.last_offset[rows] = states.last_offset[where]
+            slab.failures[rows] = states.failures[where]
 
     def _each_slab(self, states: BatchStates) -> list[tuple[Slab, Ints | slice, Ints]]:
         present = np.unique(states.partitions).tolist()

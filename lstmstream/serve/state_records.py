@@ -4,8 +4,8 @@ Two kinds: a *state record* holds one key's state; a *floor record*, one for eac
 begin to read the input. Several models may share a topic: each record key holds a part of the state identity.
 
     record key     kind (1 byte) + first 8 bytes of the identity's digest + entity key (none for kinds FLOOR, NULL_KEY)
-    state record   magic, format, digest, origin offset, last offset, steps, last timestamp, count of floats; the row in
-                   little-endian float32; CRC-32 of the record key and all before it
+    state record   magic, format, digest, origin offset, last offset, steps, last timestamp, failures, count of floats;
+                   the row in little-endian float32; CRC-32 of the record key and all before it
     floor record   JSON, so that people can read it, with a CRC-32 of its other fields
 """
 
@@ -23,12 +23,15 @@ import orjson
 from lstmstream.records import Floats, Ints
 from lstmstream.serve.state import KeyState, Slab
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
+FLOOR_FORMAT = 2
+_FORMAT_2 = 2  # of states: had no failures; is still read
 FLOOR, ENTITY_KEY, NULL_KEY = b"\x00", b"\x01", b"\x02"  # kinds of record keys
 IDENTITY_BYTES = 8  # of the digest, in a record key
 _PREFIX_BYTES = 1 + IDENTITY_BYTES
 
-_STATE = struct.Struct("<4sB16sqqqqI")  # magic, format, digest, origin, last offset, steps, last timestamp, floats
+_STATE = struct.Struct("<4sB16sqqqqHI")  # the header of a state record
+_STATE_2 = struct.Struct("<4sB16sqqqqI")
 _HEADER = np.dtype(
     [
         ("magic", "S4"),
@@ -38,6 +41,7 @@ _HEADER = np.dtype(
         ("last_offset", "<i8"),
         ("steps", "<i8"),
         ("last_timestamp", "<i8"),
+        ("failures", "<u2"),
         ("floats", "<u4"),
     ]
 )  # the same, for whole arrays of records
@@ -64,16 +68,22 @@ class StateIdentity(NamedTuple):
     key: str
     timestamp: str
     max_bytes: str
+    others: str = ""  # options that came later, where they are not the default
 
     @property
     def digest(self) -> bytes:
         """16 bytes that name it. A model's name and version are for people and do not count."""
-        return sha256(orjson.dumps(self[2:])).digest()[:16]
+        return sha256(orjson.dumps(self[2:] if self.others else self[2:-1])).digest()[:16]
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields, without `others` where there are none: earlier versions know none."""
+        return {name: value for name, value in self._asdict().items() if value or name != "others"}
 
     def __str__(self) -> str:
         return (
             f"model {self.model} version {self.version} (fingerprint {self.fingerprint}; ttl {self.ttl},"
-            f" late {self.late}, key {self.key}, timestamp {self.timestamp}, max_bytes {self.max_bytes})"
+            f" late {self.late}, key {self.key}, timestamp {self.timestamp}, max_bytes {self.max_bytes}"
+            f"{self.others and ', ' + self.others})"
         )
 
 
@@ -142,7 +152,7 @@ def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[lis
     header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)
     header["origin"], header["floats"] = origin, slab.rows.shape[1]
     header["last_offset"], header["steps"] = slab.last_offset[rows], slab.steps[rows]
-    header["last_timestamp"] = slab.last_timestamp[rows]
+    header["last_timestamp"], header["failures"] = slab.last_timestamp[rows], slab.failures[rows]
     bodies["row"] = slab.rows[rows]
     size, packed = bodies.dtype.itemsize, bodies.tobytes()
     values: list[bytes | None] = []
@@ -159,20 +169,24 @@ def state_record_bytes(floats: int) -> int:
 
 def unpack_state(record_key: bytes, value: bytes) -> StoredState:
     """The inverse, for one record. Raises CorruptStateRecord for anything but what was written, OldStateFormat."""
-    if len(value) < _STATE.size + _CRC.size:
+    if len(value) < _STATE_2.size + _CRC.size:
         raise CorruptStateRecord(f"{len(value)} bytes are too few")
     body = value[: -_CRC.size]
     if _CRC.unpack(value[-_CRC.size :])[0] != crc32(body, crc32(record_key)):
         raise CorruptStateRecord("the checksum is wrong")
-    magic, version, digest, origin, offset, steps, last_timestamp, floats = _STATE.unpack_from(body)
+    magic, version = body[: len(_MAGIC)], body[len(_MAGIC)]
     if (magic, version) == (_MAGIC, 1):
         raise OldStateFormat("a state record of format 1")
-    if (magic, version) != (_MAGIC, STATE_FORMAT):
-        raise CorruptStateRecord(f"format {version} is not known; this program reads {STATE_FORMAT}")
-    if len(body) != _STATE.size + 4 * floats:
+    if magic != _MAGIC or version not in {_FORMAT_2, STATE_FORMAT}:
+        raise CorruptStateRecord(f"format {version} is not known; this program reads {_FORMAT_2} and {STATE_FORMAT}")
+    header = _STATE if version == STATE_FORMAT else _STATE_2
+    if len(body) < header.size:
+        raise CorruptStateRecord("the header is cut short")
+    _, _, digest, origin, offset, steps, last_timestamp, *failures, floats = header.unpack_from(body)
+    if len(body) != header.size + 4 * floats:
         raise CorruptStateRecord("the row is cut short")
-    row = np.frombuffer(body, dtype="<f4", offset=_STATE.size).astype(np.float32)
-    return StoredState(digest, origin, KeyState(row, steps, last_timestamp, offset))
+    row = np.frombuffer(body, dtype="<f4", offset=header.size).astype(np.float32)
+    return StoredState(digest, origin, KeyState(row, steps, last_timestamp, offset, *failures))
 
 
 class StateColumns(NamedTuple):
@@ -182,6 +196,7 @@ class StateColumns(NamedTuple):
     last_offsets: Ints  # [C]
     steps: Ints  # [C]
     last_timestamps: Ints  # [C]
+    failures: Ints  # [C]
     rows: Floats  # [C, S]
 
 
@@ -211,6 +226,7 @@ def unpack_states(
         header["last_offset"].astype(np.int64),
         header["steps"].astype(np.int64),
         header["last_timestamp"].astype(np.int64),
+        header["failures"].astype(np.int64),
         found["row"].astype(np.float32),
     )
 
@@ -220,7 +236,7 @@ def unpack_states(
 
 def pack_floor(floor: Floor) -> bytes:
     """The value of a floor record."""
-    fields = {"format": STATE_FORMAT, **floor._asdict(), "identity": floor.identity._asdict()}
+    fields = {"format": FLOOR_FORMAT, **floor._asdict(), "identity": floor.identity.to_dict()}
     if floor.position < 0:
         del fields["position"]
     return orjson.dumps({**fields, "crc": crc32(orjson.dumps(fields))})
@@ -233,7 +249,7 @@ def unpack_floor(value: bytes) -> Floor:
         crc = fields.pop("crc")
         if crc != crc32(orjson.dumps(fields)):
             raise CorruptStateRecord("the checksum is wrong")
-        if fields.pop("format") != STATE_FORMAT:
+        if fields.pop("format") != FLOOR_FORMAT:
             raise CorruptStateRecord("unknown format")
         return Floor(**{**fields, "identity": StateIdentity(**fields["identity"])})
     except CorruptStateRecord:

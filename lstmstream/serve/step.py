@@ -5,7 +5,12 @@ At load the model is tried (model_checks.py) before the first event reaches it.
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -17,6 +22,27 @@ from lstmstream.model import Model
 from lstmstream.serve import model_checks
 from lstmstream.serve.step_model import StepInput, StepOutput
 
+SAID_CHARS = 600
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """What is printed to file descriptor 2 within: the runtime's libraries say there why they cannot be loaded."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        text = ""
+        try:
+            yield lambda: text
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            text = file.read().decode(errors="replace")
+
 
 class OnnxStep:
     """A StepModel on ONNX Runtime, on the CPU or on CUDA."""
@@ -27,8 +53,16 @@ class OnnxStep:
         self.model = model
         self._providers = _providers(device)
         self._threads = threads
-        self.session = self.open_session(model.content)
+        self.session, said = self._open_first(model.content)
         self.device = "cuda" if self.session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        if self.device == "cpu" and "CUDAExecutionProvider" in self._providers:
+            reason = f"ONNX Runtime could not load CUDA: {said or 'it does not say why'}"
+            if device == "cuda":
+                raise CannotServe(
+                    f"device.device: cuda was asked for, and {reason}. Install the CUDA and cuDNN libraries it names"
+                    " (the extra `gpu` brings them), or set device.device: cpu"
+                )
+            log.warning("the model runs on the CPU: %s", reason)
         self._inputs = [name for name in StepInput._fields if name in model.graph_inputs]
         self.outputs = ["state_out", "score", *(["prediction"] if "prediction" in model.outputs else [])]
         model_checks.warm_up(self)
@@ -44,6 +78,14 @@ class OnnxStep:
         """What the graph takes of it, by name."""
         return {name: getattr(given, name) for name in self._inputs}
 
+    def _open_first(self, content: bytes) -> tuple[ort.InferenceSession, str]:
+        """A session, and what the runtime printed meanwhile, where it may fail to load CUDA."""
+        if "CUDAExecutionProvider" not in self._providers:
+            return self.open_session(content), ""
+        with captured_stderr() as printed:
+            session = self.open_session(content)
+        return session, " ".join(printed().split())[:SAID_CHARS]
+
     def open_session(self, content: bytes) -> ort.InferenceSession:
         """A session over other bytes with the same options. Raises CannotServe."""
         options = ort.SessionOptions()
@@ -54,7 +96,8 @@ class OnnxStep:
         # Bytes that happen to look like the runtime's own format would pass by all our checks.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
-            return ort.InferenceSession(content, options, providers=self._providers)
+            # Without its own fallback, which prints to standard output.
+            return ort.InferenceSession(content, options, providers=self._providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise CannotServe(f"model {self.model.path}: ONNX Runtime cannot load it: {error}") from error
 

@@ -65,6 +65,7 @@ class Reference:
         output_key: str | None = None,
         ttl_ms: int | None = None,
         late: str = "apply",
+        reset_after: int = 10,
         topic: str = "in",
     ) -> None:
         options = ort.SessionOptions()
@@ -75,6 +76,8 @@ class Reference:
         self.key, self.timestamp, self.include, self.output_key = key, timestamp, include, output_key
         self.ttl_ms, self.late, self.topic = ttl_ms, late, topic
         self.memory: dict[tuple[int, bytes | None], Remembered] = {}
+        self.failures: dict[tuple[int, bytes | None], int] = {}  # events in a row that failed on the state alone
+        self.reset_after = reset_after
 
     def answer(self, event: Event) -> Answer | str:
         try:
@@ -98,6 +101,8 @@ class Reference:
         mine = (event.partition, key)
         initial = np.array(self.card["state"]["initial"], np.float32)
         now = self.memory.get(mine, Remembered(initial, 0, 0))
+        if self.failures.get(mine, 0) >= self.reset_after:
+            now = Remembered(initial, 0, 0)
         state, steps = now.state, now.steps
         late = steps > 0 and timestamp < now.last_timestamp
         if late and self.late == "drop":
@@ -107,11 +112,16 @@ class Reference:
             state, steps, elapsed = initial, 0, NAN
         out = self._model(x, categories, timestamp, elapsed, state)
         if not all(np.isfinite(values).all() for values in out.values()):
+            if mine in self.memory and self.failures.get(mine, 0) < self.reset_after:
+                alone = self._model(x, categories, timestamp, NAN, initial)
+                if all(np.isfinite(values).all() for values in alone.values()):
+                    self.failures[mine] = self.failures.get(mine, 0) + 1
             raise Refused("step")
         if not (late and self.late == "score"):
             last = max(now.last_timestamp, timestamp) if now.steps else timestamp
             steps += 1
             self.memory[mine] = Remembered(out["state_out"][0], steps, last)
+            self.failures[mine] = 0
         return self._text(event, fields, key, timestamp, steps, out)
 
     def _model(self, x: list[float], categories: list[int], timestamp: int, elapsed: float, state: Any) -> Any:

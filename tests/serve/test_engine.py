@@ -335,7 +335,7 @@ def test_rollback_survives_growth_of_the_slab() -> None:
     assert snapshot(made.scorer.states) == before
     assert len(made.scorer.states.slabs[0]) == 10
     run(made, [Event(0, 2010, START_MS, b"new", b"{}")], [1])
-    assert snapshot(made.scorer.states)[0, b"new"][1:] == (1, START_MS, 2010)
+    assert snapshot(made.scorer.states)[0, b"new"][1:] == (1, START_MS, 2010, 0)
 
 
 def test_a_failing_model_can_be_rolled_back() -> None:
@@ -418,7 +418,7 @@ def test_a_hot_key_takes_a_round_for_each_event() -> None:
     assert step.rounds == [101, 101] + [1] * 398
     alone = engine(NumpyStep())
     assert together == run(alone, mixed, [1] * len(mixed))
-    assert snapshot(made.scorer.states)[0, b"hot"][1:] == (400, START_MS + 399, 798)
+    assert snapshot(made.scorer.states)[0, b"hot"][1:] == (400, START_MS + 399, 798, 0)
 
 
 GOOD = b'{"amount":2,"channel":"web"}'

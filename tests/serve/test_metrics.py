@@ -37,6 +37,7 @@ PROMISED = {
     "state_checkpoints_total",
     "state_floor_lag_records",
     "state_expired_total",
+    "state_resets_total",
     "restore_records_remaining",
     "restore_seconds",
     "model_info",

@@ -119,7 +119,7 @@ def test_what_is_not_finite_is_a_dead_letter_and_its_state_stays(part: str, bad:
     assert scored.predictions.prediction.shape == (1, 2)
     after = snapshot(made.states)
     assert after[0, b"b"] == before[0, b"b"]
-    assert after[0, b"a"][1:] == (2, 0, 2)
+    assert after[0, b"a"][1:] == (2, 0, 2, 0)
     assert scored.changed[0].rows.tolist() == [made.states.slabs[0].index[b"a"]]
 
 
@@ -153,7 +153,7 @@ def test_a_late_event_that_is_only_scored_or_dropped_makes_no_step() -> None:
         scored = made.score(observations(late))
         assert (scored.predictions.steps.tolist(), stages(scored)) == (steps, dead)
         assert (scored.late_events, scored.expired) == (1, 0)
-        assert snapshot(made.states)[0, b"a"][1:] == (steps[-1], 10_000, last)
+        assert snapshot(made.states)[0, b"a"][1:] == (steps[-1], 10_000, last, 0)
     assert scored.dead_letters[0].message.startswith("the event is 1000 ms older than its key's last")
 
 

@@ -24,7 +24,7 @@ def test_a_slab_grows_and_forgets() -> None:
         slab.put(b"%d" % i, KeyState(np.full(3, i, np.float32), i, -i, 2 * i))
     slab.put(b"5", KeyState(np.full(3, 0.5, np.float32), 1, 2, 3))
     assert len(slab) == 1_000
-    assert slab.get(slab.index[b"999"])[1:] == (999, -999, 1998)
+    assert slab.get(slab.index[b"999"])[1:] == (999, -999, 1998, 0)
     assert slab.get(slab.index[b"5"]).row.tolist() == [0.5] * 3
     copy = slab.get(7)
     copy.row[:] = 9
@@ -65,7 +65,7 @@ def test_the_memory_of_a_slab_counts_its_keys(number: int) -> None:
     keys = [b"x" * (i % 90) + b"%d" % i for i in range(number)]
     for key in keys:
         slab.put(key, KeyState(np.zeros(3, np.float32), 1, 0, 0))
-    arrays = (4 * 3 + 4 * 8) * slab.capacity
+    arrays = (4 * 3 + 5 * 8) * slab.capacity
     texts = sum(map(sys.getsizeof, keys))
     places = 8 * number  # in the list of keys, at least
     least = arrays + texts + places + sys.getsizeof(slab.index)

@@ -47,7 +47,8 @@ def row_of(bits: list[int]) -> np.ndarray:
 
 
 rows = st.lists(st.integers(0, 2**32 - 1), max_size=9).map(row_of)
-key_states = st.builds(KeyState, rows, int64, int64, int64)
+failures = st.integers(0, 2**16 - 1)
+key_states = st.builds(KeyState, rows, int64, int64, int64, failures)
 
 
 def pack(key: bytes | None, digest: bytes, origin: int, state: KeyState) -> tuple[bytes, bytes]:
@@ -64,7 +65,7 @@ def pack(key: bytes | None, digest: bytes, origin: int, state: KeyState) -> tupl
 
 def a_state() -> tuple[bytes, bytes]:
     row = np.array([0.5, -0.0, 1e-45], np.float32)
-    return pack(b"c000123", DIGEST, 7, KeyState(row, 41, 1_767_609_067_123, 48_213))
+    return pack(b"c000123", DIGEST, 7, KeyState(row, 41, 1_767_609_067_123, 48_213, 5))
 
 
 # -- record keys
@@ -140,7 +141,7 @@ def test_states_are_packed_in_the_order_that_was_asked_for() -> None:
     keys, values = pack_states(slab, wanted, DIGEST, 5)
     found = [(unpack_key(k or b""), unpack_state(k or b"", v or b"")) for k, v in zip(keys, values, strict=True)]
     for i, (key, stored) in zip(wanted.tolist(), found, strict=True):
-        assert (key, stored.state[1:], stored.state.row.tolist()) == (b"%d" % i, (i, 2 * i, 3 * i), [i, i])
+        assert (key, stored.state[1:], stored.state.row.tolist()) == (b"%d" % i, (i, 2 * i, 3 * i, 0), [i, i])
     assert pack_states(slab, np.empty(0, np.int64), DIGEST, 5) == ([], [])
 
 
@@ -148,6 +149,10 @@ def test_states_are_packed_in_the_order_that_was_asked_for() -> None:
 GOLDEN_DIGEST = "1832182201111cc81550c38a7ba5eb58"
 GOLDEN_KEY = "011832182201111cc863303030313233"
 GOLDEN_VALUE = (
+    "4c53535403 1832182201111cc81550c38a7ba5eb58 0700000000000000 55bc000000000000 2900000000000000"
+    " 73e6b58d9b010000 0500 03000000 0000003f 00000080 01000000 227a75d0"
+)
+GOLDEN_VALUE_OF_FORMAT_2 = (
     "4c53535402 1832182201111cc81550c38a7ba5eb58 0700000000000000 55bc000000000000 2900000000000000"
     " 73e6b58d9b010000 03000000 0000003f 00000080 01000000 65f7d622"
 )
@@ -160,7 +165,7 @@ GOLDEN_FLOOR = (
 
 def test_the_bytes_of_a_state() -> None:
     key, value = a_state()
-    head = b"LSST\x02" + DIGEST + struct.pack("<qqqqI", 7, 48_213, 41, 1_767_609_067_123, 3)
+    head = b"LSST\x03" + DIGEST + struct.pack("<qqqqHI", 7, 48_213, 41, 1_767_609_067_123, 5, 3)
     body = head + struct.pack("<3f", 0.5, -0.0, 1e-45)
     assert value == body + struct.pack("<I", crc32(key + body))
     assert (key, value) == (bytes.fromhex(GOLDEN_KEY), bytes.fromhex(GOLDEN_VALUE))
@@ -192,7 +197,9 @@ def test_a_state_under_another_key_is_corrupt(other: bytes) -> None:
         unpack_state(other, a_state()[1])
 
 
-@pytest.mark.parametrize(("at", "byte"), [(0, b"X"), (4, b"\x03"), (4, b"\x00"), (53, b"\x04"), (53, b"\x02")])
+@pytest.mark.parametrize(
+    ("at", "byte"), [(0, b"X"), (4, b"\x04"), (4, b"\x02"), (4, b"\x00"), (55, b"\x04"), (55, b"\x02")]
+)
 def test_a_right_checksum_over_another_format_is_corrupt(at: int, byte: bytes) -> None:
     key, value = a_state()
     body = value[:at] + byte + value[at + 1 : -4]
@@ -234,6 +241,24 @@ def test_records_of_format_1_are_known_for_what_they_are() -> None:
             unpack_state(record_key, flipped(value, 8))
 
 
+# -- format 2
+
+
+def test_states_of_format_2_are_read_with_no_failures() -> None:
+    key, _ = a_state()
+    head = b"LSST\x02" + DIGEST + struct.pack("<qqqqI", 7, 48_213, 41, 1_767_609_067_123, 3)
+    body = head + struct.pack("<3f", 0.5, -0.0, 1e-45)
+    value = body + struct.pack("<I", crc32(key + body))
+    assert value == bytes.fromhex(GOLDEN_VALUE_OF_FORMAT_2)
+    stored = unpack_state(key, value)
+    assert (stored.digest, stored.origin, stored.state[1:]) == (DIGEST, 7, (41, 1_767_609_067_123, 48_213, 0))
+    assert stored.state.row.tolist() == np.array([0.5, -0.0, 1e-45], np.float32).tolist()
+    assert unpack_states([key], [value], DIGEST, 3) is None, "one by one then"
+    for n in range(len(value)):
+        with pytest.raises(CorruptStateRecord):
+            unpack_state(key, value[:n])
+
+
 # -- many at once
 
 
@@ -262,7 +287,8 @@ def test_many_at_once_are_as_one_by_one(given_records: list) -> None:
     assert found is not None
     assert (found.rows.dtype, found.rows.shape) == (np.float32, (len(keys), 3))
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-        numbers = [int(column[i]) for column in (found.steps, found.last_timestamps, found.last_offsets)]
+        columns = (found.steps, found.last_timestamps, found.last_offsets, found.failures)
+        numbers = [int(column[i]) for column in columns]
         state = KeyState(found.rows[i], *numbers)
         alone = unpack_state(key, value)
         assert (alone.digest, alone.origin, alone.state[1:]) == (DIGEST, int(found.origins[i]), state[1:])
@@ -361,6 +387,6 @@ def test_an_identity_is_the_fingerprint_and_the_settings_not_the_name() -> None:
     assert IDENTITY._replace(model="x", version="9").digest == DIGEST
     changed = [name for name in StateIdentity._fields if name not in ("model", "version")]
     others = [IDENTITY._replace(**{name: "x"}).digest for name in changed]
-    assert len({*others, DIGEST}) == len(changed) + 1 == 7
+    assert len({*others, DIGEST}) == len(changed) + 1 == 8
     moved = IDENTITY._replace(ttl=IDENTITY.late, late=IDENTITY.ttl)
     assert moved.digest != DIGEST

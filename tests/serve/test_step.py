@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
@@ -12,6 +15,8 @@ from lstmstream.model import load_model
 from lstmstream.serve.step import OnnxStep
 from lstmstream.train.export import build
 from tests.models import card_of, random_network, write
+
+SMALL = Path(__file__).parents[1] / "data" / "small.onnx"
 
 
 def test_a_model_that_cannot_answer_one_event_alone_is_refused(tmp_path: Path) -> None:
@@ -25,3 +30,38 @@ def test_a_model_that_cannot_answer_one_event_alone_is_refused(tmp_path: Path) -
     path = write(tmp_path / "m.onnx", proto, card_of(network))
     with pytest.raises(CannotServe, match=r"m\.onnx: a first step fails: "):
         OnnxStep(load_model(path), device="cpu")
+
+
+class FallenBack(ort.InferenceSession):
+    """A runtime that has CUDA and cannot load it: it says so on standard error, and takes the CPU."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        os.write(2, b"[E:onnxruntime] Failed to load library: libcublasLt.so.13: cannot open shared object file\n")
+        super().__init__(*given, **named | {"providers": ["CPUExecutionProvider"]})
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", FallenBack)
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_a_gpu_that_was_asked_for_and_not_got_is_exit_2() -> None:
+    with pytest.raises(CannotServe, match=r"device\.device: cuda was asked for.*libcublasLt\.so\.13") as refused:
+        OnnxStep(load_model(SMALL), device="cuda")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_auto_falls_back_to_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert OnnxStep(load_model(SMALL), device="auto").device == "cpu"
+    (warning,) = caplog.records
+    assert "the model runs on the CPU" in warning.getMessage()
+    assert "libcublasLt.so.13" in warning.getMessage()
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_where_the_cpu_was_asked_for_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert OnnxStep(load_model(SMALL), device="cpu").device == "cpu"
+    assert caplog.records == []

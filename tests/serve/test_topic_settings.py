@@ -124,7 +124,7 @@ def test_the_times_of_an_input_that_the_broker_stamps_are_those_of_arrival() -> 
 
 @pytest.mark.parametrize(("spare", "refused"), [(-1, True), (0, False)])
 def test_a_state_must_fit_into_its_topic(spare: int, refused: bool) -> None:
-    needed = 9 + 57 + 4 * 100_000 + 4 + STATE_ROOM_BYTES
+    needed = 9 + 59 + 4 * 100_000 + 4 + STATE_ROOM_BYTES
     found = findings(STATES, {"max.message.bytes": str(needed + spare)}, floats=100_000)
     assert bool(found) is refused
     assert all(error and f"may need {needed}" in text for error, text in found)
