@@ -19,6 +19,7 @@ from lstmstream.history.split import TRAIN, Split
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.export.checks import MAX_SCALE
+from lstmstream.train.precision import coarse_numbers, constant_note
 from lstmstream.train.schema import TrainConfig
 
 MAX_SAMPLE_ROWS = 200_000  # of the training split, for constant features and leaks
@@ -52,6 +53,7 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
         *_early_times(events, config),
         *_short_sequences(events, config),
         *_constant_features(events, sample, training, config),
+        *coarse_numbers(events, sample, config),
         *_leaks(events, sample, config),
         *_unlabeled_events(events, split, config),
     ]
@@ -200,7 +202,7 @@ def _short_sequences(events: Events, config: TrainConfig) -> Iterator[str]:
     if single == len(lengths) and len(lengths) > 1:
         yield f"every key has only one event, so there is nothing to remember; is {config.data.key!r} the right key?"
     elif single > len(lengths) / 2:
-        yield f"{single:,} of {len(lengths):,} keys have only one event; a state is of no use to them"
+        yield f"{single:,} of {len(lengths):,} keys have only one event; for these a state is of no use"
 
 
 def _constant_features(events: Events, sample: Ints, training: Ints, config: TrainConfig) -> Iterator[str]:
@@ -213,7 +215,8 @@ def _constant_features(events: Events, sample: Ints, training: Ints, config: Tra
     for index, number in enumerate(config.features.numbers):
         values = events.x[:, index]
         if is_constant(values):
-            yield f"{number.name} is always {values[sample[0]]:g} {remedy}"
+            value = float(values[sample[0]])
+            yield f"{number.name} is always {value:g} {remedy}{constant_note(value)}"
     for index, category in enumerate(config.features.categories):
         codes = events.codes[:, index]
         if is_constant(codes):
