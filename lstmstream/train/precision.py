@@ -32,11 +32,12 @@ def coarse_numbers(events: Events, sample: Ints, config: TrainConfig) -> Iterato
         pairs = np.stack([events.x[rows, column], events.x[rows + 1, column]]).astype(np.float64)
         magnitude = float(np.median(np.abs(values[~np.isnan(values)]))) if not np.isnan(values).all() else 0.0
         if _is_coarse(values, pairs, magnitude):
+            spacing = f"{_spacing(magnitude):g}"
+            multiple = f"; as it is, its forecast is a multiple of {spacing}" if column in targets else ""
             yield (
-                f"{number.name} changes by less than float32 can tell apart: at values like {magnitude:.3g} its steps are"
-                f" {_spacing(magnitude):g}. Use the difference from the previous event, or subtract a fixed offset, in"
-                " these data and in the stream"
-                + (f"; as it is, a forecast of it is a multiple of {_spacing(magnitude):g}" if column in targets else "")
+                f"{number.name} changes by less than float32 can tell apart: at values like {magnitude:.3g} its steps"
+                f" are {spacing}. Use the difference from the previous event, or subtract a fixed offset, in these data"
+                f" and in the stream{multiple}"
             )
         elif number.log and _is_coarse(_log(values), _log(pairs), float(np.log1p(magnitude))):
             yield (
