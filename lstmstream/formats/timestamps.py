@@ -112,7 +112,7 @@ def _date_ms(number: int) -> int | None:
 
 
 def _text_ms(text: str, name: str) -> int:
-    has_year = text[4:5] == "-" and text[:4].isdigit()  # the usual case, which is no number
+    has_year = text[4:5] == "-" and text[:4].isdigit()  # the usual case; such a text does not spell a number
     if not has_year and spells_number(text):
         return _exact_ms(Decimal(text))
     if text.lower() in _MISSING:

@@ -20,7 +20,7 @@ def training_advice(result: TrainingResult, options: Training, *, batch_size: in
     if result.best_epoch == 1 and epochs > 1:
         finding = f"The first of {epochs} epochs was the best."
         if updates >= MIN_UPDATES:
-            return f"{finding} Try a smaller training.learning_rate (it was {options.learning_rate:g}), or more data."
+            return f"{finding} Try a training.learning_rate below {options.learning_rate:g}, or more data."
     elif result.best_epoch == epochs == options.epochs and _still_improving(result):
         finding = "The last epoch was the best, and the model was still improving. Try more training.epochs."
         if updates >= MIN_UPDATES:
@@ -28,10 +28,10 @@ def training_advice(result: TrainingResult, options: Training, *, batch_size: in
     else:
         return ""
     if batch_size > 1:
-        cure = f"Try a smaller training.batch (it was {batch_size})"
-        cure += "." if window else f" or training.steps (it was {options.steps})."
+        cure = f"Try a training.batch below {batch_size}"
+        cure += "." if window else f", or training.steps below {options.steps}."
     else:
-        cure = "Use more data." if window else f"Try fewer training.steps (it was {options.steps}), or more data."
+        cure = "Use more data." if window else f"Try training.steps below {options.steps}, or more data."
     return f"{finding} An epoch had only {updates} update{'s' if updates != 1 else ''} of the weights. {cure}"
 
 

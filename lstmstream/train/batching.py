@@ -87,7 +87,8 @@ def default_batch_size(starts: Ints, loss_mask: Bools, *, steps: int, window: in
     Halved until an epoch has MIN_UPDATES updates, as long as the updates do not get too small. Arguments are as for
     `tbptt_batches`; with `window` those of `window_batches` count, and `steps` does not.
     """
-    size, in_loss = MAX_BATCH, int(loss_mask.sum())
+    in_loss = int(loss_mask.sum())
+    size = min(MAX_BATCH, max(1, sequence_count(starts, loss_mask, window=window)))
     smallest = MIN_UPDATE_EVENTS if window is None else MIN_UPDATE_WINDOWS
     while size > 1:
         if updates_per_epoch(starts, loss_mask, batch_size=size, steps=steps, window=window) >= MIN_UPDATES:
@@ -96,6 +97,11 @@ def default_batch_size(starts: Ints, loss_mask: Bools, *, steps: int, window: in
             break
         size //= 2
     return size
+
+
+def sequence_count(starts: Ints, loss_mask: Bools, *, window: int | None) -> int:
+    """The number of keys, or of windows, that an epoch has: a larger batch size makes no difference."""
+    return int(loss_mask.sum()) if window is not None else len(_sequence_bounds(starts, loss_mask)[0])
 
 
 def updates_per_epoch(starts: Ints, loss_mask: Bools, *, batch_size: int, steps: int, window: int | None = None) -> int:

@@ -89,9 +89,8 @@ class ConsoleProgress:
         model = self._dataset.config.model
         self._result = trainer.result
         layers = f"{model.layers} x {model.cell.upper()}({model.hidden})"
-        self.print(
-            f"{layers}, {trainer.network.parameter_count:,} parameters, on {trainer.device.type}; batch: {trainer.batch_text}"
-        )
+        self.print(f"{layers}, {trainer.network.parameter_count:,} parameters, on {trainer.device.type}")
+        self.print(f"batches of {trainer.batch_text}")
         if self._console.is_terminal:
             self._bar = ProgressBar(
                 TextColumn("{task.description}"),

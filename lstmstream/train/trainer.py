@@ -26,6 +26,7 @@ from lstmstream.train import features
 from lstmstream.train.batching import (
     SequenceBatch,
     default_batch_size,
+    sequence_count,
     tbptt_batches,
     updates_per_epoch,
     window_batches,
@@ -92,6 +93,7 @@ class Trainer:
         self.window = config.model.window
         starts, steps, window = events.starts, self.options.steps, self.window
         self.batch_size = self.options.batch or default_batch_size(starts, train_mask, steps=steps, window=window)
+        self.batch_size = max(1, min(self.batch_size, sequence_count(starts, train_mask, window=window)))
         self.updates_per_epoch = updates_per_epoch(
             starts, train_mask, batch_size=self.batch_size, steps=steps, window=window
         )

@@ -38,7 +38,8 @@ def threshold_section(report: Report) -> str:
     if best is not None:
         note += " Best F1: on the validation split."
     heads = ["threshold", "alerts", "alerts per day", "precision", "recall", "F1"]
-    return f'<p>{escaped(report.threshold_rule)}</p><p class="soft">{note}</p><div class="card">{table(heads, lines)}</div>'
+    texts = f'<p>{escaped(report.threshold_rule)}</p><p class="soft">{note}</p>'
+    return f'{texts}<div class="card">{table(heads, lines)}</div>'
 
 
 def candidate_thresholds(validation: Evaluated, always: list[float]) -> list[float]:
