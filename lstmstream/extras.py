@@ -26,7 +26,12 @@ def require(extra: str, what: str, *packages: str, otherwise: str = "") -> None:
     missing = [name for name in packages or PACKAGES[extra] if find_spec(name) is None]
     if missing:
         alternative = f", or {otherwise}" if otherwise else ""
-        raise CannotServe(f"{what} needs {_list(missing)}; run: pip install 'lstmstream[{extra}]'{alternative}")
+        raise CannotServe(f"{what} needs {_list(missing)}; {install_hint(extra)}{alternative}")
+
+
+def install_hint(extra: str) -> str:
+    """How to install an extra. lstmstream is on no package index, so it is installed from its repository."""
+    return f"in a clone of lstmstream, run: pip install '.[{extra}]'"
 
 
 def require_for_table(path: object) -> None:

@@ -21,7 +21,8 @@ from tests.models import random_model
 
 OPTIONAL = ("torch", "onnx", "polars", "h5py", "safetensors", "optuna", "confluent_kafka", "tensorflow", "pandas")
 CSV_NEEDS_POLARS = (
-    "reading CSV or Parquet needs polars; run: pip install 'lstmstream[tables]', or convert the file to JSONL\n"
+    "reading CSV or Parquet needs polars; in a clone of lstmstream, run: pip install '.[tables]', or"
+    " convert the file to JSONL\n"
 )
 
 
@@ -94,14 +95,16 @@ def test_a_command_without_its_packages_names_the_extra(command: tuple[str, ...]
     done = lstmstream(*command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"lstmstream: `lstmstream {command[0]}` needs {packages}; run: pip install 'lstmstream[{extra}]'\n"
+        f"lstmstream: `lstmstream {command[0]}` needs {packages};"
+        f" in a clone of lstmstream, run: pip install '.[{extra}]'\n"
     )
 
 
 def test_require_checks_the_packages_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     require("import", "reading x", "numpy")
-    with pytest.raises(CannotServe, match=r"^reading x needs h5py; run: pip install 'lstmstream\[import\]', or wait$"):
+    message = r"^reading x needs h5py; in a clone of lstmstream, run: pip install '\.\[import\]', or wait$"
+    with pytest.raises(CannotServe, match=message):
         require("import", "reading x", "numpy", "h5py", otherwise="wait")
 
 

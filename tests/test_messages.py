@@ -300,11 +300,17 @@ def test_a_command_whose_packages_are_not_installed(
     for arguments, message in (
         (
             ["train", "t.yaml"],
-            "`lstmstream train` needs torch, onnx, optuna and polars; run: pip install 'lstmstream[train]'",
+            (
+                "`lstmstream train` needs torch, onnx, optuna and polars; in a clone of lstmstream, run: pip install"
+                " '.[train]'"
+            ),
         ),
         (
             ["import", "m.onnx", "--out", "o"],
-            "`lstmstream import` needs onnx, h5py and safetensors; run: pip install 'lstmstream[import]'",
+            (
+                "`lstmstream import` needs onnx, h5py and safetensors; in a clone of lstmstream, run: pip install"
+                " '.[import]'"
+            ),
         ),
     ):
         monkeypatch.setattr(sys, "argv", ["lstmstream", *arguments])

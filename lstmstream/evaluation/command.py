@@ -1,6 +1,6 @@
 """`lstmstream evaluate`: a model file's predictions on data with labels, as metrics with 95 % intervals.
 
-The file is run as the daemon runs it, on the CPU; nothing is fitted. Prints a table, or JSON for a program.
+The file is run as the daemon runs it, on the CPU; nothing is fitted. Prints a table, or JSON.
 """
 
 from __future__ import annotations

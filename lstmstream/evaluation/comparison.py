@@ -13,7 +13,7 @@ from lstmstream.evaluation.metrics import LOWER_IS_BETTER, Evaluated, compute_me
 METRIC_NAMES = {
     "average_precision": "average precision",
     "accuracy": "accuracy",
-    "mase": "error (MASE, the last value's is 1)",
+    "mase": "MASE (forecasting the last value gives 1)",
 }
 
 
@@ -53,8 +53,8 @@ def compare(
         text = f"The {called} has {values}. There are too few events to tell this from chance; evaluate on more."
         return Comparison(None, "Not known", text, name, best, difference)
     interval = (
-        f"a difference of {difference['value']:+.2g} (95 % interval {difference['low']:+.2g} to"
-        f" {difference['high']:+.2g}; + is better)"
+        f"a difference of {_signed(difference['value'])} (95 % interval {_signed(difference['low'])} to"
+        f" {_signed(difference['high'])}; + is better)"
     )
     better = difference["low"] > 0
     if better:
@@ -67,3 +67,8 @@ def compare(
             " events show, as good."
         )
     return Comparison(better, "Yes" if better else "No", text, name, best, difference)
+
+
+def _signed(value: float) -> str:
+    """Two significant digits with a sign; 0 without."""
+    return f"{value:+.2g}" if value else "0"

@@ -14,12 +14,17 @@ import numpy as np
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.metrics import Doubles, Evaluated, alerts, rank_by_score
 
-RuleKind = Literal["f1", "alerts_per_day", "cost", "value", "none"]
+RuleKind = Literal["f1", "alerts_per_day", "cost", "value", "default", "none"]
+ANOMALY_THRESHOLD = 0.5  # the default; the anomaly score is scaled to it
+ANOMALY_SHARE = 0.005  # of the validation split's events that reach it
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdRule:
-    """How a threshold is chosen. `value` is for the kinds alerts_per_day and value, the costs are for cost."""
+    """How a threshold is chosen. `value` is for the kinds alerts_per_day and value, the costs are for cost.
+
+    `default` is ANOMALY_THRESHOLD, for anomalies alone.
+    """
 
     kind: RuleKind
     value: float = 0.0  # alerts per day, or the threshold itself
@@ -31,16 +36,17 @@ class ThresholdRule:
         """The rule in words, as the model card holds it."""
         return {
             "f1": "the highest F1",
-            "alerts_per_day": f"at most {self.value:g} alerts a day on average",
+            "alerts_per_day": f"at most {self.value:g} alerts per day on average",
             "cost": f"the lowest cost, with {self.missed:g} for a missed positive and {self.alert:g} for each alert",
-            "value": f"given as {self.value:g}",
+            "value": f"threshold.value, {self.value:g}",
+            "default": f"the default for anomalies, {ANOMALY_THRESHOLD:g}",
             "none": "none",
         }[self.kind]
 
 
 def check_rule(evaluated: Evaluated, rule: ThresholdRule) -> None:
     """Raises CannotServe where the rule cannot choose on this split. Uses labels and times only, not scores."""
-    if evaluated.task == "forecast" or rule.kind in {"value", "none"}:
+    if evaluated.task == "forecast" or rule.kind in {"value", "default", "none"}:
         return
     if not len(evaluated):
         raise CannotServe("threshold.rule: the validation split is empty; give it events with split.validation")
@@ -84,13 +90,25 @@ def choose_threshold(evaluated: Evaluated, rule: ThresholdRule) -> tuple[float |
     if evaluated.task == "forecast" and rule.kind != "value":
         return None, "A forecast has no threshold; nothing alerts."
     if rule.kind == "value":
-        return rule.value, f"Threshold {rule.value:g} was given.{_outcome(evaluated, rule.value)}"
+        return rule.value, f"Threshold {rule.value:g} is threshold.value.{_outcome(evaluated, rule.value)}"
+    if rule.kind == "default":
+        return ANOMALY_THRESHOLD, _default_text(evaluated)
     if rule.kind == "alerts_per_day":
         best = _by_budget(evaluated, int(np.floor(rule.value * evaluated.days)))
     else:
         best = _by_labels(evaluated, rule)
     threshold = float(str(best))  # the shortest text of the float32, as in the JSON of the card
     return threshold, f"Threshold {threshold:g} was chosen for {rule.text}.{_outcome(evaluated, threshold)}"
+
+
+def _default_text(evaluated: Evaluated) -> str:
+    labels = ", or rule: f1 to use the labels" if 0 < (evaluated.label > 0).sum() < len(evaluated.labelled) else ""
+    return (
+        f"Threshold {ANOMALY_THRESHOLD:g} is the default for anomalies: scores are scaled so that 1 in"
+        f" {1 / ANOMALY_SHARE:.0f} events of the validation split reaches it."
+        f"{_outcome(evaluated, ANOMALY_THRESHOLD)} To choose the number of alerts yourself, set threshold.rule:"
+        f" alerts_per_day{labels}."
+    )
 
 
 def _by_budget(evaluated: Evaluated, budget: int) -> np.float32:
@@ -130,7 +148,7 @@ def _outcome(evaluated: Evaluated, threshold: float) -> str:
         return ""
     raised = alerts(evaluated, threshold)
     count = int(raised.sum())
-    rate = f" ({count / evaluated.days:.3g} a day)" if evaluated.days > 0 else ""
+    rate = f" ({count / evaluated.days:.3g} per day)" if evaluated.days > 0 else ""
     text = f" On the validation split it gives {count} alerts{rate} in {len(evaluated)} events"
     positives = int((evaluated.label > 0).sum())
     if positives:

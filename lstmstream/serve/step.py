@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: it sta
 import onnxruntime as ort
 
 from lstmstream.errors import CannotServe
+from lstmstream.extras import install_hint
 from lstmstream.model import Model
 from lstmstream.serve import model_checks
 from lstmstream.serve.step_model import StepInput, StepOutput
@@ -108,7 +109,7 @@ def _providers(device: str) -> list[str]:
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in there:
         raise CannotServe(
-            "device.device: cuda asks for a GPU, and this onnxruntime has no CUDA; pip uninstall onnxruntime, then"
-            " pip install 'lstmstream[gpu]' (onnxruntime and onnxruntime-gpu cannot stand side by side)"
+            "device.device: cuda asks for a GPU, and this onnxruntime has no CUDA; run: pip uninstall onnxruntime;"
+            f" then, {install_hint('gpu')} (onnxruntime and onnxruntime-gpu cannot be installed together)"
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]

@@ -14,6 +14,11 @@ import numpy as np
 
 from lstmstream.records import Bools, Ints
 
+MAX_BATCH = 64  # keys, or windows
+MIN_UPDATES = 100  # per epoch; with fewer an epoch hardly changes the network
+MIN_UPDATE_EVENTS = 128  # in the loss per update, on average; with fewer the gradient is mostly noise
+MIN_UPDATE_WINDOWS = 16  # the same for windows, of which only the last event is in the loss
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatch:
@@ -74,6 +79,40 @@ def window_batches(
         batch = _make_batch(keys, low, last + 1, np.zeros(0, np.bool_))
         batch.loss_mask[np.arange(len(last)), last - low] = True
         yield batch
+
+
+def default_batch_size(starts: Ints, loss_mask: Bools, *, steps: int, window: int | None) -> int:
+    """The batch size where none is configured: MAX_BATCH, less where keys are few and long or the data are small.
+
+    Halved until an epoch has MIN_UPDATES updates, as long as the updates do not get too small. Arguments are as for
+    `tbptt_batches`; with `window` those of `window_batches` count, and `steps` does not.
+    """
+    in_loss = int(loss_mask.sum())
+    size = min(MAX_BATCH, max(1, sequence_count(starts, loss_mask, window=window)))
+    smallest = MIN_UPDATE_EVENTS if window is None else MIN_UPDATE_WINDOWS
+    while size > 1:
+        if updates_per_epoch(starts, loss_mask, batch_size=size, steps=steps, window=window) >= MIN_UPDATES:
+            break
+        if in_loss < smallest * updates_per_epoch(starts, loss_mask, batch_size=size // 2, steps=steps, window=window):
+            break
+        size //= 2
+    return size
+
+
+def sequence_count(starts: Ints, loss_mask: Bools, *, window: int | None) -> int:
+    """The number of keys, or of windows, that an epoch has: a larger batch size makes no difference."""
+    return int(loss_mask.sum()) if window is not None else len(_sequence_bounds(starts, loss_mask)[0])
+
+
+def updates_per_epoch(starts: Ints, loss_mask: Bools, *, batch_size: int, steps: int, window: int | None = None) -> int:
+    """The number of batches in an epoch, without the random length of each key's first one."""
+    if window is not None:
+        return -(-int(loss_mask.sum()) // batch_size)
+    _, begins, ends = _sequence_bounds(starts, loss_mask)
+    batches = -(-(ends - begins) // steps)  # of each key
+    # in round r the keys with more than r batches are left
+    remaining = len(batches) - np.searchsorted(np.sort(batches), np.arange(batches.max(initial=0)), side="right")
+    return int((-(-remaining // batch_size)).sum())
 
 
 def _sequence_bounds(starts: Ints, loss_mask: Bools) -> tuple[Ints, Ints, Ints]:

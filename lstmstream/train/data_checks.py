@@ -14,11 +14,13 @@ import numpy as np
 
 from lstmstream.errors import CannotServe
 from lstmstream.formats.timestamps import format_iso
-from lstmstream.history.events import Events
+from lstmstream.history.events import Events, row_slices
 from lstmstream.history.split import TRAIN, Split
 from lstmstream.records import Bools, Floats, Ints
+from lstmstream.train.batching import MAX_BATCH
 from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.export.checks import MAX_SCALE
+from lstmstream.train.precision import coarse_numbers, constant_note
 from lstmstream.train.schema import TrainConfig
 
 MAX_SAMPLE_ROWS = 200_000  # of the training split, for constant features and leaks
@@ -52,8 +54,10 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
         *_early_times(events, config),
         *_short_sequences(events, config),
         *_constant_features(events, sample, training, config),
+        *coarse_numbers(events, sample, config),
         *_leaks(events, sample, config),
         *_unlabeled_events(events, split, config),
+        *_labelled_anomalies(events, training, config),
     ]
 
 
@@ -78,12 +82,13 @@ def check_memory(config: TrainConfig, keys: int, width: int) -> None:
     state = (model.projection or model.hidden) + (model.hidden if model.cell == "lstm" else 0)
     states = 0 if model.window else 4 * keys * state * model.layers
     steps = model.window or training.steps
-    batch = training.batch * steps * (_BYTES_PER_UNIT * 4 * model.hidden * model.layers + 8 * width)
+    batch_size = training.batch or MAX_BATCH
+    batch = batch_size * steps * (_BYTES_PER_UNIT * 4 * model.hidden * model.layers + 8 * width)
     free = _free_bytes()
     if free is not None and states + batch > free:
         raise CannotServe(
             f"training: needs about {_format_gib(states + batch)} ({_format_gib(states)} for the states of {keys:,}"
-            f" keys, {_format_gib(batch)} for a batch of {training.batch} x {steps} events), and"
+            f" keys, {_format_gib(batch)} for a batch of {batch_size} x {steps} events), and"
             f" {_format_gib(free)} are free; make training.batch, training.steps or model.hidden smaller"
         )
 
@@ -200,7 +205,7 @@ def _short_sequences(events: Events, config: TrainConfig) -> Iterator[str]:
     if single == len(lengths) and len(lengths) > 1:
         yield f"every key has only one event, so there is nothing to remember; is {config.data.key!r} the right key?"
     elif single > len(lengths) / 2:
-        yield f"{single:,} of {len(lengths):,} keys have only one event; a state is of no use to them"
+        yield f"{single:,} of {len(lengths):,} keys have only one event; for these a state is of no use"
 
 
 def _constant_features(events: Events, sample: Ints, training: Ints, config: TrainConfig) -> Iterator[str]:
@@ -213,7 +218,8 @@ def _constant_features(events: Events, sample: Ints, training: Ints, config: Tra
     for index, number in enumerate(config.features.numbers):
         values = events.x[:, index]
         if is_constant(values):
-            yield f"{number.name} is always {values[sample[0]]:g} {remedy}"
+            value = float(values[sample[0]])
+            yield f"{number.name} is always {value:g} {remedy}{constant_note(value)}"
     for index, category in enumerate(config.features.categories):
         codes = events.codes[:, index]
         if is_constant(codes):
@@ -229,6 +235,17 @@ def _unlabeled_events(events: Events, split: Split, config: TrainConfig) -> Iter
             yield (
                 f"{unlabeled:,} of {int(in_training.sum()):,} events of the training split have no label; they update"
                 " the state and are not in the loss"
+            )
+
+
+def _labelled_anomalies(events: Events, training: Ints, config: TrainConfig) -> Iterator[str]:
+    if config.task == "anomaly" and len(events.label):
+        count = sum(int((events.label[training[rows]] > 0).sum()) for rows in row_slices(len(training)))
+        if count:
+            yield (
+                f"{count:,} of {len(training):,} events of the training split are labelled as anomalies. The model"
+                " learns from all events, so it may take such faults as usual; train on a time without them"
+                " (split.train_from, train_to), or leave these events out"
             )
 
 

@@ -19,6 +19,7 @@ from lstmstream.train.schema import CategoryField, Features, NumberField
 
 MAX_SAMPLE_ROWS = 1_000_000  # rows that scaling is fitted on, evenly over the training split
 MAX_VOCABULARY = 100_000  # values of a category; of more, the most frequent
+SAME_IN_FLOAT32 = 2.0**-24  # a spread below this share of the mean is less than the spacing of float32: constant
 _DAY_MS = 86_400_000
 _THURSDAY = 3  # the day of the week of 1970-01-01, with Monday as 0
 
@@ -56,7 +57,7 @@ def _fit_number(option: NumberField, raw: Floats, *, flag_missing: bool) -> Numb
         scale = (high - low) / 1.349  # the standard deviation of a normal distribution with these quartiles
         if scale == 0:  # most values are equal; then the rest gives the scale
             scale = float(present.std())
-    if not scale > max(1e-6 * abs(centre), 1e-30):  # constant, as far as float32 can tell
+    if not scale > max(SAME_IN_FLOAT32 * abs(centre), 1e-30):
         scale = 1.0
     missing = bool(np.isnan(raw).any())
     return Number(option.name, _round_to_float32(centre), _round_to_float32(scale), option.log, flag_missing or missing)

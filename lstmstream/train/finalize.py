@@ -18,7 +18,7 @@ from lstmstream.evaluation.alignment import align_with_truth
 from lstmstream.evaluation.intervals import Interval, bootstrap_intervals
 from lstmstream.evaluation.metrics import Evaluated
 from lstmstream.evaluation.offline import score_events
-from lstmstream.evaluation.thresholds import ThresholdRule, check_rule, choose_threshold
+from lstmstream.evaluation.thresholds import ANOMALY_SHARE, ThresholdRule, check_rule, choose_threshold
 from lstmstream.history.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION
 from lstmstream.model import Card, load_model
 from lstmstream.records import Floats
@@ -33,7 +33,9 @@ from lstmstream.train.provenance import reference_histograms, training_provenanc
 from lstmstream.train.schema import Threshold
 from lstmstream.train.trainer import Trainer
 
-HALF_POINT_QUANTILE = 0.995  # of the validation split's events: this fraction has an anomaly score below one half
+HALF_POINT_QUANTILE = (
+    1 - ANOMALY_SHARE
+)  # of the validation split's events: this fraction has an anomaly score below one half
 CHECKED_KEYS, CHECKED_EVENTS = 50, 200  # keys, and events of each, for which file and network are compared
 TOLERANCE = 1e-4  # between file and network, relative to values above 1
 
@@ -188,7 +190,7 @@ def _threshold_rule(options: Threshold, validation: Evaluated) -> ThresholdRule:
     if rule == "auto" and (validation.task == "forecast" or many_classes):
         return ThresholdRule("none")
     if rule == "auto":
-        return ThresholdRule("f1") if validation.task == "classify" else ThresholdRule("value", value=0.5)
+        return ThresholdRule("f1") if validation.task == "classify" else ThresholdRule("default")
     if rule == "cost":
         return ThresholdRule("cost", missed=options.cost.missed, alert=options.cost.alert)
     return ThresholdRule(rule, value=(options.alerts_per_day if rule == "alerts_per_day" else options.value) or 0.0)

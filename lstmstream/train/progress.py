@@ -39,6 +39,8 @@ def summary_lines(report: Report, out: Path) -> list[str]:
         lines.append(f"  {name.replace('_', ' '):<20} {interval['value']:>9.4g}{bounds}")
     lines.append(report.threshold_rule)
     lines.append(f"Worth it? {report.comparison.answer}. {report.comparison.text}")
+    if report.advice:
+        lines.append(report.advice)
     lines.append(f"Report: {out.with_suffix('.html')}")
     return lines
 
@@ -88,6 +90,7 @@ class ConsoleProgress:
         self._result = trainer.result
         layers = f"{model.layers} x {model.cell.upper()}({model.hidden})"
         self.print(f"{layers}, {trainer.network.parameter_count:,} parameters, on {trainer.device.type}")
+        self.print(f"batches of {trainer.batch_text}")
         if self._console.is_terminal:
             self._bar = ProgressBar(
                 TextColumn("{task.description}"),

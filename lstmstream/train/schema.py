@@ -194,7 +194,11 @@ class Training(Section):
         description="What selects the epoch; `auto`: average precision for two classes, else the validation loss;"
         " `none`: the last epoch.",
     )
-    batch: Count = Field(64, description="Batch size in keys (with `window`: in windows).")
+    batch: Count | None = Field(
+        None,
+        description="Batch size in keys (with `window`: in windows). Default: 64, less where keys are few and long or"
+        " the data are small, so that an epoch has 100 updates if possible.",
+    )
     steps: Annotated[StrictInt, Field(ge=1, le=65536)] = Field(
         64, description="Events per key between updates; the state is carried over, the gradient is truncated."
     )
@@ -237,8 +241,8 @@ class Threshold(Section):
 
     rule: Literal["auto", "f1", "alerts_per_day", "cost", "value", "none"] = Field(
         "auto",
-        description="Best F1, an alert budget, minimum cost, a value, or none; `auto`: f1 for two classes, 0.5 for"
-        " anomalies, else none.",
+        description="Best F1, an alert budget, minimum cost, a value, or none; `auto`: f1 for two classes;"
+        " for anomalies 0.5, which 1 in 200 events of the validation split reach; else none.",
     )
     alerts_per_day: Annotated[Float, Field(gt=0)] | None = Field(
         None, description="Alert budget per day, over all keys."

@@ -23,7 +23,14 @@ from lstmstream.evaluation.metrics import Evaluated, average_precision, rank_by_
 from lstmstream.history.events import Events
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.train import features
-from lstmstream.train.batching import SequenceBatch, tbptt_batches, window_batches
+from lstmstream.train.batching import (
+    SequenceBatch,
+    default_batch_size,
+    sequence_count,
+    tbptt_batches,
+    updates_per_epoch,
+    window_batches,
+)
 from lstmstream.train.loss import Objective, augment
 from lstmstream.train.network import TorchNetwork
 from lstmstream.train.schema import Training
@@ -84,6 +91,12 @@ class Trainer:
         self.train_mask, self.validation_mask = train_mask, validation_mask
         self.options: Training = config.training
         self.window = config.model.window
+        starts, steps, window = events.starts, self.options.steps, self.window
+        self.batch_size = self.options.batch or default_batch_size(starts, train_mask, steps=steps, window=window)
+        self.batch_size = max(1, min(self.batch_size, sequence_count(starts, train_mask, window=window)))
+        self.updates_per_epoch = updates_per_epoch(
+            starts, train_mask, batch_size=self.batch_size, steps=steps, window=window
+        )
         self.device = next(network.parameters()).device
         self.rng = np.random.default_rng(self.options.seed)  # order of the batches
         self.augment_generator = torch.Generator().manual_seed(self.options.seed)
@@ -91,6 +104,14 @@ class Trainer:
         self.scheduler = _make_scheduler(self.optimizer, self.options)
         self.result = TrainingResult(monitor=self._choose_monitor())
         self.checkpoint, self.settings_digest = checkpoint, settings_digest
+
+    @property
+    def batch_text(self) -> str:
+        """Size and number of the batches in words."""
+        updates = f"{self.updates_per_epoch:,} update{'s' if self.updates_per_epoch != 1 else ''} per epoch"
+        if self.window is not None:
+            return f"{self.batch_size} windows, {updates}"
+        return f"{self.batch_size} {'keys' if self.batch_size != 1 else 'key'} x {self.options.steps} events, {updates}"
 
     def run(
         self,
@@ -204,7 +225,7 @@ class Trainer:
         event of the batch is in it. With `rng` batches are shuffled and augmented, and gradients are recorded.
         """
         training = rng is not None
-        batch_size = self.options.batch if training else max(self.options.batch, EVAL_BATCH)
+        batch_size = self.batch_size if training else max(self.batch_size, EVAL_BATCH)
         starts = self.events.starts
         if self.window is not None:
             batches = window_batches(starts, mask, batch_size=batch_size, window=self.window, rng=rng)

@@ -47,7 +47,7 @@ def test_an_alert_budget_is_kept_and_used(seed: int, budget: float) -> None:
     assert raised <= budget * 10
     affordable = [alerts(part, cut).sum() for cut in every(part) if alerts(part, cut).sum() <= budget * 10]
     assert raised == max(affordable)
-    assert f"at most {budget:g} alerts a day" in message
+    assert f"at most {budget:g} alerts per day" in message
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,6 +101,24 @@ def test_given_and_no_thresholds() -> None:
     assert choose_threshold(part, ThresholdRule("value", 0.25))[0] == 0.25
     assert choose_threshold(part, ThresholdRule("none")) == (None, "No threshold was requested; nothing alerts.")
     assert choose_threshold(evaluated([1.0], task="forecast"), ThresholdRule("f1"))[0] is None
+
+
+def test_the_default_for_anomalies_is_explained() -> None:
+    scores, label = [0.1, 0.2, 0.6, 0.9], [0, 0, 1, 0]
+    part = evaluated(scores, label, task="anomaly", timestamp=[0, 0, 0, 2 * DAY])
+    assert choose_threshold(part, ThresholdRule("default")) == (
+        0.5,
+        (
+            "Threshold 0.5 is the default for anomalies: scores are scaled so that 1 in 200 events of the validation"
+            " split reaches it. On the validation split it gives 2 alerts (1 per day) in 4 events and finds 1 of 1"
+            " positives. To choose the number of alerts yourself, set threshold.rule: alerts_per_day, or rule: f1 to"
+            " use the labels."
+        ),
+    )
+    _, text = choose_threshold(evaluated(scores, task="anomaly"), ThresholdRule("default"))
+    assert text.endswith("set threshold.rule: alerts_per_day.")  # without labels f1 would be refused
+    _, text = choose_threshold(part, ThresholdRule("value", 0.25))
+    assert text.startswith("Threshold 0.25 is threshold.value. On the validation split")
 
 
 def test_more_than_two_classes_alert_on_any_but_the_first() -> None:

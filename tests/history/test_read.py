@@ -213,7 +213,8 @@ def test_a_table_without_polars_names_the_extra(tmp_path: Path, monkeypatch: pyt
     (tmp_path / name).write_text("k,t,n,c\n")
     message = refused(name, list, read_chunks([tmp_path / name], FIELDS))
     assert message == (
-        f"{tmp_path / name}: reading CSV or Parquet needs polars; run: pip install 'lstmstream[tables]',"
+        f"{tmp_path / name}: reading CSV or Parquet needs polars; in a clone of lstmstream, run: pip"
+        " install '.[tables]',"
         " or convert the file to JSONL"
     )
     assert jsonl(tmp_path, line()) == [("a", 1000, [1.0], ["a"])]

@@ -123,7 +123,8 @@ def test_safetensors_need_no_torch_and_pt_files_name_the_extra(tmp_path: Path, m
     graphs = [load_model(tmp_path / name).card.fingerprint for name in ("with.onnx", "without.onnx")]
     assert graphs[0] == graphs[1]
     assert refusal(tmp_path / "w.pt", layout=layout) == (
-        f"import {tmp_path / 'w.pt'}: reading .pt files needs torch; run: pip install 'lstmstream[train]', or save it"
+        f"import {tmp_path / 'w.pt'}: reading .pt files needs torch; in a clone of lstmstream, run: pip install"
+        " '.[train]', or save it"
         " as .safetensors"
     )
 

@@ -77,7 +77,8 @@ def test_a_table_without_polars_is_exit_2_and_names_the_extra(
     path.write_text("id,amount\na,1\n")
     assert run(MODEL, path, "--out", out) == 2
     assert capfd.readouterr().err == (
-        f"lstmstream: {path}: reading CSV or Parquet needs polars; run: pip install 'lstmstream[tables]',"
+        f"lstmstream: {path}: reading CSV or Parquet needs polars; in a clone of lstmstream, run: pip"
+        " install '.[tables]',"
         " or convert the file to JSONL\n"
     )
     assert not out.exists()

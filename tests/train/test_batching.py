@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmstream.train.batching import SequenceBatch, tbptt_batches, window_batches
+from lstmstream.train.batching import (
+    SequenceBatch,
+    default_batch_size,
+    tbptt_batches,
+    updates_per_epoch,
+    window_batches,
+)
 
 
 @st.composite
@@ -159,3 +165,37 @@ def test_without_an_event_in_the_loss_there_is_no_batch(loss_mask: np.ndarray) -
     assert list(tbptt_batches(starts, loss_mask, batch_size=4, steps=4)) == []
     assert list(window_batches(starts, loss_mask, batch_size=4, window=4)) == []
     assert list(tbptt_batches(starts, loss_mask, batch_size=4, steps=4, rng=np.random.default_rng(0))) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(sequences(), st.integers(1, 5), st.integers(1, 9), st.booleans())
+def test_updates_are_counted(case: tuple[np.ndarray, np.ndarray], batch_size: int, steps: int, windows: bool) -> None:
+    starts, loss_mask = case
+    window = steps if windows else None
+    batches = (
+        window_batches(starts, loss_mask, batch_size=batch_size, window=steps)
+        if windows
+        else tbptt_batches(starts, loss_mask, batch_size=batch_size, steps=steps)
+    )
+    expected = updates_per_epoch(starts, loss_mask, batch_size=batch_size, steps=steps, window=window)
+    assert len(list(batches)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window", "size"),
+    [
+        pytest.param([100] * 5000, None, 64, id="many keys"),
+        pytest.param([2016] * 20, None, 5, id="few long keys"),
+        pytest.param([2000], None, 1, id="one key"),
+        pytest.param([6000] * 2, None, 2, id="two long keys"),
+        pytest.param([20] * 40, None, 10, id="little data"),
+        pytest.param([1] * 10_000, None, 64, id="keys of one event"),
+        pytest.param([100_000, *[5] * 300], None, 64, id="one key much longer"),
+        pytest.param([500] * 20, 10, 64, id="many windows"),
+        pytest.param([1000], 10, 32, id="few windows"),
+    ],
+)
+def test_the_default_batch_size_fits_the_data(lengths: list[int], window: int | None, size: int) -> None:
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    mask = np.ones(int(starts[-1]), np.bool_)
+    assert default_batch_size(starts, mask, steps=64, window=window) == size

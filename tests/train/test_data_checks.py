@@ -99,7 +99,7 @@ def test_a_missing_column(tmp_path: Path) -> None:
         Data(tmp_path, frame_of().rename({"amount": "Amount"}))
     assert str(caught.value) == (
         f"{tmp_path / 'x.parquet'}: there is no field 'amount'; it has 'card', 'time', 'Amount', 'age', 'shop',"
-        " 'fraud'; use one of these, or data that have the field"
+        " 'fraud'; did you mean 'Amount'? Use that name, or rename the field in the data"
     )
 
 
@@ -185,7 +185,7 @@ def test_keys_with_one_event(tmp_path: Path) -> None:
         "every key has only one event, so there is nothing to remember; is 'card' the right key?"
     ]
     most = Data(tmp_path, frame_of(card=[f"c{i}" if i < 300 else f"c{i % 4}" for i in range(ROWS)]))
-    assert most.warnings() == ["296 of 300 keys have only one event; a state is of no use to them"]
+    assert most.warnings() == ["296 of 300 keys have only one event; for these a state is of no use"]
     few = Data(tmp_path, frame_of(card=[f"c{i}" if i < 100 else f"d{i % 150}" for i in range(ROWS)]))
     assert few.warnings() == []
     forecast = Data(tmp_path, frame_of(card=[f"c{i}" for i in range(ROWS)]), task="forecast", target={"field": None})
@@ -216,6 +216,67 @@ def test_unsorted_time(tmp_path: Path) -> None:
         "the rows are not in order of time (first: key 'c0', row 40); they were sorted. In the stream they should"
         " come in order too: see input.late"
     )
+
+
+WAVE = 500 * np.sin(np.arange(ROWS) / 8 / 20)  # of each of the eight cards: a slow wave
+COARSE = "amount changes by less than float32 can tell apart: at values like "
+COARSE_LOG = "amount changes by less than float32 can tell apart after log: true"
+
+
+@pytest.mark.parametrize(
+    ("amount", "log", "beginning"),
+    [
+        pytest.param(1.7e9 + WAVE, False, f"{COARSE}1.7e+09 its steps are 128.", id="large offset"),
+        pytest.param(-1.7e9 - WAVE, False, f"{COARSE}1.7e+09 its steps are 128.", id="negative"),
+        pytest.param(1.7e12 + 60_000.0 * np.arange(ROWS) / 8, False, f"{COARSE}1.7e+12", id="milliseconds"),
+        pytest.param(3e7 + np.arange(ROWS) // 8, False, f"{COARSE}3e+07 its steps are 2.", id="counter"),
+        pytest.param(1 + 1e-7 * WAVE / 500, False, f"{COARSE}1 its steps are 1.19209e-07.", id="tiny changes"),
+        pytest.param(1.7e9 + WAVE, True, f"{COARSE}1.7e+09", id="large offset with log"),
+        pytest.param(1e6 + np.arange(ROWS) // 8 % 2 * 4, True, COARSE_LOG, id="lost by log"),
+        pytest.param(1e6 + WAVE, False, "", id="offset that float32 resolves"),
+        pytest.param(WAVE, False, "", id="around 0"),
+        pytest.param(20_000.0 * (np.arange(ROWS) // 8 % 5), True, "", id="log of amounts"),
+        pytest.param(np.where(np.arange(ROWS) % 3 == 0, np.nan, WAVE), False, "", id="missing values"),
+        pytest.param(np.where(np.arange(ROWS) % 24 > 8, np.nan, 1.7e9 + WAVE), False, COARSE, id="coarse and missing"),
+    ],
+)
+def test_numbers_that_float32_cannot_tell_apart(tmp_path: Path, amount: np.ndarray, log: bool, beginning: str) -> None:
+    numbers = [{"name": "amount", "log": log}, "age"]
+    found = Data(tmp_path, frame_of(amount=amount), features={"numbers": numbers}).warnings()
+    assert len(found) == bool(beginning), found
+    assert "".join(found).startswith(beginning)
+
+
+def test_a_forecast_of_coarse_numbers(tmp_path: Path) -> None:
+    frame = frame_of(amount=1.7e9 + WAVE)
+    target = {"field": None, "fields": ["amount"]}
+    (warning,) = Data(tmp_path, frame, task="forecast", target=target).warnings()
+    assert warning == (
+        f"{COARSE}1.7e+09 its steps are 128. Use the difference from the previous event, or subtract a fixed offset,"
+        " in these data and in the stream; as it is, its forecast is a multiple of 128"
+    )
+    (warning,) = Data(tmp_path, frame, task="forecast", target=target | {"fields": ["age"]}).warnings()
+    assert "forecast" not in warning  # it is an input only
+
+
+def test_a_number_that_float32_makes_constant(tmp_path: Path) -> None:
+    (warning,) = Data(tmp_path, frame_of(amount=1.7e9 + 10 * WAVE / 500)).warnings()
+    assert warning == (
+        f"amount is always 1.7e+09 {CONSTANT} (float32 values are 128 apart there, and smaller changes are lost: if it"
+        " does change, subtract a fixed offset before training and in the stream)"
+    )
+
+
+def test_labelled_anomalies_in_the_training_split(tmp_path: Path) -> None:
+    label = [int(i % 100 == 0) for i in range(ROWS)]
+    (warning,) = Data(tmp_path, frame_of(fraud=label), task="anomaly").warnings()
+    assert warning == (
+        "3 of 280 events of the training split are labelled as anomalies. The model learns from all events, so it may"
+        " take such faults as usual; train on a time without them (split.train_from, train_to), or leave these events"
+        " out"
+    )
+    late = [int(i % 100 == 0 and i > 280) for i in range(ROWS)]
+    assert Data(tmp_path, frame_of(fraud=late), task="anomaly").warnings() == []
 
 
 def test_features_without_any_value(tmp_path: Path) -> None:

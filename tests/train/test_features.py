@@ -94,6 +94,13 @@ def test_what_never_changes_is_not_blown_up(value: float, scale: str) -> None:
     assert number([value, np.nan], scale=scale).scale == 1.0
 
 
+def test_a_small_spread_at_a_large_value_is_scaled() -> None:
+    values = np.float32(1.7e9 + 500 * np.sin(np.arange(1000) / 20))
+    found = number(values)
+    assert found.scale == pytest.approx(values.astype(np.float64).std(), rel=1e-6)
+    assert np.abs((values - np.float32(found.centre)) / found.scale).max() < 2
+
+
 def test_missing_values_leave_the_scale_alone_and_get_a_flag() -> None:
     with_holes, without = number([1, np.nan, 2, np.nan, 3]), number([1, 2, 3])
     assert with_holes == replace(without, flag_missing=True)

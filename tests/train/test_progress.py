@@ -50,4 +50,5 @@ def test_without_a_terminal_there_are_lines_only(tmp_path: Path, capsys: pytest.
     assert [line.split()[0] for line in lines[2:5]] == ["train", "validation", "test"]
     assert lines[5] == "warning: [bold]odd[/bold] data", "text from the data is no markup"
     assert re.fullmatch(r"1 x LSTM\(8\), [\d,]+ parameters, on cpu", lines[6])
-    assert re.fullmatch(r"epoch +1 +[\d.]+ s  loss [\d.]+ +validation [\d.]+ .*", lines[7])
+    assert re.fullmatch(r"batches of 16 keys x 8 events, \d+ updates per epoch", lines[7])
+    assert re.fullmatch(r"epoch +1 +[\d.]+ s  loss [\d.]+ +validation [\d.]+ .*", lines[8])

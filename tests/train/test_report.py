@@ -17,7 +17,10 @@ import pytest
 
 from lstmstream.evaluation.descriptions import format_number
 from lstmstream.evaluation.metrics import compute_metrics
+from lstmstream.formats.timestamps import format_iso
+from lstmstream.train.progress import summary_lines
 from lstmstream.train.report import plots
+from lstmstream.train.report.alerts import candidate_thresholds
 from lstmstream.train.report.render import plots_of, render, write_report
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import split_facts, summarize
@@ -186,7 +189,7 @@ def test_without_a_test_split_and_without_training() -> None:
     assert "On the validation split" in page.text
     assert "There is no test split" in page.text
     assert [a.get("id") for tag, a in page.elements if tag == "section"] == [
-        "results", "plots", "threshold", "data", "config",
+        "results", "plots", "threshold", "events", "data", "config",
     ]  # fmt: skip
 
 
@@ -195,7 +198,8 @@ def test_the_threshold_table_holds_the_chosen_one() -> None:
     assert whole.threshold is not None
     page = render(whole)
     row = re.search(
-        r'<tr class="chosen"><td>([^<]*) \(chosen\)</td><td>(\d+)</td><td>([^<]*)</td><td>([^<]*)</td>', page
+        r'<tr class="chosen"><td>([^<]*) \(chosen(?:, best F1)?\)</td><td>(\d+)</td><td>([^<]*)</td><td>([^<]*)</td>',
+        page,
     )
     assert row is not None
     values = compute_metrics(whole.evaluated, whole.threshold)
@@ -203,6 +207,65 @@ def test_the_threshold_table_holds_the_chosen_one() -> None:
     assert int(row.group(2)) == round(values["alert_share"] * len(whole.evaluated))
     assert row.group(4) == format_number(values["precision"])
     assert whole.threshold_rule in Page(page).text
+
+
+@pytest.mark.parametrize("task", ["binary", "anomaly", "unlabelled"])
+def test_the_threshold_table_has_no_gaps(task: str) -> None:
+    whole = sample(task)
+    validation, chosen = whole.validation, float(np.float32(whole.threshold or 0))
+    candidates = candidate_thresholds(validation, [chosen])
+    assert candidates == sorted(set(candidates), reverse=True)
+    assert chosen in candidates
+    assert len(candidates) <= 16 + 6 + 1
+    counts = np.array([int((validation.score >= np.float32(candidate)).sum()) for candidate in candidates])
+    near = counts[(counts >= counts[candidates.index(chosen)] / 2) & (counts <= 2 * counts[candidates.index(chosen)])]
+    assert len(near) >= min(5, 1 + near.min())  # from one alert to two there is nothing between
+    assert (counts[1:] <= 2 * counts[:-1] + 1).all()
+
+
+def test_the_best_f1_is_marked() -> None:
+    whole = sample("binary")
+    page = render(replace(whole, threshold=0.5, threshold_rule="Threshold 0.5 is threshold.value."))
+    (row,) = re.findall(r"<tr><td>([^<]*) \(best F1\)</td>", page)
+    assert row == format_number(whole.threshold or 0)  # the sample's own rule is f1
+    assert "best F1" not in render(sample("unlabelled"))
+
+
+def test_the_highest_scores_can_be_looked_up() -> None:
+    whole = sample("anomaly")
+    evaluated = whole.evaluated
+    page = Page(render(whole))
+    assert "Highest scores" in page.text
+    section = render(whole).split('<section id="events">')[1].split("</section>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(<td>.*?)</tr>", section)]
+    assert len(rows) == 20
+    highest = np.argsort(-evaluated.score, kind="stable")[:20]
+    for cells, row in zip(rows, highest.tolist(), strict=True):
+        assert cells[0] == whole.keys[evaluated.sequence[row]]
+        assert cells[1] == format_iso(int(evaluated.timestamp[row]))
+        assert cells[2] == str(whole.event_numbers[row])
+        assert cells[3] == format_number(float(evaluated.score[row]))
+        assert cells[4] == ("yes" if evaluated.score[row] >= np.float32(whole.threshold or 0) else "no")
+        assert cells[5] == str(evaluated.label[row])
+        if row and evaluated.sequence[row - 1] == evaluated.sequence[row]:
+            assert evaluated.prediction is not None
+            value, forecast = evaluated.truth[row - 1, 0], evaluated.prediction[row - 1, 0]
+            assert cells[6] == f"{format_number(float(value))} ({format_number(float(forecast))})"
+        else:
+            assert cells[6] == "-"
+    assert 'id="events"' not in render(sample("forecast"))
+    untimed = render(replace(whole, test=replace(evaluated, timed=False), event_numbers=np.empty(0, np.int64)))
+    section = untimed.split('<section id="events">')[1].split("</section>")[0]
+    assert "time (UTC)" not in section
+    assert "event of the key" not in section
+
+
+def test_advice_stands_beside_the_verdict() -> None:
+    whole = replace(sample("binary"), advice="Try a smaller training.batch (it was <64>).")
+    text = Page(render(whole)).text
+    assert text.index("Is the LSTM worth it?") < text.index("Try a smaller training.batch (it was <64>).")
+    assert text.index("Try a smaller") < text.index("Warnings")
+    assert whole.advice in summary_lines(whole, Path("m.onnx"))
 
 
 def test_a_large_report_stays_small(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_least_and_the_defaults() -> None:
     model = config.model
     assert (model.cell, model.layers, model.hidden, model.dropout, model.activation) == ("lstm", 1, 64, 0, "tanh")
     options = config.training
-    assert (options.epochs, options.patience, options.batch, options.steps) == (30, 5, 64, 64)
+    assert (options.epochs, options.patience, options.batch, options.steps) == (30, 5, None, 64)
     assert (options.optimizer, options.class_weights, options.clip, options.device) == ("adam", "none", 1, "auto")
     assert (options.noise, options.mask, options.weight_decay, options.seed) == (0, 0, 0, 0)
     assert (config.threshold.rule, config.threshold.value, config.threshold.alerts_per_day) == ("auto", None, None)

@@ -226,5 +226,5 @@ def test_without_confluent_auto_is_kafka_python_and_confluent_says_the_cure(
     monkeypatch.setattr(choose, "find_spec", lambda _: None)
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     assert isinstance(open_kafka_transport(load_config(config_file(tmp_path, "auto")))._client, KafkaPythonClient)
-    with pytest.raises(CannotServe, match=r"kafka\.client: .*pip install 'lstmstream\[fast\]'"):
+    with pytest.raises(CannotServe, match=r"kafka\.client: .*pip install '\.\[fast\]'"):
         open_kafka_transport(load_config(config_file(tmp_path, "confluent")))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from lstmstream.evaluation.alignment import evaluated_rows
+from lstmstream.evaluation.alignment import evaluated_rows, key_index
 from lstmstream.evaluation.baselines import compute_baselines
 from lstmstream.evaluation.comparison import compare
 from lstmstream.history.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION
 from lstmstream.records import Floats, Ints
 from lstmstream.train import features
+from lstmstream.train.advice import training_advice
 from lstmstream.train.dataset import Dataset
 from lstmstream.train.finalize import TrainedModel
 from lstmstream.train.report.report import Report
@@ -58,10 +59,19 @@ def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config
         threshold=model.threshold,
         threshold_rule=model.threshold_rule,
         stop_reason=result.stop_reason,
+        advice=training_advice(
+            result,
+            config.training,
+            batch_size=trainer.batch_size,
+            updates=trainer.updates_per_epoch,
+            window=config.model.window is not None,
+        ),
+        event_numbers=1 + rows - events.starts[key_index(events, rows)],
         facts={
             "network": (
                 f"{config.model.layers} x {cell}({config.model.hidden}), {trainer.network.parameter_count:,} parameters"
             ),
+            "batch": trainer.batch_text,
             "state": f"{card.state.size} values, {4 * card.state.size:,} bytes per key",
             "fingerprint": card.fingerprint,
             "training ended": result.stop_reason,

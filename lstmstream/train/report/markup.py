@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from html import escape
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,7 +10,9 @@ from lstmstream import __version__
 from lstmstream.evaluation.comparison import main_metric
 from lstmstream.evaluation.descriptions import format_interval, format_number, meaning
 from lstmstream.evaluation.intervals import Interval
-from lstmstream.evaluation.metrics import LOWER_IS_BETTER, Evaluated, alerts, compute_metrics
+from lstmstream.evaluation.metrics import LOWER_IS_BETTER, Evaluated, compute_metrics
+from lstmstream.train.report.alerts import threshold_section, top_events_section
+from lstmstream.train.report.html import escaped, format_time, table
 from lstmstream.train.report.plots import Plot
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import FieldFacts, SplitFacts
@@ -38,11 +38,6 @@ _METRIC_LABELS = {
 }
 
 
-def escaped(value: object) -> str:
-    """The value as text, escaped for an element or a quoted attribute."""
-    return escape(str(value), quote=True)
-
-
 def page(report: Report, drawn: Sequence[Plot], *, head: str, tail: str, license_text: str) -> str:
     """The whole document. `head` and `tail` are HTML made by render.py, `license_text` is plain text."""
     evaluation_plots = [plot for plot in drawn if plot.id not in _TRAINING_PLOTS]
@@ -50,7 +45,8 @@ def page(report: Report, drawn: Sequence[Plot], *, head: str, tail: str, license
     sections = [
         ("results", "Results", _results(report)),
         ("plots", "Predictions", _figures(evaluation_plots) + _confusion_matrix(report.evaluated)),
-        ("threshold", "Threshold", _threshold(report)),
+        ("threshold", "Threshold", threshold_section(report)),
+        ("events", "Highest scores", top_events_section(report)),
         ("training", "Training", _figures(training_plots) + _epochs(report)),
         ("data", "Data", _data(report)),
         ("model", "Model", _facts(report)),
@@ -91,7 +87,7 @@ def _subtitle(report: Report) -> str:
     article = "an" if report.cell == "LSTM" else "a"
     return (
         f"{verb} with {article} {escaped(report.cell)} &middot; {summary.rows:,} events of {summary.keys:,} keys"
-        f" &middot; {_format_time(summary.start_ms)} to {_format_time(summary.end_ms)} UTC"
+        f" &middot; {format_time(summary.start_ms)} to {format_time(summary.end_ms)} UTC"
     )
 
 
@@ -99,9 +95,10 @@ def _comparison(report: Report) -> str:
     """The answer to whether the model beats the baselines."""
     comparison = report.comparison
     css_class = {True: " yes", False: " no", None: ""}[comparison.better]
+    advice = f"<p>{escaped(report.advice)}</p>" if report.advice else ""
     return (
         f'<div class="card comparison{css_class}"><strong>Is the {escaped(report.cell)} worth it?'
-        f" <span>{escaped(comparison.answer)}.</span></strong><p>{escaped(comparison.text)}</p></div>"
+        f" <span>{escaped(comparison.answer)}.</span></strong><p>{escaped(comparison.text)}</p>{advice}</div>"
     )
 
 
@@ -166,9 +163,10 @@ def _results(report: Report) -> str:
     details = ""
     if detail_rows:
         what = "class" if report.task == "classify" else "column of the forecast"
-        table = _table(heads, detail_rows[:MAX_ROWS])
-        details = f'<details class="card"><summary>Each {what}</summary>{table}</details>'
-    return f'<p class="soft">{escaped(note)}</p><div class="card">{_table(heads, overall_rows)}</div>{details}'
+        details = (
+            f'<details class="card"><summary>Each {what}</summary>{table(heads, detail_rows[:MAX_ROWS])}</details>'
+        )
+    return f'<p class="soft">{escaped(note)}</p><div class="card">{table(heads, overall_rows)}</div>{details}'
 
 
 def _best_index(name: str, values: Sequence[float]) -> int:
@@ -214,36 +212,7 @@ def _confusion_matrix(evaluated: Evaluated) -> str:
     note = "Rows: the true class. Columns: the predicted class. Darker cells hold a larger share of their row."
     return (
         f'<div class="card confusion"><h3>Confusion matrix</h3><figcaption>{note}</figcaption>'
-        f"{_table(['', *evaluated.names], lines)}</div>"
-    )
-
-
-def _threshold(report: Report) -> str:
-    """Candidate thresholds from the scores of the validation split, with their metrics on the evaluated split."""
-    evaluated = report.evaluated
-    not_wanted = report.threshold is None and not evaluated.is_binary
-    if report.task == "forecast" or not_wanted or not len(report.validation):
-        return ""
-    scores = np.unique(report.validation.score)
-    alert_shares = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
-    quantiles = {float(np.quantile(report.validation.score, 1 - share, method="higher")) for share in alert_shares}
-    candidates = {quantile for quantile in quantiles if quantile > scores[0]}
-    if report.threshold is not None:
-        candidates.add(float(np.float32(report.threshold)))
-    lines = []
-    for candidate in sorted(candidates, reverse=True):
-        values = compute_metrics(evaluated, candidate)
-        chosen = report.threshold is not None and candidate == float(np.float32(report.threshold))
-        columns = [values.get(name, np.nan) for name in ("alerts_per_day", "precision", "recall", "f1")]
-        count = int(alerts(evaluated, candidate).sum())
-        label = f"{format_number(candidate)}{' (chosen)' if chosen else ''}"
-        cells = [label, f"{count:,}", *map(format_number, columns)]
-        lines.append(f"<tr{_class('chosen', chosen)}>{''.join(f'<td>{escaped(cell)}</td>' for cell in cells)}</tr>")
-    note = f"Candidates are chosen on the validation split; their alerts are counted on the {report.split_name} split."
-    heads = ["threshold", "alerts", "alerts per day", "precision", "recall", "F1"]
-    return (
-        f'<p>{escaped(report.threshold_rule)}</p><p class="soft">{note}</p>'
-        f'<div class="card">{_table(heads, lines)}</div>'
+        f"{table(['', *evaluated.names], lines)}</div>"
     )
 
 
@@ -259,10 +228,10 @@ def _epochs(report: Report) -> str:
         chosen = int(epoch["epoch"]) == report.chosen_epoch
         cells = "".join(f"<td>{escaped(format_number(epoch.get(name, np.nan)))}</td>" for name in names)
         lines.append(f"<tr{_class('chosen', chosen)}><td>{int(epoch['epoch'])}</td>{cells}</tr>")
-    table = _table(["epoch", *(name.replace("_", " ") for name in names)], lines)
+    epochs = table(["epoch", *(name.replace("_", " ") for name in names)], lines)
     return (
         f'<p class="soft after">{len(report.history)} epochs in {_format_duration(seconds)}; {kept}.</p>'
-        f'<details class="card"><summary>Every epoch</summary>{table}</details>'
+        f'<details class="card"><summary>Every epoch</summary>{epochs}</details>'
     )
 
 
@@ -273,11 +242,11 @@ def _data(report: Report) -> str:
     sizes = f"{summary.rows:,} events of {summary.keys:,} keys. Events per key: {events}."
     labels, binary = any(split.labelled for split in report.splits), report.evaluated.is_binary
     label_heads = ["labelled", "positive"][: 1 + binary] if labels else []
-    splits = _table(
+    splits = table(
         ["split", "events", "keys", "from (UTC)", "to (UTC)", *label_heads],
         [_split_row(split, labels=labels, binary=binary) for split in report.splits],
     )
-    fields = _table(
+    fields = table(
         ["field", "kind", "missing", "mean", "std. deviation", "min", "max", ("notes", "text")],
         [_field_row(field) for field in summary.fields[:MAX_ROWS]],
     )
@@ -288,7 +257,7 @@ def _data(report: Report) -> str:
 
 
 def _split_row(split: SplitFacts, *, labels: bool, binary: bool) -> str:
-    times = (_format_time(split.start_ms), _format_time(split.end_ms))
+    times = (format_time(split.start_ms), format_time(split.end_ms))
     cells = [split.name, f"{split.rows:,}", f"{split.keys:,}", *times]
     if labels:
         share = f" ({split.positives / split.labelled:.3%})" if split.labelled else ""
@@ -313,15 +282,6 @@ def _facts(report: Report) -> str:
     return f'<div class="card"><dl>{items}</dl></div>' if items else ""
 
 
-def _table(heads: Iterable[str | tuple[str, str]], rows: Iterable[str]) -> str:
-    """A table of rows, which are HTML, under heads: a text, or a text and its CSS class."""
-    titles = "".join(
-        f"<th>{escaped(head)}</th>" if isinstance(head, str) else f'<th class="{head[1]}">{escaped(head[0])}</th>'
-        for head in heads
-    )
-    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
 def _class(name: str, wanted: bool) -> str:  # noqa: FBT001 -- read as a sentence where it is called
     return f' class="{name}"' if wanted else ""
 
@@ -330,10 +290,6 @@ def _metric_label(name: str) -> str:
     """The name of a metric as the report shows it: `recall[a]` is "recall of a"."""
     base, bracket, rest = name.partition("[")
     return _METRIC_LABELS.get(base, base.replace("_", " ")) + (f" of {rest[:-1]}" if bracket else "")
-
-
-def _format_time(ms: int | None) -> str:
-    return "-" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _format_duration(seconds: float) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lstmstream.evaluation.comparison import Comparison
 from lstmstream.evaluation.intervals import Interval
 from lstmstream.evaluation.metrics import Evaluated
+from lstmstream.records import Ints
 from lstmstream.train.report.summary import DataSummary, SplitFacts
 
 
@@ -33,6 +36,8 @@ class Report:
     threshold: float | None = None
     threshold_rule: str = ""  # a sentence
     stop_reason: str = ""  # why training ended
+    advice: str = ""  # what to change in the configuration, by what the epochs show
+    event_numbers: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # of `evaluated`: 1 is a key's earliest
     facts: Mapping[str, str] = field(default_factory=dict)  # name to value: parameters, state, fingerprint and so on
     warnings: Sequence[str] = ()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from lstmstream.errors import CannotServe
+from lstmstream.extras import install_hint
 from lstmstream.transport.clients import Client
 from lstmstream.transport.security import SecuritySettings
 
@@ -25,8 +26,8 @@ def open_client(
     installed = find_spec("confluent_kafka") is not None
     if name == "confluent" and not installed:
         raise CannotServe(
-            "kafka.client: confluent-kafka is not installed; install it with `pip install 'lstmstream[fast]'`, or set"
-            " kafka.client to auto or kafka-python"
+            f"kafka.client: confluent-kafka is not installed; {install_hint('fast')}, or set kafka.client to auto or"
+            " kafka-python"
         )
     if name == "confluent" or (name == "auto" and installed):
         from lstmstream.transport.clients.confluent import ConfluentClient  # noqa: PLC0415 - an extra

@@ -1,0 +1,120 @@
+"""Sections of the report about alerts: the thresholds to choose from, and the events with the highest scores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lstmstream.evaluation.descriptions import format_number
+from lstmstream.evaluation.metrics import Evaluated, alerts, compute_metrics
+from lstmstream.evaluation.thresholds import ThresholdRule, choose_threshold
+from lstmstream.formats.timestamps import format_iso
+from lstmstream.train.report.html import escaped, table, table_row
+from lstmstream.train.report.report import Report
+
+MAX_ALERT_SHARE = 0.3  # of the events, for the lowest threshold in the table
+THRESHOLD_ROWS = 16  # over the whole range of alert counts, evenly on a log scale
+NEARBY = (0.5, 0.63, 0.8, 1.25, 1.6, 2.0)  # further rows: times the alerts of the chosen and of the best threshold
+TOP_EVENTS = 20
+MAX_COLUMNS = 4  # of forecast values beside an event
+
+
+def threshold_section(report: Report) -> str:
+    """Candidate thresholds from the scores of the validation split, with their metrics on the evaluated split."""
+    evaluated = report.evaluated
+    not_wanted = report.threshold is None and not evaluated.is_binary
+    if report.task == "forecast" or not_wanted or not len(report.validation):
+        return ""
+    chosen = None if report.threshold is None else float(np.float32(report.threshold))
+    best = _best_f1(report.validation)
+    lines = []
+    for candidate in candidate_thresholds(report.validation, [one for one in (chosen, best) if one is not None]):
+        values = compute_metrics(evaluated, candidate)
+        columns = [values.get(name, np.nan) for name in ("alerts_per_day", "precision", "recall", "f1")]
+        notes = [*(["chosen"] if candidate == chosen else []), *(["best F1"] if candidate == best else [])]
+        label = format_number(candidate) + (f" ({', '.join(notes)})" if notes else "")
+        count = f"{int(alerts(evaluated, candidate).sum()):,}"
+        lines.append(table_row([label, count, *map(format_number, columns)], "chosen" if candidate == chosen else ""))
+    note = f"Thresholds come from the validation split; their alerts are counted on the {report.split_name} split."
+    if best is not None:
+        note += " Best F1: on the validation split."
+    heads = ["threshold", "alerts", "alerts per day", "precision", "recall", "F1"]
+    texts = f'<p>{escaped(report.threshold_rule)}</p><p class="soft">{note}</p>'
+    return f'{texts}<div class="card">{table(heads, lines)}</div>'
+
+
+def candidate_thresholds(validation: Evaluated, always: list[float]) -> list[float]:
+    """Thresholds by falling value: evenly on a log scale of their number of alerts, closer near those of `always`."""
+    falling = np.sort(validation.score)[::-1]
+    most = max(1, int(MAX_ALERT_SHARE * len(falling)))
+    counts = set(np.unique(np.geomspace(1, most, THRESHOLD_ROWS).round().astype(int)).tolist())
+    for threshold in always:
+        raised = int(alerts(validation, threshold).sum())
+        counts |= {round(raised * factor) for factor in NEARBY if raised}
+    scores = {float(falling[count - 1]) for count in counts if 1 <= count <= len(falling)}
+    # the lowest score alerts on every event
+    return sorted({score for score in scores if score > falling[-1]} | set(always), reverse=True)
+
+
+def _best_f1(validation: Evaluated) -> float | None:
+    """The threshold with the highest F1 on the validation split; None where its labels do not determine it."""
+    positives = int((validation.label > 0).sum())
+    if not 0 < positives < len(validation.labelled):
+        return None
+    threshold, _ = choose_threshold(validation, ThresholdRule("f1"))
+    return None if threshold is None else float(np.float32(threshold))
+
+
+def top_events_section(report: Report) -> str:
+    """The events with the highest scores, to look up in the data."""
+    evaluated = report.evaluated
+    if report.task == "forecast" or not len(evaluated):
+        return ""
+    highest = np.argsort(-evaluated.score, kind="stable")[:TOP_EVENTS]
+    numbered = len(report.event_numbers) == len(evaluated)
+    expected = evaluated.names[:MAX_COLUMNS] if report.task == "anomaly" and numbered and evaluated.truth.size else ()
+    lines = []
+    for row in highest.tolist():
+        cells: list[object] = [report.keys[evaluated.sequence[row]]]
+        cells += [format_iso(int(evaluated.timestamp[row]))] if evaluated.timed else []
+        cells += [f"{int(report.event_numbers[row]):,}"] if numbered else []
+        cells.append(format_number(float(evaluated.score[row])))
+        if report.threshold is not None:
+            cells.append("yes" if evaluated.score[row] >= np.float32(report.threshold) else "no")
+        if evaluated.has_labels:
+            label = int(evaluated.label[row])
+            cells.append("-" if label < 0 else _class_name(evaluated, label))
+        cells += [_observed(report, row, column) for column in range(len(expected))]
+        lines.append(table_row(cells))
+    heads = [
+        "key",
+        *(["time (UTC)"] if evaluated.timed else []),
+        *(["event of the key"] if numbered else []),
+        "score",
+        *(["alert"] if report.threshold is not None else []),
+        *(["label"] if evaluated.has_labels else []),
+        *(f"{name.removesuffix(' t+1')} (expected)" for name in expected),
+    ]
+    note = f"The {len(lines)} highest scores of the {report.split_name} split."
+    if numbered:
+        note += " Event 1 of a key is its earliest in the data."
+    if expected:
+        note += " Expected: the forecast that the model made at the event before."
+    return f'<p class="soft">{note}</p><div class="card">{table(heads, lines)}</div>'
+
+
+def _class_name(evaluated: Evaluated, label: int) -> str:
+    return str(label) if evaluated.task == "anomaly" else evaluated.names[label]
+
+
+def _observed(report: Report, row: int, column: int) -> str:
+    """The value of a forecast column at the event and, in brackets, its forecast at the event before."""
+    evaluated = report.evaluated
+    follows = (
+        row > 0
+        and evaluated.sequence[row - 1] == evaluated.sequence[row]
+        and report.event_numbers[row - 1] + 1 == report.event_numbers[row]
+    )
+    if not follows or evaluated.prediction is None:
+        return "-"
+    value, forecast = float(evaluated.truth[row - 1, column]), float(evaluated.prediction[row - 1, column])
+    return f"{format_number(value)} ({format_number(forecast)})"
