@@ -10,3 +10,11 @@ _NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: 
 def json_type(value: Any) -> str:
     """`boolean`, `number`, `string`, `array`, `object` or `null`."""
     return _NAMES.get(type(value), "null")
+
+
+def a_json_type(value: Any) -> str:
+    """The same with its article; `null` has none."""
+    name = json_type(value)
+    if name == "null":
+        return name
+    return f"an {name}" if name[0] in "ao" else f"a {name}"

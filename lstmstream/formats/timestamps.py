@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lstmstream.errors import BadRecord
-from lstmstream.formats.json_types import json_type
+from lstmstream.formats.json_types import a_json_type
 from lstmstream.records import Ints
 
 TIMESTAMP_MIN_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
@@ -28,7 +28,7 @@ _LONG_DATES = (
     (19_000_101_000_000_000, 21_001_231_235_959_999),
 )
 DATE_RANGES = (DATES_8, *_LONG_DATES)
-NOT_A_DATE = -(2**63)  # "milliseconds" of a number in one of these ranges whose digits are not a date
+NOT_A_DATE = -(2**63) + 1  # "milliseconds" of a number in one of these ranges whose digits are not a date
 _WITH_SECONDS = _LONG_DATES[1]  # YYYYMMDDHHMMSS, which may have a fraction
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -67,7 +67,7 @@ def timestamp_ms(value: Any, name: str) -> int:
     elif kind is float or kind is Decimal:
         raise BadRecord("validate", f"field {name!r} is an infinite number, not a time")
     else:
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, not a time")
+        raise BadRecord("validate", f"field {name!r} is {a_json_type(value)}, not a time")
     if not TIMESTAMP_MIN_MS <= ms <= TIMESTAMP_MAX_MS:
         raise BadRecord("validate", f"field {name!r} {outside_years(ms)}")
     return ms

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lstmstream.records import DeadLetter, Predictions, RecordBatch
-from lstmstream.serve.decode import Decoder
+from lstmstream.serve.decode import Decoder, FieldCounts
 from lstmstream.serve.encode import Encoder, Outputs
 from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.scorer import ChangedRows, Scorer, Timer, no_timer
@@ -25,6 +25,7 @@ class Result:
     changed: dict[int, ChangedRows]  # states, by partition
     late_events: int
     expired: int
+    field_counts: FieldCounts  # of the records that were decoded
 
 
 class Engine:
@@ -53,7 +54,16 @@ class Engine:
             while refusals is not None and (accepted := refusals.check(records, predictions, dead_letters, outputs)):
                 predictions, dead_letters = accepted
                 outputs = self._encoder.encode(records, decoded, predictions, dead_letters, now_ms=refusals.now_ms())
-        return Result(records, predictions, dead_letters, outputs, scored.changed, scored.late_events, scored.expired)
+        return Result(
+            records,
+            predictions,
+            dead_letters,
+            outputs,
+            scored.changed,
+            scored.late_events,
+            scored.expired,
+            decoded.field_counts,
+        )
 
     def replay(self, records: RecordBatch) -> dict[int, ChangedRows]:
         """Move states by records that were answered before; the rows that changed, by partition."""

@@ -32,6 +32,8 @@ class KeyAndTime:
 
     def __post_init__(self) -> None:
         for option in ("key", "timestamp"):
+            if getattr(self, option) == "":
+                raise CannotServe(f"--{option} is empty; name a column, or give --no-{option}")
             if getattr(self, option) is not None and getattr(self, f"no_{option}"):
                 raise CannotServe(f"--{option} and --no-{option} contradict each other; give one of them")
 

@@ -142,7 +142,7 @@ def test_the_messages_of_decode(value: bytes | None, message: str) -> None:
 def test_a_wrong_type_fails_at_validate_and_names_the_field(fields: str, name: str, kind: str) -> None:
     found = letter(f"{{{fields}}}".encode())
     assert found.stage == "validate"
-    assert found.message.startswith(f"field '{name}' is a {kind}, ")
+    assert found.message.startswith(f"field '{name}' is {'an' if kind[0] in 'ao' else 'a'} {kind}, ")
     assert SECRET not in found.message
 
 
