@@ -1,16 +1,15 @@
 """`lstmstream.Scorer`: the daemon's engine for notebooks and tests: rows in, predictions out, states kept in between.
 
 A row becomes the JSON event that it would be in Kafka and is decoded as such, so that it cannot be read differently.
+Values of Python's, numpy's and pandas' own types mean what they mean in a Parquet file.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from datetime import date
-from decimal import Decimal
-from math import isinf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -19,20 +18,25 @@ import orjson
 
 from lstmstream.config import Config
 from lstmstream.config.diagnostics import validate
-from lstmstream.errors import CannotServe
+from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
+from lstmstream.formats.json_documents import ABSENT, Document, locate
+from lstmstream.formats.python_values import ValueRole, document, json_event, roles_by_field
 from lstmstream.formats.timestamps import format_iso
 from lstmstream.model import Card
 from lstmstream.records import Floats, RecordBatch
 from lstmstream.serve import state as engine_state
 from lstmstream.serve.factory import load_step_model, make_engine
 from lstmstream.serve.identity import state_identity
+from lstmstream.serve.score_input import KeyAndTime, field_roles, with_key_and_time
 from lstmstream.serve.state_records import pack_states, unpack_key, unpack_state
 
 BATCH_ROWS = 4096
 _PARTITION = 0
 _MAGIC = b"lstmstream states 1\n"
 _COLUMNS = ("key", "timestamp", "score", "prediction", "alert", "steps", "error")
-_FINITE_TYPES = str | bool | int | None
+_ADVICE = ("give key=FIELD, or no_key=True", "give timestamp=FIELD, or no_timestamp=True")
+_LOG = logging.getLogger(__name__)
 
 
 class KeyState(NamedTuple):
@@ -50,12 +54,13 @@ class Scorer:
     predictions = scorer.score([{"customer": "c1", "time": "2026-01-05T10:31:07Z", "amount": 12.5}])
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, no_key: bool = False, no_timestamp: bool = False) -> None:
         """See `open`. Raises CannotServe."""
-        _, step = load_step_model(config)
-        fields = step.card.training.get("fields", {})
-        named = {name: getattr(config.input, name) or fields.get(name) for name in ("key", "timestamp")}
-        config = config.model_copy(update={"input": config.input.model_copy(update=named)})
+        model, step = load_step_model(config)
+        columns = KeyAndTime(no_key=no_key, no_timestamp=no_timestamp, advice=_ADVICE)
+        config = with_key_and_time(config, model, columns)
+        self._fields = roles_by_field(field_roles(config, step.card))
+        self._unseen = [name for name, _ in self._fields]  # fields that no row has had so far
         self._card = step.card
         self._identity = state_identity(config, step.card)
         self._engine = make_engine(config, step, from_file=True)
@@ -73,13 +78,19 @@ class Scorer:
         late: Literal["apply", "score", "drop"] = "apply",
         ttl: str | float | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        no_key: bool = False,
+        no_timestamp: bool = False,
     ) -> Self:
         """Load a model file, or `builtin:NAME`.
 
-        `key` and `timestamp` name the rows' fields; the model's own if None. Without either, all rows are of one key,
-        and their time is now. The other arguments are the options of the same name in the daemon's configuration
-        (`output.threshold`, `input.late`, `state.ttl`, `device.device`). Raises CannotServe.
+        `key` and `timestamp` name the rows' fields; the model's own if None. `no_key`: all rows belong to one key,
+        None. `no_timestamp`: the time of a row is now. `threshold`, `late`, `ttl` and `device` are the daemon's options
+        `output.threshold`, `input.late`, `state.ttl` and `device.device`. Raises CannotServe, also where nothing names
+        the key, or the timestamp and the scores depend on it.
         """
+        for name, value, absent in (("key", key, no_key), ("timestamp", timestamp, no_timestamp)):
+            if value is not None and absent:
+                raise CannotServe(f"{name} and no_{name} contradict each other; give one of them")
         reference = str(model)
         base: dict[str, Any] = {
             "name": "scorer",
@@ -90,7 +101,7 @@ class Scorer:
             "state": {"ttl": ttl},
             "device": {"device": device},
         }
-        return cls(validate(Config, base, Path()))
+        return cls(validate(Config, base, Path()), no_key=no_key, no_timestamp=no_timestamp)
 
     @property
     def card(self) -> Card:
@@ -104,29 +115,63 @@ class Scorer:
 
         `rows` is an iterable of dicts, a polars or a pandas frame; the result is a list of dicts or a frame of the
         same kind, with the columns key, timestamp (ISO 8601), score, prediction (a list, where the model has one),
-        alert, steps, and error: why a row has no prediction, else None.
+        alert, steps, and error: why a row has no prediction, else None. A field that no row has is logged once, as a
+        warning. Raises CannotServe for a frame that has a wanted column twice, TypeError for a row that is not a
+        mapping.
         """
-        library = type(rows).__module__.partition(".")[0]
+        library = type(rows).__module__.partition(".")[0] if hasattr(type(rows), "columns") else ""
         if library == "polars":
-            return _polars_frame(
-                self._score_dicts(rows.iter_rows(named=True)), has_prediction="prediction" in self._card.outputs
-            )
+            rows = rows.lazy().collect()  # a LazyFrame too
+            wanted = [name for name in rows.columns if self._is_wanted(name)]
+            has_prediction = "prediction" in self._card.outputs
+            dicts = rows.select(wanted).iter_rows(named=True) if wanted else ({} for _ in range(len(rows)))
+            return _polars_frame(self._score_dicts(dicts, rows.columns), has_prediction=has_prediction)
         if library == "pandas":
-            answers = self._score_dicts(rows.to_dict("records"))
+            names = [str(name) for name in rows.columns]
+            if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1 and self._is_wanted(name)]:
+                raise CannotServe(
+                    *(
+                        f"the frame: the column {name!r} is there twice; rename or remove one of them"
+                        for name in repeated
+                    )
+                )
+            columns = [rows.iloc[:, at].tolist() for at, name in enumerate(names) if self._is_wanted(name)]
+            wanted = [name for name in names if self._is_wanted(name)]
+            dicts = (dict(zip(wanted, values, strict=True)) for values in zip(*columns, strict=True))
+            answers = self._score_dicts(dicts if wanted else ({} for _ in range(len(rows))), names)
             return type(rows)(answers, index=rows.index, columns=list(_COLUMNS))
         return self._score_dicts(rows)
 
-    def _score_dicts(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _is_wanted(self, column: str) -> bool:
+        return any(name == column or name.startswith(f"{column}.") for name, _ in self._fields)
+
+    def _score_dicts(self, rows: Iterable[Mapping[Any, Any]], columns: Iterable[str] = ()) -> list[dict[str, Any]]:
+        """`columns` names those of a frame, for a message."""
+        if isinstance(rows, Mapping | str | bytes):
+            raise TypeError("rows must be an iterable of mappings, or a frame; put a single row into a list")
         answers: list[dict[str, Any]] = []
-        waiting: list[bytes | None] = []
+        waiting: list[bytes | BadRecord] = []
+        nested = any("." in name for name, _ in self._fields)
+        names = dict.fromkeys(columns)  # some that the rows have
         for row in rows:
-            waiting.append(dump_event(row))
+            if not isinstance(row, Mapping):
+                raise TypeError(f"row {len(answers) + len(waiting)} is a {type(row).__name__}, not a mapping")
+            values = document(row, nested=nested)
+            if self._unseen and len(names) < MAX_LISTED:
+                names |= dict.fromkeys(values)
+            if self._unseen:
+                self._unseen = [name for name in self._unseen if locate(values, name) is ABSENT]
+            waiting.append(_event(values, self._fields))
             if len(waiting) == BATCH_ROWS:
                 answers += self._score_batch(waiting)
                 waiting = []
-        return answers + self._score_batch(waiting)
+        answers += self._score_batch(waiting)
+        if self._unseen and answers:
+            _LOG.warning("%s", unknown_fields("the rows", self._unseen, names))
+            self._unseen = []  # once
+        return answers
 
-    def _score_batch(self, events: list[bytes | None]) -> list[dict[str, Any]]:
+    def _score_batch(self, events: list[bytes | BadRecord]) -> list[dict[str, Any]]:
         count = len(events)
         records = RecordBatch(
             topic="rows",
@@ -134,7 +179,7 @@ class Scorer:
             offsets=np.arange(self._rows, self._rows + count, dtype=np.int64),
             timestamps=np.full(count, int(time.time() * 1000), dtype=np.int64),
             keys=[None] * count,
-            values=events,
+            values=[None if isinstance(event, BadRecord) else event for event in events],
             headers=[()] * count,
         )
         result = self._engine.process(records)
@@ -142,7 +187,8 @@ class Scorer:
         self._rows += count
         answers: list[dict[str, Any]] = [dict.fromkeys(_COLUMNS) for _ in range(count)]
         for letter in result.dead_letters:
-            answers[letter.index]["error"] = letter.message
+            event = events[letter.index]
+            answers[letter.index]["error"] = str(event) if isinstance(event, BadRecord) else letter.message
         for index, value in zip(result.predictions.index.tolist(), result.outputs.predictions.values, strict=True):
             found = orjson.loads(value or b"")
             answers[index] |= {name: found.get(name) for name in _COLUMNS[:-1]}
@@ -214,42 +260,13 @@ def view_state(card: Card, state: engine_state.KeyState) -> KeyState:
     return KeyState(state.steps, format_iso(state.last_timestamp), parts)
 
 
-def dump_event(row: Mapping[str, Any]) -> bytes:
-    """A row as the JSON event that it would be in Kafka: NaN is missing, times are ISO 8601, decimals are numbers."""
-    values = {str(name): _json_value(value) for name, value in row.items()}
-    return orjson.dumps(
-        {name: value for name, value in values.items() if value is not None},
-        default=_to_json_type,
-        option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_SERIALIZE_NUMPY,
-    )
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, _FINITE_TYPES):
-        return value
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_json_value(element) for element in value]
-    if isinstance(value, float | np.floating) and isinf(value):
-        return orjson.Fragment("1e400")  # orjson would write null, so that it would pass as a missing value
-    return None if _is_missing(value) else value
-
-
-def _is_missing(value: Any) -> bool:
-    """NaN, NaT, and pandas' NA, which compares with nothing."""
+def _event(row: Document, fields: list[tuple[str, ValueRole]]) -> bytes | BadRecord:
     try:
-        return bool(value != value)  # noqa: PLR0124
-    except (TypeError, ValueError):
-        return True
-
-
-def _to_json_type(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return int(value) if value == int(value) else float(value)
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return value.decode()
-    return str(value)
+        return json_event(row, fields)
+    except BadRecord as bad:
+        return bad
+    except RecursionError:
+        return BadRecord("decode", "the row is nested too deeply")
 
 
 def _take(content: bytes, at: int) -> tuple[bytes, int]:

@@ -26,6 +26,7 @@ _ADVICE = {  # by words of polars' message, whose own advice is for its callers
     "found more fields": "a row has more cells than the header; put quotes around text that holds a comma",
     "utf-8": "save it as UTF-8",
     "empty CSV": "its first line must name the columns",
+    "unexpected end of file": "the file was cut off: fetch it again",
 }
 
 
@@ -43,6 +44,8 @@ def check_csv_format(path: Path, wanted: Collection[str]) -> None:
         return  # polars decides
     if "\r" in header:
         raise CannotServe(f"{path}: its lines end in CR alone; save it with LF or CRLF (mac2unix does so)")
+    if header.casefold().startswith("sep="):
+        raise CannotServe(f"{path}: begins with Excel's line {header[:10]!r}; remove it, and separate by commas")
     separator = max([",", *_SEPARATORS], key=header.count)
     if separator not in _SEPARATORS or not header.count(separator):
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import select
 import stat
 import sys
@@ -47,6 +48,8 @@ _KIND_NAMES: dict[Kind, str] = {"jsonl": "JSON", "csv": "CSV", "parquet": PARQUE
 _TEXT_SUFFIXES = {".csv", ".tsv", ".tab", ".txt"}
 _PACKED_SUFFIXES = {".gz", ".gzip", ".bz2", ".xz", ".zst", ".zstd"}
 _UNPACK = {GZIP: "gunzip", BZIP2: "bunzip2", XZ: "unxz", ZSTD: "unzstd"}
+_EMPTY_ARRAY = re.compile(rb"\s*\[\s*\]\s*")
+_JSON_INSIDE = re.compile(rb'\{\s*\\?"')
 _SEPARATORS = (b",", b";", b"\t", b"|")
 
 _CHUNK_BYTES = 1 << 20
@@ -150,8 +153,9 @@ class DataFile:
         if encoding is not None:
             chunks = _transcode(chunks, encoding, self.name)
         head, chunks, form = _peek_form(chunks, suffix)
-        if form == "binary":
-            what = "a tar archive" if head[257:262] == b"ustar" else "binary data, not text"
+        found = file_format(head[:_PEEK_BYTES])  # there are more bytes now
+        if form == "binary" or found is not None:
+            what = found or "binary data, not text"
             raise CannotServe(f"{self.name}: is {what}; only JSON lines, CSV and Parquet can be read: convert it")
         if form == "csv":
             self.kind = "csv"
@@ -307,6 +311,8 @@ def _text_form(head: bytes, suffix: str, *, ended: bool) -> str:
 
 def _json_form(head: bytes, lines: list[bytes], *, ended: bool) -> str:
     """The form of text whose first line begins as JSON and is not an object."""
+    if ended and _EMPTY_ARRAY.fullmatch(head):
+        return "objects"
     found = first_object(head)
     if found is not None:
         return "objects" if is_object(found) else "lines"
@@ -318,6 +324,8 @@ def _other_form(head: bytes, first: bytes, suffix: str) -> str:
     """The form of a file none of whose first lines begins as a JSON object."""
     if is_binary(head[:_PEEK_BYTES]):
         return "binary"
+    if _JSON_INSIDE.search(first):  # a key or a log's prefix before it, or a string of JSON: not a header of CSV
+        return "lines"
     if suffix in _TEXT_SUFFIXES or any(separator in first for separator in _SEPARATORS):
         return "csv"
     try:

@@ -28,11 +28,13 @@ _MAGIC = {  # first bytes of files; none of them can begin JSON
     b"\x82SNAPPY\0": "Snappy data",
     b"\x1f\x9d": "data of compress (.Z)",
     b"%PDF-": "a PDF document",
-    b"<?xml": "XML",
-    b"<!DOCTYPE": "an HTML page",
-    b"<html": "an HTML page",
+    b"\x78\x9c": "zlib data",
+    b"\x78\xda": "zlib data",
+    b"\x78\x01": "zlib data",
+    b"\x5d\x00\x00": "LZMA data of the old form (.lzma)",
     b"version https://git-lfs.github.com/": "a Git LFS pointer, not the file itself (git lfs pull fetches it)",
 }
+_MARKUP = re.compile(rb"\s*<[A-Za-z!?]")
 _PICKLE = re.compile(rb"\x80[\x02-\x05][^\0]")
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1d\x1f\x7f]")  # \x1e separates records in RFC 7464
 _BOMS = {  # UTF-32's begins with UTF-16's
@@ -55,8 +57,12 @@ def file_format(head: bytes) -> str | None:
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             return name
+    if _MARKUP.match(head):
+        return "HTML or XML"
     if _PICKLE.match(head):
         return "a Python pickle"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
     return _registry_message(head)
 
 

@@ -23,6 +23,10 @@ class _Absent:
 
 
 ABSENT = _Absent()
+ONE_VALUE = (  # advice for a file whose only event is refused
+    "the file holds one JSON value; write one object per event and line, or an array of them (pandas:"
+    " to_json(orient='records', lines=True))"
+)
 
 
 def parse_document(value: bytes | None) -> Document:
@@ -49,13 +53,30 @@ def _parse_exactly(value: bytes | None, error: orjson.JSONDecodeError) -> Any:
     if "infinity" not in error.msg:
         if (found := describe_bytes(value)) is not None:
             raise BadRecord("decode", f"the value is not UTF-8 JSON: it looks like {found}") from error
-        raise BadRecord("decode", f"the value is not UTF-8 JSON: {error.msg} at character {error.pos}") from error
+        raise BadRecord("decode", f"the value is not UTF-8 JSON: {_what_is_wrong(value, error)}") from error
     try:
         document = _EXACT.decode(value.decode())
         _UNICODE.encode(document).encode()  # lone surrogates, which the strict parser refuses too
     except (ValueError, RecursionError) as second:
         raise BadRecord("decode", f"the value is not UTF-8 JSON: {type(second).__name__}") from second
     return document
+
+
+def _what_is_wrong(value: bytes, error: orjson.JSONDecodeError) -> str:
+    """The parser's reason, and what programs write that takes Python's or JavaScript's objects for JSON."""
+    rest = value.decode()[error.pos :]
+    written = next((word for word in _NOT_JSON if rest.startswith(word)), None)
+    hint = "" if written is None else f" ({_NOT_JSON[written]})"
+    return f"{error.msg} at character {error.pos}{hint}"
+
+
+_NOT_JSON = {
+    **dict.fromkeys(("NaN", "nan"), "NaN is not JSON; write null"),
+    **dict.fromkeys(("Infinity", "-Infinity", "inf"), "infinity is not JSON; write null"),
+    "None": "None is not JSON; write null",
+    **dict.fromkeys(("True", "False"), "JSON has true and false in small letters"),
+    "'": "JSON's strings have double quotes",
+}
 
 
 def _parse_int(digits: str) -> int | float:

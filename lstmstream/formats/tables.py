@@ -62,7 +62,7 @@ def table_events(path: Path, roles: FieldRoles) -> Iterator[bytes]:
         columns = _plan(path, scan.collect_schema(), roles, csv=csv)
         if csv:
             columns = _with_literals(scan, columns)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise csv_cells.read_error(path, error) from error
     return _rows(path, _Plan(scan, columns, csv))
 
@@ -166,7 +166,7 @@ def _rows(path: Path, plan: _Plan) -> Iterator[bytes]:
             for is_blank, cells in zip(blanks, values, strict=True):
                 yield b"" if is_blank else _event(paths, cells)
             row += len(chunk)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise csv_cells.read_error(path, error) from error
 
 

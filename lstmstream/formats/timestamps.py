@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lstmstream.errors import BadRecord
-from lstmstream.formats.json_types import json_type
+from lstmstream.formats.json_types import a_json_type
 from lstmstream.records import Ints
 
 TIMESTAMP_MIN_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
@@ -28,6 +28,8 @@ _LONG_DATES = (
     (19_000_101_000_000_000, 21_001_231_235_959_999),
 )
 DATE_RANGES = (DATES_8, *_LONG_DATES)
+NOT_A_DATE = -(2**63) + 1  # "milliseconds" of a number in one of these ranges whose digits are not a date
+_WITH_SECONDS = _LONG_DATES[1]  # YYYYMMDDHHMMSS, which may have a fraction
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _MISSING = {"", "nan"}  # as a CSV file may write it
@@ -46,8 +48,9 @@ def timestamp_ms(value: Any, name: str) -> int:
     """Milliseconds since 1970 UTC of ISO 8601 text or a number; what is finer than a millisecond is cut off.
 
     Text that spells a number is that number. The digits of a calendar date from 1900 to 2100 are that date: YYYYMMDD,
-    YYYYMMDDHHMM, YYYYMMDDHHMMSS, and the last with milliseconds. Any other number below 1e11 is seconds, else
-    milliseconds. `name` is the field, for the message. Raises BadRecord, stage `validate`.
+    YYYYMMDDHHMM, YYYYMMDDHHMMSS, and the last with milliseconds or a fraction. What only looks like one, such as
+    20260230, is refused: a column of dates must not have seconds of 1970 among them. Any other number below 1e11 is
+    seconds, else milliseconds. `name` is the field, for the message. Raises BadRecord, stage `validate`.
     """
     kind = type(value)
     if kind is int:
@@ -62,8 +65,10 @@ def timestamp_ms(value: Any, name: str) -> int:
         ms = _text_ms(value.decode(errors="replace"), name)
     elif value is None or value != value:  # noqa: PLR0124 -- NaN
         raise BadRecord("validate", f"field {name!r}, the timestamp, is missing")
+    elif kind is float or kind is Decimal:
+        raise BadRecord("validate", f"field {name!r} is an infinite number, not a time")
     else:
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, not a time")
+        raise BadRecord("validate", f"field {name!r} is {a_json_type(value)}, not a time")
     if not TIMESTAMP_MIN_MS <= ms <= TIMESTAMP_MAX_MS:
         raise BadRecord("validate", f"field {name!r} {outside_years(ms)}")
     return ms
@@ -75,20 +80,23 @@ def spells_number(text: str) -> bool:
 
 
 def epoch_ms(number: int) -> int:
-    """Milliseconds of a whole number: a date in digits, else seconds or milliseconds. Not checked for its bounds."""
+    """Milliseconds of a whole number: a date in digits, else seconds or milliseconds. Not checked for its bounds.
+
+    NOT_A_DATE where the digits look like a date and are none.
+    """
     if number >= DATES_FROM:
         if number < SECONDS_BELOW:  # the usual case is seconds, of more digits than YYYYMMDD
-            date = None if number > DATES_8[1] else _date_ms(number)
-            return number * 1000 if date is None else date
+            return number * 1000 if number > DATES_8[1] else _date_ms(number)
         if any(first <= number <= last for first, last in _LONG_DATES):
-            date = _date_ms(number)
-            return number if date is None else date
+            return _date_ms(number)
         return number
     return number * 1000 if number > -SECONDS_BELOW else number
 
 
 def outside_years(ms: int) -> str:
     """Why a time is refused, as the end of a message."""
+    if ms == NOT_A_DATE:
+        return "has the digits of a date from 1900 to 2100, but there is no such date; write the time as ISO 8601"
     size = abs(ms)
     if MICROSECONDS_FROM <= size < NANOSECONDS_FROM:
         hint = "; it looks like microseconds; divide by 1000"
@@ -99,8 +107,8 @@ def outside_years(ms: int) -> str:
     return f"lies outside years 1..9999{hint}"
 
 
-def _date_ms(number: int) -> int | None:
-    """Milliseconds of YYYYMMDD and what may follow; None where it is not a date and a time of day."""
+def _date_ms(number: int) -> int:
+    """Milliseconds of YYYYMMDD and what may follow; NOT_A_DATE where it is not a date and a time of day."""
     text = str(number).ljust(17, "0")
     year, month, day, hour, minute, second = (
         int(text[start:end]) for start, end in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14))
@@ -108,7 +116,7 @@ def _date_ms(number: int) -> int | None:
     try:
         moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:
-        return None
+        return NOT_A_DATE
     return (moment - _EPOCH) // _MILLISECOND + int(text[14:])
 
 
@@ -130,7 +138,7 @@ def _any_text_ms(text: str, name: str) -> int:
     try:
         if not _ISO.fullmatch(text):
             raise ValueError(text)
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text.replace("z", "Z"))  # RFC 3339 has both
     except ValueError as error:
         raise BadRecord(
             "validate", f"field {name!r} is not an ISO 8601 time such as 2026-01-31T12:00:00Z, nor a number"
@@ -151,6 +159,11 @@ def _exact_ms(number: Decimal) -> int:
 
 def _fraction_ms(number: Decimal) -> int:
     """As `_exact_ms`, for a number that is not whole."""
+    if number >= DATES_FROM and any(first <= int(number) <= last for first, last in DATE_RANGES):
+        whole = int(number)
+        if not _WITH_SECONDS[0] <= whole <= _WITH_SECONDS[1] or (ms := _date_ms(whole)) == NOT_A_DATE:
+            return NOT_A_DATE
+        return ms + int(_EXACT.multiply(_EXACT.subtract(number, whole), 1000))
     return int(_EXACT.multiply(number, 1000) if number.copy_abs() < SECONDS_BELOW else number)
 
 

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any, Literal
 
 from lstmstream.errors import BadRecord
-from lstmstream.formats.json_types import json_type
+from lstmstream.formats.json_types import a_json_type
 
 Role = Literal["key", "category", "label", "split"]
 
@@ -35,7 +35,7 @@ def number(value: Any, name: str) -> Any:
     """The number, or None where it is missing."""
     if type(value) not in NUMBER_TYPES:
         remedy = "; declare it as a category, or send 0 and 1" if type(value) is bool else ""
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, not a number{remedy}")
+        raise BadRecord("validate", f"field {name!r} is {a_json_type(value)}, not a number{remedy}")
     return value
 
 
@@ -44,12 +44,12 @@ def number_array(value: Any, name: str, size: int) -> list[Any]:
     if value is None:
         return [None] * size
     if type(value) is not list:
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, not an array of {size} numbers")
+        raise BadRecord("validate", f"field {name!r} is {a_json_type(value)}, not an array of {size} numbers")
     if len(value) != size:
         raise BadRecord("validate", f"field {name!r} is an array of {len(value)}, not of {size} numbers")
     if not NUMBER_TYPES.issuperset(map(type, value)):
         wrong = next(element for element in value if type(element) not in NUMBER_TYPES)
-        raise BadRecord("validate", f"field {name!r} holds a {json_type(wrong)}, not {size} numbers")
+        raise BadRecord("validate", f"field {name!r} holds {a_json_type(wrong)}, not {size} numbers")
     return value
 
 
@@ -99,7 +99,7 @@ def text_of(value: Any, name: str, role: Role) -> str | None:
     elif isinstance(value, date) and not isinstance(value, datetime):
         text = value.isoformat()
     else:
-        raise BadRecord("validate", f"field {name!r} is a {json_type(value)}, {_allowed(role)}")
+        raise BadRecord("validate", f"field {name!r} is {a_json_type(value)}, {_allowed(role)}")
     return _LABELS.get(text, text) if role == "label" else text
 
 

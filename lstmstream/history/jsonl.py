@@ -10,7 +10,7 @@ import numpy as np
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats.field_names import MAX_LISTED, unknown_field
 from lstmstream.formats.files import DataFile
-from lstmstream.formats.json_documents import ABSENT, field_getter, locate
+from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, field_getter, locate
 from lstmstream.formats.values import Role, text_of
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.model.card import Card, Feature, StateSpec
@@ -38,7 +38,12 @@ class JsonlReader:
         """The rows of one file, of which the first has the index `first_row` among all rows. Raises CannotServe."""
         row = 0  # in this file
         for values in file.batches(CHUNK_LINES):
-            yield self._chunk(file.name, values, row, first_row)
+            try:
+                yield self._chunk(file.name, values, row, first_row)
+            except CannotServe as error:
+                if row or len(values) > 1:
+                    raise
+                raise CannotServe(f"{error}; {ONE_VALUE}") from error
             row += len(values)
 
     def unknown_fields(self, where: object) -> list[str]:

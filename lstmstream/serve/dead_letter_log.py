@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def _field_names(result: Result) -> str:
-    documents = () if result.decoded is None else result.decoded.documents
+    documents = result.decoded.documents
     names = dict.fromkeys(islice((name for document in documents for name in document), 10 * MAX_LISTED))
     return ", ".join(map(repr, list(names)[:MAX_LISTED])) or "(none)"
 

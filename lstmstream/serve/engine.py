@@ -25,8 +25,8 @@ class Result:
     changed: dict[int, ChangedRows]  # states, by partition
     late_events: int
     expired: int
-    resets: int = 0
-    decoded: Decoded | None = None  # the events as they were read, for observers
+    resets: int
+    decoded: Decoded  # the events as they were read
 
 
 class Engine:

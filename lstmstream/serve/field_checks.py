@@ -48,8 +48,6 @@ class FieldChecks(Observer):
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Note what its events have."""
         decoded, now_s = result.decoded, self._clock()
-        if decoded is None:
-            return
         events = len(decoded.observations.index)
         if not events:
             return

@@ -217,9 +217,8 @@ class MetricsObserver(Observer):
             resets=result.resets,
             checkpoints=sum(map(len, plan.written.values())),
         )
-        if result.decoded is not None:
-            counts = result.decoded.field_counts
-            self._metrics.observe_fields(self._card, counts.missing, counts.unknown)
+        counts = result.decoded.field_counts
+        self._metrics.observe_fields(self._card, counts.missing, counts.unknown)
         self._metrics.transaction("committed", duration_s)
         self._metrics.observe_stages(self._timer.take())
 

@@ -21,7 +21,7 @@ from lstmstream.records import Headers
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine
 from lstmstream.serve.score_input import KeyAndTime, ScoreInput, score_config, with_key_and_time
-from lstmstream.serve.score_notes import LateRows, RefusedRows, UnseenFields, say
+from lstmstream.serve.score_notes import FeaturesWithoutValues, LateRows, RefusedRows, UnseenFields, say
 from lstmstream.serve.score_progress import ScoreProgress
 
 BATCH_EVENTS = 4096
@@ -60,6 +60,7 @@ def score_file(
     with ExitStack() as files:
         rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS)))
         unseen = UnseenFields(name, rows.sought_fields)
+        features = FeaturesWithoutValues(name, step.card)
         for note in rows.notes:
             say(note)
         predictions = _open_out(out, files)
@@ -73,14 +74,16 @@ def score_file(
             if rows.file.live:
                 predictions.flush()
             refused.add(result)
+            features.add(result)
             late.add(result.late_events if config.input.timestamp is not None else 0)
             progress.update(rows.rows, rows.done)
         predictions.flush()
     unseen.finish()
+    features.finish(unseen.unseen)
     late.finish()
     if not rows.rows:
         say(f"{name}: there are no events in it")
-    return 1 if refused.finish() else 0
+    return 1 if refused.finish(json=rows.file.kind == "jsonl") else 0
 
 
 def _write(result: Result, predictions: IO[bytes], letters: IO[bytes] | None) -> None:

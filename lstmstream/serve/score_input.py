@@ -23,15 +23,21 @@ from lstmstream.records import RecordBatch
 
 @dataclass(frozen=True, slots=True)
 class KeyAndTime:
-    """The columns that the command line names; `no_key` and `no_timestamp` say that there are none."""
+    """The columns that the caller names; `no_key` and `no_timestamp` say that there are none.
+
+    `advice` is what messages say of how to name the key and the timestamp.
+    """
 
     key: str | None = None
     timestamp: str | None = None
     no_key: bool = False
     no_timestamp: bool = False
+    advice: tuple[str, str] = ("give --key COLUMN, or --no-key", "give --timestamp COLUMN, or --no-timestamp")
 
     def __post_init__(self) -> None:
         for option in ("key", "timestamp"):
+            if getattr(self, option) == "":
+                raise CannotServe(f"--{option} is empty; name a column, or give --no-{option}")
             if getattr(self, option) is not None and getattr(self, f"no_{option}"):
                 raise CannotServe(f"--{option} and --no-{option} contradict each other; give one of them")
 
@@ -69,14 +75,14 @@ def with_key_and_time(config: Config, model: Model, columns: KeyAndTime) -> Conf
     # a card with fields and without a key: the model was trained on one key
     if key is None and not columns.no_key and not fields:
         problems.append(
-            f"model {model.card.name}: nothing names the key: neither the config nor the model's card; give --key"
-            " COLUMN, or --no-key if all events belong to one key"
+            f"model {model.card.name}: nothing names the key: neither the config nor the model's card;"
+            f" {columns.advice[0]} if all events belong to one key"
         )
     timed = bool(model.graph_inputs & {"timestamp", "elapsed"}) or config.state.ttl is not None
     if timestamp is None and timed and not columns.no_timestamp:
         problems.append(
             f"model {model.card.name}: its scores depend on the time of events, and neither the config nor the model's"
-            " card names it; give --timestamp COLUMN, or --no-timestamp to take the moment of reading"
+            f" card names it; {columns.advice[1]} to take the moment of reading"
         )
     if problems:
         raise CannotServe(*problems)

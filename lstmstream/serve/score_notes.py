@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-import orjson
+import numpy as np
 
+from lstmstream.errors import BadRecord
 from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
-from lstmstream.formats.json_documents import ABSENT, locate
+from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, locate, parse_document
+from lstmstream.model import Card
 from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Result
 
 EARLY_ROWS = 4096  # after which a field that none of them has is named
 MAX_REASONS = 5  # named, of refused rows
 _MAX_COUNTED = 1000  # different reasons
+_UNREAD_STAGES = {"decode", "validate"}  # of dead letters that are not among the decoded rows
 _NUMBER = re.compile(r"\d+")
 
 
@@ -53,8 +56,11 @@ class RefusedRows:
             if not count and not self._kept and len(self._reasons) <= MAX_REASONS:
                 say(f"{self._name}, row {row}: {message}")
 
-    def finish(self) -> bool:
-        """Says the totals; whether there were rows and none was answered."""
+    def finish(self, *, json: bool = False) -> bool:
+        """Says the totals; whether there were rows and none was answered.
+
+        `json`: the file is JSON, which may hold a whole table in one object.
+        """
         nothing = self.refused > 0 and self.refused == self.rows
         if self.refused and (nothing or not self._kept):
             often = sorted(self._reasons.values(), reverse=True, key=lambda reason: (reason[0], -reason[1]))
@@ -63,6 +69,8 @@ class RefusedRows:
             share = f"none of {self.rows:,} rows" if nothing else f"{self.refused:,} of {self.rows:,} rows"
             what = "could be answered" if nothing else "are dead letters"
             hint = "" if self._kept else "; --dead-letters FILE keeps them"
+            if json and nothing and self.rows == 1:
+                hint = f"; {ONE_VALUE}"
             say(f"{self._name}: {share} {what}: {'; '.join(parts)}{hint}")
         return nothing
 
@@ -79,6 +87,7 @@ class UnseenFields:
         self._unseen = list(fields)
         self._names: dict[str, None] = {}  # some that the rows have
         self._rows = 0
+        self._parsed = False  # whether any row is a JSON object
         self._said = False
 
     def look(self, records: RecordBatch) -> None:
@@ -86,13 +95,18 @@ class UnseenFields:
         if self._unseen:
             self._search(records.values)
         self._rows += len(records)
-        if self._rows >= EARLY_ROWS and not self._said:
+        if self._rows >= EARLY_ROWS and self._parsed and not self._said:
             self._say(f"first {self._rows:,} rows")
 
     def finish(self) -> None:
-        """Names the fields that no row had."""
-        if self._rows:
+        """Names the fields that no row had. Where no row is a JSON object there is nothing to say of fields."""
+        if self._parsed and self._unseen:
             self._say(f"{self._rows:,} rows")
+
+    @property
+    def unseen(self) -> list[str]:
+        """The fields that no row has had so far."""
+        return self._unseen
 
     def _say(self, rows: str) -> None:
         self._said = True
@@ -104,11 +118,10 @@ class UnseenFields:
             if value is None or (len(self._names) >= MAX_LISTED and not self._may_have(value)):
                 continue
             try:
-                document = orjson.loads(value)
-            except orjson.JSONDecodeError:
+                document = parse_document(value)
+            except BadRecord:
                 continue
-            if type(document) is not dict:
-                continue
+            self._parsed = True
             if len(self._names) < MAX_LISTED:
                 self._names |= dict.fromkeys(document)
             self._unseen = [field for field in self._unseen if locate(document, field) is ABSENT]
@@ -118,6 +131,41 @@ class UnseenFields:
     def _may_have(self, value: bytes) -> bool:
         """Cheaper than parsing: whether the text of one of the names is in it, perhaps escaped."""
         return b"\\u" in value or any(field.rpartition(".")[2].encode() in value for field in self._unseen)
+
+
+class FeaturesWithoutValues:
+    """Features of the model that have a field, but no usable value in any row that could be read."""
+
+    def __init__(self, name: str, card: Card) -> None:
+        self._name = name
+        self._features = card.features
+        self._missing = np.zeros(len(card.features), np.int64)
+        self._unknown = np.zeros(len(card.features), np.int64)
+        self._rows = 0
+
+    def add(self, result: Result) -> None:
+        """Counts the rows of a batch."""
+        self._missing += result.decoded.field_counts.missing
+        self._unknown += result.decoded.field_counts.unknown
+        self._rows += len(result.records) - sum(letter.stage in _UNREAD_STAGES for letter in result.dead_letters)
+
+    def finish(self, unseen: Collection[str]) -> None:
+        """One line per feature; those in `unseen` have been named before."""
+        for place, feature in enumerate(self._features):
+            missing, unknown = int(self._missing[place]), int(self._unknown[place])
+            if not self._rows or missing + unknown < self._rows or feature.name in unseen:
+                continue
+            if unknown:
+                known = ", ".join(map(repr, (feature.vocabulary or ())[:MAX_LISTED])) or "none"
+                say(
+                    f"{self._name}: no row has a value of {feature.name!r} that the model knows ({unknown:,} rows with"
+                    f" other values, {missing:,} without any); it knows {known}"
+                )
+            else:
+                say(
+                    f"{self._name}: no row has a value of {feature.name!r}: in all {missing:,} it is empty or null, and"
+                    " was scored as missing"
+                )
 
 
 class LateRows:

@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -196,8 +197,17 @@ def test_a_table_is_left_to_polars(tmp_path: Path, name: str, content: bytes, ki
         (b"caf\xe9 and more", "is binary data, not text"),
         (b"x.jsonl" + b"\0" * 250 + b"ustar\0" + b"00" + b"\0" * 40, "is a tar archive"),
         (gzip.compress(b"x.jsonl" + b"\0" * 250 + b"ustar\0" + b"\0" * 40), "is a tar archive"),
+        # a tar archive of lines, of which each but the first looks like an event
+        (
+            gzip.compress(b"x.jsonl" + b"\0" * 250 + b"ustar\0" + b"\0" * 300 + b'{"a":1}\n{"a":2}\n'),
+            "is a tar archive",
+        ),
+        (zlib.compress(LINES), "is zlib data"),
+        (lzma.compress(LINES, format=lzma.FORMAT_ALONE), "is LZMA data of the old form (.lzma)"),
+        (b"\n<HTML><body>404</body></HTML>\n", "is HTML or XML"),
+        (b"<events><event/></events>\n", "is HTML or XML"),
         (b"%PDF-1.7\n" + b"\0" * 40, "is a PDF document"),
-        (b"<!DOCTYPE html><html>not found</html>" * 3, "is an HTML page"),
+        (b"<!DOCTYPE html><html>not found</html>" * 3, "is HTML or XML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer, not the file itself"),
         (gzip.compress(b"PAR1" + b"\0" * 40), "is Parquet compressed by gzip; decompress it (gunzip)"),
         (bz2.compress(CSV), "is CSV compressed by bzip2; decompress it (bunzip2)"),
@@ -210,6 +220,24 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     with pytest.raises(CannotServe) as caught:
         DataFile(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: {what}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'data: {"a": 1, "b": 2}', b'key\t{"a": 1, "b": 2}', b'2026-01-05 INFO {"a": 1, "b": 2}',
+        b'"{\\"a\\": 1, \\"b\\": 2}"',
+    ],
+)  # fmt: skip
+def test_lines_with_json_inside_are_no_csv(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "x.jsonl").write_bytes((line + b"\n") * 3)
+    assert list(DataFile(tmp_path / "x.jsonl").batches(7)) == [[line] * 3]
+
+
+@pytest.mark.parametrize("content", [b"[]", b" [\n]\n"])
+def test_an_empty_array_holds_no_events(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    assert list(DataFile(tmp_path / "x.json").batches(7)) == []
 
 
 @pytest.mark.parametrize(("content", "what"), [(CSV, "CSV"), (b"PAR1" + b"\0" * 99, "Parquet")])
@@ -264,7 +292,6 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
         (b"", []),
         (b'[{"a":1}, garbage, {"a":2}, {"a":', [b'{"a":1}', b"garbage", b'{"a":2}', b'{"a":']),
         (b'[{"a":1},{"b":"not closed},\n{"a":2}]', [b'{"a":1}', b'{"b":"not closed}', b'{"a":2}']),
-        (b"[]", [b"[]"]),
     ],
 )
 def test_broken_json_is_never_lost(tmp_path: Path, content: bytes, expected: list[bytes]) -> None:

@@ -6,6 +6,8 @@ import bz2
 import gzip
 import lzma
 import pickle
+import re
+import zlib
 from typing import Any
 
 import pytest
@@ -38,7 +40,9 @@ OBJECT = b'{"amount":1,"note":"x"}'
         (OBJECT.decode().encode("utf-32"), "UTF-32 text"),
         (OBJECT.decode().encode("utf-32-be"), "UTF-32 text"),
         ('{"name":"é"}'.encode("latin-1"), "text in another encoding than UTF-8 (byte 0xe9 at 9)"),
-        (b"<?xml version='1.0'?><a/>", "XML"),
+        (b"<?xml version='1.0'?><a/>", "HTML or XML"),
+        (b" <html></html>", "HTML or XML"),
+        (zlib.compress(OBJECT), "zlib data"),
     ],
 )
 def test_a_value_that_is_not_json_is_named_in_the_dead_letter(value: bytes, what: str) -> None:
@@ -70,3 +74,18 @@ def test_a_byte_order_mark_before_json_is_skipped_once() -> None:
     assert parse_document(b'\xef\xbb\xbf{"amount":1e400}') == {"amount": float("inf")}
     with pytest.raises(BadRecord):
         parse_document(b"\xef\xbb\xbf" * 2 + OBJECT)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (b'{"a":NaN}', "NaN is not JSON; write null"),
+        (b'{"a":[1,Infinity]}', "infinity is not JSON; write null"),
+        (b'{"a":None}', "None is not JSON; write null"),
+        (b'{"a":True}', "JSON has true and false in small letters"),
+        (b"{'a':1}", "JSON's strings have double quotes"),
+    ],
+)
+def test_what_python_writes_for_json_is_named(value: bytes, hint: str) -> None:
+    with pytest.raises(BadRecord, match=re.escape(f" ({hint})")):
+        parse_document(value)

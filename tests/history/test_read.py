@@ -168,7 +168,7 @@ def test_labels_may_be_more_than_categories(tmp_path: Path) -> None:
     assert chunk.label == ["1", "0", "1", "1", "1", "fraud", None, "0", "1", "0", "1"]
     for bad, what in (
         (0.5, "a number that is not whole"),
-        ([1], "a array, neither a string, an integer nor a boolean"),
+        ([1], "an array, neither a string, an integer nor a boolean"),
         (2**64, "an integer beyond 64 bits"),
     ):
         file.write_text(line(y=1) + "\n" + line(y=bad))

@@ -253,10 +253,10 @@ def test_times_of_parquet(tmp_path: Path) -> None:
     assert times([99_999_999_999, 100_000_000_000]) == [99_999_999_999_000, 100_000_000_000]
     assert times(pl.Series(["2018-04-01"], dtype=pl.Categorical)) == [1522540800000]
     for values in (
-        [20180401, 5, 20181301], [20180401.0, 5.0, 20181301.0], ["20180401", "5", "20181301"],
-        [Decimal("20180401.0"), Decimal(5), Decimal(20181301)], [b"20180401", b"5", b"20181301"],
+        [20180401, 5, 21010101], [20180401.0, 5.0, 21010101.0], ["20180401", "5", "21010101"],
+        [Decimal("20180401.0"), Decimal(5), Decimal(21010101)], [b"20180401", b"5", b"21010101"],
     ):  # fmt: skip
-        assert times(values) == [1522540800000, 5000, 20181301000]
+        assert times(values) == [1522540800000, 5000, 21010101000]
     assert times([20180401081240, 201804010812, 19700101]) == [1522570360000, 1522570320000, 0]
 
 
@@ -266,6 +266,17 @@ def test_times_of_parquet(tmp_path: Path) -> None:
         ([5, None], "row 1: field 't', the timestamp, is missing; remove such rows"),
         ([5.0, float("nan")], "row 1: field 't', the timestamp, is missing"),
         ([True], "field 't' is Boolean, not a time"),
+        *(
+            (values, "row 1: field 't' has the digits of a date from 1900 to 2100, but there is no such date")
+            for values in (
+                [20180401, 20181301],
+                [20180401.0, 20181301.0],
+                ["20180401", "20181301"],
+                [b"5", b"20180230"],
+                [Decimal(5), Decimal("20180401.5")],
+                [5, 201804012460],
+            )
+        ),
         ([dt.timedelta(1)], "field 't' is Duration(time_unit='us'), not a time"),
         ([5, 10**18], "row 1: field 't' lies outside years 1..9999; it looks like nanoseconds; divide by 1000000"),
         ([5, 10**15], "row 1: field 't' lies outside years 1..9999; it looks like microseconds; divide by 1000; fix"),

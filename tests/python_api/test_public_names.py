@@ -15,7 +15,8 @@ SCORER = {
     "load": "(self, path: 'str | Path') -> 'None'",
     "open": "(model: 'str | Path', *, key: 'str | None' = None, timestamp: 'str | None' = None,"
     " threshold: 'float | None' = None, late: \"Literal['apply', 'score', 'drop']\" = 'apply',"
-    " ttl: 'str | float | None' = None, device: \"Literal['auto', 'cpu', 'cuda']\" = 'auto') -> 'Self'",
+    " ttl: 'str | float | None' = None, device: \"Literal['auto', 'cpu', 'cuda']\" = 'auto', no_key: 'bool' = False,"
+    " no_timestamp: 'bool' = False) -> 'Self'",
     "save": "(self, path: 'str | Path') -> 'None'",
     "score": "(self, rows: 'Any') -> 'Any'",
     "state": "(self, key: 'str | bytes | None') -> 'KeyState | None'",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from collections import OrderedDict
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -89,6 +94,141 @@ def test_values_of_python_are_those_of_json() -> None:
     for infinite in (float("inf"), np.float32("-inf")):
         (answer,) = opened().score([{**plain, "amount": infinite}])
         assert answer["error"] == "field 'amount' is not finite in float32"
+
+
+class Channel(StrEnum):
+    WEB = "web"
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "same"),
+    [
+        ("customer", [17.0, np.float32(17), np.int8(17), np.uint64(17), Decimal("17.00"), b"17", np.str_("17"),
+                      np.array(17)], "17"),
+        ("customer", [UUID(int=5)], "00000000-0000-0000-0000-000000000005"),
+        ("customer", [date(2026, 1, 5)], "2026-01-05"),
+        ("customer", [2**64 - 1, np.uint64(2**64 - 1), Decimal(2**64 - 1)], str(2**64 - 1)),
+        ("channel", [Channel.WEB, b"web", bytearray(b"web"), np.bytes_(b"web"), np.str_("web")], "web"),
+        ("channel", [True, np.bool_(True), "True"], "true"),
+        ("time", [date(2026, 1, 5), np.datetime64("2026-01-05"), datetime(2026, 1, 5), b"20260105", Decimal(1767571200),
+                  np.int64(1767571200), "2026-01-05T01:00:00+01:00", np.float64(1767571200.0)], "2026-01-05T00:00:00Z"),
+        ("time", [np.datetime64("2026-01-05T10:31:07.123999999", "ns"), Decimal("1767609067.1239999")],
+         "2026-01-05T10:31:07.123Z"),
+        ("time", [datetime(1969, 12, 31, 23, 59, 59, 999999), np.datetime64(-1, "us")], "1969-12-31T23:59:59.999Z"),
+        ("amount", [2**70, float(2**70), Decimal(2**70), np.float64(2**70), np.array(float(2**70))], 2.0**70),
+        ("amount", [np.longdouble(0.5), np.float16(0.5), Decimal("0.5"), np.array(0.5)], 0.5),
+        ("amount", [np.bool_(True)], True),
+        ("amount", [np.datetime64("NaT"), Decimal("NaN"), Decimal("sNaN"), np.float16("nan"),
+                    np.longdouble("nan")], None),
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_those_of_json(field: str, values: list[Any], same: Any) -> None:
+    row = {"customer": "c0", "time": 1_767_225_600, "amount": 1.5, "channel": "app"}
+    expected = opened().score([{**row, field: same}])
+    for value in values:
+        assert opened().score([{**row, field: value}]) == expected, repr(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("customer", b"\xff", "field 'customer' is bytes that are not UTF-8; write it as text"),
+        ("customer", 2**64, "field 'customer' is an integer beyond 64 bits; send such an id as a string"),
+        ("customer", datetime(2026, 1, 5), "field 'customer' is a date and time, neither a string nor an integer"),
+        ("customer", ["c0"], "field 'customer' is an array, neither a string nor an integer"),
+        ("customer", {"a": 1}, "field 'customer' is an object, neither a string nor an integer"),
+        ("customer", np.bool_(True), "field 'customer' is a boolean, neither a string nor an integer"),
+        ("customer", float("inf"), "field 'customer' is a number that is not whole; send it as a string, or use"),
+        ("customer", {1, 2}, "field 'customer' is a set, neither a string nor an integer"),
+        ("customer", "\ud800", "the row cannot be written as JSON: "),
+        ("amount", date(2026, 1, 5), "field 'amount' is a date, not a number"),
+        ("amount", np.timedelta64(1, "s"), "field 'amount' is a timedelta64, not a number"),
+        ("amount", 1j, "field 'amount' is a complex, not a number"),
+        ("amount", b"1", "field 'amount' is a binary value, not a number"),
+        ("amount", [1.0], "field 'amount' is an array, not a number"),
+        ("amount", Decimal("Infinity"), "field 'amount' is not finite in float32"),
+        ("amount", Decimal("1e999999999"), "field 'amount' is not finite in float32"),
+        ("amount", -(10**400), "field 'amount' is not finite in float32"),
+        ("time", 2**70, "field 'time' lies outside years 1..9999"),
+        ("time", float("inf"), "field 'time' is an infinite number, not a time"),
+        ("time", timedelta(1), "field 'time' is a duration, not a time"),
+        ("time", np.datetime64("10000-01-01"), "field 'time' lies outside years 1..9999"),
+        ("time", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))), "field 'time' lies outside years 1..9999"),
+        ("time", 20260230, "field 'time' has the digits of a date from 1900 to 2100, but there is no such date"),
+        ("time", [1], "field 'time' is an array, not a time"),
+    ],
+)
+def test_values_that_no_event_may_have_are_errors_of_their_row(field: str, value: Any, error: str) -> None:
+    row = {"customer": "c0", "time": 1_767_225_600, "amount": 1.5}
+    scorer = opened()
+    answers = scorer.score([row, {**row, field: value}, row])
+    assert answers[1]["error"].startswith(error)
+    assert [answer["steps"] for answer in answers] == [1, None, 2]
+
+
+def test_fields_inside_objects_and_names_with_dots() -> None:
+    row = {"customer": "c0", "time": 1_767_225_600}
+    expected = opened().score([{**row, "device": {"id": "1"}, "merchant": {"risk": 0.5}}])
+    for same in (
+        {"device.id": "1", "merchant.risk": 0.5},
+        {"device": OrderedDict(id=np.int64(1)), "merchant": MappingProxyType({"risk": Decimal("0.5")})},
+        {"device": {"id": b"1"}, "merchant.risk": np.float32(0.5), "merchant": "other"},
+    ):
+        assert opened().score([{**row, **same}]) == expected
+        assert opened().score([OrderedDict({**row, **same})]) == expected
+        assert opened().score([MappingProxyType({**row, **same})]) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ({"customer": "c0"}, "put a single row into a list"),
+        ("c0", "put a single row into a list"),
+        ([["c0", 1]], "row 0 is a list, not a mapping"),
+        ([{"customer": "c0"}, None], "row 1 is a NoneType, not a mapping"),
+    ],
+)
+def test_what_is_no_row_is_a_type_error(rows: Any, what: str) -> None:
+    with pytest.raises(TypeError, match=what):
+        opened().score(rows)
+
+
+def test_a_field_that_no_row_has_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = Scorer.open("builtin:demo")
+    row = {"customer": "c1", "time": 1_767_225_600, "Amount": 3, "merchant": "fuel", "entry": None}
+    scorer.score([row])
+    scorer.score([row])
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "the rows: there are no fields 'amount', 'distance_km'; it has 'customer', 'time', 'Amount', 'merchant',"
+        " 'entry'; 'amount': did you mean 'Amount'?"
+    )
+    caplog.clear()
+    Scorer.open("builtin:demo").score([{**row, "amount": 1, "distance_km": 1}, {"customer": "c1"}])
+    assert caplog.records == []
+
+
+def test_without_a_named_key_it_refuses() -> None:
+    with pytest.raises(CannotServe, match=r"nothing names the key: .*; give key=FIELD, or no_key=True if all events"):
+        Scorer.open(MODEL, timestamp="time")
+    answers = Scorer.open(MODEL, no_key=True, timestamp="time").score(rows(3))
+    assert [(answer["key"], answer["steps"]) for answer in answers] == [(None, 1), (None, 2), (None, 3)]
+    assert Scorer.open("builtin:demo", no_key=True).score([{"time": 1}])[0]["key"] is None
+
+
+def test_without_a_named_timestamp_it_refuses_where_scores_depend_on_it() -> None:
+    with pytest.raises(CannotServe, match="give timestamp=FIELD, or no_timestamp=True to take the moment of reading"):
+        Scorer.open(MODEL, key="customer", ttl="1h")
+    before = time.time()
+    (answer,) = Scorer.open(MODEL, key="customer", ttl="1h", no_timestamp=True).score([{"customer": "c0", "time": 1}])
+    assert datetime.fromisoformat(answer["timestamp"]).timestamp() >= before - 1
+
+
+@pytest.mark.parametrize("name", ["key", "timestamp"])
+def test_a_name_and_no_name_contradict_each_other(name: str) -> None:
+    with pytest.raises(CannotServe, match=f"{name} and no_{name} contradict each other; give one of them"):
+        Scorer.open(MODEL, **{name: "x", f"no_{name}": True})
 
 
 def test_the_key_and_the_timestamp_are_the_models_own_unless_given() -> None:

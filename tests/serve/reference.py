@@ -313,16 +313,23 @@ def time_of(value: Any) -> int:
 
 
 def _ms_of_number(exact: Fraction) -> int:
-    digits = str(exact)  # of a fraction it has a slash
+    whole, fraction = divmod(exact, 1)
+    digits = str(whole)
     form = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S", 17: "%Y%m%d%H%M%S%f"}.get(len(digits))
-    if form is not None and _digits(digits) and 1900 <= int(digits[:4]) <= 2100:
+    if form is not None and _digits(digits) and _looks_like_a_date(digits):
+        if fraction and len(digits) != 14:
+            raise Refused("validate")
         try:
             moment = datetime.strptime(digits, form).replace(tzinfo=UTC)
         except ValueError:
-            pass
-        else:
-            return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+            raise Refused("validate") from None
+        return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + int(fraction * 1000)
     return int(exact * 1000 if abs(exact) < 10**11 else exact)  # int() cuts off
+
+
+def _looks_like_a_date(digits: str) -> bool:
+    """From the first moment of 1900 to the last of 2100, by the digits alone."""
+    return "19000101".ljust(len(digits), "0") <= digits <= "21001231235959999"[: len(digits)]
 
 
 def _ms_of_text(text: str) -> int:
@@ -334,7 +341,7 @@ def _ms_of_text(text: str) -> int:
         else:
             return _ms_of_number(exact)
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text.replace("z", "Z"))
     except ValueError:
         raise Refused("validate") from None
     offset = moment.utcoffset() or timedelta(0)

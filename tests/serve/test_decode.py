@@ -142,7 +142,7 @@ def test_the_messages_of_decode(value: bytes | None, message: str) -> None:
 def test_a_wrong_type_fails_at_validate_and_names_the_field(fields: str, name: str, kind: str) -> None:
     found = letter(f"{{{fields}}}".encode())
     assert found.stage == "validate"
-    assert found.message.startswith(f"field '{name}' is a {kind}, ")
+    assert found.message.startswith(f"field '{name}' is {'an' if kind[0] in 'ao' else 'a'} {kind}, ")
     assert SECRET not in found.message
 
 
@@ -348,14 +348,16 @@ def test_counts_of_missing_and_unknown_values_are_of_good_records_in_the_cards_o
         *((value, 1767571200000) for value in (20260105, 20260105.0, "20260105", " 20260105 ", "20260105.0")),
         *((value, 1767600720000) for value in (202601050812, 202601050812.0, "202601050812")),
         *((value, 1767600760000) for value in (20260105081240, 20260105081240.0, "20260105081240")),
-        *((value, 1767600760123) for value in (20260105081240123, "20260105081240123")),
+        *((value, 1767600760123) for value in (20260105081240123, "20260105081240123", "20260105081240.1239")),
+        *((value, 1767600760500) for value in (20260105081240.5, "20260105081240.5")),
+        (190001009999, 190001009999),
+        (210012312360, 210012312360),
         (19700101, 0),
         ("19000101", -2208988800000),
         (21001231, 4133894400000),
         (18991231, 18991231000),
+        (19000100, 19000100000),
         (21010101, 21010101000),
-        (20261301, 20261301000),
-        (20250229, 20250229000),
         (20240229, 1709164800000),
         ("1767609067", 1767609067000),
         ("1767609067.1239", 1767609067123),
@@ -366,6 +368,7 @@ def test_counts_of_missing_and_unknown_values_are_of_good_records_in_the_cards_o
         ("5", 5000),
         ("05", 5000),
         ("2026-01-05t10:31:07Z", 1767609067000),
+        ("2026-01-05T10:31:07z", 1767609067000),
     ],
 )
 def test_times(value: Any, ms: int) -> None:
@@ -407,9 +410,24 @@ def test_other_units_of_time_are_named(value: Any, hint: str) -> None:
     assert found.message == f"field 'when' lies outside years 1..9999{hint}"
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        20261301, 20250229, 20260230, "20260230", " 20260230.0", 20260105.5, "20260105.5", 202601052460,
+        202601050812.5, 20260105081260, 20260230081240.5, 20260105246000000, "20260132",
+    ],
+)  # fmt: skip
+def test_the_digits_of_a_date_that_does_not_exist_are_not_seconds(value: Any) -> None:
+    expected = (
+        "field 'when' has the digits of a date from 1900 to 2100, but there is no such date; write the time as ISO 8601"
+    )
+    assert letter(json.dumps({"when": value}).encode(), timestamp="when").message == expected
+
+
 def test_an_infinite_time_fails_at_validate() -> None:
     for number in (b"1e400", b"-1e400"):
-        assert letter(b'{"when":%b}' % number, timestamp="when").stage == "validate"
+        found = letter(b'{"when":%b}' % number, timestamp="when")
+        assert (found.stage, found.message) == ("validate", "field 'when' is an infinite number, not a time")
 
 
 @given(

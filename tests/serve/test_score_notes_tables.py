@@ -15,6 +15,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from lstmstream.errors import CannotServe
+from lstmstream.history.fields import Fields
+from lstmstream.history.read import read_chunks
 from lstmstream.serve import score
 from lstmstream.serve.score_progress import ScoreProgress
 from tests.serve.scoring import BASE_MS, MODEL, run, run_as_is
@@ -158,7 +161,7 @@ def test_several_fields_that_are_not_there_are_one_line(tmp_path: Path, capfd: A
 
 
 def test_one_row_with_the_field_is_enough_for_json_lines(tmp_path: Path, capfd: Any) -> None:
-    data = [{**event, "amount": None} for event in events()]
+    data = events()
     for event in data[:-1]:
         del event["amount"]
     assert run_as_is(DEMO, write(tmp_path / "x.jsonl", data), "--out", tmp_path / "out") == 0
@@ -205,6 +208,68 @@ def test_refused_rows_are_few_lines_however_many_they_are(tmp_path: Path, capfd:
     assert "row 0: field 'customer', the key, is missing" in said[0]
     assert "12,200 of 20,000 rows are dead letters: field 'amount' is a string, not a number (10,000 rows" in said[-1]
     assert len((tmp_path / "out").read_bytes().splitlines()) == 7_800
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_without_any_value_are_named(tmp_path: Path, capfd: Any, kind: str) -> None:
+    data = [{**event, "amount": None if i else 1.0, "distance_km": None} for i, event in enumerate(events())]
+    data = [{**event, "merchant": "FUEL", "entry": "x" if i else "chip"} for i, event in enumerate(data)]
+    path = write(tmp_path / f"x.{kind}", data)
+    assert run_as_is(DEMO, path, "--out", tmp_path / "out") == 0
+    empty, unknown = capfd.readouterr().err.splitlines()
+    assert empty.endswith(
+        f"{path}: no row has a value of 'distance_km': in all 30 it is empty or null, and was scored as missing"
+    )
+    assert (
+        f"{path}: no row has a value of 'merchant' that the model knows (30 rows with other values, 0 without any);"
+        " it knows 'clothes', 'electronics', 'fuel', 'grocery', 'online', 'restaurant'" in unknown
+    )
+
+
+def test_refused_rows_do_not_count_for_features_without_values(tmp_path: Path, capfd: Any) -> None:
+    data = [{**event, "amount": None, "time": event["time"] if i else "soon"} for i, event in enumerate(events())]
+    assert run_as_is(DEMO, write(tmp_path / "x.jsonl", data), "--out", tmp_path / "out") == 0
+    assert "no row has a value of 'amount': in all 29 it is empty or null" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"data": events(2)},
+        {name: [event[name] for event in events(2)] for name in FIELDS},
+        {name: {str(i): event[name] for i, event in enumerate(events(2))} for name in FIELDS},
+        [list(event.values()) for event in events(2)],
+    ],
+    ids=["wrapped", "columns", "pandas", "arrays"],
+)
+def test_a_table_in_one_json_value_is_told_how_to_be_written(tmp_path: Path, capfd: Any, table: Any) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(table))
+    assert run_as_is(DEMO, path, "--out", tmp_path / "out") == 1
+    *_, last = capfd.readouterr().err.splitlines()
+    assert "to_json(orient='records', lines=True)" in last
+    with pytest.raises(CannotServe, match="orient='records', lines=True"):
+        list(read_chunks([path], Fields("customer", "time", ("amount",), ())))
+
+
+@pytest.mark.parametrize("content", ['{"amount":Infinity}\n', "[1]\n[2]\n", "soon\n"])
+def test_fields_are_not_missed_where_no_row_is_an_object(tmp_path: Path, capfd: Any, content: str) -> None:
+    (tmp_path / "x.jsonl").write_text(content)
+    assert run_as_is(DEMO, tmp_path / "x.jsonl", "--out", tmp_path / "out") == 1
+    assert "no field" not in capfd.readouterr().err
+
+
+def test_fields_beside_an_infinite_number_are_seen(tmp_path: Path, capfd: Any) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps({**events(1)[0], "z": 0}).replace('"z": 0', '"z": 1e400'))
+    assert run_as_is(DEMO, tmp_path / "x.jsonl", "--out", tmp_path / "out") == 0
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("option", ["key", "timestamp"])
+def test_an_empty_name_of_a_column_is_refused(tmp_path: Path, capfd: Any, option: str) -> None:
+    path = write(tmp_path / "x.jsonl", events())
+    assert run_as_is(DEMO, path, f"--{option}", "") == 2
+    assert f"--{option} is empty; name a column, or give --no-{option}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "feather", "jsonl"])

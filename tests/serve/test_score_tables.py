@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -15,7 +16,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.tables import table_events
 from lstmstream.serve import score
-from tests.serve.scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
+from tests.serve.scoring import BASE_MS, MODEL, expected, rows, run, run_as_is, without_source, write_jsonl
 
 OTHERS = "merchant.risk,channel,device.id"  # what the model reads beside the amount; a row may end before them
 
@@ -214,7 +215,8 @@ def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.Mon
     for options in ((), ("--key", "id")):
         assert run(MODEL, path, *options, "--out", out) == 0
         assert [json.loads(line)["source"]["row"] for line in out.read_bytes().splitlines()] == [0, 2, 6]
-    assert capfd.readouterr().err == ""
+        lines = capfd.readouterr().err.splitlines()
+        assert [line for line in lines if "in all 3 it is empty or null" not in line] == []
 
 
 @pytest.mark.parametrize(
@@ -243,6 +245,16 @@ def test_what_is_not_valid_csv_is_one_line(tmp_path: Path, capfd: Any, content: 
     assert said.count("\n") == 1
     for advice in ("infer_schema_length", "ignore_errors", "truncate_ragged_lines", "null_values"):
         assert advice not in said
+
+
+def test_a_compressed_table_that_was_cut_off_is_one_line(tmp_path: Path, capfd: Any) -> None:
+    text = "key,n,c\n" + "".join(f"k,{i * 7919 % 1000},a\n" for i in range(20_000))
+    for share in (2, 10):
+        content = gzip.compress(text.encode())
+        (tmp_path / "x.csv.gz").write_bytes(content[: len(content) // share])
+        assert run_as_is(MODEL, tmp_path / "x.csv.gz", "--key", "key", "--no-timestamp") == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.endswith("unexpected end of file; the file was cut off: fetch it again")
 
 
 def test_other_signs_in_a_header_with_commas_do_no_harm(tmp_path: Path) -> None:
