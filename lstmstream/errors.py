@@ -61,7 +61,8 @@ class UnreadableRecords(Fatal):
     def __init__(self, topic: str, partition: int, first: int, next_offset: int, reason: str) -> None:
         self.first = first
         self.next_offset = next_offset
-        self.problem = f"{topic}[{partition}]@{first}: the batch of offsets {first} to {next_offset - 1} cannot be decoded: {reason}"
+        offsets = f"the batch of offsets {first} to {next_offset - 1}"
+        self.problem = f"{topic}[{partition}]@{first}: {offsets} cannot be decoded: {reason}"
         super().__init__(
             f"{self.problem}. To go on without these records, stop every member of the group, move its offset to"
             f" {next_offset} (kafka-consumer-groups --reset-offsets --to-offset {next_offset} --topic"

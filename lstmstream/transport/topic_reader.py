@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain
+from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain, UnreadableRecords
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.choose import open_client
@@ -41,6 +41,11 @@ def read_topic(
         except TryAgain as error:
             raise CannotServe(f"kafka.bootstrap_servers: {', '.join(servers)} cannot be reached ({error})") from error
         yield from _read(kafka, topic, start, end)
+    except UnreadableRecords as error:
+        raise CannotServe(
+            f"data.topic: {error.problem}. Set data.start to {error.next_offset}, or data.end to {error.first}, to"
+            " leave it out"
+        ) from error
     except (TryAgain, Fatal) as error:
         raise CannotServe(f"data.topic: {topic!r} cannot be read: {error}") from error
     finally:

@@ -109,7 +109,9 @@ def test_the_old_formats_are_read(magic: int, codec: int) -> None:
 @pytest.mark.parametrize("key", [struct.pack(">hh", 0, 1), struct.pack(">hh", 0, 9), struct.pack(">hhq", 7, 3, 1), b""])
 def test_control_batches_of_any_type_are_passed_over(key: bytes) -> None:
     marker = batch([record(0, key=key)], base=1, attributes=0x30, producer=5)
-    reading = part(batch(many(1)) + marker + batch(many(1), base=2) + batch([record(0, key=key)], base=3, attributes=48))
+    reading = part(
+        batch(many(1)) + marker + batch(many(1), base=2) + batch([record(0, key=key)], base=3, attributes=48)
+    )
     assert [r.offset for r in reading.take(10)] == [0, 2]
     assert reading.next_fetch_offset == 4
 

@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from kafka.consumer.fetcher import ConsumerRecord, Fetcher
+from kafka.errors import KafkaError
 from kafka.protocol.consumer.offsets import IsolationLevel
 from kafka.record.default_records import DefaultRecord
 from kafka.record.util import decode_varint
 
 from lstmstream.errors import UnreadableRecords
 from lstmstream.records import NO_TIMESTAMP, UnreadableValue
-from lstmstream.transport.decompression import BatchTooLargeError, limit_decompression
+from lstmstream.transport.decompression import limit_decompression
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class _Records:
             if batch.magic not in _FORMATS:
                 raise ValueError(f"its format is {batch.magic}, which is not known")
             end = _end(batch)
+            if batch.magic == 2 and not 0 <= batch.records_count <= end - batch.base_offset:
+                count, room = batch.records_count, end - batch.base_offset
+                raise ValueError(f"it claims {count} records for {room} offsets, so it is damaged")
             if self._part.check_crcs and not batch.validate_crc():
                 raise ValueError("its CRC does not match, so it is damaged")
             if batch.magic == 2:
@@ -119,8 +123,8 @@ class _Records:
                     raise ValueError("the CRC of a record does not match, so it is damaged")
                 yield self._consumer_record(record)
         except Exception as error:
-            known = type(error) is ValueError or isinstance(error, BatchTooLargeError)
-            raise self._unreadable(end, str(error) if known else f"{type(error).__name__}: {error}") from error
+            explained = type(error) is ValueError or isinstance(error, KafkaError)
+            raise self._unreadable(end, str(error) if explained else f"{type(error).__name__}: {error}") from error
 
     def _unreadable(self, end: int, reason: str) -> UnreadableRecords:
         first = self._part.next_fetch_offset
@@ -174,8 +178,6 @@ def _end(batch: Any) -> int:
     last = first if batch.magic < 2 else batch.last_offset  # `first` of an old compressed one is its last record's
     if first < 0 or last < first:
         raise ValueError(f"it claims offsets {first} to {last}, so it is damaged")
-    if batch.magic == 2 and not 0 <= batch.records_count <= last - first + 1:
-        raise ValueError(f"it claims {batch.records_count} records for {last - first + 1} offsets, so it is damaged")
     return int(last) + 1
 
 
