@@ -9,6 +9,7 @@ from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain, Unreadabl
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.choose import open_client
+from lstmstream.transport.diagnosis import diagnose
 from lstmstream.transport.kafka_admin import KafkaAdmin
 from lstmstream.transport.ports import LogReader
 from lstmstream.transport.security import SecuritySettings
@@ -34,7 +35,7 @@ def read_topic(
     library = open_client(
         client, servers=servers, group="lstmstream-history", properties=properties or {}, security=security or _OPEN
     )
-    kafka = KafkaAdmin(library)
+    kafka = KafkaAdmin(library, diagnose=lambda: diagnose(servers, security or _OPEN))
     try:
         try:
             kafka.connect()

@@ -15,7 +15,7 @@ from harness import admin, in_transaction
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
-from lstmstream.records import Headers, RecordBatch
+from lstmstream.records import Headers, RecordBatch, concatenate
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer
 from lstmstream.transport.kafka import KafkaTransport

@@ -163,7 +163,7 @@ def test_a_daemon_names_it_and_goes_on_once_the_group_is_moved(
     with RunningDaemon(config, tmp_path / "log2") as daemon:
         daemon.wait(lambda: committed_offsets(broker, name)[0] == 5, "the last event answered")
         assert daemon.sigterm() == 0, daemon.last_words()
-    predictions = [r.value for r in read_all(broker, f"{name}.predictions", partitions=1)]
+    predictions = [r.value for r in read_all(broker, f"{name}.out", partitions=1)]
     assert len(predictions) == 2
 
     other = f"{name}-other"
@@ -178,7 +178,7 @@ def test_a_daemon_names_it_and_goes_on_once_the_group_is_moved(
     with RunningDaemon(config, tmp_path / "log3") as daemon:
         daemon.wait(lambda: committed_offsets(broker, other).get(0) == 5, "all answered")
         assert daemon.sigterm() == 0, daemon.last_words()
-    dead = list(read_all(broker, f"{other}.dead-letters", partitions=1))
+    dead = list(read_all(broker, f"{other}.dead-letter", partitions=1))
     headers = dict(dead[0].headers)
     assert headers["lstmstream.stage"] == b"decode"
     assert headers["lstmstream.offset"] == b"2"
