@@ -51,6 +51,13 @@ class _Cause(Exception):
     """Why a server cannot be used."""
 
 
+class _Closed(_Cause):
+    """It does not answer but ends the connection."""
+
+    def __init__(self) -> None:
+        super().__init__("it closes the connection at the first question of Kafka's protocol")
+
+
 def diagnose(servers: Sequence[str], security: SecuritySettings, limit_s: float = LIMIT_S) -> str:
     """Why the brokers cannot be used; empty where nothing is found, or nothing in time. Never raises."""
     bootstrap = [_address(server) for server in servers[:_MOST_ASKED]]
@@ -107,8 +114,10 @@ def _ask(at: Address, security: SecuritySettings) -> list[Address]:
             if security.protocol.startswith("SASL"):
                 _authenticate(connection, security)
             return _advertised(_request(connection, _METADATA, 1, struct.pack(">i", 0)))
-        except ssl.SSLError as error:  # in TLS 1.3 a broker judges the client's certificate after the handshake
-            raise _Cause(_tls_cause(error, security)) from error
+        except (ssl.SSLError, _Closed) as error:  # in TLS 1.3 a client's certificate is judged after the handshake
+            if not security.protocol.endswith("SSL"):
+                raise
+            raise _Cause(_after_handshake_cause(error, security)) from error
 
 
 def _reach(at: Address, security: SecuritySettings) -> list[Address]:
@@ -250,12 +259,29 @@ def _certificate_cause(error: ssl.SSLCertVerificationError, at: Address, securit
 
 
 def _tls_cause(error: ssl.SSLError, security: SecuritySettings) -> str:
-    said = (error.reason or str(error)).replace("_", " ").lower()
+    said = _words(error)
     if "wrong version number" in said or "http request" in said or "record layer failure" in said:
         return _does_not_speak_tls("it does not speak TLS")
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return _does_not_speak_tls("it closes the connection at a TLS handshake")
     return _alert_cause(said, security)
+
+
+def _after_handshake_cause(error: Exception, security: SecuritySettings) -> str:
+    said = _words(error)
+    if "alert" in said or "certificate required" in said:
+        return _alert_cause(said, security)
+    certificate = (
+        "if it demands a client certificate, set kafka.security.cert"
+        if security.cert is None
+        else "it may not accept the client certificate, kafka.security.cert"
+    )
+    return f"it closes the connection after the TLS handshake; {certificate}"
+
+
+def _words(error: Exception) -> str:
+    said = error.reason if isinstance(error, ssl.SSLError) else None
+    return (said or str(error)).replace("_", " ").lower()
 
 
 def _alert_cause(said: str, security: SecuritySettings) -> str:
@@ -307,17 +333,17 @@ def _request(connection: socket.socket, api: int, version: int, body: bytes, *, 
         connection.sendall(struct.pack(">i", len(head) + len(body)) + head + body)
         size = _exactly(connection, 4)
         if size is None:
-            raise _Cause("it closes the connection at the first question of Kafka's protocol")
+            raise _Closed
         length = int.from_bytes(size, signed=True)
         if not 4 <= length <= bound:
-            raise _Cause(_what_else(size + (connection.recv(60) if length else b"")))
+            raise _Cause(_what_else(size))
         answer = _exactly(connection, length)
     except TimeoutError as error:
         raise _Cause("it takes the connection and does not answer: is it a Kafka broker, and is it well?") from error
     except ssl.SSLError:  # `_ask` knows more of what it means
         raise
     except OSError as error:
-        raise _Cause(f"it breaks the connection: {error.strerror or error}") from error
+        raise _Closed from error
     if answer is None or int.from_bytes(answer[:4]) != api:
         raise _Cause("it does not answer as Kafka does")
     return answer[4:]
@@ -334,10 +360,10 @@ def _exactly(connection: socket.socket, count: int) -> bytes | None:
 
 
 def _what_else(start: bytes) -> str:
-    """What a server is that answers otherwise."""
-    if start.startswith(b"HTTP/"):
+    """What a server is whose answer begins with these four bytes."""
+    if start == b"HTTP":
         return "it is an HTTP server, not a Kafka broker"
-    if start.startswith(b"SSH-"):
+    if start == b"SSH-":
         return "it is an SSH server, not a Kafka broker"
     if start[:2] in {b"\x15\x03", b"\x16\x03"}:
         return "it speaks TLS"

@@ -10,15 +10,18 @@ from kafka.record.util import calc_crc32c
 _OVERHEAD = 12  # base offset and length
 
 
-def replacing(base: int, other: bytes) -> Callable[[bytes], bytes]:
-    """A change for KafkaProxy: the batch that begins at this offset becomes `other`, of whatever length."""
+def replacing(base: int, other: bytes, *, holding: bytes = b"") -> Callable[[bytes], bytes]:
+    """A change for KafkaProxy: the batch that begins at this offset becomes `other`, of whatever length.
+
+    `holding`: bytes in it, where other topics are read through the same proxy.
+    """
 
     def change(answer: bytes) -> bytes:
         batches = list(_batches(answer))
         if not batches:
             return answer
         first, end = batches[0][0], batches[-1][1]
-        parts = [other if offset == base else answer[at:to] for at, to, offset in batches]
+        parts = [other if offset == base and holding in answer[at:to] else answer[at:to] for at, to, offset in batches]
         content = b"".join(parts)
         size = end - first
         if answer[first - 4 : first] == struct.pack(">i", size):

@@ -37,18 +37,23 @@ def read(log: bytes, *, start: int = 0) -> list[Any]:
 def test_a_batch_that_cannot_be_decoded_is_named_after_the_records_before_it(name: str) -> None:
     damaged, why = DAMAGED[name]
     before = part(batch([record(0)]) + damaged)
-    taken = []
-    with pytest.raises(UnreadableRecords) as raised:
-        for _ in range(6):  # a fetch that goes on is asked again: it must not give nothing for ever
+    taken: list[Any] = []
+    said = None
+    for _ in range(6):  # a fetch that goes on is asked again: it must not give nothing for ever
+        try:
             taken += before.take(1000)
-            if not before:  # its library fetches again, from there
+            if not before:  # the library fetches again, from there
                 before = part(damaged, start=before.next_fetch_offset)
+        except UnreadableRecords as error:
+            said = error
+            break
+    assert said is not None
     assert [r.offset for r in taken][:1] == [0]
     first = taken[-1].offset + 1
-    assert str(raised.value).startswith(f"in[0]@{first}: ")
-    assert why in str(raised.value)
-    assert raised.value.first == first
-    assert first < raised.value.next_offset <= 4
+    assert str(said).startswith(f"in[0]@{first}: ")
+    assert why in str(said)
+    assert said.first == first
+    assert first < said.next_offset <= 4
     assert not before, "the library would never come back from it"
 
 

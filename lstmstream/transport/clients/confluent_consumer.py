@@ -119,14 +119,18 @@ class ConfluentConsumer:
         now_s = time.monotonic()
         for partition, when_s in list(self._suspects.items()):
             if when_s <= now_s:
-                del self._suspects[partition]  # the next error, or whoever tells it again where to read, brings it back
                 records, position = self._other_opinion(self._topic, partition, self._positions[partition], max_events)
+                del self._suspects[partition]  # the next error, or whoever tells it again where to read, brings it back
                 if position > self._positions[partition]:
-                    self._consumer.seek(TopicPartition(self._topic, partition, position))
                     self._positions[partition] = position
+                    self._seek(partition)
                 if len(records):
                     return records
         return RecordBatch.empty(self._topic)
+
+    def _seek(self, partition: int) -> None:
+        with contextlib.suppress(KafkaException):  # it was lost meanwhile
+            self._consumer.seek(TopicPartition(self._topic, partition, self._positions[partition]))
 
     def keep_alive(self) -> None:
         """See GroupConsumer. It also runs callbacks that wait; the library may fence itself while they do (below)."""
