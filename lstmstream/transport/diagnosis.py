@@ -28,7 +28,7 @@ from lstmstream.transport.calls import CallBound
 from lstmstream.transport.security import SecuritySettings
 
 STEP_S = 2.0  # for one connection, or one answer
-LIMIT_S = 4.0  # for everything
+LIMIT_S = 5.0  # for everything
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0  # between two diagnoses
 _MOST_ASKED = 8  # servers, and advertised addresses
 _MOST_BYTES = 10 << 20  # of an answer
@@ -49,6 +49,13 @@ class Address(NamedTuple):
 
 class _Cause(Exception):
     """Why a server cannot be used."""
+
+
+class _Silent(_Cause):
+    """It does not answer at all."""
+
+    def __init__(self) -> None:
+        super().__init__("it takes the connection and does not answer: is it a Kafka broker, and is it well?")
 
 
 class _Closed(_Cause):
@@ -304,6 +311,8 @@ def _check_protocol(connection: socket.socket, at: Address, security: SecuritySe
     """Whether it answers as Kafka does. Raises _Cause."""
     try:
         answer = _request(connection, _API_VERSIONS, 0, b"", bound=1 << 16)
+    except _Silent:
+        raise
     except _Cause as cause:
         if not security.protocol.endswith("SSL") and _speaks_tls(at):
             protocol = "SASL_SSL" if security.protocol.startswith("SASL") else "SSL"
@@ -339,7 +348,7 @@ def _request(connection: socket.socket, api: int, version: int, body: bytes, *, 
             raise _Cause(_what_else(size))
         answer = _exactly(connection, length)
     except TimeoutError as error:
-        raise _Cause("it takes the connection and does not answer: is it a Kafka broker, and is it well?") from error
+        raise _Silent from error
     except ssl.SSLError:  # `_ask` knows more of what it means
         raise
     except OSError as error:

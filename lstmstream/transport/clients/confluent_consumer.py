@@ -270,12 +270,12 @@ def _to_batch(topic: str, messages: Sequence[Message]) -> RecordBatch:
 
 
 def _headers(message: Message) -> Headers:
-    """Where the name of one is no UTF-8 the library gives none of them."""
+    """Where the name of one is not UTF-8 the library gives none of them."""
     try:
         return cast("Headers", _get_headers(message) or ())
     except (ValueError, SystemError):
         at = {"partition": message.partition(), "offset": message.offset()}
-        log.debug("the headers of a record are left out: a name is no UTF-8", extra=at)
+        log.debug("the headers of a record are left out: a name is not UTF-8", extra=at)
         return ()
 
 

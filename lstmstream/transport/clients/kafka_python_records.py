@@ -3,7 +3,7 @@
 The library's generator ends with its first error, and stays in line: from then on `poll` goes round for ever and never
 returns. It gives up a whole batch for the name of one header. It does not look at offsets, so that a damaged one moves
 the position anywhere. And it unpacks as many compressed batches in one poll as its fetches hold. Here
-- a header whose name is no UTF-8 is left out;
+- a header whose name is not UTF-8 is left out;
 - a record that cannot be decoded comes as an UnreadableValue, where the batch around it can be;
 - a batch that cannot be decoded raises UnreadableRecords each time it is read, after the records before it;
 - a poll ends after about POLL_MAX_BYTES.
@@ -239,7 +239,7 @@ def _framed(batch: Any, start: int) -> bytes:
 
 
 def _leniently(batch: Any, raw: bytes) -> Any:
-    """The record, from its length on, without headers whose names are no UTF-8. Raises ValueError, IndexError."""
+    """The record, from its length on, without headers whose names are not UTF-8. Raises ValueError, IndexError."""
     _, at = decode_varint(raw)
     delta, at = decode_varint(raw, at + 1)  # after a byte of attributes, which are not in use
     timestamp = batch.max_timestamp if batch.timestamp_type == batch.LOG_APPEND_TIME else batch.first_timestamp + delta
@@ -259,7 +259,7 @@ def _leniently(batch: Any, raw: bytes) -> Any:
                 continue
         except UnicodeDecodeError:
             pass
-        log.debug("a header is left out: its name is no UTF-8", extra={"offset": batch.base_offset + offset})
+        log.debug("a header is left out: its name is not UTF-8", extra={"offset": batch.base_offset + offset})
     if at != len(raw):
         raise ValueError(f"{len(raw) - at} bytes are left after its headers")
     return DefaultRecord(len(raw), batch.base_offset + offset, timestamp, batch.timestamp_type, key, value, headers)
