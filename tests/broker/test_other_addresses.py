@@ -71,8 +71,11 @@ def answered(servers: str, group: str, offset: int) -> bool:
     return False
 
 
-def test_a_daemon_finds_a_broker_that_has_moved(client: str, forwarder: Forwarder, tmp_path: Path) -> None:
-    """It answers again within a minute, through clients that were all made anew."""
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_daemon_finds_a_broker_that_has_moved(
+    client: str, forwarder: Forwarder, tmp_path: Path, unseen: bool
+) -> None:
+    """It answers again within a minute. `unseen`: it is stopped while the broker moves, so that no call to it fails."""
     own = DevBroker(tmp_path / "broker")
     servers = own.up(port=0)
     forwarder.target = port_of(servers)
@@ -85,10 +88,15 @@ def test_a_daemon_finds_a_broker_that_has_moved(client: str, forwarder: Forwarde
         )
         with RunningDaemon(config, tmp_path / "log") as daemon:
             daemon.wait(lambda: answered(servers, name, 5), "five answered")
+            if unseen:
+                daemon.freeze()
             own.down()
-            daemon.wait(lambda: not daemon.ready(), "aware of the outage")
+            if not unseen:
+                daemon.wait(lambda: not daemon.ready(), "aware of the outage")
             moved = own.up(port=port_of(servers) + 1)
             forwarder.target = port_of(moved)
+            if unseen:
+                daemon.thaw()
             produce(moved, f"{name}.in", [(b"k", b'{"amount": 1}', NOW_MS, 0)] * 5)
             daemon.wait(lambda: answered(moved, name, 10), "five more answered", timeout_s=75)
             assert daemon.sigterm() == 0, daemon.last_words()

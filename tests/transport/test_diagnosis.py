@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def closed_port() -> str:
         return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "STEP_S", 0.5)
 
@@ -74,6 +73,7 @@ def test_something_else_answers(text: bytes, first: bool, said: str) -> None:
     assert said in found
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_server_that_says_nothing_or_closes() -> None:
     with serving(silent) as at:
         assert "does not answer" in diagnose([at], PLAIN)
@@ -231,16 +231,20 @@ def client(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def http_server() -> Iterator[str]:
-    with serving(answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as at:
-        yield at
-
-
-def test_both_clients_say_the_same(client: str, http_server: str) -> None:
-    library = open_client(client, servers=[http_server], group="g", properties={}, security=PLAIN)
-    kafka_admin = KafkaAdmin(library, diagnose=lambda: diagnose([http_server], PLAIN))
-    with pytest.raises(TryAgain) as raised:
-        kafka_admin.connect()
-    assert str(raised.value) == f"{http_server}: it is an HTTP server, not a Kafka broker"
-    kafka_admin.close(1.0)
+def test_both_clients_say_the_same(client: str, certificates: Certificates) -> None:
+    """Each library has other words for it, or hardly any."""
+    context = certificates.server(certificates.certificate(f"both-{client}"))
+    strange = SecuritySettings(protocol="SSL", ca=str(certificates.other_root))
+    for serve, tls, security, cause in (
+        (answering(b"HTTP/1.1 400 Bad Request\r\n\r\n"), None, PLAIN, "it is an HTTP server, not a Kafka broker"),
+        (kafka("a:1"), context, PLAIN, "it speaks TLS: set kafka.security.protocol to SSL"),
+        (kafka("a:1"), context, strange, "the broker's certificate is not accepted: the authority that signed it"),
+        (answering(b"\x00\x00\x00\x06\x00\x00\x00\x12\x00\x23"), None, strange, "it does not speak TLS"),
+    ):
+        with serving(serve, tls=tls) as at:
+            library = open_client(client, servers=[at], group="g", properties={}, security=security)
+            asked = KafkaAdmin(library, diagnose=lambda at=at, security=security: diagnose([at], security))
+            with pytest.raises(TryAgain) as raised:
+                asked.connect()
+            assert str(raised.value).startswith(f"{at}: {cause}")
+            asked.close(1.0)
