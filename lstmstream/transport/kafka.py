@@ -220,15 +220,14 @@ class KafkaTransport(KafkaAdmin):
         """
         now_s = time.monotonic()
         if in_group:
-            self._outside_since_s, self._patience_s = None, OUTSIDE_S
+            after_outage = now_s - self._outage_end_s < AFTER_OUTAGE_S
+            self._outside_since_s, self._patience_s = None, OUTSIDE_AFTER_OUTAGE_S if after_outage else OUTSIDE_S
             return
         if self._outside_since_s is None:
             self._outside_since_s = now_s
-        after_outage = now_s - self._outage_end_s < AFTER_OUTAGE_S
-        limit_s = min(self._patience_s, OUTSIDE_AFTER_OUTAGE_S) if after_outage else self._patience_s
-        outside_s = now_s - max(self._outside_since_s, self._outage_end_s)
-        if outside_s > limit_s:
-            self._patience_s *= 2
+        outside_s = now_s - self._outside_since_s
+        if outside_s > self._patience_s:
+            self._patience_s *= 2  # the member that it was may have to expire first
             self._consumer_broken = True
             raise TryAgain(f"the consumer has been outside of its group for {outside_s:.0f} s; another one is made")
 
@@ -299,6 +298,7 @@ class KafkaTransport(KafkaAdmin):
                 raise
         if self._outage:
             self._outage, self._outage_end_s = False, time.monotonic()
+            self._outside_since_s, self._patience_s = None, OUTSIDE_AFTER_OUTAGE_S
 
     def _recover(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
