@@ -66,7 +66,7 @@ class UnreadableRecords(Fatal):
         super().__init__(
             f"{self.problem}. To go on without these records, stop every member of the group, move its offset to"
             f" {next_offset} (kafka-consumer-groups --reset-offsets --to-offset {next_offset} --topic"
-            f" {topic}:{partition}), and start again"
+            f" {topic}:{partition} --execute), and start again"
         )
 
 
