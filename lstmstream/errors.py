@@ -6,6 +6,7 @@ LstmstreamError
 │   └── RecordRefused  the broker will never take one of the records: find it, and publish a dead letter in its place
 ├── OwnershipLost      another process owns these keys or this transactional id: leave, commit nothing
 ├── Fatal              running cannot go on and starting again may help: exit code 1
+│   └── UnreadableRecords  the log holds bytes that are no records: say where, and how to go on without them
 └── CannotServe        config, model or topics are wrong: say what and how to fix it, exit code 2
 """
 
@@ -49,6 +50,24 @@ class OwnershipLost(LstmstreamError):
 
 class Fatal(LstmstreamError):
     """The daemon cannot go on from here (exit code 1)."""
+
+
+class UnreadableRecords(Fatal):
+    """The log holds bytes that cannot be decoded, from `first` to before `next_offset` of one partition.
+
+    `next_offset` is where reading can go on; `problem` is the text without the advice for the consumer group's input.
+    """
+
+    def __init__(self, topic: str, partition: int, first: int, next_offset: int, reason: str) -> None:
+        self.first = first
+        self.next_offset = next_offset
+        offsets = f"the batch of offsets {first} to {next_offset - 1}"
+        self.problem = f"{topic}[{partition}]@{first}: {offsets} cannot be decoded: {reason}"
+        super().__init__(
+            f"{self.problem}. To go on without these records, stop every member of the group, move its offset to"
+            f" {next_offset} (kafka-consumer-groups --reset-offsets --to-offset {next_offset} --topic"
+            f" {topic}:{partition} --execute), and start again"
+        )
 
 
 class CannotServe(LstmstreamError):

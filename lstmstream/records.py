@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,18 @@ Headers = Sequence[tuple[str, bytes | None]]
 BY_KEY = -1  # in place of a partition: murmur2 of the key decides
 NO_TIMESTAMP = -1  # in place of a record's timestamp: it has none
 NO_OFFSET = -1  # of a record that is yet to be written
+
+
+class UnreadableValue(bytes):
+    """In place of the value of a record that cannot be decoded: its bytes as they stand in the log, and the reason."""
+
+    reason: str
+
+    def __new__(cls, raw: bytes, reason: str) -> Self:
+        """`raw`: the whole record, without its length."""
+        value = super().__new__(cls, raw)
+        value.reason = reason
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from lstmstream.config import Config
-from lstmstream.errors import RecordRefused, TryAgain
+from lstmstream.errors import RecordRefused, TryAgain, UnreadableRecords
 from lstmstream.records import RecordBatch, concatenate
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
@@ -193,6 +193,9 @@ class Daemon:
             while not self._stopping:
                 self.run_once()
             return self.drain()
+        except UnreadableRecords:
+            self.drain()  # how far it has answered must be known, so that the group can be moved on from there
+            raise
         finally:
             self.close()
 
@@ -227,7 +230,10 @@ class Daemon:
             polled = self._transport.poll(self._poll_timeout_s(), limit)
             deadline_s = self._clock.monotonic_s() + wait_s
             while 0 < len(polled.records) < limit and (left_s := deadline_s - self._clock.monotonic_s()) > 0:
-                more = self._transport.poll(left_s, limit - len(polled.records))
+                try:
+                    more = self._transport.poll(left_s, limit - len(polled.records))
+                except UnreadableRecords:
+                    break  # what was read before it is answered first; the next poll says it again
                 polled = more._replace(records=concatenate([polled.records, more.records]))
         return polled
 

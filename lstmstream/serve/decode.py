@@ -27,7 +27,7 @@ from lstmstream.formats.values import (
     number_array,
 )
 from lstmstream.model import Card, Feature
-from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, RecordBatch
+from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, RecordBatch, UnreadableValue
 
 
 class FieldCounts(NamedTuple):
@@ -115,9 +115,9 @@ class Decoder:
                 document = loads(value)  # type: ignore[arg-type]  # a null value raises, and is explained below
                 if type(document) is not dict:
                     document = parse_document(value)
-            except orjson.JSONDecodeError:
+            except orjson.JSONDecodeError:  # of an UnreadableValue too, for it is no plain bytes
                 try:
-                    document = parse_document(value)
+                    document = _explained(value)
                 except BadRecord as bad:
                     rejects.add(i, bad)
                     document = {}
@@ -201,6 +201,12 @@ class Decoder:
             if None in values:
                 absent[:, column] = [text is None for text in values]
         return codes, absent
+
+
+def _explained(value: bytes | None) -> Document:
+    if isinstance(value, UnreadableValue):
+        raise BadRecord("decode", f"the record cannot be decoded: {value.reason}")
+    return parse_document(value)
 
 
 class _Rejects:

@@ -27,7 +27,7 @@ from lstmstream.formats.json_documents import (
 from lstmstream.formats.timestamps import iso_texts
 from lstmstream.formats.values import key_text
 from lstmstream.model import Card
-from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch
+from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch, UnreadableValue
 from lstmstream.serve.decode import Decoded
 
 # Forms of a dead letter, each plainer than the one before: what its topic refuses is written in the next one.
@@ -196,7 +196,7 @@ class Encoder:
             np.where(forms >= NOW, now_ms, same.timestamps),
             [_dead_letter_key(same, row, letter.form) for row, letter in enumerate(dead_letters)],
             [
-                value if letter.with_value and letter.form < BARE else None
+                _plain(value) if letter.with_value and letter.form < BARE else None
                 for value, letter in zip(same.values, dead_letters, strict=True)
             ],
             [
@@ -204,6 +204,11 @@ class Encoder:
                 for headers, letter in zip(same.headers, dead_letters, strict=True)
             ],
         )
+
+
+def _plain(value: bytes | None) -> bytes | None:
+    """A client takes nothing but bytes."""
+    return bytes(value) if isinstance(value, UnreadableValue) else value
 
 
 def _dead_letter_key(records: RecordBatch, row: int, form: int) -> bytes | None:

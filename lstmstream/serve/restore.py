@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, Fatal, UnreadableRecords
 from lstmstream.records import Ints, RecordBatch
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import is_ours
@@ -203,7 +203,13 @@ class Restore:
         if reader.position >= reader.end:
             self.phase = RestorePhase.CHOOSE
             return
-        batch = reader.next(max(0.0, deadline_s - self._context.clock()))
+        try:
+            batch = reader.next(max(0.0, deadline_s - self._context.clock()))
+        except UnreadableRecords as error:  # states of unknown keys: they are rebuilt, as those of damaged records
+            log.error("state records cannot be used: %s", error.problem)  # noqa: TRY400 - for a person
+            self._loaded.corrupt[b"batch %d" % error.first] = error.first
+            reader.position = min(error.next_offset, reader.end)
+            return
         mine: dict[bytes, int] = {}  # record key → index of its newest record
         for i, record_key in enumerate(batch.keys):
             offset = int(batch.offsets[i])
@@ -421,8 +427,8 @@ class Restore:
         reader = self._reader
         assert reader is not None
         if reader.position < reader.end:
-            batch = reader.next(max(0.0, deadline_s - self._context.clock()))
-            if not len(batch):
+            batch = self._next_batch(reader, deadline_s)
+            if batch is None or not len(batch):
                 return
             first, end = int(batch.offsets[0]), self._committed.offset
             if self._context.on_foreign_commit != "accept":
@@ -433,6 +439,26 @@ class Restore:
 
     # -- the replay
 
+    def _next_batch(self, reader: LogReader, deadline_s: float) -> RecordBatch | None:
+        """Of the input; None where a batch was passed over that cannot be decoded and that was never answered.
+
+        Those after the floor's position and before the group's own offset were: states without them would be wrong.
+        Of those before the floor's position nobody knows; where the group's offset was moved past them, they were not.
+        """
+        try:
+            return reader.next(max(0.0, deadline_s - self._context.clock()))
+        except UnreadableRecords as error:
+            moved_past = self._foreign and error.first >= self._answered
+            if error.first >= self._floor_position and not moved_past:
+                raise Fatal(
+                    f"{error.problem}. It was answered, and states must be rebuilt from it: bring it back from a copy"
+                    f" of the topic, or delete topic {self._state_topic()!r} and set on_model_change: reset to go on"
+                    " with empty states"
+                ) from error
+            log.error("passed over, the states do not contain it: %s", error.problem)  # noqa: TRY400 - for a person
+            reader.position = min(error.next_offset, reader.end)
+            return None
+
     def _replay(self, deadline_s: float, membership: Membership) -> None:
         assert self._committed is not None
         if self._reader is None:
@@ -440,8 +466,8 @@ class Restore:
         reader = self._reader
         assert reader is not None
         if reader.position < reader.end:
-            batch = reader.next(max(0.0, deadline_s - self._context.clock()))
-            if len(batch):
+            batch = self._next_batch(reader, deadline_s)
+            if batch is not None and len(batch):
                 number = self.partition.number
                 changed = self._context.engine.replay(batch).get(number)
                 if changed is not None:

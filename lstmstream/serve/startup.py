@@ -61,6 +61,7 @@ def start_daemon(
     stopping: Callable[[], bool],
 ) -> Daemon | None:
     """Reach the broker, ensure the topics, begin to join; None if stopped meanwhile. Raises CannotServe."""
+    transport.on_wait(observer.on_loop)  # a broker that is waited for must not look like a loop that hangs
     topics = _connect(config, step.card.state.size, transport, observer, clock, stopping)
     if topics is None:
         return None

@@ -53,6 +53,12 @@ class CallBound:
 
     def __init__(self) -> None:
         self.deadline_s = math.inf  # of time.monotonic()
+        self.on_wait: Callable[[], None] = lambda: None  # again and again while a call is waited for, by who waits
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the moment has been set."""
+        return self.deadline_s < math.inf
 
     def wait(self, finished: threading.Event, timeout_s: float) -> bool:
         """Whether it finished in time. The bound may come while this waits, from a signal handler on this thread."""
@@ -62,6 +68,7 @@ class CallBound:
             if left_s <= 0:
                 return False
             finished.wait(min(left_s, _LONGEST_WAIT_S))
+            self.on_wait()
         return True
 
 
@@ -148,7 +155,7 @@ class ClientThread(Generic[C]):
             call.abandoned = True
             if not self.stuck:
                 self._overdue = call
-            raise TryAgain(f"the broker did not answer within {timeout_s:g} s")
+            raise TryAgain(f"the broker did not answer within {timeout_s:.3g} s (Kafka client: {self._name})")
         if call.error is None:
             return call.value
         error = self._to_error(call.error)

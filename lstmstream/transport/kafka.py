@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lstmstream.config import Config
@@ -22,6 +23,7 @@ from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Client, GroupConsumer, Producer
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import ErrorKind, ProducerFenced
+from lstmstream.transport.diagnosis import diagnose
 from lstmstream.transport.kafka_admin import CLOSE_TIMEOUT_S, KafkaAdmin
 from lstmstream.transport.partitioner import partitions_of
 from lstmstream.transport.ports import (
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 
 
 _KEEP_ALIVE_S = 2.0
+OUTSIDE_S = 120.0  # more than a group needs: it waits 45 s for a member that died, and 60 s for the others to join
+OUTSIDE_AFTER_OUTAGE_S = 20.0
+AFTER_OUTAGE_S = 180.0  # so long does a consumer count as one that may have missed what has changed
 
 
 class Assignments:
@@ -141,13 +146,14 @@ class KafkaTransport(KafkaAdmin):
         exactly_once: bool = True,
         instance: str | None = None,
         transaction_timeout_s: float = 10.0,
+        diagnose: Callable[[], str] = lambda: "",
     ) -> None:
         """`instance`: the group.instance.id, if there is one.
 
         With it another process may follow under the same transactional id, so that it need not wait for this one's
         transaction to time out. Without, the id is random, and none can.
         """
-        super().__init__(client, static_member=instance is not None)
+        super().__init__(client, static_member=instance is not None, diagnose=diagnose)
         self._input_topic = input_topic
         self._exactly_once = exactly_once
         self._transactional_id = f"{group}.{uuid.uuid4().hex if instance is None else instance}"
@@ -159,11 +165,16 @@ class KafkaTransport(KafkaAdmin):
         self._polled: Mapping[int, int] = {}  # the assignment that the last poll handed out
         self._consumer: ClientThread[GroupConsumer] | None = None
         self._writer: _Writer | None = None
+        self._outage = False  # the last recovery failed
+        self._outage_end_s = -math.inf  # of the last one
+        self._outside_since_s: float | None = None  # the consumer is not in its group
+        self._patience_s = OUTSIDE_S  # until it is replaced
 
     def connect(self) -> None:
         """See Transport."""
-        super().connect()
-        self.recover()
+        with self._diagnosis.explaining():
+            self._reconnect(CALL_TIMEOUT_S)
+            self._recover(CALL_TIMEOUT_S)
 
     def stable_end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """See GroupMember."""
@@ -182,6 +193,7 @@ class KafkaTransport(KafkaAdmin):
             self._consumer.end(lambda consumer: consumer.close(limit_s), limit_s)
             self._consumer = None
         self._polled = {}
+        self._outside_since_s = None
         # Of its own, so that what is still to come from the consumer before cannot touch it.
         assignments = self._assignments = Assignments(self._epochs)
         self._consumer = self._open(
@@ -195,9 +207,29 @@ class KafkaTransport(KafkaAdmin):
     def poll(self, timeout_s: float, max_events: int) -> PollResult:
         """See GroupMember."""
         fetched = self._member().call(lambda consumer: consumer.poll(timeout_s, max_events), timeout_s + CALL_TIMEOUT_S)
+        self._watch(in_group=fetched.membership.valid)
         # After the membership: a partition that goes meanwhile goes with a generation that fences this one.
         self._polled = self._assignments.snapshot()
         return PollResult(fetched.records, fetched.membership, self._polled, fetched.positions)
+
+    def _watch(self, *, in_group: bool) -> None:
+        """Replace a consumer that does not come back to its group. Raises TryAgain; `recover` does it.
+
+        It may know the brokers by addresses that they had before an outage, and kafka-python never asks again at those
+        of the configuration. It may also have to wait for others, which take their time: hence the patience.
+        """
+        now_s = time.monotonic()
+        if in_group:
+            after_outage = now_s - self._outage_end_s < AFTER_OUTAGE_S
+            self._outside_since_s, self._patience_s = None, OUTSIDE_AFTER_OUTAGE_S if after_outage else OUTSIDE_S
+            return
+        if self._outside_since_s is None:
+            self._outside_since_s = now_s
+        outside_s = now_s - self._outside_since_s
+        if outside_s > self._patience_s:
+            self._patience_s *= 2  # the member that it was may have to expire first
+            self._consumer_broken = True
+            raise TryAgain(f"the consumer has been outside of its group for {outside_s:.0f} s; another one is made")
 
     def resume(self, partition: int, offset: int) -> None:
         """See GroupMember."""
@@ -254,12 +286,26 @@ class KafkaTransport(KafkaAdmin):
         An aborted transaction's offsets go out with the next one, and a late end of a transaction ends the next one
         (KAFKA-17754, librdkafka #5423). A new producer of the same transactional id ends what was open, and fences
         whatever a call that was left behind still sends.
+
+        After a failed recovery the admin client is new too, and a consumer that does not find its group again soon is
+        replaced (`_watch`): the brokers may have come back under other addresses.
         """
+        with self._diagnosis.explaining():
+            try:
+                self._recover(timeout_s)
+            except TryAgain:
+                self._outage = True
+                raise
+        if self._outage:
+            self._outage, self._outage_end_s = False, time.monotonic()
+            self._outside_since_s, self._patience_s = None, OUTSIDE_AFTER_OUTAGE_S
+
+    def _recover(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
-        if self._doubtful:  # librdkafka's admin client was seen never to answer again after an outage
+        if self._doubtful or self._outage:  # librdkafka's admin client was seen never to answer again after an outage
             self._reconnect(_left(deadline))
         if self._joined and self._consumer is None:  # it could not be replaced the last time
             self._join(deadline)
@@ -323,19 +369,21 @@ class KafkaTransport(KafkaAdmin):
 def open_kafka_transport(config: Config) -> KafkaTransport:
     """The transport that a configuration asks for; nothing is connected yet. Raises CannotServe."""
     instance = config.kafka.properties.get("group.instance.id")
+    servers, security = config.kafka.bootstrap_servers, security_settings(config.kafka.security, config.folder)
     return KafkaTransport(
         open_client(
             config.kafka.client,
-            servers=config.kafka.bootstrap_servers,
+            servers=servers,
             group=config.name,
             properties=config.kafka.properties,
-            security=security_settings(config.kafka.security, config.folder),
+            security=security,
         ),
         group=config.name,
         input_topic=config.input.topic,
         exactly_once=config.delivery == "exactly_once",
         instance=None if instance is None else str(instance),
         transaction_timeout_s=int(config.kafka.properties.get("transaction.timeout.ms", 10_000)) / 1000,
+        diagnose=lambda: diagnose(servers, security),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
@@ -11,32 +12,46 @@ from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import CallBound, ClientThread
 from lstmstream.transport.clients import Admin, Client, Reader
 from lstmstream.transport.decisions import decide
+from lstmstream.transport.diagnosis import Diagnosis
 from lstmstream.transport.ports import CALL_TIMEOUT_S, LogReader, TopicInfo
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 T = TypeVar("T")
 
 CLOSE_TIMEOUT_S = 2.0  # for a client that is no longer needed
+SILENT_S, LONGEST_SILENT_S = 15.0, 120.0  # a reader that gets no further is replaced, less and less often
+FAILURES = 3  # of a reader, in a row, before it is replaced
 _READ_GRACE_S = 2.0  # a reader may take so much longer than it is told, while it connects
 
 
 class KafkaAdmin:
     """An Admin (see ports.py)."""
 
-    def __init__(self, client: Client, *, static_member: bool = False) -> None:
+    def __init__(
+        self, client: Client, *, static_member: bool = False, diagnose: Callable[[], str] = lambda: ""
+    ) -> None:
+        """`diagnose`: why the brokers cannot be used, asked after a failure; empty where it does not know."""
         self._client = client
         self._static_member = static_member
         self._admin: ClientThread[Admin] | None = None
         self._doubtful = False  # the admin client did not answer the last question
         self._bound = CallBound()
+        self._diagnosis = Diagnosis(diagnose, self._bound)
 
     def bound_calls(self, timeout_s: float) -> None:
         """See Transport."""
         self._bound.deadline_s = time.monotonic() + timeout_s
 
+    def on_wait(self, callback: Callable[[], None]) -> None:
+        """See Transport."""
+        self._bound.on_wait = callback
+
     def connect(self) -> None:
         """Reach the broker. Raises TryAgain where it cannot be reached, CannotServe where it turns us away."""
-        self._reconnect(CALL_TIMEOUT_S)
+        with self._diagnosis.explaining():
+            self._reconnect(CALL_TIMEOUT_S)
 
     def _reconnect(self, timeout_s: float) -> None:
         """Another admin client; the one before stays where there can be no other."""
@@ -75,11 +90,11 @@ class KafkaAdmin:
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """See Admin. It has a consumer of its own, so that several may be open."""
 
-        def make() -> Reader:
-            return self._client.reader(topic, partition, start)
+        def open_at(position: int) -> ClientThread[Reader]:
+            make = lambda: self._client.reader(topic, partition, position)  # noqa: E731 - one to each opening
+            return self._open(f"reader-{partition}", make, lambda reader: reader.close(), CALL_TIMEOUT_S)
 
-        opened = self._open(f"reader-{partition}", make, lambda reader: reader.close(), CALL_TIMEOUT_S)
-        return WatchedReader(opened, start, end)
+        return WatchedReader(open_at, start, end)
 
     def close(self, timeout_s: float) -> None:
         """Free the admin client; readers are closed by whoever opened them. Never raises."""
@@ -106,22 +121,49 @@ class KafkaAdmin:
 
 
 class WatchedReader:
-    """A LogReader. It knows its position itself: a read that was left behind is done again from there."""
+    """A LogReader. It knows its position itself: a read that was left behind is done again from there.
 
-    def __init__(self, reader: ClientThread[Reader], start: int, end: int) -> None:
+    A consumer that comes no further, or fails again and again, is replaced: it may know the brokers by addresses that
+    they no longer have.
+    """
+
+    def __init__(self, open_at: Callable[[int], ClientThread[Reader]], start: int, end: int) -> None:
         self.position = start
         self.end = end
-        self._reader = reader
+        self._open_at = open_at
+        self._reader: ClientThread[Reader] | None = open_at(start)
+        self._failures = 0  # in a row
+        self._moved_s = time.monotonic()
+        self._patience_s = SILENT_S
 
     def next(self, timeout_s: float) -> RecordBatch:
         """See LogReader."""
         start, end = self.position, self.end
-        records, position = self._reader.call(
-            lambda reader: reader.read(start, end, timeout_s), timeout_s + _READ_GRACE_S
-        )
+        if self._failures >= FAILURES or time.monotonic() - self._moved_s > self._patience_s:
+            self._replace()
+        if self._reader is None:
+            self._reader = self._open_at(start)
+        try:
+            records, position = self._reader.call(
+                lambda reader: reader.read(start, end, timeout_s), timeout_s + _READ_GRACE_S
+            )
+        except TryAgain:
+            self._failures += 1
+            raise
+        self._failures = 0
+        if position > start:
+            self._moved_s, self._patience_s = time.monotonic(), SILENT_S
         self.position = min(position, end)
         return records
 
+    def _replace(self) -> None:
+        log.info("a reader of the log comes no further and is replaced", extra={"offset": self.position})
+        self.close()
+        self._failures = 0
+        self._moved_s, self._patience_s = time.monotonic(), min(2 * self._patience_s, LONGEST_SILENT_S)
+
     def close(self) -> None:
         """See LogReader."""
-        self._reader.end(lambda reader: reader.close(), CLOSE_TIMEOUT_S)
+        if self._reader is not None:
+            self._reader.end(lambda reader: reader.close(), 0.0 if self._reader.stuck else CLOSE_TIMEOUT_S)
+            self._reader = None

@@ -324,6 +324,9 @@ class MemoryTransport:
     def bound_calls(self, timeout_s: float) -> None:  # nothing here takes time
         """See Transport."""
 
+    def on_wait(self, callback: Callable[[], None]) -> None:
+        """See Transport."""
+
     def close(self, timeout_s: float) -> None:  # nothing here takes time
         """See Transport."""
         self._broker.leave(self.member_id)

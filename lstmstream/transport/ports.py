@@ -12,7 +12,7 @@ Every method returns within its time limit. All are called from one thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from lstmstream.records import RecordBatch
@@ -138,6 +138,9 @@ class Transport(Admin, GroupMember, Protocol):
 
         It raises TryAgain then. For a signal handler.
         """
+
+    def on_wait(self, callback: Callable[[], None]) -> None:
+        """Call it again and again while a call waits for the broker, within its limit: the process is alive."""
 
     def close(self, timeout_s: float) -> None:
         """Leave the group and free everything; never raises."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain
+from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain, UnreadableRecords
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.choose import open_client
+from lstmstream.transport.diagnosis import diagnose
 from lstmstream.transport.kafka_admin import KafkaAdmin
 from lstmstream.transport.ports import LogReader
 from lstmstream.transport.security import SecuritySettings
@@ -34,13 +35,18 @@ def read_topic(
     library = open_client(
         client, servers=servers, group="lstmstream-history", properties=properties or {}, security=security or _OPEN
     )
-    kafka = KafkaAdmin(library)
+    kafka = KafkaAdmin(library, diagnose=lambda: diagnose(servers, security or _OPEN))
     try:
         try:
             kafka.connect()
         except TryAgain as error:
             raise CannotServe(f"kafka.bootstrap_servers: {', '.join(servers)} cannot be reached ({error})") from error
         yield from _read(kafka, topic, start, end)
+    except UnreadableRecords as error:
+        raise CannotServe(
+            f"data.topic: {error.problem}. Set data.start to {error.next_offset}, or data.end to {error.first}, to"
+            " leave it out"
+        ) from error
     except (TryAgain, Fatal) as error:
         raise CannotServe(f"data.topic: {topic!r} cannot be read: {error}") from error
     finally:

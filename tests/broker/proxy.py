@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import NamedTuple, Self
@@ -96,6 +96,7 @@ class KafkaProxy:
         self._broker = (host, int(port))
         self._faults: list[Fault] = []
         self._requests: list[Request] = []
+        self._changes: dict[int, Callable[[bytes], bytes]] = {}
         self._connections: set[_Connection] = set()
         self._lock = threading.Lock()
         self._flowing = threading.Event()  # clear while everything stands still
@@ -132,6 +133,10 @@ class KafkaProxy:
     def delay(self, api: Api, seconds: float, *, times: int | None = None, client: str = "") -> Fault:
         """Requests arrive late."""
         return self._fault(Fault(Action.DELAY, api, times, client, seconds))
+
+    def change_answers(self, api: Api, change: Callable[[bytes], bytes]) -> None:
+        """Answers to requests of this type go through `change`, without their length, for as long as the proxy is."""
+        self._changes[api] = change
 
     def seen(self, api: Api, client: str = "") -> int:
         """How many requests of this type have come, whatever became of them."""
@@ -275,6 +280,8 @@ class _Connection:
             if self._mute:
                 continue
             answer = self._proxy._readdressed(frame) if api in _WITH_ADDRESSES else frame
+            if api in self._proxy._changes:
+                answer = self._proxy._changes[api](answer)
             with contextlib.suppress(OSError):  # a delayed request arrives even if its sender has gone
                 self._client.sendall(_framed(answer))
 

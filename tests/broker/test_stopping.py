@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -198,3 +199,30 @@ def test_a_broker_that_is_killed_or_stopped(tmp_path: Path) -> None:
         if pid:
             own._last().ends(signal.SIGCONT, 0)  # type: ignore[union-attr]
         own.down(wipe=True)
+
+
+@pytest.mark.parametrize("call", ["connect", "describe", "poll", "read", "commit", "close"])
+def test_a_call_that_spins_for_ever_does_not_make_it_deaf(
+    broker: str, topic_prefix: str, tmp_path: Path, call: str
+) -> None:
+    """A library that burns a core and never returns: the process ends in time, and says which client it was."""
+    name = topic_prefix
+    create_topics(broker, [f"{name}.in"], partitions=1)
+    config = configured(tmp_path, name, broker)
+    if call in {"read", "commit"}:
+        fill(broker, name)
+    if call == "read":  # there are states to be read back
+        with RunningDaemon(config, tmp_path / "before") as daemon:
+            wait_answered(daemon, broker, name)
+    command = [sys.executable, str(Path(__file__).with_name("spinning_daemon.py")), call, str(config)]
+    spins = config.with_suffix(".spins")
+    with RunningDaemon(config, tmp_path / "log", command=command) as daemon:
+        daemon.wait(daemon.ready if call == "close" else spins.exists, "spinning")
+        code, took_s = terminate(daemon)
+        assert took_s < SHUTDOWN_S + SLACK_S, daemon.last_words(40)
+        assert code in {0, 1}, daemon.last_words(40)
+        log = daemon.log_file.read_text()
+        assert "Traceback" not in log
+        client = {"connect": "admin", "describe": "admin", "read": "reader-0", "commit": "transactional-producer"}
+        assert client.get(call, "consumer") in log, log[-2000:]
+        assert spins.exists()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lstmstream.errors import BadRecord
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.model import Feature
-from lstmstream.records import DeadLetter, Observations
+from lstmstream.records import DeadLetter, Observations, UnreadableValue
 from lstmstream.serve.decode import Decoder
 from tests.serve.helpers import batch, one, onnx_step
 from tests.serve.reference import Event, Refused, time_of
@@ -528,3 +528,10 @@ def test_an_array_feature_fills_as_many_columns() -> None:
         (5, "validate", "field 'samples' holds a boolean, not 3 numbers"),
         (6, "validate", "field 'samples' is not finite in float32"),
     ]
+
+
+def test_a_record_that_cannot_be_decoded_is_a_dead_letter_whatever_its_bytes_look_like() -> None:
+    found = letter(UnreadableValue(b'{"amount": 1}', "the value claims 9 bytes, 2 are left"))
+    assert found.stage == "decode"
+    assert found.message == "the record cannot be decoded: the value claims 9 bytes, 2 are left"
+    assert found.with_value

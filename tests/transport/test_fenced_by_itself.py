@@ -17,6 +17,10 @@ from lstmstream.transport.security import SecuritySettings
 MINE = b"CGMDv2:\x01\x00\x00\x00g\x00one-1\x00\x00one\x00"
 
 
+def no_other_opinion(*_: object) -> Any:
+    raise AssertionError("nothing is suspect here")
+
+
 class FatalMessage:
     """The event that says it: no record, and no code of its own."""
 
@@ -68,7 +72,7 @@ def test_a_fence_is_judged_each_time(
 ) -> None:
     monkeypatch.setattr(confluent_consumer, "Consumer", FakeLibraryConsumer)
     client = open_client("confluent", servers=["a:1"], group="g", properties={}, security=SecuritySettings())
-    consumer = ConfluentConsumer({}, "in", Assignments(iter(range(9))), lambda: member_in_group)
+    consumer = ConfluentConsumer({}, "in", Assignments(iter(range(9))), lambda: member_in_group, no_other_opinion)
     assert consumer.poll(0.0, 10).membership.valid
     monkeypatch.setattr(FakeLibraryConsumer, "member", member_after)
     for _ in range(2):  # the library says it once, and gives nothing from then on

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from lstmstream.errors import OwnershipLost, TryAgain
 from lstmstream.records import RecordBatch
+from lstmstream.transport import kafka, kafka_admin
 from lstmstream.transport.clients import Fetched
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
@@ -27,8 +30,8 @@ class ClientError(Exception):
 class Anything:
     """A client object whose every call succeeds, but for those that `fail` names."""
 
-    def __init__(self, fail: dict[str, ErrorKind], made: list[str]) -> None:
-        self._fail, self._made = fail, made
+    def __init__(self, fail: dict[str, ErrorKind], made: list[str], valid: Callable[[], bool] = lambda: True) -> None:
+        self._fail, self._made, self._valid = fail, made, valid
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*_: object, **__: object) -> Any:
@@ -38,7 +41,7 @@ class Anything:
             if name == "partition_count":
                 return 2
             if name == "poll":
-                return Fetched(RecordBatch.empty("in"), MEMBERSHIP, {})
+                return Fetched(RecordBatch.empty("in"), MEMBERSHIP._replace(valid=self._valid()), {})
             return {}
 
         return call
@@ -48,12 +51,13 @@ class FakeClient:
     def __init__(self) -> None:
         self.fail: dict[str, ErrorKind] = {}
         self.calls: list[str] = []
+        self.valid = True  # whether the consumer is in its group
 
     def _make(self, name: str) -> Any:
         self.calls.append(name)
         if name in self.fail:
             raise ClientError(self.fail[name])
-        return Anything(self.fail, self.calls)
+        return Anything(self.fail, self.calls, lambda: self.valid)
 
     def admin(self) -> Any:
         return self._make("admin")
@@ -118,4 +122,103 @@ def test_a_fenced_producer_is_another_process_only_if_the_transaction_was_young(
     client.fail.clear()
     transport.recover()
     commit(transport)
+    transport.close(1.0)
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = time.monotonic()
+        monkeypatch.setattr(kafka, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def outside(client: FakeClient, transport: KafkaTransport, clock: Clock, *, most_s: float) -> float | None:
+    """Seconds until the consumer, which is not in its group, is replaced; None if it is not."""
+    client.valid = False
+    for second in range(int(most_s)):
+        clock.now_s += 1
+        try:
+            transport.poll(0.0, 1)
+        except TryAgain:
+            client.calls.clear()
+            transport.recover()
+            assert "group_consumer" in client.calls
+            return second + 1
+    return None
+
+
+def test_a_consumer_that_does_not_find_its_group_after_an_outage_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may know the brokers by addresses that they no longer have. Without an outage it may wait for others."""
+    clock, client = Clock(monkeypatch), FakeClient()
+    transport = joined(client)
+    transport.poll(0.0, 1)
+    assert outside(client, transport, clock, most_s=60) is None, "others may take their time"
+    client.valid = True
+    transport.poll(0.0, 1)
+    client.fail["producer"] = ErrorKind.TRANSIENT
+    with pytest.raises(TryAgain):
+        transport.recover()
+    client.fail.clear()
+    client.calls.clear()
+    transport.recover()
+    assert client.calls[0] == "admin", "the admin client is new after a recovery that failed"
+    assert outside(client, transport, clock, most_s=60) == pytest.approx(20, abs=2)
+    assert outside(client, transport, clock, most_s=60) == pytest.approx(40, abs=2), "the next one gets more time"
+    client.valid = True
+    clock.now_s += 1_000
+    transport.poll(0.0, 1)
+    assert outside(client, transport, clock, most_s=100) is None
+    assert outside(client, transport, clock, most_s=100) is not None, "not for ever, with no outage either"
+    transport.close(1.0)
+
+
+class StuckReader:
+    """It gives nothing where it was opened; one that is opened later does."""
+
+    def __init__(self, opened: list[int], at: int, fail: bool) -> None:
+        self._first, self._at, self._fail = not opened, at, fail
+        opened.append(at)
+
+    def read(self, start: int, end: int, timeout_s: float) -> tuple[RecordBatch, int]:
+        if self._first and self._fail:
+            raise ClientError(ErrorKind.TRANSIENT)
+        return RecordBatch.empty("in"), start if self._first and start >= 3 else start + 3
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_reader_that_comes_no_further_is_replaced(monkeypatch: pytest.MonkeyPatch, fail: bool) -> None:
+    """It goes on from where it was, whether the old one failed or said nothing."""
+    clock, client = Clock(monkeypatch), FakeClient()
+    monkeypatch.setattr(kafka_admin, "time", clock)
+    opened: list[int] = []
+    monkeypatch.setattr(client, "reader", lambda topic, partition, start: StuckReader(opened, start, fail))
+    transport = joined(client)
+    reader = transport.open_reader("in", 0, 0, 9)
+    for _ in range(40):
+        clock.now_s += 1
+        with contextlib.suppress(TryAgain):
+            reader.next(0.0)
+        if reader.position == 9:
+            break
+    assert opened == [0, 0 if fail else 3]
+    assert reader.position == 9
+    reader.close()
+    transport.close(1.0)
+
+
+def test_waits_for_the_broker_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, beats = FakeClient(), [0]
+    transport = joined(client)
+
+    def beat() -> None:
+        beats[0] += 1
+
+    transport.on_wait(beat)
+    monkeypatch.setattr(client, "admin", lambda: time.sleep(0.8) or Anything({}, []))
+    transport.connect()
+    assert beats[0] >= 2
     transport.close(1.0)

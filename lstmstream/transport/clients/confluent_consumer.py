@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
 import struct
 import time
@@ -16,11 +17,31 @@ from lstmstream.records import Headers, RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.ports import CommittedOffset, Membership
 
+log = logging.getLogger(__name__)
+
 _READ_RECORDS = 4096  # of one read outside the group
 _WAKE_S = 0.5  # for a question whose answer does not matter
+_SILENT_S = 3.0  # a reader that has come no further asks for another opinion
+_TOLD_TWICE_S = 1.0  # the same for a partition of the group that is told once more where to read
+_LONGEST_SILENT_S = 60.0
+_UNDECODABLE = {
+    KafkaError._BAD_MSG,
+    KafkaError._BAD_COMPRESSION,
+    KafkaError._NOT_IMPLEMENTED,
+    KafkaError._UNSUPPORTED_FEATURE,
+    KafkaError._UNDERFLOW,
+    KafkaError.INVALID_MSG,
+    KafkaError.MSG_SIZE_TOO_LARGE,  # what the library says of a batch that it cannot find the end of
+}
 # Called like this its error is raised at once: where Python's own loop calls it, at some later record.
 _get_headers = operator.methodcaller("headers")
 _GENERATION = struct.Struct("=7si")  # how a group's metadata begin
+
+
+# Topic, partition, offset and how many records at most → the records that another library reads there, and the offset
+# to go on from. Raises UnreadableRecords. librdkafka goes on and on, without a word, over some batches that it cannot
+# decode, gives up a whole batch for one record, and does not say where the batch ends.
+OtherOpinion = Callable[[str, int, int, int], tuple[RecordBatch, int]]
 
 
 class SelfFencedError(KafkaException):
@@ -36,6 +57,7 @@ class ConfluentConsumer:
         topic: str,
         listener: AssignmentListener,
         member_of_instance: Callable[[], str],
+        other_opinion: OtherOpinion,
     ) -> None:
         """`member_of_instance`: asks which member the group has under our instance id."""
         self._topic = topic
@@ -44,6 +66,8 @@ class ConfluentConsumer:
         self._member = ""  # our id in the group, as it was last
         self._broken = False
         self._positions: dict[int, int] = {}  # of resumed partitions
+        self._other_opinion = other_opinion
+        self._suspects: dict[int, float] = {}  # partitions that may hold what cannot be decoded, and when to look
         self._consumer = Consumer(dict(settings))
         self._consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
 
@@ -66,13 +90,14 @@ class ConfluentConsumer:
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         for at in partitions:
             self._positions.pop(at.partition, None)
+            self._suspects.pop(at.partition, None)
 
     def poll(self, timeout_s: float, max_events: int) -> Fetched:
         """See GroupConsumer."""
         if self._broken:
             raise self._judged()
         try:
-            records, ends = _consume(self._consumer, self._topic, timeout_s, max_events)
+            records, ends, undecodable = _consume(self._consumer, self._topic, timeout_s, max_events)
         except KafkaException as error:
             self._broken = error.args[0].code() == KafkaError._FATAL
             if self._broken:
@@ -81,9 +106,31 @@ class ConfluentConsumer:
         read = records.next_offsets()
         for partition in {*read, *ends} & set(self._positions):
             self._positions[partition] = max(read.get(partition, 0), ends.get(partition, 0))
+            self._suspects.pop(partition, None)
+        self._suspects |= dict.fromkeys(undecodable & set(self._positions), 0.0)
+        if not len(records):
+            records = self._look_at_suspects(max_events)
         token = self._consumer.consumer_group_metadata()  # live, so it is taken with the records
         self._member = self._consumer.memberid() or self._member
         return Fetched(records, Membership(token, _is_member(token)), dict(self._positions))
+
+    def _look_at_suspects(self, max_events: int) -> RecordBatch:
+        """What the other library reads there; perhaps nothing. Raises UnreadableRecords."""
+        now_s = time.monotonic()
+        for partition, when_s in list(self._suspects.items()):
+            if when_s <= now_s:
+                records, position = self._other_opinion(self._topic, partition, self._positions[partition], max_events)
+                del self._suspects[partition]  # the next error, or whoever tells it again where to read, brings it back
+                if position > self._positions[partition]:
+                    self._positions[partition] = position
+                    self._seek(partition)
+                if len(records):
+                    return records
+        return RecordBatch.empty(self._topic)
+
+    def _seek(self, partition: int) -> None:
+        with contextlib.suppress(KafkaException):  # it was lost meanwhile
+            self._consumer.seek(TopicPartition(self._topic, partition, self._positions[partition]))
 
     def keep_alive(self) -> None:
         """See GroupConsumer. It also runs callbacks that wait; the library may fence itself while they do (below)."""
@@ -106,6 +153,8 @@ class ConfluentConsumer:
         its own answer might take that for it. A broker's thread that has nothing to fetch sleeps for up to a second,
         and neither call wakes it: a question to that broker does.
         """
+        if self._positions.get(partition) == offset:
+            self._suspects[partition] = time.monotonic() + _TOLD_TWICE_S
         at = TopicPartition(self._topic, partition, offset)
         self._consumer.seek(at)
         self._consumer.resume([at])
@@ -127,24 +176,36 @@ class ConfluentConsumer:
 class ConfluentReader:
     """A Reader (see clients/__init__.py)."""
 
-    def __init__(self, settings: Mapping[str, Any], at: TopicPartition) -> None:
+    def __init__(self, settings: Mapping[str, Any], at: TopicPartition, other_opinion: OtherOpinion) -> None:
         self._at = at
         self._position = at.offset
+        self._other_opinion = other_opinion
+        self._moved_s = time.monotonic()
+        self._silent_s = _SILENT_S  # until the other opinion is asked for
         self._consumer = Consumer(dict(settings))
         self._consumer.assign([at])
 
     def read(self, start: int, end: int, timeout_s: float) -> tuple[RecordBatch, int]:
         """See Reader."""
+        topic, partition = self._at.topic, self._at.partition
         if start != self._position:
-            self._consumer.seek(TopicPartition(self._at.topic, self._at.partition, start))
+            self._consumer.seek(TopicPartition(topic, partition, start))
         self._position = -1  # until this has worked
-        records, ends = _consume(self._consumer, self._at.topic, timeout_s, _READ_RECORDS)
-        position = ends.get(self._at.partition, start)
+        records, ends, undecodable = _consume(self._consumer, topic, timeout_s, _READ_RECORDS)
+        position = ends.get(partition, start)
+        now_s = time.monotonic()
+        sought = False
         if len(records):
             position = max(position, int(records.offsets[-1]) + 1)
-            inside = np.flatnonzero(records.offsets < end)
-            records = records if len(inside) == len(records) else records.take(inside)
-        self._position = position
+        elif undecodable or (position == start and now_s - self._moved_s > self._silent_s):
+            self._moved_s, self._silent_s = now_s, min(2 * self._silent_s, _LONGEST_SILENT_S)
+            records, position = self._other_opinion(topic, partition, start, _READ_RECORDS)
+            sought = True  # where the library is to go on is to be told
+        if position > start:
+            self._moved_s, self._silent_s = now_s, _SILENT_S
+        inside = np.flatnonzero(records.offsets < end)
+        records = records if len(inside) == len(records) else records.take(inside)
+        self._position = -1 if sought else position
         return records, position
 
     def close(self) -> None:
@@ -152,35 +213,44 @@ class ConfluentReader:
         self._consumer.close()
 
 
-def _consume(consumer: Consumer, topic: str, timeout_s: float, max_records: int) -> tuple[RecordBatch, dict[int, int]]:
-    """Records as soon as there are any, and partitions that were read to their end with the offset after it.
+def _consume(
+    consumer: Consumer, topic: str, timeout_s: float, max_records: int
+) -> tuple[RecordBatch, dict[int, int], set[int]]:
+    """Records as soon as there are any, the ends of partitions that were read so far, and what cannot be decoded.
+
+    Ends are offsets by partition; of what the library cannot decode it is the partitions.
 
     `Consumer.consume` waits out its timeout even when it has some: hence one record by `poll`, the rest at once.
     """
     deadline = time.monotonic() + timeout_s
     ends: dict[int, int] = {}
+    undecodable: set[int] = set()
     while True:
         first = consumer.poll(max(0.0, deadline - time.monotonic()))
         messages = [] if first is None else [first]
         if messages and max_records > 1:
             messages += consumer.consume(max_records - 1, 0)
         if any(message.error() is not None for message in messages):
-            messages = _without_events(messages, ends)
-        if messages or time.monotonic() >= deadline:
-            return _to_batch(topic, messages), ends
+            messages = _without_events(messages, ends, undecodable)
+        if messages or undecodable or time.monotonic() >= deadline:
+            return _to_batch(topic, messages), ends, undecodable
 
 
-def _without_events(messages: Sequence[Message], ends: dict[int, int]) -> list[Message]:
-    """The records among them; ends of partitions are noted. Raises the first error."""
+def _without_events(messages: Sequence[Message], ends: dict[int, int], undecodable: set[int]) -> list[Message]:
+    """The records among them; ends of partitions, and what cannot be decoded, are noted. Raises the first error."""
     records = []
     for message in messages:
         error = message.error()
         partition, offset = message.partition(), message.offset()
+        if partition in undecodable:
+            continue  # it is told again where to read
         if error is None:
             records.append(message)
             ends.pop(cast("int", partition), None)  # the end has moved on
         elif error.code() == KafkaError._PARTITION_EOF:
             ends[cast("int", partition)] = cast("int", offset)
+        elif message.topic() is not None and error.code() in _UNDECODABLE:
+            undecodable.add(cast("int", partition))
         else:
             text = error.str() if message.topic() is None else f"{_place(message)}: {error.str()}"
             raise KafkaException(KafkaError(error.code(), text))
@@ -200,11 +270,13 @@ def _to_batch(topic: str, messages: Sequence[Message]) -> RecordBatch:
 
 
 def _headers(message: Message) -> Headers:
+    """Where the name of one is not UTF-8 the library gives none of them."""
     try:
         return cast("Headers", _get_headers(message) or ())
-    except (ValueError, SystemError) as error:  # a name that is not UTF-8
-        text = f"{_place(message)}: a header cannot be decoded: {error.__cause__ or error}"
-        raise KafkaException(KafkaError(KafkaError._BAD_MSG, text)) from error
+    except (ValueError, SystemError):
+        at = {"partition": message.partition(), "offset": message.offset()}
+        log.debug("the headers of a record are left out: a name is not UTF-8", extra=at)
+        return ()
 
 
 def _place(message: Message) -> str:

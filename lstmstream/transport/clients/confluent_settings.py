@@ -52,7 +52,11 @@ OF_PRODUCER = {
     "retry.backoff.ms",
 }
 
-COMMON: dict[str, Any] = {"reconnect.backoff.max.ms": 1000, "topic.metadata.refresh.interval.ms": 30_000}
+COMMON: dict[str, Any] = {
+    "reconnect.backoff.max.ms": 1000,
+    "topic.metadata.refresh.interval.ms": 30_000,
+    "metadata.recovery.rebootstrap.trigger.ms": 20_000,  # then it asks at bootstrap.servers again
+}
 CONSUMER: dict[str, Any] = {
     "isolation.level": "read_committed",
     "enable.auto.commit": False,

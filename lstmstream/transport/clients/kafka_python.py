@@ -20,9 +20,9 @@ from kafka.protocol.consumer.offsets import IsolationLevel
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader, topic_offsets
+from lstmstream.transport.clients.kafka_python_records import read_records_our_way
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
 from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
-from lstmstream.transport.decompression import limit_decompression
 from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
@@ -39,7 +39,7 @@ class KafkaPythonClient:
         self, servers: Sequence[str], group: str, properties: Mapping[str, int | str], security: SecuritySettings
     ) -> None:
         """`properties` under Kafka's dotted names; one that no client object knows is left out, which is logged."""
-        limit_decompression()
+        read_records_our_way()
         given: dict[str, Any] = {"client_id": f"lstmstream-{group}"}
         given |= {name.replace(".", "_"): value for name, value in properties.items()}
         if given.get("compression_type") == "none":

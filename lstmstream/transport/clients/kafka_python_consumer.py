@@ -15,7 +15,7 @@ from kafka.structs import OffsetAndMetadata
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
-from lstmstream.transport.decompression import UnreadableRecordError
+from lstmstream.transport.clients.kafka_python_records import begin_poll
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
@@ -157,12 +157,8 @@ class KafkaPythonReader:
 
 
 def _poll(consumer: Any, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Any]]:
-    """`consumer.poll`. After a record that it cannot decode the next poll would spin and never return."""
-    try:
-        polled: Mapping[TopicPartition, Sequence[Any]] = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
-    except UnreadableRecordError:
-        consumer._fetcher._next_partition_records = None
-        raise
+    begin_poll(consumer._fetcher)
+    polled: Mapping[TopicPartition, Sequence[Any]] = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
     return polled
 
 

@@ -8,12 +8,12 @@ import kafka.errors as kerr
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from lstmstream.transport.decisions import ErrorKind
-from lstmstream.transport.decompression import UnreadableRecordError
+from lstmstream.transport.decompression import BatchTooLargeError
 
 # Errors that the library raises by itself: the first row that an error, or what it was raised from, is an instance of.
 # The broker's are in transport/error_codes.py, by `errno`; anything else is TRANSIENT.
 KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorKind], ...] = (
-    (UnreadableRecordError, ErrorKind.RECORD_UNREADABLE),
+    (BatchTooLargeError, ErrorKind.RECORD_UNREADABLE),
     ((kerr.LogTruncationError, kerr.NoOffsetForPartitionError), ErrorKind.RECORDS_GONE),
     ((kerr.KafkaConfigurationError, kerr.UnsupportedCodecError), ErrorKind.BAD_SETTINGS),
 )
