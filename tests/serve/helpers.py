@@ -111,8 +111,8 @@ def stage_of(message: Message) -> str:
     return dict(message.headers)["lstmstream.stage"].decode()  # type: ignore[union-attr]
 
 
-def snapshot(states: StateStore) -> dict[tuple[int, bytes | None], tuple[bytes, int, int, int]]:
-    """Every key that has seen an event: row bytes, steps, last timestamp, last offset."""
+def snapshot(states: StateStore) -> dict[tuple[int, bytes | None], tuple[bytes, int, int, int, int]]:
+    """Every key that has seen an event: row bytes, steps, last timestamp, last offset, failures."""
     return {
         (partition, key): (slab.rows[row].tobytes(), *slab.get(row)[1:])
         for partition, slab in states.slabs.items()

@@ -216,7 +216,7 @@ class World:
         return starts[0] if starts else None
 
 
-def rows_of(slab: Slab) -> dict[Key, tuple[bytes, int, int, int]]:
+def rows_of(slab: Slab) -> dict[Key, tuple[bytes, int, int, int, int]]:
     return {key: (slab.rows[row].tobytes(), *slab.get(row)[1:]) for key, row in slab.index.items()}
 
 
