@@ -17,9 +17,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables name the type of a flag, as if it took a value
     help="Score a live Kafka stream with a recurrent model that keeps a state for every key.",
 )
-model = typer.Typer(no_args_is_help=True, help="Inspect model files.")
+model = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect model files.")
 app.add_typer(model, name="model")
 app.add_typer(dev, name="dev")
 
@@ -72,7 +73,10 @@ def run(
     config: Annotated[Path, typer.Argument(help="The daemon's YAML file.")],
     workers: Annotated[int, typer.Option(help="Not implemented yet; start several daemons instead.")] = 1,
 ) -> int:
-    """Run the daemon: read events, score them, keep the state of every key."""
+    """Run the daemon.
+
+    It reads events from Kafka, scores them, keeps the state of each key, and publishes predictions.
+    """
     if workers != 1:
         raise CannotServe("--workers is not implemented yet; start `lstmstream run` once per worker")
     from lstmstream.shutdown import ShutdownSignal
@@ -104,7 +108,9 @@ def score(
         bool, typer.Option("--no-timestamp", help="Events have no time; the moment of reading is taken.")
     ] = False,
 ) -> int:
-    """Score the events of a file with the daemon's engine: without a broker, with the same bytes.
+    """Score the events of a file.
+
+    The daemon's engine, without a broker: the predictions are the same to the byte.
 
     Exits with 1 if there are events and none could be answered.
     """
@@ -135,7 +141,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     init: Annotated[str | None, typer.Option(help="A model file to fine-tune on this data.")] = None,
 ) -> int:
-    """Train a model on past events: model file and report."""
+    """Train a model on past events.
+
+    Writes a model file and a report.
+    """
     from lstmstream.extras import require
 
     require("train", "`lstmstream train`")
@@ -159,7 +168,10 @@ def evaluate(
         list[int] | None, typer.Option(min=1, help="Precision among the K highest scores; may be given several times.")
     ] = None,
 ) -> int:
-    """Evaluate a model on labelled data: the metrics of its task, with 95 % intervals."""
+    """Evaluate a model on labelled data.
+
+    Prints the metrics of its task, with 95 % intervals.
+    """
     from lstmstream.evaluation.command import evaluate as run_evaluation
 
     return run_evaluation(
@@ -201,7 +213,10 @@ def import_(
     key: Annotated[str | None, typer.Option(help="With --compare: column of the entity key.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="With --compare: column of the event time.")] = None,
 ) -> int:
-    """Convert a recurrent model of another framework to one step, and check it against the original."""
+    """Convert a model of another framework.
+
+    A recurrent model becomes one step that keeps its state, and is checked against the original.
+    """
     from lstmstream.extras import require
 
     require("import", "`lstmstream import`")
@@ -252,7 +267,10 @@ def demo(
     rate: Annotated[float | None, typer.Option(min=0.1, help="Events per second.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulated customers.")] = 7,
 ) -> int:
-    """Run a broker, simulated events and the daemon on this machine, and show live predictions."""
+    """Show it all on this machine.
+
+    Runs a broker, simulated events and the daemon, and shows live predictions.
+    """
     from lstmstream.demo.run import run_demo
 
     return run_demo(events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
@@ -266,7 +284,10 @@ def events(
     count: Annotated[int | None, typer.Option(min=1, help="Stop after this many events. Default: at Ctrl-C.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulated customers.")] = 1,
 ) -> int:
-    """Write simulated card payments to a topic, keyed by customer; `builtin:demo` scores them."""
+    """Write simulated events to a topic.
+
+    Card payments, keyed by customer; `builtin:demo` scores them.
+    """
     from lstmstream.demo.events import send_events
     from lstmstream.errors import Fatal
     from lstmstream.shutdown import ShutdownSignal

@@ -15,8 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lstmstream.demo.simulate import KINDS
-from lstmstream.demo.tally import Alert, Snapshot, Tally
+from lstmstream.demo.tally import RECENT, Alert, Snapshot, Tally
 
+_MEANINGS = {
+    "large": "a payment far too large for its customer",
+    "terminal": "a payment at a terminal that was tampered with",
+    "leaked": "a payment by somebody else with the customer's card data",
+}
 _LINE_INTERVAL_S = 1.0  # between two lines where there is no terminal
 
 
@@ -55,7 +60,7 @@ class Display:
             self._next_line = time.monotonic() + _LINE_INTERVAL_S
             self.note(
                 f"{now.seconds:6.1f} s  {now.predictions:,} of {now.sent:,} events scored, {now.rate:,.0f}/s, "
-                f"p50 {_ms(now.p50)} p99 {_ms(now.p99)}, {now.keys:,} keys, "
+                f"p50 {_ms(now.p50)} p99 {_ms(now.p99)} (last {RECENT:,}), {now.keys:,} keys, "
                 f"{now.alerts:,} alerts, {now.true_alerts:,} of them fraud"
             )
             new = min(now.alerts - self._alerts_shown, 2)
@@ -68,7 +73,10 @@ class Display:
         limit = f" of {self._events:,}" if self._events else ""
         table.add_row("events", f"{now.sent:,} sent", f"{now.predictions:,}{limit} scored", f"{now.rate:,.0f}/s")
         table.add_row(
-            "latency", f"p50 {_ms(now.p50)}", f"p99 {_ms(now.p99)}", "from sending an event to reading its prediction"
+            "latency",
+            f"p50 {_ms(now.p50)}",
+            f"p99 {_ms(now.p99)}",
+            f"from sending an event to reading its prediction, last {RECENT:,}",
         )
         table.add_row("state", f"{now.keys:,} keys", f"{now.dead_letters:,} dead letters", "")
         table.add_row("alerts", f"{now.alerts:,}", f"{now.true_alerts:,} true", self._metrics)
@@ -95,9 +103,8 @@ class Display:
         )
         for kind in range(1, len(KINDS)):
             found, count = quality.alerted[kind], quality.counts[kind]
-            self.note(
-                f"  {KINDS[kind]:<9} {found:,} of {count:,} found ({_percent(found / count if count else math.nan)})"
-            )
+            share = _percent(found / count if count else math.nan)
+            self.note(f"  {KINDS[kind]:<9} {found:,} of {count:,} found ({share}): {_MEANINGS[KINDS[kind]]}")
 
 
 def _alerts(alerts: tuple[Alert, ...]) -> Table:

@@ -246,6 +246,12 @@ class _Demo:
             self._display.note("every event has exactly one prediction; the daemon stopped cleanly")
         elif code:
             self._display.note(f"the daemon did not stop cleanly: it exited with code {code}")
+        elif not tally.duplicates:
+            waiting = tally.in_flight
+            rest = f"; {waiting:,} were still on their way" if waiting else ""
+            self._display.note(
+                f"every event that was answered has exactly one prediction{rest}; the daemon stopped cleanly"
+            )
         return 0
 
     def _watch(self, daemon: Daemon, tally: Tally, sender: Sender, reader: Reader) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lstmstream.demo.simulate import KINDS, Transactions
 
 _MAX_KEPT = 2_000_000  # predictions that quality and latency are computed over; older ones are dropped
-_RECENT = 4_000  # predictions that the latency on the screen is computed over
+RECENT = 4_000  # predictions that the latency on the screen is computed over
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Tally:
             then, count = self._mark
             if now - then >= 1:
                 self._rate, self._mark = (self.predictions - count) / (now - then), (now, self.predictions)
-            p50, p99 = _percentiles(np.array(self._latencies[-_RECENT:]))
+            p50, p99 = _percentiles(np.array(self._latencies[-RECENT:]))
             return Snapshot(
                 seconds=now - since,
                 sent=self.sent,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from lstmstream.dev.broker import DevBroker
 
 app = typer.Typer(
-    no_args_is_help=True, help="A real Kafka on this machine's loopback, without Docker (needs Java and Maven)."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Kafka on this machine, without Docker. Needs Java and Maven; listens on the loopback address only.",
 )
 
 _Home = Annotated[
@@ -31,7 +33,10 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 9092,
     home: _Home = None,
 ) -> None:
-    """Start the broker if it is not running, and print its bootstrap servers."""
+    """Start the broker.
+
+    If it is running already, nothing happens. Prints its bootstrap servers.
+    """
     broker = _broker(home)
     if not jars_folder().is_dir():
         typer.echo(f"Downloading Kafka {KAFKA_VERSION} with Maven (54 MiB, once) ...", err=True)
