@@ -9,6 +9,7 @@ from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost
 from lstmstream.serve.daemon import Clock
 from lstmstream.serve.factory import load_step_model
+from lstmstream.serve.growth import find_growth
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import HttpServer
 from lstmstream.serve.metrics import Metrics
@@ -17,6 +18,7 @@ from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.shutdown import ShutdownSignal
 from lstmstream.transport.kafka import open_kafka_transport
 
+GROWTH_S = 1.0  # for a walk over some hundred events at load
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker, of Podman
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,13 @@ def _serve(config: Config, shutdown: ShutdownSignal) -> int:
             "model loaded",
             extra={"model": card.name, "version": card.version, "fingerprint": card.fingerprint, "device": step.device},
         )
+        if growth := find_growth(step, seconds=GROWTH_S):
+            log.warning(
+                "model %s: %s. Its keys start with a fresh state each time (state.reset_after_failures); import it with"
+                " --mode window, or train with cells that saturate",
+                card.name,
+                growth,
+            )
         if problem := _unreachable_probes(config):
             log.warning("%s", problem)
         log.info("listening", extra={"host": config.http.host, "port": http.port})
