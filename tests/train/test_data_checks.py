@@ -109,7 +109,7 @@ def test_an_empty_split(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "split: the train split is empty (by time: train before 1969-12-31T00:00:00Z, validation from"
         " 2020-09-13T12:31:20Z, test from 2020-09-13T12:32:20Z; of 400 events 0 train, 60 validation, 60 test);"
-        " change the shares or dates under split, or bring more data"
+        " change the shares or dates under split, or add more data"
     )
 
 
