@@ -13,7 +13,7 @@ from lstmstream.evaluation.metrics import LOWER_IS_BETTER, Evaluated, compute_me
 METRIC_NAMES = {
     "average_precision": "average precision",
     "accuracy": "accuracy",
-    "mase": "MASE (forecasting the last value gives 1)",
+    "mase": "relative error (MASE)",
 }
 
 

@@ -230,6 +230,9 @@ COARSE_LOG = "amount changes by less than float32 can tell apart after log: true
         pytest.param(-1.7e9 - WAVE, False, f"{COARSE}1.7e+09 its steps are 128.", id="negative"),
         pytest.param(1.7e12 + 60_000.0 * np.arange(ROWS) / 8, False, f"{COARSE}1.7e+12", id="milliseconds"),
         pytest.param(3e7 + np.arange(ROWS) // 8, False, f"{COARSE}3e+07 its steps are 2.", id="counter"),
+        pytest.param(
+            1.7e9 + 1e5 * (np.arange(ROWS) % 8) + WAVE, False, f"{COARSE}1.7e+09", id="only the levels of cards differ"
+        ),
         pytest.param(1 + 1e-7 * WAVE / 500, False, f"{COARSE}1 its steps are 1.19209e-07.", id="tiny changes"),
         pytest.param(1.7e9 + WAVE, True, f"{COARSE}1.7e+09", id="large offset with log"),
         pytest.param(1e6 + np.arange(ROWS) // 8 % 2 * 4, True, COARSE_LOG, id="lost by log"),
