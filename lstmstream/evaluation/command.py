@@ -32,6 +32,7 @@ from lstmstream.serve.step import OnnxStep
 
 MAX_LISTED = 10  # classes in a message
 MAX_LISTED_LABELS = 20  # classes in the table's head
+MAX_METRICS = 24  # rows of the table; the metrics of single classes and columns come last
 
 
 def evaluate(
@@ -214,8 +215,11 @@ def _print_table(summary: dict[str, Any], metrics: dict[str, Interval], units: s
     if summary["threshold"] is not None:
         say(f"threshold: {summary['threshold']:g}")
     table = Table("metric", "value", "95 % interval", "meaning")
-    for name, interval in metrics.items():
+    overall_first = sorted(metrics.items(), key=lambda item: "[" in item[0])
+    for name, interval in overall_first[:MAX_METRICS]:
         table.add_row(*map(Text, (name, format_number(interval["value"]), format_interval(interval), meaning(name))))
     console.print(table)
+    if len(metrics) > MAX_METRICS:
+        say(f"{len(metrics) - MAX_METRICS} more metrics of single classes or columns: use --json")
     if resamples:
         say(f"Intervals: {resamples} resamples of {units}.")

@@ -13,7 +13,7 @@ from lstmstream.evaluation.metrics import LOWER_IS_BETTER, Evaluated, compute_me
 METRIC_NAMES = {
     "average_precision": "average precision",
     "accuracy": "accuracy",
-    "mase": "MASE (forecasting the last value gives 1)",
+    "mase": "relative error (MASE)",
 }
 
 
@@ -48,7 +48,7 @@ def compare(
         return Comparison(None, "Not known", "Nothing can be compared: the split has no baseline or no true values.")
     best = (min if name in LOWER_IS_BETTER else max)(theirs, key=lambda other: theirs[other])
     difference = paired_difference(model, baselines[best], name, resamples=resamples, seed=seed)
-    values = f"{METRIC_NAMES[name]} {ours:.3g}, against {theirs[best]:.3g} of the best baseline, {best!r}"
+    values = f"{METRIC_NAMES[name]} {ours:.3g}, against {theirs[best]:.3g} for the best baseline, {best!r}"
     if np.isnan(difference["low"]):
         text = f"The {called} has {values}. There are too few events to tell this from chance; evaluate on more."
         return Comparison(None, "Not known", text, name, best, difference)

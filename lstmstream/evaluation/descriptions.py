@@ -7,22 +7,22 @@ import numpy as np
 from lstmstream.evaluation.intervals import Interval
 
 MEANINGS = {
-    "average_precision": "area under precision over recall; by chance: the share of positives",
-    "roc_auc": "a positive scores above a negative; by chance: 0.5",
+    "average_precision": "area under the precision-recall curve; by chance: the share of positives",
+    "roc_auc": "probability that a positive scores above a negative; by chance: 0.5",
     "precision_at": "share of positives among the K highest scores",
     "precision": "share of alerts that are right",
     "recall": "share of positives that alert",
     "f1": "harmonic mean of precision and recall",
     "alert_share": "share of events that alert",
-    "alerts_per_day": "on average over the time of the data",
+    "alerts_per_day": "average over the time span of the data",
     "brier": "mean squared error of the probability; lower is better",
     "log_loss": "nats per event; lower is better",
-    "calibration_error": "mean distance of probability and frequency; lower is better",
+    "calibration_error": "mean gap between probability and observed frequency; lower is better",
     "accuracy": "share of events whose class is right",
     "macro_f1": "mean F1 of the classes",
     "mae": "mean absolute error, in the field's unit",
     "rmse": "root of the mean squared error, in the field's unit",
-    "mase": "absolute error as a share of the last value's; below 1 is better",
+    "mase": "error relative to forecasting the last value; below 1 is better",
 }
 
 

@@ -101,7 +101,7 @@ def split_events(events: Events, options: SplitOptions, seed: int) -> Split:
             raise CannotServe(
                 f"split: the {name} split is empty ({split.description}; of {len(events)} events {counts['train']}"
                 f" train, {counts['validation']} validation, {counts['test']} test); change the shares or dates under"
-                " split, or bring more data"
+                " split, or add more data"
             )
     return split
 

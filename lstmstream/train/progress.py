@@ -21,6 +21,7 @@ from lstmstream.train.report.report import Report
 from lstmstream.train.trainer import EpochMetrics, Progress, Trainer, TrainingResult
 
 MAX_LISTED = 8  # classes with their counts
+MAX_WARNINGS = 10  # before training; the report has all of them
 SUMMARY_METRICS = {
     "average_precision", "roc_auc", "precision", "recall", "accuracy", "macro_f1", "mae", "rmse", "mase",
 }  # fmt: skip
@@ -80,8 +81,10 @@ class ConsoleProgress:
                 more = [f"and {len(found) - MAX_LISTED} more classes"] if len(found) > MAX_LISTED else []
                 line += "   " + ", ".join(found[:MAX_LISTED] + more)
             self.print(line)
-        for warning in dataset.warnings:
+        for warning in dataset.warnings[:MAX_WARNINGS]:
             self.print(f"warning: {warning}")
+        if len(dataset.warnings) > MAX_WARNINGS:
+            self.print(f"warning: {len(dataset.warnings) - MAX_WARNINGS} more; the report lists all of them")
 
     @contextmanager
     def showing(self, trainer: Trainer) -> Iterator[None]:

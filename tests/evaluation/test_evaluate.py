@@ -13,7 +13,7 @@ import pytest
 
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
-from lstmstream.evaluation.command import evaluate
+from lstmstream.evaluation.command import MAX_METRICS, evaluate
 from lstmstream.evaluation.descriptions import format_number
 from lstmstream.history.events import load_events_for_card
 from lstmstream.model import load_model
@@ -192,6 +192,18 @@ def test_the_table_names_data_metrics_and_intervals(tmp_path: Path, capsys: pyte
     assert "600 events of 30 keys, 2026-02-02T" in said
     assert "recall[[b]]" in said
     assert "Intervals: 5 resamples of keys." in said
+
+
+def test_a_long_table_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"class-{n}" for n in range(60)]
+    model, data = trained(tmp_path, outputs=60, target="fraud", classes=names), table(tmp_path, labels=names)
+    assert evaluate(str(model), str(data), resamples=2) == 0
+    said = capsys.readouterr().out
+    assert said.count("recall[") + said.count("macro_f1") + said.count("accuracy") <= MAX_METRICS
+    assert "macro_f1" in said
+    metrics = asked(capsys, model, data)["metrics"]
+    assert len(metrics) > 60
+    assert f"{len(metrics) - MAX_METRICS} more metrics of single classes or columns: use --json" in said
 
 
 def test_the_models_own_training_data_are_known_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,7 @@ def test_an_empty_split(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "split: the train split is empty (by time: train before 1969-12-31T00:00:00Z, validation from"
         " 2020-09-13T12:31:20Z, test from 2020-09-13T12:32:20Z; of 400 events 0 train, 60 validation, 60 test);"
-        " change the shares or dates under split, or bring more data"
+        " change the shares or dates under split, or add more data"
     )
 
 
@@ -230,6 +230,9 @@ COARSE_LOG = "amount changes by less than float32 can tell apart after log: true
         pytest.param(-1.7e9 - WAVE, False, f"{COARSE}1.7e+09 its steps are 128.", id="negative"),
         pytest.param(1.7e12 + 60_000.0 * np.arange(ROWS) / 8, False, f"{COARSE}1.7e+12", id="milliseconds"),
         pytest.param(3e7 + np.arange(ROWS) // 8, False, f"{COARSE}3e+07 its steps are 2.", id="counter"),
+        pytest.param(
+            1.7e9 + 1e5 * (np.arange(ROWS) % 8) + WAVE, False, f"{COARSE}1.7e+09", id="only the levels of cards differ"
+        ),
         pytest.param(1 + 1e-7 * WAVE / 500, False, f"{COARSE}1 its steps are 1.19209e-07.", id="tiny changes"),
         pytest.param(1.7e9 + WAVE, True, f"{COARSE}1.7e+09", id="large offset with log"),
         pytest.param(1e6 + np.arange(ROWS) // 8 % 2 * 4, True, COARSE_LOG, id="lost by log"),

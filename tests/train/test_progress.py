@@ -36,6 +36,16 @@ def test_a_terminal_has_a_bar_that_is_removed(
     assert 0 < output.index(HIDE_CURSOR) < output.rindex(SHOW_CURSOR)
 
 
+def test_of_many_warnings_some_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warnings = tuple(f"warning number {n}" for n in range(500))
+    ConsoleProgress(replace(prepare_dataset(config_for(tmp_path)), warnings=warnings)).show_dataset()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert lines == [
+        *(f"warning: {text}" for text in warnings[:10]),
+        "warning: 490 more; the report lists all of them",
+    ]
+
+
 def test_without_a_terminal_there_are_lines_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = replace(prepare_dataset(config_for(tmp_path)), warnings=("[bold]odd[/bold] data",))
     console = ConsoleProgress(dataset)

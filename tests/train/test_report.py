@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,15 @@ def test_the_threshold_table_has_no_gaps(task: str) -> None:
     near = counts[(counts >= counts[candidates.index(chosen)] / 2) & (counts <= 2 * counts[candidates.index(chosen)])]
     assert len(near) >= min(5, 1 + near.min())  # from one alert to two there is nothing between
     assert (counts[1:] <= 2 * counts[:-1] + 1).all()
+
+
+def test_thresholds_are_closer_near_the_chosen_one() -> None:
+    scores = np.random.default_rng(0).permutation(100_000).astype(np.float32) / 100_000
+    chosen = float(np.float32(0.9997))  # 30 alerts in 100,000 events, where a coarse table goes from 16 to 31 or so
+    counts = [int((scores >= np.float32(one)).sum()) for one in candidate_thresholds(evaluated(scores), [chosen])]
+    around = [count for count in counts if 15 <= count <= 60]
+    assert len(around) >= 7
+    assert max(later / earlier for earlier, later in pairwise(around)) < 1.4
 
 
 def test_the_best_f1_is_marked() -> None:

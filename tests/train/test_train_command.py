@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from lstmstream.history import events as data
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.train.dataset import prepare_dataset
+from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.run import train
 from lstmstream.train.trainer import Trainer
-from lstmstream.train.tune import tune
+from lstmstream.train.tune import tune, with_params
 from tests.train.histories import config_for, purchases, settings, write_config
 
 pytestmark = pytest.mark.torch
@@ -140,6 +142,53 @@ def test_the_test_split_does_not_choose(tmp_path: Path) -> None:
     assert one.threshold == two.threshold
     assert one.training["metrics"]["validation"] == two.training["metrics"]["validation"]
     assert one.training["metrics"]["test"] != two.training["metrics"]["test"]
+
+
+def test_an_anomaly_model_without_further_options(tmp_path: Path) -> None:
+    """Few long keys: the batch size follows the data, the default threshold is explained, the top events are listed."""
+    rng = np.random.default_rng(0)
+    times, keys = np.repeat(np.arange(300), 6), np.tile(np.arange(6), 300)
+    frame = {"m": [f"m{key}" for key in keys], "t": 1_700_000_000 + 900 * times, "v": np.sin(times / 9 + keys)}
+    frame["v"] = frame["v"] + rng.normal(size=len(times)) / 20
+    pl.DataFrame(frame).write_csv(tmp_path / "x.csv")
+    config = {"name": "a", "task": "anomaly", "features": {"numbers": ["v"]}}
+    config["data"] = {"path": "x.csv", "key": "m", "timestamp": "t"}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    done = command(tmp_path, "train", "a.yaml")
+    assert "batches of 3 keys x 64 events, 8 updates per epoch" in done.stderr
+    assert "Threshold 0.5 is the default for anomalies" in done.stdout
+    card = load_model(tmp_path / "a.onnx").card
+    assert card.threshold == 0.5
+    page = (tmp_path / "a.html").read_text()
+    section = page.split('<section id="events">')[1].split("</section>")[0]
+    assert "v (expected)" in section
+    # what the table says was expected is the forecast in the prediction before
+    cells = re.findall(r"<td>([^<]*)</td>", section)[:6]
+    rows = [row for row in scores_of(tmp_path, "m", "t") if row["key"] == cells[0]]
+    number = int(cells[2])
+    assert cells[3] == f"{rows[number - 1]['score']:.4g}"
+    assert cells[5].endswith(f"({rows[number - 2]['prediction'][0]:.4g})")
+
+
+def scores_of(folder: Path, key: str, timestamp: str) -> list[dict[str, Any]]:
+    out = folder / "a.jsonl"
+    score_file(str(folder / "a.onnx"), str(folder / "x.csv"), out=str(out), key=key, timestamp=timestamp,
+               dead_letters=None)  # fmt: skip
+    return [orjson.loads(line) for line in out.read_bytes().splitlines()]
+
+
+def test_the_default_batch_of_a_trial_is_that_of_its_training(tmp_path: Path) -> None:
+    """`tune` samples the steps; with them the tuned file gives the batch size of the trial."""
+    config = config_for(tmp_path, training={"batch": None, "epochs": 1})
+    sizes = {}
+    for steps in (1, 64):
+        dataset = prepare_dataset(with_params(config, {"steps": steps}))
+        sizes[steps] = make_trainer(make_network(dataset), dataset, checkpoint=None).batch_size
+    whole = prepare_dataset(config)
+    for steps, size in sizes.items():
+        trial = replace(whole, config=with_params(config, {"steps": steps}))
+        assert make_trainer(make_network(trial), trial, checkpoint=None).batch_size == size
+    assert sizes[1] > sizes[64]
 
 
 def test_an_anomaly_score_of_one_half_is_rare(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config
             "fingerprint": card.fingerprint,
             "training ended": result.stop_reason,
             "split": split.description,
-            "file against network": f"differ by at most {model.max_difference:.1e}",
+            "exported file against network": f"maximum difference {model.max_difference:.1e}",
             "data (SHA-256)": events.sha256,
         },
         warnings=dataset.warnings,

@@ -101,7 +101,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], chosen: int) -> list
         return [float(epoch.get(name, np.nan)) for epoch in history]
 
     losses = (Series("training", column("train_loss")), Series("validation", column("validation_loss"), colour=1))
-    caption = "Where the validation loss rises while the training loss still falls, the network overfits."
+    caption = "If the validation loss rises while the training loss still falls, the network overfits."
     plots = [Plot("loss", "Loss by epoch", caption, "epoch", "loss", epochs, losses, marks=marks)]
     metric = column("metric")
     if np.isfinite(metric).any() and not np.allclose(np.negative(metric), column("validation_loss"), equal_nan=True):
@@ -131,8 +131,8 @@ def forecast_plots(evaluated: Evaluated, keys: Sequence[str]) -> list[Plot]:
                 Series("truth", evaluated.truth[forecast_rows, column], colour=2),
                 Series("forecast", evaluated.prediction[forecast_rows, column], "dashed"),
             )
-            title = "Forecast against truth"
-            caption = f"At most the last {FORECAST_POINTS} events of the split, at the time that is forecast."
+            title = "Forecast and true value"
+            caption = f"The last {FORECAST_POINTS} events of the split at most, each at the time it is a forecast for."
             name = evaluated.names[column].rpartition(" t+")[0]
             plots.append(
                 Plot(
@@ -181,7 +181,10 @@ def score_histogram(evaluated: Evaluated, threshold: float | None) -> Plot:
         shares = np.histogram(evaluated.score[rows], edges)[0] / max(1, len(rows))
         shares = np.maximum(shares, 0.5 / len(evaluated))  # there is no zero on a log scale; this is its lower end
         series.append(Series(name, np.append(shares, shares[-1]), "steps", colour))
-    caption = "Share of the events by score, on a log scale. Each class adds up to 1; the lower end stands for 0."
+    caption = (
+        "Share of events by score, on a log scale. The shares of each class add up to 1; the bottom of the scale means"
+        " none."
+    )
     return Plot(
         "scores", "Scores", caption, "score", "share of events", edges, tuple(series), y_scale="log",
         marks=_threshold_mark(threshold),
@@ -215,7 +218,7 @@ def scores_over_time(evaluated: Evaluated, threshold: float | None) -> Plot:
     series = [Series("highest", highest), Series("mean", mean, colour=2)]
     if threshold is not None:
         series.append(Series("threshold", np.full(len(used), threshold), "dashed", 3))
-    caption = "Over all keys, by intervals of time."
+    caption = "Highest and mean score of all keys, per interval of time."
     return Plot("time", "Scores over time", caption, "time (UTC)", "score", edges[used], tuple(series), x_scale="time")
 
 
@@ -250,14 +253,14 @@ def ranking_curves(models: Mapping[str, Evaluated], threshold: float | None) -> 
     plots = [
         Plot(
             "pr", "Precision and recall",
-            "Precision: share of the alerts that are right. Recall: share of the positives that are found.",
+            "Precision: share of alerts that are right. Recall: share of positives that are found.",
             "recall", "precision", recall,
             (*_lines(curves, lambda c: _precision_at_recall(c, recall)),
              Series("chance", np.full(len(recall), positives / rows), "dashed", 3)),
             x_range=(0, 1), y_range=(0, 1), marks=recall_mark,
         ),
         Plot(
-            "roc", "ROC", "Share of the positives found against share of the negatives that alert.",
+            "roc", "ROC", "Share of positives found against share of negatives that alert.",
             "false positive rate", "true positive rate", false_positive_rate,
             (*_lines(curves, lambda c: _recall_at_false_positive_rate(c, false_positive_rate)),
              Series("chance", false_positive_rate, "dashed", 3)),
@@ -320,7 +323,10 @@ def calibration_plot(evaluated: Evaluated) -> Plot | None:
     used = count > 0
     x = np.bincount(bins, predicted, CALIBRATION_BINS)[used] / count[used]
     frequency = np.bincount(bins, correct, CALIBRATION_BINS)[used] / count[used]
-    caption = f"On the diagonal the probabilities are true. Each point is one of {CALIBRATION_BINS} bins."
+    caption = (
+        "On the diagonal, predicted probabilities match the observed frequencies. Each point is one of"
+        f" {CALIBRATION_BINS} bins."
+    )
     axis = np.unique(np.concatenate([[0.0, 1.0], x]))
     points = np.full(len(axis), np.nan)
     points[np.searchsorted(axis, x)] = frequency
