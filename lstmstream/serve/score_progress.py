@@ -1,4 +1,4 @@
-"""The progress of `lstmstream score` on standard error: a bar on a terminal, otherwise a line every few seconds."""
+"""The progress of reading and scoring on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 

@@ -265,6 +265,19 @@ def test_fields_beside_an_infinite_number_are_seen(tmp_path: Path, capfd: Any) -
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ("s3://bucket/x.parquet", "is a URL, and score reads local files; download it, or pipe it into -"),
+        ("https://host/x.jsonl", "is a URL"),
+        ("x*.jsonl", "no such file; score reads one file: for several, pipe them into -"),
+    ],
+)
+def test_what_is_no_local_file_is_named(capfd: Any, data: str, what: str) -> None:
+    assert run_as_is(DEMO, data) == 2
+    assert f"{data}: {what}" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["key", "timestamp"])
 def test_an_empty_name_of_a_column_is_refused(tmp_path: Path, capfd: Any, option: str) -> None:
     path = write(tmp_path / "x.jsonl", events())
