@@ -93,6 +93,16 @@ _EXACT = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_parse_int)
 _UNICODE = json.JSONEncoder(ensure_ascii=False)
 
 
+def may_be_a_table(value: bytes) -> bool:
+    """Whether a value that is not an event may hold many: an array, or an object of arrays or objects."""
+    try:
+        document = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return False
+    inner = document.values() if type(document) is dict else ()
+    return type(document) is list or any(type(part) in _NESTED for part in inner)
+
+
 def field_getter(path: str) -> Getter:
     """Reads a field: the name as it is, else its dots lead into nested objects; None where there is nothing."""
     if "." not in path:

@@ -10,7 +10,7 @@ import numpy as np
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats.field_names import MAX_LISTED, unknown_field
 from lstmstream.formats.files import DataFile
-from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, field_getter, locate
+from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, field_getter, locate, may_be_a_table
 from lstmstream.formats.values import Role, text_of
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.model.card import Card, Feature, StateSpec
@@ -41,7 +41,7 @@ class JsonlReader:
             try:
                 yield self._chunk(file.name, values, row, first_row)
             except CannotServe as error:
-                if row or len(values) > 1:
+                if row or len(values) > 1 or not may_be_a_table(values[0]):
                     raise
                 raise CannotServe(f"{error}; {ONE_VALUE}") from error
             row += len(values)

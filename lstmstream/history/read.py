@@ -19,6 +19,7 @@ from lstmstream.extras import require_for_table
 from lstmstream.formats.files import DataFile
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.jsonl import JsonlReader
+from lstmstream.serve.score_progress import ScoreProgress
 
 _NUMBER_OR_CHAR = re.compile(r"[0-9]+|[^0-9]", re.DOTALL)
 _LISTED_FILES = 3  # at the beginning and at the end of a list in a message
@@ -73,26 +74,37 @@ def order_note(files: Sequence[Path]) -> str:
 def read_chunks(files: Sequence[Path], fields: Fields, notes: list[str] | None = None) -> Iterator[Chunk]:
     """The rows of the files in order, in chunks. `notes` gets a line for each thing that the user should know.
 
-    Raises CannotServe naming the file, the field and the row in the file (from 0), and where polars is missing.
+    Long reading shows its progress on standard error. Raises CannotServe naming the file, the field and the row in the
+    file (from 0), and where polars is missing.
     """
     row = 0
     jsonl = JsonlReader(fields)
-    for path in files:
-        with closing(DataFile(path)) as file:
-            if file.kind == "jsonl":
-                chunks = jsonl.read(file, row)
-            else:
-                require_for_table(path)
-                from lstmstream.history.tables import read_table  # noqa: PLC0415 -- polars is an optional dependency
+    with closing(
+        ScoreProgress(f"reading {files[0]}" if len(files) == 1 else f"reading {len(files)} files")
+    ) as progress:
+        for number, path in enumerate(files):
+            with closing(DataFile(path)) as file:
+                if file.kind == "jsonl":
+                    chunks = jsonl.read(file, row)
+                else:
+                    require_for_table(path)
+                    from lstmstream.history.tables import read_table  # noqa: PLC0415 -- polars is an optional dependency
 
-                chunks = read_table(path, fields, row)
-            if notes is not None:
-                notes += file.notes
-            for chunk in chunks:
-                yield chunk
-                row += len(chunk)
+                    chunks = read_table(path, fields, row)
+                if notes is not None:
+                    notes += file.notes
+                for chunk in chunks:
+                    yield chunk
+                    row += len(chunk)
+                    progress.update(row, _done(file, number, len(files)))
     if problems := jsonl.unknown_fields(files[0] if len(files) == 1 else "data.path"):
         raise CannotServe(*problems)
+
+
+def _done(file: DataFile, number: int, count: int) -> float | None:
+    """The fraction that was read of all files, as if they were of one size; None while that is not known."""
+    part = file.position / file.size if file.kind == "jsonl" and file.size else 0.0
+    return (number + part) / count or None
 
 
 def _each_once(files: Sequence[Path], notes: list[str], option: str) -> list[Path]:

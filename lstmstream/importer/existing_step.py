@@ -66,6 +66,11 @@ def step_of_pairing(
             reasons.append(source.error(f"its inputs and outputs do not fit together ({printable(error)})"))
         else:
             return step, report, plan
+    if source.element(pairing.data) != FLOAT and "out of data bounds" in str(reasons[-1]):
+        raise source.error(
+            f"the input {source.quoted(pairing.data)} is the index of a table (an embedding), and an event may hold any"
+            " number; export the model starting after its embeddings"
+        )
     raise reasons[-1]
 
 

@@ -138,8 +138,8 @@ def _layers(config: Mapping[str, Any], content: bytes) -> Iterator[Layer]:
         raise _Unsupported(
             f"a model of class {quote_untrusted(config['class_name'])}; only Sequential and Functional ones can be read"
         )
-    described = config["config"]["layers"]
-    groups = _group_names(described)
+    groups = _group_names(config["config"]["layers"])
+    described = [_with_cell(entry) for entry in config["config"]["layers"]]
     with h5py.File(io.BytesIO(content), "r") as file:
         budget = _Budget(MAX_WEIGHTS_NODES, len(content))
         found = {
@@ -167,6 +167,16 @@ def _layers(config: Mapping[str, Any], content: bytes) -> Iterator[Layer]:
             )
         chain.append(sources[0])
     yield from (found[name] for name in reversed(chain))
+
+
+def _with_cell(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a layer RNN around a cell as that of the cell's own layer, whose weights lie in the same place."""
+    cell = entry["config"].get("cell")
+    kind = cell["class_name"].removesuffix("Cell") if isinstance(cell, dict) else ""
+    if entry["class_name"] != "RNN" or kind not in _RECURRENT:
+        return entry
+    config = {**cell["config"], **{name: value for name, value in entry["config"].items() if name != "cell"}}
+    return {**entry, "class_name": kind, "config": config}
 
 
 def _sources(value: Any) -> Iterator[str]:

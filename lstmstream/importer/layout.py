@@ -55,7 +55,10 @@ class Layout:
         feeds: dict[str, Array] = {self.data: self.arrange(x)}
         for name in self.states:
             dims = source.dims(name)
+            dynamic = [axis for axis, size in enumerate(dims) if size is None]
             batch_axis = 1 if len(dims) == 3 else 0
+            if len(dynamic) == 1:  # some keep the batch first, as in [batch, layers, hidden]
+                batch_axis = dynamic[0]
             shape = [len(x) if axis == batch_axis else size or 1 for axis, size in enumerate(dims)]
             feeds[name] = np.zeros(shape, np.float32)
         return feeds

@@ -115,7 +115,13 @@ class ScoreInput:
 
     def __init__(self, data: str, config: Config, card: Card, *, batch_events: int) -> None:
         """`data` - is standard input. Raises CannotServe where the file cannot be read, or lacks a wanted column."""
-        self.file = DataFile(None if data == "-" else Path(data))
+        path = Path(data)
+        if not path.exists():
+            if "://" in data:
+                raise CannotServe(f"{data}: is a URL, and score reads local files; download it, or pipe it into -")
+            if any(char in data for char in "*?["):
+                raise CannotServe(f"{data}: no such file; score reads one file: for several, pipe them into -")
+        self.file = DataFile(None if data == "-" else path)
         self.notes = self.file.notes  # what the user should know, one line each
         self.rows = 0  # so far, with the blank rows of CSV
         self.total_rows: int | None = None

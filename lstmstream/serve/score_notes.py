@@ -13,7 +13,7 @@ import numpy as np
 
 from lstmstream.errors import BadRecord
 from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
-from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, locate, parse_document
+from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, locate, may_be_a_table, parse_document
 from lstmstream.model import Card
 from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Result
@@ -38,6 +38,7 @@ class RefusedRows:
         self._name = name
         self._kept = kept
         self._reasons: dict[str, tuple[int, int, str]] = {}  # by the message without its numbers: count, row, message
+        self._may_be_a_table = False  # the only row
         self.rows = 0
         self.refused = 0
 
@@ -45,6 +46,8 @@ class RefusedRows:
         """Counts the rows of a batch."""
         self.rows += len(result.records)
         self.refused += len(result.dead_letters)
+        if self.rows == 1 and result.dead_letters:
+            self._may_be_a_table = may_be_a_table(result.records.values[0] or b"")
         for letter in result.dead_letters:
             kind = _NUMBER.sub("0", letter.message)
             if kind not in self._reasons and len(self._reasons) >= _MAX_COUNTED:
@@ -69,7 +72,7 @@ class RefusedRows:
             share = f"none of {self.rows:,} rows" if nothing else f"{self.refused:,} of {self.rows:,} rows"
             what = "could be answered" if nothing else "are dead letters"
             hint = "" if self._kept else "; --dead-letters FILE keeps them"
-            if json and nothing and self.rows == 1:
+            if json and nothing and self.rows == 1 and self._may_be_a_table:
                 hint = f"; {ONE_VALUE}"
             say(f"{self._name}: {share} {what}: {'; '.join(parts)}{hint}")
         return nothing

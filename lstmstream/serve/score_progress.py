@@ -1,12 +1,13 @@
-"""The progress of `lstmstream score` on standard error: a bar on a terminal, otherwise a line every few seconds."""
+"""The progress of reading and scoring on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 LINE_INTERVAL_S = 5.0  # between lines; shorter runs say nothing
 _BAR_AFTER_S = 0.5
@@ -22,7 +23,7 @@ class ScoreProgress:
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._started = self._last = time.monotonic()
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID | None = None
 
     def update(self, rows: int, done: float | None) -> None:
         """`rows` so far; `done` is the fraction of the file from 0 to 1, None where its size is not known."""
@@ -46,7 +47,10 @@ class ScoreProgress:
             self._bar = None
 
     def _draw(self, rows: int, rate: float, done: float | None) -> None:
-        if self._bar is None:
+        from rich.console import Console  # noqa: PLC0415 -- a long run on a terminal needs it, others start faster
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+        if self._bar is None or self._task is None:
             self._bar = Progress(
                 TextColumn("{task.fields[text]}"),
                 BarColumn(),

@@ -17,6 +17,7 @@ from lstmstream.history.fields import Fields
 from lstmstream.history.read import read_chunks, resolve_paths
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.records import RecordBatch
+from lstmstream.serve import score_progress
 from lstmstream.serve.decode import Decoder
 from tests.history.reading import FIELDS, NESTED, jsonl, line, refused
 
@@ -238,3 +239,23 @@ def test_paths_and_patterns(tmp_path: Path) -> None:
         ["folder.csv"],
         tmp_path,
     )
+
+
+def test_long_reading_shows_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for file in files:
+        file.write_text("".join(line(k="c", t=t) + "\n" for t in range(30)))
+    monkeypatch.setattr(jsonl_reader, "CHUNK_LINES", 10)
+    fields = Fields("k", "t", (), ())
+    list(read_chunks(files, fields))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(score_progress, "LINE_INTERVAL_S", 0)
+    list(read_chunks(files, fields))
+    lines = capsys.readouterr().err.splitlines()
+    assert [text.partition(" rows")[0].rpartition(" ")[2] for text in lines] == ["10", "20", "30", "40", "50", "60"]
+    assert lines[0].startswith("lstmstream: reading 2 files: 10 rows, ")
+    assert ", 50%, about " in lines[2]
+    list(read_chunks(files[:1], fields))
+    assert f"lstmstream: reading {files[0]}: 10 rows, " in capsys.readouterr().err

@@ -92,6 +92,8 @@ def saved() -> dict[str, Any]:
         "stateful_stacked": stateful(1, L.LSTM(8, return_sequences=True, stateful=True), L.LSTM(4, stateful=True), L.Dense(1)),
         "stateful_gru": stateful(32, L.GRU(6, stateful=True), L.Dense(1)),
         "stateful_simple": stateful(1, L.SimpleRNN(6, stateful=True, return_sequences=True), L.Dense(1)),
+        "stateful_cell": stateful(1, L.RNN(L.LSTMCell(5), stateful=True, return_sequences=True), L.RNN(L.SimpleRNNCell(4), stateful=True), L.Dense(1)),
+        "cells": chain(L.RNN(L.GRUCell(6, reset_after=False), return_sequences=True), L.GRU(4), L.Dense(1)),
         # --- what cannot be a step, or cannot be read ---
         "one_event": chain(L.LSTM(5), L.Dense(1), length=1),
         "half_stateful": stateful(1, L.LSTM(8, return_sequences=True, stateful=True), L.LSTM(4), L.Dense(1)),

@@ -28,6 +28,7 @@ KERAS_STEPS = (
     "norms.keras", "normalised.keras", "batch_normed.keras", "activations.keras", "functional.keras",
     "fixed_length.keras", "stateful.keras", "onnx_lstm.onnx", "onnx_whole.onnx", "onnx_stacked.onnx", "onnx_relu.onnx",
     "onnx_fixed.onnx", "stateful_one.keras", "stateful_stacked.keras", "stateful_gru.keras", "stateful_simple.keras",
+    "stateful_cell.keras", "cells.keras",
 )  # fmt: skip
 CONVERTED = [f"torch/{name}.onnx" for name in sorted(STEPS)] + [f"keras/{name}" for name in KERAS_STEPS]
 

@@ -363,7 +363,7 @@ def test_compare_leaves_out_events_that_no_key_has_a_score_for(
         ({"key": "absent"}, "there is no field 'absent'"),
         ({"features": "f0,f1,other"}, "there is no field 'other'"),
         ({"features": "f0,f1,text"}, "field 'text' is 'a', not a number"),
-        ({"compare": "d.txt"}, "should be .csv, .jsonl or .parquet"),
+        ({"compare": "d.txt"}, "has no events"),
         ({"compare": "absent.csv"}, "no such file"),
         ({"window": None}, "needs the length of the windows"),
     ],

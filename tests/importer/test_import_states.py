@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from lstmstream.errors import CannotServe
 from lstmstream.importer.command import import_model
 from lstmstream.model import load_model
 from tests.importer import source_files, step_graphs
@@ -282,3 +284,26 @@ def test_an_event_of_unknown_size_is_refused(tmp_path: Path) -> None:
 
     text = refusal(source_files.edited(cell(tmp_path / "a.onnx"), open_end))
     assert "the input 'x' does not state how many numbers an event has" in text
+
+
+def test_an_index_of_a_table_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    table = numpy_helper.from_array(np.ones((50, 4), np.float32), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "token"], ["embedded"]),
+        helper.make_node("Add", ["embedded", "h"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["h_out"]),
+        helper.make_node("ReduceSum", ["h_out", "axes"], ["y"]),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g",
+        [info("token", TensorProto.INT64, ["N"]), info("h", TensorProto.FLOAT, ["N", 4])],
+        [info("y", TensorProto.FLOAT, ["N", 1]), info("h_out", TensorProto.FLOAT, ["N", 4])],
+        [table, numpy_helper.from_array(np.array([1]), "axes")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(
+        CannotServe, match=r"'token' is the index of a table .* export the model starting after its embed"
+    ):
+        import_model(tmp_path / "m.onnx", out=tmp_path / "out.onnx")

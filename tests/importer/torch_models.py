@@ -29,7 +29,8 @@ BOTH = (
 STEPS = {f"{name}_{exporter}" for name in BOTH for exporter in ("old", "new")} | {
     "rnn_tanh", "rnn_relu", "lstm_no_bias", "lstm_time_first_last", "by_last_h", "squeezed", "several_outputs", "residual",
     "two_branches", "log_input", "softplus_head", "sine_head", "view_static", "fourth_of_five", "square_static",
-    "square_time_first", "univariate", "horizon", "states_in_and_out", "step_of_layers", "step_of_cell", "doubles",
+    "square_time_first", "univariate", "horizon", "states_in_and_out", "states_batch_first",
+    "step_of_layers", "step_of_cell", "doubles",
 }  # fmt: skip
 
 
@@ -171,6 +172,12 @@ def cases() -> dict[str, dict[str, Any]]:
     two = {"r": nn.LSTM(F, H, 2, batch_first=True), "o": linear(H, 1)}
     names = {"inputs": ["x", "h", "c"], "outputs": ["y", "h_next", "c_next"]}
     add("states_in_and_out", Own(with_state, **two), states=[(2, -1, H)] * 2, **names)
+
+    def batch_first(module: Any, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> Any:
+        y, (h, c) = module.r(x, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()))
+        return module.o(y), h.transpose(0, 1), c.transpose(0, 1)
+
+    add("states_batch_first", Own(batch_first, **two), states=[(-1, 2, H)] * 2, **names)
     add("step_of_layers", Own(with_state, **two), states=[(2, -1, H)] * 2, one=True, **names)
     add("step_of_cell", Own(cell, r=nn.LSTMCell(F, H), o=linear(H, 1)), states=[(-1, H)] * 2, one=True, flat_event=True, **names)  # fmt: skip
     add(

@@ -252,6 +252,12 @@ def test_a_table_in_one_json_value_is_told_how_to_be_written(tmp_path: Path, cap
         list(read_chunks([path], Fields("customer", "time", ("amount",), ())))
 
 
+@pytest.mark.parametrize("change", [{"amount": "1.5"}, {"time": "soon"}])
+def test_a_single_bad_event_is_no_table(tmp_path: Path, capfd: Any, change: dict[str, Any]) -> None:
+    assert run_as_is(DEMO, write(tmp_path / "x.jsonl", [{**events(1)[0], **change}])) == 1
+    assert "orient=" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("content", ['{"amount":Infinity}\n', "[1]\n[2]\n", "soon\n"])
 def test_fields_are_not_missed_where_no_row_is_an_object(tmp_path: Path, capfd: Any, content: str) -> None:
     (tmp_path / "x.jsonl").write_text(content)
@@ -263,6 +269,19 @@ def test_fields_beside_an_infinite_number_are_seen(tmp_path: Path, capfd: Any) -
     (tmp_path / "x.jsonl").write_text(json.dumps({**events(1)[0], "z": 0}).replace('"z": 0', '"z": 1e400'))
     assert run_as_is(DEMO, tmp_path / "x.jsonl", "--out", tmp_path / "out") == 0
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        ("s3://bucket/x.parquet", "is a URL, and score reads local files; download it, or pipe it into -"),
+        ("https://host/x.jsonl", "is a URL"),
+        ("x*.jsonl", "no such file; score reads one file: for several, pipe them into -"),
+    ],
+)
+def test_what_is_no_local_file_is_named(capfd: Any, data: str, what: str) -> None:
+    assert run_as_is(DEMO, data) == 2
+    assert f"{data}: {what}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["key", "timestamp"])
