@@ -2,7 +2,7 @@
 
 What remains:
 - a gzip or lz4 batch is unpacked without limit, up to about a thousand times its size in the log. So the bound is the
-  topic's `max.message.bytes`: 1 GB for its default of 1 MB. zstd is bound by `receive.message.max.bytes`. The batches of
+  topic's `max.message.bytes`: 1 GB for its default of 1 MB. zstd: `receive.message.max.bytes`. The batches of
   one fetch (`max.partition.fetch.bytes`) are unpacked at once: 12 of 100 MB took 1.3 GB;
 - the number of records that a batch claims, and the offsets of its records, are not checked;
 - after an outage longer than the session timeout the library joins as a new member, and the group waits once more for
