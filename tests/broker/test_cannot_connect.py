@@ -19,7 +19,9 @@ ELSEWHERE = "kafka.zz1"  # as long as 127.0.0.1
 
 
 def said(daemon: RunningDaemon) -> list[str]:
-    return [line["message"] for line in daemon.log_lines if line.get("level") == "warning"]
+    """What it warns of while it cannot use the broker."""
+    warnings = [line for line in daemon.log_lines if line["level"] == "warning"]
+    return [line["message"] for line in warnings if line["logger"] == "lstmstream.serve.startup"]
 
 
 def configured(tmp_path: Path, servers: str) -> Path:
