@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OF_THE_READER = {
+    ".venv/bin/activate",
     "stream.yaml",
     "events.jsonl",
     "bad.jsonl",

@@ -430,12 +430,12 @@ class Daemon:
                     self._process_batch(nothing, self._membership, flush=True, timeout_s=left_s)
             except TryAgain as error:
                 if failure is None:
-                    log.warning("writing the states failed, trying again until shutdown_timeout: %s", error)
+                    log.warning("clean shutdown failed, trying again until shutdown_timeout: %s", error)
                 failure = error
                 self._failed = True
                 left_s = self._drain_deadline_s - self._clock.monotonic_s()
                 self._clock.sleep(max(0.0, min(next(backoff_s), left_s)))
-        log.info("clean shutdown: all states are written")
+        log.info("clean shutdown, states written")
         return 0
 
     def _recover_for_shutdown(self) -> None:

@@ -55,7 +55,7 @@ class _Silent(_Cause):
     """It does not answer at all."""
 
     def __init__(self) -> None:
-        super().__init__("it takes the connection and does not answer: is it a Kafka broker, and is it well?")
+        super().__init__("it accepts the connection but does not answer: is it a Kafka broker, and is it healthy?")
 
 
 class _Closed(_Cause):

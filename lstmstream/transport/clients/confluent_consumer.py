@@ -66,6 +66,7 @@ class ConfluentConsumer:
         self._member = ""  # our id in the group, as it was last
         self._broken = False
         self._positions: dict[int, int] = {}  # of resumed partitions
+        self._starts: dict[int, int] = {}  # where partitions were told to read, until they have given something
         self._other_opinion = other_opinion
         self._suspects: dict[int, float] = {}  # partitions that may hold what cannot be decoded, and when to look
         self._consumer = Consumer(dict(settings))
@@ -90,6 +91,7 @@ class ConfluentConsumer:
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         for at in partitions:
             self._positions.pop(at.partition, None)
+            self._starts.pop(at.partition, None)
             self._suspects.pop(at.partition, None)
 
     def poll(self, timeout_s: float, max_events: int) -> Fetched:
@@ -103,6 +105,7 @@ class ConfluentConsumer:
             if self._broken:
                 raise self._judged() from error
             raise
+        records = self._check_starts(records, ends)
         read = records.next_offsets()
         for partition in {*read, *ends} & set(self._positions):
             self._positions[partition] = max(read.get(partition, 0), ends.get(partition, 0))
@@ -114,6 +117,39 @@ class ConfluentConsumer:
         self._member = self._consumer.memberid() or self._member
         return Fetched(records, Membership(token, _is_member(token)), dict(self._positions))
 
+    def _check_starts(self, records: RecordBatch, ends: dict[int, int]) -> RecordBatch:
+        """Without those of partitions that did not begin where they were told to: these are told again.
+
+        `seek` was seen to be lost: the partition went on from the end of the topic that `_on_assign` names, without an
+        error. A later beginning may also be right, behind control records and aborted transactions: the other library
+        knows. Raises UnreadableRecords.
+        """
+        given = {**ends, **records.first_offsets()}
+        for partition in self._starts.keys() & given.keys():
+            start = self._starts[partition]
+            if start < given[partition] and self._has_records(partition, start, given[partition]):
+                log.warning(
+                    "the Kafka client passed over records that it was told to read; telling it again",
+                    extra={"partition": partition, "offset": start, "given": given[partition]},
+                )
+                records = records.for_partitions(set(records.next_offsets()) - {partition})
+                ends.pop(partition, None)
+                self._seek(partition)
+            else:
+                del self._starts[partition]
+        return records
+
+    def _has_records(self, partition: int, start: int, end: int) -> bool:
+        """Whether there are records from `start` on and before `end`; also true where this cannot be found out yet."""
+        while start < end:
+            records, position = self._other_opinion(self._topic, partition, start, 1)
+            if len(records):
+                return int(records.offsets[0]) < end
+            if position <= start:
+                return True
+            start = position
+        return False
+
     def _look_at_suspects(self, max_events: int) -> RecordBatch:
         """What the other library reads there; perhaps nothing. Raises UnreadableRecords."""
         now_s = time.monotonic()
@@ -122,7 +158,7 @@ class ConfluentConsumer:
                 records, position = self._other_opinion(self._topic, partition, self._positions[partition], max_events)
                 del self._suspects[partition]  # the next error, or whoever tells it again where to read, brings it back
                 if position > self._positions[partition]:
-                    self._positions[partition] = position
+                    self._positions[partition] = self._starts[partition] = position
                     self._seek(partition)
                 if len(records):
                     return records
@@ -160,7 +196,7 @@ class ConfluentConsumer:
         self._consumer.resume([at])
         with contextlib.suppress(KafkaException):
             self._consumer.get_watermark_offsets(at, timeout=_WAKE_S)
-        self._positions[partition] = offset
+        self._positions[partition] = self._starts[partition] = offset
 
     def commit(self, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float) -> None:
         """See GroupConsumer. The library commits under the generation of now, and without a time limit."""
