@@ -124,7 +124,8 @@ class ConfluentConsumer:
         error. A later beginning may also be right, behind control records and aborted transactions: the other library
         knows. Raises UnreadableRecords.
         """
-        given = {**ends, **records.first_offsets()}
+        first = records.first_offsets()
+        given = {**ends, **first}
         for partition in self._starts.keys() & given.keys():
             start = self._starts[partition]
             if start < given[partition] and self._has_records(partition, start, given[partition]):
@@ -135,8 +136,10 @@ class ConfluentConsumer:
                 records = records.for_partitions(set(records.next_offsets()) - {partition})
                 ends.pop(partition, None)
                 self._seek(partition)
-            else:
+            elif partition in first:
                 del self._starts[partition]
+            else:  # an end alone is no proof: it may be one of before the seek
+                self._starts[partition] = max(start, given[partition])
         return records
 
     def _has_records(self, partition: int, start: int, end: int) -> bool:
