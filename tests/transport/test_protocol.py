@@ -244,7 +244,8 @@ def test_nothing_follows_a_step_that_failed_and_new_producers_come(step: str) ->
     transport.recover()
     assert client.take() == ["discard-tx", "keep-alive", "open-tx", "init"]
     commit(transport, [batch("out")], [batch("state", partition=2)])
-    assert client.take() == TRANSACTION
+    # The old producer's own thread discards it once more, whenever it gets there.
+    assert [call for call in client.take() if call != "discard-tx"] == TRANSACTION
 
 
 @pytest.mark.parametrize("step", ["tx-flush", "offsets", "commit"])
