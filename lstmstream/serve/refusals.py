@@ -110,7 +110,11 @@ class Refusals:
                 refused |= {int(index[row]): f"{batch.topic}: {why}" for row, _, why in self._outside(batch)}
         kept = ~np.isin(predictions.index, list(refused))
         added = [DeadLetter(i, "publish", refused[i]) for i in predictions.index[~kept].tolist()]
-        forms = [known[letter.index].form if letter.index in known else letter.form for letter in dead_letters]
+        # A form is never taken back: what the bounds ask for and what the broker refused would alternate for ever.
+        forms = [
+            max(letter.form, known[letter.index].form) if letter.index in known else letter.form
+            for letter in dead_letters
+        ]
         for row, form, _ in self._outside(outputs.dead_letters):
             forms[row] = max(forms[row], form)
         changed = [replace(letter, form=form) for letter, form in zip(dead_letters, forms, strict=True)]

@@ -261,3 +261,43 @@ def test_forms_that_cannot_help_are_passed_over(why: str, too_large: bool, abort
     assert len(world.broker.topics[LETTERS].logs[0]) == 1
     assert world.metric(daemon, "transactions_total", outcome="aborted") == aborted
     assert not daemon._refusals._known, "what is committed is forgotten"
+
+
+@pytest.mark.parametrize("refused", ["time", "no key", "key"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cleanup.policy": "compact"},
+        {"message.timestamp.before.max.ms": str(DAY_MS)},
+        {"max.message.bytes": "2000000"},
+        {"cleanup.policy": "compact", "message.timestamp.before.max.ms": str(DAY_MS)},
+    ],
+    ids=" and ".join,
+)
+def test_what_the_broker_refuses_and_what_is_known_of_the_topic_add_up(
+    settings: dict[str, str], refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dead-letter topic changes while the daemon runs: a refusal asks for one form, the settings for another."""
+    world = World()
+    daemon = world.start()
+    world.settle()
+    world.now_s = 1_700_000_000.0
+    now_ms = int(world.now_s * 1000)
+    encode, batches = daemon._engine._encoder.encode, []
+
+    def counted(records: RecordBatch, *args: Any, **options: Any) -> Any:
+        batches.append(records)
+        assert sum(batch is records for batch in batches) < 8, "it is encoded again and again"
+        return encode(records, *args, **options)
+
+    monkeypatch.setattr(daemon._engine._encoder, "encode", counted)
+    forms = {**FORMS, "time": lambda batch, row: batch.timestamps[row] < now_ms - DAY_MS}
+    world.broker.topics[LETTERS].settings.update(settings)
+    world.broker.on_write = refuse(LETTERS, {0}, when=forms[refused])
+    world.broker.append(INPUT, 0, None, b"nonsense", now_ms - 3 * DAY_MS)
+    world.settle()  # alone in its batch, so that the refusal is noted before the settings are looked at
+    world.broker.append(INPUT, 0, b"k", b'{"amount": 1}', now_ms)
+    world.settle()
+    assert [offset_of(letter.headers) for letter in world.broker.topics[LETTERS].logs[0]] == [0]
+    assert [source(record.value) for record in world.broker.topics[OUTPUT].logs[0]] == [1]
+    assert world.broker.offsets[0] == 2
