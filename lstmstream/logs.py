@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import numbers
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -24,6 +25,7 @@ EXCEPTION_LIMIT = 16_000  # characters, counted from the end, where the cause is
 FIELD_LIMIT = 2_000  # characters
 ITEMS_LIMIT = 1_000  # of a list or an object; a longer one is text, and cut
 
+_DIGITS = re.compile(r"\d+")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OWN = frozenset({"ts", "level", "logger", "message", "exception"})
 
@@ -44,6 +46,11 @@ def escape_untrusted(text: object, limit: int = 200) -> str:
     if total <= limit and len(escaped) <= limit:
         return escaped
     return f"{escaped[:limit]}… ({total} in all)"
+
+
+def message_kind(message: str) -> str:
+    """What messages have in common that differ in numbers only, as in offsets and counts."""
+    return _DIGITS.sub("0", message)
 
 
 def configure(level: Level, format: Format, stream: TextIO | None = None) -> None:  # noqa: A002

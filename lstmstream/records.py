@@ -73,6 +73,10 @@ class RecordBatch:
             topic, partitions, offsets, timestamps, keys, values, [()] * len(values) if headers is None else headers
         )
 
+    def ages_s(self, now_s: float) -> NDArray[np.float64]:
+        """[M] seconds from each record's timestamp to `now_s`, seconds since 1970; records without one are left out."""
+        return now_s - self.timestamps[self.timestamps >= 0] / 1000
+
     def sizes(self) -> Ints:
         """[N] bytes of key, value and headers of each record."""
         columns = zip(self.keys, self.values, self.headers, strict=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -24,11 +23,11 @@ from lstmstream.formats.json_documents import ABSENT, Document, locate
 from lstmstream.formats.python_values import ValueRole, document, json_event, roles_by_field
 from lstmstream.formats.timestamps import format_iso
 from lstmstream.model import Card
-from lstmstream.records import Floats, RecordBatch
+from lstmstream.records import Floats
 from lstmstream.serve import state as engine_state
 from lstmstream.serve.factory import load_step_model, make_engine
 from lstmstream.serve.identity import state_identity
-from lstmstream.serve.score_input import KeyAndTime, field_roles, with_key_and_time
+from lstmstream.serve.score_input import KeyAndTime, bare_config, event_batch, field_roles, with_key_and_time
 from lstmstream.serve.state_records import pack_states, unpack_key, unpack_state
 
 BATCH_ROWS = 4096
@@ -91,16 +90,10 @@ class Scorer:
         for name, value, absent in (("key", key, no_key), ("timestamp", timestamp, no_timestamp)):
             if value is not None and absent:
                 raise CannotServe(f"{name} and no_{name} contradict each other; give one of them")
-        reference = str(model)
-        base: dict[str, Any] = {
-            "name": "scorer",
-            "model": reference if reference.startswith("builtin:") else str(Path(reference).absolute()),
-            "kafka": {"bootstrap_servers": "127.0.0.1:9092"},  # not asked
-            "input": {"topic": "input", "key": key, "timestamp": timestamp, "late": late},
-            "output": {"topic": "output", "threshold": threshold},
-            "state": {"ttl": ttl},
-            "device": {"device": device},
-        }
+        base = bare_config("scorer", str(model))
+        base["input"] |= {"key": key, "timestamp": timestamp, "late": late}
+        base["output"] |= {"threshold": threshold}
+        base |= {"state": {"ttl": ttl}, "device": {"device": device}}
         return cls(validate(Config, base, Path()), no_key=no_key, no_timestamp=no_timestamp)
 
     @property
@@ -173,16 +166,9 @@ class Scorer:
 
     def _score_batch(self, events: list[bytes | BadRecord]) -> list[dict[str, Any]]:
         count = len(events)
-        records = RecordBatch(
-            topic="rows",
-            partitions=np.full(count, _PARTITION, dtype=np.int64),
-            offsets=np.arange(self._rows, self._rows + count, dtype=np.int64),
-            timestamps=np.full(count, int(time.time() * 1000), dtype=np.int64),
-            keys=[None] * count,
-            values=[None if isinstance(event, BadRecord) else event for event in events],
-            headers=[()] * count,
-        )
-        result = self._engine.process(records)
+        offsets = np.arange(self._rows, self._rows + count, dtype=np.int64)
+        values = [None if isinstance(event, BadRecord) else event for event in events]
+        result = self._engine.process(event_batch("rows", offsets, values))
         self._engine.commit()
         self._rows += count
         answers: list[dict[str, Any]] = [dict.fromkeys(_COLUMNS) for _ in range(count)]

@@ -18,7 +18,7 @@ def unknown_fields(where: object, names: Sequence[str], available: Iterable[str]
         f"{name!r}: did you mean {other!r}?" for name in names if (other := similar_name(name, there)) is not None
     ]
     hint = " ".join(similar[:MAX_LISTED]) or "use data that have the fields"
-    return f"{where}: there are no fields {_listed(names)}; it has {_listed(there)}; {hint}"
+    return f"{where}: there are no fields {listed(names)}; it has {listed(there)}; {hint}"
 
 
 def unknown_field(where: object, name: str, available: Iterable[str]) -> str:
@@ -27,7 +27,7 @@ def unknown_field(where: object, name: str, available: Iterable[str]) -> str:
     remedy = "use one of these, or data that have the field"
     if (similar := similar_name(name, names)) is not None:
         remedy = f"did you mean {similar!r}? Use that name, or rename the field in the data"
-    return f"{where}: there is no field {name!r}; it has {_listed(names)}; {remedy}"
+    return f"{where}: there is no field {name!r}; it has {listed(names)}; {remedy}"
 
 
 def similar_name(name: str, available: Iterable[str]) -> str | None:
@@ -39,8 +39,14 @@ def similar_name(name: str, available: Iterable[str]) -> str | None:
     return plain[close[0]] if close else None
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, islice(names, MAX_LISTED))) or "none"
+def names_of(documents: Iterable[Iterable[str]]) -> list[str]:
+    """Names that the first documents have, each once."""
+    return list(dict.fromkeys(islice((name for document in documents for name in document), 10 * MAX_LISTED)))
+
+
+def listed(names: Iterable[str], *, none: str = "none") -> str:
+    """The first names, for a message; `none` where there are none."""
+    return ", ".join(map(repr, islice(names, MAX_LISTED))) or none
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,7 @@ Only columns that are asked for are read. Each becomes a field under the name it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from math import isinf
 from pathlib import Path
@@ -53,12 +53,8 @@ def table_events(path: Path, roles: FieldRoles) -> Iterator[bytes]:
     Raises CannotServe, at once for a file that is not a table and for a column whose type cannot be read in its role,
     and while its rows are read where one cannot be.
     """
-    csv = _is_csv(path)
-    if csv:
-        csv_cells.check_csv_format(path, roles.all())
     try:
-        # a cell of CSV has no type: 007 is not 7
-        scan = pl.scan_csv(path, infer_schema=False) if csv else _scan_binary(path)
+        scan, csv = scan_table(path, roles.all())
         columns = _plan(path, scan.collect_schema(), roles, csv=csv)
         if csv:
             columns = _with_literals(scan, columns)
@@ -73,30 +69,35 @@ def field_names(path: Path) -> list[str]:
     Raises CannotServe for a file that cannot be read.
     """
     try:
-        frame = pl.scan_csv(path, infer_schema=False) if _is_csv(path) else _scan_binary(path)
-        return [name for first, kind in frame.collect_schema().items() for name in _nested_names(first, kind)]
+        scan, _ = scan_table(path)
+        return [name for first, kind in scan.collect_schema().items() for name in _nested_names(first, kind)]
     except (pl.exceptions.PolarsError, OSError) as error:
         raise csv_cells.read_error(path, error) from error
 
 
 def count_rows(path: Path) -> int | None:
     """The number of rows where the file says it; None for CSV."""
-    if _is_csv(path):
-        return None
-    return int(_scan_binary(path).select(pl.len()).collect().item())
+    scan, csv = scan_table(path)
+    return None if csv else int(scan.select(pl.len()).collect().item())
 
 
-def _scan_binary(path: Path) -> pl.LazyFrame:
-    return pl.scan_ipc(path) if table_kind(path) == "arrow" else pl.scan_parquet(path)
+def scan_table(path: Path, wanted: Collection[str] | None = None) -> tuple[pl.LazyFrame, bool]:
+    """The rows of a table, not yet read, and whether it is CSV, all of whose columns are text: 007 is not 7.
+
+    `wanted`: fields that are asked for; with them the form of CSV is checked, and CannotServe is raised for one that
+    cannot be read. Raises polars' errors and OSError.
+    """
+    kind = table_kind(path)
+    if kind != "csv":
+        return (pl.scan_ipc(path) if kind == "arrow" else pl.scan_parquet(path)), False
+    if wanted is not None:
+        csv_cells.check_csv_format(path, wanted)
+    return pl.scan_csv(path, infer_schema=False), True
 
 
 def _nested_names(name: str, kind: Any) -> list[str]:
     inner = kind.fields if isinstance(kind, pl.Struct) else []
     return [name, *(f"{name}.{deeper}" for field in inner for deeper in _nested_names(field.name, field.dtype))]
-
-
-def _is_csv(path: Path) -> bool:
-    return table_kind(path) == "csv"
 
 
 def _plan(file: Path, schema: pl.Schema, roles: FieldRoles, *, csv: bool) -> list[_Column]:

@@ -19,7 +19,7 @@ from lstmstream.extras import require_for_table
 from lstmstream.formats.files import DataFile
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.jsonl import JsonlReader
-from lstmstream.serve.score_progress import ScoreProgress
+from lstmstream.row_progress import RowProgress
 
 _NUMBER_OR_CHAR = re.compile(r"[0-9]+|[^0-9]", re.DOTALL)
 _LISTED_FILES = 3  # at the beginning and at the end of a list in a message
@@ -79,9 +79,7 @@ def read_chunks(files: Sequence[Path], fields: Fields, notes: list[str] | None =
     """
     row = 0
     jsonl = JsonlReader(fields)
-    with closing(
-        ScoreProgress(f"reading {files[0]}" if len(files) == 1 else f"reading {len(files)} files")
-    ) as progress:
+    with closing(RowProgress(f"reading {files[0]}" if len(files) == 1 else f"reading {len(files)} files")) as progress:
         for number, path in enumerate(files):
             with closing(DataFile(path)) as file:
                 if file.kind == "jsonl":

@@ -13,8 +13,7 @@ from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats import csv_cells
 from lstmstream.formats.columns import ColumnRole, find_column, is_repeated, repeated_column, type_problem
 from lstmstream.formats.field_names import unknown_field
-from lstmstream.formats.files import table_kind
-from lstmstream.formats.tables import PER_MS
+from lstmstream.formats.tables import PER_MS, scan_table
 from lstmstream.formats.timestamps import (
     DATE_RANGES,
     SECONDS_BELOW,
@@ -39,35 +38,24 @@ def read_table(file: Path, fields: Fields, first_row: int) -> Iterator[Chunk]:
     """
     row = 0  # in this file
     try:
-        scan = _scan(file, fields)
-        columns = _columns(file, scan, fields)
-        if _is_csv(file):
+        scan, csv = scan_table(file, fields.all())
+        columns = _columns(file, scan, fields, csv=csv)
+        if csv:
             columns.append(pl.all_horizontal(pl.all().is_null()).alias(_BLANK))
         for frame in scan.select(columns).collect_batches(maintain_order=True, chunk_size=CHUNK_ROWS):
             rows: Sequence[int] = range(row, row + len(frame))
             row += len(frame)
-            if _is_csv(file) and frame[_BLANK].any():
+            if csv and frame[_BLANK].any():
                 rows = [rows[index] for index in (~frame[_BLANK]).arg_true()]
                 frame = frame.filter(~pl.col(_BLANK))  # noqa: PLW2901 -- the same rows
             if rows:
-                yield _chunk(file, frame, fields, rows, first_row)
+                yield _chunk(file, frame, fields, rows, first_row, csv=csv)
                 first_row += len(rows)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise csv_cells.read_error(file, error) from error
 
 
-def _is_csv(file: Path) -> bool:
-    return table_kind(file) == "csv"
-
-
-def _scan(file: Path, fields: Fields) -> pl.LazyFrame:
-    if _is_csv(file):  # every column as text: 007 is not 7
-        csv_cells.check_csv_format(file, fields.all())
-        return pl.scan_csv(file, infer_schema=False)
-    return pl.scan_ipc(file) if table_kind(file) == "arrow" else pl.scan_parquet(file)
-
-
-def _columns(file: Path, scan: pl.LazyFrame, fields: Fields) -> list[pl.Expr]:
+def _columns(file: Path, scan: pl.LazyFrame, fields: Fields, *, csv: bool) -> list[pl.Expr]:
     """One expression for each field, named as the field. Raises CannotServe with all fields that cannot be read."""
     schema = scan.collect_schema()
     expressions, problems = [], []
@@ -76,7 +64,7 @@ def _columns(file: Path, scan: pl.LazyFrame, fields: Fields) -> list[pl.Expr]:
         if expression is None:
             problems.append(unknown_field(file, name, schema.names()))
             continue
-        if _is_csv(file) and is_repeated(name, schema):
+        if csv and is_repeated(name, schema):
             problems.append(repeated_column(file, name))
         expressions.append(expression.alias(name))
     if problems:
@@ -92,18 +80,18 @@ def _columns(file: Path, scan: pl.LazyFrame, fields: Fields) -> list[pl.Expr]:
         f"{file}: field {name!r} is {reason}"
         for role, names in roles
         for name in names
-        if name is not None and (reason := type_problem(kinds[name], role, csv=_is_csv(file))) is not None
+        if name is not None and (reason := type_problem(kinds[name], role, csv=csv)) is not None
     ]
     if wrong:
         raise CannotServe(*wrong)
     return expressions
 
 
-def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int], first_row: int) -> Chunk:
+def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int], first_row: int, *, csv: bool) -> Chunk:
     """`rows` [M] are the frame's rows in the file; `first_row` is the index of the first among all rows kept."""
 
     def texts(name: str, role: Role) -> list[str | None]:
-        if _is_csv(file) and name in fields.numbers and role in ("key", "category"):  # 07 is 7 then, as in JSON
+        if csv and name in fields.numbers and role in ("key", "category"):  # 07 is 7 then, as in JSON
             cells = csv_cells.parse_cells(frame[name])
             return _each(cells, lambda value: text_of(value, name, role), file, rows)
         return _texts(file, frame[name], rows, role)
@@ -124,7 +112,9 @@ def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int],
         [
             np.empty((len(frame), 0), np.float32),
             *(
-                _numbers(file, frame[name], rows)[:, None] if width == 1 else _arrays(file, frame[name], rows, width)
+                _numbers(file, frame[name], rows, csv=csv)[:, None]
+                if width == 1
+                else _arrays(file, frame[name], rows, width)
                 for name, width in zip(fields.numbers, fields.widths, strict=True)
             ),
         ],
@@ -173,11 +163,11 @@ def _canonical(series: pl.Series, role: Role) -> pl.Series:
     return series.replace(list(changed), list(changed.values())) if changed else series
 
 
-def _numbers(file: Path, series: pl.Series, rows: Sequence[int]) -> Floats:
+def _numbers(file: Path, series: pl.Series, rows: Sequence[int], *, csv: bool = False) -> Floats:
     """[M] float32, NaN where missing. Raises CannotServe."""
     kind = series.dtype
     empty = series.null_count() == len(series)
-    if kind == pl.String and (empty or _is_csv(file)):
+    if kind == pl.String and (empty or csv):
         wide = csv_cells.parse_numbers(series)
         if invalid := csv_cells.invalid_numbers(series, wide):
             index = invalid[0]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from lstmstream.formats.field_names import MAX_LISTED
+from lstmstream.formats.field_names import listed, names_of
+from lstmstream.logs import message_kind
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.observers import Observer
 
@@ -21,15 +20,8 @@ INTERVAL_S = 60.0
 MAX_KINDS = 50  # of them that are told apart: a message may name a field
 NOTHING_ELSE_EVENTS = 100
 
-_NUMBERS = re.compile(r"\d+")
 
 log = logging.getLogger(__name__)
-
-
-def _field_names(result: Result) -> str:
-    documents = result.decoded.documents
-    names = dict.fromkeys(islice((name for document in documents for name in document), 10 * MAX_LISTED))
-    return ", ".join(map(repr, list(names)[:MAX_LISTED])) or "(none)"
 
 
 class _Sample(NamedTuple):
@@ -64,7 +56,7 @@ class DeadLetterLog(Observer):
         records = result.records
         now_s = self._clock()
         for letter in result.dead_letters:
-            name = (letter.stage, _NUMBERS.sub("0", letter.message))
+            name = (letter.stage, message_kind(letter.message))
             if name not in self._kinds and len(self._kinds) >= MAX_KINDS:
                 name = (letter.stage, "")
             at = letter.index
@@ -127,5 +119,5 @@ class DeadLetterLog(Observer):
                 " them, with the reason in their headers. The last ones have the fields %s",
                 self._in_a_row,
                 self._topic,
-                _field_names(result),
+                listed(names_of(result.decoded.documents), none="(none)"),
             )

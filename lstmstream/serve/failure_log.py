@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lstmstream.logs import message_kind
+
 LONGEST_PAUSE_S = 60.0
 MAX_KINDS = 50
-
-_NUMBERS = re.compile(r"\d+")
 
 
 @dataclass(slots=True)
@@ -38,7 +37,7 @@ class FailureLog:
         """It happened: log it, unless the same was logged a moment ago."""
         now_s = self._clock()
         text = f"{what}: {error}"
-        name = _NUMBERS.sub("0", text)
+        name = message_kind(text)
         kind = self._kinds.get(name)
         if kind is None or now_s - kind.last_s > LONGEST_PAUSE_S:
             self._kinds.pop(name, None)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from lstmstream.formats.field_names import MAX_LISTED, similar_name
+from lstmstream.formats.field_names import listed, names_of, similar_name
 from lstmstream.formats.json_documents import ABSENT, Document, locate
 from lstmstream.model import Card
 from lstmstream.serve.observers import Observer
@@ -89,7 +88,7 @@ class FieldChecks(Observer):
         return True
 
     def _warn_missing(self, name: str, why: str, absence: _Absence, documents: Iterable[Document]) -> None:
-        names = list(dict.fromkeys(islice((key for document in documents for key in document), 10 * MAX_LISTED)))
+        names = names_of(documents)
         similar = similar_name(name, names)
         hint = f"; did you mean {similar!r}?" if similar is not None else ""
         log.warning(
@@ -97,6 +96,6 @@ class FieldChecks(Observer):
             name,
             absence.events,
             why,
-            ", ".join(map(repr, names[:MAX_LISTED])) or "no fields",
+            listed(names, none="no fields"),
             hint,
         )

@@ -51,9 +51,7 @@ class Heartbeat(Observer):
         self._counts["alerts"] += int(np.count_nonzero(result.predictions.alert))
         self._counts["late"] += result.late_events
         self._dead_letters.update(letter.stage for letter in result.dead_letters)
-        timestamps = result.records.timestamps
-        latencies_s = self._wall_s() - timestamps[timestamps >= 0] / 1000
-        places = np.searchsorted(_LATENCY_BOUNDS_S, latencies_s)
+        places = np.searchsorted(_LATENCY_BOUNDS_S, result.records.ages_s(self._wall_s()))
         self._latencies += np.bincount(places, minlength=len(self._latencies))
 
     def on_loop(self) -> None:

@@ -203,13 +203,12 @@ class MetricsObserver(Observer):
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Count the batch and its transaction."""
         now_s = self._wall_s()
-        timestamps = result.records.timestamps
         self._metrics.observe_batch(
             events=len(result.records),
             scores=result.predictions.score,
             alerts=int(np.count_nonzero(result.predictions.alert)),
             dead_letters=Counter(letter.stage for letter in result.dead_letters),
-            latencies_s=now_s - timestamps[timestamps >= 0] / 1000,
+            latencies_s=result.records.ages_s(now_s),
             now_s=now_s,
             late=result.late_events,
             late_policy=self._late_policy,

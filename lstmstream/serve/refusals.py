@@ -117,9 +117,9 @@ class Refusals:
         ]
         for row, form, _ in self._outside(outputs.dead_letters):
             forms[row] = max(forms[row], form)
-        changed = [replace(letter, form=form) for letter, form in zip(dead_letters, forms, strict=True)]
-        if not added and changed == dead_letters:
+        if not added and forms == [letter.form for letter in dead_letters]:
             return None
+        changed = [replace(letter, form=form) for letter, form in zip(dead_letters, forms, strict=True)]
         both = sorted([*changed, *added], key=lambda letter: letter.index)
         return predictions.take(np.flatnonzero(kept)), both
 

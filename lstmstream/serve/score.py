@@ -18,11 +18,11 @@ import orjson
 from lstmstream.errors import CannotServe
 from lstmstream.formats.files import STANDARD_INPUT
 from lstmstream.records import Headers
+from lstmstream.row_progress import RowProgress
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine
 from lstmstream.serve.score_input import KeyAndTime, ScoreInput, score_config, with_key_and_time
 from lstmstream.serve.score_notes import FeaturesWithoutValues, LateRows, RefusedRows, UnseenFields, say
-from lstmstream.serve.score_progress import ScoreProgress
 
 BATCH_EVENTS = 4096
 
@@ -65,7 +65,7 @@ def score_file(
             say(note)
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
-        progress = files.enter_context(closing(ScoreProgress(name, terminal=_draws_bar(out))))
+        progress = files.enter_context(closing(RowProgress(name, terminal=_draws_bar(out))))
         for records in rows:
             unseen.look(records)
             result = engine.process(records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from lstmstream.formats.field_names import unknown_fields
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.files import DataFile
 from lstmstream.model import Card, Model
-from lstmstream.records import RecordBatch
+from lstmstream.records import Ints, RecordBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,33 @@ def score_config(config_or_model: str) -> Config:
     if Path(config_or_model).suffix in {".yaml", ".yml"}:
         config = load_config(Path(config_or_model))
     else:
-        builtin = config_or_model.startswith("builtin:")
-        config = Config.model_validate(
-            {
-                "name": "score",
-                "model": config_or_model if builtin else str(Path(config_or_model).absolute()),
-                "kafka": {"bootstrap_servers": "127.0.0.1:9092"},  # not asked
-                "input": {"topic": "input"},
-                "output": {"topic": "output"},
-            }
-        )
+        config = Config.model_validate(bare_config("score", config_or_model))
     return config.model_copy(update={"output": config.output.model_copy(update={"alerts_topic": None})})
+
+
+def bare_config(name: str, model: str) -> dict[str, Any]:
+    """What a config must have around a model, `builtin:NAME` or a path, where no broker is asked."""
+    return {
+        "name": name,
+        "model": model if model.startswith("builtin:") else str(Path(model).absolute()),
+        "kafka": {"bootstrap_servers": "127.0.0.1:9092"},
+        "input": {"topic": "input"},
+        "output": {"topic": "output"},
+    }
+
+
+def event_batch(topic: str, offsets: Ints, values: list[bytes | None]) -> RecordBatch:
+    """[N] events that come from no broker: in partition 0, written now, without keys and headers."""
+    count = len(values)
+    return RecordBatch(
+        topic=topic,
+        partitions=np.zeros(count, dtype=np.int64),
+        offsets=offsets,
+        timestamps=np.full(count, int(time.time() * 1000), dtype=np.int64),
+        keys=[None] * count,
+        values=values,
+        headers=[()] * count,
+    )
 
 
 def with_key_and_time(config: Config, model: Model, columns: KeyAndTime) -> Config:
@@ -140,7 +156,7 @@ class ScoreInput:
             values: list[bytes | None] = [line for line in lines if line]
             self.rows += len(lines)
             if values:
-                yield self._records(offsets, values)
+                yield event_batch(self._topic, np.array(offsets, dtype=np.int64), values)
 
     @property
     def done(self) -> float | None:
@@ -167,18 +183,6 @@ class ScoreInput:
             self.notes.append(f"output.include: {unknown_fields(path, missing, present)}")
         self.total_rows = count_rows(path)
         return _lists(events, self._limit)
-
-    def _records(self, offsets: Sequence[int], values: list[bytes | None]) -> RecordBatch:
-        count = len(values)
-        return RecordBatch(
-            topic=self._topic,
-            partitions=np.zeros(count, dtype=np.int64),
-            offsets=np.array(offsets, dtype=np.int64),
-            timestamps=np.full(count, int(time.time() * 1000), dtype=np.int64),
-            keys=[None] * count,
-            values=values,
-            headers=[()] * count,
-        )
 
 
 def _lists(events: Iterator[bytes], limit: int) -> Iterator[list[bytes]]:

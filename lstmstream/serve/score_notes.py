@@ -5,7 +5,6 @@ Everything is counted, and few lines are printed, however many rows there are.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Collection, Sequence
 
@@ -14,6 +13,7 @@ import numpy as np
 from lstmstream.errors import BadRecord
 from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
 from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, locate, may_be_a_table, parse_document
+from lstmstream.logs import message_kind
 from lstmstream.model import Card
 from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Result
@@ -22,7 +22,6 @@ EARLY_ROWS = 4096  # after which a field that none of them has is named
 MAX_REASONS = 5  # named, of refused rows
 _MAX_COUNTED = 1000  # different reasons
 _UNREAD_STAGES = {"decode", "validate"}  # of dead letters that are not among the decoded rows
-_NUMBER = re.compile(r"\d+")
 
 
 def say(text: str) -> None:
@@ -49,7 +48,7 @@ class RefusedRows:
         if self.rows == 1 and result.dead_letters:
             self._may_be_a_table = may_be_a_table(result.records.values[0] or b"")
         for letter in result.dead_letters:
-            kind = _NUMBER.sub("0", letter.message)
+            kind = message_kind(letter.message)
             if kind not in self._reasons and len(self._reasons) >= _MAX_COUNTED:
                 continue
             count, row, message = self._reasons.get(

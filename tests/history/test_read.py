@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lstmstream import row_progress
 from lstmstream.history import jsonl as jsonl_reader
 from lstmstream.history.fields import Fields
 from lstmstream.history.read import read_chunks, resolve_paths
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.records import RecordBatch
-from lstmstream.serve import score_progress
 from lstmstream.serve.decode import Decoder
 from tests.history.reading import FIELDS, NESTED, jsonl, line, refused
 
@@ -251,7 +251,7 @@ def test_long_reading_shows_its_progress(
     fields = Fields("k", "t", (), ())
     list(read_chunks(files, fields))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(score_progress, "LINE_INTERVAL_S", 0)
+    monkeypatch.setattr(row_progress, "LINE_INTERVAL_S", 0)
     list(read_chunks(files, fields))
     lines = capsys.readouterr().err.splitlines()
     assert [text.partition(" rows")[0].rpartition(" ")[2] for text in lines] == ["10", "20", "30", "40", "50", "60"]

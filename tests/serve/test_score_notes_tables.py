@@ -18,8 +18,8 @@ import pytest
 from lstmstream.errors import CannotServe
 from lstmstream.history.fields import Fields
 from lstmstream.history.read import read_chunks
+from lstmstream.row_progress import RowProgress
 from lstmstream.serve import score
-from lstmstream.serve.score_progress import ScoreProgress
 from tests.serve.scoring import BASE_MS, MODEL, run, run_as_is
 
 DEMO = "builtin:demo"  # its card names key and time: customer, time
@@ -375,8 +375,8 @@ def test_progress_is_a_line_every_few_seconds_and_nothing_for_short_runs(
     monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("lstmstream.serve.score_progress.time.monotonic", lambda: now[0])
-    progress = ScoreProgress("x.jsonl", terminal=False)
+    monkeypatch.setattr("lstmstream.row_progress.time.monotonic", lambda: now[0])
+    progress = RowProgress("x.jsonl", terminal=False)
     for second in range(1, 12):
         now[0] += 1
         progress.update(second * 1000, second / 20)
@@ -392,9 +392,9 @@ def test_progress_is_a_line_every_few_seconds_and_nothing_for_short_runs(
 
 @pytest.mark.parametrize("done", [0.5, None])
 def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capfd: Any, done: float | None) -> None:
-    monkeypatch.setattr("lstmstream.serve.score_progress._BAR_AFTER_S", 0.0)
-    monkeypatch.setattr("lstmstream.serve.score_progress._BAR_INTERVAL_S", 0.0)
-    progress = ScoreProgress("x.jsonl", terminal=True)
+    monkeypatch.setattr("lstmstream.row_progress._BAR_AFTER_S", 0.0)
+    monkeypatch.setattr("lstmstream.row_progress._BAR_INTERVAL_S", 0.0)
+    progress = RowProgress("x.jsonl", terminal=True)
     progress.update(1234, done)
     progress.close()
     found = capfd.readouterr()
@@ -405,7 +405,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capfd:
 
 def test_the_progress_of_a_run_goes_by_bytes_or_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, float | None]] = []
-    monkeypatch.setattr(ScoreProgress, "update", lambda _, rows, done: seen.append((rows, done)))
+    monkeypatch.setattr(RowProgress, "update", lambda _, rows, done: seen.append((rows, done)))
     monkeypatch.setattr(score, "BATCH_EVENTS", 10)
     for kind, last in (("jsonl", 1.0), ("parquet", 1.0), ("csv", None)):
         seen.clear()

@@ -14,7 +14,7 @@ _BAR_AFTER_S = 0.5
 _BAR_INTERVAL_S = 0.1
 
 
-class ScoreProgress:
+class RowProgress:
     """Rows, rate and, where the size is known, the time that is left. Never writes to standard output."""
 
     def __init__(self, name: str, *, terminal: bool | None = None) -> None:
