@@ -314,6 +314,8 @@ class Restore:
                 f" {self.partition.number}, is damaged ({loaded.corrupt_floor}), so its states cannot be placed."
                 " Restore the topic from a copy, or delete it and set on_model_change: reset to go on with empty states"
             )
+        if floor is not None:  # first: after a topic was made again, another offset does not help
+            self._check_topics(floor)
         if committed is not None and not beginning <= committed.offset <= end:
             raise CannotServe(self._outside(committed.offset, beginning, end))
         if committed is None and (floor is not None or loaded.others):
@@ -323,7 +325,6 @@ class Restore:
                 f" topic {self._state_topic()!r} to start from the beginning"
             )
         if floor is not None and committed is not None:
-            self._check_topics(floor)
             self._continue(floor, committed, beginning)
         elif committed is None:
             self._start_empty(membership, beginning if context.start == "earliest" else end)

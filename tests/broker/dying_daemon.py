@@ -80,7 +80,7 @@ def producers() -> list[type]:
     """Of the clients that are installed."""
     found: list[type] = [KafkaPythonProducer]
     if importlib.util.find_spec("confluent_kafka") is not None:
-        from lstmstream.transport.clients.confluent import ConfluentProducer
+        from lstmstream.transport.clients.confluent_producer import ConfluentProducer
 
         found.append(ConfluentProducer)
     return found

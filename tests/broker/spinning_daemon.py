@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lstmstream.cli import main
-from lstmstream.transport.clients.confluent import ConfluentAdmin, ConfluentClient, ConfluentProducer
+from lstmstream.transport.clients.confluent import ConfluentAdmin, ConfluentClient
 from lstmstream.transport.clients.confluent_consumer import ConfluentConsumer, ConfluentReader
+from lstmstream.transport.clients.confluent_producer import ConfluentProducer
 from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient, KafkaPythonProducer
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader
 

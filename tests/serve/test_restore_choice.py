@@ -129,10 +129,13 @@ def test_an_offset_without_states_is_refused() -> None:
         ({"partitions": 2}, f"topic {INPUT!r} has 1 partitions, and had 2"),
     ],
 )
-def test_states_of_other_topics_are_refused(changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("committed", [1, None, 9], ids=["in the log", "gone with the topic", "behind the end"])
+def test_states_of_other_topics_are_refused(changes: dict[str, Any], message: str, committed: int | None) -> None:
+    """Whatever the group's offset: moving it would not help."""
     world = World()
     world.produce(b"a")
-    world.commit_offset(1)
+    if committed is not None:
+        world.commit_offset(committed)
     world.write_floor(1, **changes)
     assert message in world.refusal()
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer
 from kafka import KafkaConsumer, KafkaProducer
@@ -14,8 +15,9 @@ from kafka.admin import KafkaAdminClient
 
 from lstmstream.config import load_config
 from lstmstream.config.properties import Properties
-from lstmstream.errors import CannotServe
-from lstmstream.transport.clients import choose, confluent, confluent_consumer, kafka_python
+from lstmstream.errors import CannotServe, RecordRefused
+from lstmstream.records import RecordBatch
+from lstmstream.transport.clients import choose, confluent_consumer, confluent_producer, kafka_python
 from lstmstream.transport.clients.confluent import ConfluentClient
 from lstmstream.transport.clients.kafka_python import KafkaPythonClient
 from lstmstream.transport.kafka import open_kafka_transport
@@ -101,7 +103,7 @@ def test_kafka_python_gets_each_property_where_it_belongs(monkeypatch: pytest.Mo
 
 def test_librdkafka_gets_each_property_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     consumers = recording(monkeypatch, confluent_consumer, "Consumer", Consumer)
-    producers = recording(monkeypatch, confluent, "RdProducer", Producer)
+    producers = recording(monkeypatch, confluent_producer, "RdProducer", Producer)
     client = ConfluentClient(["a:1", "b:2"], "g", GIVEN, SecuritySettings())
     for make in (
         lambda: client.group_consumer("in", None),  # type: ignore[arg-type]
@@ -140,6 +142,18 @@ def test_librdkafka_takes_what_it_is_given() -> None:
     plain = ConfluentClient(["127.0.0.1:9"], "g", {}, SecuritySettings())
     plain.producer("tx").discard()
     plain.reader("in", 0, 0).close()
+
+
+def test_a_record_over_the_clients_own_limit_names_that_limit() -> None:
+    """The topic is not asked, so its settings would be the wrong place to look. Nothing is connected by this."""
+    producer = ConfluentClient(["127.0.0.1:9"], "g", {"max.request.size": 2_000}, SecuritySettings()).producer(None)
+    batch = RecordBatch.to_write("out", np.zeros(1, np.int64), np.ones(1, np.int64), [b"k"], [b"v" * 3_000])
+    try:
+        with pytest.raises(RecordRefused, match=r"^out\[0\]: .*too large.*max\.request\.size = 2000") as refused:
+            producer.send(batch, [0])
+        assert refused.value.too_large
+    finally:
+        producer.discard()
 
 
 def test_a_property_that_a_client_does_not_have_is_left_out_and_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,157 @@
+"""The producer of confluent-kafka. Its comments name what the library gets wrong and what is done about it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import Producer as RdProducer
+
+from lstmstream.records import RecordBatch
+from lstmstream.transport.clients.confluent_consumer import topic_offsets
+from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
+from lstmstream.transport.ports import CommittedOffset, Membership
+
+log = logging.getLogger(__name__)
+
+_MIN_BATCH_BYTES = 4096
+_FLUSH_SLICE_S = 0.25
+
+
+class BatchBytes:
+    """How large the producers' batches are: librdkafka does not split one that is too large for its topic."""
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+
+    def shrink(self, largest_record: int) -> bool:
+        """Smaller ones from now on; False where that would not help, since the record was alone in its batch."""
+        if self.now <= _MIN_BATCH_BYTES or largest_record >= self.now:
+            return False
+        self.now = max(_MIN_BATCH_BYTES, self.now // 4)
+        log.warning("a topic does not take batches as large as ours; from now on they have %d bytes", self.now)
+        return True
+
+
+class ConfluentProducer:
+    """A Producer (see clients/__init__.py)."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], batch_bytes: BatchBytes, problem: Callable[[KafkaError], Problem]
+    ) -> None:
+        """`problem`: what an error of the library means."""
+        self._batch_bytes = batch_bytes
+        self._problem = problem
+        self._max_bytes = settings.get("message.max.bytes")
+        self._sent: list[RecordBatch] = []  # since the last flush
+        self._undelivered: list[tuple[KafkaError, str, int]] = []  # with topic and partition
+        self._producer = RdProducer({**settings, "on_delivery": self._on_delivery})
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._undelivered.append((error, message.topic() or "", message.partition() or 0))
+
+    def partition_count(self, topic: str, timeout_s: float) -> int:
+        """See Producer."""
+        found = self._producer.list_topics(topic, timeout=timeout_s).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return len(found.partitions)
+
+    def init_transactions(self, timeout_s: float) -> None:
+        """See Producer."""
+        self._producer.init_transactions(timeout_s)
+
+    def begin(self) -> None:
+        """See Producer."""
+        self._producer.begin_transaction()
+
+    def send(self, batch: RecordBatch, partitions: Sequence[int]) -> None:
+        """See Producer. librdkafka takes the timestamp 0 for "now": the nearest other one goes in its place."""
+        produce, topic = self._producer.produce, batch.topic
+        timestamps = np.where(batch.timestamps == 0, 1, batch.timestamps).tolist()
+        for partition, timestamp, key, value, headers in zip(
+            partitions, timestamps, batch.keys, batch.values, batch.headers, strict=True
+        ):
+            try:
+                produce(topic, value, key, partition, timestamp=timestamp, headers=list(headers) if headers else None)
+            except KafkaException as error:  # larger than the library's own limit
+                problem = self._problem(error.args[0])
+                if problem.kind is ErrorKind.RECORD_TOO_LARGE:
+                    text = f"it is larger than kafka.properties max.request.size = {self._max_bytes}; raise that"
+                    raise record_refused(problem._replace(text=text), topic, partition) from error
+                raise
+        self._sent.append(batch)
+
+    def flush(self, timeout_s: float) -> None:
+        """See Producer. Errors of single records come to `_on_delivery` alone.
+
+        In slices: after one error what belongs to the same transaction is not sent, and times out much later.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._fatal_error():
+            while left := self._producer.flush(min(_FLUSH_SLICE_S, max(0.0, deadline - time.monotonic()))):
+                if self._undelivered or time.monotonic() >= deadline:
+                    break
+        if self._undelivered:
+            too_large = {topic for e, topic, _ in self._undelivered if e.code() == KafkaError.MSG_SIZE_TOO_LARGE}
+            if too_large and self._batch_bytes.shrink(_largest(self._sent, too_large)):
+                raise KafkaException(KafkaError(KafkaError._RETRY, "the batch was too large for its topic"))
+            self._raise_cause(self._undelivered)
+            raise KafkaException(self._undelivered[0][0])
+        if left:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged"))
+        self._sent.clear()
+
+    def _raise_cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> None:
+        """Raise the error that will not pass, if there is one: other records fail because of it."""
+        for error, topic, partition in failed:
+            problem = self._problem(error)
+            if problem.kind in REFUSED:
+                raise record_refused(problem, topic, partition)
+            if problem.kind is not ErrorKind.TRANSIENT:
+                raise KafkaException(error)
+
+    @contextmanager
+    def _fatal_error(self) -> Iterator[None]:
+        """Raise a fatal error where the binding lost it. The library still knows the transaction's last error.
+
+        The binding raises a fatal error among its callbacks. One that runs after it may clear the exception: what comes
+        out is a SystemError without a cause.
+        """
+        try:
+            yield
+        except SystemError as error:
+            if error.__cause__ is None:
+                self._producer.begin_transaction()  # never begins one: it is refused with that error, or for its state
+            raise
+
+    def send_offsets(
+        self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
+    ) -> None:
+        """See Producer. It was seen to overrun its limit by 25 s."""
+        with self._fatal_error():
+            self._producer.send_offsets_to_transaction(topic_offsets(topic, offsets), membership.token, timeout_s)
+
+    def commit(self, timeout_s: float) -> None:
+        """See Producer."""
+        with self._fatal_error():
+            self._producer.commit_transaction(timeout_s)
+
+    def abort(self, timeout_s: float) -> None:
+        """See Producer."""
+        self._producer.abort_transaction(timeout_s)
+
+    def discard(self) -> None:
+        """See Producer. What is queued or in flight goes first: the library would wait for it as the object ends."""
+        self._producer.purge(blocking=False)
+
+
+def _largest(batches: Sequence[RecordBatch], topics: Collection[str]) -> int:
+    """Bytes of the largest record in some of the topics."""
+    return max(int(batch.sizes().max()) for batch in batches if batch.topic in topics and len(batch))

@@ -1,0 +1,73 @@
+"""librdkafka's binding raises a fatal error among its callbacks, and loses it where another one runs after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from lstmstream.transport.clients import confluent_producer
+from lstmstream.transport.clients.confluent_producer import BatchBytes, ConfluentProducer
+from lstmstream.transport.decisions import ErrorKind, Problem
+from lstmstream.transport.ports import Membership
+
+FENCED = KafkaException(KafkaError(KafkaError._FENCED, "fenced", fatal=True))
+MESSAGE = "<built-in method> returned NULL without setting an exception"
+
+
+class LibraryProducer:
+    """Each call fails with `error`; the library itself knows `known` of its transaction."""
+
+    error: BaseException
+    known: KafkaException | None
+
+    def __init__(self, settings: dict[str, Any]) -> None: ...
+
+    def _fail(self, *_: Any) -> Any:
+        raise self.error
+
+    flush = commit_transaction = send_offsets_to_transaction = _fail
+
+    def begin_transaction(self) -> None:
+        if self.known is not None:
+            raise self.known
+
+
+CALLS: dict[str, Callable[[ConfluentProducer], None]] = {
+    "flush": lambda producer: producer.flush(1.0),
+    "send_offsets": lambda producer: producer.send_offsets("in", {}, Membership(None, valid=True), 1.0),
+    "commit": lambda producer: producer.commit(1.0),
+}
+
+
+@pytest.fixture
+def producer(monkeypatch: pytest.MonkeyPatch) -> ConfluentProducer:
+    monkeypatch.setattr(confluent_producer, "RdProducer", LibraryProducer)
+    return ConfluentProducer({}, BatchBytes(1), lambda error: Problem(ErrorKind.TRANSIENT, error.str()))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_library_is_asked_for_an_error_that_was_lost(
+    producer: ConfluentProducer, call: Callable[[ConfluentProducer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a producer that another process has fenced would count as a fault of the program's."""
+    monkeypatch.setattr(LibraryProducer, "error", SystemError(MESSAGE), raising=False)
+    monkeypatch.setattr(LibraryProducer, "known", FENCED, raising=False)
+    with pytest.raises(KafkaException) as raised:
+        call(producer)
+    assert raised.value is FENCED
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_error_that_has_a_cause_is_left_as_it_is(
+    producer: ConfluentProducer, call: Callable[[ConfluentProducer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = SystemError(MESSAGE)
+    error.__cause__ = FENCED
+    monkeypatch.setattr(LibraryProducer, "error", error, raising=False)
+    monkeypatch.setattr(LibraryProducer, "known", None, raising=False)
+    with pytest.raises(SystemError) as raised:
+        call(producer)
+    assert raised.value is error
