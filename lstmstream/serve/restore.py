@@ -14,25 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmstream.errors import CannotServe, Fatal, UnreadableRecords
-from lstmstream.records import Ints, RecordBatch
+from lstmstream.errors import UnreadableRecords
+from lstmstream.records import RecordBatch
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import is_ours
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.partition import Partition
-from lstmstream.serve.state_records import (
-    FLOOR,
-    IDENTITY_BYTES,
-    CorruptStateRecord,
-    Floor,
-    OldStateFormat,
-    StateIdentity,
-    key_kind,
-    unpack_floor,
-    unpack_key,
-    unpack_state,
-    unpack_states,
-)
+from lstmstream.serve.restore_errors import RestoreErrors
+from lstmstream.serve.state_loader import StateLoader
+from lstmstream.serve.state_records import Floor, StateIdentity
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
 
 log = logging.getLogger(__name__)
@@ -79,23 +69,6 @@ class Restored(NamedTuple):
     duration_s: float
 
 
-class _Loaded:
-    """What the state topic said of this partition so far. The newest record of a key counts."""
-
-    def __init__(self) -> None:
-        self.floor: Floor | None = None
-        self.corrupt_floor: str | None = None  # where our newest floor record is and why it cannot be read
-        self.others: dict[bytes, StateIdentity] = {}  # identities that have a floor here, by their bytes
-        self.corrupt: dict[bytes | None, int] = {}  # record keys whose newest record cannot be trusted → its offset
-        self.origins: Ints = np.empty(0, dtype=np.int64)  # by row number
-
-    def origin_room(self, rows: int) -> Ints:
-        """`origins`, with room for so many rows."""
-        if rows > len(self.origins):
-            self.origins = np.concatenate([self.origins, np.full(rows - len(self.origins), -1, dtype=np.int64)])
-        return self.origins
-
-
 class Restore:
     """One partition on its way from RESTORING to RUNNING."""
 
@@ -105,10 +78,12 @@ class Restore:
         self.phase = RestorePhase.LOOK_UP
         self._context = context
         self._began_s = context.clock()
-        self._digest = context.checkpointer.identity.digest
         self._committed: CommittedOffset | None = None
         self._reader: LogReader | None = None
-        self._loaded = _Loaded()
+        self._errors = RestoreErrors(
+            context.input_topic, partition.number, context.checkpointer.topic.name, context.group
+        )
+        self._loaded = self._nothing_loaded()
         self._replay_from = 0
         self._answered = answered  # where the group's offset was when we last knew it to be our own
         self._foreign = False  # the group's offset was set by somebody else
@@ -164,6 +139,9 @@ class Restore:
         duration_s = round(clock() - self._began_s, 3)
         return Restored(number, self.partition.position, len(slab), self._replay_from, self._replayed, duration_s)
 
+    def _nothing_loaded(self) -> StateLoader:
+        return StateLoader(self.partition, self._context.checkpointer.identity.digest, self._errors)
+
     def close(self) -> None:
         """Free its reader."""
         if self._reader is not None:
@@ -176,7 +154,7 @@ class Restore:
         before = None if self._committed is None else self._committed.offset
         if self.phase is not RestorePhase.LOOK_UP and before != (None if found is None else found.offset):
             self.close()
-            self._loaded, self._replayed = _Loaded(), 0
+            self._loaded, self._replayed = self._nothing_loaded(), 0
             self.phase = RestorePhase.LOOK_UP
         self._unsure = False
 
@@ -197,109 +175,12 @@ class Restore:
         self._reader = self._context.transport.open_reader(topic, self.partition.number, start, end)
 
     def _load(self, deadline_s: float) -> None:
-        """A batch of state records, straight into the slab."""
         reader = self._reader
         assert reader is not None
         if reader.position >= reader.end:
             self.phase = RestorePhase.CHOOSE
             return
-        try:
-            batch = reader.next(max(0.0, deadline_s - self._context.clock()))
-        except UnreadableRecords as error:  # states of unknown keys: they are rebuilt, as those of damaged records
-            log.error("state records cannot be used: %s", error.problem)  # noqa: TRY400 - for a person
-            self._loaded.corrupt[b"batch %d" % error.first] = error.first
-            reader.position = min(error.next_offset, reader.end)
-            return
-        mine: dict[bytes, int] = {}  # record key → index of its newest record
-        for i, record_key in enumerate(batch.keys):
-            offset = int(batch.offsets[i])
-            try:
-                kind, identity = key_kind(record_key)
-                assert record_key is not None
-                if kind == FLOOR:
-                    self._load_floor(identity, batch.values[i], offset)
-                elif identity == self._digest[:IDENTITY_BYTES]:
-                    mine[record_key] = i
-            except CorruptStateRecord as error:
-                self._loaded.corrupt[record_key] = offset
-                self._log_corrupt(error, offset)
-            except OldStateFormat as error:
-                raise CannotServe(self._old_format(offset)) from error
-        self._load_states(batch, mine)
-
-    def _load_floor(self, identity: bytes, value: bytes | None, offset: int) -> None:
-        loaded, ours = self._loaded, identity == self._digest[:IDENTITY_BYTES]
-        if value is None:  # somebody deleted it
-            if ours:
-                loaded.floor = loaded.corrupt_floor = None
-            else:
-                loaded.others.pop(identity, None)
-            return
-        try:
-            floor = unpack_floor(value)
-        except CorruptStateRecord as error:
-            if ours:
-                loaded.corrupt_floor = f"at offset {offset}: {error}"
-            return
-        if ours:
-            loaded.floor, loaded.corrupt_floor = floor, None
-        else:
-            loaded.others[identity] = floor.identity
-
-    def _load_states(self, batch: RecordBatch, mine: dict[bytes, int]) -> None:
-        """The newest records of each of this identity's keys in the batch."""
-        gone = [key for key, i in mine.items() if batch.values[i] is None]
-        for record_key in gone:
-            del mine[record_key]
-            self._forget(record_key)
-            self._loaded.corrupt.pop(record_key, None)
-        if not mine:
-            return
-        slab, floats = self.partition.slab, self.partition.slab.rows.shape[1]
-        record_keys = list(mine)
-        values = [batch.values[i] or b"" for i in mine.values()]
-        columns = unpack_states(record_keys, values, self._digest, floats)
-        if columns is None:  # one of them is not sound: one by one, to find which
-            for record_key, i in mine.items():
-                self._load_one(record_key, batch.values[i] or b"", int(batch.offsets[i]))
-            return
-        if not np.isfinite(columns.rows).all():
-            raise CannotServe(self._does_not_fit(int(batch.offsets[0])))
-        keys = [unpack_key(record_key) for record_key in record_keys]
-        find, add = slab.index.get, slab.add
-        rows = np.array([add(key) if (row := find(key)) is None else row for key in keys], dtype=np.int64)
-        slab.rows[rows] = columns.rows
-        slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
-        slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
-        self._loaded.origin_room(slab.capacity)[rows] = columns.origins
-        if self._loaded.corrupt:
-            for record_key in record_keys:
-                self._loaded.corrupt.pop(record_key, None)
-
-    def _load_one(self, record_key: bytes, value: bytes, offset: int) -> None:
-        try:
-            stored = unpack_state(record_key, value)
-        except CorruptStateRecord as error:
-            self._loaded.corrupt[record_key] = offset
-            self._forget(record_key)
-            self._log_corrupt(error, offset)
-            return
-        except OldStateFormat as error:
-            raise CannotServe(self._old_format(offset)) from error
-        if stored.digest != self._digest:
-            return
-        slab = self.partition.slab
-        if len(stored.state.row) != slab.rows.shape[1] or not np.isfinite(stored.state.row).all():
-            raise CannotServe(self._does_not_fit(offset))
-        self._loaded.corrupt.pop(record_key, None)
-        key = unpack_key(record_key)
-        slab.put(key, stored.state)
-        self._loaded.origin_room(slab.capacity)[slab.index[key]] = stored.origin
-
-    def _forget(self, record_key: bytes) -> None:
-        key = unpack_key(record_key)
-        if key in self.partition.slab.index:
-            self.partition.slab.remove(key)
+        self._loaded.read(reader, max(0.0, deadline_s - self._context.clock()))
 
     # -- the choice
 
@@ -308,22 +189,15 @@ class Restore:
         beginning, end = context.transport.offset_range(context.input_topic, self.partition.number)
         reset = context.on_model_change == "reset"
         ours, floor = context.checkpointer.identity, loaded.floor
-        if loaded.corrupt_floor is not None:
-            raise CannotServe(
-                f"{self._where()}: the floor record in topic {self._state_topic()!r}, partition"
-                f" {self.partition.number}, is damaged ({loaded.corrupt_floor}), so its states cannot be placed."
-                " Restore the topic from a copy, or delete it and set on_model_change: reset to go on with empty states"
-            )
-        if floor is not None:  # first: after a topic was made again, another offset does not help
-            self._check_topics(floor)
+        if loaded.damaged_floor is not None:
+            raise self._errors.floor_damaged(loaded.damaged_floor)
+        # First: after a topic was made again, another offset does not help.
+        if floor is not None and (changed := self._errors.topics_changed(floor, context.checkpointer.topic)):
+            raise changed
         if committed is not None and not beginning <= committed.offset <= end:
-            raise CannotServe(self._outside(committed.offset, beginning, end))
+            raise self._errors.outside(committed.offset, beginning, end)
         if committed is None and (floor is not None or loaded.others):
-            raise CannotServe(
-                f"{self._where()}: its states are there but the group's offsets are gone (expired or deleted);"
-                " going on would answer everything twice. Set the group's offsets to where it had come, or delete"
-                f" topic {self._state_topic()!r} to start from the beginning"
-            )
+            raise self._errors.offsets_gone()
         if floor is not None and committed is not None:
             self._continue(floor, committed, beginning)
         elif committed is None:
@@ -332,34 +206,9 @@ class Restore:
             self._warn_of_reset(ours, loaded.others.values())
             self._start_empty(membership, committed.offset)
         elif loaded.others:
-            others = " and ".join(map(str, loaded.others.values()))
-            raise CannotServe(
-                f"{self._where()}: its states belong to {others}, and this is {ours}. Serve the old one, or set"
-                " on_model_change: reset to go on with empty states"
-            )
+            raise self._errors.other_identity(ours, loaded.others.values())
         else:
-            raise CannotServe(
-                f"{self._where()}: the group has come to offset {committed.offset}, but topic {self._state_topic()!r}"
-                " holds no states. Bring the topic back, or set on_model_change: reset to go on with empty states"
-            )
-
-    def _check_topics(self, floor: Floor) -> None:
-        input_topic, known = self._context.input_topic, self._context.checkpointer.topic
-        if floor.input_topic_id != known.input_topic_id:
-            raise CannotServe(
-                f"topic {input_topic!r} was deleted and made again since the states in {known.name!r} were written;"
-                " they belong to the old one. Delete the state topic and the group's offsets, or use another name"
-            )
-        if floor.state_topic_id != known.topic_id:
-            raise CannotServe(
-                f"topic {known.name!r} was deleted and made again: the states that its floor record speaks of are lost."
-                " Delete it and set on_model_change: reset to go on with empty states"
-            )
-        if floor.partitions != known.partitions:
-            raise CannotServe(
-                f"topic {input_topic!r} has {known.partitions} partitions, and had {floor.partitions} when the"
-                f" states in {known.name!r} were written: keys have moved. Start under another name, from the beginning"
-            )
+            raise self._errors.no_states(committed.offset)
 
     def _start_empty(self, membership: Membership, origin: int) -> None:
         """No states: fix where they begin, and the group's offset, before the first prediction."""
@@ -387,15 +236,11 @@ class Restore:
         if reason is not None:
             log.warning("rebuilding states from the input: %s", reason, extra={"partition": self.partition.number})
             if floor.origin > committed:
-                raise CannotServe(f"{self._where()}: {reason}, and this model's states begin at offset {floor.origin}")
+                raise self._errors.before_origin(reason, floor.origin)
         if beginning > self._replay_from:
-            raise CannotServe(
-                f"{self._where()}: states must be rebuilt from offset {self._replay_from}, but the input begins at"
-                f" {beginning}; its retention is too short. Delete the state topic and set on_model_change: reset to go"
-                " on with empty states"
-            )
+            raise self._errors.input_gone(self._replay_from, beginning)
         self.partition.origin = floor.origin
-        self._loaded = _Loaded()
+        self._loaded = self._nothing_loaded()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.
         gap = self._foreign and committed > self._answered
@@ -406,7 +251,7 @@ class Restore:
         slab, loaded = self.partition.slab, self._loaded
         reason = None
         rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
-        other = loaded.origin_room(slab.capacity)[rows] != floor.origin
+        other = loaded.origins(rows) != floor.origin
         ahead = slab.last_offset[rows] >= committed
         for row in rows[other | ahead].tolist():
             slab.remove(slab.keys[row])
@@ -414,9 +259,9 @@ class Restore:
             reason = f"the group's offset was moved back to {committed}, before states that were written later"
         if floor.offset > committed:
             reason = f"the group's offset was moved back to {committed}, before the floor at {floor.offset}"
-        if loaded.corrupt:
-            first = min(loaded.corrupt.values())
-            reason = f"{len(loaded.corrupt)} state records are damaged, the first at offset {first}"
+        if loaded.damaged:
+            first = min(loaded.damaged.values())
+            reason = f"{len(loaded.damaged)} state records are damaged, the first at offset {first}"
         return reason
 
     def _check_gap(self, deadline_s: float) -> None:
@@ -433,7 +278,7 @@ class Restore:
                 return
             first, end = int(batch.offsets[0]), self._committed.offset
             if self._context.on_foreign_commit != "accept":
-                raise CannotServe(self._skipped(first, end))
+                raise self._errors.skipped(self._answered, first, end)
             self._warn_of_gap(first, end, "the states contain them")
         self.close()
         self.phase = RestorePhase.REPLAY
@@ -451,11 +296,7 @@ class Restore:
         except UnreadableRecords as error:
             moved_past = self._foreign and error.first >= self._answered
             if error.first >= self._floor_position and not moved_past:
-                raise Fatal(
-                    f"{error.problem}. It was answered, and states must be rebuilt from it: bring it back from a copy"
-                    f" of the topic, or delete topic {self._state_topic()!r} and set on_model_change: reset to go on"
-                    " with empty states"
-                ) from error
+                raise self._errors.input_unreadable(error) from error
             log.error("passed over, the states do not contain it: %s", error.problem)  # noqa: TRY400 - for a person
             reader.position = min(error.next_offset, reader.end)
             return None
@@ -490,7 +331,7 @@ class Restore:
         self.partition.run(position=position, floor=floor, floor_position=floor_position, now_s=self._context.clock())
         self.phase = RestorePhase.DONE
 
-    # -- words
+    # -- warnings
 
     def _warn_of_reset(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> None:
         """Once for all partitions."""
@@ -500,58 +341,9 @@ class Restore:
             self._context.warned.add(text)
             log.warning("%s", text)
 
-    def _skipped(self, first: int, end: int) -> str:
-        return (
-            f"{self._where()}: the group's offset was moved from {self._answered} to {end}, and not by lstmstream:"
-            f" offsets {first} to {end - 1} have no prediction. Another consumer may use this group id"
-            f" ({self._context.group!r}), or a tool has reset the offset. Set the group's offset back to {first}"
-            " (kafka-consumer-groups --reset-offsets --to-offset), or set input.on_foreign_commit: accept to go on"
-            " without them"
-        )
-
     def _warn_of_gap(self, first: int, end: int, states: str) -> None:
         log.warning(
             "the group's offset was moved forward, and not by lstmstream: these offsets have no prediction; %s",
             states,
             extra={"partition": self.partition.number, "first": first, "last": end - 1},
-        )
-
-    def _where(self) -> str:
-        return f"{self._context.input_topic}[{self.partition.number}]"
-
-    def _state_topic(self) -> str:
-        return self._context.checkpointer.topic.name
-
-    def _does_not_fit(self, offset: int) -> str:
-        return (
-            f"{self._where()}: a state record in topic {self._state_topic()!r}, at offset {offset} or soon after,"
-            " does not fit the model or is not finite. Delete the topic and set on_model_change: reset to go on with"
-            " empty states"
-        )
-
-    def _outside(self, committed: int, beginning: int, end: int) -> str:
-        if committed < beginning:
-            return (
-                f"{self._where()}: the group's offset is {committed}, but the input begins at {beginning}: what was at"
-                f" offsets {committed} to {beginning - 1} was deleted before it was read. Move the group's offset to"
-                f" {beginning} (kafka-consumer-groups --reset-offsets --to-earliest) to go on without it; keep the"
-                " state topic: its states stay in use"
-            )
-        return (
-            f"{self._where()}: the group's offset is {committed}, but the input ends at {end}: records were lost, or"
-            " the offset was set by hand. Move the group's offset to where the group had come"
-        )
-
-    def _old_format(self, offset: int) -> str:
-        return (
-            f"topic {self._state_topic()!r}, partition {self.partition.number}, offset {offset}: states of an earlier"
-            " version of lstmstream, which this one does not read. Delete the topic and set on_model_change: reset to"
-            " go on with empty states, or delete the topic and the group's offsets to start from the beginning"
-        )
-
-    def _log_corrupt(self, error: CorruptStateRecord, offset: int) -> None:
-        log.error(
-            "a state record cannot be used: %s",
-            error,
-            extra={"topic": self._state_topic(), "partition": self.partition.number, "offset": offset},
         )

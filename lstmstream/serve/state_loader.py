@@ -1,0 +1,158 @@
+"""Read one partition's records of the state topic into its slab: floor, states, what is damaged."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from lstmstream.errors import UnreadableRecords
+from lstmstream.records import Ints, RecordBatch
+from lstmstream.serve.partition import Partition
+from lstmstream.serve.restore_errors import RestoreErrors
+from lstmstream.serve.state_records import (
+    FLOOR,
+    IDENTITY_BYTES,
+    CorruptStateRecord,
+    Floor,
+    OldStateFormat,
+    StateIdentity,
+    key_kind,
+    unpack_floor,
+    unpack_key,
+    unpack_state,
+    unpack_states,
+)
+from lstmstream.transport.ports import LogReader
+
+log = logging.getLogger(__name__)
+
+
+class StateLoader:
+    """What the state topic holds of one partition so far. The newest record of a key counts."""
+
+    def __init__(self, partition: Partition, digest: bytes, errors: RestoreErrors) -> None:
+        """`digest`: of the identity whose states go into the partition's slab."""
+        self.floor: Floor | None = None
+        self.damaged_floor: str | None = None  # where our newest floor record is and why it cannot be read
+        self.others: dict[bytes, StateIdentity] = {}  # identities that have a floor here, by their bytes
+        self.damaged: dict[bytes | None, int] = {}  # record keys whose newest record cannot be trusted → its offset
+        self._origins: Ints = np.empty(0, dtype=np.int64)  # by row number
+        self._partition = partition
+        self._digest = digest
+        self._errors = errors
+
+    def origins(self, rows: Ints) -> Ints:
+        """The input offsets at which the states in these rows of the slab began."""
+        return self._origin_room()[rows]
+
+    def read(self, reader: LogReader, timeout_s: float) -> None:
+        """A batch of state records, straight into the slab. Raises CannotServe, and what the reader raises."""
+        try:
+            batch = reader.next(timeout_s)
+        except UnreadableRecords as error:  # states of unknown keys: they are rebuilt, as those of damaged records
+            log.error("state records cannot be used: %s", error.problem)  # noqa: TRY400 - for a person
+            self.damaged[b"batch %d" % error.first] = error.first
+            reader.position = min(error.next_offset, reader.end)
+            return
+        ours: dict[bytes, int] = {}  # record key → index of its newest record
+        for i, record_key in enumerate(batch.keys):
+            offset = int(batch.offsets[i])
+            try:
+                kind, identity = key_kind(record_key)
+                assert record_key is not None
+                if kind == FLOOR:
+                    self._read_floor(identity, batch.values[i], offset)
+                elif identity == self._digest[:IDENTITY_BYTES]:
+                    ours[record_key] = i
+            except CorruptStateRecord as error:
+                self.damaged[record_key] = offset
+                self._log_damaged(error, offset)
+            except OldStateFormat as error:
+                raise self._errors.old_format(offset) from error
+        self._read_states(batch, ours)
+
+    def _read_floor(self, identity: bytes, value: bytes | None, offset: int) -> None:
+        ours = identity == self._digest[:IDENTITY_BYTES]
+        if value is None:  # somebody deleted it
+            if ours:
+                self.floor = self.damaged_floor = None
+            else:
+                self.others.pop(identity, None)
+            return
+        try:
+            floor = unpack_floor(value)
+        except CorruptStateRecord as error:
+            if ours:
+                self.damaged_floor = f"at offset {offset}: {error}"
+            return
+        if ours:
+            self.floor, self.damaged_floor = floor, None
+        else:
+            self.others[identity] = floor.identity
+
+    def _read_states(self, batch: RecordBatch, ours: dict[bytes, int]) -> None:
+        """The newest records of each of this identity's keys in the batch."""
+        gone = [key for key, i in ours.items() if batch.values[i] is None]
+        for record_key in gone:
+            del ours[record_key]
+            self._forget(record_key)
+            self.damaged.pop(record_key, None)
+        if not ours:
+            return
+        slab = self._partition.slab
+        record_keys = list(ours)
+        values = [batch.values[i] or b"" for i in ours.values()]
+        columns = unpack_states(record_keys, values, self._digest, slab.rows.shape[1])
+        if columns is None:  # one of them is not sound: one by one, to find which
+            for record_key, i in ours.items():
+                self._read_state(record_key, batch.values[i] or b"", int(batch.offsets[i]))
+            return
+        if not np.isfinite(columns.rows).all():
+            raise self._errors.does_not_fit(int(batch.offsets[0]))
+        keys = [unpack_key(record_key) for record_key in record_keys]
+        find, add = slab.index.get, slab.add
+        rows = np.array([add(key) if (row := find(key)) is None else row for key in keys], dtype=np.int64)
+        slab.rows[rows] = columns.rows
+        slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
+        slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
+        self._origin_room()[rows] = columns.origins
+        if self.damaged:
+            for record_key in record_keys:
+                self.damaged.pop(record_key, None)
+
+    def _read_state(self, record_key: bytes, value: bytes, offset: int) -> None:
+        try:
+            stored = unpack_state(record_key, value)
+        except CorruptStateRecord as error:
+            self.damaged[record_key] = offset
+            self._forget(record_key)
+            self._log_damaged(error, offset)
+            return
+        except OldStateFormat as error:
+            raise self._errors.old_format(offset) from error
+        if stored.digest != self._digest:
+            return
+        slab = self._partition.slab
+        if len(stored.state.row) != slab.rows.shape[1] or not np.isfinite(stored.state.row).all():
+            raise self._errors.does_not_fit(offset)
+        self.damaged.pop(record_key, None)
+        key = unpack_key(record_key)
+        slab.put(key, stored.state)
+        self._origin_room()[slab.index[key]] = stored.origin
+
+    def _forget(self, record_key: bytes) -> None:
+        key = unpack_key(record_key)
+        if key in self._partition.slab.index:
+            self._partition.slab.remove(key)
+
+    def _origin_room(self) -> Ints:
+        """`_origins`, with room for each row of the slab."""
+        missing = self._partition.slab.capacity - len(self._origins)
+        if missing > 0:
+            self._origins = np.concatenate([self._origins, np.full(missing, -1, dtype=np.int64)])
+        return self._origins
+
+    def _log_damaged(self, error: CorruptStateRecord, offset: int) -> None:
+        at = {"topic": self._errors.state_topic, "partition": self._errors.partition, "offset": offset}
+        log.error("a state record cannot be used: %s", error, extra=at)
