@@ -1,7 +1,7 @@
 """The daemon: poll → process → commit, with its phases, its way back after an error, and its end.
 
 One thread. One micro-batch, one transaction. Nothing is polled while one is open. What it does not do itself:
-partition.py holds what is known of a partition, committer.py judges transactions, restore.py brings states back.
+partition.py holds what is known of a partition, committer.py judges transactions, restores.py brings states back.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 from lstmstream.config import Config
 from lstmstream.errors import RecordRefused, TryAgain, UnreadableRecords
 from lstmstream.records import RecordBatch, concatenate
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
+from lstmstream.serve.clock import Clock
 from lstmstream.serve.committer import COMMIT_TIMEOUT_S, Committer
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.failure_log import FailureLog
@@ -26,10 +24,11 @@ from lstmstream.serve.housekeeping import Housekeeping
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.key_check import KeyCheck
 from lstmstream.serve.observers import Observer, Observers, StageTimer
-from lstmstream.serve.partition import Partition, Partitions
+from lstmstream.serve.partition import Partitions
+from lstmstream.serve.phase import ALLOWED, Phase
 from lstmstream.serve.refusals import Refusals
-from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, Restore, RestoreContext
-from lstmstream.serve.restore_progress import RestoreProgress
+from lstmstream.serve.restore import RestoreContext
+from lstmstream.serve.restores import Restores
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import Topics
 from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, Transport
@@ -38,43 +37,9 @@ log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 0.1
 POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
-RESTORE_SLICE_S = 1.0  # of each round of the loop, for all restores together
-MAX_PARALLEL_RESTORES = 3  # while one is computed, the others' records come; the first partition should go live early
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 QUIET_S = 10.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
-
-
-class Phase(Enum):
-    """Where in its life the daemon is."""
-
-    STARTING = "starting"
-    JOINING = "joining"
-    RESTORING = "restoring"
-    RUNNING = "running"
-    RECOVERING = "recovering"
-    DRAINING = "draining"
-    STOPPED = "stopped"
-
-
-_END = {Phase.DRAINING, Phase.STOPPED}
-ALLOWED = {
-    Phase.STARTING: {Phase.JOINING, Phase.STOPPED},
-    Phase.JOINING: {Phase.RESTORING, Phase.RUNNING, Phase.RECOVERING, *_END},
-    Phase.RESTORING: {Phase.RUNNING, Phase.RECOVERING, *_END},
-    Phase.RUNNING: {Phase.RESTORING, Phase.RECOVERING, *_END},  # a rebalance: restore again
-    Phase.RECOVERING: {Phase.JOINING, Phase.RESTORING, Phase.RUNNING, *_END},
-    Phase.DRAINING: {Phase.STOPPED},
-    Phase.STOPPED: set(),
-}
-
-
-class Clock(NamedTuple):
-    """Time, in the hands of whoever runs the daemon."""
-
-    monotonic_s: Callable[[], float] = time.monotonic
-    wall_s: Callable[[], float] = time.time  # since 1970 UTC
-    sleep: Callable[[float], None] = time.sleep
 
 
 class Daemon:
@@ -147,7 +112,8 @@ class Daemon:
             batch_limit=self._batch_limit,
             on_topics=self._refusals.set_topics,
         )
-        self._restore_context = RestoreContext(
+        self._failures = FailureLog(log, clock.monotonic_s)
+        context = RestoreContext(
             transport,
             engine,
             self._checkpointer,
@@ -160,13 +126,12 @@ class Daemon:
             clock.monotonic_s,
             set(),
         )
+        self._restores = Restores(context, self._partitions, observer, self._failures)
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
         self._failed = False  # the transport failed and has not recovered yet
         self._recoveries = 0  # since the last commit
         self._last_recovery_s = -math.inf  # when it began
         self._quiet = False  # in a recovery soon after another one: what is worth one line is not worth hundreds
-        self._restore_progress = RestoreProgress(clock.monotonic_s)
-        self._failures = FailureLog(log, clock.monotonic_s)
         self._stopping = False
         self._drain_deadline_s = math.inf  # clock time at which handing over is given up
         self.phase = Phase.STARTING
@@ -251,7 +216,7 @@ class Daemon:
             self._close_partition(number)
         self._housekeeping.check_assignment(assigned)
         for number in assigned:
-            self._begin_restore(number, now[number])
+            self._restores.begin(number, now[number])
         self._membership = polled.membership
         self._observer.on_rebalance()
         self._housekeeping.hurry()
@@ -296,11 +261,6 @@ class Daemon:
 
     # -- partitions
 
-    def _begin_restore(self, number: int, epoch: int, *, answered: int = -1) -> None:
-        partition = Partition(number, epoch, self._engine.scorer.states)
-        partition.restore = Restore(partition, self._restore_context, answered=answered)
-        self._partitions.add(partition)
-
     def _close_partition(self, number: int) -> None:
         partition = self._partitions.remove(number)
         if partition is not None:
@@ -310,31 +270,18 @@ class Daemon:
     def _restart_restore(self, number: int) -> None:
         epoch, position = self._partitions[number].epoch, self._partitions[number].position
         self._close_partition(number)
-        self._begin_restore(number, epoch, answered=position)
+        self._restores.begin(number, epoch, answered=position)
 
     def _restore_some(self, membership: Membership) -> None:
         """A slice of work for several restores; a partition goes live when its own is done."""
-        now_s = self._clock.monotonic_s()
-        active = [r for r in self._partitions.restoring() if r.retry_at_s <= now_s][:MAX_PARALLEL_RESTORES]
-        for restore in active:
-            try:
-                restored = restore.advance(membership, RESTORE_SLICE_S / len(active))
-            except TryAgain as error:
-                restore.note_failure()
-                if self._committer.pending is not None or restore.failures % FAILURES_BEFORE_RECOVERY == 0:
-                    raise
-                self._failures.note(f"restoring partition {restore.partition.number} failed, trying again", error)
-                continue
-            self._observer.on_loop()
-            if restored is not None:
-                self._transport.resume(restored.partition, restored.offset)
-                self._observer.on_restored(restored)
-                self._recoveries = 0
-                self._restore_progress.on_restored(restored)
-                self._housekeeping.hurry()
-                self._update_phase()
-        if left := self._partitions.restoring():
-            self._observer.on_blocked("restore", self._restore_progress.text(left))
+        for restored in self._restores.advance(membership, lambda: self._committer.pending is not None):
+            self._transport.resume(restored.partition, restored.offset)
+            self._observer.on_restored(restored)
+            self._recoveries = 0
+            self._housekeeping.hurry()
+            self._update_phase()
+        if self._partitions.restoring():
+            self._observer.on_blocked("restore", self._restores.text())
 
     # -- the way back after an error
 
@@ -478,10 +425,10 @@ class Daemon:
         restoring = self._partitions.restoring()
         self._set_phase(Phase.RESTORING if restoring else Phase.RUNNING)
         if restoring:
-            self._observer.on_blocked("restore", self._restore_progress.text(restoring))
+            self._observer.on_blocked("restore", self._restores.text())
         else:
             self._observer.on_unblocked("restore")
-            self._restore_progress.on_all_restored()
+            self._restores.on_all_restored()
 
     def _set_phase(self, phase: Phase) -> None:
         if phase is self.phase:

@@ -7,7 +7,7 @@ import os
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost
-from lstmstream.serve.daemon import Clock
+from lstmstream.serve.clock import Clock
 from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.health import Health

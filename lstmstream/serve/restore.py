@@ -28,7 +28,6 @@ from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, T
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5  # after a failure
-FAILURES_BEFORE_RECOVERY = 5  # of the transport
 
 
 class RestorePhase(Enum):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from lstmstream.config import Config
 from lstmstream.errors import TryAgain
 from lstmstream.model import Card
-from lstmstream.serve.daemon import Clock, Daemon, backoffs
+from lstmstream.serve.clock import Clock
+from lstmstream.serve.daemon import Daemon, backoffs
 from lstmstream.serve.dead_letter_log import DeadLetterLog
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.failure_log import FailureLog

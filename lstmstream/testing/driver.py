@@ -19,11 +19,13 @@ from lstmstream.config import Config, load_config
 from lstmstream.config.diagnostics import validate
 from lstmstream.errors import TryAgain
 from lstmstream.scorer import KeyState, view_state
-from lstmstream.serve.daemon import Clock, Daemon, Phase
+from lstmstream.serve.clock import Clock
+from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
+from lstmstream.serve.phase import Phase
 from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.transport.memory import FAULT_POINTS, LogRecord, MemoryBroker, MemoryTransport
 from lstmstream.transport.partitioner import partition_of

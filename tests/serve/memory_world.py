@@ -17,10 +17,12 @@ import numpy as np
 from lstmstream.config import Config
 from lstmstream.errors import TryAgain
 from lstmstream.model.card import Card, Feature, StatePart, StateSpec
-from lstmstream.serve.daemon import Clock, Daemon, Phase
+from lstmstream.serve.clock import Clock
+from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
+from lstmstream.serve.phase import Phase
 from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor, unpack_key, unpack_state

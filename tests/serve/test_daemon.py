@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmstream.errors import CannotServe
-from lstmstream.serve.daemon import Daemon, Phase
+from lstmstream.serve.daemon import Daemon
+from lstmstream.serve.phase import Phase
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.transport.memory import FAULT_POINTS
 from tests.serve.memory_world import INPUT, LETTERS, PARTITIONS, STATES, FakeStep, World, card

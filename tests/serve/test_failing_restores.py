@@ -8,9 +8,10 @@ import pytest
 
 from lstmstream.errors import TryAgain
 from lstmstream.records import RecordBatch
-from lstmstream.serve import daemon as daemon_module
+from lstmstream.serve import restores
 from lstmstream.serve.daemon import Daemon
-from lstmstream.serve.restore import FAILURES_BEFORE_RECOVERY, RETRY_S
+from lstmstream.serve.restore import RETRY_S
+from lstmstream.serve.restores import FAILURES_BEFORE_RECOVERY
 from lstmstream.transport.memory import MemoryReader, MemoryTransport
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
 
@@ -166,7 +167,7 @@ def test_a_restore_whose_offset_was_moved_starts_over_when_the_transport_has_rec
 
 def test_one_that_fails_does_not_keep_the_place_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """With more partitions than are restored at once."""
-    monkeypatch.setattr(daemon_module, "MAX_PARALLEL_RESTORES", 1)
+    monkeypatch.setattr(restores, "MAX_PARALLEL", 1)
     world = Failing(monkeypatch)
     daemon = world.restart(0)
     world.step_until_failed(daemon, 2)
