@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -168,6 +168,24 @@ class DevBroker:
             home=self.home,
             log=self.log,
         )
+
+    def create_topics(self, names: Sequence[str], partitions: int) -> dict[str, int]:
+        """Create those that do not exist; the partitions of each. Raises CannotServe."""
+        now = self.status()
+        if not now.running:
+            raise CannotServe(f"the broker in {self.home} is not running: start it with `lstmstream dev up`")
+        try:
+            with contextlib.closing(KafkaAdminClient(bootstrap_servers=now.bootstrap_servers)) as admin:
+                existing = set(admin.list_topics())
+                new = {name: {"num_partitions": partitions} for name in names if name not in existing}
+                created = admin.create_topics(new, raise_errors=False)["topics"] if new else []
+                refused = [topic["error_message"] for topic in created if topic["error_code"]]
+                if refused:
+                    raise CannotServe("; ".join(refused))
+                admin.wait_for_topics(list(names))
+                return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(list(names))}
+        except KafkaError as error:
+            raise CannotServe(f"topics {', '.join(names)}: {error}") from error
 
     # -- the home -------------------------------------------------------------------------------------------------
 

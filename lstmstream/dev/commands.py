@@ -1,4 +1,4 @@
-"""The commands `lstmstream dev up|down|status`, which control the development broker.
+"""The commands `lstmstream dev up|topic|down|status`, which control the development broker.
 
 The broker is imported when a command runs: its Kafka client would slow down every other command, and `--help`.
 """
@@ -45,6 +45,17 @@ def up(
     typer.echo(servers)
     state = "is already running" if was_running else "is running"
     typer.echo(f"Kafka {KAFKA_VERSION} {state} on {servers}; its data and log are in {broker.home}", err=True)
+
+
+@app.command()
+def topic(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The topics.")],
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of each.")] = 1,
+    home: _Home = None,
+) -> None:
+    """Create topics on the broker, with Kafka's default settings. One that exists is left as it is."""
+    for name, count in _broker(home).create_topics(names, partitions).items():
+        typer.echo(f"Topic {name} has {count} partition{'s' if count > 1 else ''}.")
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 Events of one key resemble each other, so keys are resampled and not rows; with few keys, blocks of time. A resample is
 a count for each key or block, which `metric_function` takes as row weights: nothing is sorted or copied again.
-Percentile intervals as in Efron & Tibshirani 1993, chapter 13.
+Percentile intervals as in Efron & Tibshirani 1993, chapter 13. A share that is 0 or 1 in all resamples gets the exact
+binomial end instead (Clopper & Pearson 1934), since 62 of 62 does not mean that the 63rd is certain.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from lstmstream.evaluation.metrics import (
     Evaluated,
     MetricFunction,
     MetricValues,
+    alerts,
     metric_function,
+    rank_by_score,
 )
-from lstmstream.records import Ints
+from lstmstream.records import Bools, Ints
 
 MIN_KEYS = 20  # with fewer keys, blocks of time are resampled
 TIME_BLOCKS = 30
@@ -68,7 +71,39 @@ def bootstrap_intervals(
     names = [name for name, value in values.items() if np.isfinite(value)]
     drawn = [[sample[name] for name in names] for sample in _resampled(evaluated, [function], resamples, seed)]
     low, high = _percentiles(np.array(drawn).reshape(len(drawn), len(names)))
+    for i, name in enumerate(names):
+        if low[i] == high[i] == values[name] and values[name] in {0.0, 1.0}:
+            low[i], high[i] = _binomial_ends(evaluated, _rows_of_share(evaluated, threshold, name), values[name])
     return {name: Interval(value=values[name], low=float(low[i]), high=float(high[i])) for i, name in enumerate(names)}
+
+
+def _binomial_ends(evaluated: Evaluated, rows: Bools | None, share: float) -> tuple[float, float]:
+    """The interval of a share that is 0 or 1 in each of the n keys or blocks that have such rows: to 0.025^(1/n)."""
+    count = 0 if rows is None else len(np.unique(resampling_units(evaluated).of_row[rows]))
+    if not count:
+        return share, share
+    end = float(_LOW ** (1 / count))
+    return (end, 1.0) if share == 1 else (0.0, 1 - end)
+
+
+def _rows_of_share(evaluated: Evaluated, threshold: float | None, name: str) -> Bools | None:
+    """[N'] The rows that a metric between 0 and 1 is a share of; None for other metrics."""
+    label = evaluated.label
+    rows: Bools
+    if name == "precision" and threshold is not None:
+        return (label >= 0) & alerts(evaluated, threshold)
+    if name.startswith("precision_at_"):
+        rows = np.zeros(len(evaluated), np.bool_)
+        rows[rank_by_score(evaluated).rows[: int(name.removeprefix("precision_at_"))]] = True
+        return rows
+    if name in {"recall", "f1", "average_precision", "roc_auc"}:
+        return label > 0
+    if name in {"accuracy", "macro_f1"}:
+        return label >= 0
+    if name.startswith("recall["):
+        rows = label == evaluated.names.index(name.removeprefix("recall[").removesuffix("]"))
+        return rows
+    return None
 
 
 def paired_difference(

@@ -238,7 +238,19 @@ def test_the_commands_say_what_happened(development: DevBroker) -> None:
     servers = up.stdout.strip()
     assert run(app, ["up", *home]).stdout.strip() == servers
     assert json.loads(run(app, ["status", "--json", *home]).stdout)["bootstrap_servers"] == servers
+    assert run(app, ["topic", "one", "two", "--partitions", "3", *home]).stdout.splitlines() == [
+        "Topic one has 3 partitions.",
+        "Topic two has 3 partitions.",
+    ]
+    assert run(app, ["topic", "one", "three", *home]).stdout.splitlines() == [
+        "Topic one has 3 partitions.",  # as it was
+        "Topic three has 1 partition.",
+    ]
+    with pytest.raises(CannotServe, match=r"^Topic name is invalid: 'a b' contains"):
+        development.create_topics(["a b"], 1)
     assert "stopped" in run(app, ["down", "--wipe", *home]).stdout
+    with pytest.raises(CannotServe, match="not running: start it with `lstmstream dev up`"):
+        development.create_topics(["one"], 1)
     assert not development.home.exists()
 
 

@@ -201,6 +201,38 @@ def test_intervals_repeat_and_hold_their_value() -> None:
     assert found["average_precision"]["low"] < found["average_precision"]["high"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "rows"), [("precision", 62), ("recall", 62), ("average_precision", 62), ("precision_at_10", 10)]
+)
+def test_a_share_that_never_fails_is_not_certain(metric: str, rows: int) -> None:
+    """62 alerts in as many keys, all right: with the lower end as the truth, that happens 1 time in 40."""
+    label = np.repeat([1, 0], [62, 300])
+    part = evaluated(np.where(label > 0, 0.9, 0.1), label)
+    found = bootstrap_intervals(part, 0.5, resamples=50, k=(10,))[metric]
+    assert found["value"] == found["high"] == 1
+    chance = np.prod(np.full(rows, found["low"]))
+    assert chance == pytest.approx(0.025)
+    none = bootstrap_intervals(evaluated(np.where(label > 0, 0.1, 0.9), label), 0.5, resamples=50, k=(10,))
+    if metric in {"precision", "recall"}:
+        counted = 300 if metric == "precision" else 62
+        assert none[metric]["value"] == none[metric]["low"] == 0
+        assert (1 - none[metric]["high"]) ** counted == pytest.approx(0.025)
+
+
+def test_events_of_one_key_count_once_for_a_share_that_never_fails() -> None:
+    label = np.repeat([1, 0], [50, 150])
+    part = evaluated(np.where(label > 0, 0.9, 0.1), label, sequence=np.arange(200) // 5)
+    assert bootstrap_intervals(part, 0.5, resamples=50)["recall"]["low"] == pytest.approx(0.025 ** (1 / 10))
+
+
+def test_the_recall_of_a_class_that_never_fails_is_not_certain() -> None:
+    prediction = np.eye(3, dtype=np.float32)[np.tile([0, 1, 2], 30)]
+    part = evaluated(prediction[:, 1], np.tile([0, 1, 2], 30), prediction=prediction, names=("a", "b", "c"))
+    found = bootstrap_intervals(part, resamples=50)
+    assert found["recall[b]"]["low"] == pytest.approx(0.025 ** (1 / 30))
+    assert found["accuracy"]["low"] == pytest.approx(0.025 ** (1 / 90))
+
+
 def test_one_event_has_no_interval() -> None:
     assert np.isnan(bootstrap_intervals(evaluated([0.5], [1]))["brier"]["low"])
 

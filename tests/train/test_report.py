@@ -21,7 +21,7 @@ from lstmstream.evaluation.metrics import compute_metrics
 from lstmstream.formats.timestamps import format_iso
 from lstmstream.train.progress import summary_lines
 from lstmstream.train.report import plots
-from lstmstream.train.report.alerts import candidate_thresholds
+from lstmstream.train.report.alerts import candidate_thresholds, fill_gaps
 from lstmstream.train.report.render import plots_of, render, write_report
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import split_facts, summarize
@@ -231,6 +231,19 @@ def test_thresholds_are_closer_near_the_chosen_one() -> None:
     around = [count for count in counts if 15 <= count <= 60]
     assert len(around) >= 7
     assert max(later / earlier for earlier, later in pairwise(around)) < 1.4
+
+
+def test_the_threshold_table_has_no_gaps_where_the_evaluated_split_is_another() -> None:
+    """Its scores are higher, so that a step of a few alerts on the validation split is one of many here."""
+    rng = np.random.default_rng(1)
+    validation, test = evaluated(rng.random(4_000) ** 3), evaluated(rng.random(9_000) ** 1.5)
+    filled = fill_gaps(candidate_thresholds(validation, []), validation, test)
+    assert filled == sorted(set(filled), reverse=True)
+    known = np.sort(validation.score)
+    for high, low in pairwise(filled):
+        fewer, more = (int((test.score >= np.float32(one)).sum()) for one in (high, low))
+        neighbours = np.searchsorted(known, np.float32(high)) - np.searchsorted(known, np.float32(low)) <= 1
+        assert more <= max(1.35 * fewer, fewer + 1) or neighbours
 
 
 def test_the_best_f1_is_marked() -> None:

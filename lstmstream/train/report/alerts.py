@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from lstmstream.evaluation.descriptions import format_number
@@ -13,6 +15,7 @@ from lstmstream.train.report.report import Report
 
 MAX_ALERT_SHARE = 0.3  # of the events, for the lowest threshold in the table
 THRESHOLD_ROWS = 16  # over the whole range of alert counts, evenly on a log scale
+MAX_STEP = 1.35  # from one row's number of alerts to the next, on the evaluated split
 NEARBY = (0.5, 0.63, 0.8, 1.25, 1.6, 2.0)  # further rows: times the alerts of the chosen and of the best threshold
 TOP_EVENTS = 20
 MAX_COLUMNS = 4  # of forecast values beside an event
@@ -27,7 +30,8 @@ def threshold_section(report: Report) -> str:
     chosen = None if report.threshold is None else float(np.float32(report.threshold))
     best = _best_f1(report.validation)
     lines = []
-    for candidate in candidate_thresholds(report.validation, [one for one in (chosen, best) if one is not None]):
+    marked = [one for one in (chosen, best) if one is not None]
+    for candidate in fill_gaps(candidate_thresholds(report.validation, marked), report.validation, evaluated):
         values = compute_metrics(evaluated, candidate)
         columns = [values.get(name, np.nan) for name in ("alerts_per_day", "precision", "recall", "f1")]
         notes = [*(["chosen"] if candidate == chosen else []), *(["best F1"] if candidate == best else [])]
@@ -53,6 +57,28 @@ def candidate_thresholds(validation: Evaluated, always: list[float]) -> list[flo
     scores = {float(falling[count - 1]) for count in counts if 1 <= count <= len(falling)}
     # the lowest score alerts on every event
     return sorted({score for score in scores if score > falling[-1]} | set(always), reverse=True)
+
+
+def fill_gaps(thresholds: list[float], validation: Evaluated, evaluated: Evaluated) -> list[float]:
+    """`thresholds`, falling, and scores of `validation` between those whose alerts in `evaluated` are far apart.
+
+    Scores may be spread in another way there than on the validation split.
+    """
+    scores = np.unique(validation.score)[::-1]  # falling
+
+    def alerts_at(threshold: float) -> int:
+        return int(alerts(evaluated, threshold).sum())
+
+    def between(high: float, low: float) -> list[float]:
+        fewer, more = alerts_at(high), alerts_at(low)
+        inside = scores[(scores < np.float32(high)) & (scores > np.float32(low))]
+        if more <= max(MAX_STEP * fewer, fewer + 1) or not len(inside):
+            return []
+        middle = float(inside[len(inside) // 2])
+        return [*between(high, middle), middle, *between(middle, low)]
+
+    pairs = pairwise(thresholds)
+    return [*thresholds[:1], *(one for high, low in pairs for one in (*between(high, low), low))]
 
 
 def _best_f1(validation: Evaluated) -> float | None:
