@@ -81,7 +81,13 @@ def _serve(config: Config, shutdown: ShutdownSignal) -> int:
         health.unblock("model")
         log.info(
             "model loaded",
-            extra={"model": card.name, "version": card.version, "fingerprint": card.fingerprint, "device": step.device},
+            extra={
+                "model": card.name,
+                "version": card.version,
+                "fingerprint": card.fingerprint,
+                "device": step.device,
+                "threshold": card.threshold if config.output.threshold is None else config.output.threshold,
+            },
         )
         if growth := find_growth(step, seconds=GROWTH_S):
             log.warning(
