@@ -12,7 +12,7 @@ from lstmstream.serve.checkpoint import Checkpointer
 from lstmstream.serve.fetch_guard import FetchGuard
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
-from lstmstream.serve.topics import Topics, TopicWatch
+from lstmstream.serve.topics import GONE_S, Topics, TopicWatch
 from lstmstream.transport.ports import PollResult, Transport
 
 INTERVAL_S = 1.0
@@ -52,6 +52,7 @@ class Housekeeping:
         self._fetch_guard = FetchGuard(transport, observer, clock)
         self._next_s = 0.0
         self._next_topics_s = 0.0
+        self._doubt = ""  # what seemed to be wrong with the topics when they were last looked at
 
     def tick(self, polled: PollResult) -> None:
         """Gauges and a look at fetching once a second; every few seconds, the topics. Raises TryAgain, CannotServe."""
@@ -66,12 +67,15 @@ class Housekeeping:
             self._next_topics_s = now_s + TOPICS_INTERVAL_S
             try:
                 self.check_topics()
+                self._doubt = ""
             except TryAgain as error:
                 if not self._watch.doubtful:
                     raise
                 # Not sure yet: the broker that was asked may just not know it. If it is gone, writing fails too.
                 self._next_topics_s = now_s + DOUBT_INTERVAL_S
-                log.warning("%s; looking again", error)
+                if str(error) != self._doubt:
+                    self._doubt = str(error)
+                    log.warning("%s; looking again every second, for up to %g s", error, GONE_S)
 
     def measure(self) -> None:
         """The gauges, where `tick` is not reached: while commits fail. Raises TryAgain."""

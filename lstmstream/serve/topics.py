@@ -41,6 +41,7 @@ class Topics(NamedTuple):
     state: StateTopic
     key_hashed: frozenset[str]  # topics where murmur2 of the key decides on the partition
     partition_counts: Mapping[str, int]  # of all topics, by name
+    topic_ids: Mapping[str, str]  # of all topics, by name
     retention: Retention  # of the input
     warnings: frozenset[str] = frozenset()  # about settings, as they were logged
     state_floats: int | None = None  # of a state row
@@ -97,6 +98,7 @@ def ensure_topics(config: Config, admin: Admin, state_floats: int | None = None)
         StateTopic(config.state.topic, state_topic_id, source.topic_id, source.partitions),
         frozenset(key_hashed),
         {name: info.partitions for name, info in found.items()},
+        {name: info.topic_id for name, info in found.items()},
         _retention(source),
         frozenset(warnings),
         state_floats,
@@ -117,6 +119,7 @@ class TopicWatch:
         self._clock = clock
         self._since_s: dict[str, float] = {}  # when each doubt first came up, by its text
         self._warned: set[str] = set()
+        self._seen_ids = {name: {topic_id} for name, topic_id in known.topic_ids.items()}
         self.retention = known.retention
 
     @property
@@ -138,6 +141,7 @@ class TopicWatch:
             elif finding.text not in self._warned and finding.text not in self._known.warnings:
                 self._warned.add(finding.text)
                 log.warning("%s", finding.text)
+        self._warn_of_new_outputs(found)
         if certain:
             raise CannotServe(*certain)
         if doubts:
@@ -152,21 +156,33 @@ class TopicWatch:
         certain: list[str] = []
         doubts: list[tuple[str, float]] = []
         known = self._known
-        ids = {self._config.input.topic: known.state.input_topic_id, self._config.state.topic: known.state.topic_id}
+        cannot_be_new = {self._config.input.topic, self._config.state.topic}
         for name in names:
             topic = found.get(name)
             if topic is None or not topic.partitions:
-                doubts.append((f"topic {name!r} is gone; nothing was committed since. Bring it back", GONE_S))
+                doubts.append((f"topic {name!r} is gone; bring it back", GONE_S))
                 continue
             before = known.partition_counts.get(name, topic.partitions)
             changed = _partitions_changed(name, before, topic.partitions, self._config)
-            if name in ids and topic.topic_id != ids[name]:
+            if name in cannot_be_new and topic.topic_id != known.topic_ids[name]:
                 doubts.append((_made_again(name, self._config), MADE_AGAIN_S))
             elif topic.partitions > before:
                 certain.append(changed)
             elif topic.partitions < before:
                 doubts.append((changed, GONE_S))
         return certain, doubts
+
+    def _warn_of_new_outputs(self, found: Mapping[str, TopicInfo]) -> None:
+        """A topic for predictions or dead letters that was made again can be written to, but what it held is lost."""
+        for name in sorted(found.keys() - {self._config.input.topic, self._config.state.topic}):
+            seen = self._seen_ids.setdefault(name, set())
+            if found[name].topic_id not in seen:  # a broker may still know the old one for a moment
+                seen.add(found[name].topic_id)
+                log.warning(
+                    "topic %r was deleted and made again: the records that it held are lost, also those written since"
+                    " the last look; new ones go into the new topic. To publish them again, start under another name",
+                    name,
+                )
 
 
 def _made_again(name: str, config: Config) -> str:

@@ -216,7 +216,11 @@ def test_a_full_poll_may_have_left_others_waiting(polled: int, limit_s: float) -
     assert house.told.actions == ["seek"]
 
 
-def test_topics_are_looked_at_every_few_seconds() -> None:
+def doubts(caplog: pytest.LogCaptureFixture) -> int:
+    return sum("looking again" in record.getMessage() for record in caplog.records)
+
+
+def test_topics_are_looked_at_every_few_seconds(caplog: pytest.LogCaptureFixture) -> None:
     house = House()
     for _ in range(int(3 * TOPICS_INTERVAL_S)):
         house.tick()
@@ -228,9 +232,10 @@ def test_topics_are_looked_at_every_few_seconds() -> None:
         house.now_s += DOUBT_INTERVAL_S
     with pytest.raises(CannotServe, match="is gone"):
         house.tick()
+    assert doubts(caplog) == 1, "not at each look"
 
 
-def test_a_topic_that_a_broker_does_not_know_for_a_moment_is_not_gone() -> None:
+def test_a_topic_that_a_broker_does_not_know_for_a_moment_is_not_gone(caplog: pytest.LogCaptureFixture) -> None:
     house = House()
     house.tick()
     output = house.broker.topics.pop(OUTPUT)
@@ -241,6 +246,7 @@ def test_a_topic_that_a_broker_does_not_know_for_a_moment_is_not_gone() -> None:
         house.now_s += DOUBT_INTERVAL_S
         house.broker.topics[OUTPUT] = output
         house.tick()
+    assert doubts(caplog) == 3, "each time that it is doubtful anew"
 
 
 def test_retention_that_is_changed_while_it_runs_is_seen() -> None:

@@ -150,6 +150,22 @@ def test_a_topic_that_is_made_again_under_its_name_is_noticed(name: str, lost: s
     assert lost in message
 
 
+@pytest.mark.parametrize("name", [OUTPUT, LETTERS])
+def test_an_output_that_is_made_again_is_said_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It can be written to, so the daemon goes on; but what it held is lost."""
+    watched = Watched()
+    for _ in range(2):
+        before = watched.topics[name]
+        watched.world.make_again(name)
+        again = watched.topics[name]
+        for seen in (again, before, again):  # a broker may know the old one for a moment
+            watched.topics[name] = seen
+            assert not watched.doubted()
+    said = [record.getMessage() for record in caplog.records if "made again" in record.getMessage()]
+    assert len(said) == 2
+    assert all(f"topic {name!r} was deleted and made again: the records that it held are lost" in text for text in said)
+
+
 def test_an_input_that_has_grown_is_noticed_at_once() -> None:
     watched = Watched()
     watched.topics[INPUT].logs.append([])
