@@ -210,8 +210,8 @@ class Config(Document):
     model: ModelReference = Field(description="Model file, relative to this file's folder, or builtin:NAME.")
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once",
-        description="`at_least_once`: lower latency; a batch that is done again, after a crash for example, is published"
-        " again.",
+        description="`at_least_once`: lower latency; a batch that is done again, after a crash for example, is"
+        " published again.",
     )
     on_model_change: Literal["fail", "reset", "replay"] = Field(
         "fail",

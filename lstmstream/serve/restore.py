@@ -196,7 +196,7 @@ class Restore:
         if committed is not None and not beginning <= committed.offset <= end:
             raise self._errors.outside(committed.offset, beginning, end)
         if committed is None and (floor is not None or loaded.others):
-            raise self._errors.offsets_gone()
+            raise self._errors.offsets_gone(floor)
         if floor is not None and committed is not None:
             self._continue(floor, committed, beginning)
         elif committed is None:
@@ -219,19 +219,18 @@ class Restore:
     def _continue(self, floor: Floor, group: CommittedOffset, beginning: int) -> None:
         """This identity's states are there: drop those that cannot be used, and replay the input since the floor."""
         committed = group.offset
+        self._floor_position = max(floor.position, floor.offset)
+        self._answered = max(self._answered, self._floor_position, self._seen(floor))
         reason = self._drop_unusable(floor, committed)
         self._replay_from = floor.offset if reason is None else floor.origin
-        self._floor_position = max(floor.position, floor.offset)
-        slab = self.partition.slab
-        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
-        seen = int(slab.last_offset[rows].max(initial=-1)) + 1
-        self._answered = max(self._answered, self._floor_position, seen)
         self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so
         self._foreign = not is_ours(group.metadata) and committed > self._answered
         if self._foreign and reason is None and self._replay_from >= self._floor_position and committed == beginning:
             # All that lies between is deleted: there is nothing to go back to, and the states need none of it.
             self._warn_of_gap(self._answered, committed, "they were deleted, so the states do not contain them either")
             self._answered = self._replay_from = committed
+        if committed < self._answered:
+            self._warn_of_moving_back(committed, self._answered)
         if reason is not None:
             log.warning("rebuilding states from the input: %s", reason, extra={"partition": self.partition.number})
             if floor.origin > committed:
@@ -244,6 +243,13 @@ class Restore:
         # Before the input is opened: that may fail, and the choice is made.
         gap = self._foreign and committed > self._answered
         self.phase = RestorePhase.CHECK_GAP if gap else RestorePhase.REPLAY
+
+    def _seen(self, floor: Floor) -> int:
+        """The offset after the newest event that a state contains, of those that begin where the floor says."""
+        slab = self.partition.slab
+        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
+        rows = rows[self._loaded.origins(rows) == floor.origin]
+        return int(slab.last_offset[rows].max(initial=-1)) + 1
 
     def _drop_unusable(self, floor: Floor, committed: int) -> str | None:
         """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None."""
@@ -339,6 +345,14 @@ class Restore:
         if text not in self._context.warned:
             self._context.warned.add(text)
             log.warning("%s", text)
+
+    def _warn_of_moving_back(self, first: int, end: int) -> None:
+        """`end` is a lower bound after a crash: the floor record may be older than the last predictions."""
+        log.warning(
+            "the group's offset was moved back, and not by lstmstream: the events at these offsets were answered"
+            " before, and are answered again",
+            extra={"partition": self.partition.number, "first": first, "last": end - 1},
+        )
 
     def _warn_of_gap(self, first: int, end: int, states: str) -> None:
         log.warning(

@@ -86,12 +86,19 @@ class RestoreErrors(NamedTuple):
 
     # -- the group's offset
 
-    def offsets_gone(self) -> CannotServe:
-        """States without a committed offset."""
+    def offsets_gone(self, floor: Floor | None) -> CannotServe:
+        """States without a committed offset. `floor`: of this identity."""
+        known = "where it had come"
+        if floor is not None:
+            known = (
+                f"{max(floor.position, floor.offset)}, which is where it had come when it was last stopped cleanly"
+                " (after a crash perhaps a little further: see the newest predictions)"
+            )
         return CannotServe(
             f"{self._where}: its states are there but the group's offsets are gone (expired or deleted);"
-            " going on would answer everything twice. Set the group's offsets to where it had come, or delete"
-            f" topic {self.state_topic!r} to start from the beginning"
+            f" going on would answer everything twice. Set the group's offset of this partition to {known}, with"
+            f" kafka-consumer-groups --reset-offsets --to-offset; or delete topic {self.state_topic!r} to start from"
+            " the beginning"
         )
 
     def outside(self, committed: int, beginning: int, end: int) -> CannotServe:
@@ -122,7 +129,10 @@ class RestoreErrors(NamedTuple):
 
     def before_origin(self, reason: str, origin: int) -> CannotServe:
         """A rebuild would need input from before the states began."""
-        return CannotServe(f"{self._where}: {reason}, and this model's states begin at offset {origin}")
+        return CannotServe(
+            f"{self._where}: {reason}, and this model's states begin at offset {origin}. Set the group's offset to"
+            f" {origin} or to where it had come (kafka-consumer-groups --reset-offsets --to-offset)"
+        )
 
     def input_gone(self, replay_from: int, beginning: int) -> CannotServe:
         """The input that the states must be rebuilt from was deleted."""

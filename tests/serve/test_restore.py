@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmstream.errors import TryAgain
+from lstmstream.serve.committer import NONCE_PREFIX
 from lstmstream.serve.partition import PartitionPhase
 from lstmstream.serve.restore import Restored, RestorePhase
 from lstmstream.serve.state_records import (
@@ -356,13 +357,31 @@ def test_an_offset_that_was_moved_back_means_a_rebuild() -> None:
     assert world.replayed_from == 0
 
 
+@pytest.mark.parametrize("metadata", ["", f"{NONCE_PREFIX}before:1"])
+def test_an_offset_that_was_moved_back_says_which_events_are_answered_again(
+    metadata: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The floor may be older than the last predictions: the states tell as well, those that are not used too."""
+    for floor, state, expected in ((5, 5, (3, 4)), (2, 4, (3, 3)), (4, 5, (3, 4))):
+        caplog.clear()
+        world = World()
+        world.produce(b"a", b"b", b"a", b"a", b"a")
+        world.write(b"a", at=state)
+        world.write_floor(floor)
+        world.commit_offset(3, metadata=metadata)
+        world.restored()
+        (said,) = [vars(record) for record in caplog.records if "are answered again" in record.getMessage()]
+        assert (said["first"], said["last"], said["partition"]) == (*expected, 0)
+
+
 def test_an_offset_that_was_moved_back_before_the_states_began_is_refused() -> None:
     world = World()
     world.produce(b"a", b"b", b"a", b"b", b"a")
     world.write(b"a", at=5, origin=4)
     world.write_floor(5, origin=4)
     world.commit_offset(3)
-    assert "this model's states begin at offset 4" in world.refusal()
+    message = world.refusal()
+    assert "this model's states begin at offset 4. Set the group's offset to 4 or" in message
 
 
 def test_the_newest_floor_counts() -> None:

@@ -111,7 +111,9 @@ def test_states_without_offsets_are_refused(identity: StateIdentity) -> None:
     world = World(on_model_change="reset")
     world.produce(b"a")
     world.write_floor(1, identity=identity)
-    assert "the group's offsets are gone" in world.refusal()
+    message = world.refusal()
+    assert "the group's offsets are gone" in message
+    assert ("Set the group's offset of this partition to 1, which is where" in message) is (identity == IDENTITY)
 
 
 def test_an_offset_without_states_is_refused() -> None:
