@@ -313,6 +313,7 @@ class Daemon:
                     self._quiet = False
                     log.info("phase", extra={"before": before.value, "now": self.phase.value})
                 self._failures.note("the broker cannot be used, still trying", again)
+                self._housekeeping.lose_lag()
                 self._observer.on_failure(str(again), self._committer.pending_events())
                 self._clock.sleep(backoff_s)
         with contextlib.suppress(TryAgain):  # where each commit fails, a round does not come to its end

@@ -68,7 +68,7 @@ class Heartbeat(Observer):
             fields["latency_p99_s"] = p99_s
         if self._gauges is not None:
             lags = {p.number: p.consumer_lag for p in self._gauges.partitions if p.consumer_lag is not None}
-            fields["lag"] = sum(lags.values())
+            fields["lag"] = sum(lags.values()) if lags or not self._gauges.partitions else None  # None: not known
             if fields["lag"]:
                 worst = max(lags, key=lambda number: lags[number])
                 fields |= {"worst_partition": worst, "worst_partition_lag": lags[worst]}

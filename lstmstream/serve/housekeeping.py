@@ -83,6 +83,10 @@ class Housekeeping:
         if now_s >= self._next_s:
             self._measure(now_s)
 
+    def lose_lag(self) -> None:
+        """The broker cannot be asked: how far the input goes is not known, and the last lag would be a guess."""
+        self._observer.on_gauges(self._gauges({}))
+
     def _measure(self, now_s: float) -> Mapping[int, int]:
         """Set the gauges; the last stable offsets of the partitions that this member has."""
         self._next_s = now_s + INTERVAL_S

@@ -157,7 +157,9 @@ class Metrics:
         self.score = histogram("score", "Scores of the predictions.", _SCORE)
 
         self.consumer_lag_records = gauge(
-            "consumer_lag_records", "Last stable offset minus the group's position.", topic_partition
+            "consumer_lag_records",
+            "Last stable offset minus the group's position; absent while the broker cannot be asked.",
+            topic_partition,
         )
         self.stalled_fetches = counter(
             "stalled_fetches_total",
@@ -261,6 +263,10 @@ class Metrics:
     def lag(self, topic: str, partition: int, records: int) -> None:
         """Set the lag of an assigned partition: last stable offset minus position."""
         self.consumer_lag_records.labels(topic, str(partition)).set(records)
+
+    def lose_lag(self, topic: str, partition: int) -> None:
+        """Remove the lag of an assigned partition, while it is not known."""
+        self.consumer_lag_records.remove(topic, str(partition))
 
     def floor_lag(self, topic: str, partition: int, records: int) -> None:
         """Set the floor lag of an assigned partition: committed offset minus floor."""

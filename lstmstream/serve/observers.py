@@ -247,7 +247,9 @@ class MetricsObserver(Observer):
         for partition in gauges.partitions:
             if partition.floor_lag is not None:
                 self._metrics.floor_lag(self._input_topic, partition.number, partition.floor_lag)
-            if partition.consumer_lag is not None:
+            if partition.consumer_lag is None:
+                self._metrics.lose_lag(self._input_topic, partition.number)
+            else:
                 self._metrics.lag(self._input_topic, partition.number, partition.consumer_lag)
         self._metrics.state_keys.set(gauges.state_keys)
         self._metrics.state_bytes.set(gauges.state_bytes)
@@ -278,8 +280,10 @@ class HealthObserver(Observer):
         self._health.failed(error, waiting)
 
     def on_gauges(self, gauges: Gauges) -> None:
-        """How much input waits."""
-        self._health.waiting(sum(partition.consumer_lag or 0 for partition in gauges.partitions))
+        """How much input waits; what was seen last, where nothing is known."""
+        lags = [partition.consumer_lag for partition in gauges.partitions if partition.consumer_lag is not None]
+        if lags or not gauges.partitions:
+            self._health.waiting(sum(lags))
 
     def on_blocked(self, what: str, reason: str) -> None:
         """Not ready."""

@@ -11,7 +11,8 @@ from lstmstream.records import RecordBatch
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.failure_log import LONGEST_PAUSE_S, FailureLog
 from lstmstream.serve.health import Health
-from tests.serve.memory_world import LETTERS, OUTPUT, World
+from lstmstream.serve.observers import Gauges, HealthObserver, PartitionGauges
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World
 
 
 class Watch:
@@ -159,3 +160,46 @@ def test_many_refused_records_do_not_flood_the_log(caplog: pytest.LogCaptureFixt
     world.settle(3_000)
     assert len(world.broker.topics[LETTERS].logs[0]) == 200
     assert len(caplog.records) < 40, [record.message for record in caplog.records]
+
+
+def test_the_lag_is_not_known_while_the_broker_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the metric nor the line a minute keeps the last one; that records wait is not forgotten."""
+    caplog.set_level(logging.INFO)
+    world = World()
+    daemon = world.start()
+    world.produce(b"a", b'{"amount": 1}', partition=0)
+    world.settle()
+    world.now_s += 2
+    world.step(daemon)
+    lag = {"topic": INPUT, "partition": "0"}
+    registry = world.metrics[id(daemon)].registry
+    assert registry.get_sample_value("lstmstream_consumer_lag_records", lag) == 0
+    world.away = True
+    back_s = world.now_s + 130
+
+    def come_back(_point: str) -> None:
+        if world.now_s >= back_s - 5:
+            assert registry.get_sample_value("lstmstream_consumer_lag_records", lag) is None
+        world.away = world.now_s < back_s
+
+    world.watch = come_back
+    world.step(daemon)
+    assert registry.get_sample_value("lstmstream_consumer_lag_records", lag) == 0
+    beats = [vars(record)["lag"] for record in caplog.records if record.getMessage() == "the last minute"]
+    assert len(beats) == 2
+    assert beats == [None, None]
+
+
+def test_where_the_lag_is_not_known_what_waited_still_waits() -> None:
+    watch = Watch()
+    observer = HealthObserver(watch.health)
+    known = Gauges([PartitionGauges(0, 0, 7), PartitionGauges(1, None, None)], 0, 0, 0)
+    unknown = Gauges([PartitionGauges(0, 0, None), PartitionGauges(1, None, None)], 0, 0, 0)
+    observer.on_gauges(known)
+    watch.now_s += 20
+    observer.on_gauges(unknown)
+    ready, reasons = watch.after(11)
+    assert not ready
+    assert reasons[0].startswith("7 records wait")
+    observer.on_gauges(Gauges([], 0, 0, 0))
+    assert watch.after(0)[0], "other members have the partitions now"
