@@ -66,6 +66,9 @@ class StateLoader:
                 elif identity == self._digest[:IDENTITY_BYTES]:
                     ours[record_key] = i
             except CorruptStateRecord as error:
+                if batch.values[i] is None:  # somebody cleared away a record that was not ours
+                    self.damaged.pop(record_key, None)
+                    continue
                 self.damaged[record_key] = offset
                 self._log_damaged(error, offset)
             except OldStateFormat as error:

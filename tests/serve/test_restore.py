@@ -233,6 +233,19 @@ def test_a_good_record_that_was_replaced_by_a_damaged_one_is_not_used(apart: int
     assert world.replayed_from == 0
 
 
+@pytest.mark.parametrize("key", [b"", b"x", b"junk of another tool"])
+def test_a_record_of_another_tool_that_was_cleared_away_needs_no_rebuild(key: bytes) -> None:
+    world = World()
+    world.produce(b"a", b"a")
+    world.write(b"a", at=2)
+    world.write_floor(2)
+    world.commit_offset(2)
+    world.append(key, b"junk")
+    world.append(key, None)
+    world.restored()
+    assert world.replayed_from == 2
+
+
 def test_damaged_records_of_several_keys_that_were_all_replaced_need_no_rebuild() -> None:
     """Also where the good record of one comes in the same read as a damaged one of another."""
     world = World()
