@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WINDOW_EVENTS = 1_000  # in a row without the field
 FEW_EVENTS, FEW_AFTER_S = 20, 60.0  # or fewer, where they come slowly
+LOOK_S = 1.0
+DOCUMENTS = 20  # are kept
 QUIET_S = 3_600.0  # a field that comes and goes is said once an hour at most
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class FieldChecks(Observer):
         self._missing = [_Absence() for _ in card.features]
         self._unknown = [_Absence() for _ in card.features]
         self._carried = {name: _Absence() for name in carried}
+        self._documents: Sequence[Document] = ()  # of the newest events, to name the fields that there are
+        self._next_look_s = 0.0
 
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Note what its events have."""
@@ -50,45 +54,43 @@ class FieldChecks(Observer):
         events = len(decoded.observations.index)
         if not events:
             return
+        self._documents = decoded.documents[:DOCUMENTS]
         counts = decoded.field_counts
         for place, feature in enumerate(self._features):
             missing, unknown = int(counts.missing[place]), int(counts.unknown[place])
-            if self._note(self._missing[place], missing == events, events, now_s):
-                self._warn_missing(feature.name, "the model reads it", self._missing[place], decoded.documents)
+            _note(self._missing[place], missing == events, events, now_s)
             if feature.kind == "category" and feature.vocabulary is not None and missing < events:
-                here = self._unknown[place]
-                if self._note(here, unknown == events - missing, events - missing, now_s):
-                    log.warning(
-                        "field %r: none of the last %d events has a value that the model knows; it counts as unknown,"
-                        " and the predictions have less to go by. Compare the spelling with the values in the model"
-                        " (lstmstream model inspect --json MODEL), or train again",
-                        feature.name,
-                        here.events,
-                    )
+                _note(self._unknown[place], unknown == events - missing, events - missing, now_s)
         for name, absence in self._carried.items():
             absent = not any(locate(document, name) is not ABSENT for document in decoded.documents)
-            if self._note(absence, absent, events, now_s):
-                self._warn_missing(name, "output.include or output.key names it", absence, decoded.documents)
+            _note(absence, absent, events, now_s)
+        self._warn(now_s)
 
-    def _note(self, absence: _Absence, absent: bool, events: int, now_s: float) -> bool:  # noqa: FBT001
-        """Count it; whether to warn now."""
-        if not absent:
-            if absence.warned:
-                absence.quiet_until_s = now_s + QUIET_S
-            absence.events, absence.warned = 0, False
-            return False
-        if not absence.events:
-            absence.since_s = now_s
-        absence.events += events
-        long = absence.events >= WINDOW_EVENTS
-        slow = absence.events >= FEW_EVENTS and now_s - absence.since_s >= FEW_AFTER_S
-        if absence.warned or not (long or slow) or now_s < absence.quiet_until_s:
-            return False
-        absence.warned = True
-        return True
+    def on_loop(self) -> None:
+        """Events that came in a burst, with none after them, count as slow ones."""
+        now_s = self._clock()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + LOOK_S
+            self._warn(now_s)
 
-    def _warn_missing(self, name: str, why: str, absence: _Absence, documents: Iterable[Document]) -> None:
-        names = names_of(documents)
+    def _warn(self, now_s: float) -> None:
+        for place, feature in enumerate(self._features):
+            if _is_due(self._missing[place], now_s):
+                self._warn_missing(feature.name, "the model reads it", self._missing[place])
+            if _is_due(self._unknown[place], now_s):
+                log.warning(
+                    "field %r: none of the last %d events has a value that the model knows; it counts as unknown,"
+                    " and the predictions have less to go by. Compare the spelling with the values in the model"
+                    " (lstmstream model inspect --json MODEL), or train again",
+                    feature.name,
+                    self._unknown[place].events,
+                )
+        for name, absence in self._carried.items():
+            if _is_due(absence, now_s):
+                self._warn_missing(name, "output.include or output.key names it", absence)
+
+    def _warn_missing(self, name: str, why: str, absence: _Absence) -> None:
+        names = names_of(self._documents)
         similar = similar_name(name, names)
         hint = f"; did you mean {similar!r}?" if similar is not None else ""
         log.warning(
@@ -99,3 +101,25 @@ class FieldChecks(Observer):
             listed(names, none="no fields"),
             hint,
         )
+
+
+def _note(absence: _Absence, absent: bool, events: int, now_s: float) -> None:  # noqa: FBT001
+    """Count events that lack it; one that has it ends the count."""
+    if not absent:
+        if absence.warned:
+            absence.quiet_until_s = now_s + QUIET_S
+        absence.events, absence.warned = 0, False
+        return
+    if not absence.events:
+        absence.since_s = now_s
+    absence.events += events
+
+
+def _is_due(absence: _Absence, now_s: float) -> bool:
+    """Whether to warn now; True once."""
+    long = absence.events >= WINDOW_EVENTS
+    slow = absence.events >= FEW_EVENTS and now_s - absence.since_s >= FEW_AFTER_S
+    if absence.warned or not (long or slow) or now_s < absence.quiet_until_s:
+        return False
+    absence.warned = True
+    return True

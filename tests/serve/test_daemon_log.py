@@ -129,6 +129,21 @@ def test_few_events_are_enough_after_a_minute(driver: TestDriver, caplog: pytest
     assert "'customer', 'amount', 'channel', 'device'" in warning.getMessage()
 
 
+@pytest.mark.parametrize("events", [20, 400])
+def test_a_burst_with_nothing_after_it_is_enough_after_a_minute(
+    driver: TestDriver, caplog: pytest.LogCaptureFixture, events: int
+) -> None:
+    bare = {"customer": "c1", "amount": 1, "Channel": "web", "merchant": {"risk": None}, "device": {"id": "d"}}
+    driver.pipe_all([bare] * events)
+    driver.advance(58)
+    assert lines(caplog, "field ") == []
+    driver.advance(120)
+    risk, channel = sorted(lines(caplog, "field "), key=lambda line: "channel" in line.getMessage())
+    assert f"field 'merchant.risk': none of the last {events} events has it" in risk.getMessage()
+    assert f"field 'channel': none of the last {events} events has it" in channel.getMessage()
+    assert "did you mean 'Channel'?" in channel.getMessage()
+
+
 def test_values_that_the_model_does_not_know_are_said(driver: TestDriver, caplog: pytest.LogCaptureFixture) -> None:
     driver.pipe_all([{**GOOD, "channel": "WEB"}] * 1000)
     (warning,) = lines(caplog, "field 'channel': none of the last 1000 events has a value that the model knows")
