@@ -219,7 +219,7 @@ class Daemon:
             self._restores.begin(number, now[number])
         self._membership = polled.membership
         self._observer.on_rebalance()
-        self._housekeeping.hurry()
+        self._housekeeping.on_rebalance()
         self._observer.on_unblocked("assignment")
         log.info("partitions assigned", extra={"partitions": sorted(now), "new": sorted(assigned)})
         self._update_phase()

@@ -10,7 +10,9 @@ from lstmstream.errors import TryAgain
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
 from lstmstream.serve.fetch_guard import FetchGuard
+from lstmstream.serve.group_check import GroupCheck
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
+from lstmstream.serve.open_transactions import OpenTransactions
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.topics import GONE_S, Topics, TopicWatch
 from lstmstream.transport.ports import PollResult, Transport
@@ -50,6 +52,11 @@ class Housekeeping:
         self._observer = observer
         self._clock = clock
         self._fetch_guard = FetchGuard(transport, observer, clock)
+        self._open_transactions = OpenTransactions(
+            transport, clock, input_topic=config.input.topic, state_topic=config.state.topic
+        )
+        client_id = config.kafka.properties.get("client.id")
+        self._group_check = GroupCheck(transport, config.name, None if client_id is None else str(client_id), clock)
         self._next_s = 0.0
         self._next_topics_s = 0.0
         self._doubt = ""  # what seemed to be wrong with the topics when they were last looked at
@@ -76,6 +83,10 @@ class Housekeeping:
                 if str(error) != self._doubt:
                     self._doubt = str(error)
                     log.warning("%s; looking again every second, for up to %g s", error, GONE_S)
+            else:
+                restoring = {p.number for p in self._partitions if p.restore is not None}
+                self._open_transactions.check(self._partitions.running_numbers(), restoring)
+                self._group_check.check()
 
     def measure(self) -> None:
         """The gauges, where `tick` is not reached: while commits fail. Raises TryAgain."""
@@ -94,6 +105,11 @@ class Housekeeping:
         ends = self._transport.stable_end_offsets(numbers) if numbers else {}
         self._observer.on_gauges(self._gauges(ends))
         return ends
+
+    def on_rebalance(self) -> None:
+        """The assignment has changed."""
+        self.hurry()
+        self._group_check.on_rebalance()
 
     def hurry(self) -> None:
         """Something changed that the gauges should show now, and not in a second."""

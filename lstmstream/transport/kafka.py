@@ -29,6 +29,7 @@ from lstmstream.transport.partitioner import partitions_of
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
     CommittedOffset,
+    MemberInfo,
     Membership,
     PollResult,
     Transport,
@@ -154,6 +155,7 @@ class KafkaTransport(KafkaAdmin):
         transaction to time out. Without, the id is random, and none can.
         """
         super().__init__(client, static_member=instance is not None, diagnose=diagnose)
+        self._group = group
         self._input_topic = input_topic
         self._exactly_once = exactly_once
         self._transactional_id = f"{group}.{uuid.uuid4().hex if instance is None else instance}"
@@ -243,6 +245,10 @@ class KafkaTransport(KafkaAdmin):
         """See GroupMember."""
         topic = self._input_topic
         return self._ask(lambda admin: admin.committed(topic, partitions, timeout_s), timeout_s)
+
+    def group_members(self) -> Sequence[MemberInfo]:
+        """See GroupMember."""
+        return self._ask(lambda admin: admin.group_members(self._group, self._input_topic, CALL_TIMEOUT_S))
 
     # -- writing
 

@@ -83,6 +83,12 @@ class KafkaAdmin:
         """Up to where committed records can be read, by partition. Raises TryAgain."""
         return self._ask(lambda admin: admin.end_offsets(topic, partitions, CALL_TIMEOUT_S, committed=True))
 
+    def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """See Admin. The high watermark first: what is written between the questions is then no open transaction."""
+        ends = self._ask(lambda admin: admin.end_offsets(topic, partitions, CALL_TIMEOUT_S, committed=False))
+        stable = self.last_stable_offsets(topic, partitions)
+        return {p: (stable[p], end) for p, end in ends.items() if stable[p] < end}
+
     def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """The first offset at or after a time, None where there is no such record. Raises TryAgain."""
         return self._ask(lambda admin: admin.offset_for_time(topic, partition, timestamp_ms, CALL_TIMEOUT_S))

@@ -17,7 +17,15 @@ import numpy as np
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.records import BY_KEY, Headers, RecordBatch
-from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, Membership, PollResult, TopicInfo, Transport
+from lstmstream.transport.ports import (
+    CALL_TIMEOUT_S,
+    CommittedOffset,
+    MemberInfo,
+    Membership,
+    PollResult,
+    TopicInfo,
+    Transport,
+)
 
 # Where a test may strike. After `committed` the transaction has been applied, though its author does not know it;
 # `outputs` is passed with `at_least_once` only, where they are written before the transaction begins.
@@ -70,6 +78,8 @@ class MemoryBroker:
         self.offsets: dict[int, int] = {}  # the group's, by input partition
         self.metadata: dict[int, str] = {}  # of those offsets
         self.open: dict[int, set[int]] = {}  # member → partitions that its transaction has offsets of
+        self.hanging: dict[tuple[str, int], int] = {}  # topic and partition → offset of a transaction of others
+        self.others: list[MemberInfo] = []  # members of the group that are not ours
         self.withheld: set[int] = set()  # partitions that give nothing to a consumer that has them already
         self.fault: Callable[[str], None] = lambda _point: None
         self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
@@ -208,6 +218,12 @@ class MemoryTransport:
         known = self._broker.topics[topic]
         return known.beginnings[partition], known.end(partition)
 
+    def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """See Admin."""
+        self._broker.fault("open_transactions")
+        known, hanging = self._broker.topics[topic], self._broker.hanging
+        return {p: (hanging[topic, p], known.end(p)) for p in partitions if (topic, p) in hanging}
+
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         """See Admin."""
         return MemoryReader(self._broker, topic, partition, start, end)
@@ -277,6 +293,12 @@ class MemoryTransport:
         """See GroupMember. There are no open transactions here: the end is stable."""
         self._broker.fault("stable_end")
         return {p: self._broker.topics[self._input_topic].end(p) for p in partitions}
+
+    def group_members(self) -> list[MemberInfo]:
+        """See GroupMember."""
+        self._broker.fault("group_members")
+        assigned = self._broker.assignment(self.member_id) or {}
+        return [MemberInfo("lstmstream-t", "here", list(assigned)), *self._broker.others]
 
     def commit(
         self,

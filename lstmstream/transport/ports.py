@@ -43,6 +43,14 @@ class Membership(NamedTuple):
     valid: bool  # one without a generation is not fenced by the broker: commit nothing under it
 
 
+class MemberInfo(NamedTuple):
+    """A member of the group, as the broker has it."""
+
+    client_id: str
+    host: str
+    partitions: Collection[int]  # of the input topic; empty while a rebalance goes on
+
+
 class PollResult(NamedTuple):
     """What one poll gave. The records may be of partitions that were revoked meanwhile: see `assignment`."""
 
@@ -77,6 +85,9 @@ class Admin(Protocol):
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """(beginning, high watermark), read uncommitted. Raises TryAgain."""
 
+    def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """(last stable offset, high watermark) of those partitions where they differ. Raises TryAgain."""
+
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """A reader of start..end (end not included); several may be open. Raises TryAgain."""
 
@@ -103,6 +114,9 @@ class GroupMember(Protocol):
 
     def stable_end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """The last stable offset of input partitions, asked of the broker. Raises TryAgain."""
+
+    def group_members(self) -> Sequence[MemberInfo]:
+        """All members of the group, this one too. Raises TryAgain, CannotServe."""
 
     def commit(
         self,

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.decisions import Problem
-from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
+from lstmstream.transport.ports import CommittedOffset, MemberInfo, Membership, TopicInfo
 
 
 class AssignmentListener(Protocol):
@@ -52,6 +52,9 @@ class Admin(Protocol):
 
     def offset_for_time(self, topic: str, partition: int, timestamp_ms: int, timeout_s: float) -> int | None:
         """The first offset at or after a time; None where there is no such record."""
+
+    def group_members(self, group: str, topic: str, timeout_s: float) -> Sequence[MemberInfo]:
+        """All members of a group, with their partitions of the topic."""
 
     def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
         """The group's offsets, once no transaction is pending on them.

@@ -57,7 +57,7 @@ from lstmstream.transport.clients.confluent_settings import (
 )
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import broker_problem
-from lstmstream.transport.ports import CommittedOffset, TopicInfo
+from lstmstream.transport.ports import CommittedOffset, MemberInfo, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_librdkafka
 
 log = logging.getLogger(__name__)
@@ -264,6 +264,18 @@ class ConfluentAdmin:
             return {}
         found = self._admin.list_offsets(specs, isolation_level=isolation, request_timeout=timeout_s)
         return {at.partition: int(future.result().offset) for at, future in found.items()}
+
+    def group_members(self, group: str, topic: str, timeout_s: float) -> list[MemberInfo]:
+        """See Admin."""
+        described = self._admin.describe_consumer_groups([group], request_timeout=timeout_s)[group].result()
+        return [
+            MemberInfo(
+                member.client_id,
+                member.host,
+                [at.partition for at in member.assignment.topic_partitions if at.topic == topic],
+            )
+            for member in described.members
+        ]
 
     def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
         """See Admin. The consumer reads committed, so the library asks until no transaction is pending."""

@@ -24,7 +24,7 @@ from lstmstream.transport.clients.kafka_python_records import read_records_our_w
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
 from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
 from lstmstream.transport.error_codes import broker_problem
-from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
+from lstmstream.transport.ports import CommittedOffset, MemberInfo, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
 
 log = logging.getLogger(__name__)
@@ -193,6 +193,15 @@ class KafkaPythonAdmin:
             return {}
         found = self._admin.list_partition_offsets(specs, isolation_level=isolation, timeout_ms=int(timeout_s * 1000))
         return {at.partition: int(offset.offset) for at, offset in found.items()}
+
+    def group_members(self, group: str, topic: str, timeout_s: float) -> list[MemberInfo]:
+        """See Admin."""
+        found = []
+        for member in self._admin.describe_groups([group])[group]["members"]:
+            assigned = (member["member_assignment"] or {}).get("assigned_partitions", ())
+            partitions = [number for one in assigned if one["topic"] == topic for number in one["partitions"]]
+            found.append(MemberInfo(member["client_id"], member["client_host"], partitions))
+        return found
 
     def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
         """See Admin. The consumer reads committed, so the broker waits for transactions that are pending."""
