@@ -32,11 +32,18 @@ def unknown_field(where: object, name: str, available: Iterable[str]) -> str:
 
 def similar_name(name: str, available: Iterable[str]) -> str | None:
     """A name that differs in case, spaces, separators or a few letters only; None if there is none."""
-    plain = {_plain(other): other for other in available}
-    if _plain(name) in plain:
-        return plain[_plain(name)]
+    names = list(available)
+    if (same := same_name(name, names)) is not None:
+        return same
+    plain = {_plain(other): other for other in names}
     close = get_close_matches(_plain(name), plain, n=1, cutoff=0.75)
     return plain[close[0]] if close else None
+
+
+def same_name(name: str, available: Iterable[str]) -> str | None:
+    """A name that differs in case, spaces and separators only; None if there is none."""
+    plain = {_plain(other): other for other in available}
+    return plain.get(_plain(name))
 
 
 def names_of(documents: Iterable[Iterable[str]]) -> list[str]:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lstmstream.formats.field_names import listed, names_of, similar_name
+import numpy as np
+
+from lstmstream.formats.field_names import listed, names_of, same_name, similar_name
 from lstmstream.formats.json_documents import ABSENT, Document, locate
+from lstmstream.formats.json_types import a_json_type
 from lstmstream.model import Card
 from lstmstream.serve.observers import Observer
 
@@ -20,6 +23,7 @@ WINDOW_EVENTS = 1_000  # in a row without the field
 FEW_EVENTS, FEW_AFTER_S = 20, 60.0  # or fewer, where they come slowly
 LOOK_S = 1.0
 DOCUMENTS = 20  # are kept
+LOOK_DOCUMENTS = 200  # of a batch, for names that are nearly those of the features
 QUIET_S = 3_600.0  # a field that comes and goes is said once an hour at most
 
 log = logging.getLogger(__name__)
@@ -47,6 +51,8 @@ class FieldChecks(Observer):
         self._carried = {name: _Absence() for name in carried}
         self._documents: Sequence[Document] = ()  # of the newest events, to name the fields that there are
         self._next_look_s = 0.0
+        self._next_rename_look_s = 0.0
+        self._renamed_quiet_until_s: dict[str, float] = {}  # by the name of the feature
 
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Note what its events have."""
@@ -64,6 +70,9 @@ class FieldChecks(Observer):
         for name, absence in self._carried.items():
             absent = not any(locate(document, name) is not ABSENT for document in decoded.documents)
             _note(absence, absent, events, now_s)
+        if now_s >= self._next_rename_look_s:
+            self._next_rename_look_s = now_s + LOOK_S
+            self._look_for_other_names(result, now_s)
         self._warn(now_s)
 
     def on_loop(self) -> None:
@@ -90,17 +99,46 @@ class FieldChecks(Observer):
                 self._warn_missing(name, "output.include or output.key names it", absence)
 
     def _warn_missing(self, name: str, why: str, absence: _Absence) -> None:
-        names = names_of(self._documents)
-        similar = similar_name(name, names)
-        hint = f"; did you mean {similar!r}?" if similar is not None else ""
-        log.warning(
-            "field %r: none of the last %d events has it, and %s; they have %s%s",
-            name,
-            absence.events,
-            why,
-            listed(names, none="no fields"),
-            hint,
-        )
+        there = _in_its_place(name, self._documents)
+        log.warning("field %r: none of the last %d events has it, and %s; %s", name, absence.events, why, there)
+
+    def _look_for_other_names(self, result: Result, now_s: float) -> None:
+        """A part of the producers may have renamed a field: then some events have it, and others a similar name."""
+        documents, missing = result.decoded.documents, result.decoded.field_counts.missing
+        for place in np.flatnonzero(missing).tolist():
+            name, quiet_until_s = self._features[place].name, self._renamed_quiet_until_s
+            if self._missing[place].events or now_s < quiet_until_s.get(name, 0.0):  # all lack it: said elsewhere
+                continue
+            for number, document in enumerate(documents[:LOOK_DOCUMENTS]):
+                if locate(document, name) is ABSENT and (other := same_name(name, document)) is not None:
+                    quiet_until_s[name] = now_s + QUIET_S
+                    log.warning(
+                        "field %r: some events have %r instead, which the model does not read; let all producers use"
+                        " one name",
+                        name,
+                        other,
+                        extra={
+                            "topic": result.records.topic,
+                            "partition": int(result.records.partitions[number]),
+                            "offset": int(result.records.offsets[number]),
+                        },
+                    )
+                    break
+
+
+def _in_its_place(name: str, documents: Sequence[Document]) -> str:
+    """What the events have where a field should be."""
+    if any(locate(document, name) is None for document in documents):
+        return "it is null"
+    parent = name.rpartition(".")[0]
+    inner = [value for document in documents if parent and (value := locate(document, parent)) not in (ABSENT, None)]
+    objects = [value for value in inner if isinstance(value, dict)]
+    if inner and not objects:
+        return f"their {parent!r} is {a_json_type(inner[0])}, not an object"
+    names = [f"{parent}.{child}" for child in names_of(objects)] if objects else names_of(documents)
+    similar = similar_name(name, names)
+    hint = f"; did you mean {similar!r}?" if similar is not None else ""
+    return f"they have {listed(names, none='no fields')}{hint}"
 
 
 def _note(absence: _Absence, absent: bool, events: int, now_s: float) -> None:  # noqa: FBT001

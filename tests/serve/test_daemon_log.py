@@ -144,6 +144,41 @@ def test_a_burst_with_nothing_after_it_is_enough_after_a_minute(
     assert "did you mean 'Channel'?" in channel.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("merchant", "said"),
+    [
+        ({"risk": None}, "it is null"),
+        ([{"risk": 1}], "their 'merchant' is an array, not an object"),
+        ('{"risk": 1}', "their 'merchant' is a string, not an object"),
+        ({"Risk": 1, "id": 2}, "they have 'merchant.Risk', 'merchant.id'; did you mean 'merchant.Risk'?"),
+        (None, "they have 'customer', 'amount', 'merchant', 'channel', 'device'; did you mean 'merchant'?"),
+    ],
+)
+def test_what_is_in_the_place_of_a_nested_field_is_said(
+    driver: TestDriver, caplog: pytest.LogCaptureFixture, merchant: Any, said: str
+) -> None:
+    driver.pipe_all([{**GOOD, "merchant": merchant}] * 1000)
+    (warning,) = lines(caplog, "field 'merchant.risk': none of the last 1000 events has it")
+    assert warning.getMessage().endswith(f"the model reads it; {said}")
+
+
+def test_a_field_that_a_part_of_the_producers_has_renamed_is_said(
+    driver: TestDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = {**GOOD, "AMOUNT": 3.5}
+    del renamed["amount"]
+    lacking = {name: value for name, value in GOOD.items() if name != "amount"}
+    driver.pipe_all([GOOD, lacking] * 10)
+    assert lines(caplog, "field ") == []
+    driver.advance(2)
+    driver.pipe_all([b"no JSON", GOOD, renamed])
+    driver.advance(2)
+    driver.pipe_all([GOOD, renamed] * 10)
+    (warning,) = lines(caplog, "field 'amount': some events have 'AMOUNT' instead")
+    place = tuple(vars(warning)[name] for name in ("topic", "partition", "offset"))
+    assert place in {("in", 0, 22), ("in", 1, 22)}
+
+
 def test_values_that_the_model_does_not_know_are_said(driver: TestDriver, caplog: pytest.LogCaptureFixture) -> None:
     driver.pipe_all([{**GOOD, "channel": "WEB"}] * 1000)
     (warning,) = lines(caplog, "field 'channel': none of the last 1000 events has a value that the model knows")
