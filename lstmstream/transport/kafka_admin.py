@@ -23,7 +23,7 @@ T = TypeVar("T")
 CLOSE_TIMEOUT_S = 2.0  # for a client that is no longer needed
 SILENT_S, LONGEST_SILENT_S = 15.0, 120.0  # a reader that gets no further is replaced, less and less often
 FAILURES = 3  # of a reader, in a row, before it is replaced
-_READ_GRACE_S = 2.0  # a reader may take so much longer than it is told, while it connects
+READ_GRACE_S = 5.0  # a reader may take so much longer than it is told, while it connects or asks another library
 
 
 class KafkaAdmin:
@@ -151,7 +151,7 @@ class WatchedReader:
             self._reader = self._open_at(start)
         try:
             records, position = self._reader.call(
-                lambda reader: reader.read(start, end, timeout_s), timeout_s + _READ_GRACE_S
+                lambda reader: reader.read(start, end, timeout_s), timeout_s + READ_GRACE_S
             )
         except TryAgain:
             self._failures += 1

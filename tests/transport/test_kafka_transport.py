@@ -14,11 +14,13 @@ from lstmstream.errors import OwnershipLost, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport import kafka, kafka_admin
 from lstmstream.transport.clients import Fetched
+from lstmstream.transport.clients.confluent import OPINION_S
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import Membership
 
 MEMBERSHIP = Membership("m", valid=True)
+CONNECT_S = 2.0  # of a new client, at leisure
 
 
 class ClientError(Exception):
@@ -208,6 +210,11 @@ def test_a_reader_that_comes_no_further_is_replaced(monkeypatch: pytest.MonkeyPa
     assert reader.position == 9
     reader.close()
     transport.close(1.0)
+
+
+def test_a_reader_has_time_to_ask_another_library() -> None:
+    """Behind an open transaction nothing comes, and that is no failure of the broker."""
+    assert kafka_admin.READ_GRACE_S >= OPINION_S + CONNECT_S
 
 
 def test_waits_for_the_broker_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
