@@ -71,3 +71,9 @@ def test_an_error_that_has_a_cause_is_left_as_it_is(
     with pytest.raises(SystemError) as raised:
         call(producer)
     assert raised.value is error
+
+
+def test_a_batch_that_is_too_large_names_the_topic(caplog: pytest.LogCaptureFixture) -> None:
+    assert BatchBytes(65_536).shrink(100, {"out", "in"})
+    assert "topic 'in', 'out' does not take batches as large as ours" in caplog.text
+    assert "they have 16384 bytes" in caplog.text

@@ -29,12 +29,16 @@ class BatchBytes:
     def __init__(self, now: int) -> None:
         self.now = now
 
-    def shrink(self, largest_record: int) -> bool:
+    def shrink(self, largest_record: int, topics: Collection[str]) -> bool:
         """Smaller ones from now on; False where that would not help, since the record was alone in its batch."""
         if self.now <= _MIN_BATCH_BYTES or largest_record >= self.now:
             return False
         self.now = max(_MIN_BATCH_BYTES, self.now // 4)
-        log.warning("a topic does not take batches as large as ours; from now on they have %d bytes", self.now)
+        log.warning(
+            "topic %s does not take batches as large as ours (its max.message.bytes); from now on they have %d bytes",
+            ", ".join(map(repr, sorted(topics))),
+            self.now,
+        )
         return True
 
 
@@ -100,8 +104,9 @@ class ConfluentProducer:
                     break
         if self._undelivered:
             too_large = {topic for e, topic, _ in self._undelivered if e.code() == KafkaError.MSG_SIZE_TOO_LARGE}
-            if too_large and self._batch_bytes.shrink(_largest(self._sent, too_large)):
-                raise KafkaException(KafkaError(KafkaError._RETRY, "the batch was too large for its topic"))
+            if too_large and self._batch_bytes.shrink(_largest(self._sent, too_large), too_large):
+                text = f"the batch was too large for {', '.join(map(repr, sorted(too_large)))}"
+                raise KafkaException(KafkaError(KafkaError._RETRY, text))
             self._raise_cause(self._undelivered)
             raise KafkaException(self._undelivered[0][0])
         if left:
