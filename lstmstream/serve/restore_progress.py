@@ -42,7 +42,7 @@ class RestoreProgress:
                 "restoring",
                 extra={
                     "partitions": [restore.partition.number for restore in restores],
-                    "phases": [restore.phase.value for restore in restores],
+                    "phases": [restore.phase.name.lower() for restore in restores],
                     "records_left": left,
                     "seconds_left": seconds_left if seconds_left is None else round(seconds_left),
                     "seconds": round(now_s - self._began_s, 1),
