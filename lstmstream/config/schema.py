@@ -144,7 +144,9 @@ class DeadLetters(Section):
 class State(Section):
     """`state`: what the model remembers of each key."""
 
-    topic: Topic = Field("<name>.state", description="Compacted topic of the states.")
+    topic: Topic = Field(
+        "<name>.state", description="Compacted topic of the states; daemons of other names need others."
+    )
     checkpoint_interval: Annotated[Duration, Field(gt=0)] = Field(
         30.0, description="A changed state is written to the state topic no later than this."
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmstream.errors import UnreadableRecords
+from lstmstream.errors import CannotServe, UnreadableRecords
 from lstmstream.records import RecordBatch
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import is_ours
@@ -194,9 +194,10 @@ class Restore:
         if floor is not None and (changed := self._errors.topics_changed(floor, context.checkpointer.topic)):
             raise changed
         if committed is not None and not beginning <= committed.offset <= end:
-            raise self._errors.outside(committed.offset, beginning, end)
+            raise self._topics_made_again(floor) or self._errors.outside(committed.offset, beginning, end)
         if committed is None and (floor is not None or loaded.others):
-            raise self._errors.offsets_gone(floor)
+            position = None if floor is None else max(floor.position, floor.offset, self._answered)
+            raise self._topics_made_again(floor) or self._errors.offsets_gone(position)
         if floor is not None and committed is not None:
             self._continue(floor, committed, beginning)
         elif committed is None:
@@ -208,6 +209,17 @@ class Restore:
             raise self._errors.other_identity(ours, loaded.others.values())
         else:
             raise self._errors.no_states(committed.offset)
+
+    def _topics_made_again(self, floor: Floor | None) -> CannotServe | None:
+        """Whether that explains what is wrong: while the daemon runs it may not have been noticed yet."""
+        topics = self._context.checkpointer.topic
+        found = self._context.transport.describe([self._context.input_topic, topics.name])
+        if floor is None or len(found) < 2:
+            return None
+        now = topics._replace(
+            topic_id=found[topics.name].topic_id, input_topic_id=found[self._context.input_topic].topic_id
+        )
+        return self._errors.topics_changed(floor, now)
 
     def _start_empty(self, membership: Membership, origin: int) -> None:
         """No states: fix where they begin, and the group's offset, before the first prediction."""

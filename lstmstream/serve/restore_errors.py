@@ -67,9 +67,10 @@ class RestoreErrors(NamedTuple):
         """The states were written for other topics of these names; None where they are the same."""
         if floor.input_topic_id != topics.input_topic_id:
             return CannotServe(
-                f"topic {self.input_topic!r} was deleted and made again since the states in {self.state_topic!r} were"
-                " written; they belong to the old one. Delete the state topic and the group's offsets, or use another"
-                " name"
+                f"the states in {self.state_topic!r} were not written for the topic {self.input_topic!r} that is there"
+                " now: it was deleted and made again, or another daemon with this state topic reads another input."
+                " Use another name and state topic; or, if no other daemon uses them, delete the state topic and the"
+                " group's offsets"
             )
         if floor.state_topic_id != topics.topic_id:
             return CannotServe(
@@ -86,19 +87,15 @@ class RestoreErrors(NamedTuple):
 
     # -- the group's offset
 
-    def offsets_gone(self, floor: Floor | None) -> CannotServe:
-        """States without a committed offset. `floor`: of this identity."""
-        known = "where it had come"
-        if floor is not None:
-            known = (
-                f"{max(floor.position, floor.offset)}, which is where it had come when it was last stopped cleanly"
-                " (after a crash perhaps a little further: see the newest predictions)"
-            )
+    def offsets_gone(self, position: int | None) -> CannotServe:
+        """States without a committed offset. `position`: how far the floor record says that the group had come."""
+        known = "" if position is None else f": {position} after a clean stop, perhaps further after a crash"
         return CannotServe(
-            f"{self._where}: its states are there but the group's offsets are gone (expired or deleted);"
-            f" going on would answer everything twice. Set the group's offset of this partition to {known}, with"
-            f" kafka-consumer-groups --reset-offsets --to-offset; or delete topic {self.state_topic!r} to start from"
-            " the beginning"
+            f"{self._where}: its states are there but the group's offsets are gone (expired or deleted), or the"
+            " states are those of another daemon, and this one needs a state.topic of its own. Going on would answer"
+            f" everything twice. Set the group's offset of this partition to where it had come{known}"
+            " (kafka-consumer-groups --reset-offsets --to-offset); or delete topic"
+            f" {self.state_topic!r} to start from the beginning"
         )
 
     def outside(self, committed: int, beginning: int, end: int) -> CannotServe:

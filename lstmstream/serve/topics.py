@@ -34,6 +34,12 @@ STATE_SETTINGS = {
 }
 
 
+_NOT_AS_THE_INPUT = (
+    "it must have as many as the input. Start under another name, from the beginning; or, to go on with empty states,"
+    " delete the topic and set on_model_change: reset"
+)
+
+
 class Topics(NamedTuple):
     """What is known of them once all are right."""
 
@@ -200,6 +206,8 @@ def _partitions_changed(name: str, before: int, now: int, config: Config) -> str
             f"topic {name!r} has grown from {before} to {now} partitions: keys have moved, and their states with them."
             " Start under another name, from the beginning"
         )
+    if name == config.state.topic:
+        return f"topic {name!r} had {before} partitions and now has {now}: {_NOT_AS_THE_INPUT}"
     return f"topic {name!r} had {before} partitions and now has {now}; start again to go on with that"
 
 
@@ -227,12 +235,12 @@ def _partition_problems(config: Config, found: Mapping[str, TopicInfo], source: 
     state = found.get(config.state.topic)
     if state is None or state.partitions == source.partitions:
         return []
-    problem = (
-        f"state.topic: topic {config.state.topic!r} has {state.partitions} partitions and the input"
-        f" {config.input.topic!r} has {source.partitions}: states would not be found. If the input has grown, keys"
-        " have moved: start under another name, from the beginning"
-    )
-    return [problem]
+    text = f"state.topic: topic {config.state.topic!r} has {state.partitions} partitions and the input"
+    text += f" {config.input.topic!r} has {source.partitions}: "
+    if state.partitions > source.partitions:
+        return [text + _NOT_AS_THE_INPUT]
+    text += "states would not be found. If the input has grown, keys have moved: start under another name, from the"
+    return [f"{text} beginning"]
 
 
 def _retention(source: TopicInfo) -> Retention:

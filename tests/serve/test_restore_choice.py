@@ -113,7 +113,7 @@ def test_states_without_offsets_are_refused(identity: StateIdentity) -> None:
     world.write_floor(1, identity=identity)
     message = world.refusal()
     assert "the group's offsets are gone" in message
-    assert ("Set the group's offset of this partition to 1, which is where" in message) is (identity == IDENTITY)
+    assert ("of this partition to where it had come: 1 after a clean stop" in message) is (identity == IDENTITY)
 
 
 def test_an_offset_without_states_is_refused() -> None:
@@ -126,7 +126,7 @@ def test_an_offset_without_states_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"input_topic_id": "another"}, f"topic {INPUT!r} was deleted and made again"),
+        ({"input_topic_id": "another"}, f"were not written for the topic {INPUT!r} that is there now: it was deleted"),
         ({"state_topic_id": "another"}, f"topic {STATE!r} was deleted and made again"),
         ({"partitions": 2}, f"topic {INPUT!r} has 1 partitions, and had 2"),
     ],
@@ -215,3 +215,18 @@ def test_an_offset_outside_the_log_is_refused_with_where_to_move_it(on_model_cha
     message = world.refusal()
     assert "the group's offset is 2, but the input begins at 4" in message
     assert "Move the group's offset to 4" in message
+
+
+@pytest.mark.parametrize("topic", [INPUT, STATE])
+@pytest.mark.parametrize("committed", [None, 9], ids=["gone with the topic", "behind the end"])
+def test_a_topic_that_is_made_again_while_the_daemon_runs_is_named(topic: str, committed: int | None) -> None:
+    """The daemon knows the ids of its start; the group's offsets go with the input."""
+    world = World()
+    world.produce(b"a")
+    if committed is not None:
+        world.commit_offset(committed)
+    world.write_floor(1)
+    world.broker.topics[topic].topic_id = "another"
+    message = world.refusal()
+    assert "was deleted and made again" in message
+    assert repr(topic) in message

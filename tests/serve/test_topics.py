@@ -53,7 +53,10 @@ def test_a_state_topic_that_deletes_or_has_other_partitions_is_refused() -> None
     world.broker.create(STATES, PARTITIONS + 1, {"cleanup.policy": "compact,delete"})
     message = refusal(world)
     assert "cleanup.policy=compact,delete" in message
-    assert f"has {PARTITIONS + 1} partitions" in message
+    assert f"has {PARTITIONS + 1} partitions and the input '{INPUT}' has {PARTITIONS}: it must have as many" in message
+    world.broker.topics[STATES].logs[:] = [[]]
+    assert "has 1 partitions" in refusal(world)
+    assert "states would not be found" in refusal(world)
 
 
 def test_a_dead_letter_topic_that_takes_less_than_the_input_is_refused() -> None:
@@ -170,6 +173,17 @@ def test_an_input_that_has_grown_is_noticed_at_once() -> None:
     watched = Watched()
     watched.topics[INPUT].logs.append([])
     assert f"from {PARTITIONS} to {PARTITIONS + 1} partitions" in watched.refused_after(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [(OUTPUT, "start again to go on with that"), (STATES, "it must have as many as the input")]
+)
+def test_an_owned_topic_that_has_grown_is_noticed_at_once(name: str, remedy: str) -> None:
+    watched = Watched()
+    watched.topics[name].logs.append([])
+    message = watched.refused_after(0)
+    assert f"'{name}' had {PARTITIONS} partitions and now has {PARTITIONS + 1}" in message
+    assert remedy in message
 
 
 @pytest.mark.parametrize("partitions", [0, PARTITIONS - 1])
