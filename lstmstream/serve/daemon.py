@@ -264,13 +264,14 @@ class Daemon:
     def _close_partition(self, number: int) -> None:
         partition = self._partitions.remove(number)
         if partition is not None:
+            self._restores.note_closed(partition)
             partition.close()
             self._observer.on_close(number)
 
     def _restart_restore(self, number: int) -> None:
-        epoch, position = self._partitions[number].epoch, self._partitions[number].position
+        epoch = self._partitions[number].epoch
         self._close_partition(number)
-        self._restores.begin(number, epoch, answered=position)
+        self._restores.begin(number, epoch)
 
     def _restore_some(self, membership: Membership) -> None:
         """A slice of work for several restores; a partition goes live when its own is done."""

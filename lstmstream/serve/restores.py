@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from lstmstream.errors import TryAgain
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.observers import Observer
-from lstmstream.serve.partition import Partition, Partitions
+from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.restore import Restore, RestoreContext, Restored
 from lstmstream.serve.restore_progress import RestoreProgress
 from lstmstream.transport.ports import Membership
@@ -28,12 +28,18 @@ class Restores:
         self._observer = observer
         self._failures = failures
         self._progress = RestoreProgress(context.clock)
+        self._answered: dict[int, int] = {}  # positions of partitions that were closed, by number
 
-    def begin(self, number: int, epoch: int, *, answered: int = -1) -> None:
-        """Add the partition, RESTORING. `answered`: see Restore."""
+    def begin(self, number: int, epoch: int) -> None:
+        """Add the partition, RESTORING."""
         partition = Partition(number, epoch, self._context.engine.scorer.states)
-        partition.restore = Restore(partition, self._context, answered=answered)
+        partition.restore = Restore(partition, self._context, answered=self._answered.get(number, -1))
         self._partitions.add(partition)
+
+    def note_closed(self, partition: Partition) -> None:
+        """How far this member has answered it: when it comes back, its floor record may say less."""
+        if partition.phase is PartitionPhase.RUNNING:
+            self._answered[partition.number] = partition.position
 
     def advance(self, membership: Membership, in_doubt: Callable[[], bool]) -> Iterator[Restored]:
         """A slice of work for some of them; what was done, as partitions begin to run.

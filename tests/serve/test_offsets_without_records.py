@@ -11,7 +11,7 @@ from lstmstream.serve.checkpoint import FLOOR_INTERVAL_S
 from lstmstream.serve.committer import is_ours
 from lstmstream.serve.daemon import Daemon
 from tests.serve import restore_world
-from tests.serve.memory_world import INPUT, STATES, World
+from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
 
 EVENT = b'{"amount": 1}'
 
@@ -237,6 +237,27 @@ def test_one_made_beside_a_running_daemon_is_noticed_when_it_looks() -> None:
     foreign(world, 9)
     world.faults.append("poll")
     with pytest.raises(CannotServe, match="moved from 7 to 9, and not by lstmstream: offsets 7 to 8 have no"):
+        world.settle()
+
+
+def test_one_made_while_a_partition_was_away_skips_nothing_that_was_answered() -> None:
+    """Another consumer had the partition. The floor record is older than the last answers, but this member knows."""
+    world, last = World(), PARTITIONS - 1
+    world.call_s = 0.0
+    daemon = world.start()
+    world.settle()
+    for _ in range(3):
+        world.broker.append(INPUT, last, b"k", EVENT)
+    world.settle()
+    assert (world.broker.offsets[last], world.floors()[last]) == (3, 0)
+    peer = world.start()
+    world.step(daemon)
+    assert last in world.assigned(peer)
+    world.kill(peer)
+    for _ in range(3):
+        world.broker.append(INPUT, last, b"k", EVENT)
+    world.broker.offsets[last], world.broker.metadata[last] = 5, ""
+    with pytest.raises(CannotServe, match="moved from 3 to 5, and not by lstmstream: offsets 3 to 4 have no"):
         world.settle()
 
 
