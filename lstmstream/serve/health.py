@@ -82,12 +82,13 @@ class Health:
             elif self._waiting_since_s is None:
                 self._waiting_since_s = self._clock()
 
-    def committed(self) -> None:
-        """A batch went through: what still waits has waited since now."""
+    def committed(self, records: int) -> None:
+        """A batch of so many went through: what still waits has waited since now."""
         with self._lock:
             self._last_error = ""
+            self._waiting = max(0, self._waiting - records)
             if self._waiting_since_s is not None:
-                self._waiting_since_s = self._clock()
+                self._waiting_since_s = self._clock() if self._waiting else None
 
     def failed(self, error: str, waiting: int) -> None:
         """A batch of so many events did not go through. The broker's words hold no key and no value."""

@@ -273,7 +273,7 @@ class HealthObserver(Observer):
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Progress, unless only states were written."""
         if len(result.records):
-            self._health.committed()
+            self._health.committed(len(result.records))
 
     def on_failure(self, error: str, waiting: int) -> None:
         """No progress."""

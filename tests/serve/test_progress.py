@@ -43,16 +43,20 @@ def test_input_that_waits_without_a_commit_is_not_ready_until_the_next_one() -> 
     assert not ready
     assert reason.startswith("8 records wait, and no batch was committed for 32 s; the last error: expired")
     assert len(reason) < 400
-    watch.health.committed()
-    assert watch.after(30)[0], "8 still wait, and one batch went through"
-    assert not watch.after(1)[0]
+    watch.health.committed(3)
+    assert watch.after(30)[0], "5 still wait, and one batch went through"
+    assert watch.after(1)[1] == ["5 records wait, and no batch was committed for 31 s"]
+    watch.health.committed(5)
+    assert watch.after(100)[0], "nothing waits, as far as is known: the broker may be away before it is asked again"
+    watch.health.waiting(8)
+    assert not watch.after(31)[0]
     watch.health.waiting(0)
     assert watch.after(0)[0], "they were answered elsewhere"
 
 
 def test_time_counts_from_when_input_began_to_wait() -> None:
     watch = Watch()
-    watch.health.committed()
+    watch.health.committed(1)
     watch.after(1_000)
     watch.health.waiting(1)
     assert watch.after(29)[0]

@@ -11,6 +11,7 @@ import pytest
 
 from lstmstream.errors import CannotServe, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
+from lstmstream.transport import kafka_admin
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
@@ -350,7 +351,8 @@ def test_only_what_a_poll_has_handed_out_can_be_resumed() -> None:
     assert transport.poll(0.0, 1).assignment == {}, "the consumer before is not heard any more"
 
 
-def test_a_read_that_was_late_is_done_again() -> None:
+def test_a_read_that_was_late_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_admin, "READ_GRACE_S", 2.0)
     client, transport = connected()
     reader = transport.open_reader("in", 0, 2, 7)
     client.hang("read", 2.4)
