@@ -12,6 +12,7 @@ commit the very same ones.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -34,6 +35,12 @@ NONCE_PREFIX = "lstmstream:"
 def is_ours(metadata: str) -> bool:
     """Whether an offset with this metadata was committed by lstmstream, by this process or another one."""
     return metadata.startswith(NONCE_PREFIX)
+
+
+def input_partitions(metadata: str) -> int | None:
+    """How many partitions the input had when an offset was committed; None where its metadata does not say."""
+    found = re.fullmatch(rf"{NONCE_PREFIX}.*:of(\d+)", metadata)
+    return None if found is None else int(found[1])
 
 
 class PendingTransaction(NamedTuple):
@@ -154,7 +161,9 @@ class Committer:
     def _commit(self, result: Result | None, plan: CheckpointPlan, membership: Membership, timeout_s: float) -> None:
         assert self.pending is None, "the last transaction's outcome is not known"
         self._sequence += 1
-        self.pending = PendingTransaction(result, plan, f"{NONCE_PREFIX}{self._instance}:{self._sequence}")
+        partitions = self._checkpointer.topic.partitions
+        nonce = f"{NONCE_PREFIX}{self._instance}:{self._sequence}:of{partitions}"
+        self.pending = PendingTransaction(result, plan, nonce)
         outputs: list[RecordBatch] = [] if result is None else result.outputs.batches()
         began_s = self._clock()
         with self._timer("commit"):

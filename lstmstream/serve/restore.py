@@ -17,7 +17,7 @@ import numpy as np
 from lstmstream.errors import CannotServe, UnreadableRecords
 from lstmstream.records import RecordBatch
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
-from lstmstream.serve.committer import is_ours
+from lstmstream.serve.committer import input_partitions, is_ours
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
@@ -201,6 +201,7 @@ class Restore:
         if floor is not None and committed is not None:
             self._continue(floor, committed, beginning)
         elif committed is None:
+            self._check_growth()
             self._start_empty(membership, beginning if context.start == "earliest" else end)
         elif reset:
             self._warn_of_reset(ours, loaded.others.values())
@@ -220,6 +221,18 @@ class Restore:
             topic_id=found[topics.name].topic_id, input_topic_id=found[self._context.input_topic].topic_id
         )
         return self._errors.topics_changed(floor, now)
+
+    def _check_growth(self) -> None:
+        """A partition that nobody has begun: is it new, though the group has come somewhere? Then keys have moved.
+
+        The states of the old partitions are refused for that; but another member may have them. Partition 0 is always
+        an old one.
+        """
+        number, partitions = self.partition.number, self._context.checkpointer.topic.partitions
+        first = self._context.transport.committed_offsets([0]).get(0) if number else None
+        before = None if first is None else input_partitions(first.metadata)
+        if before is not None and before != partitions:
+            raise self._errors.input_grown(before, partitions)
 
     def _start_empty(self, membership: Membership, origin: int) -> None:
         """No states: fix where they begin, and the group's offset, before the first prediction."""

@@ -78,12 +78,15 @@ class RestoreErrors(NamedTuple):
                 " are lost. Delete it and set on_model_change: reset to go on with empty states"
             )
         if floor.partitions != topics.partitions:
-            return CannotServe(
-                f"topic {self.input_topic!r} has {topics.partitions} partitions, and had {floor.partitions} when the"
-                f" states in {self.state_topic!r} were written: keys have moved. Start under another name, from the"
-                " beginning"
-            )
+            return self.input_grown(floor.partitions, topics.partitions)
         return None
+
+    def input_grown(self, before: int, now: int) -> CannotServe:
+        """Its number of partitions is another one."""
+        return CannotServe(
+            f"topic {self.input_topic!r} has {now} partitions, and had {before} when the states in {self.state_topic!r}"
+            " were written: keys have moved. Start under another name, from the beginning"
+        )
 
     # -- the group's offset
 

@@ -9,7 +9,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from lstmstream.errors import TryAgain
+from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.serve.committer import NONCE_PREFIX
 from lstmstream.serve.partition import PartitionPhase
 from lstmstream.serve.state import KeyState
 from lstmstream.serve.state_records import (
@@ -18,6 +19,8 @@ from lstmstream.serve.state_records import (
     pack_key,
     unpack_floor,
 )
+from tests.serve.memory_world import PARTITIONS
+from tests.serve.memory_world import World as MemoryWorld
 from tests.serve.restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, World
 
 
@@ -230,3 +233,29 @@ def test_a_topic_that_is_made_again_while_the_daemon_runs_is_named(topic: str, c
     message = world.refusal()
     assert "was deleted and made again" in message
     assert repr(topic) in message
+
+
+@pytest.mark.parametrize(
+    ("metadata", "refused"),
+    [
+        (f"{NONCE_PREFIX}x:7:of{PARTITIONS - 1}", True),
+        (f"{NONCE_PREFIX}x:7:of{PARTITIONS}", False),
+        (f"{NONCE_PREFIX}x:7", False),
+        ("", False),
+    ],
+)
+def test_a_partition_that_the_input_has_grown_by_is_not_begun(metadata: str, refused: bool) -> None:
+    """Partition 0, whose states are refused for it, may be another member's."""
+    world = MemoryWorld()
+    world.start()
+    world.broker.offsets[0], world.broker.metadata[0] = 0, metadata
+    peer = world.start()
+    number = min(world.assigned(peer))
+    assert number > 0
+    if refused:
+        with pytest.raises(CannotServe, match=f"has {PARTITIONS} partitions, and had {PARTITIONS - 1} when"):
+            world.step(peer)
+        assert number not in world.broker.offsets
+    else:
+        world.step(peer)
+        assert number in world.serving(peer)
