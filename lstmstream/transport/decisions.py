@@ -39,6 +39,10 @@ class ProducerFenced(OwnershipLost):
     """By another producer of our transactional id, or by the broker, because the transaction was open for too long."""
 
 
+class BadCredentials(CannotServe):
+    """The broker does not accept who we are."""
+
+
 class Problem(NamedTuple):
     """An error of a client in terms of the transport."""
 
@@ -74,7 +78,7 @@ DECISIONS: Mapping[ErrorKind, Decision] = {
     ),
     ErrorKind.DENIED: Decision(CannotServe, "the broker denies it: {problem}; grant the right it names"),
     ErrorKind.BAD_CREDENTIALS: Decision(
-        CannotServe, "the broker does not accept the credentials: {problem}; see kafka.security"
+        BadCredentials, "the broker does not accept the credentials: {problem}; see kafka.security"
     ),
     ErrorKind.TOPIC_REFUSED: Decision(CannotServe, "the broker refuses the topic: {problem}; create it by hand"),
     ErrorKind.SETTING_REFUSED: Decision(CannotServe, "{problem}"),

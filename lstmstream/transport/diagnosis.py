@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from lstmstream.errors import TryAgain
 from lstmstream.transport.calls import CallBound
+from lstmstream.transport.decisions import BadCredentials
 from lstmstream.transport.security import SecuritySettings
 
 STEP_S = 2.0  # for one connection, or one answer
@@ -34,7 +35,7 @@ _MOST_ASKED = 8  # servers, and advertised addresses
 _MOST_BYTES = 10 << 20  # of an answer
 
 _METADATA, _SASL_HANDSHAKE, _API_VERSIONS, _SASL_AUTHENTICATE = 3, 17, 18, 36
-_UNSUPPORTED_MECHANISM, _WRONG_CREDENTIALS = 33, 58
+_UNSUPPORTED_MECHANISM, _NO_SASL_HERE, _WRONG_CREDENTIALS = 33, 34, 58
 
 
 class Address(NamedTuple):
@@ -122,6 +123,12 @@ def _ask(at: Address, security: SecuritySettings) -> list[Address]:
                 _authenticate(connection, security)
             return _advertised(_request(connection, _METADATA, 1, struct.pack(">i", 0)))
         except (ssl.SSLError, _Closed) as error:  # in TLS 1.3 a client's certificate is judged after the handshake
+            if not security.protocol.startswith("SASL") and (offered := _sasl_mechanisms(at, security)):
+                protocol = "SASL_SSL" if security.protocol == "SSL" else "SASL_PLAINTEXT"
+                raise _Cause(
+                    f"it demands a login by SASL ({', '.join(offered)}): set kafka.security.protocol to {protocol}, and"
+                    " mechanism, username and password"
+                ) from error
             if not security.protocol.endswith("SSL"):
                 raise
             raise _Cause(_after_handshake_cause(error, security)) from error
@@ -146,9 +153,14 @@ class Diagnosis:
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """A TryAgain that comes out of it says what the network says, if that is known."""
+        """A TryAgain or BadCredentials that comes out of it says what the network says, if that is known."""
         try:
             yield
+        except BadCredentials as error:
+            self._next_s = -math.inf  # what was found before was something else
+            if found := self._after_failure():
+                raise BadCredentials(f"the broker does not accept the credentials: {found}") from error
+            raise
         except TryAgain as error:
             found = self._after_failure() if type(error) is TryAgain else ""
             if not found:
@@ -293,7 +305,10 @@ def _words(error: Exception) -> str:
 
 def _alert_cause(said: str, security: SecuritySettings) -> str:
     """What a broker says when it ends a handshake."""
-    if "certificate required" in said or ("handshake failure" in said and security.cert is None):
+    demanded = "certificate required" in said
+    if security.cert is None:  # a Java broker finds the certificate that it did not get a bad one
+        demanded = demanded or "handshake failure" in said or "bad certificate" in said
+    if demanded:
         return f"the broker demands a client certificate: set kafka.security.cert and key ({said})"
     if "alert" in said and ("certificate" in said or "unknown ca" in said) and security.cert is not None:
         return f"the broker does not accept the client certificate, kafka.security.cert ({said})"
@@ -404,9 +419,8 @@ def _string(content: bytes, at: int) -> tuple[str | None, int]:
 # -- who we are
 
 
-def _authenticate(connection: socket.socket, security: SecuritySettings) -> None:
-    """Raises _Cause where the mechanism is not enabled or the password is not accepted."""
-    mechanism = security.mechanism or ""
+def _handshake(connection: socket.socket, mechanism: str) -> tuple[int, list[str]]:
+    """The error code, and the mechanisms that the broker offers. Raises _Cause."""
     name = mechanism.encode()
     answer = _request(connection, _SASL_HANDSHAKE, 1, struct.pack(">h", len(name)) + name)
     code, count = struct.unpack_from(">hi", answer)
@@ -414,6 +428,26 @@ def _authenticate(connection: socket.socket, security: SecuritySettings) -> None
     for _ in range(count):
         text, at = _string(answer, at)
         enabled.append(text or "")
+    return code, enabled
+
+
+def _sasl_mechanisms(at: Address, security: SecuritySettings) -> list[str]:
+    """What a listener offers that asks who one is; nothing where it does not, or where that is not known."""
+    with contextlib.suppress(_Cause, OSError, struct.error), contextlib.closing(_connected(at, security)) as connection:
+        return _handshake(connection, "PLAIN")[1]
+    return []
+
+
+def _authenticate(connection: socket.socket, security: SecuritySettings) -> None:
+    """Raises _Cause where the mechanism is not enabled or the password is not accepted."""
+    mechanism = security.mechanism or ""
+    code, enabled = _handshake(connection, mechanism)
+    if code == _NO_SASL_HERE:
+        protocol = "SSL" if security.protocol == "SASL_SSL" else "PLAINTEXT"
+        raise _Cause(
+            f"this listener has no login by SASL: set kafka.security.protocol to {protocol} and remove mechanism,"
+            " username and password, or use the port of a listener with SASL"
+        )
     if code == _UNSUPPORTED_MECHANISM:
         raise _Cause(
             f"the broker does not offer SASL mechanism {mechanism}, but {', '.join(enabled) or 'none'}: see"

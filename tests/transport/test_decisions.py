@@ -12,7 +12,7 @@ from kafka import TopicPartition
 from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.transport.clients import Client
 from lstmstream.transport.clients.choose import open_client
-from lstmstream.transport.decisions import DECISIONS, ErrorKind, Problem, ProducerFenced, decide
+from lstmstream.transport.decisions import DECISIONS, BadCredentials, ErrorKind, Problem, ProducerFenced, decide
 from lstmstream.transport.decompression import BatchTooLargeError
 from lstmstream.transport.security import SecuritySettings
 
@@ -72,7 +72,7 @@ def test_each_kind_has_a_decision_and_says_what_the_client_said() -> None:
             KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
             CannotServe,
         ),
-        (kerr.SaslAuthenticationFailedError("no"), KafkaError._AUTHENTICATION, CannotServe),
+        (kerr.SaslAuthenticationFailedError("no"), KafkaError._AUTHENTICATION, BadCredentials),
         (kerr.PolicyViolationError(), KafkaError.POLICY_VIOLATION, CannotServe),
         (kerr.InvalidReplicationFactorError(), KafkaError.INVALID_REPLICATION_FACTOR, CannotServe),
         (kerr.KafkaConfigurationError("bad"), KafkaError._INVALID_ARG, CannotServe),

@@ -14,16 +14,16 @@ from typing import Any
 import kafka.errors as kerr
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
-from kafka.net.compat import KafkaNetClient
 from kafka.protocol.consumer.offsets import IsolationLevel
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader, topic_offsets
+from lstmstream.transport.clients.kafka_python_network import Network, Turns
 from lstmstream.transport.clients.kafka_python_records import read_records_our_way
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
 from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
-from lstmstream.transport.error_codes import broker_problem
+from lstmstream.transport.error_codes import PROPERTY_DEFAULTS, broker_problem
 from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
 
@@ -48,6 +48,7 @@ class KafkaPythonClient:
         self._group = group
         self._properties = properties
         self._given = given
+        self._turns = Turns()
         known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
         unknown = sorted(name for name in properties if name.replace(".", "_") not in known)
         if unknown:
@@ -88,10 +89,10 @@ class KafkaPythonClient:
 
         One that does not reach the broker raises, and leaves its I/O thread and its connections behind.
         """
-        networks: list[Any] = []
+        networks: list[Network] = []
 
-        def network(**settings: Any) -> Any:
-            networks.append(KafkaNetClient(**settings))
+        def network(**settings: Any) -> Network:
+            networks.append(Network(self._turns, wanted["bootstrap_timeout_ms"] / 1000, settings))
             return networks[-1]
 
         settings = {name: value for name, value in {**wanted, **self._common}.items() if name in kind.DEFAULT_CONFIG}
@@ -123,7 +124,7 @@ class KafkaPythonClient:
 
     def _dotted(self, text: str) -> str:
         """The library's names of settings as they stand in the configuration."""
-        for name in sorted(self._properties, key=len, reverse=True):
+        for name in sorted(PROPERTY_DEFAULTS, key=len, reverse=True):
             text = text.replace(name.replace(".", "_"), name)
         return text
 
