@@ -22,6 +22,7 @@ from lstmstream.transport.clients.confluent import ConfluentClient
 from lstmstream.transport.clients.kafka_python import KafkaPythonClient
 from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.transport.security import SecuritySettings, for_kafka_python, for_librdkafka, security_settings
+from tests.transport.servers import Certificates
 
 # Every property that the configuration takes, with a value that is no default.
 GIVEN: Mapping[str, int | str] = {
@@ -213,8 +214,9 @@ output: {{topic: out}}
 
 
 def config_file(folder: Path, client: str) -> Path:
-    (folder / "tls").mkdir(exist_ok=True)
-    (folder / "tls" / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    if not (folder / "tls").exists():
+        (folder / "tls").mkdir()
+        (folder / "tls" / "ca.pem").write_bytes(Certificates(folder / "tls").root.read_bytes())
     path = folder / "c.yaml"
     path.write_text(CONFIG.format(client=client))
     return path

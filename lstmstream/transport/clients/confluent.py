@@ -147,7 +147,7 @@ class ConfluentClient:
         return self._problem(cause)
 
     def _problem(self, cause: KafkaError) -> Problem:
-        text = f"{cause.name()}: {cause.str()}"
+        text = f"{cause.name()}: {cause.str().strip()}"
         own = KINDS.get(cause.code())
         if own is ErrorKind.BAD_SETTINGS:
             return Problem(own, self._kafka_names(text))
