@@ -36,4 +36,4 @@ def client_certificate_faults(cert: Path, key: Path, password: str | None) -> It
             yield "key_password", "does not open kafka.security.key; correct it"
         else:
             said = f" ({reason.replace('_', ' ').lower()})" if reason else ""
-            yield "key", f"cannot be used with kafka.security.cert{said}; make both anew, in PEM form"
+            yield "key", f"cannot be used with kafka.security.cert{said}; give both in PEM form"
