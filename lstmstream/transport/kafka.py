@@ -182,9 +182,11 @@ class KafkaTransport(KafkaAdmin):
 
     # -- reading
 
-    def join(self) -> None:
+    def join(self, *, smaller_fetches: bool = False) -> None:
         """See GroupMember."""
         self._joined = True
+        if smaller_fetches:
+            self._client.fetch_less()
         self._join(time.monotonic() + CALL_TIMEOUT_S)
 
     def _join(self, deadline: float) -> None:

@@ -65,6 +65,9 @@ class FakeClient:
     def group_consumer(self, *_: object) -> Any:
         return self._make("group_consumer")
 
+    def fetch_less(self) -> None:
+        self.calls.append("fetch_less")
+
     def reader(self, *_: object) -> Any:
         return self._make("reader")
 

@@ -55,6 +55,7 @@ from lstmstream.transport.clients.confluent_settings import (
     OTHER_NAMES,
     PRODUCER,
 )
+from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, TopicInfo
@@ -93,6 +94,7 @@ class ConfluentClient:
             **for_librdkafka(security),
             "logger": _library_log,
         }
+        self._fetch_limit = FetchLimit("fetch.max.bytes", "max.partition.fetch.bytes")
         self._batch_bytes = BatchBytes(int(self._given.get("batch.size", PRODUCER["batch.size"])))
 
     def admin(self) -> ConfluentAdmin:
@@ -117,11 +119,17 @@ class ConfluentClient:
     def group_consumer(self, topic: str, listener: AssignmentListener) -> ConfluentConsumer:
         """See Client."""
         settings = {**CONSUMER, **MEMBER, **self._settings(OF_CONSUMER | OF_MEMBER), "group.id": self._group}
+        settings = self._fetch_limit.apply(settings)
         return ConfluentConsumer(settings, topic, listener, self._member_of_instance, self._other_opinion)
+
+    def fetch_less(self) -> None:
+        """See Client."""
+        self._fetch_limit.shrink()
 
     def reader(self, topic: str, partition: int, start: int) -> ConfluentReader:
         """See Client. The library wants a group's name, and does not join it."""
         settings = {**CONSUMER, **self._settings(OF_CONSUMER), "group.id": self._group}
+        settings = self._fetch_limit.apply(settings)
         return ConfluentReader(settings, TopicPartition(topic, partition, start), self._other_opinion)
 
     def producer(self, transactional_id: str | None) -> ConfluentProducer:

@@ -18,6 +18,7 @@ from kafka.protocol.consumer.offsets import IsolationLevel
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener
+from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader, topic_offsets
 from lstmstream.transport.clients.kafka_python_network import Network, Turns
 from lstmstream.transport.clients.kafka_python_records import read_records_our_way
@@ -49,6 +50,7 @@ class KafkaPythonClient:
         self._properties = properties
         self._given = given
         self._turns = Turns()
+        self._fetch_limit = FetchLimit("fetch_max_bytes", "max_partition_fetch_bytes")
         known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
         unknown = sorted(name for name in properties if name.replace(".", "_") not in known)
         if unknown:
@@ -66,17 +68,22 @@ class KafkaPythonClient:
 
     def group_consumer(self, topic: str, listener: AssignmentListener) -> KafkaPythonConsumer:
         """See Client."""
-        consumer = self._make(KafkaConsumer, {**CONSUMER, **MEMBER, **self._given, "group_id": self._group})
+        settings = self._fetch_limit.apply({**CONSUMER, **MEMBER, **self._given, "group_id": self._group})
+        consumer = self._make(KafkaConsumer, settings)
         try:
             return KafkaPythonConsumer(consumer, topic, listener)
         except BaseException:
             consumer.close(autocommit=False, timeout_ms=1000)
             raise
 
+    def fetch_less(self) -> None:
+        """See Client."""
+        self._fetch_limit.shrink()
+
     def reader(self, topic: str, partition: int, start: int) -> KafkaPythonReader:
         """See Client."""
         given = {name: value for name, value in self._given.items() if name != "group_instance_id"}
-        consumer = self._make(KafkaConsumer, {**CONSUMER, **given})
+        consumer = self._make(KafkaConsumer, self._fetch_limit.apply({**CONSUMER, **given}))
         return KafkaPythonReader(consumer, TopicPartition(topic, partition), start)
 
     def producer(self, transactional_id: str | None) -> KafkaPythonProducer:
