@@ -17,7 +17,7 @@ from lstmstream.config import load_config
 from lstmstream.config.properties import Properties
 from lstmstream.errors import CannotServe, RecordRefused
 from lstmstream.records import RecordBatch
-from lstmstream.transport.clients import choose, confluent_consumer, confluent_producer, kafka_python
+from lstmstream.transport.clients import choose, confluent, confluent_consumer, confluent_producer, kafka_python
 from lstmstream.transport.clients.confluent import ConfluentClient
 from lstmstream.transport.clients.kafka_python import KafkaPythonClient
 from lstmstream.transport.kafka import open_kafka_transport

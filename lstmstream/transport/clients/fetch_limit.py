@@ -1,6 +1,6 @@
 """How much the consumers of a client ask for at once: less, once a fetch did not come to its end.
 
-A slow network carries so many bytes in the time that a consumer is waited for. One that is made anew and asks for as
+A slow network carries so many bytes in the time that a consumer is waited for. A new one that asks for as
 many again comes no further either.
 """
 
