@@ -14,7 +14,7 @@ from confluent_kafka import Producer as RdProducer
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.confluent_consumer import topic_offsets
-from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
+from lstmstream.transport.decisions import PASSING_OF_WRITES, ErrorKind, Problem, record_refused, write_failed
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
@@ -102,20 +102,18 @@ class ConfluentProducer:
             too_large = {topic for e, topic, _ in self._undelivered if e.code() == KafkaError.MSG_SIZE_TOO_LARGE}
             if too_large and self._batch_bytes.shrink(_largest(self._sent, too_large)):
                 raise KafkaException(KafkaError(KafkaError._RETRY, "the batch was too large for its topic"))
-            self._raise_cause(self._undelivered)
-            raise KafkaException(self._undelivered[0][0])
+            raise self._cause(self._undelivered)
         if left:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged"))
         self._sent.clear()
 
-    def _raise_cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> None:
-        """Raise the error that will not pass, if there is one: other records fail because of it."""
-        for error, topic, partition in failed:
-            problem = self._problem(error)
-            if problem.kind in REFUSED:
-                raise record_refused(problem, topic, partition)
-            if problem.kind is not ErrorKind.TRANSIENT:
-                raise KafkaException(error)
+    def _cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> Exception:
+        """The error that will not pass, if there is one."""
+        problems = [(self._problem(error), topic, partition) for error, topic, partition in failed]
+        if (cause := write_failed(problems)) is not None:
+            return cause
+        of_all = (e for (e, *_), (p, *_) in zip(failed, problems, strict=True) if p.kind not in PASSING_OF_WRITES)
+        return KafkaException(next(of_all))
 
     @contextmanager
     def _fatal_error(self) -> Iterator[None]:

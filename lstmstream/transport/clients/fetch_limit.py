@@ -20,7 +20,7 @@ class FetchLimit:
 
     def __init__(self, largest: str, largest_of_partition: str) -> None:
         self._names = (largest, largest_of_partition)
-        self._divisor = 1
+        self._divisor = self._said = 1
 
     def shrink(self) -> None:
         """A quarter, from the next consumer on."""
@@ -32,6 +32,8 @@ class FetchLimit:
         if self._divisor > 1:
             for name in self._names:
                 found[name] = min(found[name], max(_LEAST_BYTES, found[name] // self._divisor))
+        if self._divisor > self._said:
+            self._said = self._divisor
             log.warning(
                 "fetches are smaller from now on, in case that the network is too slow for them",
                 extra={"max_partition_fetch_bytes": found[self._names[1]]},

@@ -23,7 +23,7 @@ from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsum
 from lstmstream.transport.clients.kafka_python_network import Network, Turns
 from lstmstream.transport.clients.kafka_python_records import read_records_our_way
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
-from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
+from lstmstream.transport.decisions import PASSING_OF_WRITES, ErrorKind, Problem, write_failed
 from lstmstream.transport.error_codes import PROPERTY_DEFAULTS, broker_problem
 from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
@@ -277,19 +277,18 @@ class KafkaPythonProducer:
             raise
 
     def _raise_cause(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Raise the error that will not pass, if there is one; that of a refused record with its place.
-
-        The other records of its batch, and what follows in the transaction, fail with it, and say nothing of the cause.
-        """
+        """Raise the error that will not pass, if there is one; that of a record with its place."""
         at = [(topic, partition) for topic, partitions in places for partition in partitions]
-        for future, place in zip(futures, at, strict=True):
-            error = future.exception if future.is_done else None
-            if error is None:
-                continue
-            problem = self._problem(error)
-            if problem.kind in REFUSED:
-                raise record_refused(problem, *place) from error
-            if problem.kind is not ErrorKind.TRANSIENT:
+        failed = [
+            (future.exception, *place)
+            for future, place in zip(futures, at, strict=True)
+            if future.is_done and future.exception is not None
+        ]
+        problems = [(self._problem(error), topic, partition) for error, topic, partition in failed]
+        if (cause := write_failed(problems)) is not None:
+            raise cause from failed[0][0]
+        for (error, *_), (problem, *_) in zip(failed, problems, strict=True):
+            if problem.kind not in PASSING_OF_WRITES:
                 raise error
 
     def send_offsets(
