@@ -117,7 +117,7 @@ class Properties(Section):
     max_partition_fetch_bytes: ByteCount = Field(
         2_097_152,
         alias="max.partition.fetch.bytes",
-        description="Maximum bytes of one partition in one fetch response.",
+        description="Maximum bytes of one partition in one fetch response, before they are unpacked.",
     )
 
     batch_size: ByteCount = Field(

@@ -175,7 +175,10 @@ def _made_again(name: str, config: Config) -> str:
             f"topic {name!r} was deleted and made again: the states in it are lost. Delete it and set on_model_change:"
             " reset to go on with empty states"
         )
-    return f"topic {name!r} was deleted and made again: the states belong to the old one"
+    return (
+        f"topic {name!r} was deleted and made again, or kafka.bootstrap_servers lead to another cluster: the states"
+        " belong to the old one. Correct the servers; or delete the state topic and the group's offsets, or use another name"
+    )
 
 
 def _partitions_changed(name: str, before: int, now: int, config: Config) -> str:

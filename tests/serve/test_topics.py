@@ -132,7 +132,9 @@ def test_a_topic_is_gone_once_it_has_stayed_away(name: str) -> None:
     assert f"'{name}' is gone" in watched.refused_after(topics.GONE_S)
 
 
-@pytest.mark.parametrize(("name", "lost"), [(INPUT, "belong to the old one"), (STATES, "the states in it are lost")])
+@pytest.mark.parametrize(
+    ("name", "lost"), [(INPUT, "belong to the old one. Correct the servers; or"), (STATES, "the states in it are lost")]
+)
 def test_a_topic_that_is_made_again_under_its_name_is_noticed(name: str, lost: str) -> None:
     watched = Watched()
     ids = (watched.topics[STATES].topic_id, watched.topics[INPUT].topic_id)
