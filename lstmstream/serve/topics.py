@@ -177,7 +177,8 @@ def _made_again(name: str, config: Config) -> str:
         )
     return (
         f"topic {name!r} was deleted and made again, or kafka.bootstrap_servers lead to another cluster: the states"
-        " belong to the old one. Correct the servers; or delete the state topic and the group's offsets, or use another name"
+        " belong to the old one. Correct the servers; or delete the state topic and the group's offsets, or use another"
+        " name"
     )
 
 

@@ -168,6 +168,11 @@ class Diagnosis:
             raise TryAgain(found) from error
         self._found, self._pause_s, self._next_s = "", _FIRST_PAUSE_S, -math.inf
 
+    @property
+    def found(self) -> str:
+        """What the last look found, after failures; empty where the network and the brokers seem well."""
+        return self._found
+
     def _after_failure(self) -> str:
         if time.monotonic() >= self._next_s and not self._bound.stopping:
             found: list[str] = []
