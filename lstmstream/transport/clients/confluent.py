@@ -228,16 +228,18 @@ class ConfluentAdmin:
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     continue
-                raise
+                raise _of_topic(error, name) from error
             replicas = min((len(partition.replicas) for partition in topic.partitions), default=0)
             found[name] = (_canonical(topic.topic_id), len(topic.partitions), replicas)
         if not found:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in found]
-        settings = {
-            resource.name: {entry.name: str(entry.value) for entry in future.result().values()}
-            for resource, future in self._admin.describe_configs(resources, request_timeout=timeout_s).items()
-        }
+        settings = {}
+        for resource, future in self._admin.describe_configs(resources, request_timeout=timeout_s).items():
+            try:
+                settings[resource.name] = {entry.name: str(entry.value) for entry in future.result().values()}
+            except KafkaException as error:
+                raise _of_topic(error, f"settings of {resource.name}") from error
         return {name: TopicInfo(*about[:2], settings[name], about[2]) for name, about in found.items()}
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
@@ -287,6 +289,12 @@ class ConfluentAdmin:
         """See Admin: the admin client ends with its last reference."""
         if self._consumer is not None:
             self._consumer.close()
+
+
+def _of_topic(error: KafkaException, name: str) -> KafkaException:
+    """The error with the topic's name, which it does not have."""
+    cause: KafkaError = error.args[0]
+    return KafkaException(KafkaError(cause.code(), f"{name}: {cause.str()}"))
 
 
 def _canonical(topic_id: Any) -> str:
