@@ -27,6 +27,7 @@ from lstmstream.transport.diagnosis_protocol import (
     Address,
     Cause,
     Closed,
+    Refused,
     Silent,
     advertised_addresses,
     authenticate,
@@ -41,6 +42,12 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0  # between two diagnoses
 _MOST_ASKED = 8  # servers, and advertised addresses
 
 
+class Refusal(str):
+    """What is found, where it is that the broker does not accept the credentials: trying again does not help."""
+
+    __slots__ = ()
+
+
 def diagnose(servers: Sequence[str], security: SecuritySettings, limit_s: float = LIMIT_S) -> str:
     """Why the brokers cannot be used; empty where nothing is found, or nothing in time. Never raises."""
     bootstrap = [_address(server) for server in servers[:_MOST_ASKED]]
@@ -49,7 +56,8 @@ def diagnose(servers: Sequence[str], security: SecuritySettings, limit_s: float 
     causes = [f"{at}: {found}" for at, found in zip(bootstrap, asked, strict=True) if isinstance(found, str)]
     advertised = {address for found in asked if isinstance(found, list) for address in found}
     if not advertised:
-        return "; ".join(causes)
+        text = "; ".join(causes)
+        return Refusal(text) if any(isinstance(found, Refusal) for found in asked) else text
     others = sorted(advertised - set(bootstrap))[:_MOST_ASKED]
     reached = _all_at_once([lambda at=at: _reach(at, security) for at in others], deadline_s)  # type: ignore[misc]
     wrong = [f"{at} ({found})" for at, found in zip(others, reached, strict=True) if isinstance(found, str)]
@@ -76,6 +84,8 @@ def _all_at_once(
     def ask(number: int) -> None:
         try:
             found[number] = questions[number]()
+        except Refused as cause:
+            found[number] = Refusal(cause)
         except Cause as cause:
             found[number] = str(cause)
         except Exception as error:  # what it is about is lost anyway, and this is no more than a help
@@ -138,6 +148,8 @@ class Diagnosis:
             raise
         except TryAgain as error:
             found = self._after_failure() if type(error) is TryAgain else ""
+            if isinstance(found, Refusal):  # kafka-python says only that it found no broker
+                raise BadCredentials(f"the broker does not accept the credentials: {found}") from error
             if not found:
                 raise
             raise TryAgain(found) from error

@@ -33,6 +33,10 @@ class Cause(Exception):
     """Why a server cannot be used."""
 
 
+class Refused(Cause):
+    """It does not accept who we are."""
+
+
 class Silent(Cause):
     """It does not answer at all."""
 
@@ -127,17 +131,17 @@ def sasl_handshake(connection: socket.socket, mechanism: str) -> tuple[int, list
 
 
 def authenticate(connection: socket.socket, security: SecuritySettings) -> None:
-    """Raises Cause where the mechanism is not enabled or the password is not accepted."""
+    """Raises Refused where the mechanism is not enabled or the password is not accepted."""
     mechanism = security.mechanism or ""
     code, enabled = sasl_handshake(connection, mechanism)
     if code == _NO_SASL_HERE:
         protocol = "SSL" if security.protocol == "SASL_SSL" else "PLAINTEXT"
-        raise Cause(
+        raise Refused(
             f"this listener has no login by SASL: set kafka.security.protocol to {protocol} and remove mechanism,"
             " username and password, or use the port of a listener with SASL"
         )
     if code == _UNSUPPORTED_MECHANISM:
-        raise Cause(
+        raise Refused(
             f"the broker does not offer SASL mechanism {mechanism}, but {', '.join(enabled) or 'none'}: see"
             " kafka.security.mechanism"
         )
@@ -155,7 +159,9 @@ def _step(connection: socket.socket, message: bytes) -> bytes:
     said, at = _string(answer, 2)
     if code:
         what = "user name or password are not accepted" if code == _WRONG_CREDENTIALS else f"error {code}"
-        raise Cause(f"the broker refuses the authentication: {what} ({said or 'no reason given'}); see kafka.security")
+        raise Refused(
+            f"the broker refuses the authentication: {what} ({said or 'no reason given'}); see kafka.security"
+        )
     (length,) = struct.unpack_from(">i", answer, at)
     return answer[at + 4 : at + 4 + max(0, length)]
 

@@ -1,8 +1,7 @@
 """How kafka-python's clients find a broker: what they get wrong at the addresses of `bootstrap_servers`.
 
 The library picks one of the addresses by chance and gives it all the time there is, so that one that is dead keeps a
-client from its neighbours, which are well; the same among the addresses of one host name. And what a broker says when
-it turns the credentials down is lost: the client goes on trying, and says in the end that it found no broker.
+client from its neighbours, which are well; the same among the addresses of one host name.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
 _LEAST_SHARE_S = 1.5  # of the time there is, for one address
-_REFUSALS = (kerr.SaslAuthenticationFailedError, kerr.UnsupportedSaslMechanismError, kerr.IllegalSaslStateError)
 
 
 class Turns:
@@ -44,7 +42,6 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
     def __init__(self, net: Any, turns: Turns, bootstrap_s: float, settings: dict[str, Any]) -> None:
         super().__init__(net, **settings)
-        self._refusal: BaseException | None = None  # a bootstrap server's, of our credentials
         self._turns = turns
         # In one order for all clients: the library shuffles them.
         servers = self._servers = sorted(self.cluster.bootstrap_brokers(), key=lambda at: (at.host, at.port))
@@ -52,21 +49,10 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         self.cluster.bootstrap_brokers = lambda: [turns.current(servers)]  # the library picks one of them by chance
 
     def get_connection(self, node_id: Any, timeout_ms: float | None = None, **options: Any) -> Any:
-        """The library's. Raises what a bootstrap server said before, if it turned the credentials down."""
-        if not self.cluster.is_bootstrap(node_id):
-            return super().get_connection(node_id, timeout_ms=timeout_ms, **options)
-        refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            raise refusal
-        if timeout_ms is not None:
+        """The library's."""
+        if timeout_ms is not None and self.cluster.is_bootstrap(node_id):
             timeout_ms = min(timeout_ms, self._share_s * 1000)
-        connection = super().get_connection(node_id, timeout_ms=timeout_ms, **options)
-        connection.init_future.add_errback(self._on_failure)
-        return connection
-
-    def _on_failure(self, error: BaseException) -> None:
-        if isinstance(error, _REFUSALS):
-            self._refusal = error
+        return super().get_connection(node_id, timeout_ms=timeout_ms, **options)
 
     def update_backoff(self, node_id: Any) -> Any:
         """The library's, called when a server could not be used."""
