@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -480,14 +481,52 @@ def test_security_that_cannot_work_is_refused(load: Load, tmp_path: Path, securi
     assert [line.partition(": ")[0] for line in found] == [f"kafka.security.{path}"]
 
 
-def test_security_that_works(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "pem").write_text("pem")
+@pytest.fixture
+def certificate_files(tmp_path: Path) -> None:
+    """Two certificates with their keys, one key with a password, one certificate in DER form, and no certificate."""
+    for arguments in (
+        "req -x509 -newkey rsa:2048 -nodes -keyout one.key -out one.pem -days 30 -subj /CN=one",
+        "req -x509 -newkey rsa:2048 -nodes -keyout two.key -out two.pem -days 30 -subj /CN=two",
+        f"rsa -aes256 -in one.key -out locked.key -passout pass:{CANARY}",
+        "x509 -in one.pem -outform DER -out one.der",
+    ):
+        subprocess.run(["openssl", *arguments.split()], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    (tmp_path / "empty").touch()
+
+
+@pytest.mark.usefixtures("certificate_files")
+@pytest.mark.parametrize(
+    ("security", "path", "said"),
+    [
+        ({"ca": "one.der"}, "ca", "holds no certificate"),
+        ({"ca": "one.key"}, "ca", "holds no certificate"),
+        ({"ca": "empty"}, "ca", "holds no certificate"),
+        ({"cert": "one.pem", "key": "two.key"}, "key", "is not the key of kafka.security.cert"),
+        ({"cert": "one.der", "key": "one.key"}, "cert", "holds no certificate"),
+        ({"cert": "one.pem", "key": "two.pem"}, "key", "holds no private key"),
+        ({"cert": "one.pem", "key": "locked.key", "key_password": "wrong"}, "key_password", "does not open"),
+    ],
+    ids=str,
+)
+def test_certificate_files_that_tls_cannot_use_are_refused(
+    load: Load, security: dict[str, str], path: str, said: str
+) -> None:
+    """Before a broker is asked; neither the passwords nor the files are shown."""
+    (line,) = problems(load, tree(kafka__security={"protocol": "SSL", **security}))
+    assert line.startswith(f"kafka.security.{path}: ")
+    assert said in line
+    assert "wrong" not in line
+
+
+@pytest.mark.usefixtures("certificate_files")
+def test_security_that_works(load: Load) -> None:
+    load(tree(kafka__security={"protocol": "SSL", "cert": "one.pem", "key": "locked.key", "key_password": CANARY}))
     login = {"mechanism": "scram-sha-256", "username": "u", "password": CANARY}
     load(tree(kafka__security={"protocol": "SASL_PLAINTEXT", "insecure": True, **login}))
     security = load(
-        tree(kafka__security={"protocol": "SASL_SSL", "ca": "pem", "cert": "pem", "key": "pem", **login})
+        tree(kafka__security={"protocol": "SASL_SSL", "ca": "two.pem", "cert": "one.pem", "key": "one.key", **login})
     ).kafka.security
-    assert (security.mechanism, str(security.ca)) == ("SCRAM-SHA-256", "pem")
+    assert (security.mechanism, str(security.ca)) == ("SCRAM-SHA-256", "two.pem")
 
 
 @pytest.mark.parametrize(
@@ -541,8 +580,14 @@ def test_properties_keep_their_dotted_names_and_get_their_types(load: Load) -> N
         {"linger.ms": -1},
         {"batch.size": 2**31},
         {"group.instance.id": "a b"},
+        {"client.id": "x" * 256},
+        {"max.block.ms": 1},
+        {"transaction.timeout.ms": 999},
+        {"fetch.max.bytes": 1},
+        {"retry.backoff.ms": 100_000},
+        {"request.timeout.ms": 5, "fetch.max.wait.ms": 1},
     ],
-    ids=str,
+    ids=lambda given: str(given)[:60],
 )
 def test_properties_that_cannot_work_are_refused(load: Load, given: dict[str, Any]) -> None:
     (line,) = problems(load, tree(kafka__properties=given))

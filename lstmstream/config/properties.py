@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lstmstream.config.paths import Keys
 from lstmstream.config.types import ByteCount, Milliseconds, Name, PositiveMs, Section, SingleLine
 
+SecondOrMore = Annotated[PositiveMs, Field(ge=1000)]  # in less, a broker may never answer what it limits
 _OWNED = "the daemon sets it itself; remove it"
 _REFUSED = {
     "group.id": "the consumer group is `name`; set that instead",
@@ -35,6 +36,13 @@ _REFUSED = {
 }
 
 
+def _client_id(value: str) -> str:
+    """Kafka's protocol has room for 32767 bytes, and a request that is longer is never answered."""
+    if len(value) > 255:
+        raise ValueError("is too long; use at most 255 characters")
+    return value
+
+
 def refusal(section: Keys, key: str) -> str | None:
     """Why a key of Kafka may not be set in `section`, and what to do instead; None for any other unknown key."""
     if section != ("kafka", "properties"):
@@ -49,7 +57,9 @@ def refusal(section: Keys, key: str) -> str | None:
 class Properties(Section):
     """`kafka.properties`: the client settings that may be set, under Kafka's dotted names."""
 
-    client_id: SingleLine = Field("", alias="client.id", description="Name of this client in the broker's logs.")
+    client_id: Annotated[SingleLine, AfterValidator(_client_id)] = Field(
+        "", alias="client.id", description="Name of this client in the broker's logs: at most 255 characters."
+    )
     client_rack: SingleLine = Field(
         "", alias="client.rack", description="Rack of this process, to fetch from a nearby replica."
     )
@@ -98,7 +108,7 @@ class Properties(Section):
         description="Static name of this member: after a quick restart it keeps its partitions.",
     )
     fetch_min_bytes: ByteCount = Field(1, alias="fetch.min.bytes", description="Minimum bytes of one fetch response.")
-    fetch_max_bytes: ByteCount = Field(
+    fetch_max_bytes: Annotated[ByteCount, Field(ge=1024)] = Field(
         16_777_216, alias="fetch.max.bytes", description="Maximum bytes of one fetch response."
     )
     fetch_max_wait_ms: Milliseconds = Field(
@@ -107,7 +117,7 @@ class Properties(Section):
     max_partition_fetch_bytes: ByteCount = Field(
         2_097_152,
         alias="max.partition.fetch.bytes",
-        description="Maximum bytes of one partition in one fetch response.",
+        description="Maximum bytes of one partition in one fetch response, before they are unpacked.",
     )
 
     batch_size: ByteCount = Field(
@@ -120,13 +130,13 @@ class Properties(Section):
     max_request_size: ByteCount = Field(
         100_000_000, alias="max.request.size", description="Maximum bytes of one request sent."
     )
-    max_block_ms: PositiveMs = Field(
+    max_block_ms: SecondOrMore = Field(
         10_000, alias="max.block.ms", description="Maximum wait for buffer space or topic metadata when sending."
     )
     delivery_timeout_ms: PositiveMs = Field(
         8_000, alias="delivery.timeout.ms", description="Maximum time until a record sent counts as failed."
     )
-    transaction_timeout_ms: PositiveMs = Field(
+    transaction_timeout_ms: SecondOrMore = Field(
         10_000, alias="transaction.timeout.ms", description="Age at which the broker aborts an open transaction."
     )
 

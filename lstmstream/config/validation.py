@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from lstmstream.config.certificates import ca_fault, client_certificate_faults
 from lstmstream.config.document import Conflict
 from lstmstream.config.files import UnreadableFile, read_small_file
 from lstmstream.config.options import options_of
@@ -27,7 +28,8 @@ def daemon_conflicts(config: Config) -> Iterator[Conflict]:
 def security_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:
     """Find every conflict of `kafka.security`. Relative paths of its files start from `folder`; the files are read."""
     yield from _login_conflicts(security)
-    yield from _certificate_conflicts(security, folder)
+    unreadable = list(_certificate_conflicts(security, folder))
+    yield from unreadable or _content_conflicts(security, folder)
 
 
 def _not_implemented(config: Config) -> Iterator[Conflict]:
@@ -96,6 +98,16 @@ def _certificate_conflicts(security: Security, folder: Path) -> Iterator[Conflic
                 yield _conflict("key_password", "key", "is missing, and key is encrypted; set it")
 
 
+def _content_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:
+    """Of files that can be read."""
+    if security.ca is not None and (fault := ca_fault(folder / security.ca)) is not None:
+        yield _conflict("ca", "ca", fault)
+    if security.cert is not None and security.key is not None:
+        password = None if security.key_password is None else security.key_password.get_secret_value()
+        for name, fault in client_certificate_faults(folder / security.cert, folder / security.key, password):
+            yield _conflict(name, "cert", fault)
+
+
 def _conflict(key: str, other: str, text: str) -> Conflict:
     return Conflict((f"kafka.security.{key}", f"kafka.security.{other}"), text)
 
@@ -112,6 +124,7 @@ def _timing_conflicts(config: Config) -> Iterator[Conflict]:
         ("heartbeat.interval.ms", "session.timeout.ms"),
         ("fetch.max.wait.ms", "request.timeout.ms"),
         ("request.timeout.ms", "connections.max.idle.ms"),
+        ("retry.backoff.ms", "request.timeout.ms"),
     ):
         if {less, more} & given.keys() and ms(less) >= ms(more):
             first, second = (less, more) if less in given else (more, less)

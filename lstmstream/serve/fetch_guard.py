@@ -2,12 +2,15 @@
 
 A client was seen to keep an assigned partition and never to fetch it again: transport/clients/kafka_python_consumer.py
 says why, and what is done about it. This guard needs no cause: where the broker has records that the client does not
-fetch, the client is told again where to read, and if that does not help the consumer is replaced.
+fetch, the client is told again where to read, and if that does not help the consumer is replaced. The new one asks for
+less at once, since the network may be too slow for what the other one asked for, and is waited for twice as long, since
+the broker may hold the answers back for a quota.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +21,8 @@ from lstmstream.transport.ports import GroupMember
 log = logging.getLogger(__name__)
 
 STALL_S = 5.0  # without a record, though some wait and the client had nothing else to hand out
+MOST_PATIENCE = 16  # times those seconds, after consumers that were replaced in vain: a quota makes a client wait too
+PATIENCE_KEPT_S = 600.0  # after the last stall
 LONGEST_POLL_S = 1.0  # what a poll counts at most: a loop that was held up elsewhere did not ask for records
 STARVED_STALL_S = 60.0  # the same while other partitions keep the client busy: it hands out one after the other
 
@@ -32,6 +37,8 @@ class FetchGuard:
         self._last_poll_s = clock()
         self._quiet: dict[int, _Quiet] = {}  # of running partitions
         self._sought: set[int] = set()  # stalled, and told again where to read
+        self._patience = 1
+        self._last_stall_s = -math.inf
 
     def on_poll(self, with_records: Collection[int], running: Sequence[Partition], *, saturated: bool) -> None:
         """Note which partitions gave records; forget those that are no longer running.
@@ -59,7 +66,11 @@ class FetchGuard:
 
         `positions` are the client's; `ends` the last stable offsets of running partitions, as the broker has them now.
         """
-        quiet = {p.number: p for p in running if p.number in self._quiet and self._quiet[p.number].too_long()}
+        now_s = self._clock()
+        if now_s - self._last_stall_s > PATIENCE_KEPT_S:
+            self._patience = 1
+        patience, known = self._patience, self._quiet
+        quiet = {p.number: p for p in running if p.number in known and known[p.number].too_long(patience)}
         stalled = [
             partition
             for number, partition in quiet.items()
@@ -68,14 +79,18 @@ class FetchGuard:
         self._sought -= quiet.keys() - {partition.number for partition in stalled}
         for partition in stalled:
             self._quiet[partition.number] = _Quiet()
+            self._last_stall_s = now_s
         again = [partition.number for partition in stalled if partition.number in self._sought]
         if again:
             log.error(
-                "partitions give no records though some wait; replacing the consumer", extra={"partitions": again}
+                "partitions give no records though some wait (a slow network, or a quota of the broker?); replacing the"
+                " consumer",
+                extra={"partitions": again},
             )
             self._observer.on_stalled_fetch("rejoin")
+            self._patience = min(MOST_PATIENCE, 2 * patience)
             self._sought.clear()
-            self._member.join()
+            self._member.join(smaller_fetches=True)
         else:
             for partition in stalled:
                 log.warning(
@@ -105,5 +120,5 @@ class _Quiet:
     idle_s: float = 0.0  # while the client had nothing else to hand out
     total_s: float = 0.0
 
-    def too_long(self) -> bool:
-        return self.idle_s >= STALL_S or self.total_s >= STARVED_STALL_S
+    def too_long(self, patience: int) -> bool:
+        return self.idle_s >= patience * STALL_S or self.total_s >= patience * STARVED_STALL_S

@@ -198,8 +198,9 @@ def _made_again(name: str, config: Config) -> str:
             " reset to go on with empty states"
         )
     return (
-        f"topic {name!r} was deleted and made again: the states belong to the old one. Delete the state topic and the"
-        " group's offsets, or use another name"
+        f"topic {name!r} was deleted and made again, or kafka.bootstrap_servers lead to another cluster: the states"
+        " belong to the old one. Correct the servers; or delete the state topic and the group's offsets, or use another"
+        " name"
     )
 
 

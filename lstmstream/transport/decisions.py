@@ -7,7 +7,7 @@ the clients' own tables name the errors that they raise by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -33,10 +33,16 @@ class ErrorKind(Enum):
 
 
 REFUSED = frozenset({ErrorKind.RECORD_REFUSED, ErrorKind.RECORD_TOO_LARGE})
+# Of a write, which can be tried again: a batch that reached the broker damaged was damaged on its way.
+PASSING_OF_WRITES = frozenset({ErrorKind.TRANSIENT, ErrorKind.RECORD_UNREADABLE})
 
 
 class ProducerFenced(OwnershipLost):
     """By another producer of our transactional id, or by the broker, because the transaction was open for too long."""
+
+
+class BadCredentials(CannotServe):
+    """The broker does not accept who we are."""
 
 
 class Problem(NamedTuple):
@@ -72,9 +78,9 @@ DECISIONS: Mapping[ErrorKind, Decision] = {
     ErrorKind.RECORD_UNREADABLE: Decision(
         Fatal, "{problem}. Move the group's offset past it, if it can be done without"
     ),
-    ErrorKind.DENIED: Decision(CannotServe, "the broker denies it: {problem}; grant the right it names"),
+    ErrorKind.DENIED: Decision(CannotServe, "the broker denies it: {problem}; grant the missing right"),
     ErrorKind.BAD_CREDENTIALS: Decision(
-        CannotServe, "the broker does not accept the credentials: {problem}; see kafka.security"
+        BadCredentials, "the broker does not accept the credentials: {problem}; see kafka.security"
     ),
     ErrorKind.TOPIC_REFUSED: Decision(CannotServe, "the broker refuses the topic: {problem}; create it by hand"),
     ErrorKind.SETTING_REFUSED: Decision(CannotServe, "{problem}"),
@@ -98,6 +104,30 @@ def decide(problem: Problem, *, static_member: bool) -> LstmstreamError:
             decision.message.format(problem=problem.text), too_large=kind is ErrorKind.RECORD_TOO_LARGE
         )
     return decision.error(decision.message.format(problem=problem.text))
+
+
+def write_failed(problems: Iterable[tuple[Problem, str, int]]) -> LstmstreamError | None:
+    """The error of records that could not be written, each with topic and partition: the one that will not pass.
+
+    Other records fail because of it, and say nothing of the cause. None where the error is not that of a record.
+    """
+    passing: LstmstreamError | None = None
+    for problem, topic, partition in problems:
+        at = f"{topic}[{partition}]"
+        if problem.kind in REFUSED:
+            return record_refused(problem, topic, partition)
+        if problem.kind is ErrorKind.DENIED:
+            return CannotServe(
+                f"{at}: the broker denies writing: {problem.text}; grant WRITE and DESCRIBE on {topic!r}"
+            )
+        if problem.kind is ErrorKind.TOPIC_REFUSED:
+            return CannotServe(
+                f"{at}: the broker refuses what is written: {problem.text}; see the policies of {topic!r}"
+            )
+        if problem.kind not in PASSING_OF_WRITES:
+            return None
+        passing = passing or TryAgain(f"{at}: {problem.text}")
+    return passing
 
 
 def record_refused(problem: Problem, topic: str, partition: int) -> RecordRefused:

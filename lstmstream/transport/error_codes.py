@@ -198,7 +198,7 @@ SETTINGS: Mapping[int, Setting] = {
     112: Setting("name", "the group uses the consumer protocol with another assignor; choose another name"),
 }
 
-# Plain words about transient errors that last until somebody does something.
+# Plain words about errors that last until somebody does something.
 HINTS: Mapping[int, str] = {
     14: "the broker is still loading the group's or the transaction's log",
     15: (
@@ -207,6 +207,10 @@ HINTS: Mapping[int, str] = {
     ),
     19: "fewer replicas are in sync than the topic's min.insync.replicas",
     20: "fewer replicas are in sync than the topic's min.insync.replicas",
+    29: "the daemon reads the input and the state topic, and writes all others and the state topic",
+    30: "the daemon needs READ and DESCRIBE on the consumer group, which has the daemon's name",
+    31: "the daemon creates topics that are missing; with create_topics: false it does not",
+    53: "the daemon needs WRITE and DESCRIBE on transactional ids that begin with its name",
     56: "the broker has a problem with its disk; see the broker's log",
     81: "the group already has as many members as the broker's group.max.size",
     89: "a quota of the broker is used up",

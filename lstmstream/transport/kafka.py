@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lstmstream.config import Config
-from lstmstream.errors import LstmstreamError, TryAgain
+from lstmstream.errors import Fatal, LstmstreamError, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Client, GroupConsumer, Producer
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 2.0
 OUTSIDE_S = 120.0  # more than a group needs: it waits 45 s for a member that died, and 60 s for the others to join
 OUTSIDE_AFTER_OUTAGE_S = 20.0
+HELPLESS_S = 300.0  # of recoveries that fail, though the brokers answer: longer than one needs that is starting
 AFTER_OUTAGE_S = 180.0  # so long does a consumer count as one that may have missed what has changed
 
 
@@ -169,6 +170,7 @@ class KafkaTransport(KafkaAdmin):
         self._writer: _Writer | None = None
         self._outage = False  # the last recovery failed
         self._outage_end_s = -math.inf  # of the last one
+        self._helpless_since_s: float | None = None  # recoveries fail, and nothing is wrong with the network
         self._outside_since_s: float | None = None  # the consumer is not in its group
         self._patience_s = OUTSIDE_S  # until it is replaced
 
@@ -184,9 +186,11 @@ class KafkaTransport(KafkaAdmin):
 
     # -- reading
 
-    def join(self) -> None:
+    def join(self, *, smaller_fetches: bool = False) -> None:
         """See GroupMember."""
         self._joined = True
+        if smaller_fetches:
+            self._client.fetch_less()
         self._join(time.monotonic() + CALL_TIMEOUT_S)
 
     def _join(self, deadline: float) -> None:
@@ -294,17 +298,31 @@ class KafkaTransport(KafkaAdmin):
         whatever a call that was left behind still sends.
 
         After a failed recovery the admin client is new too, and a consumer that does not find its group again soon is
-        replaced (`_watch`): the brokers may have come back under other addresses.
+        replaced (`_watch`): the brokers may have come back under other addresses. Where nothing helps, Fatal is raised.
         """
-        with self._diagnosis.explaining():
-            try:
+        try:
+            with self._diagnosis.explaining():
                 self._recover(timeout_s)
-            except TryAgain:
-                self._outage = True
-                raise
+        except TryAgain as error:
+            self._outage = True
+            self._check_helpless(error)
+            raise
+        self._helpless_since_s = None
         if self._outage:
             self._outage, self._outage_end_s = False, time.monotonic()
             self._outside_since_s, self._patience_s = None, OUTSIDE_AFTER_OUTAGE_S
+
+    def _check_helpless(self, error: TryAgain) -> None:
+        """Brokers that are away are waited for. Where they answer, a new process may find out what this one cannot."""
+        now_s = time.monotonic()
+        if self._diagnosis.found:
+            self._helpless_since_s = None
+            return
+        if self._helpless_since_s is None:
+            self._helpless_since_s = now_s
+        helpless_s = now_s - self._helpless_since_s
+        if helpless_s > HELPLESS_S:
+            raise Fatal(f"the brokers answer, but nothing has helped for {helpless_s:.0f} s: {error}. Start it again")
 
     def _recover(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

@@ -100,7 +100,7 @@ class KafkaAdmin:
             make = lambda: self._client.reader(topic, partition, position)  # noqa: E731 - one to each opening
             return self._open(f"reader-{partition}", make, lambda reader: reader.close(), CALL_TIMEOUT_S)
 
-        return WatchedReader(open_at, start, end)
+        return WatchedReader(open_at, start, end, self._client.fetch_less)
 
     def close(self, timeout_s: float) -> None:
         """Free the admin client; readers are closed by whoever opened them. Never raises."""
@@ -133,10 +133,14 @@ class WatchedReader:
     they no longer have.
     """
 
-    def __init__(self, open_at: Callable[[int], ClientThread[Reader]], start: int, end: int) -> None:
+    def __init__(
+        self, open_at: Callable[[int], ClientThread[Reader]], start: int, end: int, fetch_less: Callable[[], None]
+    ) -> None:
+        """`fetch_less`: have the next one ask for less at once, in case that the network is slow."""
         self.position = start
         self.end = end
         self._open_at = open_at
+        self._fetch_less = fetch_less
         self._reader: ClientThread[Reader] | None = open_at(start)
         self._failures = 0  # in a row
         self._moved_s = time.monotonic()
@@ -163,6 +167,8 @@ class WatchedReader:
         return records
 
     def _replace(self) -> None:
+        if self._failures < FAILURES:  # it is silent
+            self._fetch_less()
         log.info("a reader of the log comes no further and is replaced", extra={"offset": self.position})
         self.close()
         self._failures = 0

@@ -230,7 +230,7 @@ class MemoryTransport:
 
     # -- GroupMember
 
-    def join(self) -> None:
+    def join(self, *, smaller_fetches: bool = False) -> None:
         """See GroupMember."""
         self._broker.withheld.clear()
         self._broker.leave(self.member_id)

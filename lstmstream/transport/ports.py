@@ -95,8 +95,11 @@ class Admin(Protocol):
 class GroupMember(Protocol):
     """One member of the consumer group on the input topic, with the producers that are fenced by it."""
 
-    def join(self) -> None:
-        """Begin to join the consumer group; a consumer that was there before is closed. Raises TryAgain."""
+    def join(self, *, smaller_fetches: bool = False) -> None:
+        """Begin to join the consumer group; a consumer that was there before is closed. Raises TryAgain.
+
+        `smaller_fetches`: it asks for less at once than the one before, whose records did not come in time.
+        """
 
     def poll(self, timeout_s: float, max_events: int) -> PollResult:
         """Up to `max_events` records, as soon as there are any. Raises TryAgain, Fatal, OwnershipLost, CannotServe."""

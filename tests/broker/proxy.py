@@ -97,6 +97,7 @@ class KafkaProxy:
         self._faults: list[Fault] = []
         self._requests: list[Request] = []
         self._changes: dict[int, Callable[[bytes], bytes]] = {}
+        self._bytes_per_s: dict[int, int] = {}
         self._connections: set[_Connection] = set()
         self._lock = threading.Lock()
         self._flowing = threading.Event()  # clear while everything stands still
@@ -137,6 +138,10 @@ class KafkaProxy:
     def change_answers(self, api: Api, change: Callable[[bytes], bytes]) -> None:
         """Answers to requests of this type go through `change`, without their length, for as long as the proxy is."""
         self._changes[api] = change
+
+    def slow_answers(self, api: Api, bytes_per_s: int) -> None:
+        """Answers to requests of this type trickle, on each connection by itself, for as long as the proxy is."""
+        self._bytes_per_s[api] = bytes_per_s
 
     def seen(self, api: Api, client: str = "") -> int:
         """How many requests of this type have come, whatever became of them."""
@@ -283,7 +288,16 @@ class _Connection:
             if api in self._proxy._changes:
                 answer = self._proxy._changes[api](answer)
             with contextlib.suppress(OSError):  # a delayed request arrives even if its sender has gone
-                self._client.sendall(_framed(answer))
+                self._send_down(_framed(answer), self._proxy._bytes_per_s.get(api or 0))
+
+    def _send_down(self, content: bytes, bytes_per_s: int | None) -> None:
+        if bytes_per_s is None:
+            self._client.sendall(content)
+            return
+        step = max(1, bytes_per_s // 20)
+        for at in range(0, len(content), step):
+            self._client.sendall(content[at : at + step])
+            time.sleep(len(content[at : at + step]) / bytes_per_s)
 
 
 def _frames(end: socket.socket) -> Iterator[bytes]:

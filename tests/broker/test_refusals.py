@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.broker.harness import (
     read_all,
     write_config,
 )
+from tests.broker.proxy import Api, KafkaProxy
 from tests.models import random_model
 
 DAY_MS = 86_400_000
@@ -227,3 +229,27 @@ def test_a_quota_smaller_than_a_batch(broker: str, topic_prefix: str, tmp_path: 
         assert daemon.sigterm() in (0, 1)  # by whether its states fit the quota in time
         offset = committed_offsets(broker, name)[0]
     assert predicted(broker, f"{name}.out") == list(range(offset))
+
+
+@pytest.mark.only_client("confluent")
+def test_a_topic_that_may_not_be_written_is_named(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    """librdkafka purges the records then, and does not say why."""
+    name = topic_prefix
+    make_topic(broker, f"{name}.in")
+    produce(broker, f"{name}.in", [(b"k", b'{"amount": 1}', now_ms(), 0)])
+    topic = f"{name}.out".encode()
+
+    def denied(answer: bytes) -> bytes:
+        at = answer.find(topic)
+        if at < 0:
+            return answer
+        error_at = at + len(topic) + 8  # after the number of partitions and that of the first
+        return answer[:error_at] + struct.pack(">h", 29) + answer[error_at + 2 :]
+
+    with KafkaProxy(broker) as proxy:
+        proxy.change_answers(Api.ADD_PARTITIONS_TO_TXN, denied)
+        with RunningDaemon(configured(tmp_path, name, proxy.servers), tmp_path / "log") as daemon:
+            assert daemon.wait_end() == 2, daemon.last_words()
+            [error] = [line["message"] for line in daemon.log_lines if line["level"] == "error"]
+            assert "TOPIC_AUTHORIZATION_FAILED" in error
+            assert f"'{name}.out'" in error

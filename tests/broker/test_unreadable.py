@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaProducer, TopicPartition
+from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.structs import OffsetAndMetadata
 
 from lstmstream.errors import TryAgain, UnreadableRecords
-from lstmstream.records import RecordBatch, UnreadableValue, concatenate
+from lstmstream.records import NO_TIMESTAMP, RecordBatch, UnreadableValue, concatenate
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import LogReader
@@ -120,6 +121,20 @@ def test_a_reader_hands_out_the_record_and_its_neighbours(
     assert records.offsets.tolist() == [0, 1, 2, 3, 4]
     if client == "kafka-python":  # the other one overlooks some faults of headers
         assert isinstance(records.values[2], UnreadableValue) == (name in BAD_RECORDS)
+    reader.close()
+    transport.close(2.0)
+
+
+def test_a_record_of_the_oldest_format_has_no_timestamp(client: str, proxy: KafkaProxy, topic: str) -> None:
+    """On both clients, so that it is the same dead letter: librdkafka gives 1970."""
+    builder = LegacyRecordBatchBuilder(0, 0, 10_000)
+    builder.append(1, None, b"k", b"old")
+    proxy.change_answers(Api.FETCH, replacing(1, bytes(builder.build())))
+    transport = transport_of(client, proxy.servers, topic)
+    transport.connect()
+    reader = transport.open_reader(topic, 0, 0, 5)
+    records = read_on(reader)
+    assert dict(zip(records.values, records.timestamps.tolist(), strict=True))[b"old"] == NO_TIMESTAMP
     reader.close()
     transport.close(2.0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lstmstream.errors import TryAgain
-from lstmstream.serve.fetch_guard import LONGEST_POLL_S, STALL_S, STARVED_STALL_S, FetchGuard
+from lstmstream.serve.fetch_guard import LONGEST_POLL_S, PATIENCE_KEPT_S, STALL_S, STARVED_STALL_S, FetchGuard
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.state import StateStore
@@ -23,9 +23,10 @@ class Member:
     def resume(self, partition: int, offset: int) -> None:
         self.resumed.append((partition, offset))
 
-    def join(self) -> None:
+    def join(self, *, smaller_fetches: bool = False) -> None:
         if self.away:
             raise TryAgain("the broker is away")
+        assert smaller_fetches, "the network may be too slow for what the last one asked for"
         self.joined += 1
 
 
@@ -102,10 +103,28 @@ def test_where_that_does_not_help_the_consumer_is_replaced() -> None:
     assert (world.told.actions, world.member.joined) == (["seek", "rejoin"], 1)
     assert world.member.resumed == [(0, 7)]
     assert world.told.blocked == {}, "the partitions are assigned again: that is for `restore` to tell"
-    world.seconds(STALL_S - 1, 1)
-    assert world.told.actions == ["seek", "rejoin"]
+    world.seconds(2 * STALL_S - 1, 1)
+    assert world.told.actions == ["seek", "rejoin"], "it is given twice the time"
     world.second(1)
     assert world.told.actions == ["seek", "rejoin", "seek"], "it begins again with the gentler means"
+
+
+def test_each_consumer_that_was_replaced_in_vain_doubles_the_time_up_to_a_limit() -> None:
+    """A broker that holds answers back for a quota would never be waited for long enough."""
+    world = World(7)
+    world.ends[0] = 99
+    world.second()
+    for patience in (1, 2, 4, 8, 16, 16):
+        before = world.member.joined
+        world.seconds(2 * patience * STALL_S - 1)
+        assert world.member.joined == before
+        world.second()
+        assert world.member.joined == before + 1
+    world.seconds(PATIENCE_KEPT_S + 1, 0)
+    world.ends[0] = world.partitions[0].position + 9
+    world.seconds(STALL_S)
+    assert world.told.actions[-1] == "seek", "a stall long after is a new one"
+    assert len(world.member.resumed) == 7
 
 
 def test_a_broker_that_is_away_is_asked_again_later() -> None:
@@ -117,7 +136,7 @@ def test_a_broker_that_is_away_is_asked_again_later() -> None:
     with pytest.raises(TryAgain):
         world.second()
     world.member.away = False
-    world.seconds(STALL_S + 1)
+    world.seconds(2 * STALL_S + 1)
     assert world.told.actions == ["seek", "rejoin", "seek"]
 
 

@@ -137,7 +137,7 @@ def test_a_topic_is_gone_once_it_has_stayed_away(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "lost"),
-    [(INPUT, "belong to the old one. Delete the state topic"), (STATES, "the states in it are lost. Delete it")],
+    [(INPUT, "belong to the old one. Correct the servers; or"), (STATES, "the states in it are lost. Delete it")],
 )
 def test_a_topic_that_is_made_again_under_its_name_is_noticed(name: str, lost: str) -> None:
     watched = Watched()

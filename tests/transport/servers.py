@@ -67,18 +67,33 @@ def answering(text: bytes, *, first: bool = False) -> Serve:
 
 
 def kafka(
-    advertised: str, *, mechanisms: tuple[str, ...] = (), password: str = "secret", brokers: bool = True
+    advertised: str,
+    *,
+    mechanisms: tuple[str, ...] = (),
+    password: str = "secret",
+    brokers: bool = True,
+    complete: bool = False,
 ) -> Serve:
-    """As much of a broker as a diagnosis asks: ApiVersions, Metadata, and SASL PLAIN."""
+    """As much of a broker as a diagnosis asks: ApiVersions, Metadata, and SASL PLAIN.
+
+    With `mechanisms` it demands a login. Without, it says of a handshake that there is none. `complete`: a library
+    comes so far with it too.
+    """
+    apis = struct.pack(">i", 4) + b"".join(
+        struct.pack(">hhh", *api) for api in ((3, 1, 1), (17, 0, 1), (18, 0, 0), (36, 0, 0))
+    )
     host, _, port = advertised.rpartition(":")
 
-    def answer(api: int, body: bytes) -> bytes:
+    def answer(api: int, version: int, body: bytes) -> bytes:
+        if api == 18 and version:
+            return b"\0\x23" + apis  # a version that it does not know: it answers in the oldest
         if api == 18:
-            return struct.pack(">hi", 0, 0)
+            return b"\0\0" + (apis if complete else b"\0\0\0\0")
         if api == 17:
             wanted = body[2:].decode()
             names = b"".join(struct.pack(">h", len(name)) + name.encode() for name in mechanisms)
-            return struct.pack(">hi", 0 if wanted in mechanisms else 33, len(mechanisms)) + names
+            code = 34 if not mechanisms else 0 if wanted in mechanisms else 33
+            return struct.pack(">hi", code, len(mechanisms)) + names
         if api == 36:
             right = body[4:] == b"\0user\0" + password.encode()
             said = b"Authentication failed: Invalid username or password"
@@ -92,10 +107,14 @@ def kafka(
         return struct.pack(">iih", 1, 1, len(host)) + host.encode() + struct.pack(">ihii", int(port), -1, 0, 0)
 
     def serve(connection: socket.socket) -> None:
+        known = not mechanisms
         while size := connection.recv(4):
             request = connection.recv(int.from_bytes(size))
-            api, _, correlation, length = struct.unpack_from(">hhih", request)
-            content = struct.pack(">i", correlation) + answer(api, request[10 + length :])
+            api, version, correlation, length = struct.unpack_from(">hhih", request)
+            known = known or api == 36
+            if api == 3 and not known:
+                return
+            content = struct.pack(">i", correlation) + answer(api, version, request[10 + length :])
             connection.sendall(struct.pack(">i", len(content)) + content)
 
     return serve

@@ -12,7 +12,15 @@ from kafka import TopicPartition
 from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.transport.clients import Client
 from lstmstream.transport.clients.choose import open_client
-from lstmstream.transport.decisions import DECISIONS, ErrorKind, Problem, ProducerFenced, decide
+from lstmstream.transport.decisions import (
+    DECISIONS,
+    BadCredentials,
+    ErrorKind,
+    Problem,
+    ProducerFenced,
+    decide,
+    write_failed,
+)
 from lstmstream.transport.decompression import BatchTooLargeError
 from lstmstream.transport.security import SecuritySettings
 
@@ -72,7 +80,7 @@ def test_each_kind_has_a_decision_and_says_what_the_client_said() -> None:
             KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
             CannotServe,
         ),
-        (kerr.SaslAuthenticationFailedError("no"), KafkaError._AUTHENTICATION, CannotServe),
+        (kerr.SaslAuthenticationFailedError("no"), KafkaError._AUTHENTICATION, BadCredentials),
         (kerr.PolicyViolationError(), KafkaError.POLICY_VIOLATION, CannotServe),
         (kerr.InvalidReplicationFactorError(), KafkaError.INVALID_REPLICATION_FACTOR, CannotServe),
         (kerr.KafkaConfigurationError("bad"), KafkaError._INVALID_ARG, CannotServe),
@@ -123,3 +131,26 @@ def test_an_error_that_is_not_the_librarys_is_not_explained(clients: dict[str, C
         assert client.problem(AssertionError("a mistake of ours")) is None
         assert client.problem(SystemError("the interpreter's")) is None
         assert client.problem(ConnectionResetError("the network's")) is not None
+
+
+TIMED_OUT = Problem(ErrorKind.TRANSIENT, "timed out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        (ErrorKind.DENIED, CannotServe, "out[3]: the broker denies writing: no; grant WRITE and DESCRIBE on 'out'"),
+        (ErrorKind.TOPIC_REFUSED, CannotServe, "out[3]: the broker refuses what is written: no"),
+        (ErrorKind.RECORD_REFUSED, RecordRefused, "out[3]: the broker refuses a record for good: no"),
+        (ErrorKind.RECORD_UNREADABLE, TryAgain, "state[1]: timed out"),
+        (ErrorKind.TRANSIENT, TryAgain, "state[1]: timed out"),
+    ],
+)
+def test_a_write_that_failed_names_its_place_and_what_will_not_pass(
+    kind: ErrorKind, error: type[LstmstreamError], said: str
+) -> None:
+    """A batch that arrived damaged is sent again: it is no damage of the log."""
+    found = write_failed([(TIMED_OUT, "state", 1), (Problem(kind, "no"), "out", 3)])
+    assert type(found) is error
+    assert str(found).startswith(said)
+    assert write_failed([(TIMED_OUT, "state", 1), (Problem(ErrorKind.PRODUCER_FENCED, "no"), "out", 3)]) is None

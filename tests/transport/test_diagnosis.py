@@ -15,6 +15,7 @@ from lstmstream.errors import TryAgain
 from lstmstream.transport import diagnosis
 from lstmstream.transport.calls import CallBound
 from lstmstream.transport.clients.choose import open_client
+from lstmstream.transport.decisions import BadCredentials
 from lstmstream.transport.diagnosis import Diagnosis, diagnose
 from lstmstream.transport.kafka_admin import KafkaAdmin
 from lstmstream.transport.security import SecuritySettings
@@ -162,6 +163,30 @@ def test_who_we_are_is_not_accepted_and_no_secret_is_said(mechanisms: tuple[str,
     assert "wrong-pass-word" not in found
 
 
+@pytest.mark.parametrize(("security", "protocol"), [(PLAIN, "SASL_PLAINTEXT"), (TLS, "SASL_SSL")])
+def test_a_login_is_demanded_where_none_was_configured(
+    certificates: Certificates, security: SecuritySettings, protocol: str
+) -> None:
+    tls = None
+    if security is TLS:
+        tls = certificates.server(certificates.certificate("login"))
+        security = SecuritySettings(protocol="SSL", ca=str(certificates.root))
+    with serving(kafka("a:1", mechanisms=("SCRAM-SHA-512",)), tls=tls) as at:
+        found = diagnose([at], security)
+    assert f"demands a login by SASL (SCRAM-SHA-512): set kafka.security.protocol to {protocol}" in found
+
+
+def test_a_login_is_configured_where_there_is_none() -> None:
+    with serving(kafka("a:1")) as at:
+        found = diagnose([at], SASL)
+    assert "this listener has no login by SASL: set kafka.security.protocol to PLAINTEXT" in found
+
+
+def test_what_a_java_broker_says_of_a_certificate_that_it_did_not_get() -> None:
+    said = diagnosis._alert_cause("sslv3 alert bad certificate", TLS)
+    assert said.startswith("the broker demands a client certificate: set kafka.security.cert and key")
+
+
 def test_advertised_addresses_that_cannot_be_reached() -> None:
     closed = closed_port()
     for advertised, cause in (("kafka-internal.invalid:9092", "no such host"), (closed, "connection refused")):
@@ -221,6 +246,17 @@ def test_it_is_not_asked_at_each_failure() -> None:
     assert asked.times == 2, "a new outage"
 
 
+def test_credentials_that_are_refused_say_what_the_broker_offers() -> None:
+    """It is asked anew: what was found a moment before was another failure."""
+    asked = Asked()
+    explained = Diagnosis(asked, CallBound())
+    fail(explained)
+    with pytest.raises(BadCredentials) as raised, explained.explaining():
+        raise BadCredentials("the broker does not accept the credentials: [Error 33]; see kafka.security")
+    assert str(raised.value) == "the broker does not accept the credentials: a:1: refused"
+    assert asked.times == 2
+
+
 def test_it_is_not_asked_while_the_process_stops() -> None:
     asked, bound = Asked(), CallBound()
     bound.deadline_s = time.monotonic() + 5
@@ -231,6 +267,21 @@ def test_it_is_not_asked_while_the_process_stops() -> None:
 @pytest.fixture(params=["kafka-python", "confluent"])
 def client(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def test_both_clients_end_where_credentials_are_refused(client: str) -> None:
+    for mechanisms, said in (
+        (("SCRAM-SHA-256",), "does not offer SASL mechanism PLAIN, but SCRAM-SHA-256"),
+        (("PLAIN",), "user name or password are not accepted"),
+        ((), "this listener has no login by SASL"),
+    ):
+        with serving(kafka("a:1", mechanisms=mechanisms, complete=True)) as at:
+            library = open_client(client, servers=[at], group="g", properties={}, security=SASL)
+            asked = KafkaAdmin(library, diagnose=lambda at=at: diagnose([at], SASL))
+            with pytest.raises(BadCredentials) as raised:
+                asked.connect()
+            assert said in str(raised.value)
+            asked.close(1.0)
 
 
 def test_both_clients_say_the_same(client: str, certificates: Certificates) -> None:

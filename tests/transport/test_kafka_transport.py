@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmstream.errors import OwnershipLost, TryAgain
+from lstmstream.errors import Fatal, OwnershipLost, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport import kafka, kafka_admin
 from lstmstream.transport.clients import Fetched
@@ -66,6 +66,9 @@ class FakeClient:
 
     def group_consumer(self, *_: object) -> Any:
         return self._make("group_consumer")
+
+    def fetch_less(self) -> None:
+        self.calls.append("fetch_less")
 
     def reader(self, *_: object) -> Any:
         return self._make("reader")
@@ -228,4 +231,32 @@ def test_waits_for_the_broker_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "admin", lambda: time.sleep(0.8) or Anything({}, []))
     transport.connect()
     assert beats[0] >= 2
+    transport.close(1.0)
+
+
+def test_where_brokers_answer_and_nothing_helps_it_leaves_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers that are away are waited for without end: a new process would find no more than this one."""
+    clock, client, found = Clock(monkeypatch), FakeClient(), ["a:1: connection refused"]
+    transport = joined(client, diagnose=lambda: found[0])
+    client.fail["producer"] = ErrorKind.TRANSIENT
+
+    def recover_for(seconds: float) -> None:
+        until_s = clock.now_s + seconds
+        while clock.now_s < until_s:
+            transport._diagnosis._next_s = 0.0  # it is asked each time
+            with pytest.raises(TryAgain):
+                transport.recover()
+            clock.now_s += 10
+
+    recover_for(10 * kafka.HELPLESS_S)
+    found[0] = ""
+    recover_for(kafka.HELPLESS_S)
+    client.fail.clear()
+    transport.recover()
+    client.fail["producer"] = ErrorKind.TRANSIENT
+    recover_for(kafka.HELPLESS_S)
+    clock.now_s += 1
+    transport._diagnosis._next_s = 0.0
+    with pytest.raises(Fatal, match="the brokers answer, but nothing has helped for"):
+        transport.recover()
     transport.close(1.0)

@@ -72,6 +72,9 @@ class FakeClient:
         self.note(f"open-consumer {topic}")
         return FakeConsumer(self, self._made)
 
+    def fetch_less(self) -> None:
+        self.note("fetch-less")
+
     def reader(self, topic: str, partition: int, start: int) -> FakeReader:
         self.note(f"open-reader {start}")
         return FakeReader(self)

@@ -17,11 +17,12 @@ from lstmstream.config import load_config
 from lstmstream.config.properties import Properties
 from lstmstream.errors import CannotServe, RecordRefused
 from lstmstream.records import RecordBatch
-from lstmstream.transport.clients import choose, confluent_consumer, confluent_producer, kafka_python
+from lstmstream.transport.clients import choose, confluent, confluent_consumer, confluent_producer, kafka_python
 from lstmstream.transport.clients.confluent import ConfluentClient
 from lstmstream.transport.clients.kafka_python import KafkaPythonClient
 from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.transport.security import SecuritySettings, for_kafka_python, for_librdkafka, security_settings
+from tests.transport.servers import Certificates
 
 # Every property that the configuration takes, with a value that is no default.
 GIVEN: Mapping[str, int | str] = {
@@ -133,6 +134,35 @@ def test_librdkafka_gets_each_property_under_its_own_name(monkeypatch: pytest.Mo
     assert {"fetch.max.bytes", "session.timeout.ms"}.isdisjoint(producers[0])
 
 
+def test_fetches_become_smaller_and_never_smaller_than_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of members and readers of both libraries; what the configuration says is where it begins."""
+    sizes: list[tuple[int, int]] = []
+
+    def record(largest: str, of_partition: str) -> Any:
+        def take(settings: Mapping[str, Any], *_: object) -> None:
+            sizes.append((settings[largest], settings[of_partition]))
+            raise Recorded(settings)
+
+        return take
+
+    ours = record("fetch_max_bytes", "max_partition_fetch_bytes")
+    theirs = record("fetch.max.bytes", "max.partition.fetch.bytes")
+    monkeypatch.setattr(KafkaPythonClient, "_make", lambda self, kind, settings: ours(settings))
+    monkeypatch.setattr(confluent, "ConfluentConsumer", theirs)
+    monkeypatch.setattr(confluent, "ConfluentReader", theirs)
+    given = {"max.partition.fetch.bytes": 200_000}
+    security = SecuritySettings()
+    for kind in (KafkaPythonClient, ConfluentClient):
+        client = kind(["a:1"], "g", given, security)
+        sizes.clear()
+        for _ in range(3):
+            for make in (lambda c=client: c.group_consumer("t", None), lambda c=client: c.reader("t", 0, 0)):
+                with pytest.raises(Recorded):
+                    make()
+            client.fetch_less()
+        assert sizes[::2] == sizes[1::2] == [(16 << 20, 200_000), (4 << 20, 50_000), (1 << 20, 16 << 10)]
+
+
 def test_librdkafka_takes_what_it_is_given() -> None:
     """Its own check of names, values and combinations; nothing is connected by this."""
     client = ConfluentClient(["127.0.0.1:9"], "g", GIVEN, SecuritySettings())
@@ -213,8 +243,9 @@ output: {{topic: out}}
 
 
 def config_file(folder: Path, client: str) -> Path:
-    (folder / "tls").mkdir(exist_ok=True)
-    (folder / "tls" / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    if not (folder / "tls").exists():
+        (folder / "tls").mkdir()
+        (folder / "tls" / "ca.pem").write_bytes(Certificates(folder / "tls").root.read_bytes())
     path = folder / "c.yaml"
     path.write_text(CONFIG.format(client=client))
     return path

@@ -141,6 +141,9 @@ class Client(Protocol):
     def group_consumer(self, topic: str, listener: AssignmentListener) -> GroupConsumer:
         """A member of the group, subscribed to the topic."""
 
+    def fetch_less(self) -> None:
+        """Group consumers and readers that are opened from now on ask for a quarter of the bytes at once."""
+
     def reader(self, topic: str, partition: int, start: int) -> Reader:
         """A consumer outside of the group, about to read from `start`."""
 

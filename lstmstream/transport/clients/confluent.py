@@ -1,10 +1,12 @@
 """The adapter of confluent-kafka (librdkafka). Its comments name what the library gets wrong and what is done about it.
 
 What remains:
-- a gzip or lz4 batch is unpacked without limit, up to about a thousand times its size in the log. So the bound is the
-  topic's `max.message.bytes`: 1 GB for its default of 1 MB. zstd is bound by `receive.message.max.bytes`. The batches
-  of one fetch (`max.partition.fetch.bytes`) are unpacked at once: 12 of 100 MB took 1.3 GB;
-- the number of records that a batch claims, and the offsets of its records, are not checked;
+- a gzip or lz4 batch is unpacked without limit, to about a thousand times its size (docs/operations.md, "Memory"). So
+  the bound is the topic's `max.message.bytes`: 1 GB for its default of 1 MB. zstd is bound by
+  `receive.message.max.bytes`. The batches of one fetch (`max.partition.fetch.bytes`) are unpacked at once: 12 of 100 MB
+  took 1.3 GB;
+- the number of records that a batch claims, and the offsets of its records, are not checked. Of a damaged batch, or of
+  a gzip batch made of several members, records may be passed over;
 - after an outage longer than the session timeout the library joins as a new member, and the group waits once more for
   the session of the one that it was before. With a `group.instance.id` it does not.
 """
@@ -55,6 +57,7 @@ from lstmstream.transport.clients.confluent_settings import (
     OTHER_NAMES,
     PRODUCER,
 )
+from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, MemberInfo, TopicInfo
@@ -93,6 +96,7 @@ class ConfluentClient:
             **for_librdkafka(security),
             "logger": _library_log,
         }
+        self._fetch_limit = FetchLimit("fetch.max.bytes", "max.partition.fetch.bytes")
         self._batch_bytes = BatchBytes(int(self._given.get("batch.size", PRODUCER["batch.size"])))
 
     def admin(self) -> ConfluentAdmin:
@@ -117,11 +121,17 @@ class ConfluentClient:
     def group_consumer(self, topic: str, listener: AssignmentListener) -> ConfluentConsumer:
         """See Client."""
         settings = {**CONSUMER, **MEMBER, **self._settings(OF_CONSUMER | OF_MEMBER), "group.id": self._group}
+        settings = self._fetch_limit.apply(settings)
         return ConfluentConsumer(settings, topic, listener, self._member_of_instance, self._other_opinion)
+
+    def fetch_less(self) -> None:
+        """See Client."""
+        self._fetch_limit.shrink()
 
     def reader(self, topic: str, partition: int, start: int) -> ConfluentReader:
         """See Client. The library wants a group's name, and does not join it."""
         settings = {**CONSUMER, **self._settings(OF_CONSUMER), "group.id": self._group}
+        settings = self._fetch_limit.apply(settings)
         return ConfluentReader(settings, TopicPartition(topic, partition, start), self._other_opinion)
 
     def producer(self, transactional_id: str | None) -> ConfluentProducer:
@@ -147,7 +157,7 @@ class ConfluentClient:
         return self._problem(cause)
 
     def _problem(self, cause: KafkaError) -> Problem:
-        text = f"{cause.name()}: {cause.str()}"
+        text = f"{cause.name()}: {cause.str().strip()}"
         own = KINDS.get(cause.code())
         if own is ErrorKind.BAD_SETTINGS:
             return Problem(own, self._kafka_names(text))
@@ -218,16 +228,18 @@ class ConfluentAdmin:
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     continue
-                raise
+                raise _of_topic(error, name) from error
             replicas = min((len(partition.replicas) for partition in topic.partitions), default=0)
             found[name] = (_canonical(topic.topic_id), len(topic.partitions), replicas)
         if not found:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in found]
-        settings = {
-            resource.name: {entry.name: str(entry.value) for entry in future.result().values()}
-            for resource, future in self._admin.describe_configs(resources, request_timeout=timeout_s).items()
-        }
+        settings = {}
+        for resource, future in self._admin.describe_configs(resources, request_timeout=timeout_s).items():
+            try:
+                settings[resource.name] = {entry.name: str(entry.value) for entry in future.result().values()}
+            except KafkaException as error:
+                raise _of_topic(error, f"settings of {resource.name}") from error
         return {name: TopicInfo(*about[:2], settings[name], about[2]) for name, about in found.items()}
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
@@ -289,6 +301,12 @@ class ConfluentAdmin:
         """See Admin: the admin client ends with its last reference."""
         if self._consumer is not None:
             self._consumer.close()
+
+
+def _of_topic(error: KafkaException, name: str) -> KafkaException:
+    """The error with the topic's name, which it does not have."""
+    cause: KafkaError = error.args[0]
+    return KafkaException(KafkaError(cause.code(), f"{name}: {cause.str()}"))
 
 
 def _canonical(topic_id: Any) -> str:

@@ -11,9 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_END,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
-from lstmstream.records import Headers, RecordBatch
+from lstmstream.records import NO_TIMESTAMP, Headers, RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.ports import CommittedOffset, Membership
 
@@ -308,11 +316,15 @@ def _without_events(messages: Sequence[Message], ends: dict[int, int], undecodab
 
 
 def _to_batch(topic: str, messages: Sequence[Message]) -> RecordBatch:
+    """Where a record has no timestamp, as in the oldest format of the log, the library gives 0 and says so."""
+    times = [message.timestamp() for message in messages]
     return RecordBatch(
         topic=topic,
         partitions=np.array([message.partition() for message in messages], dtype=np.int64),
         offsets=np.array([message.offset() for message in messages], dtype=np.int64),
-        timestamps=np.array([message.timestamp()[1] for message in messages], dtype=np.int64),
+        timestamps=np.array(
+            [NO_TIMESTAMP if kind == TIMESTAMP_NOT_AVAILABLE else at for kind, at in times], dtype=np.int64
+        ),
         keys=[message.key() for message in messages],
         values=[message.value() for message in messages],
         headers=[_headers(message) for message in messages],

@@ -14,13 +14,14 @@ from confluent_kafka import Producer as RdProducer
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.confluent_consumer import topic_offsets
-from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
+from lstmstream.transport.decisions import PASSING_OF_WRITES, ErrorKind, Problem, record_refused, write_failed
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
 
 _MIN_BATCH_BYTES = 4096
 _FLUSH_SLICE_S = 0.25
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 
 
 class BatchBytes:
@@ -89,6 +90,9 @@ class ConfluentProducer:
                 if problem.kind is ErrorKind.RECORD_TOO_LARGE:
                     text = f"it is larger than kafka.properties max.request.size = {self._max_bytes}; raise that"
                     raise record_refused(problem._replace(text=text), topic, partition) from error
+                if error.args[0].code() == KafkaError._STATE:  # a partition of an earlier batch was not added
+                    written = {topic, *(sent.topic for sent in self._sent)}
+                    raise self._transaction_error(written) or error from error
                 raise
         self._sent.append(batch)
 
@@ -107,20 +111,35 @@ class ConfluentProducer:
             if too_large and self._batch_bytes.shrink(_largest(self._sent, too_large), too_large):
                 text = f"the batch was too large for {', '.join(map(repr, sorted(too_large)))}"
                 raise KafkaException(KafkaError(KafkaError._RETRY, text))
-            self._raise_cause(self._undelivered)
-            raise KafkaException(self._undelivered[0][0])
+            raise self._cause(self._undelivered)
         if left:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records were not acknowledged"))
         self._sent.clear()
 
-    def _raise_cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> None:
-        """Raise the error that will not pass, if there is one: other records fail because of it."""
-        for error, topic, partition in failed:
-            problem = self._problem(error)
-            if problem.kind in REFUSED:
-                raise record_refused(problem, topic, partition)
-            if problem.kind is not ErrorKind.TRANSIENT:
-                raise KafkaException(error)
+    def _cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> Exception:
+        """The error that will not pass, if there is one."""
+        purged = {topic for error, topic, _ in failed if error.code() in _PURGED}
+        if purged and (lost := self._transaction_error(purged)) is not None:
+            return lost
+        problems = [(self._problem(error), topic, partition) for error, topic, partition in failed]
+        if (cause := write_failed(problems)) is not None:
+            return cause
+        of_all = (e for (e, *_), (p, *_) in zip(failed, problems, strict=True) if p.kind not in PASSING_OF_WRITES)
+        return KafkaException(next(of_all))
+
+    def _transaction_error(self, topics: Collection[str]) -> KafkaException | None:
+        """Why the transaction that writes to these topics cannot be committed, if that is known.
+
+        Where the broker does not add a partition to it, for a missing right, its records are purged without a cause.
+        """
+        try:
+            self._producer.begin_transaction()  # never begins one: it is refused with that error, or for its state
+        except KafkaException as error:
+            cause: KafkaError = error.args[0]
+            if cause.code() not in (KafkaError._STATE, KafkaError._NOT_CONFIGURED):
+                text = f"{cause.str()}, of {' or '.join(map(repr, sorted(topics)))}"
+                return KafkaException(KafkaError(cause.code(), text))
+        return None
 
     @contextmanager
     def _fatal_error(self) -> Iterator[None]:

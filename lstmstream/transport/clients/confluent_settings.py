@@ -65,6 +65,7 @@ CONSUMER: dict[str, Any] = {
     "allow.auto.create.topics": False,
     "check.crcs": True,
     "enable.partition.eof": True,  # the only word on control records that were passed over
+    "message.max.bytes": 1000,  # of what is written; the library demands fetch.max.bytes to be larger
     "fetch.max.bytes": 16 << 20,
     "max.partition.fetch.bytes": 2 << 20,
     "queued.max.messages.kbytes": 32 << 10,  # prefetch, of all partitions together

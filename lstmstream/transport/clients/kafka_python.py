@@ -14,16 +14,17 @@ from typing import Any
 import kafka.errors as kerr
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
-from kafka.net.compat import KafkaNetClient
 from kafka.protocol.consumer.offsets import IsolationLevel
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener
+from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader, topic_offsets
+from lstmstream.transport.clients.kafka_python_network import Network, Turns
 from lstmstream.transport.clients.kafka_python_records import read_records_our_way
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
-from lstmstream.transport.decisions import REFUSED, ErrorKind, Problem, record_refused
-from lstmstream.transport.error_codes import broker_problem
+from lstmstream.transport.decisions import PASSING_OF_WRITES, ErrorKind, Problem, write_failed
+from lstmstream.transport.error_codes import PROPERTY_DEFAULTS, broker_problem
 from lstmstream.transport.ports import CommittedOffset, MemberInfo, Membership, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
 
@@ -48,6 +49,8 @@ class KafkaPythonClient:
         self._group = group
         self._properties = properties
         self._given = given
+        self._turns = Turns()
+        self._fetch_limit = FetchLimit("fetch_max_bytes", "max_partition_fetch_bytes")
         known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
         unknown = sorted(name for name in properties if name.replace(".", "_") not in known)
         if unknown:
@@ -65,17 +68,22 @@ class KafkaPythonClient:
 
     def group_consumer(self, topic: str, listener: AssignmentListener) -> KafkaPythonConsumer:
         """See Client."""
-        consumer = self._make(KafkaConsumer, {**CONSUMER, **MEMBER, **self._given, "group_id": self._group})
+        settings = self._fetch_limit.apply({**CONSUMER, **MEMBER, **self._given, "group_id": self._group})
+        consumer = self._make(KafkaConsumer, settings)
         try:
             return KafkaPythonConsumer(consumer, topic, listener)
         except BaseException:
             consumer.close(autocommit=False, timeout_ms=1000)
             raise
 
+    def fetch_less(self) -> None:
+        """See Client."""
+        self._fetch_limit.shrink()
+
     def reader(self, topic: str, partition: int, start: int) -> KafkaPythonReader:
         """See Client."""
         given = {name: value for name, value in self._given.items() if name != "group_instance_id"}
-        consumer = self._make(KafkaConsumer, {**CONSUMER, **given})
+        consumer = self._make(KafkaConsumer, self._fetch_limit.apply({**CONSUMER, **given}))
         return KafkaPythonReader(consumer, TopicPartition(topic, partition), start)
 
     def producer(self, transactional_id: str | None) -> KafkaPythonProducer:
@@ -88,10 +96,10 @@ class KafkaPythonClient:
 
         One that does not reach the broker raises, and leaves its I/O thread and its connections behind.
         """
-        networks: list[Any] = []
+        networks: list[Network] = []
 
-        def network(**settings: Any) -> Any:
-            networks.append(KafkaNetClient(**settings))
+        def network(**settings: Any) -> Network:
+            networks.append(Network(self._turns, wanted["bootstrap_timeout_ms"] / 1000, settings))
             return networks[-1]
 
         settings = {name: value for name, value in {**wanted, **self._common}.items() if name in kind.DEFAULT_CONFIG}
@@ -123,7 +131,7 @@ class KafkaPythonClient:
 
     def _dotted(self, text: str) -> str:
         """The library's names of settings as they stand in the configuration."""
-        for name in sorted(self._properties, key=len, reverse=True):
+        for name in sorted(PROPERTY_DEFAULTS, key=len, reverse=True):
             text = text.replace(name.replace(".", "_"), name)
         return text
 
@@ -278,19 +286,18 @@ class KafkaPythonProducer:
             raise
 
     def _raise_cause(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Raise the error that will not pass, if there is one; that of a refused record with its place.
-
-        The other records of its batch, and what follows in the transaction, fail with it, and say nothing of the cause.
-        """
+        """Raise the error that will not pass, if there is one; that of a record with its place."""
         at = [(topic, partition) for topic, partitions in places for partition in partitions]
-        for future, place in zip(futures, at, strict=True):
-            error = future.exception if future.is_done else None
-            if error is None:
-                continue
-            problem = self._problem(error)
-            if problem.kind in REFUSED:
-                raise record_refused(problem, *place) from error
-            if problem.kind is not ErrorKind.TRANSIENT:
+        failed = [
+            (future.exception, *place)
+            for future, place in zip(futures, at, strict=True)
+            if future.is_done and future.exception is not None
+        ]
+        problems = [(self._problem(error), topic, partition) for error, topic, partition in failed]
+        if (cause := write_failed(problems)) is not None:
+            raise cause from failed[0][0]
+        for (error, *_), (problem, *_) in zip(failed, problems, strict=True):
+            if problem.kind not in PASSING_OF_WRITES:
                 raise error
 
     def send_offsets(

@@ -1,0 +1,99 @@
+"""How kafka-python's clients find a broker: what they get wrong at the addresses of `bootstrap_servers`.
+
+The library picks one of the addresses by chance and gives it all the time there is, so that one that is dead keeps a
+client from its neighbours, which are well; the same among the addresses of one host name.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import kafka.errors as kerr
+from kafka.net import manager as net_manager
+from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+
+_LEAST_SHARE_S = 1.5  # of the time there is, for one address
+
+
+class Turns:
+    """Which of the bootstrap servers is asked: the one that answered last, else each in turn. Shared by all clients."""
+
+    def __init__(self) -> None:
+        self._turn = random.randrange(1 << 16)  # noqa: S311 - processes spread over the servers
+
+    def current(self, servers: Sequence[Any]) -> Any:
+        """The server to ask now."""
+        return servers[self._turn % len(servers)]
+
+    def failed(self, servers: Sequence[Any], node_id: str) -> None:
+        """This server did not answer: the next one is asked, however often its failure is told."""
+        if self.current(servers).node_id == node_id:
+            self._turn += 1
+
+
+class _Manager(KafkaConnectionManager):  # type: ignore[misc]
+    """Connections that are made with a fair share of the time for each server."""
+
+    def __init__(self, net: Any, turns: Turns, bootstrap_s: float, settings: dict[str, Any]) -> None:
+        super().__init__(net, **settings)
+        self._turns = turns
+        # In one order for all clients: the library shuffles them.
+        servers = self._servers = sorted(self.cluster.bootstrap_brokers(), key=lambda at: (at.host, at.port))
+        self._share_s = max(_LEAST_SHARE_S, bootstrap_s / len(servers))
+        self.cluster.bootstrap_brokers = lambda: [turns.current(servers)]  # the library picks one of them by chance
+
+    def get_connection(self, node_id: Any, timeout_ms: float | None = None, **options: Any) -> Any:
+        """The library's."""
+        if timeout_ms is not None and self.cluster.is_bootstrap(node_id):
+            timeout_ms = min(timeout_ms, self._share_s * 1000)
+        return super().get_connection(node_id, timeout_ms=timeout_ms, **options)
+
+    def update_backoff(self, node_id: Any) -> Any:
+        """The library's, called when a server could not be used."""
+        if self.cluster.is_bootstrap(node_id):
+            self._turns.failed(self._servers, node_id)
+        return super().update_backoff(node_id)
+
+
+class Network(KafkaNetClient):  # type: ignore[misc]
+    """The connections of one client object."""
+
+    def __init__(self, turns: Turns, bootstrap_s: float, settings: dict[str, Any]) -> None:
+        """`bootstrap_s`: how long the client looks for a broker; `settings` are the library's."""
+        net_manager.create_connection = _connect_to_any
+        net = NetworkSelector(**settings)
+        super().__init__(net, _Manager(net, turns, bootstrap_s, settings))
+
+
+async def _connect_to_any(
+    net: Any,
+    host: str,
+    port: int,
+    socket_options: Any = (),
+    proxy_url: str | None = None,
+    timeout_at: float | None = None,
+) -> Any:
+    """In place of the library's, which gives up at the first address of a host that does not answer."""
+    sockets = KafkaNetSocket(proxy_url)
+    failure = kerr.KafkaConnectionError("DNS Resolution failure")
+    addresses = sockets.dns_lookup(host, port)
+    for number, address in enumerate(addresses):
+        share_at = timeout_at
+        if timeout_at is not None:
+            now_s = time.monotonic()
+            share_at = now_s + (timeout_at - now_s) / (len(addresses) - number)
+        try:
+            return await sockets.connect(net, address, socket_options, timeout_at=share_at)
+        except kerr.KafkaTimeoutError:
+            failure = kerr.KafkaConnectionError("Connection timed out")
+        except kerr.KafkaConnectionError as error:
+            failure = error
+        except OSError as error:
+            failure = kerr.KafkaConnectionError(f"unable to connect: {error}")
+    raise failure

@@ -1,0 +1,79 @@
+"""How kafka-python finds a broker among several addresses of which some are dead."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import kafka.errors as kerr
+import pytest
+from kafka.net.inet import KafkaNetSocket
+from kafka.net.selector import NetworkSelector
+
+from lstmstream.transport.clients.kafka_python_network import Network, Turns, _connect_to_any
+from tests.transport.servers import kafka, serving, silent
+
+
+def bootstrap(turns: Turns, servers: list[str], timeout_s: float) -> bool:
+    settings: dict[str, Any] = {"bootstrap_servers": servers, "reconnect_backoff_max_ms": 1000}
+    network = Network(turns, timeout_s, settings)
+    try:
+        network._manager.bootstrap(timeout_s * 1000)
+        return bool(network._manager.bootstrapped)
+    finally:
+        network.close()
+
+
+@pytest.mark.parametrize("first", range(3))
+def test_servers_that_do_not_answer_do_not_keep_it_from_one_that_does(first: int) -> None:
+    """Whichever is asked first; and the next client begins with the one that answered."""
+    turns = Turns()
+    turns._turn = first
+    with serving(silent) as one, serving(silent) as two, serving(kafka("127.0.0.1:1", complete=True)) as well:
+        servers = sorted([one, two, well], key=lambda at: int(at.rpartition(":")[2]))
+        assert bootstrap(turns, servers, 5.0)
+        assert servers[turns._turn % 3] == well
+        before = turns._turn
+        assert bootstrap(turns, servers, 5.0)
+        assert turns._turn == before, "no other was asked"
+
+
+def test_an_address_of_a_host_that_does_not_answer_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(silent) as at:
+        good = socket.getaddrinfo("127.0.0.1", int(at.rpartition(":")[2]), type=socket.SOCK_STREAM)[0]
+        dead = (*good[:4], ("127.0.0.1", 1))
+        tried: list[Any] = []
+
+        async def connect(self: Any, net: Any, address: Any, options: Any = (), timeout_at: float = 0) -> Any:
+            tried.append(address)
+            if address is dead:
+                raise kerr.KafkaTimeoutError("Connection timed out")
+            return "connected"
+
+        monkeypatch.setattr(KafkaNetSocket, "connect", connect)
+        monkeypatch.setattr(KafkaNetSocket, "dns_lookup", lambda self, host, port: [dead, good])
+        net = NetworkSelector()
+        found: list[Any] = []
+
+        async def run() -> None:
+            found.append(await _connect_to_any(net, "two.example", 1, timeout_at=time.monotonic() + 5))
+
+        net.run(run)
+        net.close()
+    assert found == ["connected"]
+    assert tried == [dead, good]
+
+
+def test_failures_that_are_told_twice_count_once() -> None:
+    turns = Turns()
+
+    class Server:
+        def __init__(self, node_id: str) -> None:
+            self.node_id = node_id
+
+    servers = [Server("bootstrap-0"), Server("bootstrap-1")]
+    first = turns.current(servers)
+    for _ in range(2):
+        turns.failed(servers, first.node_id)
+    assert turns.current(servers) is not first
