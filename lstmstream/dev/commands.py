@@ -30,12 +30,12 @@ _Home = Annotated[
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 9092,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")] = 9092,
     home: _Home = None,
 ) -> None:
     """Start the broker.
 
-    If it is running already, nothing happens. Prints its bootstrap servers.
+    Does nothing if it is already running. Prints its bootstrap servers.
     """
     broker = _broker(home)
     if not jars_folder().is_dir():

@@ -42,7 +42,7 @@ def score_file(
 
     `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
     the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
-    reading. The exit code is 1 where there are rows and none could be answered.
+    reading. The exit code is 1 where there are rows and none could be scored.
     """
     columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
     config = score_config(config_or_model)
