@@ -123,10 +123,7 @@ class Scorer:
             names = [str(name) for name in rows.columns]
             if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1 and self._is_wanted(name)]:
                 raise CannotServe(
-                    *(
-                        f"the frame: the column {name!r} is there twice; rename or remove one of them"
-                        for name in repeated
-                    )
+                    *(f"the frame: the column {name!r} occurs twice; rename or remove one of them" for name in repeated)
                 )
             columns = [rows.iloc[:, at].tolist() for at, name in enumerate(names) if self._is_wanted(name)]
             wanted = [name for name in names if self._is_wanted(name)]
@@ -219,7 +216,7 @@ class Scorer:
 
     def _parse(self, content: bytes) -> tuple[list[tuple[bytes | None, engine_state.KeyState]], int]:
         if not content.startswith(_MAGIC):
-            raise ValueError("it does not begin as one")
+            raise ValueError("it does not start like one")
         end = content.index(b"\n", len(_MAGIC))
         header = orjson.loads(content[len(_MAGIC) : end])
         states, at = [], end + 1

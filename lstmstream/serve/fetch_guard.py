@@ -71,7 +71,8 @@ class FetchGuard:
         again = [partition.number for partition in stalled if partition.number in self._sought]
         if again:
             log.error(
-                "partitions give no records though some wait; replacing the consumer", extra={"partitions": again}
+                "partitions return no records although some are waiting; replacing the consumer",
+                extra={"partitions": again},
             )
             self._observer.on_stalled_fetch("rejoin")
             self._sought.clear()
@@ -79,7 +80,7 @@ class FetchGuard:
         else:
             for partition in stalled:
                 log.warning(
-                    "a partition gives no records though some wait; telling the client again where to read",
+                    "a partition returns no records although some are waiting; seeking again",
                     extra={
                         "partition": partition.number,
                         "offset": partition.next_offset,
@@ -93,7 +94,9 @@ class FetchGuard:
 
     def _update_health(self) -> None:
         if self._sought:
-            self._observer.on_blocked("fetch", f"{len(self._sought)} partitions give no records though some wait")
+            self._observer.on_blocked(
+                "fetch", f"{len(self._sought)} partitions return no records although some are waiting"
+            )
         else:
             self._observer.on_unblocked("fetch")
 

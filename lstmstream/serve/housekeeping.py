@@ -71,7 +71,7 @@ class Housekeeping:
                     raise
                 # Not sure yet: the broker that was asked may just not know it. If it is gone, writing fails too.
                 self._next_topics_s = now_s + DOUBT_INTERVAL_S
-                log.warning("%s; looking again", error)
+                log.warning("%s; checking again", error)
 
     def measure(self) -> None:
         """The gauges, where `tick` is not reached: while commits fail. Raises TryAgain."""

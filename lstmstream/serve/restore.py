@@ -334,8 +334,8 @@ class Restore:
 
     def _warn_of_reset(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> None:
         """Once for all partitions."""
-        text = f"starting with empty states, as on_model_change: reset asks: {ours} has none"
-        text += "".join(f"; there are states of {other}" for other in others)
+        text = f"starting with empty states (on_model_change: reset): {ours} has none"
+        text += "".join(f"; the state topic has those of {other}" for other in others)
         if text not in self._context.warned:
             self._context.warned.add(text)
             log.warning("%s", text)

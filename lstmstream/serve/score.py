@@ -82,7 +82,7 @@ def score_file(
     features.finish(unseen.unseen)
     late.finish()
     if not rows.rows:
-        say(f"{name}: there are no events in it")
+        say(f"{name}: has no events")
     return 1 if refused.finish(json=rows.file.kind == "jsonl") else 0
 
 
@@ -110,7 +110,7 @@ def _refuse_overwriting(inputs: dict[str, str | Path], outputs: dict[str, str | 
         path = Path(output)
         for what, other in taken.items():
             if _same_file(path, other):
-                raise CannotServe(f"{option} {path}: this is the file of {what} too; name another file")
+                raise CannotServe(f"{option} {path}: is also the file of {what}; name another file")
         taken[option] = path
 
 

@@ -156,7 +156,7 @@ class TopicWatch:
         for name in names:
             topic = found.get(name)
             if topic is None or not topic.partitions:
-                doubts.append((f"topic {name!r} is gone; nothing was committed since. Bring it back", GONE_S))
+                doubts.append((f"topic {name!r} is gone; nothing was committed since. Restore it", GONE_S))
                 continue
             before = known.partition_counts.get(name, topic.partitions)
             changed = _partitions_changed(name, before, topic.partitions, self._config)
@@ -172,10 +172,10 @@ class TopicWatch:
 def _made_again(name: str, config: Config) -> str:
     if name == config.state.topic:
         return (
-            f"topic {name!r} was deleted and made again: the states in it are lost. Delete it and set on_model_change:"
-            " reset to go on with empty states"
+            f"topic {name!r} was deleted and recreated: the states in it are lost. Delete it and set on_model_change:"
+            " reset to start with empty states"
         )
-    return f"topic {name!r} was deleted and made again: the states belong to the old one"
+    return f"topic {name!r} was deleted and recreated: the states belong to the old one"
 
 
 def _partitions_changed(name: str, before: int, now: int, config: Config) -> str:
@@ -184,7 +184,7 @@ def _partitions_changed(name: str, before: int, now: int, config: Config) -> str
             f"topic {name!r} has grown from {before} to {now} partitions: keys have moved, and their states with them."
             " Start under another name, from the beginning"
         )
-    return f"topic {name!r} had {before} partitions and now has {now}; start again to go on with that"
+    return f"topic {name!r} had {before} partitions and now has {now}; restart to continue with that"
 
 
 def _prediction_topics(config: Config) -> set[str]:

@@ -62,7 +62,7 @@ class _Closed(_Cause):
     """It does not answer but ends the connection."""
 
     def __init__(self) -> None:
-        super().__init__("it closes the connection at the first question of Kafka's protocol")
+        super().__init__("it closes the connection at the first Kafka request")
 
 
 def diagnose(servers: Sequence[str], security: SecuritySettings, limit_s: float = LIMIT_S) -> str:
@@ -214,7 +214,7 @@ def _network_cause(error: OSError) -> str:
         return "no answer to the connection in time; a firewall, or a host that is down?"
     if error.errno == errno.ECONNREFUSED:
         return "connection refused: nothing listens on this port"
-    return f"it cannot be connected to: {error.strerror or error}"
+    return f"cannot connect: {error.strerror or error}"
 
 
 def _with_tls(plain: socket.socket, at: Address, security: SecuritySettings) -> socket.socket:
@@ -228,7 +228,7 @@ def _with_tls(plain: socket.socket, at: Address, security: SecuritySettings) -> 
     except ssl.SSLError as error:
         raise _Cause(_tls_cause(error, security)) from error
     except OSError as error:
-        raise _Cause(_does_not_speak_tls("it closes the connection at a TLS handshake")) from error
+        raise _Cause(_does_not_speak_tls("it closes the connection during the TLS handshake")) from error
 
 
 def _tls_context(security: SecuritySettings) -> ssl.SSLContext:
@@ -251,13 +251,13 @@ def _certificate_cause(error: ssl.SSLCertVerificationError, at: Address, securit
     reasons = {
         9: "it is not valid yet; is a clock wrong?",
         10: "it has expired",
-        18: f"it is signed by itself and is not among {authority}",
+        18: f"it is self-signed and is not among {authority}",
         19: f"an authority that signed it is not among {authority}",
         20: f"the authority that signed it is not among {authority}, or the broker leaves an intermediate one out",
         21: f"the authority that signed it is not among {authority}, or the broker leaves an intermediate one out",
         2: f"an intermediate authority is known, but the root above it is not among {authority}",
-        62: f"it is for another host than {at.host!r} ({said})",
-        64: f"it is for another address than {at.host!r} ({said})",
+        62: f"it is for a host other than {at.host!r} ({said})",
+        64: f"it is for an address other than {at.host!r} ({said})",
     }
     reason = reasons.get(error.verify_code)
     return f"the broker's certificate is not accepted: {reason or said}" + (
@@ -270,7 +270,7 @@ def _tls_cause(error: ssl.SSLError, security: SecuritySettings) -> str:
     if "wrong version number" in said or "http request" in said or "record layer failure" in said:
         return _does_not_speak_tls("it does not speak TLS")
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return _does_not_speak_tls("it closes the connection at a TLS handshake")
+        return _does_not_speak_tls("it closes the connection during the TLS handshake")
     return _alert_cause(said, security)
 
 
@@ -319,7 +319,7 @@ def _check_protocol(connection: socket.socket, at: Address, security: SecuritySe
             raise _Cause(f"it speaks TLS: set kafka.security.protocol to {protocol}") from cause
         raise
     if len(answer) < 6:
-        raise _Cause("it does not answer as Kafka does")
+        raise _Cause("it does not respond like Kafka")
 
 
 def _speaks_tls(at: Address) -> bool:
@@ -354,7 +354,7 @@ def _request(connection: socket.socket, api: int, version: int, body: bytes, *, 
     except OSError as error:
         raise _Closed from error
     if answer is None or int.from_bytes(answer[:4]) != api:
-        raise _Cause("it does not answer as Kafka does")
+        raise _Cause("it does not respond like Kafka")
     return answer[4:]
 
 
@@ -376,7 +376,7 @@ def _what_else(start: bytes) -> str:
         return "it is an SSH server, not a Kafka broker"
     if start[:2] in {b"\x15\x03", b"\x16\x03"}:
         return "it speaks TLS"
-    return "it does not answer as a Kafka broker does"
+    return "it does not respond like a Kafka broker"
 
 
 def _advertised(metadata: bytes) -> list[Address]:
@@ -432,7 +432,7 @@ def _step(connection: socket.socket, message: bytes) -> bytes:
     (code,) = struct.unpack_from(">h", answer)
     said, at = _string(answer, 2)
     if code:
-        what = "user name or password are not accepted" if code == _WRONG_CREDENTIALS else f"error {code}"
+        what = "user name or password is wrong" if code == _WRONG_CREDENTIALS else f"error {code}"
         raise _Cause(f"the broker refuses the authentication: {what} ({said or 'no reason given'}); see kafka.security")
     (length,) = struct.unpack_from(">i", answer, at)
     return answer[at + 4 : at + 4 + max(0, length)]

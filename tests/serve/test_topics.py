@@ -146,7 +146,7 @@ def test_a_topic_that_is_made_again_under_its_name_is_noticed(name: str, lost: s
     assert not watched.doubted()
     watched.topics[name] = again
     message = watched.refused_after(topics.MADE_AGAIN_S)
-    assert f"'{name}' was deleted and made again" in message
+    assert f"'{name}' was deleted and recreated" in message
     assert lost in message
 
 
@@ -166,7 +166,7 @@ def test_partitions_that_are_not_known_for_a_moment_are_waited_for(partitions: i
     assert not watched.doubted()
     watched.topics[OUTPUT].logs = log[:partitions]
     message = watched.refused_after(topics.GONE_S)
-    assert "is gone" in message or f"had {PARTITIONS} partitions and now has {partitions}; start again" in message
+    assert "is gone" in message or f"had {PARTITIONS} partitions and now has {partitions}; restart" in message
 
 
 # -- topics that were just made, at the start
