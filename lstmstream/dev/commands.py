@@ -49,8 +49,8 @@ def up(
 
 @app.command()
 def topic(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The topics.")],
-    partitions: Annotated[int, typer.Option(min=1, help="Partitions of each.")] = 1,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Topics to create.")],
+    partitions: Annotated[int, typer.Option(min=1, help="Number of partitions per topic.")] = 1,
     home: _Home = None,
 ) -> None:
     """Create topics on the broker, with Kafka's default settings. One that exists is left as it is."""

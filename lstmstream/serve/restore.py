@@ -296,7 +296,7 @@ class Restore:
             moved_past = self._foreign and error.first >= self._answered
             if error.first >= self._floor_position and not moved_past:
                 raise self._errors.input_unreadable(error) from error
-            log.error("passed over, the states do not contain it: %s", error.problem)  # noqa: TRY400 - for a person
+            log.error("skipped, the states do not contain it: %s", error.problem)  # noqa: TRY400 - for a person
             reader.position = min(error.next_offset, reader.end)
             return None
 

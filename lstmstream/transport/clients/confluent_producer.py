@@ -34,7 +34,7 @@ class BatchBytes:
         if self.now <= _MIN_BATCH_BYTES or largest_record >= self.now:
             return False
         self.now = max(_MIN_BATCH_BYTES, self.now // 4)
-        log.warning("a topic does not take batches as large as ours; from now on they have %d bytes", self.now)
+        log.warning("a topic does not accept batches of this size; from now on they have at most %d bytes", self.now)
         return True
 
 
