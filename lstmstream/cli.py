@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables name the type of a flag, as if it took a value
-    help="Score a live Kafka stream with a recurrent model that keeps a state for every key.",
+    help="Score a live Kafka stream with a recurrent model that keeps state per key.",
 )
 model = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect model files.")
 app.add_typer(model, name="model")
@@ -65,12 +65,12 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Score a live Kafka stream with a recurrent model that keeps a state for every key."""
+    """Score a live Kafka stream with a recurrent model that keeps state per key."""
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="The daemon's YAML file.")],
+    config: Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")],
     workers: Annotated[int, typer.Option(help="Not implemented yet; start several daemons instead.")] = 1,
 ) -> int:
     """Run the daemon.
@@ -93,7 +93,9 @@ def run(
 
 @app.command()
 def score(
-    config: Annotated[str, typer.Argument(metavar="CONFIG|MODEL", help="The daemon's YAML file, or a model.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG|MODEL", help="The daemon's configuration (YAML), or a model file.")
+    ],
     data: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet; - reads JSONL from standard input.")],
     out: Annotated[str, typer.Option(help="File for the predictions, JSONL; - is standard output.")] = "-",
     key: Annotated[
@@ -105,14 +107,14 @@ def score(
     dead_letters: Annotated[Path | None, typer.Option(help="File for the dead letters, JSONL.")] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="All events belong to one key.")] = False,
     no_timestamp: Annotated[
-        bool, typer.Option("--no-timestamp", help="Events have no time; the moment of reading is taken.")
+        bool, typer.Option("--no-timestamp", help="Events have no timestamp; use the time at which they are read.")
     ] = False,
 ) -> int:
     """Score the events of a file.
 
-    The daemon's engine, without a broker: the predictions are the same to the byte.
+    Uses the daemon's engine, without a broker: the predictions are byte for byte the same.
 
-    Exits with 1 if there are events and none could be answered.
+    Exits with 1 if there are events and none could be scored.
     """
     from lstmstream.serve.score import score_file
 
@@ -136,7 +138,7 @@ def score(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="The training's YAML file.")],
+    config: Annotated[Path, typer.Argument(help="The training configuration (YAML).")],
     out: Annotated[Path | None, typer.Option(help="The model file; the report is written beside it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     init: Annotated[str | None, typer.Option(help="A model file to fine-tune on this data.")] = None,
@@ -196,7 +198,7 @@ def import_(
         list[str] | None, typer.Option(help="A state's input and output: IN=OUT. May be given several times.")
     ] = None,
     allow_growth: Annotated[
-        bool, typer.Option("--allow-growth", help="Import a model whose state grows without end.")
+        bool, typer.Option("--allow-growth", help="Import a model whose state grows without bound.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the file's.")] = None,
     version: Annotated[str, typer.Option(help="Version of the model.")] = "1",
@@ -204,18 +206,16 @@ def import_(
     threshold: Annotated[float | None, typer.Option(help="Scores at or above this are alerts.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="With --mode window: number of inputs.")] = None,
     layout: Annotated[Path | None, typer.Option(help="For weights: a YAML file that describes them.")] = None,
-    missing: Annotated[
-        str, typer.Option(help="A missing number: zero feeds 0, error dead-letters the event.")
-    ] = "zero",
-    score_column: Annotated[int | None, typer.Option(min=0, help="Column of the output that is the score.")] = None,
-    output: Annotated[str | None, typer.Option(help="Output to use, if the file has several.")] = None,
-    compare: Annotated[Path | None, typer.Option(help="Data on which step and window mode are compared.")] = None,
+    missing: Annotated[str, typer.Option(help="Missing numbers: zero feeds 0, error dead-letters the event.")] = "zero",
+    score_column: Annotated[int | None, typer.Option(min=0, help="Column of the output to use as the score.")] = None,
+    output: Annotated[str | None, typer.Option(help="Output to use, if the model has several.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Data to compare step and window mode on.")] = None,
     key: Annotated[str | None, typer.Option(help="With --compare: column of the entity key.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="With --compare: column of the event time.")] = None,
 ) -> int:
     """Convert a model of another framework.
 
-    A recurrent model becomes one step that keeps its state, and is checked against the original.
+    Rewrites a recurrent model to one step that keeps its state, and checks it against the original.
     """
     from lstmstream.extras import require
 
@@ -247,7 +247,9 @@ def import_(
 
 @app.command()
 def tune(
-    config: Annotated[Path, typer.Argument(help="The training's YAML file; its section `tune` holds the bounds.")],
+    config: Annotated[
+        Path, typer.Argument(help="The training configuration (YAML); its section `tune` has the bounds.")
+    ],
     trials: Annotated[int | None, typer.Option(min=1, help="Number of trials. Default: the file's.")] = None,
     out: Annotated[Path | None, typer.Option(help="File for the best settings. Default: FILE.tuned.yaml.")] = None,
 ) -> int:
@@ -263,13 +265,15 @@ def tune(
 @app.command()
 def demo(
     events: Annotated[int | None, typer.Option(min=1, help="Stop after this many events. Default: at Ctrl-C.")] = None,
-    bootstrap_servers: Annotated[str | None, typer.Option(help="Broker to use. Default: one is started here.")] = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="Broker to use. Default: start one on this machine.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Events per second.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulated customers.")] = 7,
 ) -> int:
-    """Show it all on this machine.
+    """Run a complete demo on this machine.
 
-    Runs a broker, simulated events and the daemon, and shows live predictions.
+    Starts a broker, simulated events and the daemon, and shows live predictions.
     """
     from lstmstream.demo.run import run_demo
 
@@ -278,7 +282,7 @@ def demo(
 
 @dev.command()
 def events(
-    topic: Annotated[str, typer.Option(help="Topic to write to; it has to exist.")] = "transactions",
+    topic: Annotated[str, typer.Option(help="Topic to write to; it must exist.")] = "transactions",
     bootstrap_servers: Annotated[str, typer.Option(help="The broker.")] = "127.0.0.1:9092",
     rate: Annotated[float, typer.Option(min=0.1, help="Events per second.")] = 50.0,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after this many events. Default: at Ctrl-C.")] = None,

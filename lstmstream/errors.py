@@ -5,8 +5,8 @@ LstmstreamError
 ├── TryAgain           the broker may recover: roll back, make a new producer, rewind, retry
 │   └── RecordRefused  the broker will never take one of the records: find it, and publish a dead letter in its place
 ├── OwnershipLost      another process owns these keys or this transactional id: leave, commit nothing
-├── Fatal              running cannot go on and starting again may help: exit code 1
-│   └── UnreadableRecords  the log holds bytes that are no records: say where, and how to go on without them
+├── Fatal              cannot continue, and a restart may help: exit code 1
+│   └── UnreadableRecords  the log holds bytes that are not records: say where, and how to continue without them
 └── CannotServe        config, model or topics are wrong: say what and how to fix it, exit code 2
 """
 
@@ -49,7 +49,7 @@ class OwnershipLost(LstmstreamError):
 
 
 class Fatal(LstmstreamError):
-    """The daemon cannot go on from here (exit code 1)."""
+    """The daemon cannot continue from here (exit code 1)."""
 
 
 class UnreadableRecords(Fatal):
@@ -64,9 +64,9 @@ class UnreadableRecords(Fatal):
         offsets = f"the batch of offsets {first} to {next_offset - 1}"
         self.problem = f"{topic}[{partition}]@{first}: {offsets} cannot be decoded: {reason}"
         super().__init__(
-            f"{self.problem}. To go on without these records, stop every member of the group, move its offset to"
+            f"{self.problem}. To continue without these records, stop every member of the group, move its offset to"
             f" {next_offset} (kafka-consumer-groups --reset-offsets --to-offset {next_offset} --topic"
-            f" {topic}:{partition} --execute), and start again"
+            f" {topic}:{partition} --execute), and restart"
         )
 
 

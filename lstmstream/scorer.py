@@ -47,7 +47,7 @@ class KeyState(NamedTuple):
 
 
 class Scorer:
-    """Scores rows with a model and keeps a state for each key between calls. Not for several threads.
+    """Scores rows with a model and keeps state per key between calls. Not thread-safe.
 
     scorer = Scorer.open("card-fraud.onnx")
     predictions = scorer.score([{"customer": "c1", "time": "2026-01-05T10:31:07Z", "amount": 12.5}])
@@ -83,9 +83,9 @@ class Scorer:
         """Load a model file, or `builtin:NAME`.
 
         `key` and `timestamp` name the rows' fields; the model's own if None. `no_key`: all rows belong to one key,
-        None. `no_timestamp`: the time of a row is now. `threshold`, `late`, `ttl` and `device` are the daemon's options
-        `output.threshold`, `input.late`, `state.ttl` and `device.device`. Raises CannotServe, also where nothing names
-        the key, or the timestamp and the scores depend on it.
+        None. `no_timestamp`: the time of a row is the current time. `threshold`, `late`, `ttl` and `device` are the
+        daemon's options `output.threshold`, `input.late`, `state.ttl` and `device.device`. Raises CannotServe, also if
+        nothing names the key, or nothing names the timestamp and the scores depend on it.
         """
         for name, value, absent in (("key", key, no_key), ("timestamp", timestamp, no_timestamp)):
             if value is not None and absent:
@@ -104,12 +104,12 @@ class Scorer:
     # -- scoring
 
     def score(self, rows: Any) -> Any:
-        """One prediction for each row, in the order of the rows; the states move on.
+        """Score each row, in the order of the rows, and update the states.
 
         `rows` is an iterable of dicts, a polars or a pandas frame; the result is a list of dicts or a frame of the
         same kind, with the columns key, timestamp (ISO 8601), score, prediction (a list, where the model has one),
         alert, steps, and error: why a row has no prediction, else None. A field that no row has is logged once, as a
-        warning. Raises CannotServe for a frame that has a wanted column twice, TypeError for a row that is not a
+        warning. Raises CannotServe for a frame in which a needed column occurs twice, TypeError for a row that is not a
         mapping.
         """
         library = type(rows).__module__.partition(".")[0] if hasattr(type(rows), "columns") else ""
@@ -123,10 +123,7 @@ class Scorer:
             names = [str(name) for name in rows.columns]
             if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1 and self._is_wanted(name)]:
                 raise CannotServe(
-                    *(
-                        f"the frame: the column {name!r} is there twice; rename or remove one of them"
-                        for name in repeated
-                    )
+                    *(f"the frame: the column {name!r} occurs twice; rename or remove one of them" for name in repeated)
                 )
             columns = [rows.iloc[:, at].tolist() for at, name in enumerate(names) if self._is_wanted(name)]
             wanted = [name for name in names if self._is_wanted(name)]
@@ -219,7 +216,7 @@ class Scorer:
 
     def _parse(self, content: bytes) -> tuple[list[tuple[bytes | None, engine_state.KeyState]], int]:
         if not content.startswith(_MAGIC):
-            raise ValueError("it does not begin as one")
+            raise ValueError("it does not start like one")
         end = content.index(b"\n", len(_MAGIC))
         header = orjson.loads(content[len(_MAGIC) : end])
         states, at = [], end + 1

@@ -89,7 +89,13 @@ def _kind(annotation: Any, metadata: Iterable[Any]) -> str:
     if not words:
         words = next((name for kind, name in _TYPE_NAMES.items() if kind in types), "text")
     bounded = words if words not in _BOUNDED else f"{words} {_bounds(marks)}".strip()
-    return f"{bounded} or text" if int in types and str in types else bounded
+    named = [f"`{value}`" for part in get_args(_plain(annotation)) for value in _allowed_values(part)]
+    return f"{bounded} or text" if int in types and str in types else ", ".join([*named, bounded])
+
+
+def _plain(annotation: Any) -> Any:
+    """The annotation without what is annotated on it."""
+    return _plain(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
 
 def _flatten(annotation: Any) -> tuple[set[Any], list[Any]]:

@@ -105,36 +105,36 @@ class Properties(Section):
     group_instance_id: Name = Field(
         "",
         alias="group.instance.id",
-        description="Static name of this member: after a quick restart it keeps its partitions.",
+        description="Static name of this member; it keeps its partitions over a quick restart.",
     )
-    fetch_min_bytes: ByteCount = Field(1, alias="fetch.min.bytes", description="Minimum bytes of one fetch response.")
+    fetch_min_bytes: ByteCount = Field(1, alias="fetch.min.bytes", description="Minimum bytes per fetch response.")
     fetch_max_bytes: Annotated[ByteCount, Field(ge=1024)] = Field(
-        16_777_216, alias="fetch.max.bytes", description="Maximum bytes of one fetch response."
+        16_777_216, alias="fetch.max.bytes", description="Maximum bytes per fetch response."
     )
     fetch_max_wait_ms: Milliseconds = Field(
-        100, alias="fetch.max.wait.ms", description="Maximum wait of the broker for fetch.min.bytes."
+        100, alias="fetch.max.wait.ms", description="Maximum time that the broker waits for fetch.min.bytes."
     )
     max_partition_fetch_bytes: ByteCount = Field(
         2_097_152,
         alias="max.partition.fetch.bytes",
-        description="Maximum bytes of one partition in one fetch response, before they are unpacked.",
+        description="Maximum bytes per partition in a fetch response, before they are unpacked.",
     )
 
-    batch_size: ByteCount = Field(
-        262_144, alias="batch.size", description="Maximum bytes of one batch of records sent."
+    batch_size: ByteCount = Field(262_144, alias="batch.size", description="Maximum bytes per batch of records sent.")
+    linger_ms: Milliseconds = Field(
+        0, alias="linger.ms", description="How long to wait for more records before a batch is sent."
     )
-    linger_ms: Milliseconds = Field(0, alias="linger.ms", description="Wait for more records before a batch is sent.")
     compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
         "none", alias="compression.type", description="Compression of the records written."
     )
     max_request_size: ByteCount = Field(
-        100_000_000, alias="max.request.size", description="Maximum bytes of one request sent."
+        100_000_000, alias="max.request.size", description="Maximum bytes per request sent."
     )
     max_block_ms: SecondOrMore = Field(
         10_000, alias="max.block.ms", description="Maximum wait for buffer space or topic metadata when sending."
     )
     delivery_timeout_ms: PositiveMs = Field(
-        8_000, alias="delivery.timeout.ms", description="Maximum time until a record sent counts as failed."
+        8_000, alias="delivery.timeout.ms", description="Maximum time to deliver a record before it counts as failed."
     )
     transaction_timeout_ms: SecondOrMore = Field(
         10_000, alias="transaction.timeout.ms", description="Age at which the broker aborts an open transaction."

@@ -54,7 +54,7 @@ _PLACEHOLDERS: dict[Keys, str] = {
 class Log(Section):
     """`log`: the log on standard error."""
 
-    level: Annotated[Level, BeforeValidator(lower)] = Field("info", description="Least severe level that is logged.")
+    level: Annotated[Level, BeforeValidator(lower)] = Field("info", description="Minimum severity that is logged.")
     format: Format = Field("json", description="`json`: one object per line. `console`: plain text for a terminal.")
 
 
@@ -83,7 +83,7 @@ class Kafka(Section):
         description="Addresses of the cluster: host:port; several as a list or separated by commas."
     )
     client: Literal["auto", "kafka-python", "confluent"] = Field(
-        "auto", description="Client library; `auto` takes the fastest one that is installed."
+        "auto", description="Client library; `auto` uses the fastest one that is installed."
     )
     security: Security
     properties: Annotated[dict[str, int | str], KeysOf(Properties), BeforeValidator(given_properties)] = Field(
@@ -109,12 +109,12 @@ class Input(Section):
     )
     on_foreign_commit: Literal["fail", "accept"] = Field(
         "fail",
-        description="When another program moved the group's offset forward: stop, or go on without predictions for"
-        " what was skipped.",
+        description="When another program moved the group's offset forward: stop, or continue without predictions for"
+        " the skipped records.",
     )
     max_future: Annotated[Duration, Field(gt=0)] = Field(
         MAX_FUTURE_S,
-        description="Event times from a field that are further after the record's timestamp become dead letters.",
+        description="Events whose time field is further than this after the record's timestamp become dead letters.",
     )
     max_bytes: Size = Field(
         10_000_000, description="Maximum size of a record; a larger one becomes a dead letter without its value."
@@ -155,10 +155,10 @@ class State(Section):
     )
     reset_after_failures: Annotated[StrictInt, Field(ge=1, le=65_535)] = Field(
         RESET_AFTER,
-        description="Events in a row that only a key's state makes fail, until the key starts with a fresh state.",
+        description="A key starts with a fresh state after this many events in a row that fail because of its state.",
     )
     replay: Annotated[Duration, Field(gt=0)] = Field(
-        604_800.0, description="How much of the input the states of a new model are rebuilt from."
+        604_800.0, description="How far back in the input a new model's states are rebuilt from."
     )
     max_keys: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="Maximum number of keys in memory. Default: no limit."
@@ -198,8 +198,8 @@ class Http(Section):
     token: Token | None = Field(None, description="Bearer token for `/state`; without a token there is no `/state`.")
     stall_after: Annotated[Duration, Field(gt=0)] = Field(
         30.0,
-        description="`/livez` returns 503 once the loop has made no progress for this long, `/readyz` also while input"
-        " waits and no batch was committed for this long.",
+        description="`/livez` returns 503 once the loop has made no progress for this long; `/readyz` also once input"
+        " has waited for this long without a committed batch.",
     )
 
 

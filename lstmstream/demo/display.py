@@ -60,7 +60,7 @@ class Display:
             self._next_line = time.monotonic() + _LINE_INTERVAL_S
             self.note(
                 f"{now.seconds:6.1f} s  {now.predictions:,} of {now.sent:,} events scored, {now.rate:,.0f}/s, "
-                f"p50 {_ms(now.p50)} p99 {_ms(now.p99)} (last {RECENT:,}), {now.keys:,} keys, "
+                f"p50 {_ms(now.p50)} p99 {_ms(now.p99)} (last {RECENT:,} predictions), {now.keys:,} keys, "
                 f"{now.alerts:,} alerts, {now.true_alerts:,} of them fraud"
             )
             new = min(now.alerts - self._alerts_shown, 2)
@@ -76,7 +76,7 @@ class Display:
             "latency",
             f"p50 {_ms(now.p50)}",
             f"p99 {_ms(now.p99)}",
-            f"from sending an event to reading its prediction, last {RECENT:,}",
+            f"from sending an event to reading its prediction, last {RECENT:,} predictions",
         )
         table.add_row("state", f"{now.keys:,} keys", f"{now.dead_letters:,} dead letters", "")
         table.add_row("alerts", f"{now.alerts:,}", f"{now.true_alerts:,} true", self._metrics)

@@ -248,9 +248,9 @@ class _Demo:
             self._display.note(f"the daemon did not stop cleanly: it exited with code {code}")
         elif not tally.duplicates:
             waiting = tally.in_flight
-            rest = f"; {waiting:,} were still on their way" if waiting else ""
+            rest = f"; {waiting:,} were still in flight" if waiting else ""
             self._display.note(
-                f"every event that was answered has exactly one prediction{rest}; the daemon stopped cleanly"
+                f"every event that was processed has exactly one prediction{rest}; the daemon stopped cleanly"
             )
         return 0
 

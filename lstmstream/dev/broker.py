@@ -136,7 +136,7 @@ class DevBroker:
         with self._lock():
             process = self._running()
             if process is not None and not process.ends(signal.SIGTERM, _TERM_S):
-                log.warning("the development broker did not stop within %g s and is killed", _TERM_S)
+                log.warning("the development broker did not stop within %g s; killing it", _TERM_S)
                 self._kill(process)
             if wipe:
                 shutil.rmtree(self.home)

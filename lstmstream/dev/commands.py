@@ -30,12 +30,12 @@ _Home = Annotated[
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 9092,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")] = 9092,
     home: _Home = None,
 ) -> None:
     """Start the broker.
 
-    If it is running already, nothing happens. Prints its bootstrap servers.
+    Does nothing if it is already running. Prints its bootstrap servers.
     """
     broker = _broker(home)
     if not jars_folder().is_dir():
@@ -49,8 +49,8 @@ def up(
 
 @app.command()
 def topic(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The topics.")],
-    partitions: Annotated[int, typer.Option(min=1, help="Partitions of each.")] = 1,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Topics to create.")],
+    partitions: Annotated[int, typer.Option(min=1, help="Number of partitions per topic.")] = 1,
     home: _Home = None,
 ) -> None:
     """Create topics on the broker, with Kafka's default settings. One that exists is left as it is."""

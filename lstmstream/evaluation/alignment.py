@@ -76,7 +76,7 @@ def align_with_truth(
         if prediction.shape[1] != len(spec.names):
             raise CannotServe(
                 f"the model forecasts {prediction.shape[1]} values, but {spec.horizon} ahead of"
-                f" {', '.join(map(repr, spec.targets))} are {len(spec.names)}; name what it forecasts with --target"
+                f" {', '.join(map(repr, spec.targets))} are {len(spec.names)}; name the forecast fields with --target"
             )
         truth = _future_values(spec, events, rows, mask)
         naive = np.tile(last_known(events, spec.columns)[rows], (1, spec.horizon))

@@ -165,7 +165,7 @@ def _classify(
     count = len(spec.names)
     label = np.asarray(events.label[sample])
     shares = np.bincount(label, minlength=count) / len(label)
-    baselines = {"class shares": _with_probabilities(evaluated, np.tile(shares, (len(rows), 1)))}
+    baselines = {"class frequencies": _with_probabilities(evaluated, np.tile(shares, (len(rows), 1)))}
     inputs = _RegressionInputs(events, sample, dense)
     design = inputs.matrix(sample)
     if design.shape[1] and (shares > 0).sum() > 1:

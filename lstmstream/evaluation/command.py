@@ -208,7 +208,7 @@ def _print_table(summary: dict[str, Any], metrics: dict[str, Interval], units: s
     if summary["unanswered"]:
         say(f"{summary['unanswered']:,} without a finite output are left out; the daemon would dead-letter them")
     if summary["trained_on"]:
-        say("The model was trained with these data: expect less of new data; see the test split in its report.")
+        say("The model was trained on these data: expect worse results on new data; see the test split in its report.")
     if "labels" in summary:
         labels = list(summary["labels"].items())[:MAX_LISTED_LABELS]
         say("labels: " + ", ".join(f"{name!r} {count:,}" for name, count in labels))

@@ -22,7 +22,7 @@ class Comparison:
     """The result for a report, and what it is based on."""
 
     better: bool | None  # whether the network is better beyond chance; None where that cannot be known
-    answer: str  # Yes, No or Not known
+    answer: str  # Yes, No or Unclear
     text: str  # one or two sentences
     metric: str = ""
     baseline: str = ""  # the best one
@@ -45,13 +45,13 @@ def compare(
     theirs = {other: compute_metrics(evaluated).get(name, np.nan) for other, evaluated in baselines.items()}
     theirs = {other: value for other, value in theirs.items() if np.isfinite(value)}
     if not np.isfinite(ours) or not theirs:
-        return Comparison(None, "Not known", "Nothing can be compared: the split has no baseline or no true values.")
+        return Comparison(None, "Unclear", "Nothing can be compared: the split has no baseline or no true values.")
     best = (min if name in LOWER_IS_BETTER else max)(theirs, key=lambda other: theirs[other])
     difference = paired_difference(model, baselines[best], name, resamples=resamples, seed=seed)
     values = f"{METRIC_NAMES[name]} {ours:.3g}, against {theirs[best]:.3g} for the best baseline, {best!r}"
     if np.isnan(difference["low"]):
-        text = f"The {called} has {values}. There are too few events to tell this from chance; evaluate on more."
-        return Comparison(None, "Not known", text, name, best, difference)
+        text = f"The {called} has {values}. There are too few events to tell this apart from chance; evaluate on more."
+        return Comparison(None, "Unclear", text, name, best, difference)
     interval = (
         f"a difference of {_signed(difference['value'])} (95 % interval {_signed(difference['low'])} to"
         f" {_signed(difference['high'])}; + is better)"
@@ -64,7 +64,7 @@ def compare(
     else:
         text = (
             f"The {called} has {values}: {interval}, which may be chance. The baseline is simpler and, as far as these"
-            " events show, as good."
+            " events show, just as good."
         )
     return Comparison(better, "Yes" if better else "No", text, name, best, difference)
 

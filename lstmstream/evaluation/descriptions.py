@@ -7,18 +7,18 @@ import numpy as np
 from lstmstream.evaluation.intervals import Interval
 
 MEANINGS = {
-    "average_precision": "area under the precision-recall curve; by chance: the share of positives",
+    "average_precision": "area under the precision-recall curve; by chance: the fraction of positives",
     "roc_auc": "probability that a positive scores above a negative; by chance: 0.5",
-    "precision_at": "share of positives among the K highest scores",
-    "precision": "share of alerts that are right",
-    "recall": "share of positives that alert",
+    "precision_at": "fraction of positives among the K highest scores",
+    "precision": "fraction of alerts that are correct",
+    "recall": "fraction of positives that raise an alert",
     "f1": "harmonic mean of precision and recall",
-    "alert_share": "share of events that alert",
+    "alert_share": "fraction of events that raise an alert",
     "alerts_per_day": "average over the time span of the data",
     "brier": "mean squared error of the probability; lower is better",
     "log_loss": "nats per event; lower is better",
     "calibration_error": "mean gap between probability and observed frequency; lower is better",
-    "accuracy": "share of events whose class is right",
+    "accuracy": "fraction of events whose predicted class is correct",
     "macro_f1": "mean F1 of the classes",
     "mae": "mean absolute error, in the field's unit",
     "rmse": "root of the mean squared error, in the field's unit",
@@ -30,7 +30,7 @@ def meaning(name: str) -> str:
     """The meaning of a metric in a few words; empty for a name that explains itself."""
     plain = name.partition("[")[0]
     if plain == "recall" and "[" in name:
-        return "share of the class that is found"
+        return "fraction of the class that is found"
     return MEANINGS.get(plain, MEANINGS["precision_at"] if plain.startswith("precision_at_") else "")
 
 

@@ -90,7 +90,7 @@ def choose_threshold(evaluated: Evaluated, rule: ThresholdRule) -> tuple[float |
     if evaluated.task == "forecast" and rule.kind != "value":
         return None, "A forecast has no threshold; nothing alerts."
     if rule.kind == "value":
-        return rule.value, f"Threshold {rule.value:g} is threshold.value.{_outcome(evaluated, rule.value)}"
+        return rule.value, f"Threshold {rule.value:g} was set by threshold.value.{_outcome(evaluated, rule.value)}"
     if rule.kind == "default":
         return ANOMALY_THRESHOLD, _default_text(evaluated)
     if rule.kind == "alerts_per_day":

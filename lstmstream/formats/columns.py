@@ -37,7 +37,7 @@ def is_repeated(name: str, schema: pl.Schema) -> bool:
 
 def repeated_column(where: object, name: str) -> str:
     """The message for a column that a CSV header has twice."""
-    return f"{where}: the column {name!r} is there twice; rename or remove one of them"
+    return f"{where}: the column {name!r} occurs twice; rename or remove one of them"
 
 
 def type_problem(kind: pl.DataType, role: ColumnRole, *, csv: bool = False) -> str | None:

@@ -43,7 +43,7 @@ def check_csv_format(path: Path, wanted: Collection[str]) -> None:
     except UnicodeDecodeError:
         return  # polars decides
     if "\r" in header:
-        raise CannotServe(f"{path}: its lines end in CR alone; save it with LF or CRLF (mac2unix does so)")
+        raise CannotServe(f"{path}: its lines end in CR only; save it with LF or CRLF (mac2unix does so)")
     if header.casefold().startswith("sep="):
         raise CannotServe(f"{path}: begins with Excel's line {header[:10]!r}; remove it, and separate by commas")
     separator = max([",", *_SEPARATORS], key=header.count)

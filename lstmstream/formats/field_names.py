@@ -17,17 +17,17 @@ def unknown_fields(where: object, names: Sequence[str], available: Iterable[str]
     similar = [
         f"{name!r}: did you mean {other!r}?" for name in names if (other := similar_name(name, there)) is not None
     ]
-    hint = " ".join(similar[:MAX_LISTED]) or "use data that have the fields"
-    return f"{where}: there are no fields {listed(names)}; it has {listed(there)}; {hint}"
+    hint = " ".join(similar[:MAX_LISTED]) or "use data with these fields"
+    return f"{where}: no fields {listed(names)}; the fields are {listed(there)}; {hint}"
 
 
 def unknown_field(where: object, name: str, available: Iterable[str]) -> str:
     """The message for a field that the data do not have; `available` are names that they have."""
     names = list(available)
-    remedy = "use one of these, or data that have the field"
+    remedy = "use one of these, or data with this field"
     if (similar := similar_name(name, names)) is not None:
         remedy = f"did you mean {similar!r}? Use that name, or rename the field in the data"
-    return f"{where}: there is no field {name!r}; it has {listed(names)}; {remedy}"
+    return f"{where}: no field {name!r}; the fields are {listed(names)}; {remedy}"
 
 
 def similar_name(name: str, available: Iterable[str]) -> str | None:

@@ -161,11 +161,13 @@ class DataFile:
             self.kind = "csv"
             return
         if form == "lines" and _KIND_OF_SUFFIX.get(suffix) in {"parquet", "arrow"} and b"{" not in head:
-            raise CannotServe(f"{self.name}: cannot be read as {suffix[1:]}: it does not begin as one; write it again")
+            raise CannotServe(
+                f"{self.name}: cannot be read as {suffix[1:]}: it does not start like one; write it again"
+            )
         if form == "objects":
             self._splitter = ObjectSplitter()
             if suffix in {".jsonl", ".ndjson"}:
-                what = "a JSON array" if head.lstrip()[:1] == b"[" else "JSON objects that are not one to a line"
+                what = "a JSON array" if head.lstrip()[:1] == b"[" else "JSON objects that are not one per line"
                 self.notes.append(f"{self.name}: holds {what}; each object is read as one event")
         if encoding not in {None, "utf-8-sig"}:
             self.notes.append(f"{self.name}: is {encoding[:6].upper() if encoding else ''} text; it is read as such")
@@ -183,9 +185,9 @@ class DataFile:
         if self.path is None:
             return
         if _KIND_OF_SUFFIX.get(suffix, self.kind) != self.kind:
-            self.notes.append(f"{self.name}: is {form}, whatever its name says; it is read as that")
+            self.notes.append(f"{self.name}: is {form}, despite its name; it is read as such")
         elif packed is not None and suffix and not packed_name:
-            self.notes.append(f"{self.name}: is compressed by {packed}, whatever its name says; it is read as that")
+            self.notes.append(f"{self.name}: is compressed by {packed}, despite its name; it is read as such")
 
 
 def table_kind(path: Path) -> Kind:

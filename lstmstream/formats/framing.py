@@ -20,18 +20,18 @@ _MAGIC = {  # first bytes of files; none of them can begin JSON
     b"SQLite format 3\0": "an SQLite database",
     b"\x89HDF\r\n\x1a\n": "HDF5",
     b"\x93NUMPY": "a NumPy array",
-    b"PK\x03\x04": "a zip archive (Excel workbooks are such)",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Excel workbook of the old form (.xls)",
+    b"PK\x03\x04": "a zip archive (as Excel workbooks are)",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Excel workbook in the old format (.xls)",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
     b"\x04\x22\x4d\x18": "LZ4 data",
     b"\xff\x06\0\0sNaPpY": "Snappy data",
     b"\x82SNAPPY\0": "Snappy data",
-    b"\x1f\x9d": "data of compress (.Z)",
+    b"\x1f\x9d": "data compressed by compress (.Z)",
     b"%PDF-": "a PDF document",
     b"\x78\x9c": "zlib data",
     b"\x78\xda": "zlib data",
     b"\x78\x01": "zlib data",
-    b"\x5d\x00\x00": "LZMA data of the old form (.lzma)",
+    b"\x5d\x00\x00": "data in the old LZMA format (.lzma)",
     b"version https://git-lfs.github.com/": "a Git LFS pointer, not the file itself (git lfs pull fetches it)",
 }
 _MARKUP = re.compile(rb"\s*<[A-Za-z!?]")
@@ -106,7 +106,7 @@ def describe_bytes(value: bytes) -> str | None:
     try:
         value.decode()
     except UnicodeDecodeError as error:
-        return f"text in another encoding than UTF-8 (byte 0x{value[error.start]:02x} at {error.start})"
+        return f"text in an encoding other than UTF-8 (byte 0x{value[error.start]:02x} at {error.start})"
     return None
 
 

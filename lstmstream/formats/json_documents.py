@@ -74,8 +74,8 @@ _NOT_JSON = {
     **dict.fromkeys(("NaN", "nan"), "NaN is not JSON; write null"),
     **dict.fromkeys(("Infinity", "-Infinity", "inf"), "infinity is not JSON; write null"),
     "None": "None is not JSON; write null",
-    **dict.fromkeys(("True", "False"), "JSON has true and false in small letters"),
-    "'": "JSON's strings have double quotes",
+    **dict.fromkeys(("True", "False"), "JSON has true and false in lower case"),
+    "'": "JSON strings have double quotes",
 }
 
 

@@ -96,7 +96,7 @@ def epoch_ms(number: int) -> int:
 def outside_years(ms: int) -> str:
     """Why a time is refused, as the end of a message."""
     if ms == NOT_A_DATE:
-        return "has the digits of a date from 1900 to 2100, but there is no such date; write the time as ISO 8601"
+        return "looks like a date from 1900 to 2100, but is not a valid one; write the time as ISO 8601"
     size = abs(ms)
     if MICROSECONDS_FROM <= size < NANOSECONDS_FROM:
         hint = "; it looks like microseconds; divide by 1000"

@@ -66,8 +66,8 @@ def order_note(files: Sequence[Path]) -> str:
     if len(names) > 2 * _LISTED_FILES:
         names[_LISTED_FILES:-_LISTED_FILES] = ["..."]
     return (
-        f"there is no timestamp field, so the rows of the {len(files)} files count in this order: {', '.join(names)};"
-        " if it is not the order of time, name a timestamp field or list the files in order"
+        f"there is no timestamp field, so the rows of the {len(files)} files are taken in this order:"
+        f" {', '.join(names)}; if that is not chronological, name a timestamp field or list the files in order"
     )
 
 

@@ -100,8 +100,8 @@ def split_events(events: Events, options: SplitOptions, seed: int) -> Split:
         if required[name] and counts[name] == 0:
             raise CannotServe(
                 f"split: the {name} split is empty ({split.description}; of {len(events)} events {counts['train']}"
-                f" train, {counts['validation']} validation, {counts['test']} test); change the shares or dates under"
-                " split, or add more data"
+                f" train, {counts['validation']} validation, {counts['test']} test); change the fractions or dates"
+                " under split, or add more data"
             )
     return split
 

@@ -44,7 +44,7 @@ from lstmstream.train.export import OUTPUTS
 
 Task = Literal["anomaly", "classify", "forecast"]
 _WEIGHTS = {".pt", ".pth", ".bin", ".safetensors"}
-_WALKED_EVENTS = 2048  # in search of a state that grows without end
+_WALKED_EVENTS = 2048  # in search of a state that grows without bound
 _HDF5 = b"\x89HDF\r\n\x1a\n"  # the signature
 
 
@@ -88,7 +88,7 @@ def import_model(
 
     `features` are as features.py describes them; `layout` is the YAML that describes a file of weights; `compare` is
     data on which both modes are run. `constants` (input=value) fix inputs, `states` (input=output) pair them.
-    `allow_growth` accepts a state that grows without end.
+    `allow_growth` accepts a state that grows without bound.
     """
     names = parse_features(features)
     if mode not in {"step", "window"} or missing not in {"zero", "error"}:
@@ -256,7 +256,7 @@ def _convert_existing_step(source: SourceGraph, pairing: StatePairing, options: 
         pair for pair in pairing.states if pair.input not in options.states and not named_alike(source, pair)
     ]:
         listed = ", ".join(f"{source.quoted(pair.input)} <- {source.quoted(pair.output)}" for pair in unlike)
-        notes += (f"paired by shape alone: {listed}; if that is wrong, say it with --state INPUT=OUTPUT",)
+        notes += (f"paired by shape alone: {listed}; if that is wrong, override it with --state INPUT=OUTPUT",)
     pairs = [f"{source.quoted(pair.input)} <- {source.quoted(pair.output)}" for pair in pairing.states]
     original = {"already_a_step": pairs, "output": source.quoted(pairing.output)[1:-1], "score": step.score}
     return ConvertedModel(step, equivalence, "step", original, plan.features, 1, notes)
@@ -324,7 +324,7 @@ def _notes(source: SourceGraph, used: list[str], options: ImportOptions) -> tupl
 def write_checked(out: Path, content: bytes, card: Card, *, growth: _GrowthCheck | None = None) -> Card:
     """Writes the model to `out` once the daemon's own load has accepted it. Raises CannotServe.
 
-    With `growth` a state that grows without end is refused too.
+    With `growth` a state that grows without bound is refused too.
     """
     if not out.parent.is_dir():
         raise CannotServe(f"--out {out}: the folder {out.parent} does not exist")
@@ -346,7 +346,7 @@ def write_checked(out: Path, content: bytes, card: Card, *, growth: _GrowthCheck
 
 @dataclass(frozen=True, slots=True)
 class _GrowthCheck:
-    """Refuses a state that grows without end: after some events such a key would get no more predictions."""
+    """Refuses a state that grows without bound: after some events such a key would get no more predictions."""
 
     file: str  # the original
     names: FeatureNames

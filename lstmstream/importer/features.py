@@ -34,7 +34,7 @@ _ARRAY = re.compile(r"(.+?)\s*(?:\[\s*([0-9]{1,9})\s*\]|:\s*([0-9]{1,9}))")
 class FieldOptions(NumberField):
     """One of `features`."""
 
-    size: int = Field(1, ge=1, le=MAX_ARRAY_SIZE, description="Above 1: a JSON array of so many numbers.")
+    size: int = Field(1, ge=1, le=MAX_ARRAY_SIZE, description="Above 1: a JSON array of that many numbers.")
 
 
 class FeatureList(Section):

@@ -170,7 +170,7 @@ def _matched(source: SourceGraph, fitting: Mapping[str, list[str]]) -> dict[str,
             candidates = ", ".join(map(source.quoted, free[name][:8])) or "none is left"
             raise source.error(
                 f"it is a step already, but which output is the next value of {source.quoted(name)} is ambiguous"
-                f" ({candidates}); say it: --state {_plain(source, name)}=OUTPUT"
+                f" ({candidates}); choose one: --state {_plain(source, name)}=OUTPUT"
             )
         pairs |= agreed
     return pairs

@@ -231,7 +231,7 @@ class Daemon:
             if membership.valid:
                 self._observer.on_unblocked("membership")
             else:
-                self._observer.on_blocked("membership", "dropped from the consumer group; joining again")
+                self._observer.on_blocked("membership", "dropped from the consumer group; rejoining")
         return membership.valid
 
     def _read_again(self, batch: RecordBatch) -> None:
@@ -243,7 +243,9 @@ class Daemon:
         for number, offset in batch.first_offsets().items():
             position = self._partitions[number].position
             if offset < position:
-                raise TryAgain(f"{batch.topic}[{number}] gave offset {offset} again, though it had come to {position}")
+                raise TryAgain(
+                    f"{batch.topic}[{number}] returned offset {offset} again, although its position was {position}"
+                )
 
     def _process_batch(
         self,

@@ -71,7 +71,7 @@ class DeadLetterLog(Observer):
         self._note_share(result)
         if result.resets:
             self._failures.note(
-                "states had grown so far that the model's output was not finite; the keys start with fresh ones",
+                "states had grown until the model's output was no longer finite; their keys start with fresh states",
                 f"{result.resets} in a batch",
             )
 
@@ -107,14 +107,14 @@ class DeadLetterLog(Observer):
         """Warn once where nothing but dead letters comes."""
         if len(result.predictions.score):
             if self._warned:
-                log.info("there are predictions again")
+                log.info("events are scored again")
             self._in_a_row, self._warned = 0, False
             return
         self._in_a_row += len(result.dead_letters)
         if self._in_a_row >= NOTHING_ELSE_EVENTS and not self._warned:
             self._warned = True
             log.warning(
-                "none of the last %d events could be answered: all became dead letters. Compare the events with what"
+                "none of the last %d events could be scored: all became dead letters. Compare the events with what"
                 " the model reads (lstmstream model inspect MODEL) and with input.key and input.timestamp; topic %s has"
                 " them, with the reason in their headers. The last ones have the fields %s",
                 self._in_a_row,

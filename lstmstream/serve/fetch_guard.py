@@ -83,8 +83,8 @@ class FetchGuard:
         again = [partition.number for partition in stalled if partition.number in self._sought]
         if again:
             log.error(
-                "partitions give no records though some wait (a slow network, or a quota of the broker?); replacing the"
-                " consumer",
+                "partitions return no records although some are waiting (a slow network, or a quota of the broker?);"
+                " replacing the consumer",
                 extra={"partitions": again},
             )
             self._observer.on_stalled_fetch("rejoin")
@@ -94,7 +94,7 @@ class FetchGuard:
         else:
             for partition in stalled:
                 log.warning(
-                    "a partition gives no records though some wait; telling the client again where to read",
+                    "a partition returns no records although some are waiting; seeking again",
                     extra={
                         "partition": partition.number,
                         "offset": partition.next_offset,
@@ -108,7 +108,9 @@ class FetchGuard:
 
     def _update_health(self) -> None:
         if self._sought:
-            self._observer.on_blocked("fetch", f"{len(self._sought)} partitions give no records though some wait")
+            self._observer.on_blocked(
+                "fetch", f"{len(self._sought)} partitions return no records although some are waiting"
+            )
         else:
             self._observer.on_unblocked("fetch")
 

@@ -89,7 +89,7 @@ class FieldChecks(Observer):
             if _is_due(self._unknown[place], now_s):
                 log.warning(
                     "field %r: none of the last %d events has a value that the model knows; it counts as unknown,"
-                    " and the predictions have less to go by. Compare the spelling with the values in the model"
+                    " and predictions may be less accurate. Compare the spelling with the values in the model"
                     " (lstmstream model inspect --json MODEL), or train again",
                     feature.name,
                     self._unknown[place].events,

@@ -1,4 +1,4 @@
-"""Finds a state that grows without end: a model that was trained on short windows and meets a long stream.
+"""Finds a state that grows without bound: a model that was trained on short windows and meets a long stream.
 
 A few hundred events are walked in the range that scaled features have. A state that saturates, converges or counts is
 in order; one that multiplies its size again and again ends in numbers that are not finite, and its key gets no more
@@ -30,7 +30,7 @@ _LEAST_ACCELERATION = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """A part of the state that grows without end."""
+    """A part of the state that grows without bound."""
 
     part: str  # of the state row
     event: int  # 1-based: where it was found
@@ -41,7 +41,7 @@ class Growth:
         end = f"is {self.size:.3g} after {self.event} events"
         if not self.finite:
             end = f"was {self.size:.3g} before event {self.event}, whose result is not finite"
-        return f"the state part {self.part!r} grows without end: it {end}"
+        return f"the state part {self.part!r} grows without bound: it {end}"
 
 
 def find_growth(

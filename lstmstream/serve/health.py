@@ -103,8 +103,8 @@ class Health:
             still_s = self._clock() - self._last_heartbeat_s
             phase = self._phase
         if still_s > self._stall_after:
-            return False, f"{phase}: the loop has not moved for {still_s:.0f} s"
-        return True, f"{phase}: the loop moves"
+            return False, f"{phase}: the loop has made no progress for {still_s:.0f} s"
+        return True, f"{phase}: the loop is making progress"
 
     def readyz(self) -> tuple[bool, list[str]]:
         """Whether the daemon is answering events, and what is in the way. One that stands still is not ready."""
@@ -124,5 +124,5 @@ class Health:
         still_s = self._clock() - self._waiting_since_s
         if still_s <= self._stall_after:
             return None
-        text = f"{self._waiting} records wait, and no batch was committed for {still_s:.0f} s"
+        text = f"{self._waiting} records are waiting, and no batch was committed for {still_s:.0f} s"
         return f"{text}; the last error: {self._last_error}" if self._last_error else text

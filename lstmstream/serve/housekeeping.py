@@ -82,7 +82,7 @@ class Housekeeping:
                 self._next_topics_s = now_s + DOUBT_INTERVAL_S
                 if str(error) != self._doubt:
                     self._doubt = str(error)
-                    log.warning("%s; looking again every second, for up to %g s", error, GONE_S)
+                    log.warning("%s; checking again every second, for up to %g s", error, GONE_S)
             else:
                 restoring = {p.number for p in self._partitions if p.restore is not None}
                 self._open_transactions.check(self._partitions.running_numbers(), restoring)

@@ -90,8 +90,8 @@ class KeyCheck(Observer):
         self._observer.on_keys_in_several_partitions(len(found))
         if self._may_warn("twice"):
             log.warning(
-                "the events of a key come in several partitions, and each has a state of its own. Let the producers"
-                " partition topic %r by %s, all with the same partitioner",
+                "events of one key arrive in several partitions, and each partition has its own state for it. All"
+                " producers must partition topic %r by %s, with the same partitioner",
                 self._topic,
                 "the record key" if self._key_field is None else f"the field {self._key_field!r}",
                 extra={

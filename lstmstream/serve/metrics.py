@@ -131,23 +131,23 @@ class Metrics:
             LATE_POLICIES,
         )
         self.records_without_key = counter(
-            "records_without_key_total", "Records without a key: all of a partition share one state."
+            "records_without_key_total", "Records without a key; those of a partition share one state."
         )
         self.keys_in_several_partitions = counter(
             "keys_in_several_partitions_total",
-            "Keys found to have a state in more than one partition of this member (a sample).",
+            "Keys found with a state in more than one partition of this member (a sample is checked).",
         )
         self.missing_values = counter(
-            "missing_values_total", "Answered events in which a field that the model reads was missing.", "field"
+            "missing_values_total", "Scored events in which a field that the model reads was missing.", "field"
         )
         self.unknown_categories = counter(
             "unknown_categories_total",
-            "Answered events with a value of a category that is not in the model's vocabulary.",
+            "Scored events with a category value that is not in the model's vocabulary.",
             "field",
         )
         self.batch_events = histogram("batch_events", "Input records per micro-batch.", _EVENTS)
         self.stage_seconds = histogram(
-            "stage_seconds", "Time of one batch in a stage, in seconds.", _STAGE_S, ("stage", STAGES)
+            "stage_seconds", "Time per batch in a pipeline stage, in seconds.", _STAGE_S, ("stage", STAGES)
         )
         self.event_latency_seconds = histogram(
             "event_latency_seconds",
@@ -163,7 +163,7 @@ class Metrics:
         )
         self.stalled_fetches = counter(
             "stalled_fetches_total",
-            "Times that a partition gave no records though some waited, by what was done.",
+            "Times that a partition returned no records although some were waiting, by the action taken.",
             "action",
             STALLED_FETCH_ACTIONS,
         )
@@ -175,7 +175,7 @@ class Metrics:
         )
 
         self.state_keys = gauge("state_keys", "Keys whose state is in memory.")
-        self.state_bytes = gauge("state_bytes", "Memory used by the states, in bytes.")
+        self.state_bytes = gauge("state_bytes", "Memory allocated for the states, unused rows included, in bytes.")
         self.state_checkpoints = counter("state_checkpoints_total", "States written to the state topic.")
         self.state_floor_lag_records = gauge(
             "state_floor_lag_records", "Input records that would be replayed after a crash.", topic_partition

@@ -38,7 +38,7 @@ def warm_up(step: OnnxStep) -> None:
             out = step.step(given)
             step.step(given.rows(0, 1))
         except Exception as error:
-            raise CannotServe(f"model {step.model.path}: a first step fails: {error}") from error
+            raise CannotServe(f"model {step.model.path}: a trial step fails: {error}") from error
         shapes = [out.state.shape == (2, step.card.state.size), out.score.shape == (2,)]
         shapes.append(out.prediction is None or (out.prediction.ndim == 2 and len(out.prediction) == 2))
         if not all(shapes):
@@ -49,7 +49,7 @@ def warm_up(step: OnnxStep) -> None:
             )
         if not out.finite().all():
             raise CannotServe(
-                f"model {step.model.path}: its answer to features of {size:g} is not finite; train or export it again"
+                f"model {step.model.path}: its output for features of {size:g} is not finite; train or export it again"
             )
 
 
@@ -63,8 +63,8 @@ def check_rows_are_independent(step: OnnxStep) -> None:
     content, names = with_all_outputs(step.model.content)
     tensor = _first_difference(step, step.open_session(content), names, given) or first
     raise CannotServe(
-        f"model {step.model.path}: tensor {tensor!r} of a row changes with the rows beside it, so answers would"
-        " depend on how events fall into batches; pad that operator's columns to a multiple of 16, or use"
+        f"model {step.model.path}: tensor {tensor!r} of a row changes with the rows beside it, so the result"
+        " depends on how events fall into batches; pad that operator's columns to a multiple of 16, or use"
         " delivery: at_least_once"
     )
 

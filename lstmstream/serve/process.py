@@ -38,7 +38,7 @@ def run(config: Config, shutdown: ShutdownSignal) -> int:
         log.error("%s", error)  # noqa: TRY400 - as above
         return 1
     except Exception:
-        log.exception("the daemon failed in a way that it does not know")
+        log.exception("the daemon failed with an unexpected error")
         return 1
     finally:
         shutdown.ignore()
@@ -61,7 +61,7 @@ def _unreachable_probes(config: Config) -> str | None:
     if not (loopback and in_container):
         return None
     return (
-        f"http.host: {config.http.host} is reached from inside this container only, so not by probes or Prometheus;"
+        f"http.host: {config.http.host} can be reached only from inside this container, not by probes or Prometheus;"
         " set http.host: 0.0.0.0"
     )
 

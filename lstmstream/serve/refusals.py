@@ -64,7 +64,7 @@ class TopicBounds(NamedTuple):
         if self.needs_key and None in batch.keys:
             for row, key in enumerate(batch.keys):
                 if key is None:
-                    yield row, WITH_KEY, "a compacted topic takes no record without a key"
+                    yield row, WITH_KEY, "a compacted topic accepts no record without a key"
         if self.max_bytes is not None:  # headers are not counted here, for speed: the broker finds those
             sizes = np.fromiter(map(_size, batch.keys), np.int64) + np.fromiter(map(_size, batch.values), np.int64)
             for row in np.flatnonzero(sizes > self.max_bytes).tolist():
@@ -131,15 +131,15 @@ class Refusals:
         count = 0 if result is None else len(result.records)
         if result is None or not count or error.topic == self._state_topic:
             raise CannotServe(
-                f"state.topic: {error}. Correct the settings of topic {self._state_topic!r}: it must take records of"
-                " the present time and of the size of a state"
+                f"state.topic: {error}. Correct the settings of topic {self._state_topic!r}: it must accept records of"
+                " the current time and of the size of a state"
             ) from error
         if count > 1:
             return
         partition, offset = int(result.records.partitions[0]), int(result.records.offsets[0])
         place = f"{result.records.topic}[{partition}]@{offset}"
         if not result.dead_letters:
-            self._failures.note(f"the prediction for {place} cannot be published, it becomes a dead letter", error)
+            self._failures.note(f"the prediction for {place} cannot be published; it becomes a dead letter", error)
             self._known[partition, offset] = _Refusal(str(error), 0)
             return
         letter = result.dead_letters[0]
@@ -151,7 +151,7 @@ class Refusals:
         form = max(letter.form + 1, BARE if error.too_large else 0)
         if form == WITH_KEY and result.records.keys[0] is not None:
             form += 1
-        self._failures.note(f"the dead letter for {place} is refused, it is written in a plainer form", error)
+        self._failures.note(f"the dead letter for {place} is refused; it is written in a reduced form", error)
         before = self._known.get((partition, offset))
         self._known[partition, offset] = _Refusal(None if before is None else before.reason, min(form, OWN_KEY))
 

@@ -327,7 +327,7 @@ class Restore:
             moved_past = self._foreign and error.first >= self._answered
             if error.first >= self._floor_position and not moved_past:
                 raise self._errors.input_unreadable(error) from error
-            log.error("passed over, the states do not contain it: %s", error.problem)  # noqa: TRY400 - for a person
+            log.error("skipped, the states do not contain it: %s", error.problem)  # noqa: TRY400 - for a person
             reader.position = min(error.next_offset, reader.end)
             return None
 
@@ -365,8 +365,8 @@ class Restore:
 
     def _warn_of_reset(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> None:
         """Once for all partitions."""
-        text = f"starting with empty states, as on_model_change: reset asks: {ours} has none"
-        text += "".join(f"; there are states of {other}" for other in others)
+        text = f"starting with empty states (on_model_change: reset): {ours} has none"
+        text += "".join(f"; the state topic has those of {other}" for other in others)
         if text not in self._context.warned:
             self._context.warned.add(text)
             log.warning("%s", text)

@@ -9,7 +9,7 @@ from lstmstream.errors import CannotServe, Fatal, UnreadableRecords
 from lstmstream.serve.checkpoint import StateTopic
 from lstmstream.serve.state_records import Floor, StateIdentity
 
-_RESET = "Delete the topic and set on_model_change: reset to go on with empty states"
+_RESET = "Delete the topic and set on_model_change: reset to start with empty states"
 
 
 class RestoreErrors(NamedTuple):
@@ -37,7 +37,7 @@ class RestoreErrors(NamedTuple):
         """Records of format 1."""
         return CannotServe(
             f"topic {self.state_topic!r}, partition {self.partition}, offset {offset}: states of an earlier"
-            f" version of lstmstream, which this one does not read. {_RESET}, or delete the topic and the group's"
+            f" version of lstmstream, which this one cannot read. {_RESET}, or delete the topic and the group's"
             " offsets to start from the beginning"
         )
 
@@ -45,22 +45,22 @@ class RestoreErrors(NamedTuple):
         """Nobody knows to which offset the states belong."""
         return CannotServe(
             f"{self._where}: the floor record in topic {self.state_topic!r}, partition {self.partition}, is damaged"
-            f" ({problem}), so its states cannot be placed. Restore the topic from a copy, or delete it and set"
-            " on_model_change: reset to go on with empty states"
+            f" ({problem}), so its states cannot be used. Restore the topic from a copy, or delete it and set"
+            " on_model_change: reset to start with empty states"
         )
 
     def other_identity(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> CannotServe:
         """Another model's states, and no reset was asked for."""
         return CannotServe(
-            f"{self._where}: its states belong to {' and '.join(map(str, others))}, and this is {ours}. Serve the old"
-            " one, or set on_model_change: reset to go on with empty states"
+            f"{self._where}: its states belong to {' and '.join(map(str, others))}, but this is {ours}. Serve the old"
+            " one, or set on_model_change: reset to start with empty states"
         )
 
     def no_states(self, committed: int) -> CannotServe:
         """The group has come somewhere, so there were states."""
         return CannotServe(
-            f"{self._where}: the group has come to offset {committed}, but topic {self.state_topic!r} holds no states."
-            " Bring the topic back, or set on_model_change: reset to go on with empty states"
+            f"{self._where}: the group's offset is {committed}, but topic {self.state_topic!r} holds no states."
+            " Restore the topic, or set on_model_change: reset to start with empty states"
         )
 
     def topics_changed(self, floor: Floor, topics: StateTopic) -> CannotServe | None:
@@ -68,14 +68,14 @@ class RestoreErrors(NamedTuple):
         if floor.input_topic_id != topics.input_topic_id:
             return CannotServe(
                 f"the states in {self.state_topic!r} were not written for the topic {self.input_topic!r} that is there"
-                " now: it was deleted and made again, or another daemon with this state topic reads another input."
+                " now: it was deleted and recreated, or another daemon with this state topic reads another input."
                 " Use another name and state topic; or, if no other daemon uses them, delete the state topic and the"
                 " group's offsets"
             )
         if floor.state_topic_id != topics.topic_id:
             return CannotServe(
-                f"topic {self.state_topic!r} was deleted and made again: the states that its floor record speaks of"
-                " are lost. Delete it and set on_model_change: reset to go on with empty states"
+                f"topic {self.state_topic!r} was deleted and recreated: the states that its floor record refers to"
+                " are lost. Delete it and set on_model_change: reset to start with empty states"
             )
         if floor.partitions != topics.partitions:
             return self.input_grown(floor.partitions, topics.partitions)
@@ -94,9 +94,9 @@ class RestoreErrors(NamedTuple):
         """States without a committed offset. `position`: how far the floor record says that the group had come."""
         known = "" if position is None else f": {position} after a clean stop, perhaps further after a crash"
         return CannotServe(
-            f"{self._where}: its states are there but the group's offsets are gone (expired or deleted), or the"
-            " states are those of another daemon, and this one needs a state.topic of its own. Going on would answer"
-            f" everything twice. Set the group's offset of this partition to where it had come{known}"
+            f"{self._where}: its states exist, but the group's offsets are gone (expired or deleted), or the"
+            " states are those of another daemon, and this one needs a state.topic of its own. Continuing would predict"
+            f" everything twice. Set the group's offset of this partition to where it stopped{known}"
             " (kafka-consumer-groups --reset-offsets --to-offset); or delete topic"
             f" {self.state_topic!r} to start from the beginning"
         )
@@ -105,14 +105,14 @@ class RestoreErrors(NamedTuple):
         """The committed offset is not between the input's beginning and end."""
         if committed < beginning:
             return CannotServe(
-                f"{self._where}: the group's offset is {committed}, but the input begins at {beginning}: what was at"
-                f" offsets {committed} to {beginning - 1} was deleted before it was read. Move the group's offset to"
-                f" {beginning} (kafka-consumer-groups --reset-offsets --to-earliest) to go on without it; keep the"
-                " state topic: its states stay in use"
+                f"{self._where}: the group's offset is {committed}, but the input begins at {beginning}:"
+                f" offsets {committed} to {beginning - 1} were deleted before they were read. Move the group's offset"
+                f" to {beginning} (kafka-consumer-groups --reset-offsets --to-earliest) to continue without them; keep"
+                " the state topic: its states stay in use"
             )
         return CannotServe(
             f"{self._where}: the group's offset is {committed}, but the input ends at {end}: records were lost, or"
-            " the offset was set by hand. Move the group's offset to where the group had come"
+            " the offset was set by hand. Move the group's offset to where the group stopped"
         )
 
     def skipped(self, answered: int, first: int, end: int) -> CannotServe:
@@ -121,8 +121,8 @@ class RestoreErrors(NamedTuple):
             f"{self._where}: the group's offset was moved from {answered} to {end}, and not by lstmstream:"
             f" offsets {first} to {end - 1} have no prediction. Another consumer may use this group id"
             f" ({self.group!r}), or a tool has reset the offset. Set the group's offset back to {first}"
-            " (kafka-consumer-groups --reset-offsets --to-offset), or set input.on_foreign_commit: accept to go on"
-            " without them"
+            " (kafka-consumer-groups --reset-offsets --to-offset), or set input.on_foreign_commit: accept to"
+            " continue without them"
         )
 
     # -- the replay
@@ -138,14 +138,14 @@ class RestoreErrors(NamedTuple):
         """The input that the states must be rebuilt from was deleted."""
         return CannotServe(
             f"{self._where}: states must be rebuilt from offset {replay_from}, but the input begins at"
-            f" {beginning}; its retention is too short. Delete the state topic and set on_model_change: reset to go"
-            " on with empty states"
+            f" {beginning}; its retention is too short. Delete the state topic and set on_model_change: reset to"
+            " start with empty states"
         )
 
     def input_unreadable(self, error: UnreadableRecords) -> Fatal:
         """Input that was answered once cannot be decoded any more."""
         return Fatal(
-            f"{error.problem}. It was answered, and states must be rebuilt from it: bring it back from a copy"
-            f" of the topic, or delete topic {self.state_topic!r} and set on_model_change: reset to go on"
-            " with empty states"
+            f"{error.problem}. It was already processed, and states must be rebuilt from it: restore it from a"
+            f" copy of the topic, or delete topic {self.state_topic!r} and set on_model_change: reset to"
+            " start with empty states"
         )

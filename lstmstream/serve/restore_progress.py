@@ -32,7 +32,7 @@ class RestoreProgress:
         count = len(restores)
         text = f"{count} partition{'s are' if count > 1 else ' is'} being restored"
         if left:
-            text += f", {left:,} records are left to read"
+            text += f", {left:,} records left to read"
         seconds_left = self._seconds_left(now_s, left)
         if seconds_left is not None:
             text += f", about {seconds_left:.0f} s"

@@ -42,7 +42,7 @@ def score_file(
 
     `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
     the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
-    reading. The exit code is 1 where there are rows and none could be answered.
+    reading. The exit code is 1 where there are rows and none could be scored.
     """
     columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
     config = score_config(config_or_model)
@@ -82,7 +82,7 @@ def score_file(
     features.finish(unseen.unseen)
     late.finish()
     if not rows.rows:
-        say(f"{name}: there are no events in it")
+        say(f"{name}: has no events")
     return 1 if refused.finish(json=rows.file.kind == "jsonl") else 0
 
 
@@ -110,7 +110,7 @@ def _refuse_overwriting(inputs: dict[str, str | Path], outputs: dict[str, str | 
         path = Path(output)
         for what, other in taken.items():
             if _same_file(path, other):
-                raise CannotServe(f"{option} {path}: this is the file of {what} too; name another file")
+                raise CannotServe(f"{option} {path}: is also the file of {what}; name another file")
         taken[option] = path
 
 

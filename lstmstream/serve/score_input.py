@@ -91,14 +91,14 @@ def with_key_and_time(config: Config, model: Model, columns: KeyAndTime) -> Conf
     # a card with fields and without a key: the model was trained on one key
     if key is None and not columns.no_key and not fields:
         problems.append(
-            f"model {model.card.name}: nothing names the key: neither the config nor the model's card;"
+            f"model {model.card.name}: neither the config nor the model's card names the key;"
             f" {columns.advice[0]} if all events belong to one key"
         )
     timed = bool(model.graph_inputs & {"timestamp", "elapsed"}) or config.state.ttl is not None
     if timestamp is None and timed and not columns.no_timestamp:
         problems.append(
             f"model {model.card.name}: its scores depend on the time of events, and neither the config nor the model's"
-            f" card names it; {columns.advice[1]} to take the moment of reading"
+            f" card names it; {columns.advice[1]} to use the time of reading"
         )
     if problems:
         raise CannotServe(*problems)

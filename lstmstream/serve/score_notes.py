@@ -69,7 +69,7 @@ class RefusedRows:
             parts = [f"{message} ({_where(count, row)})" for count, row, message in often[:MAX_REASONS]]
             parts += [f"{len(often) - MAX_REASONS:,} more reasons"] if len(often) > MAX_REASONS else []
             share = f"none of {self.rows:,} rows" if nothing else f"{self.refused:,} of {self.rows:,} rows"
-            what = "could be answered" if nothing else "are dead letters"
+            what = "could be scored" if nothing else "are dead letters"
             hint = "" if self._kept else "; --dead-letters FILE keeps them"
             if json and nothing and self.rows == 1 and self._may_be_a_table:
                 hint = f"; {ONE_VALUE}"
@@ -186,11 +186,11 @@ class LateRows:
         """Says how many there were."""
         if self._count:
             effect = {
-                "apply": "they were answered in the order of the file",
-                "score": "they were answered, and did not change the state",
+                "apply": "they were scored in the order of the file",
+                "score": "they were scored, and did not change the state",
                 "drop": "they became dead letters",
             }[self._policy]
             say(
-                f"{self._name}: {self._count:,} rows are older than the row of their key before them; {effect}"
+                f"{self._name}: {self._count:,} rows are older than an earlier row of their key; {effect}"
                 f" (input.late: {self._policy}). Sort the file by time if it is not in the order of the stream"
             )

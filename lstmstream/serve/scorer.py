@@ -225,7 +225,7 @@ class Scorer:
         return failed
 
     def _late_rejection(self, behind_ms: int) -> tuple[str, str]:
-        return "late", f"the event is {behind_ms} ms older than its key's last, and input.late is drop"
+        return "late", f"the event is {behind_ms} ms older than the newest of its key, and input.late is drop"
 
     def _step_rejection(self, state: Floats) -> tuple[str, str]:
         """(stage, message), which names the part of a state that has grown too large."""

@@ -57,10 +57,10 @@ class OnnxStep:
         self.session, said = self._open_first(model.content)
         self.device = "cuda" if self.session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
         if self.device == "cpu" and "CUDAExecutionProvider" in self._providers:
-            reason = f"ONNX Runtime could not load CUDA: {said or 'it does not say why'}"
+            reason = f"ONNX Runtime could not load CUDA: {said or 'no reason given'}"
             if device == "cuda":
                 raise CannotServe(
-                    f"device.device: cuda was asked for, and {reason}. Install the CUDA and cuDNN libraries it names"
+                    f"device.device: cuda is set, but {reason}. Install the CUDA and cuDNN libraries it names"
                     " (the extra `gpu` brings them), or set device.device: cpu"
                 )
             log.warning("the model runs on the CPU: %s", reason)
@@ -109,7 +109,7 @@ def _providers(device: str) -> list[str]:
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in there:
         raise CannotServe(
-            "device.device: cuda asks for a GPU, and this onnxruntime has no CUDA; run: pip uninstall onnxruntime;"
+            "device.device: cuda needs a GPU, but this onnxruntime has no CUDA; run: pip uninstall onnxruntime;"
             f" then, {install_hint('gpu')} (onnxruntime and onnxruntime-gpu cannot be installed together)"
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]

@@ -101,18 +101,18 @@ def _replication(topic: _Topic) -> Iterator[Finding]:
     needed, replicas = topic.number("min.insync.replicas", 1), topic.info.replicas
     if replicas and needed > replicas:
         text = (
-            f"has min.insync.replicas={needed} and only {replicas} replicas, so the broker takes no record; lower it,"
-            " or add replicas"
+            f"has min.insync.replicas={needed} and only {replicas} replicas, so the broker accepts no records; lower"
+            " it, or add replicas"
         )
         yield topic.warning(text) if topic.option == "input.topic" else topic.error(text)
     elif topic.option == "state.topic" and replicas > 1 and needed < 2:
         yield topic.warning(
-            f"has {replicas} replicas and min.insync.replicas={needed}: states that are committed can be lost with one"
-            " broker; set min.insync.replicas to 2"
+            f"has {replicas} replicas and min.insync.replicas={needed}: committed states can be lost with a"
+            " single broker; set min.insync.replicas to 2"
         )
     if topic.text("unclean.leader.election.enable", "false") == "true":
         yield topic.warning(
-            "has unclean.leader.election.enable=true: records that are committed can be lost with a broker; set it to"
+            "has unclean.leader.election.enable=true: committed records can be lost with a single broker; set it to"
             " false"
         )
 
@@ -128,8 +128,8 @@ def _input(topic: _Topic, config: Config) -> Iterator[Finding]:
     shortest_ms = max(SHORT_RETENTION_MS, int(10 * config.state.checkpoint_interval * 1000))
     if "delete" in policy and 0 <= retention_ms < shortest_ms:
         yield topic.warning(
-            f"has retention.ms={retention_ms}: a daemon that is away for that long loses events, and cannot start again"
-            f" without a decision. Set it to {shortest_ms} or more"
+            f"has retention.ms={retention_ms}: a daemon that is down for that long loses events, and cannot start again"
+            f" without a human decision. Set it to {shortest_ms} or more"
         )
 
 
@@ -153,7 +153,7 @@ def _output(topic: _Topic, config: Config, source: _Topic | None) -> Iterator[Fi
         needed = max_message_bytes(source.info) + DEAD_LETTER_ROOM_BYTES
         if max_message_bytes(topic.info) < needed:
             yield topic.error(
-                f"takes {max_message_bytes(topic.info)} bytes per record, and a dead letter from"
+                f"accepts only {max_message_bytes(topic.info)} bytes per record, and a dead letter from"
                 f" {config.input.topic!r} may need {needed}; set its max.message.bytes to that"
             )
     elif max_message_bytes(topic.info) < SMALL_MESSAGE_BYTES:
@@ -198,6 +198,6 @@ def _state(topic: _Topic, state_floats: int | None) -> Iterator[Finding]:
         needed = state_record_bytes(state_floats) + STATE_ROOM_BYTES
         if max_message_bytes(topic.info) < needed:
             yield topic.error(
-                f"takes {max_message_bytes(topic.info)} bytes per record, and a state of this model with its key may"
-                f" need {needed}; set its max.message.bytes to that or more"
+                f"accepts only {max_message_bytes(topic.info)} bytes per record, and a state of this model with its key"
+                f" may need {needed}; set its max.message.bytes to that or more"
             )

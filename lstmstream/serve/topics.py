@@ -166,7 +166,7 @@ class TopicWatch:
         for name in names:
             topic = found.get(name)
             if topic is None or not topic.partitions:
-                doubts.append((f"topic {name!r} is gone; bring it back", GONE_S))
+                doubts.append((f"topic {name!r} is gone; restore it", GONE_S))
                 continue
             before = known.partition_counts.get(name, topic.partitions)
             changed = _partitions_changed(name, before, topic.partitions, self._config)
@@ -185,7 +185,7 @@ class TopicWatch:
             if found[name].topic_id not in seen:  # a broker may still know the old one for a moment
                 seen.add(found[name].topic_id)
                 log.warning(
-                    "topic %r was deleted and made again: the records that it held are lost, also those written since"
+                    "topic %r was deleted and recreated: the records that it held are lost, also those written since"
                     " the last look; new ones go into the new topic. To publish them again, start under another name",
                     name,
                 )
@@ -194,11 +194,11 @@ class TopicWatch:
 def _made_again(name: str, config: Config) -> str:
     if name == config.state.topic:
         return (
-            f"topic {name!r} was deleted and made again: the states in it are lost. Delete it and set on_model_change:"
-            " reset to go on with empty states"
+            f"topic {name!r} was deleted and recreated: the states in it are lost. Delete it and set on_model_change:"
+            " reset to start with empty states"
         )
     return (
-        f"topic {name!r} was deleted and made again, or kafka.bootstrap_servers lead to another cluster: the states"
+        f"topic {name!r} was deleted and recreated, or kafka.bootstrap_servers lead to another cluster: the states"
         " belong to the old one. Correct the servers; or delete the state topic and the group's offsets, or use another"
         " name"
     )
@@ -212,7 +212,7 @@ def _partitions_changed(name: str, before: int, now: int, config: Config) -> str
         )
     if name == config.state.topic:
         return f"topic {name!r} had {before} partitions and now has {now}: {_NOT_AS_THE_INPUT}"
-    return f"topic {name!r} had {before} partitions and now has {now}; start again to go on with that"
+    return f"topic {name!r} had {before} partitions and now has {now}; restart to continue with that"
 
 
 def _prediction_topics(config: Config) -> set[str]:

@@ -111,7 +111,7 @@ class TestDriver:
         partition: int | None = None,
         headers: Mapping[str, bytes | None] | None = None,
     ) -> None:
-        """Write one record to the input topic and let the daemon answer it.
+        """Write one record to the input topic and let the daemon process it.
 
         `value`: an event, or the bytes of a record's value. `timestamp`: of the record, in milliseconds if a number;
         the clock's time if None. Without `partition` the record goes where a Kafka producer would send it: by murmur2
@@ -121,7 +121,7 @@ class TestDriver:
         self.run()
 
     def pipe_all(self, values: Iterable[Mapping[str, Any] | bytes | None], key: str | bytes | None = None) -> None:
-        """Write many records first, so that they are answered in batches."""
+        """Write many records first, so that they are processed in batches."""
         for value in values:
             self._append(value, key, None, None, None)
         self.run()
@@ -182,7 +182,7 @@ class TestDriver:
     # -- what is remembered and measured
 
     def state(self, key: str | bytes | None, partition: int | None = None) -> KeyState | None:
-        """What the daemon remembers of a key; None for one that it does not know.
+        """The state that the daemon has for a key; None for one that it does not know.
 
         Without `partition`, the first one that knows the key.
         """
@@ -195,7 +195,7 @@ class TestDriver:
         return None
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of a metric of the daemon, 0 if it was never counted. Counters go on over a restart."""
+        """The value of a metric of the daemon, 0 if it was never counted. Counters continue over a restart."""
         found = self._metrics.registry.get_sample_value(name, labels)
         return 0.0 if found is None else found
 
@@ -207,7 +207,7 @@ class TestDriver:
     # -- faults
 
     def fail_next(self, point: str, times: int = 1) -> None:
-        """Let the next `times` calls at a point fail as a broker that cannot be reached does.
+        """Let the next `times` calls at a point fail as with a broker that cannot be reached.
 
         The points: connect, describe, poll, begin, commit, committed (the transaction went through, and the answer was
         lost), recover, committed_offset, read, and others: `lstmstream.transport.memory.FAULT_POINTS`.
@@ -215,11 +215,11 @@ class TestDriver:
         self._faults += [_known(point)] * times
 
     def crash_at(self, point: str) -> None:
-        """Let the daemon die, as by kill -9, at the next call at a point (see `fail_next`)."""
+        """Kill the daemon, as kill -9 does, at the next call at a point (see `fail_next`)."""
         self._crash_at = _known(point)
 
     def crash(self) -> None:
-        """Kill the daemon: no state is written, nothing is handed over. What is piped in meanwhile waits."""
+        """Kill the daemon: no state is written, and it does not leave the group. Records piped in meanwhile wait."""
         transport, self._daemon = self._transport, None
         if transport is not None:
             self._broker.open.pop(transport.member_id, None)  # the next owner aborts it
@@ -234,7 +234,7 @@ class TestDriver:
         return code
 
     def restart(self) -> None:
-        """Start the daemon again, with the same configuration, and let it restore and answer what waits."""
+        """Start the daemon again, with the same configuration, and let it restore and process what waits."""
         if self._daemon is not None:
             self.stop()
         exactly_once = self._config.delivery == "exactly_once"
@@ -256,7 +256,7 @@ class TestDriver:
     # -- the loop
 
     def run(self) -> None:
-        """Let the daemon work until everything is answered and restored; nothing happens while there is none."""
+        """Let the daemon work until everything is processed and restored; nothing happens while there is none."""
         for _ in range(MAX_ROUNDS):
             if self._daemon is None or (self._daemon.phase is Phase.RUNNING and not self._waiting()):
                 return

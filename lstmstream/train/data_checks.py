@@ -140,7 +140,7 @@ def _empty_losses(events: Events, config: TrainConfig, loss_masks: Mapping[str, 
                 if config.task == "classify"
                 else "no event that is followed by another event of its key in the same split"
             )
-            yield f"split: the {name} split has {lacking}; change the shares or dates under split"
+            yield f"split: the {name} split has {lacking}; change the fractions or dates under split"
         elif config.task != "classify" and not _has_known_target(events, config, mask):
             names = ", ".join(config.features.numbers[column].name for column in config.targets)
             yield (
@@ -185,8 +185,8 @@ def _class_problems(events: Events, config: TrainConfig, loss_masks: Mapping[str
 def _unsorted_rows(events: Events) -> Iterator[str]:
     if events.first_unsorted:
         yield (
-            f"the rows are not in order of time (first: {events.first_unsorted}); they were sorted. In the stream they"
-            " should come in order too: see input.late"
+            f"the rows are not in chronological order (first: {events.first_unsorted}); they were sorted. In the"
+            " stream they should arrive in order too: see input.late"
         )
 
 
@@ -195,7 +195,7 @@ def _early_times(events: Events, config: TrainConfig) -> Iterator[str]:
     if events.timed and len(events) and latest < _YEAR_1971_MS:
         yield (
             f"all times of {config.data.timestamp!r} lie before 1971 (latest: {format_iso(latest)}); numbers are read"
-            " as seconds, or from 1e11 on as milliseconds: is the unit another one?"
+            " as seconds below 1e11, else as milliseconds: is the unit a different one?"
         )
 
 
@@ -205,7 +205,7 @@ def _short_sequences(events: Events, config: TrainConfig) -> Iterator[str]:
     if single == len(lengths) and len(lengths) > 1:
         yield f"every key has only one event, so there is nothing to remember; is {config.data.key!r} the right key?"
     elif single > len(lengths) / 2:
-        yield f"{single:,} of {len(lengths):,} keys have only one event; for these a state is of no use"
+        yield f"{single:,} of {len(lengths):,} keys have only one event; a state is of no use for them"
 
 
 def _constant_features(events: Events, sample: Ints, training: Ints, config: TrainConfig) -> Iterator[str]:
@@ -244,7 +244,7 @@ def _labelled_anomalies(events: Events, training: Ints, config: TrainConfig) -> 
         if count:
             yield (
                 f"{count:,} of {len(training):,} events of the training split are labelled as anomalies. The model"
-                " learns from all events, so it may take such faults as usual; train on a time without them"
+                " learns from all events, so it may learn such faults as normal; train on a time without them"
                 " (split.train_from, train_to), or leave these events out"
             )
 
@@ -257,7 +257,7 @@ def _leaks(events: Events, sample: Ints, config: TrainConfig) -> Iterator[str]:
     rows, label = sample[label >= 0], label[label >= 0]
     if len(label) < 50 or len(np.unique(label)) < 2:
         return
-    finding = f"alone gives {config.target.field!r} away"
+    finding = f"alone predicts {config.target.field!r}"
     remedy = "if it is not known at the time of the event, it is a leak: leave it out"
     for column, number in enumerate(config.features.numbers):
         values = np.asarray(events.x[rows, column])

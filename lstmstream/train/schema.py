@@ -125,11 +125,11 @@ class TargetOptions(Section):
     )
     classes: list[str] = Field(
         [],
-        description="Values of the label, the usual one first. Default: numbers ascending, text by falling frequency.",
+        description="Values of the label, the normal one first. Default: numbers ascending, text most frequent first.",
     )
     per: Literal["event", "sequence"] = Field(
         "event",
-        description="Whether every event has a label, or every key; the label of a key counts at its last event.",
+        description="Whether each event has a label, or each key; the label of a key counts at its last event.",
     )
     fields: FieldPaths = Field(
         [], description="Fields to forecast, each one of `features.numbers`. Default: all of them."
@@ -137,7 +137,7 @@ class TargetOptions(Section):
     horizon: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(1, description="Number of events to forecast ahead.")
     residual: bool = Field(default=True, description="Forecast the change from the current value instead of the value.")
     memory: Count = Field(
-        500, description="Anomaly detection: number of events over which the usual error of a key is tracked."
+        500, description="Anomaly detection: number of events over which a key's typical error is tracked."
     )
     loss: Literal["mse", "mae", "huber"] = Field("mse", description="Loss of a forecast.")
 
@@ -180,7 +180,7 @@ class ModelOptions(Section):
     activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the cell; relu as in Keras' LSTM.")
     window: Annotated[StrictInt, Field(ge=1, le=500)] | None = Field(
         None,
-        description="The network sees only the last events, this many; the state holds them. Default: all events.",
+        description="The network sees only this many of the last events, which the state holds. Default: all events.",
     )
 
 
@@ -206,7 +206,7 @@ class Training(Section):
     learning_rate: Annotated[Float, Field(gt=0)] = Field(3e-3, description="Learning rate.")
     schedule: Literal["none", "cosine", "plateau"] = Field(
         "cosine",
-        description="Learning rate schedule; cosine: down to a hundredth; plateau: halved when validation stalls.",
+        description="Learning rate schedule; cosine: down to a hundredth; plateau: halved when validation loss stalls.",
     )
     clip: Annotated[Float, Field(gt=0)] = Field(1.0, description="Maximum L2 norm of the gradient.")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(0.0, description="Weight decay.")
@@ -218,7 +218,7 @@ class Training(Section):
         0.0, description="Standard deviation of the noise added to scaled numbers during training."
     )
     mask: Fraction = Field(
-        0.0, description="Fraction of the numbers hidden during training, which makes the model robust to missing ones."
+        0.0, description="Fraction of the numbers hidden during training, for robustness to missing values."
     )
     seed: Annotated[StrictInt, Field(ge=0, le=2**32 - 1)] = Field(0, description="Seed of all random numbers.")
     device: Annotated[Literal["auto", "cpu", "cuda"], BeforeValidator(lower)] = Field(
@@ -293,7 +293,7 @@ class TrainConfig(Document):
     version: SingleLine = Field("1", description="Version of the model.")
     task: Task = Field(
         description="forecast: predict next values. classify: predict one of two or more classes. anomaly: learn what"
-        " is usual."
+        " is normal."
     )
     out: Path | None = Field(
         None, description="Model file. Default: `<name>.onnx` beside this file; --out overrides it."

@@ -119,7 +119,7 @@ def _threshold_conflicts(config: TrainConfig) -> Iterator[Conflict]:
         text = f"{threshold.rule} does not apply to forecasts; write rule: value, or remove it"
         yield Conflict(("threshold.rule", "task"), text)
     if threshold.rule == "alerts_per_day" and threshold.alerts_per_day is None:
-        text = "is missing; write how many alerts per day can be looked at"
+        text = "is missing; write how many alerts per day can be investigated"
         yield Conflict(("threshold.alerts_per_day", "threshold.rule"), text)
     if threshold.rule == "value" and threshold.value is None:
         yield Conflict(("threshold.value", "threshold.rule"), "is missing; write the lowest score that is an alert")

@@ -73,12 +73,12 @@ DECISIONS: Mapping[ErrorKind, Decision] = {
     ErrorKind.RECORDS_GONE: Decision(
         CannotServe,
         "records that were still to be read are gone ({problem}); the topic's retention is too short, or it was"
-        " truncated or made again",
+        " truncated or recreated",
     ),
     ErrorKind.RECORD_UNREADABLE: Decision(
-        Fatal, "{problem}. Move the group's offset past it, if it can be done without"
+        Fatal, "{problem}. Move the group's offset past it, if you can do without it"
     ),
-    ErrorKind.DENIED: Decision(CannotServe, "the broker denies it: {problem}; grant the missing right"),
+    ErrorKind.DENIED: Decision(CannotServe, "the broker denies access: {problem}; grant the permission it names"),
     ErrorKind.BAD_CREDENTIALS: Decision(
         BadCredentials, "the broker does not accept the credentials: {problem}; see kafka.security"
     ),

@@ -218,7 +218,7 @@ def _network_cause(error: OSError) -> str:
         return "no answer to the connection in time; a firewall, or a host that is down?"
     if error.errno == errno.ECONNREFUSED:
         return "connection refused: nothing listens on this port"
-    return f"it cannot be connected to: {error.strerror or error}"
+    return f"cannot connect: {error.strerror or error}"
 
 
 def _with_tls(plain: socket.socket, at: Address, security: SecuritySettings) -> socket.socket:
@@ -232,7 +232,7 @@ def _with_tls(plain: socket.socket, at: Address, security: SecuritySettings) -> 
     except ssl.SSLError as error:
         raise Cause(_tls_cause(error, security)) from error
     except OSError as error:
-        raise Cause(_does_not_speak_tls("it closes the connection at a TLS handshake")) from error
+        raise Cause(_does_not_speak_tls("it closes the connection during the TLS handshake")) from error
 
 
 def _tls_context(security: SecuritySettings) -> ssl.SSLContext:
@@ -255,13 +255,13 @@ def _certificate_cause(error: ssl.SSLCertVerificationError, at: Address, securit
     reasons = {
         9: "it is not valid yet; is a clock wrong?",
         10: "it has expired",
-        18: f"it is signed by itself and is not among {authority}",
+        18: f"it is self-signed and is not among {authority}",
         19: f"an authority that signed it is not among {authority}",
         20: f"the authority that signed it is not among {authority}, or the broker leaves an intermediate one out",
         21: f"the authority that signed it is not among {authority}, or the broker leaves an intermediate one out",
         2: f"an intermediate authority is known, but the root above it is not among {authority}",
-        62: f"it is for another host than {at.host!r} ({said})",
-        64: f"it is for another address than {at.host!r} ({said})",
+        62: f"it is for a host other than {at.host!r} ({said})",
+        64: f"it is for an address other than {at.host!r} ({said})",
     }
     reason = reasons.get(error.verify_code)
     return f"the broker's certificate is not accepted: {reason or said}" + (
@@ -274,7 +274,7 @@ def _tls_cause(error: ssl.SSLError, security: SecuritySettings) -> str:
     if "wrong version number" in said or "http request" in said or "record layer failure" in said:
         return _does_not_speak_tls("it does not speak TLS")
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return _does_not_speak_tls("it closes the connection at a TLS handshake")
+        return _does_not_speak_tls("it closes the connection during the TLS handshake")
     return _alert_cause(said, security)
 
 
@@ -326,7 +326,7 @@ def _check_protocol(connection: socket.socket, at: Address, security: SecuritySe
             raise Cause(f"it speaks TLS: set kafka.security.protocol to {protocol}") from cause
         raise
     if len(answer) < 6:
-        raise Cause("it does not answer as Kafka does")
+        raise Cause("it does not respond like Kafka")
 
 
 def _speaks_tls(at: Address) -> bool:

@@ -176,13 +176,13 @@ CODES: Mapping[int, ErrorCode] = {
 # Of the codes that are SETTING_REFUSED: which option, and what bounds it.
 SETTINGS: Mapping[int, Setting] = {
     12: Setting("name", "the broker's offset.metadata.max.bytes is too small: 4096 is its default"),
-    21: Setting("kafka", "the broker does not take acks=all, which the daemon needs"),
+    21: Setting("kafka", "the broker does not accept acks=all, which the daemon needs"),
     23: Setting(
         "name",
         "the group has members of another kind, or with another partition.assignment.strategy: stop them, or choose"
         " another name",
     ),
-    24: Setting("name", "it is the consumer group; choose one that the broker takes"),
+    24: Setting("name", "it is the consumer group; choose one that the broker accepts"),
     26: Setting(
         "session.timeout.ms",
         "it must lie between the broker's group.min.session.timeout.ms (6000 by default) and"
@@ -193,8 +193,8 @@ SETTINGS: Mapping[int, Setting] = {
     50: Setting(
         "transaction.timeout.ms", "it may be at most the broker's transaction.max.timeout.ms (900000 by default)"
     ),
-    54: Setting("kafka.security", "the broker has no authorizer or no security for what was asked"),
-    76: Setting("compression.type", "the topic or the broker does not take it; choose another one, or none"),
+    54: Setting("kafka.security", "the broker has no authorizer or no security for this request"),
+    76: Setting("compression.type", "the topic or the broker does not accept it; choose another one, or none"),
     112: Setting("name", "the group uses the consumer protocol with another assignor; choose another name"),
 }
 
@@ -244,4 +244,4 @@ def refused_setting(code: int, text: str, properties: Mapping[str, int | str], g
         value = properties.get(option)
         shown = f"{PROPERTY_DEFAULTS[option]} (the default)" if value is None else str(value)
         return f"kafka.properties: the broker refuses {option} = {shown} ({text}); {advice}"
-    return f"{option}: the broker refuses what it was asked ({text}); {advice}"
+    return f"{option}: the broker refuses the request ({text}); {advice}"

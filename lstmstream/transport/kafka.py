@@ -235,7 +235,7 @@ class KafkaTransport(KafkaAdmin):
         if outside_s > self._patience_s:
             self._patience_s *= 2  # the member that it was may have to expire first
             self._consumer_broken = True
-            raise TryAgain(f"the consumer has been outside of its group for {outside_s:.0f} s; another one is made")
+            raise TryAgain(f"the consumer has been outside its group for {outside_s:.0f} s; replacing it")
 
     def resume(self, partition: int, offset: int) -> None:
         """See GroupMember."""
@@ -357,7 +357,7 @@ class KafkaTransport(KafkaAdmin):
             try:
                 consumer.call(lambda c: c.keep_alive(), min(_KEEP_ALIVE_S, _left(deadline)))
             except TryAgain as error:
-                log.info("the consumer is not well: %s", error)
+                log.info("the consumer reports an error: %s", error)
         if consumer.stuck or self._consumer_broken:
             self._join(deadline)
 

@@ -169,7 +169,7 @@ class WatchedReader:
     def _replace(self) -> None:
         if self._failures < FAILURES:  # it is silent
             self._fetch_less()
-        log.info("a reader of the log comes no further and is replaced", extra={"offset": self.position})
+        log.info("a log reader makes no progress; replacing it", extra={"offset": self.position})
         self.close()
         self._failures = 0
         self._moved_s, self._patience_s = time.monotonic(), min(2 * self._patience_s, LONGEST_SILENT_S)

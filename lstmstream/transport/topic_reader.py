@@ -80,7 +80,7 @@ def _read_all(reader: LogReader, topic: str) -> Iterator[RecordBatch]:
         if reader.position > before:
             moved = time.monotonic()
         elif time.monotonic() - moved > _SILENCE_S:
-            raise CannotServe(f"data.topic: {topic!r} gave no record for {_SILENCE_S:g} s; is the broker well?")
+            raise CannotServe(f"data.topic: {topic!r} returned no records for {_SILENCE_S:g} s; is the broker healthy?")
         if len(records):
             yield records
 

@@ -98,7 +98,7 @@ def test_one_key_in_two_partitions_and_records_without_key(broker: str, topic_pr
     produce(broker, f"{name}.in", events(4, 0, key=None) + events(4, 1, key=None))
     with RunningDaemon(config, tmp_path / "log") as daemon:
         daemon.wait(lambda: daemon.count("keys_in_several_partitions_total") == 1, "finding the key")
-        (said,) = warnings(daemon, "come in several partitions")
+        (said,) = warnings(daemon, "arrive in several partitions")
         assert "'customer'" in said["message"]
         assert "c1" not in str({k: v for k, v in said.items() if k != "ts"}).replace("__", "")
         assert daemon.sigterm() == 0

@@ -110,8 +110,8 @@ def test_regression_on_the_event_alone() -> None:
     dense = lambda rows: events.x[rows] / 100  # noqa: E731
     _, found = all_of(spec, events, dense=dense)
     assert compute_metrics(found["logistic regression"])["average_precision"] > 0.9
-    assert compute_metrics(found["class shares"])["average_precision"] == pytest.approx(label.mean())
-    assert compute_metrics(found["class shares"])["log_loss"] < 0.7
+    assert compute_metrics(found["class frequencies"])["average_precision"] == pytest.approx(label.mean())
+    assert compute_metrics(found["class frequencies"])["log_loss"] < 0.7
     _, blind = all_of(spec, events)  # categories only
     assert 0.5 < compute_metrics(blind["logistic regression"])["average_precision"] < 0.9
 
@@ -132,11 +132,11 @@ def test_only_labelled_training_events_teach() -> None:
     events = history(lengths=[8], seed=0, values=[0.0, 1, 0, 1, 0, 1, 0, 1], label=[0, 1, 0, 1, -1, -1, 0, 0])
     spec = TaskSpec("classify", ("a",), classes=("0", "1"))
     _, found = all_of(spec, events, training=np.arange(6))
-    np.testing.assert_allclose(found["class shares"].score, 0.5)
+    np.testing.assert_allclose(found["class frequencies"].score, 0.5)
     _, none = all_of(spec, events, training=np.array([4, 5]))
     assert none == {}
     _, one = all_of(spec, events, training=np.array([0, 2]), dense=lambda rows: events.x[rows])
-    assert set(one) == {"class shares"}
+    assert set(one) == {"class frequencies"}
 
 
 def test_sequences_are_learned_from_their_ends() -> None:
@@ -146,7 +146,7 @@ def test_sequences_are_learned_from_their_ends() -> None:
     spec = TaskSpec("classify", ("a",), classes=("0", "1"), per="sequence")
     evaluated, found = all_of(spec, events)
     assert len(evaluated) == 10
-    np.testing.assert_allclose(found["class shares"].score, 0.5)
+    np.testing.assert_allclose(found["class frequencies"].score, 0.5)
 
 
 def test_errors_of_an_anomaly() -> None:
@@ -198,7 +198,7 @@ def test_the_comparison_on_one_event_does_not_pretend() -> None:
     )
     assert len(evaluated) == 1
     comparison = compare(replace(evaluated, prediction=evaluated.truth), found)
-    assert (comparison.better, comparison.answer) == (None, "Not known")
+    assert (comparison.better, comparison.answer) == (None, "Unclear")
     assert "nan" not in comparison.text
     assert "too few events" in comparison.text
 

@@ -216,7 +216,7 @@ def test_the_models_own_training_data_are_known_again(tmp_path: Path, capsys: py
     write(model, build(network), replace(card, training=card.training | {"data": {"sha256": digest}}))
     assert asked(capsys, model, data)["trained_on"] is True
     evaluate(str(model), str(data), resamples=2)
-    assert "The model was trained with these data" in capsys.readouterr().out
+    assert "The model was trained on these data" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

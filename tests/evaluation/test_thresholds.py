@@ -118,7 +118,7 @@ def test_the_default_for_anomalies_is_explained() -> None:
     _, text = choose_threshold(evaluated(scores, task="anomaly"), ThresholdRule("default"))
     assert text.endswith("set threshold.rule: alerts_per_day.")  # without labels f1 would be refused
     _, text = choose_threshold(part, ThresholdRule("value", 0.25))
-    assert text.startswith("Threshold 0.25 is threshold.value. On the validation split")
+    assert text.startswith("Threshold 0.25 was set by threshold.value. On the validation split")
 
 
 def test_more_than_two_classes_alert_on_any_but_the_first() -> None:

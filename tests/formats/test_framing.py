@@ -39,7 +39,7 @@ OBJECT = b'{"amount":1,"note":"x"}'
         (OBJECT.decode().encode("utf-16-be"), "UTF-16 text"),
         (OBJECT.decode().encode("utf-32"), "UTF-32 text"),
         (OBJECT.decode().encode("utf-32-be"), "UTF-32 text"),
-        ('{"name":"é"}'.encode("latin-1"), "text in another encoding than UTF-8 (byte 0xe9 at 9)"),
+        ('{"name":"é"}'.encode("latin-1"), "text in an encoding other than UTF-8 (byte 0xe9 at 9)"),
         (b"<?xml version='1.0'?><a/>", "HTML or XML"),
         (b" <html></html>", "HTML or XML"),
         (zlib.compress(OBJECT), "zlib data"),
@@ -82,8 +82,8 @@ def test_a_byte_order_mark_before_json_is_skipped_once() -> None:
         (b'{"a":NaN}', "NaN is not JSON; write null"),
         (b'{"a":[1,Infinity]}', "infinity is not JSON; write null"),
         (b'{"a":None}', "None is not JSON; write null"),
-        (b'{"a":True}', "JSON has true and false in small letters"),
-        (b"{'a':1}", "JSON's strings have double quotes"),
+        (b'{"a":True}', "JSON has true and false in lower case"),
+        (b"{'a':1}", "JSON strings have double quotes"),
     ],
 )
 def test_what_python_writes_for_json_is_named(value: bytes, hint: str) -> None:

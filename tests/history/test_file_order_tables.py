@@ -75,8 +75,10 @@ def test_without_times_the_order_of_the_files_is_said(tmp_path: Path) -> None:
     events = load_events(files, FIELDS)
     assert events.x[:, 0].tolist() == list(range(1, 9))
     (note,) = events.notes
-    assert note.startswith("there is no timestamp field, so the rows of the 8 files count in this order: p1.jsonl, ")
-    assert "p3.jsonl, ..., p6.jsonl, p7.jsonl, p8.jsonl; if it is not the order of time" in note
+    assert note.startswith(
+        "there is no timestamp field, so the rows of the 8 files are taken in this order: p1.jsonl, "
+    )
+    assert "p3.jsonl, ..., p6.jsonl, p7.jsonl, p8.jsonl; if that is not chronological" in note
     assert load_events(files[:1], FIELDS).notes == ()
     timed = load_events(files, Fields("k", "t", ("n",), ()))
     assert timed.notes == ()
@@ -115,7 +117,7 @@ def test_a_file_is_read_as_what_it_is(tmp_path: Path, name: str, form: str) -> N
 
 def test_what_contradicts_a_name_is_a_note_of_the_events(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.csv", 1, 2)
-    assert load_events([path], FIELDS).notes == (f"{path}: is JSON, whatever its name says; it is read as that",)
+    assert load_events([path], FIELDS).notes == (f"{path}: is JSON, despite its name; it is read as such",)
 
 
 def test_a_pipe_is_read_and_a_folder_is_named(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_pipe_is_read_and_a_folder_is_named(tmp_path: Path) -> None:
 def test_lines_that_end_in_cr_are_named_in_csv(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b"k,n\ra,1\ra,2\r")
-    refused("its lines end in CR alone; save it with LF or CRLF", list, read_chunks([path], FIELDS))
+    refused("its lines end in CR only; save it with LF or CRLF", list, read_chunks([path], FIELDS))
 
 
 @pytest.mark.parametrize(("sign", "name"), [(b";", "';'"), (b"\t", "tabs"), (b"|", "'|'")])

@@ -34,7 +34,7 @@ def test_texts_of_csv_stay_as_they_are_written_but_for_whole_numbers_and_boolean
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    twice = "the column 'n' is there twice; rename or remove one of them"
+    twice = "the column 'n' occurs twice; rename or remove one of them"
     refused(twice, csv, tmp_path, "k,t,n,n,c\na,1,1,2,x\n")
     assert csv(tmp_path, "k,t,n,c,z,z,,\na,1,1,x,1,2,,\n") == [("a", 1000, [1.0], ["x"])]  # nobody reads them
 
@@ -267,7 +267,7 @@ def test_times_of_parquet(tmp_path: Path) -> None:
         ([5.0, float("nan")], "row 1: field 't', the timestamp, is missing"),
         ([True], "field 't' is Boolean, not a time"),
         *(
-            (values, "row 1: field 't' has the digits of a date from 1900 to 2100, but there is no such date")
+            (values, "row 1: field 't' looks like a date from 1900 to 2100, but is not a valid one")
             for values in (
                 [20180401, 20181301],
                 [20180401.0, 20181301.0],
@@ -296,7 +296,7 @@ def test_nested_fields_of_parquet(tmp_path: Path) -> None:
         ("z", 1000, [1.5], ["x"]),
         ("y", 1000, [None], [None]),
     ]
-    refused("there is no field 'm.n'; it has 'k'", parquet, tmp_path, NESTED, u=u, m=[{"z": 1}, None])
+    refused("no field 'm.n'; the fields are 'k'", parquet, tmp_path, NESTED, u=u, m=[{"z": 1}, None])
     refused("row 1: field 'k', the key, is missing; remove such rows", parquet, tmp_path, k=["a", None])
 
 
@@ -410,9 +410,7 @@ def test_the_digest_is_of_the_rows_and_not_of_how_they_were_read(
 
 
 def test_all_missing_columns_are_named_at_once_with_those_that_exist(tmp_path: Path) -> None:
-    message = refused(
-        "x.csv: there is no field 'k'; it has 'key', 't'; use one of these", csv, tmp_path, "key,t\n1,1\n"
-    )
+    message = refused("x.csv: no field 'k'; the fields are 'key', 't'; use one of these", csv, tmp_path, "key,t\n1,1\n")
     assert message.count("\n") == 2
     assert "no field 'n'" in message
     assert "no field 'c'" in message

@@ -197,7 +197,7 @@ def test_an_empty_split_is_refused(events: Events, options: dict[str, Any], name
     text = str(caught.value)
     assert text.startswith(f"split: the {name} split is empty (")
     assert counts in text
-    assert text.endswith("; change the shares or dates under split, or add more data")
+    assert text.endswith("; change the fractions or dates under split, or add more data")
 
 
 # --- nothing leaks -----

@@ -360,8 +360,8 @@ def test_compare_leaves_out_events_that_no_key_has_a_score_for(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"key": "absent"}, "there is no field 'absent'"),
-        ({"features": "f0,f1,other"}, "there is no field 'other'"),
+        ({"key": "absent"}, "no field 'absent'"),
+        ({"features": "f0,f1,other"}, "no field 'other'"),
         ({"features": "f0,f1,text"}, "field 'text' is 'a', not a number"),
         ({"compare": "d.txt"}, "has no events"),
         ({"compare": "absent.csv"}, "no such file"),

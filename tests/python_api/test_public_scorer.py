@@ -154,7 +154,7 @@ def test_values_of_other_types_are_those_of_json(field: str, values: list[Any], 
         ("time", timedelta(1), "field 'time' is a duration, not a time"),
         ("time", np.datetime64("10000-01-01"), "field 'time' lies outside years 1..9999"),
         ("time", datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))), "field 'time' lies outside years 1..9999"),
-        ("time", 20260230, "field 'time' has the digits of a date from 1900 to 2100, but there is no such date"),
+        ("time", 20260230, "field 'time' looks like a date from 1900 to 2100, but is not a valid one"),
         ("time", [1], "field 'time' is an array, not a time"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_field_that_no_row_has_is_logged_once(caplog: pytest.LogCaptureFixture
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "the rows: there are no fields 'amount', 'distance_km'; it has 'customer', 'time', 'Amount', 'merchant',"
+        "the rows: no fields 'amount', 'distance_km'; the fields are 'customer', 'time', 'Amount', 'merchant',"
         " 'entry'; 'amount': did you mean 'Amount'?"
     )
     caplog.clear()
@@ -210,7 +210,10 @@ def test_a_field_that_no_row_has_is_logged_once(caplog: pytest.LogCaptureFixture
 
 
 def test_without_a_named_key_it_refuses() -> None:
-    with pytest.raises(CannotServe, match=r"nothing names the key: .*; give key=FIELD, or no_key=True if all events"):
+    with pytest.raises(
+        CannotServe,
+        match=r"neither the config nor the model's card names the key; give key=FIELD, or no_key=True if all events",
+    ):
         Scorer.open(MODEL, timestamp="time")
     answers = Scorer.open(MODEL, no_key=True, timestamp="time").score(rows(3))
     assert [(answer["key"], answer["steps"]) for answer in answers] == [(None, 1), (None, 2), (None, 3)]
@@ -218,7 +221,7 @@ def test_without_a_named_key_it_refuses() -> None:
 
 
 def test_without_a_named_timestamp_it_refuses_where_scores_depend_on_it() -> None:
-    with pytest.raises(CannotServe, match="give timestamp=FIELD, or no_timestamp=True to take the moment of reading"):
+    with pytest.raises(CannotServe, match="give timestamp=FIELD, or no_timestamp=True to use the time of reading"):
         Scorer.open(MODEL, key="customer", ttl="1h")
     before = time.time()
     (answer,) = Scorer.open(MODEL, key="customer", ttl="1h", no_timestamp=True).score([{"customer": "c0", "time": 1}])

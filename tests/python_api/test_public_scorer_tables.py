@@ -198,7 +198,7 @@ def test_columns_that_nobody_reads_are_left_alone() -> None:
 
 def test_a_column_that_is_twice_in_a_pandas_frame_is_refused() -> None:
     frame = pd.DataFrame([[1, "c0", 2.0, 3.0, 4, 5]], columns=["time", "customer", "amount", "amount", "x", "x"])
-    with pytest.raises(CannotServe, match="the frame: the column 'amount' is there twice; rename or remove"):
+    with pytest.raises(CannotServe, match="the frame: the column 'amount' occurs twice; rename or remove"):
         opened().score(frame)
     assert opened().score(frame.iloc[:, [0, 1, 2, 4, 5]])["steps"].tolist() == [1]
 

@@ -50,7 +50,7 @@ def test_a_state_that_has_grown_too_far_starts_over(caplog: pytest.LogCaptureFix
         " 'mean'; after 10 such events in a row the key starts with a fresh state"
     )
     assert world.metric(daemon, "state_resets_total") == 1
-    assert [r.levelno for r in caplog.records if "start with fresh ones" in r.getMessage()] == [logging.WARNING]
+    assert [r.levelno for r in caplog.records if "start with fresh states" in r.getMessage()] == [logging.WARNING]
 
 
 def test_events_that_fail_on_any_state_discard_none() -> None:

@@ -270,7 +270,7 @@ def test_an_input_made_again_is_refused() -> None:
     fill(world, 20)
     world.stop(_settled(world))
     world.broker.topics[INPUT].topic_id = "another"
-    assert "deleted and made again" in _fails(world, world.start)
+    assert "deleted and recreated" in _fails(world, world.start)
 
 
 def test_a_grown_input_is_refused() -> None:

@@ -91,14 +91,14 @@ def test_where_nothing_can_be_answered_it_is_said(driver: TestDriver, caplog: py
     driver.pipe_all([{"amount": 1}] * 99)
     assert lines(caplog, "none of the last") == []
     driver.pipe({"amount": 1})
-    (warning,) = lines(caplog, "none of the last 100 events could be answered")
+    (warning,) = lines(caplog, "none of the last 100 events could be scored")
     assert warning.levelno == logging.WARNING
     assert "t.dead-letter" in warning.getMessage()
     assert warning.getMessage().endswith("have the fields 'amount'")
     driver.pipe_all([{"amount": 1}] * 200)
     assert len(lines(caplog, "none of the last")) == 1
     driver.pipe(GOOD)
-    assert len(lines(caplog, "there are predictions again")) == 1
+    assert len(lines(caplog, "events are scored again")) == 1
 
 
 def test_a_renamed_field_is_said_with_what_there_is(driver: TestDriver, caplog: pytest.LogCaptureFixture) -> None:

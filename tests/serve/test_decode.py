@@ -418,9 +418,7 @@ def test_other_units_of_time_are_named(value: Any, hint: str) -> None:
     ],
 )  # fmt: skip
 def test_the_digits_of_a_date_that_does_not_exist_are_not_seconds(value: Any) -> None:
-    expected = (
-        "field 'when' has the digits of a date from 1900 to 2100, but there is no such date; write the time as ISO 8601"
-    )
+    expected = "field 'when' looks like a date from 1900 to 2100, but is not a valid one; write the time as ISO 8601"
     assert letter(json.dumps({"when": value}).encode(), timestamp="when").message == expected
 
 

@@ -21,9 +21,9 @@ def test_a_loop_that_stands_still_is_dead_and_one_that_moves_again_lives() -> No
     clock.now += 0.001
     ok, text = health.livez()
     assert not ok
-    assert text == "starting: the loop has not moved for 30 s"
+    assert text == "starting: the loop has made no progress for 30 s"
     health.heartbeat()
-    assert health.livez() == (True, "starting: the loop moves")
+    assert health.livez() == (True, "starting: the loop is making progress")
 
 
 def test_an_old_time_does_not_take_progress_back() -> None:
@@ -68,4 +68,4 @@ def test_what_stands_still_is_not_ready() -> None:
     health = Health(stall_after=1.0, clock=clock, blocked={})
     health.set_phase("running")
     clock.now += 5
-    assert health.readyz() == (False, ["running: the loop has not moved for 5 s"])
+    assert health.readyz() == (False, ["running: the loop has made no progress for 5 s"])

@@ -279,7 +279,7 @@ def test_retention_that_is_changed_while_it_runs_is_seen() -> None:
     [
         (INPUT, {"cleanup.policy": "compact"}, "compaction removes events"),
         (STATES, {"cleanup.policy": "compact,delete"}, "does not keep all states"),
-        (LETTERS, {"max.message.bytes": "1000"}, "takes 1000 bytes per record"),
+        (LETTERS, {"max.message.bytes": "1000"}, "accepts only 1000 bytes per record"),
     ],
 )
 def test_a_setting_that_is_changed_to_a_wrong_one_stops_it(topic: str, change: dict[str, str], expected: str) -> None:

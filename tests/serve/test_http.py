@@ -97,7 +97,7 @@ def test_live_until_the_loop_stands_still(side: Side) -> None:
     status, headers, body = side.ask("/livez")
     assert status == 503
     assert headers["content-type"] == "application/json"
-    assert json.loads(body) == {"live": False, "reason": "starting: the loop has not moved for 31 s"}
+    assert json.loads(body) == {"live": False, "reason": "starting: the loop has made no progress for 31 s"}
 
 
 def test_ready_says_why_not(side: Side) -> None:

@@ -34,7 +34,7 @@ def test_a_key_in_two_partitions_is_said_once_and_counted(
     for number in range(8):
         world.produce(record_key, EVENT, number % 2)
     world.settle()
-    (said,) = warnings(caplog, "come in several partitions")
+    (said,) = warnings(caplog, "arrive in several partitions")
     assert by in said["message"]
     assert (said["keys"], {said["partition"], said["other_partition"]}) == (1, {0, 1})
     assert all("c1" not in str(value) for value in said.values())
@@ -63,7 +63,7 @@ def test_a_key_that_was_restored_in_both_is_found(caplog: pytest.LogCaptureFixtu
     world.produce(b"c1", EVENT, 1)
     world.start()
     world.settle()
-    assert len(warnings(caplog, "come in several partitions")) == 1
+    assert len(warnings(caplog, "arrive in several partitions")) == 1
 
 
 def test_of_a_large_batch_some_keys_are_looked_at_and_in_the_end_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_records_without_a_key_are_said_once_an_hour_and_counted(caplog: pytest.
     (said,) = warnings(caplog, "without a key")
     assert (said["topic"], said["partitions"], said["partition"]) == (INPUT, 3, 0)
     assert world.metric(daemon, "records_without_key_total") == 12
-    assert not warnings(caplog, "come in several"), "a null key is in every partition by nature"
+    assert not warnings(caplog, "arrive in several"), "a null key is in every partition by nature"
     world.now_s += WARN_INTERVAL_S
     more()
     assert [one["records"] >= 12 for one in warnings(caplog, "without a key")[1:]] == [True]

@@ -267,7 +267,7 @@ def test_one_behind_records_that_are_deleted_is_what_the_message_asks_for(caplog
         world.produce(b"k", EVENT, 0)
     world.broker.truncate(INPUT, 0, 8)
     message = refusal(world)
-    assert "what was at offsets 5 to 7 was deleted before it was read. Move the group's offset to 8" in message
+    assert "offsets 5 to 7 were deleted before they were read. Move the group's offset to 8" in message
     assert "keep the state topic" in message
     foreign(world, 8)
     world.produce(b"k", EVENT, 0)

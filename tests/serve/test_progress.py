@@ -37,11 +37,11 @@ def test_input_that_waits_without_a_commit_is_not_ready_until_the_next_one() -> 
     watch.health.waiting(7)
     assert watch.after(30)[0]
     watch.health.waiting(8)
-    assert watch.after(1) == (False, ["8 records wait, and no batch was committed for 31 s"])
+    assert watch.after(1) == (False, ["8 records are waiting, and no batch was committed for 31 s"])
     watch.health.failed("expired" * 100, 3)
     ready, [reason] = watch.after(1)
     assert not ready
-    assert reason.startswith("8 records wait, and no batch was committed for 32 s; the last error: expired")
+    assert reason.startswith("8 records are waiting, and no batch was committed for 32 s; the last error: expired")
     assert len(reason) < 400
     watch.health.committed(3)
     assert watch.after(30)[0], "5 still wait, and one batch went through"
@@ -87,7 +87,7 @@ def test_a_broker_that_fails_each_commit_makes_the_daemon_not_ready() -> None:
     assert health.livez()[0], "the loop moves"
     ready, reasons = health.readyz()
     assert not ready
-    assert any("records wait" in reason and "NOT_ENOUGH_REPLICAS" in reason for reason in reasons), reasons
+    assert any("records are waiting" in reason and "NOT_ENOUGH_REPLICAS" in reason for reason in reasons), reasons
     world.broker.on_write = lambda _batch: None
     world.settle(100)
     world.step(daemon)

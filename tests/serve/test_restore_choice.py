@@ -62,7 +62,7 @@ def test_floors_of_other_identities_alone_are_refused_and_all_are_named() -> Non
         world.write(b"a", at=1, identity=identity)
         world.write_floor(1, identity=identity)
     message = world.refusal()
-    assert f"its states belong to {OTHER} and {third}, and this is {IDENTITY}" in message
+    assert f"its states belong to {OTHER} and {third}, but this is {IDENTITY}" in message
     assert "on_model_change: reset" in message
 
 
@@ -123,14 +123,14 @@ def test_an_offset_without_states_is_refused() -> None:
     world = World()
     world.produce(b"a")
     world.commit_offset(1)
-    assert f"the group has come to offset 1, but topic {STATE!r} holds no states" in world.refusal()
+    assert f"the group's offset is 1, but topic {STATE!r} holds no states" in world.refusal()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"input_topic_id": "another"}, f"were not written for the topic {INPUT!r} that is there now: it was deleted"),
-        ({"state_topic_id": "another"}, f"topic {STATE!r} was deleted and made again"),
+        ({"state_topic_id": "another"}, f"topic {STATE!r} was deleted and recreated"),
         ({"partitions": 2}, f"topic {INPUT!r} has 1 partitions, and had 2"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_topic_that_is_made_again_while_the_daemon_runs_is_named(topic: str, c
     world.write_floor(1)
     world.broker.topics[topic].topic_id = "another"
     message = world.refusal()
-    assert "was deleted and made again" in message
+    assert "was deleted and recreated" in message
     assert repr(topic) in message
 
 

@@ -82,7 +82,7 @@ def test_what_was_answered_is_not_left_out() -> None:
     """The disk failed later: states without these events would be wrong."""
     world = with_events(floor=3, position=3)
     world.commit_offset(10)
-    with pytest.raises(Fatal, match=r"in\[0\]@5: .* It was answered, .*on_model_change: reset"):
+    with pytest.raises(Fatal, match=r"in\[0\]@5: .* It was already processed, .*on_model_change: reset"):
         world.finish(world.begin())
 
 

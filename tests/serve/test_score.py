@@ -138,12 +138,12 @@ def test_no_output_may_be_a_file_that_is_read_or_the_other_output(tmp_path: Path
         for option in ("--out", "--dead-letters"):
             assert run(config, data, option, output) == 2
             what = {"m.onnx": "the model", "c.yaml": "the config"}.get(output.name, "the data")
-            message = f"{option} {output}: this is the file of {what} too; name another file"
+            message = f"{option} {output}: is also the file of {what}; name another file"
             assert message in capfd.readouterr().err
             assert {path: path.read_bytes() for path in before} == before
     new = tmp_path / "new"
     assert run(model, data, "--out", new, "--dead-letters", tmp_path / "folder" / ".." / "new") == 2
-    assert "this is the file of --out too" in capfd.readouterr().err
+    assert "is also the file of --out" in capfd.readouterr().err
     assert not new.exists()
     assert run(model, data, "--out", "/dev/null", "--dead-letters", "/dev/null") == 0
 
@@ -167,7 +167,7 @@ def test_standard_input_and_output_are_files_too(tmp_path: Path) -> None:
                 check=False,
             )
         assert done.returncode == 2, done.stderr
-        assert b"this is the file of" in done.stderr
+        assert b"is also the file of" in done.stderr
         assert data.read_text() == '{"amount":1}\n'
 
 

@@ -106,9 +106,9 @@ def test_without_any_key_or_time_it_refuses(tmp_path: Path, capfd: Any, referenc
     data, out = write(tmp_path / "x.jsonl", events()), tmp_path / "out"
     assert run_as_is(model, data, "--out", out) == 2
     first, second = capfd.readouterr().err.splitlines()
-    assert "nothing names the key" in first
+    assert "neither the config nor the model's card names the key" in first
     assert "give --key COLUMN, or --no-key if all events belong to one key" in first
-    assert "give --timestamp COLUMN, or --no-timestamp to take the moment of reading" in second
+    assert "give --timestamp COLUMN, or --no-timestamp to use the time of reading" in second
     assert not out.exists()
     assert run_as_is(model, data, "--out", out, "--no-key") == 2
     assert run_as_is(model, data, "--out", out, "--no-key", "--no-timestamp") == 0
@@ -129,12 +129,12 @@ def test_a_field_that_no_row_has_is_named(
     data = write(tmp_path / f"x.{kind}", renamed(events(), field, new))
     code = run_as_is(DEMO, data, "--out", out)
     said = capfd.readouterr().err
-    assert f"lstmstream: {data}: there is no field {field!r}; it has " in said
+    assert f"lstmstream: {data}: no field {field!r}; the fields are " in said
     assert (f"did you mean {new!r}?" in said) == (change is not None)
     if kind == "jsonl":
         unanswered = field in {"customer", "time"}
         assert code == (1 if unanswered else 0)
-        assert (f"{data}: none of 30 rows could be answered" in said) == unanswered
+        assert (f"{data}: none of 30 rows could be scored" in said) == unanswered
     else:
         assert code == 2
         assert out.read_bytes() == b"precious"
@@ -147,7 +147,7 @@ def test_an_included_field_that_no_row_has_is_said_and_no_fault(tmp_path: Path, 
     data = write(tmp_path / f"x.{kind}", events())
     assert run_as_is(config, data, "--out", out) == 0
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"{data}: there is no field 'Entry'; it has 'customer'" in line
+    assert f"{data}: no field 'Entry'; the fields are 'customer'" in line
     assert "did you mean 'entry'?" in line
     assert answers(out)[0]["event"] == {"merchant": "fuel"}
 
@@ -156,7 +156,7 @@ def test_several_fields_that_are_not_there_are_one_line(tmp_path: Path, capfd: A
     data = write(tmp_path / "x.csv", renamed(renamed(events(), "amount", "Amount"), "merchant", "shop"))
     assert run_as_is(DEMO, data) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "there are no fields 'amount', 'merchant'; it has 'customer', 'time', 'Amount'" in line
+    assert "no fields 'amount', 'merchant'; the fields are 'customer', 'time', 'Amount'" in line
     assert "'amount': did you mean 'Amount'?" in line
 
 
@@ -185,7 +185,7 @@ def test_where_no_row_could_be_answered_the_exit_code_is_1(tmp_path: Path, capfd
     options = ("--dead-letters", letters) if kept else ()
     assert run_as_is(DEMO, data, "--out", tmp_path / "out", *options) == 1
     said = capfd.readouterr().err.splitlines()
-    assert f"{data}: none of 30 rows could be answered: field 'time' is not an ISO 8601 time" in said[-1]
+    assert f"{data}: none of 30 rows could be scored: field 'time' is not an ISO 8601 time" in said[-1]
     assert "(30 rows, the first is row 0)" in said[-1]
     assert ("--dead-letters FILE keeps them" in said[-1]) == (not kept)
     assert len(said) == (1 if kept else 2)
@@ -301,7 +301,7 @@ def test_a_file_without_rows_is_said_and_no_fault(tmp_path: Path, capfd: Any, ki
         frame = {"csv": pl.read_csv, "parquet": pl.read_parquet, "feather": pl.read_ipc}[kind](path).clear()
         {"csv": frame.write_csv, "parquet": frame.write_parquet, "feather": frame.write_ipc}[kind](path)
     assert run_as_is(DEMO, path, "--out", out) == 0
-    assert capfd.readouterr().err == f"lstmstream: {path}: there are no events in it\n"
+    assert capfd.readouterr().err == f"lstmstream: {path}: has no events\n"
     assert out.read_bytes() == b""
 
 
@@ -310,7 +310,7 @@ def test_rows_out_of_order_are_counted_once(tmp_path: Path, capfd: Any) -> None:
     path = write(tmp_path / "x.jsonl", [*data[10:], *data[:10]])
     assert run_as_is(DEMO, path, "--out", tmp_path / "out") == 0
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"lstmstream: {path}: 10 rows are older than the row of their key before them; they were ")
+    assert line.startswith(f"lstmstream: {path}: 10 rows are older than an earlier row of their key; they were ")
     assert run_as_is(config_of(tmp_path, DEMO, ", late: drop"), path, "--out", tmp_path / "out") == 0
     assert "they became dead letters (input.late: drop)" in capfd.readouterr().err
 

@@ -161,7 +161,7 @@ def test_a_column_that_is_there_twice_is_exit_2(tmp_path: Path, capfd: Any) -> N
     path = tmp_path / "x.csv"
     path.write_text("id,amount,amount\na,1,2\n")
     assert run(MODEL, path, "--out", tmp_path / "out") == 2
-    assert f"{path}: the column 'amount' is there twice; rename or remove one of them" in capfd.readouterr().err
+    assert f"{path}: the column 'amount' occurs twice; rename or remove one of them" in capfd.readouterr().err
     path.write_text(f"id,amount,x,x,{OTHERS}\na,1,2,3,,,\n")
     assert run(MODEL, path, "--out", tmp_path / "out") == 0
 

@@ -154,7 +154,7 @@ def test_a_late_event_that_is_only_scored_or_dropped_makes_no_step() -> None:
         assert (scored.predictions.steps.tolist(), stages(scored)) == (steps, dead)
         assert (scored.late_events, scored.expired) == (1, 0)
         assert snapshot(made.states)[0, b"a"][1:] == (steps[-1], 10_000, last, 0)
-    assert scored.dead_letters[0].message.startswith("the event is 1000 ms older than its key's last")
+    assert scored.dead_letters[0].message.startswith("the event is 1000 ms older than the newest of its key")
 
 
 def test_an_expired_state_begins_anew_and_is_counted_where_it_moves() -> None:

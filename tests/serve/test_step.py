@@ -28,7 +28,7 @@ def test_a_model_that_cannot_answer_one_event_alone_is_refused(tmp_path: Path) -
                 node.input[place] = "squeezed"  # loses the rows' axis where there is one row
     proto.graph.node.insert(0, helper.make_node("Squeeze", ["x"], ["squeezed"]))
     path = write(tmp_path / "m.onnx", proto, card_of(network))
-    with pytest.raises(CannotServe, match=r"m\.onnx: a first step fails: "):
+    with pytest.raises(CannotServe, match=r"m\.onnx: a trial step fails: "):
         OnnxStep(load_model(path), device="cpu")
 
 
@@ -48,7 +48,7 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_cuda")
 def test_a_gpu_that_was_asked_for_and_not_got_is_exit_2() -> None:
-    with pytest.raises(CannotServe, match=r"device\.device: cuda was asked for.*libcublasLt\.so\.13") as refused:
+    with pytest.raises(CannotServe, match=r"device\.device: cuda is set, but .*libcublasLt\.so\.13") as refused:
         OnnxStep(load_model(SMALL), device="cuda")
     assert "\n" not in str(refused.value)
 

@@ -152,7 +152,7 @@ def test_a_topic_that_is_made_again_under_its_name_is_noticed(name: str, lost: s
     assert not watched.doubted()
     watched.topics[name] = again
     message = watched.refused_after(topics.MADE_AGAIN_S)
-    assert f"'{name}' was deleted and made again" in message
+    assert f"'{name}' was deleted and recreated" in message
     assert lost in message
 
 
@@ -167,9 +167,9 @@ def test_an_output_that_is_made_again_is_said_once(name: str, caplog: pytest.Log
         for seen in (again, before, again):  # a broker may know the old one for a moment
             watched.topics[name] = seen
             assert not watched.doubted()
-    said = [record.getMessage() for record in caplog.records if "made again" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "recreated" in record.getMessage()]
     assert len(said) == 2
-    assert all(f"topic {name!r} was deleted and made again: the records that it held are lost" in text for text in said)
+    assert all(f"topic {name!r} was deleted and recreated: the records that it held are lost" in text for text in said)
 
 
 def test_an_input_that_has_grown_is_noticed_at_once() -> None:
@@ -199,7 +199,7 @@ def test_partitions_that_are_not_known_for_a_moment_are_waited_for(partitions: i
     assert not watched.doubted()
     watched.topics[OUTPUT].logs = log[:partitions]
     message = watched.refused_after(topics.GONE_S)
-    assert "is gone" in message or f"had {PARTITIONS} partitions and now has {partitions}; start again" in message
+    assert "is gone" in message or f"had {PARTITIONS} partitions and now has {partitions}; restart" in message
 
 
 # -- topics that were just made, at the start

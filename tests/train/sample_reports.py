@@ -63,7 +63,7 @@ def report(task: str, *, keys: int = 60, length: int = 120, resamples: int = 30,
         stop_reason="all epochs complete",
         event_numbers=1 + place[rows],
         facts={"network": "1 x LSTM(64), 22,401 parameters", "state": "128 values, 512 bytes per key",
-               "data (SHA-256)": "ab" * 32, "exported file against network": "maximum difference 2.4e-07"},
+               "data (SHA-256)": "ab" * 32, "exported file vs. network": "maximum difference 2.4e-07"},
         warnings=["balance is always 7 in the training split"] if task == "binary" else [],
     )  # fmt: skip
     return replace(whole, **changes)

@@ -98,7 +98,7 @@ def test_a_missing_column(tmp_path: Path) -> None:
     with pytest.raises(CannotServe) as caught:
         Data(tmp_path, frame_of().rename({"amount": "Amount"}))
     assert str(caught.value) == (
-        f"{tmp_path / 'x.parquet'}: there is no field 'amount'; it has 'card', 'time', 'Amount', 'age', 'shop',"
+        f"{tmp_path / 'x.parquet'}: no field 'amount'; the fields are 'card', 'time', 'Amount', 'age', 'shop',"
         " 'fraud'; did you mean 'Amount'? Use that name, or rename the field in the data"
     )
 
@@ -109,14 +109,14 @@ def test_an_empty_split(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "split: the train split is empty (by time: train before 1969-12-31T00:00:00Z, validation from"
         " 2020-09-13T12:31:20Z, test from 2020-09-13T12:32:20Z; of 400 events 0 train, 60 validation, 60 test);"
-        " change the shares or dates under split, or add more data"
+        " change the fractions or dates under split, or add more data"
     )
 
 
 def test_a_split_without_labels(tmp_path: Path) -> None:
     late = [i % 2 if i < 200 else None for i in range(ROWS)]
     assert Data(tmp_path, frame_of(fraud=late)).errors() == [
-        "split: the validation split has no event with a label in 'fraud'; change the shares or dates under split"
+        "split: the validation split has no event with a label in 'fraud'; change the fractions or dates under split"
     ]
 
 
@@ -125,7 +125,7 @@ def test_a_split_without_anything_to_forecast(tmp_path: Path) -> None:
     assert Data(tmp_path, frame_of(card=once), task="forecast", target={"field": None}).errors() == [
         (
             "split: the validation split has no event that is followed by another event of its key in the same split;"
-            " change the shares or dates under split"
+            " change the fractions or dates under split"
         )
     ]
 
@@ -185,7 +185,7 @@ def test_keys_with_one_event(tmp_path: Path) -> None:
         "every key has only one event, so there is nothing to remember; is 'card' the right key?"
     ]
     most = Data(tmp_path, frame_of(card=[f"c{i}" if i < 300 else f"c{i % 4}" for i in range(ROWS)]))
-    assert most.warnings() == ["296 of 300 keys have only one event; for these a state is of no use"]
+    assert most.warnings() == ["296 of 300 keys have only one event; a state is of no use for them"]
     few = Data(tmp_path, frame_of(card=[f"c{i}" if i < 100 else f"d{i % 150}" for i in range(ROWS)]))
     assert few.warnings() == []
     forecast = Data(tmp_path, frame_of(card=[f"c{i}" for i in range(ROWS)]), task="forecast", target={"field": None})
@@ -204,7 +204,7 @@ def test_times_in_another_unit(tmp_path: Path) -> None:
         (warning,) = Data(tmp_path, frame_of(time=times)).warnings()
         assert warning.startswith("all times of 'time' lie before 1971 (latest: 1970-")
         assert warning.endswith(
-            "; numbers are read as seconds, or from 1e11 on as milliseconds: is the unit another one?"
+            "; numbers are read as seconds below 1e11, else as milliseconds: is the unit a different one?"
         )
 
 
@@ -213,8 +213,8 @@ def test_unsorted_time(tmp_path: Path) -> None:
     times[40], times[32] = times[32], times[40]  # both of key c0
     (warning,) = Data(tmp_path, frame_of(time=times)).warnings()
     assert warning == (
-        "the rows are not in order of time (first: key 'c0', row 40); they were sorted. In the stream they should"
-        " come in order too: see input.late"
+        "the rows are not in chronological order (first: key 'c0', row 40); they were sorted. In the stream they should"
+        " arrive in order too: see input.late"
     )
 
 
@@ -275,7 +275,7 @@ def test_labelled_anomalies_in_the_training_split(tmp_path: Path) -> None:
     (warning,) = Data(tmp_path, frame_of(fraud=label), task="anomaly").warnings()
     assert warning == (
         "3 of 280 events of the training split are labelled as anomalies. The model learns from all events, so it may"
-        " take such faults as usual; train on a time without them (split.train_from, train_to), or leave these events"
+        " learn such faults as normal; train on a time without them (split.train_from, train_to), or leave these events"
         " out"
     )
     late = [int(i % 100 == 0 and i > 280) for i in range(ROWS)]
@@ -303,7 +303,7 @@ def test_a_label_that_leaks(tmp_path: Path, rate: float) -> None:
     label = (random.random(ROWS) < rate).astype(int)
     label[:4] = [0, 1, 0, 1]
     noise = random.random(ROWS)
-    leak = "alone gives 'fraud' away; if it is not known at the time of the event, it is a leak: leave it out"
+    leak = "alone predicts 'fraud'; if it is not known at the time of the event, it is a leak: leave it out"
     for amount in (label, 1 - label, label * 3.0 + noise, noise - label * 3.0, np.where(label == 1, np.nan, 7.0)):
         data = Data(tmp_path, frame_of(fraud=label, amount=amount))
         assert data.warnings() == [f"amount {leak}"]

@@ -248,7 +248,7 @@ def test_the_threshold_table_has_no_gaps_where_the_evaluated_split_is_another() 
 
 def test_the_best_f1_is_marked() -> None:
     whole = sample("binary")
-    page = render(replace(whole, threshold=0.5, threshold_rule="Threshold 0.5 is threshold.value."))
+    page = render(replace(whole, threshold=0.5, threshold_rule="Threshold 0.5 was set by threshold.value."))
     (row,) = re.findall(r"<tr><td>([^<]*) \(best F1\)</td>", page)
     assert row == format_number(whole.threshold or 0)  # the sample's own rule is f1
     assert "best F1" not in render(sample("unlabelled"))

@@ -347,7 +347,7 @@ ANOMALY = "task: anomaly, target: {field: null}"
         ("model: {projection: 64}", ["model.projection: 64 must be less than model.hidden (64); change one of them"]),
         (
             "threshold: {rule: alerts_per_day}",
-            ["threshold.alerts_per_day: is missing; write how many alerts per day can be looked at"],
+            ["threshold.alerts_per_day: is missing; write how many alerts per day can be investigated"],
         ),
         (
             "threshold: {rule: value}",
@@ -498,3 +498,8 @@ def test_a_report_shows_the_text_as_it_is_written(tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
     file.write_text(f"# mine\n{LEAST}")
     assert config_text(file) == f"# mine\n{LEAST}"
+
+
+def test_words_that_stand_for_a_list_are_among_its_values() -> None:
+    kinds = {option.path: option.kind for option in training_options()}
+    assert kinds["training.class_weights"] == "`none`, `balanced`, list"

@@ -368,7 +368,7 @@ def test_anomalies_of_huge_unscaled_numbers(tmp_path: Path) -> None:
     ("sections", "message"),
     [
         ({"data": {"path": "nothing.csv"}}, "nothing.csv does not exist"),
-        ({"features": {"numbers": ["amont"]}}, "there is no field 'amont'; it has 'customer', 'time', 'amount'"),
+        ({"features": {"numbers": ["amont"]}}, "no field 'amont'; the fields are 'customer', 'time', 'amount'"),
         ({"model": {"hiden": 3}}, "model.hiden: unknown key; did you mean hidden?"),
         ({"training": {"device": "cuda"}}, "training.device: cuda needs an NVIDIA GPU, and torch finds none"),
         ({"split": {"validation": 0.9, "test": 0.2}}, "split.test: validation and test together"),

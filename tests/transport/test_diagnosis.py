@@ -64,9 +64,9 @@ def test_a_connection_that_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> N
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "an HTTP server"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", True, "an SSH server"),
         (b"\x15\x03\x03\x00\x02\x02\x50", False, "TLS"),
-        (b"220 mail.example ESMTP\r\n", True, "does not answer as a Kafka broker does"),
-        (b"\x00\x00\x00\x06abcdef", False, "does not answer as Kafka does"),
-        (b"\xff\xff\xff\xff", False, "does not answer as a Kafka broker does"),
+        (b"220 mail.example ESMTP\r\n", True, "does not respond like a Kafka broker"),
+        (b"\x00\x00\x00\x06abcdef", False, "does not respond like Kafka"),
+        (b"\xff\xff\xff\xff", False, "does not respond like a Kafka broker"),
     ],
 )
 def test_something_else_answers(text: bytes, first: bool, said: str) -> None:
@@ -83,7 +83,7 @@ def test_a_server_that_says_nothing_or_closes() -> None:
         assert "does not answer a TLS handshake" in diagnose([at], TLS)
     with serving(closing) as at:
         assert "closes the connection" in diagnose([at], PLAIN)
-        assert "closes the connection at a TLS handshake" in diagnose([at], TLS)
+        assert "closes the connection during the TLS handshake" in diagnose([at], TLS)
 
 
 def test_tls_where_none_was_configured(certificates: Certificates) -> None:
@@ -102,13 +102,13 @@ def test_no_tls_where_it_was_configured() -> None:
 @pytest.mark.parametrize(
     ("made", "ca", "said"),
     [
-        ({"names": "DNS:elsewhere.example"}, "root", "another address than '127.0.0.1'"),
+        ({"names": "DNS:elsewhere.example"}, "root", "an address other than '127.0.0.1'"),
         ({"days": -1}, "root", "it has expired"),
         ({}, "other", "the authority that signed it is not among kafka.security.ca"),
         ({}, None, "the authority that signed it is not among the system's authorities"),
         ({"by": "intermediate"}, "root", "leaves an intermediate one out"),
         ({"by": "intermediate"}, "intermediate", "the root above it is not among kafka.security.ca"),
-        ({"by": "self"}, "root", "it is signed by itself"),
+        ({"by": "self"}, "root", "it is self-signed"),
     ],
 )
 def test_a_certificate_that_is_not_accepted(
@@ -153,7 +153,7 @@ def test_files_that_are_no_certificates(tmp_path: Path) -> None:
     ("mechanisms", "said"),
     [
         (("SCRAM-SHA-256", "GSSAPI"), "does not offer SASL mechanism PLAIN, but SCRAM-SHA-256, GSSAPI"),
-        (("PLAIN",), "user name or password are not accepted (Authentication failed: Invalid username or password)"),
+        (("PLAIN",), "user name or password is wrong (Authentication failed: Invalid username or password)"),
     ],
 )
 def test_who_we_are_is_not_accepted_and_no_secret_is_said(mechanisms: tuple[str, ...], said: str) -> None:

@@ -386,7 +386,7 @@ def test_offsets_are_asked_for_as_they_should_be() -> None:
     assert transport.offset_range("t", 0) == (3, 9), "up to the high watermark"
     assert transport.stable_end_offsets([0, 1]) == {0: 8, 1: 8}
     client.fail("create", ErrorKind.DENIED)
-    with pytest.raises(CannotServe, match="topic 't' cannot be created: the broker denies it: because"):
+    with pytest.raises(CannotServe, match="topic 't' cannot be created: the broker denies access: because"):
         transport.create("t", 1, {})
     client.fail("create", ErrorKind.TRANSIENT)
     with pytest.raises(TryAgain, match="creating topic 't': because"):

@@ -40,7 +40,7 @@ def threshold_section(report: Report) -> str:
         lines.append(table_row([label, count, *map(format_number, columns)], "chosen" if candidate == chosen else ""))
     note = f"Thresholds come from the validation split; their alerts are counted on the {report.split_name} split."
     if best is not None:
-        note += " Best F1: on the validation split."
+        note += " Best F1: chosen on the validation split."
     heads = ["threshold", "alerts", "alerts per day", "precision", "recall", "F1"]
     texts = f'<p>{escaped(report.threshold_rule)}</p><p class="soft">{note}</p>'
     return f'{texts}<div class="card">{table(heads, lines)}</div>'
@@ -124,7 +124,7 @@ def top_events_section(report: Report) -> str:
     if numbered:
         note += " Event 1 of a key is its earliest in the data."
     if expected:
-        note += " Expected: the forecast that the model made at the event before."
+        note += " Expected: the model's forecast at the key's previous event."
     return f'<p class="soft">{note}</p><div class="card">{table(heads, lines)}</div>'
 
 

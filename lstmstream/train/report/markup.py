@@ -209,7 +209,7 @@ def _confusion_matrix(evaluated: Evaluated) -> str:
             f'<td class="h{min(4, int(np.ceil(share * 4)))}">{n}</td>' for n, share in zip(counts, shares, strict=True)
         )
         lines.append(f"<tr><td>{escaped(name)}</td>{cells}</tr>")
-    note = "Rows: the true class. Columns: the predicted class. Darker cells hold a larger share of their row."
+    note = "Rows: the true class. Columns: the predicted class. Darker cells hold a larger fraction of their row."
     return (
         f'<div class="card confusion"><h3>Confusion matrix</h3><figcaption>{note}</figcaption>'
         f"{table(['', *evaluated.names], lines)}</div>"

@@ -106,7 +106,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], chosen: int) -> list
     metric = column("metric")
     if np.isfinite(metric).any() and not np.allclose(np.negative(metric), column("validation_loss"), equal_nan=True):
         series = (Series("validation", metric, colour=1),)
-        caption = "The metric that the epoch was chosen by; higher is better."
+        caption = "The metric by which the epoch was chosen; higher is better."
         plots.append(Plot("metric", "Metric by epoch", caption, "epoch", "metric", epochs, series, marks=marks))
     return plots
 
@@ -132,7 +132,9 @@ def forecast_plots(evaluated: Evaluated, keys: Sequence[str]) -> list[Plot]:
                 Series("forecast", evaluated.prediction[forecast_rows, column], "dashed"),
             )
             title = "Forecast and true value"
-            caption = f"The last {FORECAST_POINTS} events of the split at most, each at the time it is a forecast for."
+            caption = (
+                f"At most the last {FORECAST_POINTS} events of the split, each at the time that its forecast is for."
+            )
             name = evaluated.names[column].rpartition(" t+")[0]
             plots.append(
                 Plot(
@@ -182,11 +184,11 @@ def score_histogram(evaluated: Evaluated, threshold: float | None) -> Plot:
         shares = np.maximum(shares, 0.5 / len(evaluated))  # there is no zero on a log scale; this is its lower end
         series.append(Series(name, np.append(shares, shares[-1]), "steps", colour))
     caption = (
-        "Share of events by score, on a log scale. The shares of each class add up to 1; the bottom of the scale means"
-        " none."
+        "Fraction of events per score, on a log scale. The fractions of each class add up to 1; the bottom of the"
+        " scale is zero."
     )
     return Plot(
-        "scores", "Scores", caption, "score", "share of events", edges, tuple(series), y_scale="log",
+        "scores", "Scores", caption, "score", "fraction of events", edges, tuple(series), y_scale="log",
         marks=_threshold_mark(threshold),
     )  # fmt: skip
 
@@ -218,7 +220,7 @@ def scores_over_time(evaluated: Evaluated, threshold: float | None) -> Plot:
     series = [Series("highest", highest), Series("mean", mean, colour=2)]
     if threshold is not None:
         series.append(Series("threshold", np.full(len(used), threshold), "dashed", 3))
-    caption = "Highest and mean score of all keys, per interval of time."
+    caption = "Highest and mean score over all keys, per time interval."
     return Plot("time", "Scores over time", caption, "time (UTC)", "score", edges[used], tuple(series), x_scale="time")
 
 
@@ -253,14 +255,14 @@ def ranking_curves(models: Mapping[str, Evaluated], threshold: float | None) -> 
     plots = [
         Plot(
             "pr", "Precision and recall",
-            "Precision: share of alerts that are right. Recall: share of positives that are found.",
+            "Precision: fraction of alerts that are correct. Recall: fraction of positives that are found.",
             "recall", "precision", recall,
             (*_lines(curves, lambda c: _precision_at_recall(c, recall)),
              Series("chance", np.full(len(recall), positives / rows), "dashed", 3)),
             x_range=(0, 1), y_range=(0, 1), marks=recall_mark,
         ),
         Plot(
-            "roc", "ROC", "Share of positives found against share of negatives that alert.",
+            "roc", "ROC", "Fraction of positives found against fraction of negatives that raise an alert.",
             "false positive rate", "true positive rate", false_positive_rate,
             (*_lines(curves, lambda c: _recall_at_false_positive_rate(c, false_positive_rate)),
              Series("chance", false_positive_rate, "dashed", 3)),
@@ -311,11 +313,11 @@ def calibration_plot(evaluated: Evaluated) -> Plot | None:
     rows = evaluated.labelled
     if evaluated.is_binary:
         predicted, correct = evaluated.score[rows].astype(np.float64), evaluated.label[rows] > 0
-        x_label, y_label = "predicted probability", "share of positives"
+        x_label, y_label = "predicted probability", "fraction of positives"
     elif evaluated.prediction is not None:
         predicted = evaluated.prediction[rows].max(axis=1).astype(np.float64)
         correct = evaluated.prediction[rows].argmax(axis=1) == evaluated.label[rows]
-        x_label, y_label = "probability of the predicted class", "share that is correct"
+        x_label, y_label = "probability of the predicted class", "fraction that is correct"
     else:
         return None
     bins = calibration_bin(predicted)

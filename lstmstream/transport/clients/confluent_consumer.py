@@ -149,7 +149,7 @@ class ConfluentConsumer:
             start = self._starts[partition]
             if start < given[partition] and self._has_records(partition, start, given[partition]):
                 log.warning(
-                    "the Kafka client passed over records that it was told to read; telling it again",
+                    "the Kafka client skipped records that it was told to read; seeking again",
                     extra={"partition": partition, "offset": start, "given": given[partition]},
                 )
                 records = records.for_partitions(set(records.next_offsets()) - {partition})

@@ -36,7 +36,8 @@ class BatchBytes:
             return False
         self.now = max(_MIN_BATCH_BYTES, self.now // 4)
         log.warning(
-            "topic %s does not take batches as large as ours (its max.message.bytes); from now on they have %d bytes",
+            "topic %s does not accept batches of this size (its max.message.bytes); from now on they have at most %d"
+            " bytes",
             ", ".join(map(repr, sorted(topics))),
             self.now,
         )

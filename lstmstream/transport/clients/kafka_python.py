@@ -164,7 +164,8 @@ class KafkaPythonAdmin:
         for name in found:
             if not by_topic.get(name):  # an error of a single topic is told in no other way
                 raise kerr.UnknownTopicOrPartitionError(
-                    f"the settings of topic {name!r} cannot be read; if this stays so, grant the right DESCRIBE_CONFIGS"
+                    f"the settings of topic {name!r} cannot be read; if this persists, grant the permission"
+                    " DESCRIBE_CONFIGS"
                 )
         return {
             name: TopicInfo(topic_id, partitions, {k: _setting(v) for k, v in by_topic[name].items()}, replicas)
