@@ -48,7 +48,7 @@ class Closed(Cause):
     """It does not answer but ends the connection."""
 
     def __init__(self) -> None:
-        super().__init__("it closes the connection at the first question of Kafka's protocol")
+        super().__init__("it closes the connection at the first Kafka request")
 
 
 def request(connection: socket.socket, api: int, version: int, body: bytes, *, bound: int = _MOST_BYTES) -> bytes:
@@ -71,7 +71,7 @@ def request(connection: socket.socket, api: int, version: int, body: bytes, *, b
     except OSError as error:
         raise Closed from error
     if answer is None or int.from_bytes(answer[:4]) != api:
-        raise Cause("it does not answer as Kafka does")
+        raise Cause("it does not respond like Kafka")
     return answer[4:]
 
 
@@ -93,7 +93,7 @@ def _what_else(start: bytes) -> str:
         return "it is an SSH server, not a Kafka broker"
     if start[:2] in {b"\x15\x03", b"\x16\x03"}:
         return "it speaks TLS"
-    return "it does not answer as a Kafka broker does"
+    return "it does not respond like a Kafka broker"
 
 
 def advertised_addresses(metadata: bytes) -> list[Address]:
@@ -158,7 +158,7 @@ def _step(connection: socket.socket, message: bytes) -> bytes:
     (code,) = struct.unpack_from(">h", answer)
     said, at = _string(answer, 2)
     if code:
-        what = "user name or password are not accepted" if code == _WRONG_CREDENTIALS else f"error {code}"
+        what = "user name or password is wrong" if code == _WRONG_CREDENTIALS else f"error {code}"
         raise Refused(
             f"the broker refuses the authentication: {what} ({said or 'no reason given'}); see kafka.security"
         )

@@ -217,7 +217,7 @@ def test_a_full_poll_may_have_left_others_waiting(polled: int, limit_s: float) -
 
 
 def doubts(caplog: pytest.LogCaptureFixture) -> int:
-    return sum("looking again" in record.getMessage() for record in caplog.records)
+    return sum("checking again" in record.getMessage() for record in caplog.records)
 
 
 def test_topics_are_looked_at_every_few_seconds(caplog: pytest.LogCaptureFixture) -> None:

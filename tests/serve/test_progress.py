@@ -45,7 +45,7 @@ def test_input_that_waits_without_a_commit_is_not_ready_until_the_next_one() -> 
     assert len(reason) < 400
     watch.health.committed(3)
     assert watch.after(30)[0], "5 still wait, and one batch went through"
-    assert watch.after(1)[1] == ["5 records wait, and no batch was committed for 31 s"]
+    assert watch.after(1)[1] == ["5 records are waiting, and no batch was committed for 31 s"]
     watch.health.committed(5)
     assert watch.after(100)[0], "nothing waits, as far as is known: the broker may be away before it is asked again"
     watch.health.waiting(8)
@@ -204,6 +204,6 @@ def test_where_the_lag_is_not_known_what_waited_still_waits() -> None:
     observer.on_gauges(unknown)
     ready, reasons = watch.after(11)
     assert not ready
-    assert reasons[0].startswith("7 records wait")
+    assert reasons[0].startswith("7 records are waiting")
     observer.on_gauges(Gauges([], 0, 0, 0))
     assert watch.after(0)[0], "other members have the partitions now"

@@ -116,7 +116,7 @@ def test_states_without_offsets_are_refused(identity: StateIdentity) -> None:
     world.write_floor(1, identity=identity)
     message = world.refusal()
     assert "the group's offsets are gone" in message
-    assert ("of this partition to where it had come: 1 after a clean stop" in message) is (identity == IDENTITY)
+    assert ("of this partition to where it stopped: 1 after a clean stop" in message) is (identity == IDENTITY)
 
 
 def test_an_offset_without_states_is_refused() -> None:

@@ -179,7 +179,7 @@ def test_an_input_that_has_grown_is_noticed_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [(OUTPUT, "start again to go on with that"), (STATES, "it must have as many as the input")]
+    ("name", "remedy"), [(OUTPUT, "restart to continue with that"), (STATES, "it must have as many as the input")]
 )
 def test_an_owned_topic_that_has_grown_is_noticed_at_once(name: str, remedy: str) -> None:
     watched = Watched()
