@@ -76,4 +76,4 @@ def test_an_error_that_has_a_cause_is_left_as_it_is(
 def test_a_batch_that_is_too_large_names_the_topic(caplog: pytest.LogCaptureFixture) -> None:
     assert BatchBytes(65_536).shrink(100, {"out", "in"})
     assert "topic 'in', 'out' does not accept batches of this size" in caplog.text
-    assert "they have 16384 bytes" in caplog.text
+    assert "they have at most 16384 bytes" in caplog.text
