@@ -359,6 +359,8 @@ class Daemon:
         self.stop()
         self._set_phase(Phase.DRAINING)
         self._observer.on_blocked("stop", "stopping")
+        with contextlib.suppress(TryAgain, UnreadableRecords):
+            self._pass_control_records()
         nothing = RecordBatch.empty(self._config.input.topic)
         failure: TryAgain | None = None
         backoff_s = backoffs()
@@ -388,6 +390,15 @@ class Daemon:
                 self._clock.sleep(max(0.0, min(next(backoff_s), left_s)))
         log.info("clean shutdown, states written")
         return 0
+
+    def _pass_control_records(self) -> None:
+        """A last look for control records at the position: retention may take them before the next owner comes."""
+        member = self._membership is not None and self._membership.valid
+        if self._failed or not member or self._committer.pending is not None:
+            return
+        polled = self._transport.poll(POLL_TIMEOUT_S, 1)
+        if polled.assignment == self._partitions.assignment():
+            self._partitions.pass_over(polled.positions, polled.records.first_offsets().keys())
 
     def _recover_for_shutdown(self) -> None:
         """Learn the last transaction's outcome and what is still ours; no restore goes on. Raises TryAgain.

@@ -84,6 +84,32 @@ def test_a_stop_commits_what_was_passed_over() -> None:
     assert (world.broker.offsets[0], world.floors()[0]) == (6, 6)
 
 
+def test_a_stop_looks_for_those_that_no_poll_has_passed_over_yet() -> None:
+    """A producer's commit marker comes last, and so may SIGTERM: then retention takes the whole transaction."""
+    world = World()
+    daemon = running(world)
+    world.broker.append_control(INPUT, 0)
+    assert world.stop(daemon) == 0
+    assert world.broker.offsets[0] == 6
+    world.broker.truncate(INPUT, 0, 6)
+    world.produce(b"k", EVENT, 0)
+    world.start()
+    world.settle()
+    assert world.steps(b"k") == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_reads_no_events() -> None:
+    """Those that the last look finds are the next owner's."""
+    world = World()
+    daemon = running(world)
+    world.broker.append_control(INPUT, 0)
+    world.produce(b"k", EVENT, 0)
+    assert world.stop(daemon) == 0
+    world.start()
+    world.settle()
+    assert world.steps(b"k") == [1, 2, 3, 4, 5, 6]
+
+
 def test_after_an_outage_it_reads_on_behind_them() -> None:
     """Retention took what it had passed over and not committed yet: nothing that was to be read is gone."""
     world = World()
