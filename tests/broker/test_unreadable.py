@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +125,35 @@ def test_a_reader_hands_out_the_record_and_its_neighbours(
         assert isinstance(records.values[2], UnreadableValue) == (name in BAD_RECORDS)
     reader.close()
     transport.close(2.0)
+
+
+@pytest.mark.parametrize("where", ["reader", "member"])
+def test_no_record_of_a_batch_is_left_out(
+    client: str, proxy: KafkaProxy, topic: str, topic_prefix: str, where: str
+) -> None:
+    """A gzip stream may have several members, which librdkafka does not know: it gives the first one's records."""
+    three = [record(0), record(1), record(2)]
+    members = gzip.compress(three[0]) + gzip.compress(three[1] + three[2])
+    proxy.change_answers(Api.FETCH, replacing(1, batch(three, base=1, attributes=1, payload=members)))
+    transport = transport_of(client, proxy.servers, topic, group=topic_prefix)
+    transport.connect()
+    found: list[int] = []
+    if where == "reader":
+        reader = transport.open_reader(topic, 0, 0, 5)
+        found += read_on(reader).offsets.tolist()
+        reader.close()
+    else:
+        transport.join()
+        resumed = False
+        deadline_s = time.monotonic() + 60
+        while len(found) < 5 and time.monotonic() < deadline_s:
+            polled = transport.poll(0.2, 100)
+            if not resumed and 0 in polled.assignment:
+                transport.resume(0, 0)
+                resumed = True
+            found += polled.records.offsets.tolist()
+    transport.close(2.0)
+    assert found == [0, 1, 2, 3, 4]
 
 
 def test_a_record_of_the_oldest_format_has_no_timestamp(client: str, proxy: KafkaProxy, topic: str) -> None:

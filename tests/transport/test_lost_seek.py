@@ -121,20 +121,20 @@ def read_all(consumer: ConfluentConsumer) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("lost", "wrong", "start", "first_in_log", "sought"),
+    ("lost", "wrong", "start", "first_in_log"),
     [
-        pytest.param(1, 15, 0, 0, [0, 0], id="lost"),
-        pytest.param(1, 15, 7, 0, [7, 7], id="lost-within-the-log"),
-        pytest.param(3, 15, 0, 0, [0, 0, 0, 0], id="lost-three-times"),
-        pytest.param(1, LOG.stop, 0, 0, [0, 0], id="only-the-end-is-given"),
-        pytest.param(0, 0, 0, 0, [0], id="kept"),
-        pytest.param(0, 0, 2, 5, [2], id="control-records-at-the-start"),
-        pytest.param(1, 15, 2, 5, [2, 2], id="lost-before-control-records"),
-        pytest.param(0, 0, 2, LOG.stop, [2], id="nothing-but-control-records"),
+        pytest.param(1, 15, 0, 0, id="lost"),
+        pytest.param(1, 15, 7, 0, id="lost-within-the-log"),
+        pytest.param(3, 15, 0, 0, id="lost-three-times"),
+        pytest.param(1, LOG.stop, 0, 0, id="only-the-end-is-given"),
+        pytest.param(0, 0, 0, 0, id="kept"),
+        pytest.param(0, 0, 2, 5, id="control-records-at-the-start"),
+        pytest.param(1, 15, 2, 5, id="lost-before-control-records"),
+        pytest.param(0, 0, 2, LOG.stop, id="nothing-but-control-records"),
     ],
 )
 def test_records_are_not_skipped_where_the_library_loses_a_seek(
-    monkeypatch: pytest.MonkeyPatch, lost: int, wrong: int, start: int, first_in_log: int, sought: list[int]
+    monkeypatch: pytest.MonkeyPatch, lost: int, wrong: int, start: int, first_in_log: int
 ) -> None:
     fakes: list[FakeLibraryConsumer] = []
 
@@ -148,4 +148,5 @@ def test_records_are_not_skipped_where_the_library_loses_a_seek(
     consumer.resume(0, start)
 
     assert read_all(consumer) == list(range(max(start, first_in_log), LOG.stop))
-    assert fakes[0].sought == sought
+    assert fakes[0].sought[0] == start
+    assert (len(fakes[0].sought) > 1) == (lost > 0), "it is told again where it skipped records, and only there"

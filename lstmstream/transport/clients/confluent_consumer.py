@@ -23,6 +23,7 @@ from confluent_kafka import (
 
 from lstmstream.records import NO_TIMESTAMP, Headers, RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
+from lstmstream.transport.clients.confluent_gaps import GapCheck
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
@@ -75,9 +76,10 @@ class ConfluentConsumer:
         self._member = ""  # our id in the group, as it was last
         self._broken = False
         self._positions: dict[int, int] = {}  # of resumed partitions
-        self._starts: dict[int, int] = {}  # where partitions were told to read, until they have given something
+        self._told: set[int] = set()  # partitions that were told where to read, and have given nothing since
         self._other_opinion = other_opinion
         self._suspects: dict[int, float] = {}  # partitions that may hold what cannot be decoded, and when to look
+        self._gap_check = GapCheck(topic, other_opinion)
         self._consumer = Consumer(dict(settings))
         self._consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
 
@@ -110,7 +112,7 @@ class ConfluentConsumer:
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         for at in partitions:
             self._positions.pop(at.partition, None)
-            self._starts.pop(at.partition, None)
+            self._told.discard(at.partition)
             self._suspects.pop(at.partition, None)
 
     def poll(self, timeout_s: float, max_events: int) -> Fetched:
@@ -124,11 +126,12 @@ class ConfluentConsumer:
             if self._broken:
                 raise self._judged() from error
             raise
-        records = self._check_starts(records, ends)
+        records, lost = self._check_gaps(records, ends)
         read = records.next_offsets()
         for partition in {*read, *ends} & set(self._positions):
             self._positions[partition] = max(read.get(partition, 0), ends.get(partition, 0))
-            self._suspects.pop(partition, None)
+            if partition not in lost:
+                self._suspects.pop(partition, None)
         self._suspects |= dict.fromkeys(undecodable & set(self._positions), 0.0)
         if not len(records):
             records = self._look_at_suspects(max_events)
@@ -136,41 +139,38 @@ class ConfluentConsumer:
         self._member = self._consumer.memberid() or self._member
         return Fetched(records, Membership(token, _is_member(token)), dict(self._positions))
 
-    def _check_starts(self, records: RecordBatch, ends: dict[int, int]) -> RecordBatch:
-        """Without those of partitions that did not begin where they were told to: these are told again.
+    def _check_gaps(self, records: RecordBatch, ends: dict[int, int]) -> tuple[RecordBatch, set[int]]:
+        """Without those behind records that the library left out, and the partitions that have such records.
 
-        The library loses a seek that comes while it asks for the end (tests/broker/test_lost_seek.py): it goes on from
-        the end, without an error. `_on_assign` prevents that where it can. A later beginning may also be right, behind
-        control records and aborted transactions: the other library knows. Raises UnreadableRecords.
+        From there on the other library reads, and this one is told again. It leaves out records of a batch, and loses
+        a seek that comes while it asks for the end of a partition (tests/broker/test_lost_seek.py): then it goes on
+        from the end. `_on_assign` prevents that where it can. Raises UnreadableRecords.
         """
-        first = records.first_offsets()
-        given = {**ends, **first}
-        for partition in self._starts.keys() & given.keys():
-            start = self._starts[partition]
-            if start < given[partition] and self._has_records(partition, start, given[partition]):
-                log.warning(
-                    "the Kafka client skipped records that it was told to read; seeking again",
-                    extra={"partition": partition, "offset": start, "given": given[partition]},
-                )
-                records = records.for_partitions(set(records.next_offsets()) - {partition})
-                ends.pop(partition, None)
-                self._seek(partition)
-            elif partition in first:
-                del self._starts[partition]
-            else:  # an end alone is no proof: it may be one of before the seek
-                self._starts[partition] = max(start, given[partition])
-        return records
-
-    def _has_records(self, partition: int, start: int, end: int) -> bool:
-        """Whether there are records from `start` on and before `end`; also true where this cannot be found out yet."""
-        while start < end:
-            records, position = self._other_opinion(self._topic, partition, start, 1)
-            if len(records):
-                return int(records.offsets[0]) < end
-            if position <= start:
-                return True
-            start = position
-        return False
+        left_out: set[int] = set()
+        read = records.next_offsets()
+        counts = np.bincount(records.partitions, minlength=max(ends, default=0) + 1)
+        for partition in {*read, *ends} & self._positions.keys():
+            start, end = self._positions[partition], max(read.get(partition, 0), ends.get(partition, 0))
+            if end - start > counts[partition]:
+                of_partition = records.partitions == partition
+                offsets = records.offsets[of_partition]
+                lost = self._gap_check.first_lost(partition, start, offsets, end, certain=partition in self._told)
+                if lost is not None:
+                    log.warning(
+                        "the Kafka client skipped records; reading them with kafka-python",
+                        extra={"topic": self._topic, "partition": partition, "offset": lost},
+                    )
+                    records = records.take(np.flatnonzero(~of_partition | (records.offsets < lost)))
+                    ends.pop(partition, None)
+                    self._positions[partition] = lost
+                    self._suspects[partition] = 0.0
+                    self._told.add(partition)
+                    self._seek(partition)
+                    left_out.add(partition)
+                    continue
+            if partition in read:  # an end alone is no proof: it may be one of before the seek
+                self._told.discard(partition)
+        return records, left_out
 
     def _look_at_suspects(self, max_events: int) -> RecordBatch:
         """What the other library reads there; perhaps nothing. Raises UnreadableRecords."""
@@ -180,7 +180,8 @@ class ConfluentConsumer:
                 records, position = self._other_opinion(self._topic, partition, self._positions[partition], max_events)
                 del self._suspects[partition]  # the next error, or whoever tells it again where to read, brings it back
                 if position > self._positions[partition]:
-                    self._positions[partition] = self._starts[partition] = position
+                    self._positions[partition] = position
+                    self._told.add(partition)
                     self._seek(partition)
                 if len(records):
                     return records
@@ -218,7 +219,8 @@ class ConfluentConsumer:
         self._consumer.resume([at])
         with contextlib.suppress(KafkaException):
             self._consumer.get_watermark_offsets(at, timeout=_WAKE_S)
-        self._positions[partition] = self._starts[partition] = offset
+        self._positions[partition] = offset
+        self._told.add(partition)
 
     def commit(self, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float) -> None:
         """See GroupConsumer. The library commits under the generation of now, and without a time limit."""
@@ -238,6 +240,7 @@ class ConfluentReader:
         self._at = at
         self._position = at.offset
         self._other_opinion = other_opinion
+        self._gap_check = GapCheck(at.topic, other_opinion)
         self._moved_s = time.monotonic()
         self._silent_s = _SILENT_S  # until the other opinion is asked for
         self._consumer = Consumer(dict(settings))
@@ -259,6 +262,11 @@ class ConfluentReader:
             self._moved_s, self._silent_s = now_s, min(2 * self._silent_s, _LONGEST_SILENT_S)
             records, position = self._other_opinion(topic, partition, start, _READ_RECORDS)
             sought = True  # where the library is to go on is to be told
+        lost = None if sought else self._gap_check.first_lost(partition, start, records.offsets, position)
+        if lost is not None:  # a part that the library left out is read by the other one, or what comes before it first
+            records, position, sought = records.take(np.flatnonzero(records.offsets < lost)), lost, True
+            if not len(records):
+                records, position = self._other_opinion(topic, partition, lost, _READ_RECORDS)
         if position > start:
             self._moved_s, self._silent_s = now_s, _SILENT_S
         inside = np.flatnonzero(records.offsets < end)
