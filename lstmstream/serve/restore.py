@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmstream.errors import CannotServe, UnreadableRecords
-from lstmstream.records import RecordBatch
+from lstmstream.records import Bools, Ints, RecordBatch
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import input_partitions, is_ours
 from lstmstream.serve.engine import Engine
@@ -213,9 +213,11 @@ class Restore:
 
     def _topics_made_again(self, floor: Floor | None) -> CannotServe | None:
         """Whether that explains what is wrong: while the daemon runs it may not have been noticed yet."""
+        if floor is None:
+            return None
         topics = self._context.checkpointer.topic
         found = self._context.transport.describe([self._context.input_topic, topics.name])
-        if floor is None or len(found) < 2:
+        if len(found) < 2:
             return None
         now = topics._replace(
             topic_id=found[topics.name].topic_id, input_topic_id=found[self._context.input_topic].topic_id
@@ -245,8 +247,12 @@ class Restore:
         """This identity's states are there: drop those that cannot be used, and replay the input since the floor."""
         committed = group.offset
         self._floor_position = max(floor.position, floor.offset)
-        self._answered = max(self._answered, self._floor_position, self._seen(floor))
-        reason = self._drop_unusable(floor, committed)
+        slab = self.partition.slab
+        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
+        of_floor = self._loaded.origins(rows) == floor.origin  # others began elsewhere, and cannot be used
+        newest = int(slab.last_offset[rows[of_floor]].max(initial=-1))
+        self._answered = max(self._answered, self._floor_position, newest + 1)
+        reason = self._drop_unusable(floor, committed, rows, of_floor)
         self._replay_from = floor.offset if reason is None else floor.origin
         self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so
         self._foreign = not is_ours(group.metadata) and committed > self._answered
@@ -269,23 +275,17 @@ class Restore:
         gap = self._foreign and committed > self._answered
         self.phase = RestorePhase.CHECK_GAP if gap else RestorePhase.REPLAY
 
-    def _seen(self, floor: Floor) -> int:
-        """The offset after the newest event that a state contains, of those that begin where the floor says."""
-        slab = self.partition.slab
-        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
-        rows = rows[self._loaded.origins(rows) == floor.origin]
-        return int(slab.last_offset[rows].max(initial=-1)) + 1
+    def _drop_unusable(self, floor: Floor, committed: int, rows: Ints, of_floor: Bools) -> str | None:
+        """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None.
 
-    def _drop_unusable(self, floor: Floor, committed: int) -> str | None:
-        """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None."""
+        `rows` [n] are those of the slab that hold a state, `of_floor` [n] marks those that began where the floor says.
+        """
         slab, loaded = self.partition.slab, self._loaded
         reason = None
-        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
-        other = loaded.origins(rows) != floor.origin
         ahead = slab.last_offset[rows] >= committed
-        for row in rows[other | ahead].tolist():
+        for row in rows[~of_floor | ahead].tolist():
             slab.remove(slab.keys[row])
-        if (ahead & ~other).any():
+        if (ahead & of_floor).any():
             reason = f"the group's offset was moved back to {committed}, before states that were written later"
         if floor.offset > committed:
             reason = f"the group's offset was moved back to {committed}, before the floor at {floor.offset}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
 
+from lstmstream.errors import UnreadableRecords
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import confluent_consumer, confluent_gaps
 from lstmstream.transport.clients.confluent_consumer import ConfluentConsumer, ConfluentReader
@@ -80,6 +82,21 @@ def test_a_reader_leaves_nothing_out_either(left_out: set[int], monkeypatch: pyt
         if position >= LOG.stop:
             break
     assert offsets == list(LOG)
+
+
+def test_no_position_moves_where_the_other_library_cannot_read_either() -> None:
+    """What was given of other partitions is not handed out then, so it is to be read again."""
+
+    def unreadable(topic: str, partition: int, start: int, max_records: int) -> tuple[RecordBatch, int]:
+        raise UnreadableRecords(topic, partition, start, start + 1, "damaged")
+
+    made = consumer(unreadable)
+    made.resume(1, 0)
+    records, _ = other_library(0)("in", 0, 0, 4)
+    records = replace(records, partitions=np.array([0, 0, 1, 1]), offsets=np.array([0, 1, 0, 2]))
+    with pytest.raises(UnreadableRecords):
+        made._advance(records, {})
+    assert made._positions == {0: 0, 1: 0}
 
 
 def test_gaps_without_records_are_asked_about_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from confluent_kafka import (
 
 from lstmstream.records import NO_TIMESTAMP, Headers, RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
-from lstmstream.transport.clients.confluent_gaps import GapCheck
+from lstmstream.transport.clients.confluent_gaps import GapCheck, OtherOpinion
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,6 @@ _UNDECODABLE = {
 # Called like this its error is raised at once: where Python's own loop calls it, at some later record.
 _get_headers = operator.methodcaller("headers")
 _GENERATION = struct.Struct("=7si")  # how a group's metadata begin
-
-
-# Topic, partition, offset and how many records at most → the records that another library reads there, and the offset
-# to go on from. Raises UnreadableRecords. librdkafka goes on and on, without a word, over some batches that it cannot
-# decode, gives up a whole batch for one record, and does not say where the batch ends.
-OtherOpinion = Callable[[str, int, int, int], tuple[RecordBatch, int]]
 
 
 class SelfFencedError(KafkaException):
@@ -126,12 +120,7 @@ class ConfluentConsumer:
             if self._broken:
                 raise self._judged() from error
             raise
-        records, lost = self._check_gaps(records, ends)
-        read = records.next_offsets()
-        for partition in {*read, *ends} & set(self._positions):
-            self._positions[partition] = max(read.get(partition, 0), ends.get(partition, 0))
-            if partition not in lost:
-                self._suspects.pop(partition, None)
+        records = self._advance(records, ends)
         self._suspects |= dict.fromkeys(undecodable & set(self._positions), 0.0)
         if not len(records):
             records = self._look_at_suspects(max_events)
@@ -139,38 +128,43 @@ class ConfluentConsumer:
         self._member = self._consumer.memberid() or self._member
         return Fetched(records, Membership(token, _is_member(token)), dict(self._positions))
 
-    def _check_gaps(self, records: RecordBatch, ends: dict[int, int]) -> tuple[RecordBatch, set[int]]:
-        """Without those behind records that the library left out, and the partitions that have such records.
+    def _advance(self, records: RecordBatch, ends: dict[int, int]) -> RecordBatch:
+        """Move the positions on; the records without those behind others that the library left out.
 
         From there on the other library reads, and this one is told again. It leaves out records of a batch, and loses
         a seek that comes while it asks for the end of a partition (tests/broker/test_lost_seek.py): then it goes on
         from the end. `_on_assign` prevents that where it can. Raises UnreadableRecords.
         """
-        left_out: set[int] = set()
         read = records.next_offsets()
         counts = np.bincount(records.partitions, minlength=max(ends, default=0) + 1)
-        for partition in {*read, *ends} & self._positions.keys():
-            start, end = self._positions[partition], max(read.get(partition, 0), ends.get(partition, 0))
-            if end - start > counts[partition]:
-                of_partition = records.partitions == partition
-                offsets = records.offsets[of_partition]
-                lost = self._gap_check.first_lost(partition, start, offsets, end, certain=partition in self._told)
-                if lost is not None:
-                    log.warning(
-                        "the Kafka client skipped records; reading them with kafka-python",
-                        extra={"topic": self._topic, "partition": partition, "offset": lost},
-                    )
-                    records = records.take(np.flatnonzero(~of_partition | (records.offsets < lost)))
-                    ends.pop(partition, None)
-                    self._positions[partition] = lost
-                    self._suspects[partition] = 0.0
-                    self._told.add(partition)
-                    self._seek(partition)
-                    left_out.add(partition)
-                    continue
-            if partition in read:  # an end alone is no proof: it may be one of before the seek
-                self._told.discard(partition)
-        return records, left_out
+        given = {p: max(read.get(p, 0), ends.get(p, 0)) for p in {*read, *ends} & self._positions.keys()}
+        # All of them before a position moves: where this raises, these records are read again.
+        left_out = {
+            partition: self._first_lost(partition, records, end)
+            for partition, end in given.items()
+            if end - self._positions[partition] > counts[partition]
+        }
+        for partition, end in given.items():
+            lost = left_out.get(partition)
+            if lost is None:
+                self._positions[partition] = end
+                self._suspects.pop(partition, None)
+                if partition in read:  # an end alone is no proof: it may be one of before the seek
+                    self._told.discard(partition)
+                continue
+            log.warning(
+                "the Kafka client skipped records; reading them with kafka-python",
+                extra={"topic": self._topic, "partition": partition, "offset": lost},
+            )
+            records = records.take(np.flatnonzero((records.partitions != partition) | (records.offsets < lost)))
+            self._suspects[partition] = 0.0
+            self._seek_to(partition, lost)
+        return records
+
+    def _first_lost(self, partition: int, records: RecordBatch, end: int) -> int | None:
+        offsets = records.offsets[records.partitions == partition]
+        start, told = self._positions[partition], partition in self._told
+        return self._gap_check.first_lost(partition, start, offsets, end, certain=told)
 
     def _look_at_suspects(self, max_events: int) -> RecordBatch:
         """What the other library reads there; perhaps nothing. Raises UnreadableRecords."""
@@ -180,16 +174,17 @@ class ConfluentConsumer:
                 records, position = self._other_opinion(self._topic, partition, self._positions[partition], max_events)
                 del self._suspects[partition]  # the next error, or whoever tells it again where to read, brings it back
                 if position > self._positions[partition]:
-                    self._positions[partition] = position
-                    self._told.add(partition)
-                    self._seek(partition)
+                    self._seek_to(partition, position)
                 if len(records):
                     return records
         return RecordBatch.empty(self._topic)
 
-    def _seek(self, partition: int) -> None:
-        with contextlib.suppress(KafkaException):  # it was lost meanwhile
-            self._consumer.seek(TopicPartition(self._topic, partition, self._positions[partition]))
+    def _seek_to(self, partition: int, offset: int) -> None:
+        """The library reads on from there, or has lost the partition meanwhile."""
+        self._positions[partition] = offset
+        self._told.add(partition)
+        with contextlib.suppress(KafkaException):
+            self._consumer.seek(TopicPartition(self._topic, partition, offset))
 
     def keep_alive(self) -> None:
         """See GroupConsumer. It also runs callbacks that wait; the library may fence itself while they do (below)."""

@@ -16,12 +16,16 @@ from lstmstream.records import Ints, RecordBatch
 
 _CHECK_AGAIN_S = 60.0  # after a gap that holds no record: a topic with transactions has one behind each
 
+# Topic, partition, offset and how many records at most → the records that another library reads there, and the offset
+# to go on from. Raises UnreadableRecords. librdkafka goes on and on, without a word, over some batches that it cannot
+# decode, gives up a whole batch for one record, and does not say where the batch ends.
+OtherOpinion = Callable[[str, int, int, int], tuple[RecordBatch, int]]
+
 
 class GapCheck:
     """Asks about the first gap in what was given. After an empty one it asks again only after a while."""
 
-    def __init__(self, topic: str, other_opinion: Callable[[str, int, int, int], tuple[RecordBatch, int]]) -> None:
-        """`other_opinion`: see OtherOpinion in confluent_consumer.py."""
+    def __init__(self, topic: str, other_opinion: OtherOpinion) -> None:
         self._topic = topic
         self._other_opinion = other_opinion
         self._quiet_until_s: dict[int, float] = {}  # by partition

@@ -133,13 +133,18 @@ class ConfluentProducer:
 
         Where the broker does not add a partition to it, for a missing right, its records are purged without a cause.
         """
+        known = self._last_error()
+        cause: KafkaError | None = None if known is None else known.args[0]
+        if cause is None or cause.code() in (KafkaError._STATE, KafkaError._NOT_CONFIGURED):
+            return None
+        return KafkaException(KafkaError(cause.code(), f"{cause.str()}, of {' or '.join(map(repr, sorted(topics)))}"))
+
+    def _last_error(self) -> KafkaException | None:
+        """What a new transaction is refused with, beside an open one: the error of that, or only that it is open."""
         try:
-            self._producer.begin_transaction()  # never begins one: it is refused with that error, or for its state
+            self._producer.begin_transaction()
         except KafkaException as error:
-            cause: KafkaError = error.args[0]
-            if cause.code() not in (KafkaError._STATE, KafkaError._NOT_CONFIGURED):
-                text = f"{cause.str()}, of {' or '.join(map(repr, sorted(topics)))}"
-                return KafkaException(KafkaError(cause.code(), text))
+            return error
         return None
 
     @contextmanager
@@ -152,8 +157,8 @@ class ConfluentProducer:
         try:
             yield
         except SystemError as error:
-            if error.__cause__ is None:
-                self._producer.begin_transaction()  # never begins one: it is refused with that error, or for its state
+            if error.__cause__ is None and (known := self._last_error()) is not None:
+                raise known from error
             raise
 
     def send_offsets(
