@@ -15,6 +15,7 @@ import numpy as np
 from lstmstream.records import Bools, Ints
 
 MAX_BATCH = 64  # keys, or windows
+LENGTH_BLUR = 1.25  # keys whose lengths differ by no more than this factor are grouped at random
 MIN_UPDATES = 100  # per epoch; with fewer an epoch hardly changes the network
 MIN_UPDATE_EVENTS = 128  # in the loss per update, on average; with fewer the gradient is mostly noise
 MIN_UPDATE_WINDOWS = 16  # the same for windows, of which only the last event is in the loss
@@ -35,30 +36,52 @@ def tbptt_batches(
 ) -> Iterator[SequenceBatch]:
     """All events of each key up to its last one in the loss, `batch_size` keys and `steps` events at a time.
 
-    `starts` [K + 1] are the first rows of the keys, `loss_mask` [N] marks the events in the loss. With `rng` the keys
-    are shuffled, and the first batch of a key gets a random length, so that the sequences are cut at other places in
-    every epoch.
+    `starts` [K + 1] are the first rows of the keys, `loss_mask` [N] marks the events in the loss. Only a key's last
+    batch is padded, so that no state after padding is ever carried on. With `rng` the keys are grouped anew in every
+    epoch, long and short ones come mixed, and each group is cut at other places.
     """
     keys, begins, ends = _sequence_bounds(starts, loss_mask)
-    first = np.full(len(keys), steps) if rng is None else rng.integers(1, steps + 1, len(keys))
-    length = ends - begins
-    low, high = np.zeros_like(length), np.minimum(first, length)
-    unfinished = np.flatnonzero(length)  # few, where one key is much longer than the others
-    while len(unfinished):
-        active = unfinished.copy()
-        if rng is not None:
-            rng.shuffle(active)
-        active = active[np.argsort(-(high - low)[active], kind="stable")]  # similar lengths together: little padding
-        groups = [active[at : at + batch_size] for at in range(0, len(active), batch_size)]
-        if rng is not None:
-            rng.shuffle(groups)
-        for group in groups:
-            yield _make_batch(keys[group], begins[group] + low[group], begins[group] + high[group], loss_mask)
-        unfinished = unfinished[high[unfinished] < length[unfinished]]
-        low[unfinished], high[unfinished] = (
-            high[unfinished],
-            np.minimum(high[unfinished] + steps, length[unfinished]),
-        )
+    for group, low, high in _pieces(ends - begins, batch_size=batch_size, steps=steps, rng=rng):
+        yield _make_batch(keys[group], begins[group] + low, begins[group] + high, loss_mask)
+
+
+def _pieces(
+    lengths: Ints, *, batch_size: int, steps: int, rng: np.random.Generator | None = None
+) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """The batches as (keys [B], first event [B], end [B]), of keys with these numbers of events.
+
+    A group of keys is cut at the same events for all of them, and goes through its batches in order. With `rng` the
+    groups take turns at random, so that the batches of long keys are spread over the epoch.
+    """
+    groups = _groups(lengths, batch_size=batch_size, steps=steps, rng=rng)
+    first = np.full(len(groups), steps) if rng is None else rng.integers(1, steps + 1, len(groups))
+    longest = np.array([lengths[group].max() for group in groups], dtype=np.int64)
+    turns = np.repeat(np.arange(len(groups)), 1 + np.maximum(0, -(-(longest - first) // steps)))
+    if rng is not None:
+        rng.shuffle(turns)
+    ends = np.zeros(len(groups), dtype=np.int64)  # how far each group has come
+    for turn in turns.tolist():
+        low, high = int(ends[turn]), int(ends[turn] + (steps if ends[turn] else first[turn]))
+        ends[turn] = high
+        group = groups[turn]
+        group = group[lengths[group] > low]
+        yield group, np.full(len(group), low), np.minimum(lengths[group], high)
+
+
+def _groups(lengths: Ints, *, batch_size: int, steps: int, rng: np.random.Generator | None) -> list[Ints]:
+    """The keys in groups of up to `batch_size`, of similar length: little padding, and no batches of a few keys."""
+    blurred = lengths if rng is None else lengths * rng.uniform(1, LENGTH_BLUR, len(lengths))
+    order = np.argsort(-blurred, kind="stable")
+    batches = -(-lengths[order] // steps)
+    groups, start = [], 0
+    while start < len(order):
+        end = min(start + batch_size, len(order))
+        much_shorter = np.flatnonzero(2 * batches[start:end] < batches[start])
+        if len(much_shorter):
+            end = start + int(much_shorter[0])
+        groups.append(order[start:end])
+        start = end
+    return groups
 
 
 def window_batches(
@@ -105,14 +128,15 @@ def sequence_count(starts: Ints, loss_mask: Bools, *, window: int | None) -> int
 
 
 def updates_per_epoch(starts: Ints, loss_mask: Bools, *, batch_size: int, steps: int, window: int | None = None) -> int:
-    """The number of batches in an epoch, without the random length of each key's first one."""
+    """The number of batches with an event in the loss, without the random cuts and groups of a shuffled epoch."""
     if window is not None:
         return -(-int(loss_mask.sum()) // batch_size)
     _, begins, ends = _sequence_bounds(starts, loss_mask)
-    batches = -(-(ends - begins) // steps)  # of each key
-    # in round r the keys with more than r batches are left
-    remaining = len(batches) - np.searchsorted(np.sort(batches), np.arange(batches.max(initial=0)), side="right")
-    return int((-(-remaining // batch_size)).sum())
+    in_loss = np.concatenate([[0], np.cumsum(loss_mask)])  # before each row
+    return sum(
+        bool((in_loss[begins[group] + high] > in_loss[begins[group] + low]).any())
+        for group, low, high in _pieces(ends - begins, batch_size=batch_size, steps=steps)
+    )
 
 
 def _sequence_bounds(starts: Ints, loss_mask: Bools) -> tuple[Ints, Ints, Ints]:

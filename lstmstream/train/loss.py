@@ -19,6 +19,7 @@ from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.export.heads import MAX_Z
 from lstmstream.train.schema import TrainConfig
 
+_ROWS = 1 << 16  # of events that are looked at at once
 HUBER_DELTA = 1.0  # in scaled units: errors count linearly beyond it
 
 
@@ -71,6 +72,17 @@ class Objective:
         values = features.scale_numbers(numbers, raw, self.encoder.limit).reshape(flat.shape)
         return torch.from_numpy(values), torch.from_numpy(batch.loss_mask[..., np.newaxis] & ~np.isnan(flat))
 
+    def total_weight(self, events: Events, mask: Bools) -> float:
+        """The sum of the weights that `loss` gives for the events that `mask` [N] marks, in one pass over them."""
+        if self.config.task == "classify":
+            return float(class_counts(events, mask) @ self.class_weights.astype(np.float64))
+        columns, total = list(self.config.targets), 0
+        rows = np.flatnonzero(mask)
+        for start in range(0, len(rows), _ROWS):
+            for ahead in range(1, self.config.target.horizon + 1):
+                total += int((~np.isnan(np.asarray(events.x[rows[start : start + _ROWS] + ahead])[:, columns])).sum())
+        return float(total)
+
     def loss(self, output: Tensor, targets: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss and the summed weights, both scalars; their ratio is the mean loss."""
         if self.config.task == "classify":
@@ -116,10 +128,13 @@ def class_counts(events: Events, loss_mask: Bools) -> Ints:
     return np.bincount(np.asarray(events.label)[loss_mask], minlength=len(events.classes))
 
 
-def augment(dense: Tensor, encoder: FeatureEncoder, mask_fraction: float, noise: float, generator: Any) -> Tensor:
+def augment(
+    dense: Tensor, absent: Tensor, encoder: FeatureEncoder, mask_fraction: float, noise: float, generator: Any
+) -> Tensor:
     """The dense inputs [B, T, D] with noise on the numbers, and a fraction of the numbers shown as missing.
 
-    `noise` is a standard deviation in scaled units, `generator` a torch.Generator. Elapsed and the clock stay.
+    `absent` [B, T, F] marks numbers that are missing: they get no noise. `noise` is a standard deviation in scaled
+    units, `generator` a torch.Generator. Elapsed and the clock stay.
     """
     count = len(encoder.numbers)
     if not count or not (mask_fraction or noise):
@@ -127,7 +142,8 @@ def augment(dense: Tensor, encoder: FeatureEncoder, mask_fraction: float, noise:
     dense = dense.clone()
     numbers = dense[..., :count]
     if noise:
-        numbers += noise * torch.randn(numbers.shape, generator=generator).to(dense.device)
+        added = noise * torch.randn(numbers.shape, generator=generator).to(dense.device)
+        numbers += added.masked_fill_(absent, 0.0)
     if mask_fraction:
         masked = (torch.rand(numbers.shape, generator=generator) < mask_fraction).to(dense.device)
         numbers.masked_fill_(masked, 0.0)

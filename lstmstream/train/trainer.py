@@ -97,6 +97,7 @@ class Trainer:
         self.updates_per_epoch = updates_per_epoch(
             starts, train_mask, batch_size=self.batch_size, steps=steps, window=window
         )
+        self.weight_per_update = objective.total_weight(events, train_mask) / max(1, self.updates_per_epoch)
         self.device = next(network.parameters()).device
         self.rng = np.random.default_rng(self.options.seed)  # order of the batches
         self.augment_generator = torch.Generator().manual_seed(self.options.seed)
@@ -178,15 +179,21 @@ class Trainer:
     # --- one epoch --------------------------------------------------------------------------------------------------
 
     def _train_epoch(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> float:
-        """One pass over the training split with updates; returns the mean loss."""
+        """One pass over the training split with updates; returns the mean loss.
+
+        An update moves the weights by its share of the epoch: its summed loss is divided by what an average update
+        has, not by what it has itself, or a batch of a few events would count as much as one of thousands. The bound
+        on the gradient has the same share.
+        """
         self.network.train()
         loss_sum = weight_sum = seen = 0.0
         events_in_loss = max(1, int(self.train_mask.sum()))
         for batch, _, loss, weight in self._run_batches(self.train_mask, self.rng):
             if loss is not None and weight > 0:
                 self.optimizer.zero_grad(set_to_none=True)
-                (loss / weight).backward()
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
+                (loss / self.weight_per_update).backward()
+                share = weight / self.weight_per_update
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip * share)
                 self.optimizer.step()
                 loss_sum, weight_sum = loss_sum + float(loss.detach()), weight_sum + weight
             seen += int(batch.loss_mask.sum())
@@ -236,7 +243,10 @@ class Trainer:
             dense, codes = self._inputs(batch)
             if training:
                 options = self.options
-                dense = augment(dense, self.objective.encoder, options.mask, options.noise, self.augment_generator)
+                absent = torch.from_numpy(np.isnan(np.asarray(self.events.x[batch.rows]))).to(self.device)
+                dense = augment(
+                    dense, absent, self.objective.encoder, options.mask, options.noise, self.augment_generator
+                )
             keys = torch.from_numpy(batch.keys).to(self.device)
             if all_states is None:
                 state = self.network.initial_state(len(keys))

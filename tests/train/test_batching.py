@@ -69,6 +69,8 @@ def test_every_event_up_to_the_last_in_the_loss_comes_once_and_in_order(
         assert len(set(batch.keys.tolist())) == len(batch.keys)  # a key has one state
         for index, key in enumerate(batch.keys.tolist()):
             rows_seen[key] += batch.rows[index, batch.mask[index]].tolist()
+            done = len(rows_seen[key]) == len(rows_of_keys(starts, loss_mask)[key])
+            assert done or batch.mask[index].all()  # or the state that is carried on would be that after padding
         rows_in_loss += batch.rows[batch.loss_mask].tolist()
     assert rows_seen == rows_of_keys(starts, loss_mask)
     assert sorted(rows_in_loss) == np.flatnonzero(loss_mask).tolist()
@@ -111,13 +113,31 @@ def test_with_a_generator_order_and_cuts_differ_between_epochs_and_repeat_with_t
     assert schedule(np.random.default_rng(1)) == schedule(np.random.default_rng(1))
     rng = np.random.default_rng(1)
     one, other = schedule(rng), schedule(rng)
-    assert one != other
-    first_lengths = {length for keys, lengths in one[:7] for length in lengths}
-    assert len(first_lengths) > 3  # cut at many places
-    assert min(first_lengths) >= 1
-    assert max(first_lengths) <= 8
-    assert {key for keys, _ in one[:7] for key in keys} == set(range(50))  # all keys before any comes again
-    assert [lengths for _, lengths in schedule(None)[:7]] == [[8] * 8] * 6 + [[8] * 2]
+    assert {tuple(sorted(keys)) for keys, _ in one} != {tuple(sorted(keys)) for keys, _ in other}  # other groups
+    first_lengths = {}
+    for keys, lengths in one:
+        first_lengths.setdefault(tuple(sorted(keys)), lengths[0])
+    assert len(set(first_lengths.values())) > 3  # cut at many places
+    assert [lengths for _, lengths in schedule(None)[:3]] == [[8] * 8, [8] * 8, [4] * 8]
+
+
+def test_long_and_short_keys_come_mixed() -> None:
+    """In turns at random: neither all batches of long keys at the end of an epoch, nor all at its beginning."""
+    lengths = np.array([640] * 8 + [8] * 640)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    batches = tbptt_batches(starts, np.ones(starts[-1], np.bool_), batch_size=8, steps=8, rng=np.random.default_rng(0))
+    long = np.array([lengths[batch.keys[0]] == 640 for batch in batches])
+    assert 0.3 < np.flatnonzero(long).mean() / len(long) < 0.7
+    assert long[: len(long) // 2].any()
+    assert (~long[len(long) // 2 :]).any()
+
+
+def test_a_long_key_does_not_keep_short_ones_from_sharing_batches() -> None:
+    """One key of 1,000 batches and 63 of one: two groups, so that the short keys are one update and not one each."""
+    lengths = np.array([64_000] + [64] * 63)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    sizes = [len(b.keys) for b in tbptt_batches(starts, np.ones(starts[-1], np.bool_), batch_size=64, steps=64)]
+    assert sizes == [1] * 1_000 + [63]
 
 
 def test_similar_lengths_are_batched_together() -> None:
@@ -178,7 +198,7 @@ def test_updates_are_counted(case: tuple[np.ndarray, np.ndarray], batch_size: in
         else tbptt_batches(starts, loss_mask, batch_size=batch_size, steps=steps)
     )
     expected = updates_per_epoch(starts, loss_mask, batch_size=batch_size, steps=steps, window=window)
-    assert len(list(batches)) == expected
+    assert sum(bool(batch.loss_mask.any()) for batch in batches) == expected
 
 
 @pytest.mark.parametrize(

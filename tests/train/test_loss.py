@@ -116,16 +116,27 @@ def test_masked_numbers_look_missing(tmp_path: Path) -> None:
     encoder = prepare_dataset(config_for(tmp_path, training={"mask": 0.5})).encoder
     assert all(number.flag_missing for number in encoder.numbers)
     dense = torch.ones(200, 50, encoder.dense_width)
-    masked = augment(dense, encoder, 0.25, 0.0, torch.Generator().manual_seed(0))
+    present = torch.zeros(200, 50, 2, dtype=torch.bool)
+    masked = augment(dense, present, encoder, 0.25, 0.0, torch.Generator().manual_seed(0))
     flags = [column for column in features.missing_flag_columns(encoder) if column is not None]
     assert len(flags) == 2
     fraction = (masked[..., :2] == 0).float().mean()
     assert fraction == pytest.approx(0.25, abs=0.02)
     dense[..., flags] = 0
-    masked = augment(dense, encoder, 0.25, 0.0, torch.Generator().manual_seed(0))
+    masked = augment(dense, present, encoder, 0.25, 0.0, torch.Generator().manual_seed(0))
     assert torch.equal(masked[..., :2] == 0, masked[..., flags] == 1)
     untouched = [column for column in range(encoder.dense_width) if column not in {0, 1, *flags}]
     assert torch.equal(masked[..., untouched], dense[..., untouched])
-    noise = augment(dense, encoder, 0.0, 0.5, torch.Generator().manual_seed(0)) - dense
+    noise = augment(dense, present, encoder, 0.0, 0.5, torch.Generator().manual_seed(0)) - dense
     assert noise[..., :2].std() == pytest.approx(0.5, abs=0.02)
     assert not noise[..., 2:].any()
+
+
+def test_a_missing_number_gets_no_noise(tmp_path: Path) -> None:
+    """In serving a missing number is 0 exactly; a network trained with noise there would not know it."""
+    encoder = prepare_dataset(config_for(tmp_path)).encoder
+    dense = torch.zeros(200, 50, encoder.dense_width)
+    absent = torch.rand(200, 50, 2, generator=torch.Generator().manual_seed(1)) < 0.5
+    noisy = augment(dense, absent, encoder, 0.0, 0.5, torch.Generator().manual_seed(0))[..., :2]
+    assert not noisy[absent].any()
+    assert noisy[~absent].std() == pytest.approx(0.5, abs=0.02)
