@@ -160,6 +160,19 @@ def test_the_numbers_are_the_metrics(task: str) -> None:
                 assert format_number(value) in page.text
 
 
+def test_the_report_says_what_a_baseline_learned_from() -> None:
+    note = "The logistic regression learned from 1,000 of 20,000 events."
+    assert note in Page(render(replace(sample("binary"), baseline_notes=[note]))).text
+
+
+def test_the_best_baseline_is_drawn_beside_the_model() -> None:
+    whole = sample("anomaly")
+    for name in ("last value", "EWMA deviation", "nearest centroid"):
+        chosen = replace(whole, comparison=replace(whole.comparison, baseline=name))
+        (curve,) = [plot for plot in Page(render(chosen)).data() if plot["id"] == "pr"]
+        assert name in str(curve)
+
+
 def test_sections_by_task() -> None:
     ids = {task: [plot["id"] for plot in Page(render(sample(task))).data()] for task in MAKERS}
     assert set(ids["binary"]) == {"scores", "pr", "roc", "alerts", "calibration", "loss", "metric"}

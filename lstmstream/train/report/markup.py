@@ -160,6 +160,7 @@ def _results(report: Report) -> str:
             " There is no test split, and the epoch and the threshold were chosen on the validation split: expect"
             " slightly worse results on new data."
         )
+    note = " ".join([note, *report.baseline_notes])
     details = ""
     if detail_rows:
         what = "class" if report.task == "classify" else "column of the forecast"
