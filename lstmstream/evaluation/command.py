@@ -73,7 +73,7 @@ def evaluate(
     evaluated = align_with_truth(_with_horizon(spec, prediction), events, score, prediction)
     _check_truth(evaluated, data, label)
     metrics = bootstrap_intervals(evaluated, card.threshold, resamples=resamples, k=k)
-    units = resampling_units(evaluated).name
+    units = " and ".join(one.name for one in resampling_units(evaluated))
     summary = _summary(loaded, data, events, evaluated, not_finite=int(np.isnan(score).sum()))
     if as_json:
         document = {**summary, "resamples": resamples, "resampled": units, "metrics": metrics}

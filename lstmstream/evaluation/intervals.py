@@ -1,7 +1,10 @@
 """How certain a metric is: 95 % bootstrap intervals, and paired intervals of the difference between two models.
 
-Events of one key resemble each other, so keys are resampled and not rows; with few keys, blocks of time. A resample is
-a count for each key or block, which `metric_function` takes as row weights: nothing is sorted or copied again.
+Events of one key resemble each other, so keys are resampled and not rows. Events of one time may resemble each other
+too, whatever their key (a holiday, an outage, an attack), so blocks of time are resampled as well, and the interval
+reaches from the lower of the two lower ends to the higher of the higher ones. With few keys only blocks are resampled.
+A resample is a count for each key or block, which `metric_function` takes as row weights: nothing is sorted or copied
+again.
 Percentile intervals as in Efron & Tibshirani 1993, chapter 13. A share that is 0 or 1 in all resamples gets the exact
 binomial end instead (Clopper & Pearson 1934), since 62 of 62 does not mean that the 63rd is certain.
 """
@@ -46,15 +49,22 @@ class ResamplingUnits(NamedTuple):
     name: str  # for the reader of a report: "keys" or "blocks of time"
 
 
-def resampling_units(evaluated: Evaluated) -> ResamplingUnits:
-    """Keys where there are at least MIN_KEYS, else TIME_BLOCKS consecutive blocks with equally many rows each."""
+def resampling_units(evaluated: Evaluated) -> list[ResamplingUnits]:
+    """Keys where there are at least MIN_KEYS, and TIME_BLOCKS consecutive blocks with equally many rows each.
+
+    Rows without timestamps are only in the order of each key, so that blocks mean nothing where keys can be resampled.
+    """
+    units = []
     keys, of_row = np.unique(evaluated.sequence, return_inverse=True)
     if len(keys) >= MIN_KEYS:
-        return ResamplingUnits(of_row.astype(np.int64), len(keys), "keys")
-    count = min(TIME_BLOCKS, len(evaluated))
-    block = np.empty(len(evaluated), np.int64)
-    block[np.argsort(evaluated.timestamp, kind="stable")] = np.arange(len(evaluated)) * count // max(1, len(evaluated))
-    return ResamplingUnits(block, count, "blocks of time")
+        units.append(ResamplingUnits(of_row.astype(np.int64), len(keys), "keys"))
+    if evaluated.timed or not units:
+        count = min(TIME_BLOCKS, len(evaluated))
+        block = np.empty(len(evaluated), np.int64)
+        position = np.arange(len(evaluated)) * count // max(1, len(evaluated))
+        block[np.argsort(evaluated.timestamp, kind="stable")] = position
+        units.append(ResamplingUnits(block, count, "blocks of time"))
+    return units
 
 
 def bootstrap_intervals(
@@ -69,8 +79,11 @@ def bootstrap_intervals(
     function = metric_function(evaluated, threshold, k=k)
     values = function(np.ones(len(evaluated)))
     names = [name for name, value in values.items() if np.isfinite(value)]
-    drawn = [[sample[name] for name in names] for sample in _resampled(evaluated, [function], resamples, seed)]
-    low, high = _percentiles(np.array(drawn).reshape(len(drawn), len(names)))
+    low, high = np.full(len(names), np.nan), np.full(len(names), np.nan)
+    for units in resampling_units(evaluated):
+        drawn = [[sample[name] for name in names] for sample in _resampled(units, [function], resamples, seed)]
+        ends = _percentiles(np.array(drawn).reshape(len(drawn), len(names)))
+        low, high = np.fmin(low, ends[0]), np.fmax(high, ends[1])
     for i, name in enumerate(names):
         if low[i] == high[i] == values[name] and values[name] in {0.0, 1.0}:
             low[i], high[i] = _binomial_ends(evaluated, _rows_of_share(evaluated, threshold, name), values[name])
@@ -79,7 +92,7 @@ def bootstrap_intervals(
 
 def _binomial_ends(evaluated: Evaluated, rows: Bools | None, share: float) -> tuple[float, float]:
     """The interval of a share that is 0 or 1 in each of the n keys or blocks that have such rows: to 0.025^(1/n)."""
-    count = 0 if rows is None else len(np.unique(resampling_units(evaluated).of_row[rows]))
+    count = 0 if rows is None else len(np.unique(resampling_units(evaluated)[0].of_row[rows]))
     if not count:
         return share, share
     end = float(_LOW ** (1 / count))
@@ -121,19 +134,20 @@ def paired_difference(
         return sign * (ours - theirs)
 
     ones = np.ones(len(model))
-    drawn = list(_resampled(model, functions, resamples, seed))
-    differences = [difference(drawn[i : i + 2]) for i in range(0, len(drawn), 2)]
-    low, high = _percentiles(np.array(differences).reshape(-1, 1))
-    return Interval(
-        value=difference([function(ones) for function in functions]), low=float(low[0]), high=float(high[0])
-    )
+    low = high = np.nan
+    for units in resampling_units(model):
+        drawn = list(_resampled(units, functions, resamples, seed))
+        differences = [difference(drawn[i : i + 2]) for i in range(0, len(drawn), 2)]
+        ends = _percentiles(np.array(differences).reshape(-1, 1))
+        low, high = float(np.fmin(low, ends[0][0])), float(np.fmax(high, ends[1][0]))
+    return Interval(value=difference([function(ones) for function in functions]), low=low, high=high)
 
 
 def _resampled(
-    evaluated: Evaluated, functions: list[MetricFunction], resamples: int, seed: int
+    units: ResamplingUnits, functions: list[MetricFunction], resamples: int, seed: int
 ) -> Iterator[MetricValues]:
     """For each resample, the result of each function in turn."""
-    units, rng = resampling_units(evaluated), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     if units.number < 2:
         return
     for _ in range(resamples):

@@ -132,7 +132,12 @@ def test_classification_by_the_cards_fields(tmp_path: Path, capsys: pytest.Captu
     assert found["metrics"]["precision_at_10"]["value"] == pytest.approx(np.mean([y for _, y in top]))
     assert found["metrics"]["alert_share"]["value"] == pytest.approx(np.mean([s >= 0.5 for s, _ in pairs]))
     assert found["labels"] == {"0": 360, "1": 120}
-    assert (found["events"], found["keys"], found["judged"], found["resampled"]) == (600, 30, 600, "keys")
+    assert (found["events"], found["keys"], found["judged"], found["resampled"]) == (
+        600,
+        30,
+        600,
+        "keys and blocks of time",
+    )
     assert found["metrics"]["roc_auc"]["low"] < found["metrics"]["roc_auc"]["high"]
 
 
@@ -191,7 +196,7 @@ def test_the_table_names_data_metrics_and_intervals(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "600 events of 30 keys, 2026-02-02T" in said
     assert "recall[[b]]" in said
-    assert "Intervals: 5 resamples of keys." in said
+    assert "Intervals: 5 resamples of keys and blocks of time." in said
 
 
 def test_a_long_table_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
