@@ -162,6 +162,10 @@ def evaluate(
     key: Annotated[str | None, typer.Option(help="Field of the entity key. Default: the card's.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="Field of the event time. Default: the card's.")] = None,
     target: Annotated[str | None, typer.Option(help="Field of the label. Default: the card's.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--from", help="Evaluate from this time on (ISO 8601); earlier events fill the states."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     resamples: Annotated[
         int, typer.Option(min=10, max=10_000, help="Number of bootstrap resamples for the intervals.")
@@ -177,7 +181,15 @@ def evaluate(
     from lstmstream.evaluation.command import evaluate as run_evaluation
 
     return run_evaluation(
-        model, data, key=key, timestamp=timestamp, target=target, as_json=as_json, resamples=resamples, k=k or (100,)
+        model,
+        data,
+        key=key,
+        timestamp=timestamp,
+        target=target,
+        since=since,
+        as_json=as_json,
+        resamples=resamples,
+        k=k or (100,),
     )
 
 

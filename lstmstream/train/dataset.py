@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from lstmstream.records import Bools
 from lstmstream.train import data_checks
 from lstmstream.train.export import FeatureEncoder, NetworkSpec
 from lstmstream.train.features import category_features, fit_encoder
+from lstmstream.train.fine_tuning import overlap_warnings
 from lstmstream.train.loss import make_loss_mask
 from lstmstream.train.schema import TrainConfig
 
@@ -38,6 +40,7 @@ class Dataset:
     loss_masks: dict[str, Bools]  # by name of the split: [N] whether the output at an event is in its loss
     encoder: FeatureEncoder
     warnings: tuple[str, ...]  # sentences for the user
+    base_records: tuple[dict[str, Any], ...] = ()  # what the model of --init learned from, as its card says it
 
     @property
     def task_spec(self) -> TaskSpec:
@@ -60,11 +63,13 @@ class Dataset:
             self.events.scratch.cleanup()
 
 
-def prepare_dataset(config: TrainConfig, base: NetworkSpec | None = None) -> Dataset:
+def prepare_dataset(
+    config: TrainConfig, base: NetworkSpec | None = None, base_training: Mapping[str, Any] | None = None
+) -> Dataset:
     """Reads and splits the data, checks them and fits the encoder.
 
-    `base` is the network to fine-tune: its scaling, its vocabularies and its classes are kept. Raises CannotServe with
-    everything that is wrong with the data.
+    `base` is the network to fine-tune: its scaling, its vocabularies and its classes are kept. `base_training` is what
+    its card says of its training. Raises CannotServe with everything that is wrong with the data.
     """
     fields = event_fields(config)
     events, fields, read_warnings = _read_events(config, fields)
@@ -81,6 +86,9 @@ def prepare_dataset(config: TrainConfig, base: NetworkSpec | None = None) -> Dat
     if problems:
         raise CannotServe(*problems)
     warnings = [*read_warnings, *data_checks.warnings(events, split, config)]
+    base_training = base_training or {}
+    base_records = tuple(base_training.get("learned_from") or ())
+    warnings += overlap_warnings(events, split, base_records, base_training.get("seed"))
     if base is None:
         flag_missing = config.training.mask > 0
         encoder = fit_encoder(events, split.rows(TRAIN), config.features, flag_missing=flag_missing)
@@ -89,7 +97,7 @@ def prepare_dataset(config: TrainConfig, base: NetworkSpec | None = None) -> Dat
         encoder = base.encoder
     data_checks.check_memory(config, len(events.keys), encoder.width)
     events = encode_categories(events, category_features(encoder))
-    return Dataset(config, fields, events, split, loss_masks, encoder, tuple(warnings))
+    return Dataset(config, fields, events, split, loss_masks, encoder, tuple(warnings), base_records)
 
 
 def event_fields(config: TrainConfig) -> Fields:

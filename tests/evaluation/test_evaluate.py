@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
 from lstmstream.evaluation.command import MAX_METRICS, evaluate
 from lstmstream.evaluation.descriptions import format_number
+from lstmstream.evaluation.training_data import training_record
 from lstmstream.history.events import load_events_for_card
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
@@ -222,6 +224,62 @@ def test_the_models_own_training_data_are_known_again(tmp_path: Path, capsys: py
     assert asked(capsys, model, data)["trained_on"] is True
     evaluate(str(model), str(data), resamples=2)
     assert "The model was trained on these data" in capsys.readouterr().out
+
+
+def test_a_share_of_training_data_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model has seen keys k0 to k9 until the 400th of 600 minutes."""
+    data = table(tmp_path, labels=[0, 1])
+    model = trained(tmp_path, target="fraud")
+    card, network = load_model(model).card, random_network(numbers=("a", "b"))
+    events = load_events_for_card([data], card, key="key", timestamp="time", target="fraud")
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    early = 1_770_000_000 + 60 * 400
+    learned = [row for row in range(600) if events.timestamp[row] < 1000 * early and owner(events)[row] < "k1~"]
+    record = training_record("train", events, np.array(learned))
+    write(model, build(network), replace(card, training=card.training | {"learned_from": [record]}))
+    seen = [line for line in lines if line["key"] < "k1~" and line["time"] <= max(events.timestamp[learned]) / 1000]
+    first = min(events.timestamp[learned]) / 1000
+    seen = [line for line in seen if line["time"] >= first]
+    found = asked(capsys, model, data)
+    assert found["share_in_training_data"] == pytest.approx(len(seen) / 600)
+    assert 0.1 < found["share_in_training_data"] < 0.5
+    evaluate(str(model), str(data), resamples=2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"warning: {len(seen) / 600:.0%} of these events lie in the data that the model was trained on" in said
+    later = "2026-02-02T09:30:00Z"
+    assert asked(capsys, model, data, since=later)["share_in_training_data"] == 0
+    evaluate(str(model), str(data), resamples=2, since=later)
+    assert "warning" not in capsys.readouterr().out
+
+
+def owner(events: Any) -> Any:
+    return np.repeat(np.array(events.keys), np.diff(events.starts))
+
+
+def test_earlier_events_only_fill_the_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a time on, the numbers are those of a daemon that has seen what came before, not of empty states."""
+    model = trained(tmp_path, target="fraud", classes=["0", "1"])
+    data = table(tmp_path, labels=[0, 1, 0])
+    events, said = answers(model, data, tmp_path)
+    since = events[400]["time"]
+    text = datetime.fromtimestamp(since, UTC).isoformat()
+    found = asked(capsys, model, data, since=text)
+    pairs = [(answer["score"], event["fraud"]) for event, answer in zip(events, said, strict=True)][400:]
+    assert (found["judged"], found["since"]) == (200, text)
+    assert found["metrics"]["brier"]["value"] == pytest.approx(np.mean([(s - y) ** 2 for s, y in pairs]))
+    evaluate(str(model), str(data), resamples=2, since=text)
+    assert f"Events before {text} only give the keys their states." in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "later").mkdir()
+    later = tmp_path / "later" / "data.jsonl"
+    later.write_text("\n".join(data.read_text().splitlines()[400:]))
+    cold = asked(capsys, model, later)
+    assert cold["metrics"]["brier"]["value"] != pytest.approx(found["metrics"]["brier"]["value"], rel=1e-6)
+    evaluate(str(model), str(later), resamples=2)
+    assert "Every key starts with an empty state here" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(CannotServe, match="--from soon: is not an ISO 8601 time"):
+        evaluate(str(model), str(data), since="soon")
+    with pytest.raises(CannotServe, match="--from 2030-01-01: all events are earlier; the last is of 2026-02-02T"):
+        evaluate(str(model), str(data), since="2030-01-01")
 
 
 @pytest.mark.parametrize(
