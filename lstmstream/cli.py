@@ -222,6 +222,9 @@ def import_(
     score_column: Annotated[int | None, typer.Option(min=0, help="Column of the output to use as the score.")] = None,
     output: Annotated[str | None, typer.Option(help="Output to use, if the model has several.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Data to compare step and window mode on.")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="JSONL: inputs of the original with its outputs, to check the model by.")
+    ] = None,
     key: Annotated[str | None, typer.Option(help="With --compare: column of the entity key.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="With --compare: column of the event time.")] = None,
 ) -> int:
@@ -254,6 +257,7 @@ def import_(
         constants=constant or (),
         states=state or (),
         allow_growth=allow_growth,
+        examples=examples,
     )
 
 
