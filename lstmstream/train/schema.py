@@ -153,9 +153,11 @@ class SplitOptions(Section):
     gap: Annotated[Duration, Field(ge=0)] = Field(
         0.0, description="Time left out after the training and the validation split, for labels that arrive late."
     )
-    train_from: IsoTime | None = Field(None, description="Events before this ISO 8601 time only warm up the states.")
+    train_from: IsoTime | None = Field(
+        None, description="Events before this ISO 8601 time only warm up the states, and are in no fraction."
+    )
     train_to: IsoTime | None = Field(
-        None, description="End of the training split, exclusive. Default: where validation starts."
+        None, description="End of the training split, exclusive. Default: the start of validation, less `gap`."
     )
     validation_from: IsoTime | None = Field(None, description="Start of the validation split, instead of a fraction.")
     test_from: IsoTime | None = Field(None, description="Start of the test split, instead of a fraction.")
