@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from lstmstream.records import Ints
 
 NONE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3  # events of NONE only warm up the state
 SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+_DAY_MS = 86_400_000
 
 
 class SplitOptions(Protocol):
@@ -105,6 +106,30 @@ def split_events(events: Events, options: SplitOptions, seed: int) -> Split:
                 f" train, {counts['validation']} validation, {counts['test']} test); {_remedy(name, options, events)}"
             )
     return split
+
+
+class Coverage(NamedTuple):
+    """What the events of a split stand for, so that counts in it can be stated per day of the whole stream."""
+
+    span_days: float | None  # None: the time from the split's first event to its last
+    stream_share: float  # the part of the stream in that time that the split has
+
+
+def coverage(events: Events, split: Split, label: int, by: Literal["time", "key", "given"]) -> Coverage:
+    """The coverage of one split, which has events.
+
+    By time it is the whole stream, for a while. By key it is some of the keys, over the time of all events. A field may
+    divide in either way, so its split has the events that it has of those in its time.
+    """
+    rows = split.rows(label)
+    if by == "key":
+        keys = len(np.unique(np.searchsorted(events.starts, rows, side="right")))
+        return Coverage(float(np.ptp(events.timestamp)) / _DAY_MS, keys / len(events.keys))
+    if by == "given":
+        times = np.asarray(events.timestamp)
+        own = times[rows]
+        return Coverage(None, len(own) / int(((times >= own.min()) & (times <= own.max())).sum()))
+    return Coverage(None, 1.0)
 
 
 def _remedy(name: str, options: SplitOptions, events: Events) -> str:

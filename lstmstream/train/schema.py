@@ -129,7 +129,8 @@ class TargetOptions(Section):
     )
     per: Literal["event", "sequence"] = Field(
         "event",
-        description="Whether each event has a label, or each key; the label of a key counts at its last event.",
+        description="Whether each event has a label, or each key; the label of a key counts at its last event, and for"
+        " alerts at all of them.",
     )
     fields: FieldPaths = Field(
         [], description="Fields to forecast, each one of `features.numbers`. Default: all of them."
@@ -234,8 +235,12 @@ class Training(Section):
 class Cost(Section):
     """`threshold.cost`: what an error costs."""
 
-    missed: Annotated[Float, Field(gt=0)] = Field(100.0, description="Cost of a missed positive event.")
-    alert: Annotated[Float, Field(gt=0)] = Field(1.0, description="Cost of investigating an alert.")
+    missed: Annotated[Float, Field(gt=0)] = Field(
+        100.0, description="Cost of a positive event (with `per: sequence`: of a positive key) without an alert."
+    )
+    alert: Annotated[Float, Field(gt=0)] = Field(
+        1.0, description="Cost of each alert, on events with a label or without."
+    )
 
 
 class Threshold(Section):
@@ -247,7 +252,8 @@ class Threshold(Section):
         " for anomalies 0.5, which 1 in 200 events of the validation split reach; else none.",
     )
     alerts_per_day: Annotated[Float, Field(gt=0)] | None = Field(
-        None, description="Alert budget per day, over all keys."
+        None,
+        description="Alert budget per day, for all events of all keys, also where the validation split has a part of them.",
     )
     cost: Cost
     value: Float | None = Field(None, description="The threshold for `rule: value`.")

@@ -53,15 +53,18 @@ def test_a_split_does_not_see_the_next_one() -> None:
     np.testing.assert_array_equal(evaluated.naive, [[20]])
 
 
-def test_only_the_last_event_of_a_sequence_counts() -> None:
+def test_the_label_of_a_sequence_is_known_at_its_last_event_and_the_daemon_answers_all() -> None:
     spec = TaskSpec("classify", ("a", "b"), classes=("no", "yes"), per="sequence")
     events = two_keys(label=[0, 0, 0, 1, -1, 0])
     score = np.arange(6, dtype=np.float32) / 10
     evaluated = align_with_truth(spec, events, score, None)
-    assert evaluated.label.tolist() == [1, 0]
-    np.testing.assert_array_equal(evaluated.score, score[[3, 5]])
-    mask = np.array([True, True, True, True, False, False])
-    assert evaluated_rows(spec, events, score, mask).tolist() == [3]
+    assert evaluated.label.tolist() == [-1, -1, -1, 1, -1, 0]
+    assert evaluated.alert_label.tolist() == [1, 1, 1, 1, 0, 0]
+    np.testing.assert_array_equal(evaluated.score, score)
+    mask = np.array([True, True, True, False, True, True])  # the first key ends in another split: its label is too
+    evaluated = align_with_truth(spec, events, score, None, mask)
+    assert evaluated.alert_label.tolist() == [-1, -1, -1, 0, 0]
+    assert evaluated_rows(spec, events, score, mask).tolist() == [0, 1, 2, 4, 5]
 
 
 def test_outputs_that_are_not_finite_do_not_count() -> None:
