@@ -79,7 +79,7 @@ def evaluate(
         document = {**summary, "resamples": resamples, "resampled": units, "metrics": metrics}
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")  # NaN becomes null
     else:
-        _print_table(summary, metrics, units, resamples)
+        _print_table(summary, metrics, units, resamples, per_key=evaluated.per == "sequence")
     return 0
 
 
@@ -181,7 +181,7 @@ def _summary(loaded: Model, data: str, events: Events, evaluated: Evaluated, *, 
         "data": data,
         "events": len(events),
         "keys": len(events.keys),
-        "judged": len(evaluated),
+        "judged": len(evaluated.labelled) if evaluated.per == "sequence" else len(evaluated),
         "unanswered": not_finite,
         "trained_on": bool(events.sha256) and card.training.get("data", {}).get("sha256") == events.sha256,
         "from": format_iso(int(events.timestamp.min())),
@@ -195,7 +195,9 @@ def _summary(loaded: Model, data: str, events: Events, evaluated: Evaluated, *, 
     return summary
 
 
-def _print_table(summary: dict[str, Any], metrics: dict[str, Interval], units: str, resamples: int) -> None:
+def _print_table(
+    summary: dict[str, Any], metrics: dict[str, Interval], units: str, resamples: int, *, per_key: bool
+) -> None:
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -203,7 +205,12 @@ def _print_table(summary: dict[str, Any], metrics: dict[str, Interval], units: s
 
     say(f"{summary['model']} {summary['version']} ({summary['task']}) on {summary['data']}")
     say(f"{summary['events']:,} events of {summary['keys']:,} keys, {summary['from']} to {summary['to']}")
-    if summary["judged"] != summary["events"]:
+    if per_key:
+        say(
+            f"{summary['judged']:,} keys have a label at their last event, where they are evaluated; alerts, precision,"
+            " recall and f1 count every event"
+        )
+    elif summary["judged"] != summary["events"]:
         say(f"{summary['judged']:,} of them are evaluated")
     if summary["unanswered"]:
         say(f"{summary['unanswered']:,} without a finite output are left out; the daemon would dead-letter them")

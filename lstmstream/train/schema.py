@@ -253,7 +253,7 @@ class Threshold(Section):
     )
     alerts_per_day: Annotated[Float, Field(gt=0)] | None = Field(
         None,
-        description="Alert budget per day, for all events of all keys, also where the validation split has a part of them.",
+        description="Alert budget per day, for all events of all keys, even if validation has a part of them.",
     )
     cost: Cost
     value: Float | None = Field(None, description="The threshold for `rule: value`.")
