@@ -139,6 +139,29 @@ def test_classification_by_the_cards_fields(tmp_path: Path, capsys: pytest.Captu
     assert found["metrics"]["roc_auc"]["low"] < found["metrics"]["roc_auc"]["high"]
 
 
+def test_labels_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alerts on every event, right or wrong by the key's label; ranks at the last events."""
+    model = trained(tmp_path, target="fraud", classes=["0", "1"], per="sequence")
+    data = table(tmp_path, labels=[0, 1, 0, 1, None])
+    found = asked(capsys, model, data)
+    events, said = answers(model, data, tmp_path)
+    last = {event["key"]: row for row, event in enumerate(events)}
+    label = {key: events[row]["fraud"] for key, row in last.items() if events[row]["fraud"] is not None}
+    alerted = [event["key"] for event, answer in zip(events, said, strict=True) if answer["alert"]]
+    metrics = {name: interval["value"] for name, interval in found["metrics"].items()}
+    days = 599 * 60 / 86400
+    assert metrics["alerts_per_day"] == pytest.approx(len(alerted) / days)
+    judged = [label[key] for key in alerted if key in label]
+    assert metrics["precision"] == pytest.approx(np.mean(judged))
+    positives = {key for key in label if label[key]}
+    assert metrics["recall"] == pytest.approx(len(positives & set(alerted)) / len(positives))
+    assert metrics["brier"] == pytest.approx(np.mean([(said[last[key]]["score"] - label[key]) ** 2 for key in label]))
+    assert len(label) < 30
+    assert (found["judged"], sum(found["labels"].values())) == (len(label), len(label))
+    assert evaluate(str(model), str(data), resamples=0) == 0
+    assert f"{len(label)} keys have a label at their last event" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained(tmp_path, task="forecast", targets=["b"], horizon=1)
     data = table(tmp_path, labels=[0], keys=3)

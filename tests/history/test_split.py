@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lstmstream.errors import CannotServe
 from lstmstream.history.events import Events, sort_events
 from lstmstream.history.fields import Chunk, Fields
-from lstmstream.history.split import NONE, SPLIT_NAMES, TEST, TRAIN, VALIDATION, split_events
+from lstmstream.history.split import NONE, SPLIT_NAMES, TEST, TRAIN, VALIDATION, coverage, split_events
 from lstmstream.train.features import fit_encoder
 from lstmstream.train.schema import Features, SplitOptions
 
@@ -253,6 +253,34 @@ def test_few_keys_without_a_test_split_are_refused() -> None:
     assert all(text.endswith(", or do without a test split (split.test: 0)") for text in refusals)
     given = history([0, 1000], said=["train", "validation"])
     assert TEST not in split_events(given, split(by="given", field="p"), 0).labels  # the user's own choice
+
+
+# --- what part of the stream -----
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"by": "time"}, None),
+        ({"by": "key"}, None),
+        ({"by": "given", "field": "p"}, lambda i: ("train", "validation", "test")[i // 1000]),  # by time
+        ({"by": "given", "field": "p"}, lambda i: ("train", "train", "validation", "test")[i % 100 % 4]),  # by key
+        ({"by": "given", "field": "p"}, lambda i: ("train", "validation", "test", "train")[i // 100 % 4]),  # days
+    ],
+)
+def test_the_rate_of_a_split_is_that_of_the_stream(options: dict[str, Any], said: Any) -> None:
+    """100 keys with an event each per day, for 30 days: whatever the split, it stands for 100 events per day."""
+    times = [START_MS + i // 100 * DAY_MS + i for i in range(3000)]
+    names = None if said is None else [said(i) for i in range(3000)]
+    events = history(times, keys=[f"k{i % 100}" for i in range(3000)], said=names)
+    division = split_events(events, split(**options), 0)
+    for label in SPLIT_NAMES:
+        rows = division.rows(label)
+        span_days, share = coverage(events, division, label, options["by"])
+        if span_days is None:
+            span_days = float(np.ptp(events.timestamp[rows])) / DAY_MS
+        # n days have n - 1 between them
+        assert len(rows) / span_days / share == pytest.approx(100, rel=1.5 / span_days)
 
 
 # --- nothing leaks -----
