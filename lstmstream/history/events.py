@@ -91,13 +91,13 @@ def repeated_events(events: Events) -> int:
     count = 0
     for rows in row_slices(len(events)):
         time = np.asarray(events.timestamp[rows])
-        new_moment = np.append(True, np.diff(time) != 0) | is_first[: len(events)][rows]
-        moment = np.cumsum(new_moment)
-        several = np.flatnonzero(np.bincount(moment)[moment] > 1)
+        is_new = np.append(True, np.diff(time) != 0) | is_first[: len(events)][rows]
+        group = np.cumsum(is_new)
+        several = np.flatnonzero(np.bincount(group)[group] > 1)
         if not len(several):
             continue
         numbers = np.ascontiguousarray(events.x[rows][several]).view(np.int32)
-        values = np.column_stack([moment[several], numbers, events.codes[rows][several]]).astype(np.int64)
+        values = np.column_stack([group[several], numbers, events.codes[rows][several]]).astype(np.int64)
         count += len(several) - len(np.unique((values * factors).sum(axis=1)))  # by a hash of 64 bits
     return count
 
