@@ -87,7 +87,7 @@ def evaluate(
         document = {**summary, "resamples": resamples, "resampled": units, "metrics": metrics}
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")  # NaN becomes null
     else:
-        _print_table(summary, metrics, units, resamples, in_training)
+        _print_table(summary, metrics, units, resamples, in_training, per_key=evaluated.per == "sequence")
     return 0
 
 
@@ -204,7 +204,7 @@ def _summary(loaded: Model, data: str, events: Events, evaluated: Evaluated, *, 
         "data": data,
         "events": len(events),
         "keys": len(events.keys),
-        "judged": len(evaluated),
+        "judged": len(evaluated.labelled) if evaluated.per == "sequence" else len(evaluated),
         "unanswered": not_finite,
         "trained_on": bool(events.sha256) and card.training.get("data", {}).get("sha256") == events.sha256,
         "from": format_iso(int(events.timestamp.min())),
@@ -219,7 +219,13 @@ def _summary(loaded: Model, data: str, events: Events, evaluated: Evaluated, *, 
 
 
 def _print_table(
-    summary: dict[str, Any], metrics: dict[str, Interval], units: str, resamples: int, in_training: Overlap | None
+    summary: dict[str, Any],
+    metrics: dict[str, Interval],
+    units: str,
+    resamples: int,
+    in_training: Overlap | None,
+    *,
+    per_key: bool,
 ) -> None:
     console = Console(highlight=False)
 
@@ -228,7 +234,12 @@ def _print_table(
 
     say(f"{summary['model']} {summary['version']} ({summary['task']}) on {summary['data']}")
     say(f"{summary['events']:,} events of {summary['keys']:,} keys, {summary['from']} to {summary['to']}")
-    if summary["judged"] != summary["events"]:
+    if per_key:
+        say(
+            f"{summary['judged']:,} keys have a label at their last event, where they are evaluated; alerts, precision,"
+            " recall and f1 count every event"
+        )
+    elif summary["judged"] != summary["events"]:
         say(f"{summary['judged']:,} of them are evaluated")
     if summary["unanswered"]:
         say(f"{summary['unanswered']:,} without a finite output are left out; the daemon would dead-letter them")

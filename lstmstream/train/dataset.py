@@ -26,6 +26,7 @@ from lstmstream.train.fine_tuning import overlap_warnings
 from lstmstream.train.loss import make_loss_mask
 from lstmstream.train.schema import TrainConfig
 
+CLEAR_MAJORITY = 2  # times the next class: then the most frequent one is the normal one without a doubt
 _FALSE_AND_TRUE = (("false", "true"), ("no", "yes"))  # labels, in lower case: the first is class 0
 
 
@@ -77,6 +78,7 @@ def prepare_dataset(
         raise CannotServe("data: it has no events; check data.path")
     if config.target.field is not None:
         events = _order_classes(events, config, fine_tuning=base is not None)
+        read_warnings = [*read_warnings, *_class_order_warning(events, config)]
     split = split_events(events, config.split, config.training.seed)
     present = {label: name for label, name in SPLIT_NAMES.items() if (split.labels == label).any()}
     loss_masks = {name: make_loss_mask(events, split, config, label) for label, name in present.items()}
@@ -153,6 +155,25 @@ def default_class_order(events: Events) -> Sequence[str]:
     counts = np.bincount(np.asarray(events.label)[np.asarray(events.label) >= 0], minlength=len(found))
     most_frequent = found[int(np.argmax(counts))]
     return [most_frequent, *sorted(text for text in found if text != most_frequent)]
+
+
+def _class_order_warning(events: Events, config: TrainConfig) -> list[str]:
+    """A sentence where the class without alerts was taken by its frequency, and another is about as frequent."""
+    classes = events.classes
+    by_name = {text.lower() for text in classes} in [set(pair) for pair in _FALSE_AND_TRUE]
+    if config.target.classes or len(classes) < 2 or by_name or all(map(_is_number, classes)):
+        return []
+    counts = np.bincount(np.asarray(events.label)[np.asarray(events.label) >= 0], minlength=len(classes))
+    if counts[0] >= CLEAR_MAJORITY * counts[1:].max():
+        return []
+    others = ", ".join(map(repr, classes[1 : 1 + data_checks.MAX_LISTED]))
+    return [
+        (
+            f"target.classes is not set, so {classes[0]!r} counts as the normal class, as the most frequent"
+            f" ({counts[0] / counts.sum():.0%} of the labels), and alerts are for {others}; list the classes there, the"
+            " normal one first"
+        )
+    ]
 
 
 def _is_number(text: str) -> bool:

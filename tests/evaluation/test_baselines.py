@@ -146,7 +146,7 @@ def test_sequences_are_learned_from_their_ends() -> None:
     events = history(lengths=[4] * 10, seed=0, values=np.arange(40.0), label=label)
     spec = TaskSpec("classify", ("a",), classes=("0", "1"), per="sequence")
     evaluated, found = all_of(spec, events)
-    assert len(evaluated) == 10
+    assert len(evaluated.labelled) == 10
     np.testing.assert_allclose(found["class frequencies"].score, 0.5)
 
 

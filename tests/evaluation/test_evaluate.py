@@ -55,15 +55,18 @@ def test_a_split_does_not_see_the_next_one() -> None:
     np.testing.assert_array_equal(evaluated.naive, [[20]])
 
 
-def test_only_the_last_event_of_a_sequence_counts() -> None:
+def test_the_label_of_a_sequence_is_known_at_its_last_event_and_the_daemon_answers_all() -> None:
     spec = TaskSpec("classify", ("a", "b"), classes=("no", "yes"), per="sequence")
     events = two_keys(label=[0, 0, 0, 1, -1, 0])
     score = np.arange(6, dtype=np.float32) / 10
     evaluated = align_with_truth(spec, events, score, None)
-    assert evaluated.label.tolist() == [1, 0]
-    np.testing.assert_array_equal(evaluated.score, score[[3, 5]])
-    mask = np.array([True, True, True, True, False, False])
-    assert evaluated_rows(spec, events, score, mask).tolist() == [3]
+    assert evaluated.label.tolist() == [-1, -1, -1, 1, -1, 0]
+    assert evaluated.alert_label.tolist() == [1, 1, 1, 1, 0, 0]
+    np.testing.assert_array_equal(evaluated.score, score)
+    mask = np.array([True, True, True, False, True, True])  # the first key ends in another split: its label is too
+    evaluated = align_with_truth(spec, events, score, None, mask)
+    assert evaluated.alert_label.tolist() == [-1, -1, -1, 0, 0]
+    assert evaluated_rows(spec, events, score, mask).tolist() == [0, 1, 2, 4, 5]
 
 
 def test_outputs_that_are_not_finite_do_not_count() -> None:
@@ -141,6 +144,29 @@ def test_classification_by_the_cards_fields(tmp_path: Path, capsys: pytest.Captu
         "keys and blocks of time",
     )
     assert found["metrics"]["roc_auc"]["low"] < found["metrics"]["roc_auc"]["high"]
+
+
+def test_labels_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alerts on every event, right or wrong by the key's label; ranks at the last events."""
+    model = trained(tmp_path, target="fraud", classes=["0", "1"], per="sequence")
+    data = table(tmp_path, labels=[0, 1, 0, 1, None])
+    found = asked(capsys, model, data)
+    events, said = answers(model, data, tmp_path)
+    last = {event["key"]: row for row, event in enumerate(events)}
+    label = {key: events[row]["fraud"] for key, row in last.items() if events[row]["fraud"] is not None}
+    alerted = [event["key"] for event, answer in zip(events, said, strict=True) if answer["alert"]]
+    metrics = {name: interval["value"] for name, interval in found["metrics"].items()}
+    days = 599 * 60 / 86400
+    assert metrics["alerts_per_day"] == pytest.approx(len(alerted) / days)
+    judged = [label[key] for key in alerted if key in label]
+    assert metrics["precision"] == pytest.approx(np.mean(judged))
+    positives = {key for key in label if label[key]}
+    assert metrics["recall"] == pytest.approx(len(positives & set(alerted)) / len(positives))
+    assert metrics["brier"] == pytest.approx(np.mean([(said[last[key]]["score"] - label[key]) ** 2 for key in label]))
+    assert len(label) < 30
+    assert (found["judged"], sum(found["labels"].values())) == (len(label), len(label))
+    assert evaluate(str(model), str(data), resamples=0) == 0
+    assert f"{len(label)} keys have a label at their last event" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
