@@ -275,6 +275,30 @@ def test_centroids_follow_each_key_after_its_events() -> None:
             centroids[nearest, known] += CENTROID_RATE * (values[row] - centroids[nearest])[known]
 
 
+def test_centroids_of_a_long_history_move_after_every_few_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmstream.evaluation.baselines.anomalies._MAX_ROUNDS", 10)
+    events = history(lengths=[35, 12, 1], seed=6, numbers=2, missing=0.2)
+    training = np.arange(48)
+    _, found, _ = results(TaskSpec("anomaly", ("a", "b"), ("a", "b")), events, training)
+    values = events.x.astype(np.float64)
+    values = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0)
+    start = kmeans(np.where(np.isnan(values), 0, values))
+    for key in range(3):
+        centroids = start.copy()
+        for first in range(events.starts[key], events.starts[key + 1], 4):  # 35 events in at most 10 rounds
+            met: dict[tuple[int, int], list[float]] = {}
+            for row in range(first, min(first + 4, events.starts[key + 1])):
+                known = np.isfinite(values[row])
+                squares = [((values[row] - one)[known] ** 2).sum() / max(1, known.sum()) for one in centroids]
+                nearest = int(np.argmin(squares))
+                assert found["nearest centroid"].score[row] == pytest.approx(np.sqrt(min(squares)), rel=1e-3, abs=1e-4)
+                for column in np.flatnonzero(known).tolist():
+                    met.setdefault((nearest, column), []).append(values[row, column])
+            for place, those in met.items():
+                share = 1 - (1 - CENTROID_RATE) ** len(those)
+                centroids[place] += share * (np.mean(those) - centroids[place])
+
+
 def test_centroids_are_the_means_of_what_is_nearest_to_them() -> None:
     rng = np.random.default_rng(8)
     values = np.concatenate([rng.normal(centre, 0.05, (100, 2)) for centre in range(8)])

@@ -54,7 +54,7 @@ def _ewma_of(value: Doubles, first: Bools, variance: float) -> tuple[Doubles, Do
     number = running_sums(known[:, None].astype(np.float64), first)[:, 0]
     begins = known & (number == 1)
     decay = np.where(known, 1 - EWMA_ALPHA, 1.0)
-    decay[first | begins] = 0
+    decay[first] = 0
     mean = recurrence(decay, np.where(known, np.where(begins, value, EWMA_ALPHA * value), 0)[:, None])
     error = np.where(known & ~begins, value - before(mean, first)[:, 0], np.nan)
     has_error = np.isfinite(error)

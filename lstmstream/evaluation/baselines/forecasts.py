@@ -57,8 +57,9 @@ class Autoregression:
         """`training` are ascending rows of the training split; values ahead outside it are not used."""
         self._spec, self._events = spec, events
         self._known = last_known(events, spec.columns)
-        self._means = means(events, spec.columns, training).astype(np.float64)
-        self._scales = standard_deviations(events, spec.columns, training).astype(np.float64)
+        some = training[:: max(1, -(-len(training) // max_rows))]
+        self._means = means(events, spec.columns, some).astype(np.float64)
+        self._scales = standard_deviations(events, spec.columns, some).astype(np.float64)
         self.lags = max(1, min(MAX_LAGS, len(training) // MIN_ROWS_PER_LAG))
         limit = max(_MIN_ROWS, min(max_rows, _MAX_PRODUCTS // ((1 + self.lags) ** 2 * max(1, len(spec.names)))))
         sample = training[:: max(1, -(-len(training) // limit))]
