@@ -243,7 +243,7 @@ def _print_table(
         say(f"{summary['judged']:,} of them are evaluated")
     if summary["unanswered"]:
         say(f"{summary['unanswered']:,} without a finite output are left out; the daemon would dead-letter them")
-    if summary["trained_on"]:
+    if summary["trained_on"] and in_training is None:  # a model that does not say which events it learned from
         say("The model was trained on these data: expect worse results on new data; see the test split in its report.")
     if in_training is not None and in_training.share:
         say(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmstream.cli import app
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
 from lstmstream.evaluation.command import MAX_METRICS, evaluate
@@ -262,7 +263,8 @@ def test_a_share_of_training_data_is_a_warning(tmp_path: Path, capsys: pytest.Ca
     early = 1_770_000_000 + 60 * 400
     learned = [row for row in range(600) if events.timestamp[row] < 1000 * early and owner(events)[row] < "k1~"]
     record = training_record("train", events, np.array(learned))
-    write(model, build(network), replace(card, training=card.training | {"learned_from": [record]}))
+    training = card.training | {"learned_from": [record], "data": {"sha256": events.sha256}}
+    write(model, build(network), replace(card, training=training))
     seen = [line for line in lines if line["key"] < "k1~" and line["time"] <= max(events.timestamp[learned]) / 1000]
     first = min(events.timestamp[learned]) / 1000
     seen = [line for line in seen if line["time"] >= first]
@@ -275,7 +277,9 @@ def test_a_share_of_training_data_is_a_warning(tmp_path: Path, capsys: pytest.Ca
     later = "2026-02-02T09:30:00Z"
     assert asked(capsys, model, data, since=later)["share_in_training_data"] == 0
     evaluate(str(model), str(data), resamples=2, since=later)
-    assert "warning" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert "was trained on these data" not in said  # the file is that of the training, but not these events
 
 
 def owner(events: Any) -> Any:
@@ -293,7 +297,7 @@ def test_earlier_events_only_fill_the_states(tmp_path: Path, capsys: pytest.Capt
     pairs = [(answer["score"], event["fraud"]) for event, answer in zip(events, said, strict=True)][400:]
     assert (found["judged"], found["since"]) == (200, text)
     assert found["metrics"]["brier"]["value"] == pytest.approx(np.mean([(s - y) ** 2 for s, y in pairs]))
-    evaluate(str(model), str(data), resamples=2, since=text)
+    app(["evaluate", str(model), str(data), "--resamples", "10", "--from", text], standalone_mode=False)
     assert f"Events before {text} only give the keys their states." in " ".join(capsys.readouterr().out.split())
     (tmp_path / "later").mkdir()
     later = tmp_path / "later" / "data.jsonl"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from lstmstream.cli import app
 from lstmstream.importer.command import import_model
 from lstmstream.model import load_model
 from tests.importer.source_files import refusal
@@ -80,7 +81,8 @@ def test_without_examples_the_report_says_what_is_not_seen(tmp_path: Path, capsy
     import_model(file, out=tmp_path / "m.onnx", layout=layout)
     assert "weights do not show layers that have none (ReLU, pooling)" in capsys.readouterr().out
     examples = recorded(tmp_path / "e.jsonl", net, digits=4)  # as somebody copies them from a notebook
-    import_model(file, out=tmp_path / "m.onnx", layout=layout, examples=examples)
+    arguments = ["import", str(file), "--out", str(tmp_path / "m.onnx"), "--layout", str(layout)]
+    app([*arguments, "--examples", str(examples)], standalone_mode=False)
     said = capsys.readouterr().out
     assert "weights do not show" not in said
     assert "examples  3 sequences of the original: largest difference " in said
