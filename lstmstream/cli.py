@@ -162,6 +162,10 @@ def evaluate(
     key: Annotated[str | None, typer.Option(help="Field of the entity key. Default: the card's.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="Field of the event time. Default: the card's.")] = None,
     target: Annotated[str | None, typer.Option(help="Field of the label. Default: the card's.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--from", help="Evaluate from this time on (ISO 8601); earlier events fill the states."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     resamples: Annotated[
         int, typer.Option(min=10, max=10_000, help="Number of bootstrap resamples for the intervals.")
@@ -177,7 +181,15 @@ def evaluate(
     from lstmstream.evaluation.command import evaluate as run_evaluation
 
     return run_evaluation(
-        model, data, key=key, timestamp=timestamp, target=target, as_json=as_json, resamples=resamples, k=k or (100,)
+        model,
+        data,
+        key=key,
+        timestamp=timestamp,
+        target=target,
+        since=since,
+        as_json=as_json,
+        resamples=resamples,
+        k=k or (100,),
     )
 
 
@@ -210,6 +222,9 @@ def import_(
     score_column: Annotated[int | None, typer.Option(min=0, help="Column of the output to use as the score.")] = None,
     output: Annotated[str | None, typer.Option(help="Output to use, if the model has several.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Data to compare step and window mode on.")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="JSONL: inputs of the original with its outputs, to check the model by.")
+    ] = None,
     key: Annotated[str | None, typer.Option(help="With --compare: column of the entity key.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="With --compare: column of the event time.")] = None,
 ) -> int:
@@ -242,6 +257,7 @@ def import_(
         constants=constant or (),
         states=state or (),
         allow_growth=allow_growth,
+        examples=examples,
     )
 
 

@@ -28,6 +28,7 @@ OF_THE_READER = {
     "card-fraud.onnx",
     "model.onnx",
     "mine.onnx",
+    "pairs.jsonl",
 }  # files that somebody who follows the README makes
 PACKAGE = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "lstmstream").rglob("*.py"))]
 

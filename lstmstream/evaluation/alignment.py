@@ -27,7 +27,7 @@ class TaskSpec:
     targets: tuple[str, ...] = ()  # the columns that are forecast, of `numbers`
     horizon: int = 1  # number of events ahead that are forecast
     classes: tuple[str, ...] = ()  # values of the label; the first is the normal one
-    per: str = "event"  # or "sequence": only a key's last event is evaluated
+    per: str = "event"  # or "sequence": the label is that of a key, and counts at its last event
 
     @classmethod
     def from_card(cls, card: Card) -> TaskSpec:
@@ -60,11 +60,12 @@ class TaskSpec:
 def align_with_truth(
     spec: TaskSpec | Card, events: Events, score: Floats, prediction: Floats | None, mask: Bools | None = None
 ) -> Evaluated:
-    """The evaluated events of a split, with the model's outputs and the true values.
+    """The events of a split that the daemon would answer, with the model's outputs and the true values.
 
     `score` [N] and `prediction` [N, P] are those of all events, `mask` [N] selects the split (None: all events). Left
     out are outputs that are not finite and, of forecasts, events without a known value in the next `horizon`. Values
     outside the split count as unknown, so that the end of a validation split does not see the test split.
+    With `per: sequence` a label is known only of keys whose last event is in the split, and at that event.
     Raises CannotServe where the prediction does not have the columns of the task.
     """
     spec = TaskSpec.from_card(spec) if isinstance(spec, Card) else spec
@@ -80,27 +81,29 @@ def align_with_truth(
             )
         truth = _future_values(spec, events, rows, mask)
         naive = np.tile(last_known(events, spec.columns)[rows], (1, spec.horizon))
+    label, sequence = np.empty(0, np.int64), key_index(events, rows)
+    if len(events.label):
+        label = np.array(events.label[rows])
+        if spec.per == "sequence":
+            label[rows != events.starts[sequence + 1] - 1] = -1
     return Evaluated(
         task=spec.task,
-        sequence=key_index(events, rows),
+        sequence=sequence,
         timestamp=np.asarray(events.timestamp[rows]),
         score=score[rows],
         prediction=None if prediction is None else prediction[rows],
-        label=np.asarray(events.label[rows]) if len(events.label) else np.empty(0, np.int64),
+        label=label,
         truth=truth,
         names=spec.names,
         naive=naive,
         timed=events.timed,
+        per=spec.per,
     )
 
 
 def evaluated_rows(spec: TaskSpec, events: Events, score: Floats, mask: Bools | None = None) -> Ints:
     """[N'] The rows of `events` that `align_with_truth` evaluates, in their order. Arguments as there."""
-    if spec.per == "sequence":
-        rows = events.starts[1:] - 1
-        rows = rows if mask is None else rows[mask[rows]]
-    else:
-        rows = np.arange(len(score)) if mask is None else np.flatnonzero(mask)
+    rows = np.arange(len(score)) if mask is None else np.flatnonzero(mask)
     rows = rows[np.isfinite(score[rows])]
     if spec.task == "forecast":
         rows = rows[np.isfinite(_future_values(spec, events, rows, mask)).any(axis=1)]

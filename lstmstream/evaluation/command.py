@@ -17,17 +17,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lstmstream.errors import CannotServe
-from lstmstream.evaluation.alignment import TaskSpec, align_with_truth
+from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
 from lstmstream.evaluation.descriptions import format_interval, format_number, meaning
 from lstmstream.evaluation.intervals import Interval, bootstrap_intervals, resampling_units
 from lstmstream.evaluation.metrics import Evaluated
 from lstmstream.evaluation.offline import score_events
-from lstmstream.formats.timestamps import format_iso
+from lstmstream.evaluation.training_data import Overlap, overlap
+from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.history.events import Events, load_events_for_card, order_classes
 from lstmstream.history.read import resolve_paths
 from lstmstream.model import Card, Model, load_model
-from lstmstream.records import Floats
+from lstmstream.records import Bools, Floats
 from lstmstream.serve.step import OnnxStep
 
 MAX_LISTED = 10  # classes in a message
@@ -42,13 +43,15 @@ def evaluate(
     key: str | None = None,
     timestamp: str | None = None,
     target: str | None = None,
+    since: str | None = None,
     as_json: bool = False,
     resamples: int = 200,
     k: Collection[int] = (100,),
 ) -> int:
     """Evaluates `model` on `data` (JSONL, CSV or Parquet; a path or a pattern), prints it and returns the exit code.
 
-    Key, time and target are the card's unless given. Raises CannotServe where nothing can be evaluated.
+    Key, time and target are the card's unless given. Events before the time `since` (ISO 8601) are not evaluated: they
+    give each key the state that a daemon would have by then. Raises CannotServe where nothing can be evaluated.
     """
     loaded = load_model(model)
     card = loaded.card
@@ -70,17 +73,37 @@ def evaluate(
     spec = _task_spec(card, target)
     score, prediction = score_events(OnnxStep(loaded, device="cpu"), events)
     spec, events = _with_classes(spec, events, prediction, label)
-    evaluated = align_with_truth(_with_horizon(spec, prediction), events, score, prediction)
+    spec = _with_horizon(spec, prediction)
+    mask = None if since is None else _not_before(since, events)
+    evaluated = align_with_truth(spec, events, score, prediction, mask)
     _check_truth(evaluated, data, label)
     metrics = bootstrap_intervals(evaluated, card.threshold, resamples=resamples, k=k)
-    units = resampling_units(evaluated).name
+    units = " and ".join(one.name for one in resampling_units(evaluated))
     summary = _summary(loaded, data, events, evaluated, not_finite=int(np.isnan(score).sum()))
+    summary["since"] = since
+    in_training = overlap(card.training.get("learned_from") or (), events, evaluated_rows(spec, events, score, mask))
+    summary["share_in_training_data"] = None if in_training is None else in_training.share
     if as_json:
         document = {**summary, "resamples": resamples, "resampled": units, "metrics": metrics}
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")  # NaN becomes null
     else:
-        _print_table(summary, metrics, units, resamples)
+        _print_table(summary, metrics, units, resamples, in_training, per_key=evaluated.per == "sequence")
     return 0
+
+
+def _not_before(since: str, events: Events) -> Bools:
+    """[N] Whether each event is evaluated. Raises CannotServe where none is."""
+    if not events.timed:
+        raise CannotServe("--from: the data have no timestamps; give --timestamp COLUMN")
+    try:
+        mask = np.asarray(events.timestamp) >= timestamp_ms(since, "--from")
+    except BadRecord as bad:
+        raise CannotServe(f"--from {since}: is not an ISO 8601 time; write 2026-01-31 or 2026-01-31T12:00Z") from bad
+    if not mask.any():
+        raise CannotServe(
+            f"--from {since}: all events are earlier; the last is of {format_iso(int(events.timestamp.max()))}"
+        )
+    return mask
 
 
 def _label_field(card: Card, fields: dict[str, Any], target: str | None) -> str | None:
@@ -181,7 +204,7 @@ def _summary(loaded: Model, data: str, events: Events, evaluated: Evaluated, *, 
         "data": data,
         "events": len(events),
         "keys": len(events.keys),
-        "judged": len(evaluated),
+        "judged": len(evaluated.labelled) if evaluated.per == "sequence" else len(evaluated),
         "unanswered": not_finite,
         "trained_on": bool(events.sha256) and card.training.get("data", {}).get("sha256") == events.sha256,
         "from": format_iso(int(events.timestamp.min())),
@@ -195,7 +218,15 @@ def _summary(loaded: Model, data: str, events: Events, evaluated: Evaluated, *, 
     return summary
 
 
-def _print_table(summary: dict[str, Any], metrics: dict[str, Interval], units: str, resamples: int) -> None:
+def _print_table(
+    summary: dict[str, Any],
+    metrics: dict[str, Interval],
+    units: str,
+    resamples: int,
+    in_training: Overlap | None,
+    *,
+    per_key: bool,
+) -> None:
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -203,12 +234,29 @@ def _print_table(summary: dict[str, Any], metrics: dict[str, Interval], units: s
 
     say(f"{summary['model']} {summary['version']} ({summary['task']}) on {summary['data']}")
     say(f"{summary['events']:,} events of {summary['keys']:,} keys, {summary['from']} to {summary['to']}")
-    if summary["judged"] != summary["events"]:
+    if per_key:
+        say(
+            f"{summary['judged']:,} keys have a label at their last event, where they are evaluated; alerts, precision,"
+            " recall and f1 count every event"
+        )
+    elif summary["judged"] != summary["events"]:
         say(f"{summary['judged']:,} of them are evaluated")
     if summary["unanswered"]:
         say(f"{summary['unanswered']:,} without a finite output are left out; the daemon would dead-letter them")
-    if summary["trained_on"]:
+    if summary["trained_on"] and in_training is None:  # a model that does not say which events it learned from
         say("The model was trained on these data: expect worse results on new data; see the test split in its report.")
+    if in_training is not None and in_training.share:
+        say(
+            f"warning: {in_training} of these events lie in the data that the model was trained on or its epoch and"
+            " threshold were chosen by: expect worse results on new data"
+        )
+    if summary["since"] is None:
+        say(
+            "Every key starts with an empty state here, while a daemon remembers its past. If the past matters, give"
+            " earlier events too, and evaluate from --from TIME on."
+        )
+    else:
+        say(f"Events before {summary['since']} only give the keys their states.")
     if "labels" in summary:
         labels = list(summary["labels"].items())[:MAX_LISTED_LABELS]
         say("labels: " + ", ".join(f"{name!r} {count:,}" for name, count in labels))

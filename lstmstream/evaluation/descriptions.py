@@ -14,7 +14,7 @@ MEANINGS = {
     "recall": "fraction of positives that raise an alert",
     "f1": "harmonic mean of precision and recall",
     "alert_share": "fraction of events that raise an alert",
-    "alerts_per_day": "average over the time span of the data",
+    "alerts_per_day": "on all events, labelled or not; average over the time, for all keys",
     "brier": "mean squared error of the probability; lower is better",
     "log_loss": "nats per event; lower is better",
     "calibration_error": "mean gap between probability and observed frequency; lower is better",

@@ -11,6 +11,10 @@ it out.
     forecast   mae, rmse, mase: means over the columns of mae[COLUMN] and so on
     anomaly    with labels as binary, without calibration; always score_p50, p90, p99, p999 and, at a threshold,
                alert_share; of its forecasts as above
+
+Alerts are counted on all events that the daemon would answer, labelled or not. Where the label is that of a whole key
+(`Evaluated.per`), ranking metrics and probabilities take the key's last event, while an alert is right at any event of
+a positive key, and recall is the share of positive keys with an alert.
 """
 
 from __future__ import annotations
@@ -37,18 +41,23 @@ LOWER_IS_BETTER = ("mae", "rmse", "mase", "brier", "log_loss", "calibration_erro
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A model's outputs and the true values of the N' evaluated events of one split."""
+    """A model's outputs and the true values of the N' events of one split that the daemon would answer."""
 
     task: str  # classify | forecast | anomaly
     sequence: Ints  # [N'] index of the key
     timestamp: Ints  # [N'] milliseconds since 1970 UTC
     score: Floats  # [N']
     prediction: Floats | None  # [N', P]
-    label: Ints  # [N'] class index (anomaly: 0 or 1), -1 unknown; [0] without labels
+    label: Ints  # [N'] class index (anomaly: 0 or 1), -1 unknown; [0] without labels; `per` says at which events
     truth: Floats  # [N', P] true values of the forecast in raw units, NaN where unknown; [0, 0] without a forecast
     names: tuple[str, ...]  # the classes, or a name for each column of the prediction ("value t+1")
     naive: Floats  # [N', P] last value known at the event, raw units; [0, 0] without a forecast
     timed: bool = True  # whether `timestamp` comes from the data; else only its order counts
+    per: str = "event"  # or "sequence": `label` is that of the key as a whole, and known at its last event only
+    span_days: float | None = None  # the time that the events stand for; None: from the first to the last
+    stream_share: float = (
+        1.0  # the part of the stream in that time that they are, such as the split's share of the keys
+    )
 
     def __len__(self) -> int:
         return len(self.score)
@@ -75,8 +84,23 @@ class Evaluated:
 
     @property
     def days(self) -> float:
-        """Time from the first event to the last, in days; 0 where the data have no timestamps."""
-        return float(np.ptp(self.timestamp)) / DAY_MS if len(self) and self.timed else 0.0
+        """The time that the events stand for, in days; 0 where the data have no timestamps."""
+        if not len(self) or not self.timed:
+            return 0.0
+        return float(np.ptp(self.timestamp)) / DAY_MS if self.span_days is None else self.span_days
+
+    def per_day(self, count: float) -> float:
+        """The daily rate, in the whole stream, of what occurs `count` times here; NaN where times are not known."""
+        return _ratio(float(count), self.days * self.stream_share)
+
+    @property
+    def alert_label(self) -> Ints:
+        """[N'] The label by which an alert at an event is right or wrong, -1 unknown; [0] without labels."""
+        if self.per == "event" or not len(self.label):
+            return self.label
+        of_key = np.full(int(self.sequence.max()) + 1, -1)
+        of_key[self.sequence[self.labelled]] = self.label[self.labelled]
+        return np.asarray(of_key[self.sequence])
 
 
 def alerts(evaluated: Evaluated, threshold: float) -> Bools:
@@ -218,31 +242,38 @@ def calibration_bin(confidence: Doubles) -> Ints:
 
 
 def _at_threshold(evaluated: Evaluated, threshold: float) -> MetricFunction:
-    rows = evaluated.labelled
-    positive, alert = (
-        (evaluated.label[rows] > 0).astype(np.float64),
-        alerts(evaluated, threshold)[rows].astype(np.float64),
-    )
-    both = positive * alert
+    alert, label = alerts(evaluated, threshold), evaluated.alert_label
+    judged, right = (alert & (label >= 0)).astype(np.float64), (alert & (label > 0)).astype(np.float64)
+    positive = (evaluated.label > 0).astype(np.float64)  # events, or the last ones of keys
+    found = positive * (alert if evaluated.per == "event" else np.isin(evaluated.sequence, evaluated.sequence[alert]))
 
     def values(weights: Weights) -> MetricValues:
-        weights = _take(weights, rows)
-        hits, alerted, positives = float(both @ weights), float(alert @ weights), float(positive @ weights)
+        counts = [np.array(float(each @ weights)) for each in (right, judged, found, positive)]
         return {
-            "precision": _ratio(hits, alerted),
-            "recall": _ratio(hits, positives),
-            "f1": _ratio(2 * hits, alerted + positives),
+            "precision": _ratio(float(counts[0]), float(counts[1])),
+            "recall": _ratio(float(counts[2]), float(counts[3])),
+            "f1": float(f1_scores(*counts)),
         }
 
     return values
 
 
+def f1_scores(right: Doubles, judged: Doubles, found: Doubles, positives: Doubles) -> Doubles:
+    """The harmonic mean of precision, right / judged, and recall, found / positives; NaN without either.
+
+    `right` of the `judged` alerts are at positives, and `found` of the `positives` have an alert. Any shapes.
+    """
+    below = right * positives + found * judged
+    none = np.where(judged + positives > 0, 0.0, np.nan)
+    return np.asarray(np.where(below > 0, 2 * right * found / np.where(below > 0, below, 1), none))
+
+
 def _alerts(evaluated: Evaluated, threshold: float) -> MetricFunction:
-    alert, days = alerts(evaluated, threshold).astype(np.float64), evaluated.days
+    alert = alerts(evaluated, threshold).astype(np.float64)
 
     def values(weights: Weights) -> MetricValues:
         raised = float(alert @ weights)
-        return {"alert_share": _ratio(raised, float(weights.sum())), "alerts_per_day": _ratio(raised, days)}
+        return {"alert_share": _ratio(raised, float(weights.sum())), "alerts_per_day": evaluated.per_day(raised)}
 
     return values
 

@@ -1,7 +1,8 @@
 """The score from which on events alert: chosen on the validation split by the user's rule.
 
 The daemon alerts where score >= float32(threshold), so every candidate is one of the split's own float32 scores, and
-the returned number converts back to that float32. The test split plays no part.
+the returned number converts back to that float32. Every rule counts the alerts on all events that the daemon would
+answer, and a number per day is that of the whole stream (`Evaluated.per_day`). The test split plays no part.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from lstmstream.errors import CannotServe
-from lstmstream.evaluation.metrics import Doubles, Evaluated, alerts, rank_by_score
+from lstmstream.evaluation.alert_counts import alert_counts
+from lstmstream.evaluation.metrics import Doubles, Evaluated, alerts, f1_scores
 
 RuleKind = Literal["f1", "alerts_per_day", "cost", "value", "default", "none"]
 ANOMALY_THRESHOLD = 0.5  # the default; the anomaly score is scaled to it
@@ -94,7 +96,8 @@ def choose_threshold(evaluated: Evaluated, rule: ThresholdRule) -> tuple[float |
     if rule.kind == "default":
         return ANOMALY_THRESHOLD, _default_text(evaluated)
     if rule.kind == "alerts_per_day":
-        best = _by_budget(evaluated, int(np.floor(rule.value * evaluated.days)))
+        # what the split may use of the budget; 0.29 * 100 is 29, though not in float64
+        best = _by_budget(evaluated, int(np.floor(rule.value * evaluated.days * evaluated.stream_share + 1e-9)))
     else:
         best = _by_labels(evaluated, rule)
     threshold = float(str(best))  # the shortest text of the float32, as in the JSON of the card
@@ -122,14 +125,13 @@ def _by_budget(evaluated: Evaluated, budget: int) -> np.float32:
 
 
 def _by_labels(evaluated: Evaluated, rule: ThresholdRule) -> np.float32:
-    ranking = rank_by_score(evaluated)
-    hits, raised = ranking.counts(np.ones(len(evaluated)))
-    positives = len(ranking.positives)
+    counts = alert_counts(evaluated)
     if rule.kind == "f1":
-        return np.float32(ranking.score[_first_best(2 * hits / (raised + positives))])
-    saved = rule.missed * hits - rule.alert * raised
+        f1 = f1_scores(counts.right, counts.judged, counts.found, np.array(float(counts.positives)))
+        return np.float32(counts.score[_first_best(f1)])
+    saved = rule.missed * counts.found - rule.alert * counts.alerts  # against no alerts at all
     best = _first_best(saved)
-    return np.float32(ranking.score[best]) if saved[best] > 0 else _above(ranking.score[0])
+    return np.float32(counts.score[best]) if saved[best] > 0 else _above(counts.score[0])
 
 
 def _first_best(values: Doubles) -> int:
@@ -148,12 +150,14 @@ def _outcome(evaluated: Evaluated, threshold: float) -> str:
         return ""
     raised = alerts(evaluated, threshold)
     count = int(raised.sum())
-    rate = f" ({count / evaluated.days:.3g} per day)" if evaluated.days > 0 else ""
+    whole = " in the whole stream" if evaluated.stream_share < 1 else ""
+    rate = f" ({evaluated.per_day(count):.3g} per day{whole})" if evaluated.days > 0 else ""
     text = f" On the validation split it gives {count} alerts{rate} in {len(evaluated)} events"
-    positives = int((evaluated.label > 0).sum())
-    if positives:
-        hits = int((evaluated.label[raised] > 0).sum())
-        text += f" and finds {hits} of {positives} positives"
+    positive = evaluated.label > 0
+    if positive.any():
+        per_key = evaluated.per == "sequence"
+        hits = positive & (np.isin(evaluated.sequence, evaluated.sequence[raised]) if per_key else raised)
+        text += f" and finds {int(hits.sum())} of {int(positive.sum())} {'positive keys' if per_key else 'positives'}"
         if not evaluated.is_binary:
             text += f" (any class but {evaluated.names[0]!r})"
     return text + "."

@@ -24,6 +24,7 @@ from lstmstream.serve.decode import category_code
 
 RAM_BYTES = 1_000_000_000  # of sorted rows; more than that is sorted on disk
 SLICE_ROWS = 262_144  # rows that a pass over all events processes at a time
+REPEATED_SHARE = 0.001  # of the events, from which on repeated ones are noted
 _BUCKETS = 64  # of keys, on disk; one bucket at a time is sorted in memory
 
 
@@ -67,7 +68,38 @@ def load_events(files: Sequence[Path], fields: Fields, *, ram_bytes: int | None 
     events = sort_events(
         read_chunks(files, fields, notes), fields, ram_bytes=RAM_BYTES if ram_bytes is None else ram_bytes
     )
+    repeated = repeated_events(events)
+    if repeated > REPEATED_SHARE * len(events):
+        notes.append(
+            f"{repeated:,} of {len(events):,} events repeat an earlier one, with the same key, time and values; if"
+            " exports overlap, remove the repetitions: they count twice, in training and in every metric"
+        )
     return replace(events, notes=tuple(notes))
+
+
+def repeated_events(events: Events) -> int:
+    """The number of events that equal an earlier one of their key in time, numbers and categories, whatever the label.
+
+    0 where the data have no times. Repetitions on both sides of a slice of SLICE_ROWS rows are not counted.
+    """
+    if not events.timed:
+        return 0
+    is_first = np.zeros(len(events) + 1, np.bool_)  # of its key
+    is_first[events.starts] = True
+    width = events.x.shape[1] + events.codes.shape[1] + 1
+    factors = np.random.default_rng(0).integers(-(2**62), 2**62, width) * 2 + 1
+    count = 0
+    for rows in row_slices(len(events)):
+        time = np.asarray(events.timestamp[rows])
+        is_new = np.append(True, np.diff(time) != 0) | is_first[: len(events)][rows]
+        group = np.cumsum(is_new)
+        several = np.flatnonzero(np.bincount(group)[group] > 1)
+        if not len(several):
+            continue
+        numbers = np.ascontiguousarray(events.x[rows][several]).view(np.int32)
+        values = np.column_stack([group[several], numbers, events.codes[rows][several]]).astype(np.int64)
+        count += len(several) - len(np.unique((values * factors).sum(axis=1)))  # by a hash of 64 bits
+    return count
 
 
 def load_events_for_card(

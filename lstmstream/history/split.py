@@ -6,8 +6,8 @@ The network learns from `train`, `validation` chooses the epoch and the threshol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
-from zlib import crc32
+from hashlib import blake2b
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from lstmstream.records import Ints
 
 NONE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3  # events of NONE only warm up the state
 SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+_DAY_MS = 86_400_000
 
 
 class SplitOptions(Protocol):
@@ -30,12 +31,12 @@ class SplitOptions(Protocol):
 
     @property
     def validation(self) -> float:
-        """Share of the events, or of the keys, for validation."""
+        """Share of the events from train_from to test_to, or of the keys, for validation."""
         ...
 
     @property
     def test(self) -> float:
-        """Share of the events, or of the keys, for testing."""
+        """Share of the events from train_from to test_to, or of the keys, for testing."""
         ...
 
     @property
@@ -95,29 +96,63 @@ def split_events(events: Events, options: SplitOptions, seed: int) -> Split:
     else:
         split = _by_field(events, options)
     counts = {name: int((split.labels == label).sum()) for label, name in SPLIT_NAMES.items()}
-    required = {"train": True, "validation": True, "test": options.test_from is not None}
+    # with `by: given`, data without a test split are the user's choice
+    has_test = options.by != "given" and (options.test > 0 or options.test_from is not None)
+    required = {"train": True, "validation": True, "test": has_test}
     for name in SPLIT_NAMES.values():
         if required[name] and counts[name] == 0:
             raise CannotServe(
                 f"split: the {name} split is empty ({split.description}; of {len(events)} events {counts['train']}"
-                f" train, {counts['validation']} validation, {counts['test']} test); change the fractions or dates"
-                " under split, or add more data"
+                f" train, {counts['validation']} validation, {counts['test']} test); {_remedy(name, options, events)}"
             )
     return split
 
 
+class Coverage(NamedTuple):
+    """What the events of a split stand for, so that counts in it can be stated per day of the whole stream."""
+
+    span_days: float | None  # None: the time from the split's first event to its last
+    stream_share: float  # the part of the stream in that time that the split has
+
+
+def coverage(events: Events, split: Split, label: int, by: Literal["time", "key", "given"]) -> Coverage:
+    """The coverage of one split, which has events.
+
+    By time it is the whole stream, for a while. By key it is some of the keys, over the time of all events. A field may
+    divide in either way, so its split has the events that it has of those in its time.
+    """
+    rows = split.rows(label)
+    if by == "key":
+        keys = len(np.unique(np.searchsorted(events.starts, rows, side="right")))
+        return Coverage(float(np.ptp(events.timestamp)) / _DAY_MS, keys / len(events.keys))
+    if by == "given":
+        times = np.asarray(events.timestamp)
+        own = times[rows]
+        return Coverage(None, len(own) / int(((times >= own.min()) & (times <= own.max())).sum()))
+    return Coverage(None, 1.0)
+
+
+def _remedy(name: str, options: SplitOptions, events: Events) -> str:
+    """What to change where a split is empty."""
+    remedy = "change the fractions or dates under split, or add more data"
+    if options.by == "key":
+        remedy = f"the data have {len(events.keys)} key(s): change the fractions or training.seed, or add more keys"
+    return remedy + (", or do without a test split (split.test: 0)" if name == "test" else "")
+
+
 def _by_time(events: Events, options: SplitOptions) -> Split:
     times = np.asarray(events.timestamp)
-    ordered = np.sort(times)
+    first, last = (int(times.min()), int(times.max()) + 1) if len(times) else (0, 0)
     gap = round(options.gap * 1000)
+    train_from = _time_ms(options.train_from, "train_from", first)
+    test_to = _time_ms(options.test_to, "test_to", last)
+    # shares are of the events that may be in a split, not of those that only warm up the states
+    ordered = np.sort(times[(times >= train_from) & (times < test_to)])
 
     def quantile(share: float) -> int:
         """The time before which this share of the events lies; equal times stay together, in the later split."""
-        return int(ordered[min(int(share * len(ordered)), len(ordered) - 1)]) if len(ordered) else 0
+        return int(ordered[min(int(share * len(ordered)), len(ordered) - 1)]) if len(ordered) else last
 
-    last = int(ordered[-1]) + 1 if len(ordered) else 0
-    train_from = _time_ms(options.train_from, "train_from", int(ordered[0]) if len(ordered) else 0)
-    test_to = _time_ms(options.test_to, "test_to", last)
     has_test = options.test > 0 or options.test_from is not None
     test_from = _time_ms(options.test_from, "test_from", quantile(1 - options.test) if has_test else last)
     validation_from = _time_ms(
@@ -128,6 +163,12 @@ def _by_time(events: Events, options: SplitOptions) -> Split:
         raise CannotServe(
             f"split.train_to: {format_iso(train_to)} is later than the start of the validation split,"
             f" {format_iso(validation_from)}; write an earlier time, or remove the option"
+        )
+    if train_to > validation_from - gap:
+        raise CannotServe(
+            f"split.train_to: {format_iso(train_to)} leaves less than split.gap before the start of the validation"
+            f" split, {format_iso(validation_from)}; write {format_iso(validation_from - gap)} or earlier, or remove"
+            " one of the two"
         )
     labels = np.zeros(len(times), np.int8)
     labels[(times >= train_from) & (times < train_to)] = TRAIN
@@ -140,8 +181,12 @@ def _by_time(events: Events, options: SplitOptions) -> Split:
 
 
 def _by_key(events: Events, options: SplitOptions, seed: int) -> Split:
-    """By a hash of the key, so that a key's split does not depend on the other keys."""
-    draws = np.array([crc32(f"{seed}:{key}".encode()) / 2**32 for key in events.keys])
+    """By a hash of the key, so that a key's split does not depend on the other keys.
+
+    The hash mixes: with a linear one, such as a CRC, numbered keys fall into a pattern and seeds are not independent.
+    """
+    hashes = [blake2b(f"{seed}:{key}".encode(), digest_size=8).digest() for key in events.keys]
+    draws = np.array([int.from_bytes(one, "big") / 2**64 for one in hashes])
     of_key = np.full(len(draws), TRAIN, np.int8)
     of_key[draws < options.validation + options.test] = VALIDATION
     of_key[draws < options.test] = TEST

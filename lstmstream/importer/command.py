@@ -7,7 +7,6 @@ load with its check that a row's result does not depend on the batch.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.importer.compare import compare_modes
 from lstmstream.importer.constants import fix_inputs, parse_assignments
 from lstmstream.importer.equivalence import check_equivalence
+from lstmstream.importer.examples import Examples, read_examples
 from lstmstream.importer.existing_step import step_of_pairing
 from lstmstream.importer.features import FeatureNames, add_scaling, default_features, parse_features
 from lstmstream.importer.graph import SourceGraph, parse_checked, printable, read_onnx
@@ -33,18 +33,15 @@ from lstmstream.importer.progress import ImportProgress
 from lstmstream.importer.report import ConvertedModel, Mode, report, state_line
 from lstmstream.importer.state_pairs import StatePairing, find_pairing, named_alike
 from lstmstream.importer.step_form import POSITION_DEPENDENT, Missing, StepGraph, to_step
-from lstmstream.importer.weights import read_weights
+from lstmstream.importer.trial import GrowthCheck, write_checked
+from lstmstream.importer.weights import UNSEEN_IN_WEIGHTS, read_weights
 from lstmstream.importer.window import check_window, to_window
-from lstmstream.model import load_model, write_model
 from lstmstream.model.card import Card
 from lstmstream.model.onnx_proto import FLOAT, quote_untrusted
-from lstmstream.serve.growth import find_growth
-from lstmstream.serve.step import OnnxStep
 from lstmstream.train.export import OUTPUTS
 
 Task = Literal["anomaly", "classify", "forecast"]
 _WEIGHTS = {".pt", ".pth", ".bin", ".safetensors"}
-_WALKED_EVENTS = 2048  # in search of a state that grows without bound
 _HDF5 = b"\x89HDF\r\n\x1a\n"  # the signature
 
 
@@ -83,20 +80,22 @@ def import_model(
     constants: Sequence[str] = (),
     states: Sequence[str] = (),
     allow_growth: bool = False,
+    examples: Path | None = None,
 ) -> int:
     """Imports `file` to `out`, prints the report and returns the exit code 0. Raises CannotServe.
 
     `features` are as features.py describes them; `layout` is the YAML that describes a file of weights; `compare` is
     data on which both modes are run. `constants` (input=value) fix inputs, `states` (input=output) pair them.
-    `allow_growth` accepts a state that grows without bound.
+    `allow_growth` accepts a state that grows without bound. `examples` are inputs of the original with its outputs.
     """
     names = parse_features(features)
+    pairs = None if examples is None else read_examples(examples)
     if mode not in {"step", "window"} or missing not in {"zero", "error"}:
         raise CannotServe(f"import: --mode {mode} --missing {missing}: should be step or window, zero or error")
     if file.suffix in _WEIGHTS:
         with ImportProgress(file) as progress:
             return _import_weights(
-                file, layout, out, mode, (name or file.stem, version, task, threshold), names, progress
+                file, layout, out, mode, (name or file.stem, version, task, threshold), names, pairs, progress
             )
     if layout is not None:
         raise CannotServe(f"import {file}: --layout is for files of weights ({', '.join(sorted(_WEIGHTS))})")
@@ -107,10 +106,11 @@ def import_model(
         parse_assignments("--state", states),
     )  # fmt: skip
     with ImportProgress(file) as progress:
-        source, converted, card, names = _convert_and_write(
-            file, out, options, (name or file.stem, version, task, threshold), progress, allow_growth=allow_growth
-        )
-    print("\n".join(report(source, converted, card, out, names)))
+        source, converted, card, names, lines = _convert_and_write(
+            file, out, options, (name or file.stem, version, task, threshold), pairs, progress,
+            allow_growth=allow_growth,
+        )  # fmt: skip
+    print("\n".join([*report(source, converted, card, out, names), *lines]))
     if compare is not None:
         with ImportProgress(compare) as progress:
             progress.stage("runs both modes on the data")
@@ -124,11 +124,15 @@ def _convert_and_write(
     out: Path,
     options: ImportOptions,
     card_of: tuple[str, str, Task | None, float | None],
+    examples: Examples | None,
     progress: ImportProgress,
     *,
     allow_growth: bool,
-) -> tuple[SourceGraph, ConvertedModel, Card, FeatureNames]:
-    """Converts `file` and writes it to `out`. `card_of`: name, version, task and threshold of the card."""
+) -> tuple[SourceGraph, ConvertedModel, Card, FeatureNames, list[str]]:
+    """Converts `file` and writes it to `out`. `card_of`: name, version, task and threshold of the card.
+
+    Returns lines for the report as well, about the examples.
+    """
     name, version, task, threshold = card_of
     with _any_error_as_refusal(file):
         source, origin = _open(file)
@@ -137,7 +141,8 @@ def _convert_and_write(
         names = options.features or default_features(converted.features)
         add_scaling(converted.step.model, names)
     kind: Task = task or ("classify" if converted.step.probability else "forecast")
-    training = {"import": {"file": file.name, **origin, **_card_facts(converted, options)}}
+    compared = {} if examples is None else {"examples": examples.facts}
+    training = {"import": {"file": file.name, **origin, **_card_facts(converted, options), **compared}}
     card = Card(
         name=name,
         version=version,
@@ -154,9 +159,9 @@ def _convert_and_write(
         remedy = "train it on longer sequences, or with layers that saturate (tanh)"
         if "already_a_step" not in converted.original:
             remedy = f"a model trained on windows is served by --mode window --window {converted.length or 'T'}"
-        grows = None if converted.mode == "window" or allow_growth else _GrowthCheck(str(file), names, remedy)
-        card = write_checked(out, content, card, growth=grows)
-    return source, converted, card, names
+        grows = None if converted.mode == "window" or allow_growth else GrowthCheck(str(file), names, remedy)
+        card, lines = write_checked(out, content, card, growth=grows, examples=examples)
+    return source, converted, card, names, lines
 
 
 def _open(file: Path) -> tuple[SourceGraph, dict[str, Any]]:
@@ -321,49 +326,6 @@ def _notes(source: SourceGraph, used: list[str], options: ImportOptions) -> tupl
     return tuple(notes)
 
 
-def write_checked(out: Path, content: bytes, card: Card, *, growth: _GrowthCheck | None = None) -> Card:
-    """Writes the model to `out` once the daemon's own load has accepted it. Raises CannotServe.
-
-    With `growth` a state that grows without bound is refused too.
-    """
-    if not out.parent.is_dir():
-        raise CannotServe(f"--out {out}: the folder {out.parent} does not exist")
-    trial = out.with_name(f".{out.name}.{os.getpid()}.trial")
-    try:
-        card = write_model(trial, content, card)
-        step = OnnxStep(load_model(trial), device="cpu")
-        if growth is not None:
-            growth.check(step)
-        trial.replace(out)
-    except CannotServe as error:
-        raise CannotServe(*(problem.replace(str(trial), str(out)) for problem in error.problems)) from error
-    except OSError as error:
-        raise CannotServe(f"--out {out}: cannot be written ({error.strerror})") from error
-    finally:
-        trial.unlink(missing_ok=True)
-    return card
-
-
-@dataclass(frozen=True, slots=True)
-class _GrowthCheck:
-    """Refuses a state that grows without bound: after some events such a key would get no more predictions."""
-
-    file: str  # the original
-    names: FeatureNames
-    remedy: str
-
-    def check(self, step: OnnxStep) -> None:
-        """Raises CannotServe where the state grows on events in the range of the features."""
-        centre, scale = self.names.scaling()
-        found = find_growth(step, events=_WALKED_EVENTS, centre=centre, scale=scale)
-        if found is not None:
-            raise CannotServe(
-                f"import {self.file}: {found}. On a long stream each further event of such a key would be a dead"
-                f" letter; {self.remedy}. If all keys are short, or values are far smaller than 1, --allow-growth"
-                " accepts it"
-            )
-
-
 def _card_facts(converted: ConvertedModel, options: ImportOptions) -> dict[str, Any]:
     """Facts about the import for the card: JSON values, without time and path, so that the file is deterministic."""
     return {
@@ -411,6 +373,7 @@ def _import_weights(
     mode: Mode,
     card_of: tuple[str, str, Task | None, float | None],
     names: FeatureNames | None,
+    examples: Examples | None,
     progress: ImportProgress,
 ) -> int:
     """`card_of`: name, version, task and threshold of the card."""
@@ -424,8 +387,11 @@ def _import_weights(
         progress.stage("converts it and compares it with torch's equations on random sequences")
         imported = read_weights(file, layout, None if names is None else tuple(one.name for one in names.fields))
     facts = {"file": file.name, "format": "weights", "sha256": imported.sha256, "mode": "step", **imported.facts}
+    facts |= {} if examples is None else {"examples": examples.facts}
     with _any_error_as_refusal(file):
         progress.stage("tries the model as the daemon will")
-        card = write_checked(out, imported.content, imported.card(*card_of, {"import": facts}))
-    print("\n".join([f"{file} -> {out} (step mode)", *imported.report, state_line(card)]))
+        card = imported.card(*card_of, {"import": facts})
+        card, lines = write_checked(out, imported.content, card, examples=examples)
+    lines = lines or UNSEEN_IN_WEIGHTS
+    print("\n".join([f"{file} -> {out} (step mode)", *imported.report, state_line(card), *lines]))
     return 0

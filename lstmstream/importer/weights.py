@@ -7,7 +7,8 @@
     ignore: ["auxiliary."]        # prefixes of weights that are left out on purpose
 
 Weights that the YAML does not describe are an error: with more weights it would be another model. The step is compared
-with the equations of torch.nn. Only .pt files need torch.
+with the equations of torch.nn for what the YAML describes. Whether that is the original cannot be seen in weights: a
+layer without any (ReLU) leaves no trace. Examples of the original show it (examples.py). Only .pt files need torch.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ from lstmstream.train.export import (
     lstm_layers,
 )
 
+UNSEEN_IN_WEIGHTS = [
+    "  warning   weights do not show layers that have none (ReLU, pooling), activations or the scaling of inputs: this",
+    "            check is of the layout, not of the original. --examples FILE compares with outputs of the original",
+]
 _KEYS = 6
 _NO_LIMIT = 1e29  # of scaled values: torch clips nothing
 

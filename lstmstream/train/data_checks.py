@@ -15,7 +15,7 @@ import numpy as np
 from lstmstream.errors import CannotServe
 from lstmstream.formats.timestamps import format_iso
 from lstmstream.history.events import Events, row_slices
-from lstmstream.history.split import TRAIN, Split
+from lstmstream.history.split import NONE, TRAIN, Split
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.train.batching import MAX_BATCH
 from lstmstream.train.export import FeatureEncoder
@@ -57,6 +57,8 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
         *coarse_numbers(events, sample, config),
         *_leaks(events, sample, config),
         *_unlabeled_events(events, split, config),
+        *_unlabeled_keys(events, split, config),
+        *_interleaved_splits(events, split, config),
         *_labelled_anomalies(events, training, config),
     ]
 
@@ -236,6 +238,38 @@ def _unlabeled_events(events: Events, split: Split, config: TrainConfig) -> Iter
                 f"{unlabeled:,} of {int(in_training.sum()):,} events of the training split have no label; they update"
                 " the state and are not in the loss"
             )
+
+
+def _unlabeled_keys(events: Events, split: Split, config: TrainConfig) -> Iterator[str]:
+    """With a label per key: keys without one at their last event, where it counts."""
+    if config.target.per != "sequence":
+        return
+    last = events.starts[1:] - 1
+    unlabeled = (np.asarray(events.label)[last] < 0) & (split.labels[last] != NONE)
+    if unlabeled.any():
+        labelled = np.add.reduceat(np.asarray(events.label) >= 0, events.starts[:-1], dtype=np.int64) > 0
+        earlier = int((unlabeled & labelled).sum())
+        yield (
+            f"{int(unlabeled.sum()):,} of {len(last):,} keys have no label at their last event, where target.per:"
+            f" sequence takes it ({earlier:,} of them have one at an earlier event); nothing is learned from these"
+            " keys, and they are not evaluated. Write the label of a key to its last event"
+        )
+
+
+def _interleaved_splits(events: Events, split: Split, config: TrainConfig) -> Iterator[str]:
+    """Keys with events of an earlier split after those of a later one."""
+    if config.split.by != "given":
+        return
+    rows = np.flatnonzero(split.labels != NONE)
+    key, label = np.searchsorted(events.starts, rows, side="right"), split.labels[rows]
+    back = (np.diff(label) < 0) & (np.diff(key) == 0)
+    if back.any():
+        yield (
+            f"split.field: in {len(np.unique(key[1:][back])):,} of {len(events.keys):,} keys, events of the training"
+            " split come after events of the validation or the test split, or those of validation after test. The"
+            " network has then learned from what happened next to the events that it is evaluated on: expect worse"
+            " results on new data. Give whole keys to a split, or divide the events of a key by time"
+        )
 
 
 def _labelled_anomalies(events: Events, training: Ints, config: TrainConfig) -> Iterator[str]:

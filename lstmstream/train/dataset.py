@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,11 @@ from lstmstream.records import Bools
 from lstmstream.train import data_checks
 from lstmstream.train.export import FeatureEncoder, NetworkSpec
 from lstmstream.train.features import category_features, fit_encoder
+from lstmstream.train.fine_tuning import overlap_warnings
 from lstmstream.train.loss import make_loss_mask
 from lstmstream.train.schema import TrainConfig
 
+CLEAR_MAJORITY = 2  # times the next class: then the most frequent one is the normal one without a doubt
 _FALSE_AND_TRUE = (("false", "true"), ("no", "yes"))  # labels, in lower case: the first is class 0
 
 
@@ -38,6 +41,7 @@ class Dataset:
     loss_masks: dict[str, Bools]  # by name of the split: [N] whether the output at an event is in its loss
     encoder: FeatureEncoder
     warnings: tuple[str, ...]  # sentences for the user
+    base_records: tuple[dict[str, Any], ...] = ()  # what the model of --init learned from, as its card says it
 
     @property
     def task_spec(self) -> TaskSpec:
@@ -60,11 +64,13 @@ class Dataset:
             self.events.scratch.cleanup()
 
 
-def prepare_dataset(config: TrainConfig, base: NetworkSpec | None = None) -> Dataset:
+def prepare_dataset(
+    config: TrainConfig, base: NetworkSpec | None = None, base_training: Mapping[str, Any] | None = None
+) -> Dataset:
     """Reads and splits the data, checks them and fits the encoder.
 
-    `base` is the network to fine-tune: its scaling, its vocabularies and its classes are kept. Raises CannotServe with
-    everything that is wrong with the data.
+    `base` is the network to fine-tune: its scaling, its vocabularies and its classes are kept. `base_training` is what
+    its card says of its training. Raises CannotServe with everything that is wrong with the data.
     """
     fields = event_fields(config)
     events, fields, read_warnings = _read_events(config, fields)
@@ -72,6 +78,7 @@ def prepare_dataset(config: TrainConfig, base: NetworkSpec | None = None) -> Dat
         raise CannotServe("data: it has no events; check data.path")
     if config.target.field is not None:
         events = _order_classes(events, config, fine_tuning=base is not None)
+        read_warnings = [*read_warnings, *_class_order_warning(events, config)]
     split = split_events(events, config.split, config.training.seed)
     present = {label: name for label, name in SPLIT_NAMES.items() if (split.labels == label).any()}
     loss_masks = {name: make_loss_mask(events, split, config, label) for label, name in present.items()}
@@ -81,6 +88,9 @@ def prepare_dataset(config: TrainConfig, base: NetworkSpec | None = None) -> Dat
     if problems:
         raise CannotServe(*problems)
     warnings = [*read_warnings, *data_checks.warnings(events, split, config)]
+    base_training = base_training or {}
+    base_records = tuple(base_training.get("learned_from") or ())
+    warnings += overlap_warnings(events, split, base_records, base_training.get("seed"))
     if base is None:
         flag_missing = config.training.mask > 0
         encoder = fit_encoder(events, split.rows(TRAIN), config.features, flag_missing=flag_missing)
@@ -89,7 +99,7 @@ def prepare_dataset(config: TrainConfig, base: NetworkSpec | None = None) -> Dat
         encoder = base.encoder
     data_checks.check_memory(config, len(events.keys), encoder.width)
     events = encode_categories(events, category_features(encoder))
-    return Dataset(config, fields, events, split, loss_masks, encoder, tuple(warnings))
+    return Dataset(config, fields, events, split, loss_masks, encoder, tuple(warnings), base_records)
 
 
 def event_fields(config: TrainConfig) -> Fields:
@@ -145,6 +155,25 @@ def default_class_order(events: Events) -> Sequence[str]:
     counts = np.bincount(np.asarray(events.label)[np.asarray(events.label) >= 0], minlength=len(found))
     most_frequent = found[int(np.argmax(counts))]
     return [most_frequent, *sorted(text for text in found if text != most_frequent)]
+
+
+def _class_order_warning(events: Events, config: TrainConfig) -> list[str]:
+    """A sentence where the class without alerts was taken by its frequency, and another is about as frequent."""
+    classes = events.classes
+    by_name = {text.lower() for text in classes} in [set(pair) for pair in _FALSE_AND_TRUE]
+    if config.target.classes or len(classes) < 2 or by_name or all(map(_is_number, classes)):
+        return []
+    counts = np.bincount(np.asarray(events.label)[np.asarray(events.label) >= 0], minlength=len(classes))
+    if counts[0] >= CLEAR_MAJORITY * counts[1:].max():
+        return []
+    others = ", ".join(map(repr, classes[1 : 1 + data_checks.MAX_LISTED]))
+    return [
+        (
+            f"target.classes is not set, so {classes[0]!r} counts as the normal class, as the most frequent"
+            f" ({counts[0] / counts.sum():.0%} of the labels), and alerts are for {others}; list the classes there, the"
+            " normal one first"
+        )
+    ]
 
 
 def _is_number(text: str) -> bool:

@@ -7,7 +7,7 @@ compared, and a file that differs from the network is not written.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from lstmstream.evaluation.intervals import Interval, bootstrap_intervals
 from lstmstream.evaluation.metrics import Evaluated
 from lstmstream.evaluation.offline import score_events
 from lstmstream.evaluation.thresholds import ANOMALY_SHARE, ThresholdRule, check_rule, choose_threshold
-from lstmstream.history.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from lstmstream.history.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION, coverage
 from lstmstream.model import Card, load_model
 from lstmstream.records import Floats
 from lstmstream.serve.step import OnnxStep
@@ -59,13 +59,13 @@ def finalize_model(trainer: Trainer, dataset: Dataset, out: Path) -> TrainedMode
 
     Raises Fatal where the file does not compute what the network does.
     """
-    config, events, split = dataset.config, dataset.events, dataset.split
+    config, split = dataset.config, dataset.split
     calibration = _calibrate(trainer, dataset, out) if config.task == "anomaly" else None
     spec = trainer.network.to_spec(dataset.encoder, calibration)
     score, prediction = _score_events(spec, dataset, out)
     max_difference = _check_export(trainer.network, dataset, calibration, score, prediction, out)
     evaluated = {
-        label: align_with_truth(dataset.task_spec, events, score, prediction, split.labels == label)
+        label: _evaluated_split(dataset, label, score, prediction)
         for label in (VALIDATION, TEST)
         if (split.labels == label).any()
     }
@@ -92,10 +92,16 @@ def check_threshold(dataset: Dataset) -> None:
     """Raises CannotServe where the validation split cannot choose a threshold; known before training starts."""
     if dataset.config.task == "forecast":  # forecasts have no alerts
         return
-    no_scores = np.zeros(len(dataset.events), np.float32)
-    in_validation = dataset.split.labels == VALIDATION
-    validation = align_with_truth(dataset.task_spec, dataset.events, no_scores, None, in_validation)
+    validation = _evaluated_split(dataset, VALIDATION, np.zeros(len(dataset.events), np.float32), None)
     check_rule(validation, _threshold_rule(dataset.config.threshold, validation))
+
+
+def _evaluated_split(dataset: Dataset, label: int, score: Floats, prediction: Floats | None) -> Evaluated:
+    """One split with the outputs for all events, and what part of the stream it is."""
+    events, split = dataset.events, dataset.split
+    evaluated = align_with_truth(dataset.task_spec, events, score, prediction, split.labels == label)
+    part = coverage(events, split, label, dataset.config.split.by)
+    return replace(evaluated, span_days=part.span_days, stream_share=part.stream_share)
 
 
 def _score_events(spec: NetworkSpec, dataset: Dataset, out: Path) -> tuple[Floats, Floats | None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lstmstream.errors import CannotServe
+from lstmstream.evaluation.training_data import overlap
+from lstmstream.history.events import Events
+from lstmstream.history.split import SPLIT_NAMES, TEST, VALIDATION, Split
 from lstmstream.model.card import Card
 from lstmstream.train.export import NetworkSpec
 from lstmstream.train.schema import TrainConfig
@@ -48,6 +51,23 @@ def config_for_fine_tuning(config: TrainConfig, base: NetworkSpec, card: Card) -
             "target": config.target.model_copy(update={"classes": config.target.classes or classes}),
         }
     )
+
+
+def overlap_warnings(
+    events: Events, split: Split, base_records: Sequence[dict[str, Any]], base_seed: object
+) -> list[str]:
+    """A warning where the split that is evaluated has events that the model of --init has learned from."""
+    label = TEST if (split.labels == TEST).any() else VALIDATION
+    found = overlap(base_records, events, split.rows(label))
+    if found is None or not found.share:
+        return []
+    name = SPLIT_NAMES[label]
+    warning = (
+        f"split: {found} of the events of the {name} split lie in the training data of the model of --init, so its"
+        f" results are better than on new data. Use that model's split with its training.seed, {base_seed}, or take"
+        f" the {name} split from after its training data"
+    )
+    return [warning]
 
 
 def _architecture_conflicts(config: TrainConfig, architecture: dict[str, Any]) -> Iterator[str]:

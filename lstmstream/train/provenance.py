@@ -13,8 +13,9 @@ import orjson
 
 from lstmstream.evaluation.intervals import Interval
 from lstmstream.evaluation.metrics import Doubles, Evaluated
+from lstmstream.evaluation.training_data import training_record
 from lstmstream.formats.timestamps import format_iso
-from lstmstream.history.split import TRAIN
+from lstmstream.history.split import SPLIT_NAMES, TRAIN, VALIDATION
 from lstmstream.train.dataset import Dataset
 from lstmstream.train.schema import TrainConfig
 from lstmstream.train.trainer import TrainingResult
@@ -55,6 +56,14 @@ def training_provenance(
             "to": format_iso(int(times.max())),
         },
         "split": dataset.split.description,
+        "learned_from": [
+            *dataset.base_records,
+            *(
+                training_record(SPLIT_NAMES[label], events, dataset.split.rows(label))
+                for label in (TRAIN, VALIDATION)
+                if (dataset.split.labels == label).any()
+            ),
+        ],
         "epochs": len(result.history),
         "epoch": result.best_epoch,
         "loss": {name: round(best[name], 6) for name in ("train_loss", "validation_loss") if name in best},

@@ -30,12 +30,13 @@ def train(path: Path, *, out: Path | None = None, resume: bool = False, init: st
     stop = ShutdownSignal()
     config = load_training(path)
     out = _output_path(config, out)
-    base = None
+    base = base_training = None
     if init is not None:
         base_model = load_model(init)
         base = read_network(base_model)
+        base_training = base_model.card.training
         config = config_for_fine_tuning(config, base, base_model.card)
-    with closing(prepare_dataset(config, base)) as dataset:
+    with closing(prepare_dataset(config, base, base_training)) as dataset:
         console = ConsoleProgress(dataset)
         console.show_dataset()
         check_threshold(dataset)

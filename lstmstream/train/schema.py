@@ -129,7 +129,8 @@ class TargetOptions(Section):
     )
     per: Literal["event", "sequence"] = Field(
         "event",
-        description="Whether each event has a label, or each key; the label of a key counts at its last event.",
+        description="Whether each event has a label, or each key; the label of a key counts at its last event, and for"
+        " alerts at all of them.",
     )
     fields: FieldPaths = Field(
         [], description="Fields to forecast, each one of `features.numbers`. Default: all of them."
@@ -153,9 +154,11 @@ class SplitOptions(Section):
     gap: Annotated[Duration, Field(ge=0)] = Field(
         0.0, description="Time left out after the training and the validation split, for labels that arrive late."
     )
-    train_from: IsoTime | None = Field(None, description="Events before this ISO 8601 time only warm up the states.")
+    train_from: IsoTime | None = Field(
+        None, description="Events before this ISO 8601 time only warm up the states, and are in no fraction."
+    )
     train_to: IsoTime | None = Field(
-        None, description="End of the training split, exclusive. Default: where validation starts."
+        None, description="End of the training split, exclusive. Default: the start of validation, less `gap`."
     )
     validation_from: IsoTime | None = Field(None, description="Start of the validation split, instead of a fraction.")
     test_from: IsoTime | None = Field(None, description="Start of the test split, instead of a fraction.")
@@ -232,8 +235,12 @@ class Training(Section):
 class Cost(Section):
     """`threshold.cost`: what an error costs."""
 
-    missed: Annotated[Float, Field(gt=0)] = Field(100.0, description="Cost of a missed positive event.")
-    alert: Annotated[Float, Field(gt=0)] = Field(1.0, description="Cost of investigating an alert.")
+    missed: Annotated[Float, Field(gt=0)] = Field(
+        100.0, description="Cost of a positive event (with `per: sequence`: of a positive key) without an alert."
+    )
+    alert: Annotated[Float, Field(gt=0)] = Field(
+        1.0, description="Cost of each alert, on events with a label or without."
+    )
 
 
 class Threshold(Section):
@@ -245,7 +252,8 @@ class Threshold(Section):
         " for anomalies 0.5, which 1 in 200 events of the validation split reach; else none.",
     )
     alerts_per_day: Annotated[Float, Field(gt=0)] | None = Field(
-        None, description="Alert budget per day, over all keys."
+        None,
+        description="Alert budget per day, for all events of all keys, even if validation has a part of them.",
     )
     cost: Cost
     value: Float | None = Field(None, description="The threshold for `rule: value`.")

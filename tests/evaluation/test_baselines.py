@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
-from lstmstream.evaluation.baselines import _logistic, compute_baselines
+from lstmstream.evaluation.baselines import compute_baselines
+from lstmstream.evaluation.baselines.classes import logistic
 from lstmstream.evaluation.comparison import compare, main_metric
 from lstmstream.evaluation.metrics import Evaluated, compute_metrics
 from tests.random_events import history
@@ -25,7 +26,7 @@ def all_of(spec: TaskSpec, events: Any, *, score: Any = None, **options: Any) ->
     evaluated = align_with_truth(spec, events, score, prediction)
     rows = evaluated_rows(spec, events, score)
     training = options.pop("training", np.arange(count))
-    return evaluated, compute_baselines(spec, events, evaluated, rows, training=training, **options)
+    return evaluated, compute_baselines(spec, events, evaluated, rows, training=training, **options).evaluated
 
 
 def daily(days: int, *, keys: int = 1) -> Any:
@@ -38,7 +39,7 @@ def daily(days: int, *, keys: int = 1) -> Any:
 @pytest.mark.parametrize("horizon", [1, 3, 30])
 def test_a_seasonal_series_is_known_a_day_before(horizon: int) -> None:
     evaluated, found = all_of(TaskSpec("forecast", ("load",), ("load",), horizon), daily(6, keys=2))
-    assert set(found) == {"last value", "mean", "a day ago"}
+    assert set(found) == {"last value", "mean", "mean of the key", "linear autoregression", "a day ago"}
     later = evaluated.timestamp >= evaluated.timestamp.min() + 2 * 86_400_000
     said = found["a day ago"].prediction
     assert said is not None
@@ -51,7 +52,7 @@ def test_a_week_ago_needs_two_weeks() -> None:
     _, found = all_of(TaskSpec("forecast", ("load",), ("load",)), daily(21))
     assert {"a day ago", "a week ago"} <= set(found)
     _, found = all_of(TaskSpec("forecast", ("load",), ("load",)), daily(1), period_s=6 * HOUR_S)
-    assert set(found) == {"last value", "mean", "21600 s ago"}
+    assert set(found) == {"last value", "mean", "mean of the key", "linear autoregression", "21600 s ago"}
 
 
 def test_a_seasonal_forecast_does_not_see_the_future() -> None:
@@ -94,8 +95,8 @@ def test_logistic_regression_finds_the_weights() -> None:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(50_000, 3))
     positive = (rng.random(50_000) < 1 / (1 + np.exp(-(inputs @ [2.0, -1.0, 0.0] - 1.5)))).astype(np.float64)
-    np.testing.assert_allclose(_logistic(inputs, positive), [-1.5, 2, -1, 0], atol=0.06)
-    separable = _logistic(np.array([[-1.0], [1.0]]), np.array([0.0, 1.0]))
+    np.testing.assert_allclose(logistic(inputs, positive), [-1.5, 2, -1, 0], atol=0.06)
+    separable = logistic(np.array([[-1.0], [1.0]]), np.array([0.0, 1.0]))
     assert np.isfinite(separable).all()
     # its own condition: the gradient is 0
     p = 1 / (1 + np.exp(-separable[1]))
@@ -145,7 +146,7 @@ def test_sequences_are_learned_from_their_ends() -> None:
     events = history(lengths=[4] * 10, seed=0, values=np.arange(40.0), label=label)
     spec = TaskSpec("classify", ("a",), classes=("0", "1"), per="sequence")
     evaluated, found = all_of(spec, events)
-    assert len(evaluated) == 10
+    assert len(evaluated.labelled) == 10
     np.testing.assert_allclose(found["class frequencies"].score, 0.5)
 
 
@@ -206,7 +207,7 @@ def test_the_comparison_on_one_event_does_not_pretend() -> None:
 def test_the_comparison_on_forecasts_takes_the_lower_error() -> None:
     evaluated, found = all_of(TaskSpec("forecast", ("load",), ("load",)), daily(6))
     comparison = compare(replace(evaluated, prediction=evaluated.truth + 5), found, resamples=50)
-    assert (comparison.metric, comparison.baseline, comparison.better) == ("mase", "a day ago", False)
+    assert (comparison.metric, comparison.baseline, comparison.better) == ("mase", "linear autoregression", False)
     assert comparison.difference is not None
     assert comparison.difference["value"] < comparison.difference["high"] < 0
     right = replace(evaluated, prediction=evaluated.truth)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmstream.cli import app
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
 from lstmstream.evaluation.command import MAX_METRICS, evaluate
 from lstmstream.evaluation.descriptions import format_number
+from lstmstream.evaluation.training_data import training_record
 from lstmstream.history.events import load_events_for_card
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
@@ -53,15 +56,18 @@ def test_a_split_does_not_see_the_next_one() -> None:
     np.testing.assert_array_equal(evaluated.naive, [[20]])
 
 
-def test_only_the_last_event_of_a_sequence_counts() -> None:
+def test_the_label_of_a_sequence_is_known_at_its_last_event_and_the_daemon_answers_all() -> None:
     spec = TaskSpec("classify", ("a", "b"), classes=("no", "yes"), per="sequence")
     events = two_keys(label=[0, 0, 0, 1, -1, 0])
     score = np.arange(6, dtype=np.float32) / 10
     evaluated = align_with_truth(spec, events, score, None)
-    assert evaluated.label.tolist() == [1, 0]
-    np.testing.assert_array_equal(evaluated.score, score[[3, 5]])
-    mask = np.array([True, True, True, True, False, False])
-    assert evaluated_rows(spec, events, score, mask).tolist() == [3]
+    assert evaluated.label.tolist() == [-1, -1, -1, 1, -1, 0]
+    assert evaluated.alert_label.tolist() == [1, 1, 1, 1, 0, 0]
+    np.testing.assert_array_equal(evaluated.score, score)
+    mask = np.array([True, True, True, False, True, True])  # the first key ends in another split: its label is too
+    evaluated = align_with_truth(spec, events, score, None, mask)
+    assert evaluated.alert_label.tolist() == [-1, -1, -1, 0, 0]
+    assert evaluated_rows(spec, events, score, mask).tolist() == [0, 1, 2, 4, 5]
 
 
 def test_outputs_that_are_not_finite_do_not_count() -> None:
@@ -132,8 +138,36 @@ def test_classification_by_the_cards_fields(tmp_path: Path, capsys: pytest.Captu
     assert found["metrics"]["precision_at_10"]["value"] == pytest.approx(np.mean([y for _, y in top]))
     assert found["metrics"]["alert_share"]["value"] == pytest.approx(np.mean([s >= 0.5 for s, _ in pairs]))
     assert found["labels"] == {"0": 360, "1": 120}
-    assert (found["events"], found["keys"], found["judged"], found["resampled"]) == (600, 30, 600, "keys")
+    assert (found["events"], found["keys"], found["judged"], found["resampled"]) == (
+        600,
+        30,
+        600,
+        "keys and blocks of time",
+    )
     assert found["metrics"]["roc_auc"]["low"] < found["metrics"]["roc_auc"]["high"]
+
+
+def test_labels_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alerts on every event, right or wrong by the key's label; ranks at the last events."""
+    model = trained(tmp_path, target="fraud", classes=["0", "1"], per="sequence")
+    data = table(tmp_path, labels=[0, 1, 0, 1, None])
+    found = asked(capsys, model, data)
+    events, said = answers(model, data, tmp_path)
+    last = {event["key"]: row for row, event in enumerate(events)}
+    label = {key: events[row]["fraud"] for key, row in last.items() if events[row]["fraud"] is not None}
+    alerted = [event["key"] for event, answer in zip(events, said, strict=True) if answer["alert"]]
+    metrics = {name: interval["value"] for name, interval in found["metrics"].items()}
+    days = 599 * 60 / 86400
+    assert metrics["alerts_per_day"] == pytest.approx(len(alerted) / days)
+    judged = [label[key] for key in alerted if key in label]
+    assert metrics["precision"] == pytest.approx(np.mean(judged))
+    positives = {key for key in label if label[key]}
+    assert metrics["recall"] == pytest.approx(len(positives & set(alerted)) / len(positives))
+    assert metrics["brier"] == pytest.approx(np.mean([(said[last[key]]["score"] - label[key]) ** 2 for key in label]))
+    assert len(label) < 30
+    assert (found["judged"], sum(found["labels"].values())) == (len(label), len(label))
+    assert evaluate(str(model), str(data), resamples=0) == 0
+    assert f"{len(label)} keys have a label at their last event" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +225,7 @@ def test_the_table_names_data_metrics_and_intervals(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "600 events of 30 keys, 2026-02-02T" in said
     assert "recall[[b]]" in said
-    assert "Intervals: 5 resamples of keys." in said
+    assert "Intervals: 5 resamples of keys and blocks of time." in said
 
 
 def test_a_long_table_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +251,65 @@ def test_the_models_own_training_data_are_known_again(tmp_path: Path, capsys: py
     assert asked(capsys, model, data)["trained_on"] is True
     evaluate(str(model), str(data), resamples=2)
     assert "The model was trained on these data" in capsys.readouterr().out
+
+
+def test_a_share_of_training_data_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model has seen keys k0 to k9 until the 400th of 600 minutes."""
+    data = table(tmp_path, labels=[0, 1])
+    model = trained(tmp_path, target="fraud")
+    card, network = load_model(model).card, random_network(numbers=("a", "b"))
+    events = load_events_for_card([data], card, key="key", timestamp="time", target="fraud")
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    early = 1_770_000_000 + 60 * 400
+    learned = [row for row in range(600) if events.timestamp[row] < 1000 * early and owner(events)[row] < "k1~"]
+    record = training_record("train", events, np.array(learned))
+    training = card.training | {"learned_from": [record], "data": {"sha256": events.sha256}}
+    write(model, build(network), replace(card, training=training))
+    seen = [line for line in lines if line["key"] < "k1~" and line["time"] <= max(events.timestamp[learned]) / 1000]
+    first = min(events.timestamp[learned]) / 1000
+    seen = [line for line in seen if line["time"] >= first]
+    found = asked(capsys, model, data)
+    assert found["share_in_training_data"] == pytest.approx(len(seen) / 600)
+    assert 0.1 < found["share_in_training_data"] < 0.5
+    evaluate(str(model), str(data), resamples=2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"warning: {len(seen) / 600:.0%} of these events lie in the data that the model was trained on" in said
+    later = "2026-02-02T09:30:00Z"
+    assert asked(capsys, model, data, since=later)["share_in_training_data"] == 0
+    evaluate(str(model), str(data), resamples=2, since=later)
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert "was trained on these data" not in said  # the file is that of the training, but not these events
+
+
+def owner(events: Any) -> Any:
+    return np.repeat(np.array(events.keys), np.diff(events.starts))
+
+
+def test_earlier_events_only_fill_the_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a time on, the numbers are those of a daemon that has seen what came before, not of empty states."""
+    model = trained(tmp_path, target="fraud", classes=["0", "1"])
+    data = table(tmp_path, labels=[0, 1, 0])
+    events, said = answers(model, data, tmp_path)
+    since = events[400]["time"]
+    text = datetime.fromtimestamp(since, UTC).isoformat()
+    found = asked(capsys, model, data, since=text)
+    pairs = [(answer["score"], event["fraud"]) for event, answer in zip(events, said, strict=True)][400:]
+    assert (found["judged"], found["since"]) == (200, text)
+    assert found["metrics"]["brier"]["value"] == pytest.approx(np.mean([(s - y) ** 2 for s, y in pairs]))
+    app(["evaluate", str(model), str(data), "--resamples", "10", "--from", text], standalone_mode=False)
+    assert f"Events before {text} only give the keys their states." in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "later").mkdir()
+    later = tmp_path / "later" / "data.jsonl"
+    later.write_text("\n".join(data.read_text().splitlines()[400:]))
+    cold = asked(capsys, model, later)
+    assert cold["metrics"]["brier"]["value"] != pytest.approx(found["metrics"]["brier"]["value"], rel=1e-6)
+    evaluate(str(model), str(later), resamples=2)
+    assert "Every key starts with an empty state here" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(CannotServe, match="--from soon: is not an ISO 8601 time"):
+        evaluate(str(model), str(data), since="soon")
+    with pytest.raises(CannotServe, match="--from 2030-01-01: all events are earlier; the last is of 2026-02-02T"):
+        evaluate(str(model), str(data), since="2030-01-01")
 
 
 @pytest.mark.parametrize(

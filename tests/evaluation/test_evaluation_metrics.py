@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -171,11 +172,34 @@ def test_a_weight_is_a_repetition(kind: str) -> None:
     assert set(again) == {name for name, value in weighted.items() if np.isfinite(value)}
 
 
-def test_keys_are_resampled_where_there_are_enough() -> None:
-    assert resampling_units(evaluated(np.zeros(40), sequence=np.repeat(np.arange(20), 2) * 7))[1:] == (20, "keys")
-    few = resampling_units(evaluated(np.zeros(90), sequence=np.tile(np.arange(3), 30), timestamp=np.arange(90)[::-1]))
-    assert few[1:] == (30, "blocks of time")
-    assert few.of_row.tolist() == [i // 3 for i in range(90)][::-1]
+def test_keys_and_blocks_of_time_are_resampled_where_there_are_enough() -> None:
+    part = evaluated(np.zeros(40), sequence=np.repeat(np.arange(20), 2) * 7)
+    assert [one[1:] for one in resampling_units(part)] == [(20, "keys"), (30, "blocks of time")]
+    assert [one.name for one in resampling_units(replace(part, timed=False))] == ["keys"]
+    few = evaluated(np.zeros(90), sequence=np.tile(np.arange(3), 30), timestamp=np.arange(90)[::-1])
+    (blocks,) = resampling_units(few)
+    assert blocks[1:] == (30, "blocks of time")
+    assert blocks.of_row.tolist() == [i // 3 for i in range(90)][::-1]
+    assert [one.name for one in resampling_units(replace(few, timed=False))] == ["blocks of time"]
+
+
+def test_intervals_hold_the_truth_where_all_keys_share_their_shocks() -> None:
+    """40 keys once a day for 60 days: on a bad day all are wrong together. Keys alone hold the truth 2 times."""
+    inside, better = [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        day = np.tile(np.arange(60), 40)
+        error = np.abs(rng.normal(size=60)[day] + 0.1 * rng.normal(size=2400))
+        zeros, when = np.zeros(2400), {"sequence": np.repeat(np.arange(40), 60), "timestamp": day * DAY}
+        part = forecast(error, zeros, np.ones(2400), **when)
+        found = bootstrap_intervals(part, resamples=60)["mae"]
+        truth = np.sqrt(2 / np.pi) * np.hypot(1, 0.1)  # the mean of |N(0, 1 + 0.01)|
+        inside.append(found["low"] <= truth <= found["high"])
+        other = forecast(np.abs(rng.normal(size=60)[day]) * np.hypot(1, 0.1), zeros, np.ones(2400), **when)
+        difference = paired_difference(part, other, "mae", resamples=60)
+        better.append(difference["low"] > 0 or difference["high"] < 0)  # they are equally good
+    assert np.mean(inside) >= 0.85
+    assert np.mean(better) <= 0.15
 
 
 def test_intervals_hold_the_truth_about_95_times_in_100() -> None:

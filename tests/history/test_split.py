@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lstmstream.errors import CannotServe
 from lstmstream.history.events import Events, sort_events
 from lstmstream.history.fields import Chunk, Fields
-from lstmstream.history.split import NONE, SPLIT_NAMES, TEST, TRAIN, VALIDATION, split_events
+from lstmstream.history.split import NONE, SPLIT_NAMES, TEST, TRAIN, VALIDATION, coverage, split_events
 from lstmstream.train.features import fit_encoder
 from lstmstream.train.schema import Features, SplitOptions
 
@@ -96,6 +96,24 @@ def test_dates() -> None:
     assert labels.tolist() == ([NONE] * 10 + [TRAIN] * 30 + [NONE] * 5 + [VALIDATION] * 5 + [TEST] * 5 + [NONE] * 45)
 
 
+def test_a_gap_is_kept_where_the_end_of_training_is_given() -> None:
+    dates = {"train_to": "2018-06-05", "validation_from": "2018-06-10", "gap": "5d"}
+    labels = split_events(days(100), split(**dates), 0).labels
+    assert labels.tolist()[60:75] == [TRAIN] * 5 + [NONE] * 5 + [VALIDATION] * 5
+    for more in ({"train_to": "2018-06-06"}, {"train_to": "2018-06-10"}, {"gap": "6d"}):
+        with pytest.raises(CannotServe, match=r"leaves less than split.gap before the start of the validation split"):
+            split_events(days(100), split(**dates | more), 0)
+    with pytest.raises(CannotServe, match="; write 2018-06-05T00:00:00Z or earlier, or remove one of the two"):
+        split_events(days(100), split(**dates | {"train_to": "2018-06-08"}), 0)
+
+
+def test_shares_count_no_events_that_only_warm_up() -> None:
+    """800 events before `train_from`, 100 after `test_to`: the shares are of the 100 between."""
+    labels = split_events(days(1000), split(train_from="2020-06-09", test_to="2020-09-17"), 0).labels
+    assert [int((labels == part).sum()) for part in (NONE, TRAIN, VALIDATION, TEST)] == [900, 70, 15, 15]
+    assert labels.tolist()[800:900] == [TRAIN] * 70 + [VALIDATION] * 15 + [TEST] * 15
+
+
 def test_a_date_that_is_none_is_named() -> None:
     wrong = SplitOptions.model_construct(**{**split().__dict__, "test_from": "soon"})
     with pytest.raises(CannotServe, match=r"split.test_from: 'soon' is not an ISO 8601 time; write 2026-01-31"):
@@ -161,6 +179,24 @@ def test_shares_of_the_keys() -> None:
     assert TEST not in split_events(events, split(by="key", test=0), 0).labels
 
 
+def test_numbered_keys_are_drawn_as_if_at_random() -> None:
+    """Of machine-100 to machine-899, no last digit, and no pair of seeds, stands out."""
+    names = [f"machine-{i}" for i in range(100, 900)]
+    events = keyed(names, each=1)
+    chosen = np.array([split_events(events, split(by="key"), seed).labels == TEST for seed in range(30)])
+    sizes = chosen.sum(axis=1)
+    assert 60 < sizes.min() <= sizes.max() < 180  # 120 expected, 5 standard deviations are 50
+    digit = np.array([int(name[-1]) for name in events.keys])
+    by_digit = np.array([chosen[:, digit == last].sum(axis=1) for last in range(10)])  # 12 of 80 expected
+    assert by_digit.min() > 0
+    squares = ((by_digit - sizes / 10) ** 2 / (sizes / 10 * 0.85)).sum(axis=0)  # chi-squared, 9 degrees of freedom
+    assert squares.max() < 40
+    shared = chosen.astype(int) @ chosen.T  # keys that are in the test split with both seeds: 0.15 * 120 = 18
+    overlap = shared[np.triu_indices(30, 1)] / (2 * 120 - shared[np.triu_indices(30, 1)])
+    assert 0.02 < overlap.min() <= overlap.mean() <= overlap.max() < 0.17  # 0.081 by chance
+    assert overlap.mean() == pytest.approx(0.081, abs=0.01)
+
+
 def test_splits_by_a_field_of_the_data() -> None:
     said = ["train", "test", None, "validation", "", "train"]
     division = split_events(history([1000 * i for i in range(6)], said=said), split(by="given", field="p"), 0)
@@ -186,7 +222,7 @@ def test_unknown_names_of_splits() -> None:
         (days(10), {"validation": 0}, "validation", "of 10 events 8 train, 0 validation, 2 test"),
         (days(100), {"train_to": "2018-01-01"}, "train", "0 train, 15 validation, 15 test"),
         (days(100), {"gap": "90d"}, "train", "by time: train before 2018-03-12T00:00:00Z"),
-        (days(100), {"by": "key"}, "train", "of 100 events 0 train, 0 validation, 100 test"),
+        (days(100), {"by": "key"}, "validation", "of 100 events 100 train, 0 validation, 0 test"),
         (history([0, 1], said=["train"] * 2), {"by": "given", "field": "p"}, "validation", "by field 'p'"),
         (history([]), {}, "train", "of 0 events"),
     ],
@@ -197,7 +233,54 @@ def test_an_empty_split_is_refused(events: Events, options: dict[str, Any], name
     text = str(caught.value)
     assert text.startswith(f"split: the {name} split is empty (")
     assert counts in text
-    assert text.endswith("; change the fractions or dates under split, or add more data")
+    remedy = "; change the fractions or dates under split, or add more data"
+    if options.get("by") == "key":
+        remedy = "; the data have 1 key(s): change the fractions or training.seed, or add more keys"
+    assert text.endswith(remedy)
+
+
+def test_few_keys_without_a_test_split_are_refused() -> None:
+    """Else the report would show the split that chose epoch and threshold, and say nothing."""
+    events, messages = keyed([f"pump-{i}" for i in range(6)]), []
+    for seed in range(40):
+        try:
+            assert TEST in split_events(events, split(by="key", validation=0.3), seed).labels
+        except CannotServe as refused:
+            messages.append(str(refused))
+    refusals = [text for text in messages if text.startswith("split: the test split is empty")]
+    assert refusals
+    assert all("the data have 6 key(s): change the fractions or training.seed" in text for text in refusals)
+    assert all(text.endswith(", or do without a test split (split.test: 0)") for text in refusals)
+    given = history([0, 1000], said=["train", "validation"])
+    assert TEST not in split_events(given, split(by="given", field="p"), 0).labels  # the user's own choice
+
+
+# --- what part of the stream -----
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"by": "time"}, None),
+        ({"by": "key"}, None),
+        ({"by": "given", "field": "p"}, lambda i: ("train", "validation", "test")[i // 1000]),  # by time
+        ({"by": "given", "field": "p"}, lambda i: ("train", "train", "validation", "test")[i % 100 % 4]),  # by key
+        ({"by": "given", "field": "p"}, lambda i: ("train", "validation", "test", "train")[i // 100 % 4]),  # days
+    ],
+)
+def test_the_rate_of_a_split_is_that_of_the_stream(options: dict[str, Any], said: Any) -> None:
+    """100 keys with an event each per day, for 30 days: whatever the split, it stands for 100 events per day."""
+    times = [START_MS + i // 100 * DAY_MS + i for i in range(3000)]
+    names = None if said is None else [said(i) for i in range(3000)]
+    events = history(times, keys=[f"k{i % 100}" for i in range(3000)], said=names)
+    division = split_events(events, split(**options), 0)
+    for label in SPLIT_NAMES:
+        rows = division.rows(label)
+        span_days, share = coverage(events, division, label, options["by"])
+        if span_days is None:
+            span_days = float(np.ptp(events.timestamp[rows])) / DAY_MS
+        # n days have n - 1 between them
+        assert len(rows) / span_days / share == pytest.approx(100, rel=1.5 / span_days)
 
 
 # --- nothing leaks -----

@@ -317,11 +317,12 @@ def test_an_unexpected_error_is_a_refusal_too(tmp_path: Path, monkeypatch: pytes
             raise error
 
         file, layout = weights_file(tmp_path / "w.pt", state_dict())
-        for name in ("load_model", "check_can_be_step", "read_weights"):  # the last of what is done, then earlier ones
-            monkeypatch.setattr(f"lstmstream.importer.command.{name}", fails)
-            if name != "read_weights":
+        # the last of what is done, then earlier ones
+        for name in ("trial.load_model", "command.check_can_be_step", "command.read_weights"):
+            monkeypatch.setattr(f"lstmstream.importer.{name}", fails)
+            if name != "command.read_weights":
                 assert said in refusal(lstm_file(tmp_path / "a.onnx"))
-            if name != "check_can_be_step":
+            if name != "command.check_can_be_step":
                 assert said in refusal(file, layout=layout)
             monkeypatch.undo()
         assert not [path for path in tmp_path.iterdir() if path.name.endswith(".trial")]

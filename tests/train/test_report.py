@@ -160,6 +160,19 @@ def test_the_numbers_are_the_metrics(task: str) -> None:
                 assert format_number(value) in page.text
 
 
+def test_the_report_says_what_a_baseline_learned_from() -> None:
+    note = "The logistic regression learned from 1,000 of 20,000 events."
+    assert note in Page(render(replace(sample("binary"), baseline_notes=[note]))).text
+
+
+def test_the_best_baseline_is_drawn_beside_the_model() -> None:
+    whole = sample("anomaly")
+    for name in ("last value", "EWMA deviation", "nearest centroid"):
+        chosen = replace(whole, comparison=replace(whole.comparison, baseline=name))
+        (curve,) = [plot for plot in Page(render(chosen)).data() if plot["id"] == "pr"]
+        assert name in str(curve)
+
+
 def test_sections_by_task() -> None:
     ids = {task: [plot["id"] for plot in Page(render(sample(task))).data()] for task in MAKERS}
     assert set(ids["binary"]) == {"scores", "pr", "roc", "alerts", "calibration", "loss", "metric"}
@@ -199,15 +212,31 @@ def test_the_threshold_table_holds_the_chosen_one() -> None:
     assert whole.threshold is not None
     page = render(whole)
     row = re.search(
-        r'<tr class="chosen"><td>([^<]*) \(chosen(?:, best F1)?\)</td><td>(\d+)</td><td>([^<]*)</td><td>([^<]*)</td>',
+        r'<tr class="chosen"><td>([^<]*) \(chosen(?:, best F1)?\)</td><td>(\d+)</td><td>([^<]*)</td><td>([^<]*)</td>'
+        r"<td>([^<]*)</td>",
         page,
     )
     assert row is not None
     values = compute_metrics(whole.evaluated, whole.threshold)
     assert row.group(1) == format_number(whole.threshold)
     assert int(row.group(2)) == round(values["alert_share"] * len(whole.evaluated))
-    assert row.group(4) == format_number(values["precision"])
+    assert row.group(3) == format_number(values["alerts_per_day"])
+    low, high = (float(end.replace(",", "")) for end in row.group(4).split(" to "))
+    assert low < values["alerts_per_day"] < high
+    assert row.group(5) == format_number(values["precision"])
     assert whole.threshold_rule in Page(page).text
+
+
+def test_the_part_of_the_stream_and_labels_of_keys_are_explained() -> None:
+    whole = sample("binary")
+    for text in ("of the stream in its time", "recall is the fraction of positive keys", "the last events of"):
+        assert text not in Page(render(whole)).text
+    last = whole.evaluated.sequence != np.append(whole.evaluated.sequence[1:], -1)
+    test = replace(whole.evaluated, per="sequence", stream_share=0.25, label=np.where(last, whole.evaluated.label, -1))
+    text = Page(render(replace(whole, test=test))).text
+    assert "That split is 25.0% of the stream in its time; alerts per day are those of the whole stream." in text
+    assert "recall is the fraction of positive keys with an alert at any event" in text
+    assert f"the other metrics the last events of {last.sum()} keys" in text
 
 
 @pytest.mark.parametrize("task", ["binary", "anomaly", "unlabelled"])

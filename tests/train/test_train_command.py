@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +20,15 @@ import pytest
 import yaml
 
 from lstmstream.errors import CannotServe, Fatal
+from lstmstream.evaluation.command import evaluate
 from lstmstream.history import events as data
+from lstmstream.history.split import TEST
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.train.dataset import prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.run import train
+from lstmstream.train.schema import load_training
 from lstmstream.train.trainer import Trainer
 from lstmstream.train.tune import tune, with_params
 from tests.train.histories import config_for, purchases, settings, write_config
@@ -247,6 +251,47 @@ def test_a_killed_training_resumes_after_its_last_epoch(tmp_path: Path) -> None:
     assert process.returncode == 0, more
     assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= last_epoch(output + more)
     assert not (tmp_path / "card-fraud.checkpoint").exists()
+
+
+# --- what a model has learned from ---
+
+
+def test_evaluating_on_a_part_of_the_training_data_is_said_with_its_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(write_config(tmp_path))
+    frame = pl.read_csv(tmp_path / "history.csv").sort("time")
+    frame[: len(frame) // 2].write_csv(tmp_path / "first.csv")
+    frame[-len(frame) // 10 :].write_csv(tmp_path / "last.csv")
+    capsys.readouterr()
+    shares = []
+    for name in ("first.csv", "last.csv"):
+        evaluate(str(tmp_path / "card-fraud.onnx"), str(tmp_path / name), as_json=True, resamples=10)
+        shares.append(orjson.loads(capsys.readouterr().out)["share_in_training_data"])
+    assert shares == [1.0, 0.0]  # the test split is the last 15 of 100
+
+
+@pytest.mark.parametrize("seeds", [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)])
+def test_fine_tuning_says_where_it_tests_on_keys_that_the_base_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: tuple[int, int, int]
+) -> None:
+    """Three models, each from the one before; the last one knows what the first has learned from."""
+    learned: set[str] = set()
+    for number, seed in enumerate(seeds):
+        file = write_config(tmp_path, split={"by": "key", "test": 0.3}, training={"epochs": 1, "seed": seed})
+        out = tmp_path / f"{number}.onnx"
+        train(file, out=out, init=str(tmp_path / f"{number - 1}.onnx") if number else None)
+        said = " ".join(capsys.readouterr().err.split())
+        with closing(prepare_dataset(load_training(file))) as dataset:
+            owner = np.array(dataset.events.keys)[dataset.events.key_indices()]
+            test = owner[dataset.split.labels == TEST]
+            share = np.isin(test, list(learned)).mean()
+            learned |= set(owner[dataset.split.labels != TEST].tolist())
+        message = "of the events of the test split lie in the training data of the model of --init"
+        assert (message in said) == (share > 0)
+        if share > 0:
+            percent = float(re.findall(rf"([0-9.]+)% {message}", said)[0])
+            assert percent == pytest.approx(100 * share, abs=12)  # times count too: few events lie outside of them
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------------------------

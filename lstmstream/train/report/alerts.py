@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from lstmstream.evaluation.descriptions import format_number
+from lstmstream.evaluation.descriptions import format_interval, format_number
+from lstmstream.evaluation.intervals import alert_rate_intervals
 from lstmstream.evaluation.metrics import Evaluated, alerts, compute_metrics
 from lstmstream.evaluation.thresholds import ThresholdRule, choose_threshold
 from lstmstream.formats.timestamps import format_iso
@@ -29,19 +30,31 @@ def threshold_section(report: Report) -> str:
         return ""
     chosen = None if report.threshold is None else float(np.float32(report.threshold))
     best = _best_f1(report.validation)
-    lines = []
     marked = [one for one in (chosen, best) if one is not None]
-    for candidate in fill_gaps(candidate_thresholds(report.validation, marked), report.validation, evaluated):
+    candidates = fill_gaps(candidate_thresholds(report.validation, marked), report.validation, evaluated)
+    lines = []
+    for candidate, rate in zip(candidates, alert_rate_intervals(evaluated, candidates), strict=True):
         values = compute_metrics(evaluated, candidate)
-        columns = [values.get(name, np.nan) for name in ("alerts_per_day", "precision", "recall", "f1")]
         notes = [*(["chosen"] if candidate == chosen else []), *(["best F1"] if candidate == best else [])]
         label = format_number(candidate) + (f" ({', '.join(notes)})" if notes else "")
         count = f"{int(alerts(evaluated, candidate).sum()):,}"
-        lines.append(table_row([label, count, *map(format_number, columns)], "chosen" if candidate == chosen else ""))
+        cells = [label, count, format_number(rate["value"]), format_interval(rate) or "-"]
+        cells += [format_number(values.get(name, np.nan)) for name in ("precision", "recall", "f1")]
+        lines.append(table_row(cells, "chosen" if candidate == chosen else ""))
     note = f"Thresholds come from the validation split; their alerts are counted on the {report.split_name} split."
+    if evaluated.stream_share < 1:
+        note += (
+            f" That split is {evaluated.stream_share:.1%} of the stream in its time; alerts per day are those of the"
+            " whole stream."
+        )
+    if evaluated.per == "sequence":
+        note += (
+            " Alerts and precision count every event, as the daemon does; recall is the fraction of positive keys with"
+            " an alert at any event."
+        )
     if best is not None:
         note += " Best F1: chosen on the validation split."
-    heads = ["threshold", "alerts", "alerts per day", "precision", "recall", "F1"]
+    heads = ["threshold", "alerts", "alerts per day", "95 % interval", "precision", "recall", "F1"]
     texts = f'<p>{escaped(report.threshold_rule)}</p><p class="soft">{note}</p>'
     return f'{texts}<div class="card">{table(heads, lines)}</div>'
 
@@ -98,7 +111,7 @@ def top_events_section(report: Report) -> str:
     highest = np.argsort(-evaluated.score, kind="stable")[:TOP_EVENTS]
     numbered = len(report.event_numbers) == len(evaluated)
     expected = evaluated.names[:MAX_COLUMNS] if report.task == "anomaly" and numbered and evaluated.truth.size else ()
-    lines = []
+    lines, labels = [], evaluated.alert_label
     for row in highest.tolist():
         cells: list[object] = [report.keys[evaluated.sequence[row]]]
         cells += [format_iso(int(evaluated.timestamp[row]))] if evaluated.timed else []
@@ -107,7 +120,7 @@ def top_events_section(report: Report) -> str:
         if report.threshold is not None:
             cells.append("yes" if evaluated.score[row] >= np.float32(report.threshold) else "no")
         if evaluated.has_labels:
-            label = int(evaluated.label[row])
+            label = int(labels[row])
             cells.append("-" if label < 0 else _class_name(evaluated, label))
         cells += [_observed(report, row, column) for column in range(len(expected))]
         lines.append(table_row(cells))

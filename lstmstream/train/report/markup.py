@@ -155,11 +155,17 @@ def _results(report: Report) -> str:
         f"On the {report.split_name} split, {len(report.evaluated):,} events. Below a value: its 95 % interval."
         " Bold: the best of the row."
     )
+    if report.evaluated.per == "sequence":
+        note += (
+            f" Alerts, precision, recall and F1 count all of them; the other metrics the last events of"
+            f" {len(report.evaluated.labelled):,} keys."
+        )
     if report.split_name == "validation":
         note += (
             " There is no test split, and the epoch and the threshold were chosen on the validation split: expect"
             " slightly worse results on new data."
         )
+    note = " ".join([note, *report.baseline_notes])
     details = ""
     if detail_rows:
         what = "class" if report.task == "classify" else "column of the forecast"

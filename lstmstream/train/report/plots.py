@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmstream.evaluation.alert_counts import alert_counts
 from lstmstream.evaluation.metrics import (
     CALIBRATION_BINS,
     Doubles,
@@ -195,13 +196,14 @@ def score_histogram(evaluated: Evaluated, threshold: float | None) -> Plot:
 
 def _groups(evaluated: Evaluated) -> list[tuple[str, Ints]]:
     """Names and rows of the classes; of all events where there are no labels."""
+    label = evaluated.alert_label
     if not evaluated.has_labels:
         return [("all events", np.arange(len(evaluated)))]
     if evaluated.is_binary:
         names = evaluated.names if evaluated.task == "classify" else ("normal", "anomaly")
-        return [(names[0], np.flatnonzero(evaluated.label == 0)), (names[1], np.flatnonzero(evaluated.label > 0))]
-    present = [i for i in range(len(evaluated.names)) if (evaluated.label == i).any()][:MAX_CLASSES]
-    return [(evaluated.names[i], np.flatnonzero(evaluated.label == i)) for i in present]
+        return [(names[0], np.flatnonzero(label == 0)), (names[1], np.flatnonzero(label > 0))]
+    present = [i for i in range(len(evaluated.names)) if (label == i).any()][:MAX_CLASSES]
+    return [(evaluated.names[i], np.flatnonzero(label == i)) for i in present]
 
 
 def _threshold_mark(threshold: float | None) -> tuple[tuple[float, str], ...]:
@@ -249,20 +251,22 @@ def ranking_curves(models: Mapping[str, Evaluated], threshold: float | None) -> 
     curves = {name: _ranking_counts(evaluated) for name, evaluated in models.items()}
     positives, rows = float(labels.sum()), float(len(labels))
     at_threshold = compute_metrics(model, threshold) if threshold is not None else {}
-    recall_mark = ((at_threshold["recall"], "threshold"),) if "recall" in at_threshold else ()
+    per_event = model.per == "event"  # else the threshold's recall, over all events of a key, is not on these curves
+    recall_mark = ((at_threshold["recall"], "threshold"),) if "recall" in at_threshold and per_event else ()
+    at = "" if per_event else " At each key's last event."
     recall = np.linspace(0, 1, CURVE_POINTS + 1)
     false_positive_rate = np.unique(np.concatenate([np.linspace(0, 1, CURVE_POINTS + 1), np.geomspace(1e-4, 1, 60)]))
     plots = [
         Plot(
             "pr", "Precision and recall",
-            "Precision: fraction of alerts that are correct. Recall: fraction of positives that are found.",
+            f"Precision: fraction of alerts that are correct. Recall: fraction of positives that are found.{at}",
             "recall", "precision", recall,
             (*_lines(curves, lambda c: _precision_at_recall(c, recall)),
              Series("chance", np.full(len(recall), positives / rows), "dashed", 3)),
             x_range=(0, 1), y_range=(0, 1), marks=recall_mark,
         ),
         Plot(
-            "roc", "ROC", "Fraction of positives found against fraction of negatives that raise an alert.",
+            "roc", "ROC", f"Fraction of positives found against fraction of negatives that raise an alert.{at}",
             "false positive rate", "true positive rate", false_positive_rate,
             (*_lines(curves, lambda c: _recall_at_false_positive_rate(c, false_positive_rate)),
              Series("chance", false_positive_rate, "dashed", 3)),
@@ -270,13 +274,13 @@ def ranking_curves(models: Mapping[str, Evaluated], threshold: float | None) -> 
         ),
     ]  # fmt: skip
     if model.days > 0:
-        events_per_label = len(model) / rows  # events without a label alert as often as the others
-        per_day = {name: c.rows * events_per_label / model.days for name, c in curves.items()}
+        counts = {name: alert_counts(evaluated) for name, evaluated in models.items()}
+        per_day = {name: np.append(0.0, c.alerts) * model.per_day(1) for name, c in counts.items()}
+        found = {name: np.append(0.0, c.found) / c.positives for name, c in counts.items()}
         low = min(float(rate[1]) for rate in per_day.values())
         rates = np.geomspace(max(low, 1e-6), max(float(rate[-1]) for rate in per_day.values()), CURVE_POINTS)
         lines = tuple(
-            Series(name, np.interp(rates, per_day[name], c.positives / positives), colour=i)
-            for i, (name, c) in enumerate(curves.items())
+            Series(name, np.interp(rates, per_day[name], found[name]), colour=i) for i, name in enumerate(counts)
         )
         alert_rate = at_threshold.get("alerts_per_day", 0)
         plots.append(

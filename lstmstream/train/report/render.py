@@ -65,8 +65,9 @@ def plots_of(report: Report) -> list[Plot]:
 
 
 def _ranking_baselines(report: Report) -> dict[str, Evaluated]:
-    """At most two baselines whose scores are not all equal."""
+    """The best baseline and one more, of those whose scores are not all equal."""
     ranking = [(name, one) for name, one in report.baselines.items() if one.score.min() < one.score.max()]
+    ranking.sort(key=lambda pair: pair[0] != report.comparison.baseline)
     return dict(ranking[:2])
 
 

@@ -36,6 +36,7 @@ class Report:
     threshold: float | None = None
     threshold_rule: str = ""  # a sentence
     stop_reason: str = ""  # why training ended
+    baseline_notes: Sequence[str] = ()  # how they were fitted, sentences
     advice: str = ""  # what to change in the configuration, by what the epochs show
     event_numbers: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # of `evaluated`: 1 is a key's earliest
     facts: Mapping[str, str] = field(default_factory=dict)  # name to value: parameters, state, fingerprint and so on
