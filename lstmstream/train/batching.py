@@ -37,8 +37,8 @@ def tbptt_batches(
     """All events of each key up to its last one in the loss, `batch_size` keys and `steps` events at a time.
 
     `starts` [K + 1] are the first rows of the keys, `loss_mask` [N] marks the events in the loss. Only a key's last
-    batch is padded, so that no state after padding is ever carried on. With `rng` the keys are grouped anew in every
-    epoch, long and short ones come mixed, and each group is cut at other places.
+    batch is padded, so that no state after padding is ever carried on. With `rng` the keys are grouped differently in
+    every epoch, long and short ones come mixed, and each group is cut at other places.
     """
     keys, begins, ends = _sequence_bounds(starts, loss_mask)
     for group, low, high in _pieces(ends - begins, batch_size=batch_size, steps=steps, rng=rng):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
 import yaml
 
+from lstmstream.serve.score import score_file
 from lstmstream.train.schema import TrainConfig, validate_training
+
+LSTMSTREAM = [sys.executable, "-m", "lstmstream"]
 
 
 def purchases(file: Path, *, keys: int = 40, events: int = 30, seed: int = 0) -> pl.DataFrame:
@@ -69,6 +75,22 @@ def write_config(folder: Path, **sections: Any) -> Path:
     file = folder / "train.yaml"
     file.write_text(yaml.safe_dump(settings(**sections)))
     return file
+
+
+def command(folder: Path, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Runs `lstmstream` with the arguments, in the folder; the exit status is checked unless `check` is None."""
+    done = subprocess.run(
+        [*LSTMSTREAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert check is None or done.returncode == check, done.stderr
+    return done
+
+
+def scores(model: Path, data: Path, folder: Path) -> list[dict[str, Any]]:
+    """The predictions of the model for the data file, keyed as `purchases`."""
+    out = folder / "scores.jsonl"
+    score_file(str(model), str(data), out=str(out), key="customer", timestamp="time", dead_letters=None)
+    return [orjson.loads(line) for line in out.read_bytes().splitlines()]
 
 
 def _fill(folder: Path) -> None:

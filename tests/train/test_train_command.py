@@ -1,13 +1,11 @@
-"""`lstmstream train` and `tune` as commands: files in, a model and a report out, and the messages where they fail."""
+"""`lstmstream train` and `tune` as commands: files in, a model and a report out."""
 
 from __future__ import annotations
 
 import re
 import signal
 import subprocess
-import sys
 import tempfile
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,41 +18,22 @@ import pytest
 import yaml
 
 from lstmstream.errors import CannotServe, Fatal
-from lstmstream.evaluation.command import evaluate
 from lstmstream.history import events as data
-from lstmstream.history.split import TEST
 from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.train.dataset import prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.run import train
-from lstmstream.train.schema import load_training
 from lstmstream.train.trainer import Trainer
 from lstmstream.train.tune import tune, with_params
-from tests.train.histories import config_for, purchases, settings, write_config
+from tests.train.histories import LSTMSTREAM, command, config_for, purchases, scores, settings, write_config
 
 pytestmark = pytest.mark.torch
-
-LSTMSTREAM = [sys.executable, "-m", "lstmstream"]
 
 
 def _iso(seconds: object) -> str:
     assert isinstance(seconds, int)
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def command(folder: Path, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*LSTMSTREAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert check is None or done.returncode == check, done.stderr
-    return done
-
-
-def scores(model: Path, data: Path, folder: Path) -> list[dict[str, Any]]:
-    out = folder / "scores.jsonl"
-    score_file(str(model), str(data), out=str(out), key="customer", timestamp="time", dead_letters=None)
-    return [orjson.loads(line) for line in out.read_bytes().splitlines()]
 
 
 @pytest.mark.parametrize("task", ["classify", "forecast", "anomaly"])
@@ -203,6 +182,37 @@ def test_an_anomaly_score_of_one_half_is_rare(tmp_path: Path) -> None:
     assert metrics["alert_share"]["value"] == pytest.approx(0.005, abs=0.002)
 
 
+def test_a_test_split_without_targets_gives_a_model_without_test_metrics(tmp_path: Path) -> None:
+    frame = purchases(tmp_path / "history.csv")
+    late = frame["time"].quantile(0.85)
+    frame.with_columns(amount=pl.when(pl.col("time") < late).then("amount")).write_csv(tmp_path / "history.csv")
+    assert train(write_config(tmp_path, task="forecast", target={"fields": ["amount"]})) == 0
+
+
+def test_a_forecast_may_have_a_threshold(tmp_path: Path) -> None:
+    file = write_config(tmp_path, task="forecast", threshold={"rule": "value", "value": 3.5})
+    assert train(file) == 0
+    assert load_model(tmp_path / "card-fraud.onnx").card.threshold == 3.5
+
+
+def test_data_larger_than_memory_give_the_same_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_config(tmp_path)
+    train(file, out=tmp_path / "memory.onnx")
+    monkeypatch.setattr("lstmstream.history.events.RAM_BYTES", 20_000)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    spooled: list[int] = []
+    add = data._Spool.add
+    monkeypatch.setattr(data._Spool, "add", lambda spool, held: (spooled.append(len(held)), add(spool, held))[1])
+    train(file, out=tmp_path / "disk.onnx")
+    assert spooled
+    assert not list(scratch.iterdir())
+    memory, disk = (load_model(tmp_path / name).card for name in ("memory.onnx", "disk.onnx"))
+    assert memory.training["data"] == disk.training["data"]
+    assert memory.training["metrics"]["test"].keys() == disk.training["metrics"]["test"].keys()
+
+
 # --- stopping, resuming ---------------------------------------------------------------------------------------------
 
 
@@ -251,103 +261,6 @@ def test_a_killed_training_resumes_after_its_last_epoch(tmp_path: Path) -> None:
     assert process.returncode == 0, more
     assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= last_epoch(output + more)
     assert not (tmp_path / "card-fraud.checkpoint").exists()
-
-
-# --- what a model has learned from ---
-
-
-def test_evaluating_on_a_part_of_the_training_data_is_said_with_its_share(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(write_config(tmp_path))
-    frame = pl.read_csv(tmp_path / "history.csv").sort("time")
-    frame[: len(frame) // 2].write_csv(tmp_path / "first.csv")
-    frame[-len(frame) // 10 :].write_csv(tmp_path / "last.csv")
-    capsys.readouterr()
-    shares = []
-    for name in ("first.csv", "last.csv"):
-        evaluate(str(tmp_path / "card-fraud.onnx"), str(tmp_path / name), as_json=True, resamples=10)
-        shares.append(orjson.loads(capsys.readouterr().out)["share_in_training_data"])
-    assert shares == [1.0, 0.0]  # the test split is the last 15 of 100
-
-
-@pytest.mark.parametrize("seeds", [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)])
-def test_fine_tuning_says_where_it_tests_on_keys_that_the_base_was_trained_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], seeds: tuple[int, int, int]
-) -> None:
-    """Three models, each from the one before; the last one knows what the first has learned from."""
-    learned: set[str] = set()
-    for number, seed in enumerate(seeds):
-        file = write_config(tmp_path, split={"by": "key", "test": 0.3}, training={"epochs": 1, "seed": seed})
-        out = tmp_path / f"{number}.onnx"
-        train(file, out=out, init=str(tmp_path / f"{number - 1}.onnx") if number else None)
-        said = " ".join(capsys.readouterr().err.split())
-        with closing(prepare_dataset(load_training(file))) as dataset:
-            owner = np.array(dataset.events.keys)[dataset.events.key_indices()]
-            test = owner[dataset.split.labels == TEST]
-            share = np.isin(test, list(learned)).mean()
-            learned |= set(owner[dataset.split.labels != TEST].tolist())
-        message = "of the events of the test split lie in the training data of the model of --init"
-        assert (message in said) == (share > 0)
-        if share > 0:
-            percent = float(re.findall(rf"([0-9.]+)% {message}", said)[0])
-            assert percent == pytest.approx(100 * share, abs=12)  # times count too: few events lie outside of them
-
-
-# --- fine-tuning ----------------------------------------------------------------------------------------------------
-
-
-def test_fine_tuning_keeps_the_scaling_and_starts_with_the_weights(tmp_path: Path) -> None:
-    train(write_config(tmp_path), out=tmp_path / "old.onnx")
-    frame = pl.read_csv(tmp_path / "history.csv")
-    frame.with_columns(amount=pl.col("amount") * 3).write_csv(tmp_path / "history.csv")
-    file = write_config(tmp_path, training={"epochs": 1, "learning_rate": 1e-9})
-    train(file, out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
-    old, new = (scores(tmp_path / name, tmp_path / "history.csv", tmp_path) for name in ("old.onnx", "new.onnx"))
-    for one, other in zip(old, new, strict=True):
-        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
-
-
-def test_fine_tuning_another_network_is_refused(tmp_path: Path) -> None:
-    train(write_config(tmp_path), out=tmp_path / "old.onnx")
-    for sections, message in (
-        ({"model": {"hidden": 16}}, r"model\.hidden: is 16, and the model of --init has 8; remove it"),
-        ({"model": {"cell": "gru"}}, r"model\.cell: is gru, and the model of --init has lstm"),
-        (
-            {"features": {"numbers": ["amount"]}},
-            r"features\.numbers: are amount, and the model of --init has amount, dist",
-        ),
-        ({"task": "forecast"}, "task: is forecast, and the model of --init was trained to classify"),
-        ({"features": {"elapsed": False}}, r"features\.elapsed: the model of --init has it; remove it"),
-        (
-            {"features": {"numbers": [{"name": "amount", "log": False}, "distance"]}},
-            r"features\.numbers\.amount\.log: the model of --init has it; remove it",
-        ),
-        ({"target": {"classes": ["1", "0"]}}, r"target\.classes: the model of --init has 0, 1, in this order"),
-    ):
-        with pytest.raises(CannotServe, match=message):
-            train(write_config(tmp_path, **sections), init=str(tmp_path / "old.onnx"))
-
-
-def test_fine_tuning_keeps_the_order_of_the_classes(tmp_path: Path) -> None:
-    kinds = {"rest": ["usual", "odd", "rare"], "new": ["odd", "rare", "usual"]}  # most frequent first
-    frame = purchases(tmp_path / "history.csv")
-    random = np.random.default_rng(0)
-
-    def write(order: list[str]) -> None:
-        labels = random.choice(order, len(frame), p=[0.6, 0.3, 0.1])
-        frame.with_columns(fraud=pl.Series(labels)).write_csv(tmp_path / "history.csv")
-
-    write(kinds["rest"])
-    train(write_config(tmp_path), out=tmp_path / "old.onnx")
-    write(kinds["new"])
-    train(write_config(tmp_path), out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
-    classes = [load_model(tmp_path / name).card.training["fields"]["classes"] for name in ("old.onnx", "new.onnx")]
-    assert classes[0] == classes[1] == ["usual", "odd", "rare"]
-    write(["usual", "odd", "never seen"])
-    message = r"'fraud' has 'never seen', and the model of --init has the classes 'usual', 'odd'"
-    with pytest.raises(CannotServe, match=message):
-        train(write_config(tmp_path), out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
 
 
 # --- tuning ---------------------------------------------------------------------------------------------------------
@@ -404,102 +317,3 @@ def test_anomalies_of_huge_unscaled_numbers(tmp_path: Path) -> None:
     frame.with_columns(amount=pl.col("amount") * 1e9).write_csv(tmp_path / "history.csv")
     features = {"numbers": [{"name": "amount", "scale": "none"}, "distance"], "categories": []}
     assert train(write_config(tmp_path, task="anomaly", features=features)) == 0
-
-
-# --- messages ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sections", "message"),
-    [
-        ({"data": {"path": "nothing.csv"}}, "nothing.csv does not exist"),
-        ({"features": {"numbers": ["amont"]}}, "no field 'amont'; the fields are 'customer', 'time', 'amount'"),
-        ({"model": {"hiden": 3}}, "model.hiden: unknown key; did you mean hidden?"),
-        ({"training": {"device": "cuda"}}, "training.device: cuda needs an NVIDIA GPU, and torch finds none"),
-        ({"split": {"validation": 0.9, "test": 0.2}}, "split.test: validation and test together"),
-    ],
-)
-def test_exit_code_2_with_a_message(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
-    done = command(tmp_path, "train", str(write_config(tmp_path, **sections)), check=2)
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("*.onnx"))
-
-
-@pytest.mark.parametrize("taken", ["card-fraud.onnx", "card-fraud.html", "card-fraud.checkpoint"])
-def test_a_folder_at_the_output_path_is_refused_before_training(tmp_path: Path, taken: str) -> None:
-    (tmp_path / taken).mkdir()
-    with pytest.raises(CannotServe, match=f"{taken}: is a folder; choose another path with --out"):
-        train(write_config(tmp_path))
-
-
-def test_numbers_out_of_range_are_refused_before_training(tmp_path: Path) -> None:
-    frame = purchases(tmp_path / "history.csv")
-    frame.with_columns(amount=pl.col("amount") * 1e31).write_csv(tmp_path / "history.csv")
-    features = {"numbers": ["amount", "distance"]}
-    with pytest.raises(CannotServe, match=r"features\.numbers: amount has centre .* and scale .*log: true for it"):
-        train(write_config(tmp_path, features=features))
-
-
-@pytest.mark.parametrize("task", ["forecast", "anomaly"])
-def test_data_without_a_target_are_refused_before_training(tmp_path: Path, task: str) -> None:
-    frame = purchases(tmp_path / "history.csv")
-    late = frame["time"].quantile(0.6)
-    frame.with_columns(amount=pl.when(pl.col("time") < late).then("amount")).write_csv(tmp_path / "history.csv")
-    file = write_config(tmp_path, task=task, target={"fields": ["amount"]})
-    with pytest.raises(CannotServe, match="in the validation split no event is followed by a value of amount"):
-        train(file)
-
-
-def test_a_test_split_without_targets_gives_a_model_without_test_metrics(tmp_path: Path) -> None:
-    frame = purchases(tmp_path / "history.csv")
-    late = frame["time"].quantile(0.85)
-    frame.with_columns(amount=pl.when(pl.col("time") < late).then("amount")).write_csv(tmp_path / "history.csv")
-    assert train(write_config(tmp_path, task="forecast", target={"fields": ["amount"]})) == 0
-
-
-def test_a_forecast_may_have_a_threshold(tmp_path: Path) -> None:
-    file = write_config(tmp_path, task="forecast", threshold={"rule": "value", "value": 3.5})
-    assert train(file) == 0
-    assert load_model(tmp_path / "card-fraud.onnx").card.threshold == 3.5
-
-
-def test_an_output_path_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
-    if Path("/proc").is_dir():
-        done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "/proc/m.onnx", check=2)
-        assert "/proc/m.onnx: " in done.stderr
-        assert "epoch" not in done.stderr
-    done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "nowhere/m.onnx", check=2)
-    assert "there is no folder nowhere" in done.stderr
-    assert "epoch" not in done.stderr
-    done = command(tmp_path, "train", str(write_config(tmp_path)), "--out", "m.pt", check=2)
-    assert "the name of a model file must end in .onnx" in done.stderr
-
-
-def test_a_threshold_that_cannot_be_chosen_is_refused_before_training(tmp_path: Path) -> None:
-    rows = purchases(tmp_path / "history.csv")
-    last = rows["time"].quantile(0.7)
-    rows.with_columns(fraud=pl.when(pl.col("time") < last).then("fraud").otherwise(0)).write_csv(
-        tmp_path / "history.csv"
-    )
-    done = command(tmp_path, "train", str(write_config(tmp_path, threshold={"rule": "f1"})), check=2)
-    assert "threshold.rule: f1 cannot choose, as none of the" in done.stderr
-    assert "epoch" not in done.stderr
-
-
-def test_data_larger_than_memory_give_the_same_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_config(tmp_path)
-    train(file, out=tmp_path / "memory.onnx")
-    monkeypatch.setattr("lstmstream.history.events.RAM_BYTES", 20_000)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    spooled: list[int] = []
-    add = data._Spool.add
-    monkeypatch.setattr(data._Spool, "add", lambda spool, held: (spooled.append(len(held)), add(spool, held))[1])
-    train(file, out=tmp_path / "disk.onnx")
-    assert spooled
-    assert not list(scratch.iterdir())
-    memory, disk = (load_model(tmp_path / name).card for name in ("memory.onnx", "disk.onnx"))
-    assert memory.training["data"] == disk.training["data"]
-    assert memory.training["metrics"]["test"].keys() == disk.training["metrics"]["test"].keys()
