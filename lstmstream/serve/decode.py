@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
+from lstmstream.formats.durations import format_duration
 from lstmstream.formats.json_documents import Document, Getter, field_getter, parse_document
 from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, timestamp_ms
 from lstmstream.formats.values import (
@@ -146,10 +147,8 @@ class Decoder:
             if self._max_future_ms is not None:
                 ahead_ms = np.where(records.timestamps < 0, 0, times - records.timestamps)
                 for i in np.flatnonzero(ahead_ms > self._max_future_ms).tolist():
-                    days = int(ahead_ms[i]) / 86_400_000
-                    message = (
-                        f"field {name!r} lies {days:.3g} days after the record's timestamp, more than input.max_future"
-                    )
+                    ahead = format_duration(int(ahead_ms[i]) / 1000)
+                    message = f"field {name!r} lies {ahead} after the record's timestamp, more than input.max_future"
                     rejects.add(i, BadRecord("validate", message))
             return times
         timestamps = records.timestamps

@@ -11,6 +11,7 @@ from lstmstream.evaluation.comparison import main_metric
 from lstmstream.evaluation.descriptions import format_interval, format_number, meaning
 from lstmstream.evaluation.intervals import Interval
 from lstmstream.evaluation.metrics import LOWER_IS_BETTER, Evaluated, compute_metrics
+from lstmstream.formats.durations import format_duration
 from lstmstream.train.report.alerts import threshold_section, top_events_section
 from lstmstream.train.report.html import escaped, format_time, table
 from lstmstream.train.report.plots import Plot
@@ -236,7 +237,7 @@ def _epochs(report: Report) -> str:
         lines.append(f"<tr{_class('chosen', chosen)}><td>{int(epoch['epoch'])}</td>{cells}</tr>")
     epochs = table(["epoch", *(name.replace("_", " ") for name in names)], lines)
     return (
-        f'<p class="soft after">{len(report.history)} epochs in {_format_duration(seconds)}; {kept}.</p>'
+        f'<p class="soft after">{len(report.history)} epochs in {format_duration(seconds)}; {kept}.</p>'
         f'<details class="card"><summary>Every epoch</summary>{epochs}</details>'
     )
 
@@ -296,9 +297,3 @@ def _metric_label(name: str) -> str:
     """The name of a metric as the report shows it: `recall[a]` is "recall of a"."""
     base, bracket, rest = name.partition("[")
     return _METRIC_LABELS.get(base, base.replace("_", " ")) + (f" of {rest[:-1]}" if bracket else "")
-
-
-def _format_duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
