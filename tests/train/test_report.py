@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from lstmstream.evaluation.descriptions import format_number
-from lstmstream.evaluation.metrics import compute_metrics
+from lstmstream.evaluation.metrics import Evaluated, compute_metrics
 from lstmstream.formats.timestamps import format_iso
 from lstmstream.train.progress import summary_lines
 from lstmstream.train.report import plots
-from lstmstream.train.report.alerts import candidate_thresholds, fill_gaps
+from lstmstream.train.report.alerts import candidate_thresholds, threshold_section
 from lstmstream.train.report.render import plots_of, render, write_report
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import split_facts, summarize
@@ -242,37 +242,64 @@ def test_the_part_of_the_stream_and_labels_of_keys_are_explained() -> None:
 @pytest.mark.parametrize("task", ["binary", "anomaly", "unlabelled"])
 def test_the_threshold_table_has_no_gaps(task: str) -> None:
     whole = sample(task)
-    validation, chosen = whole.validation, float(np.float32(whole.threshold or 0))
-    candidates = candidate_thresholds(validation, [chosen])
-    assert candidates == sorted(set(candidates), reverse=True)
+    chosen = float(np.float32(whole.threshold or 0))
+    candidates = candidate_thresholds(whole.validation, whole.evaluated, [chosen])
     assert chosen in candidates
-    assert len(candidates) <= 16 + 6 + 1
-    counts = np.array([int((validation.score >= np.float32(candidate)).sum()) for candidate in candidates])
-    near = counts[(counts >= counts[candidates.index(chosen)] / 2) & (counts <= 2 * counts[candidates.index(chosen)])]
-    assert len(near) >= min(5, 1 + near.min())  # from one alert to two there is nothing between
-    assert (counts[1:] <= 2 * counts[:-1] + 1).all()
-
-
-def test_thresholds_are_closer_near_the_chosen_one() -> None:
-    scores = np.random.default_rng(0).permutation(100_000).astype(np.float32) / 100_000
-    chosen = float(np.float32(0.9997))  # 30 alerts in 100,000 events, where a coarse table goes from 16 to 31 or so
-    counts = [int((scores >= np.float32(one)).sum()) for one in candidate_thresholds(evaluated(scores), [chosen])]
-    around = [count for count in counts if 15 <= count <= 60]
-    assert len(around) >= 7
-    assert max(later / earlier for earlier, later in pairwise(around)) < 1.4
+    assert gaps(candidates, whole.validation, whole.evaluated) == []
+    assert len(candidates) < 30
 
 
 def test_the_threshold_table_has_no_gaps_where_the_evaluated_split_is_another() -> None:
     """Its scores are higher, so that a step of a few alerts on the validation split is one of many here."""
     rng = np.random.default_rng(1)
     validation, test = evaluated(rng.random(4_000) ** 3), evaluated(rng.random(9_000) ** 1.5)
-    filled = fill_gaps(candidate_thresholds(validation, []), validation, test)
-    assert filled == sorted(set(filled), reverse=True)
+    for always in ([], [0.5], [2.0, 0.999, 0.0001]):
+        candidates = candidate_thresholds(validation, test, always)
+        assert set(np.array(always, np.float32).tolist()) <= set(candidates)
+        assert gaps(candidates, validation, test) == []
+        assert len(candidates) < 40
+
+
+def test_few_rows_are_enough_for_many_events() -> None:
+    scores = np.random.default_rng(0).permutation(300_000).astype(np.float32) / 300_000
+    candidates = candidate_thresholds(evaluated(scores), evaluated(scores), [])
+    assert gaps(candidates, evaluated(scores), evaluated(scores)) == []
+    assert len(candidates) == pytest.approx(np.log(90_000) / np.log(1.35), abs=3)  # 90,000: the lowest threshold's
+
+
+def test_equal_scores_have_no_threshold_between_them() -> None:
+    same = evaluated(np.full(50, 0.25, np.float32))
+    assert candidate_thresholds(same, same, []) == []
+    assert candidate_thresholds(same, same, [0.25, 0.5]) == [0.5, 0.25]
+
+
+def gaps(candidates: list[float], validation: Evaluated, test: Evaluated) -> list[tuple[float, float]]:
+    """Neighbours too far apart although the validation split has a score between them."""
+    assert candidates == sorted(set(candidates), reverse=True)
     known = np.sort(validation.score)
-    for high, low in pairwise(filled):
+    found = []
+    for high, low in pairwise(candidates):
         fewer, more = (int((test.score >= np.float32(one)).sum()) for one in (high, low))
-        neighbours = np.searchsorted(known, np.float32(high)) - np.searchsorted(known, np.float32(low)) <= 1
-        assert more <= max(1.35 * fewer, fewer + 1) or neighbours
+        between = np.searchsorted(known, np.float32(high)) - np.searchsorted(known, np.float32(low), side="right")
+        if more > max(1.35 * fewer, fewer + 1) and between > 0:
+            found.append((high, low))
+    return found
+
+
+def test_columns_that_would_be_empty_are_left_out_of_the_threshold_table() -> None:
+    heads = {"labels": ["precision", "recall", "F1"], "times": ["alerts per day", "95 % interval"]}
+
+    def shown(report: Report) -> set[str]:
+        section = threshold_section(report)
+        assert "<td>-</td>" not in section
+        return {what for what, names in heads.items() if all(f">{name}</th>" in section for name in names)}
+
+    labelled, unlabelled = sample("anomaly"), sample("unlabelled")
+    assert shown(labelled) == {"labels", "times"}
+    assert shown(unlabelled) == {"times"}
+    assert unlabelled.test is not None
+    untimed = replace(unlabelled.test, timestamp=np.zeros_like(unlabelled.test.timestamp), timed=False)
+    assert shown(replace(unlabelled, test=untimed)) == set()
 
 
 def test_the_best_f1_is_marked() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from lstmstream.evaluation.descriptions import format_interval, format_number
@@ -14,10 +12,8 @@ from lstmstream.formats.timestamps import format_iso
 from lstmstream.train.report.html import escaped, table, table_row
 from lstmstream.train.report.report import Report
 
-MAX_ALERT_SHARE = 0.3  # of the events, for the lowest threshold in the table
-THRESHOLD_ROWS = 16  # over the whole range of alert counts, evenly on a log scale
+MAX_ALERT_SHARE = 0.3  # of the events, for the lowest threshold in the table unless the chosen one is lower
 MAX_STEP = 1.35  # from one row's number of alerts to the next, on the evaluated split
-NEARBY = (0.5, 0.63, 0.8, 1.25, 1.6, 2.0)  # further rows: times the alerts of the chosen and of the best threshold
 TOP_EVENTS = 20
 MAX_COLUMNS = 4  # of forecast values beside an event
 
@@ -31,15 +27,16 @@ def threshold_section(report: Report) -> str:
     chosen = None if report.threshold is None else float(np.float32(report.threshold))
     best = _best_f1(report.validation)
     marked = [one for one in (chosen, best) if one is not None]
-    candidates = fill_gaps(candidate_thresholds(report.validation, marked), report.validation, evaluated)
+    candidates = candidate_thresholds(report.validation, evaluated, marked)
+    timed, labelled = evaluated.days > 0, evaluated.has_labels
     lines = []
     for candidate, rate in zip(candidates, alert_rate_intervals(evaluated, candidates), strict=True):
         values = compute_metrics(evaluated, candidate)
         notes = [*(["chosen"] if candidate == chosen else []), *(["best F1"] if candidate == best else [])]
         label = format_number(candidate) + (f" ({', '.join(notes)})" if notes else "")
-        count = f"{int(alerts(evaluated, candidate).sum()):,}"
-        cells = [label, count, format_number(rate["value"]), format_interval(rate) or "-"]
-        cells += [format_number(values.get(name, np.nan)) for name in ("precision", "recall", "f1")]
+        cells = [label, f"{int(alerts(evaluated, candidate).sum()):,}"]
+        cells += [format_number(rate["value"]), format_interval(rate) or "-"] if timed else []
+        cells += [format_number(values.get(name, np.nan)) for name in ("precision", "recall", "f1")] if labelled else []
         lines.append(table_row(cells, "chosen" if candidate == chosen else ""))
     note = f"Thresholds come from the validation split; their alerts are counted on the {report.split_name} split."
     if evaluated.stream_share < 1:
@@ -54,44 +51,37 @@ def threshold_section(report: Report) -> str:
         )
     if best is not None:
         note += " Best F1: chosen on the validation split."
-    heads = ["threshold", "alerts", "alerts per day", "95 % interval", "precision", "recall", "F1"]
+    heads = [
+        "threshold",
+        "alerts",
+        *(["alerts per day", "95 % interval"] if timed else []),
+        *(["precision", "recall", "F1"] if labelled else []),
+    ]
     texts = f'<p>{escaped(report.threshold_rule)}</p><p class="soft">{note}</p>'
     return f'{texts}<div class="card">{table(heads, lines)}</div>'
 
 
-def candidate_thresholds(validation: Evaluated, always: list[float]) -> list[float]:
-    """Thresholds by falling value: evenly on a log scale of their number of alerts, closer near those of `always`."""
-    falling = np.sort(validation.score)[::-1]
-    most = max(1, int(MAX_ALERT_SHARE * len(falling)))
-    counts = set(np.unique(np.geomspace(1, most, THRESHOLD_ROWS).round().astype(int)).tolist())
-    for threshold in always:
-        raised = int(alerts(validation, threshold).sum())
-        counts |= {round(raised * factor) for factor in NEARBY if raised}
-    scores = {float(falling[count - 1]) for count in counts if 1 <= count <= len(falling)}
-    # the lowest score alerts on every event
-    return sorted({score for score in scores if score > falling[-1]} | set(always), reverse=True)
+def candidate_thresholds(validation: Evaluated, evaluated: Evaluated, always: list[float]) -> list[float]:
+    """Thresholds by falling value: those of `always`, and as few scores of `validation` as leave no gaps.
 
-
-def fill_gaps(thresholds: list[float], validation: Evaluated, evaluated: Evaluated) -> list[float]:
-    """`thresholds`, falling, and scores of `validation` between those whose alerts in `evaluated` are far apart.
-
-    Scores may be spread in another way there than on the validation split.
+    From one to the next the alerts in `evaluated` grow by a factor of at most MAX_STEP, or by one, or there is no score
+    of `validation` between the two: scores may be spread in another way there.
     """
-    scores = np.unique(validation.score)[::-1]  # falling
-
-    def alerts_at(threshold: float) -> int:
-        return int(alerts(evaluated, threshold).sum())
-
-    def between(high: float, low: float) -> list[float]:
-        fewer, more = alerts_at(high), alerts_at(low)
-        inside = scores[(scores < np.float32(high)) & (scores > np.float32(low))]
-        if more <= max(MAX_STEP * fewer, fewer + 1) or not len(inside):
-            return []
-        middle = float(inside[len(inside) // 2])
-        return [*between(high, middle), middle, *between(middle, low)]
-
-    pairs = pairwise(thresholds)
-    return [*thresholds[:1], *(one for high, low in pairs for one in (*between(high, low), low))]
+    falling = np.sort(validation.score)[::-1]
+    wanted = np.array(always, np.float32)
+    lowest = min([falling[max(1, int(MAX_ALERT_SHARE * len(falling))) - 1], *wanted])
+    scores = falling[(falling >= lowest) & (falling > falling[-1])]  # the last one alerts on every event
+    pool = np.unique(np.concatenate([scores, wanted]))[::-1]
+    rising = np.sort(evaluated.score)
+    count = len(rising) - np.searchsorted(rising, pool)  # alerts of each, rising
+    kept = sorted({0, len(pool) - 1, *np.flatnonzero(np.isin(pool, wanted)).tolist()}) if len(pool) else []
+    chosen = kept[:1]
+    for end in kept[1:]:
+        while chosen[-1] < end:
+            fewer = int(count[chosen[-1]])
+            reach = int(np.searchsorted(count, max(MAX_STEP * fewer, fewer + 1), side="right")) - 1
+            chosen.append(min(end, max(reach, chosen[-1] + 1)))
+    return [float(threshold) for threshold in pool[chosen]]
 
 
 def _best_f1(validation: Evaluated) -> float | None:
