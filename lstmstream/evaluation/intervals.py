@@ -81,7 +81,8 @@ def bootstrap_intervals(
     values = function(np.ones(len(evaluated)))
     names = [name for name, value in values.items() if np.isfinite(value)]
     low, high = np.full(len(names), np.nan), np.full(len(names), np.nan)
-    for units in resampling_units(evaluated):
+    all_units = resampling_units(evaluated)
+    for units in all_units:
         drawn = [[sample[name] for name in names] for sample in _resampled(units, [function], resamples, seed)]
         ends = _percentiles(np.array(drawn).reshape(len(drawn), len(names)))
         low, high = np.fmin(low, ends[0]), np.fmax(high, ends[1])
@@ -89,7 +90,7 @@ def bootstrap_intervals(
         if name == "alerts_per_day" and low[i] == high[i] == 0:
             high[i] = _rate_without_alerts(evaluated)
         elif low[i] == high[i] == values[name] and values[name] in {0.0, 1.0}:
-            low[i], high[i] = _binomial_ends(evaluated, _rows_of_share(evaluated, threshold, name), values[name])
+            low[i], high[i] = _binomial_ends(all_units[0], _rows_of_share(evaluated, threshold, name), values[name])
     return {name: Interval(value=values[name], low=float(low[i]), high=float(high[i])) for i, name in enumerate(names)}
 
 
@@ -118,9 +119,9 @@ def _rate_without_alerts(evaluated: Evaluated) -> float:
     return evaluated.per_day(-float(np.log(_LOW)))
 
 
-def _binomial_ends(evaluated: Evaluated, rows: Bools | None, share: float) -> tuple[float, float]:
-    """The interval of a share that is 0 or 1 in each of the n keys or blocks that have such rows: to 0.025^(1/n)."""
-    count = 0 if rows is None else len(np.unique(resampling_units(evaluated)[0].of_row[rows]))
+def _binomial_ends(units: ResamplingUnits, rows: Bools | None, share: float) -> tuple[float, float]:
+    """The interval of a share that is 0 or 1 in each of the n units that have such rows: to 0.025^(1/n)."""
+    count = 0 if rows is None else len(np.unique(units.of_row[rows]))
     if not count:
         return share, share
     end = float(_LOW ** (1 / count))
