@@ -185,7 +185,7 @@ class Tally:
             shown = ", ".join(str(number) for number in sorted(self._pending)[:5])
             faults.append(f"{len(self._pending):,} transactions have no prediction, for example {shown}")
         if self.duplicates:
-            faults.append(f"{self.duplicates:,} predictions are duplicates or belong to no transaction of this demo")
+            faults.append(f"duplicates, or predictions that belong to no transaction of this demo: {self.duplicates:,}")
         if self._unmatched_alerts or self._alert_records != sum(self._alerted):
             alerts, records = sum(self._alerted), self._alert_records
             faults.append(f"{alerts:,} predictions are alerts, but the alerts topic has {records:,} records")

@@ -296,7 +296,7 @@ class Daemon:
         self._quiet, self._last_recovery_s = now_s - self._last_recovery_s < QUIET_S, now_s
         before = self.phase
         self._set_phase(Phase.RECOVERING)
-        self._observer.on_blocked("broker", "the broker failed; recovering")
+        self._observer.on_blocked("broker", "the broker failed; recovering. The log has its error")
         self._observer.on_failure(str(error), self._committer.pending_events())
         self._failures.note(self._what_failed(error), error)
         # A refused record is found in a few steps, and then there is a commit.

@@ -56,7 +56,9 @@ class Housekeeping:
             transport, clock, input_topic=config.input.topic, state_topic=config.state.topic
         )
         client_id = config.kafka.properties.get("client.id")
-        self._group_check = GroupCheck(transport, config.name, None if client_id is None else str(client_id), clock)
+        self._group_check = GroupCheck(
+            transport, config.name, None if client_id is None else str(client_id), observer, clock
+        )
         self._next_s = 0.0
         self._next_topics_s = 0.0
         self._doubt = ""  # what seemed to be wrong with the topics when they were last looked at
@@ -66,6 +68,7 @@ class Housekeeping:
         running = self._partitions.running()
         saturated = len(polled.records) >= self._batch_limit.now
         self._fetch_guard.on_poll(polled.records.first_offsets().keys(), running, saturated=saturated)
+        self._group_check.on_poll(polled.membership)
         now_s = self._clock()
         if now_s >= self._next_s:
             ends = self._measure(now_s)

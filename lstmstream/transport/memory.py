@@ -244,10 +244,10 @@ class MemoryTransport:
             before = {partition: epoch for partition, (epoch, _) in self._positions.items()}
             self.join()
             batch = _batch(self._input_topic, self._fetch(before))  # the worst case: nobody has told the member yet
-            dropped = Membership(_Token(self.member_id, -1), valid=False)
+            dropped = Membership(_Token(self.member_id, -1), valid=False, member_id="")
             return PollResult(batch, dropped, before, self._fetch_positions(before))
         batch = _batch(self._input_topic, self._fetch(assignment, max_events))
-        membership = Membership(self._broker.token(self.member_id), valid=True)
+        membership = Membership(self._broker.token(self.member_id), valid=True, member_id=str(self.member_id))
         return PollResult(batch, membership, dict(assignment), self._fetch_positions(assignment))
 
     def _fetch_positions(self, assignment: Mapping[int, int]) -> dict[int, int]:
@@ -298,7 +298,7 @@ class MemoryTransport:
         """See GroupMember."""
         self._broker.fault("group_members")
         assigned = self._broker.assignment(self.member_id) or {}
-        return [MemberInfo("lstmstream-t", "here", list(assigned)), *self._broker.others]
+        return [MemberInfo(str(self.member_id), "lstmstream-t", "here", list(assigned)), *self._broker.others]
 
     def commit(
         self,

@@ -41,11 +41,13 @@ class Membership(NamedTuple):
 
     token: object  # the client's own; handed back to `commit`
     valid: bool  # one without a generation is not fenced by the broker: commit nothing under it
+    member_id: str  # that the broker gave; empty before the first, and another one after an outage
 
 
 class MemberInfo(NamedTuple):
     """A member of the group, as the broker has it."""
 
+    member_id: str
     client_id: str
     host: str
     partitions: Collection[int]  # of the input topic; empty while a rebalance goes on

@@ -61,3 +61,17 @@ def test_the_members_of_the_group_are_named(broker: str, topic_prefix: str, tran
     finally:
         other.close()
         transport.close(5.0)
+
+
+def test_this_member_is_found_among_them(topic_prefix: str, transport: KafkaTransport) -> None:
+    transport.connect()
+    transport.join()
+    try:
+        deadline = time.monotonic() + 30
+        while not (polled := transport.poll(0.1, 1)).assignment:
+            assert time.monotonic() < deadline
+        (member,) = transport.group_members()
+        assert polled.membership.member_id == member.member_id
+        assert sorted(member.partitions) == sorted(polled.assignment) == [0, 1]
+    finally:
+        transport.close(5.0)

@@ -42,14 +42,14 @@ def test_a_missing_answer_is_a_fault(some: Transactions) -> None:
 def test_a_second_answer_is_a_fault(some: Transactions) -> None:
     tally = answered(some)
     tally.record_prediction(3, "c000001", 0.5, 1, alert=True)
-    assert "are duplicates" in tally.faults()[0]
+    assert "duplicates, or predictions" in tally.faults()[0]
     assert tally.predictions == 20
 
 
 def test_a_dead_letter_beside_a_prediction_is_a_fault(some: Transactions) -> None:
     tally = answered(some)
     tally.record_dead_letter(5)
-    assert "are duplicates" in tally.faults()[0]
+    assert "duplicates, or predictions" in tally.faults()[0]
 
 
 @pytest.mark.parametrize("alerts", [[], [3, 3], [4], [3, 4]])

@@ -23,7 +23,7 @@ from tests.serve.helpers import LETTERS, OUT, NumpyStep, batch, engine, snapshot
 from tests.serve.reference import Event
 
 IDENTITY = StateIdentity("m", "1", "f" * 32, "none", "apply", "the record's", "the record's", "10000000")
-MEMBERSHIP = Membership("a token", valid=True)
+MEMBERSHIP = Membership("a token", valid=True, member_id="m-1")
 
 
 class Broker:

@@ -26,7 +26,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 def test_another_program_that_has_partitions_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     daemon = world.start()
-    world.broker.others = [MemberInfo("reports", "/10.0.0.7", [1]), MemberInfo("idle", "/10.0.0.8", [])]
+    world.broker.others = [MemberInfo("r-1", "reports", "/10.0.0.7", [1]), MemberInfo("i-1", "idle", "/10.0.0.8", [])]
     run(world, daemon, LOOK_S + 10)
     (said,) = lines(caplog)
     assert (said["client_id"], said["host"], said["partitions"]) == ("reports", "/10.0.0.7", [1])
@@ -37,7 +37,7 @@ def test_another_program_that_has_partitions_is_named_once(caplog: pytest.LogCap
 def test_peers_are_no_other_programs(client_id: str, caplog: pytest.LogCaptureFixture) -> None:
     world = World(kafka={"bootstrap_servers": "nowhere:1", "properties": {"client.id": "mine"}})
     daemon = world.start()
-    world.broker.others = [MemberInfo(client_id, "/10.0.0.7", [1])]
+    world.broker.others = [MemberInfo("p-1", client_id, "/10.0.0.7", [1])]
     run(world, daemon, LOOK_S + 10)
     assert lines(caplog) == []
 
@@ -51,7 +51,7 @@ def test_it_is_looked_for_after_a_rebalance_only(caplog: pytest.LogCaptureFixtur
     run(world, daemon, LOOK_S)
     assert "group_members" not in asked
     world.start()
-    world.broker.others = [MemberInfo("reports", "/10.0.0.7", [1])]
+    world.broker.others = [MemberInfo("r-1", "reports", "/10.0.0.7", [1])]
     run(world, daemon, LOOK_S)
     assert "group_members" in asked
     assert len(lines(caplog)) == 1
@@ -68,3 +68,34 @@ def test_a_broker_that_does_not_say_is_no_failure() -> None:
     run(world, daemon, LOOK_S)
     assert "group_members" not in world.faults
     assert "recover" not in phases
+
+
+def test_the_member_that_the_daemon_was_before_an_outage_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """It has joined again under another id, and the broker still has the partitions under the one before."""
+    world = World()
+    daemon = world.start()
+    run(world, daemon, 10)
+    health, former = world.health[id(daemon)], str(world.transports[id(daemon)].member_id)
+    assert health.readyz() == (True, [])
+
+    world.transports[id(daemon)].member_id = -1  # as after an outage
+    world.broker.join(-1, 0)
+    world.broker.others = [MemberInfo(former, "lstmstream-t", "/10.0.0.7", [0, 1, 2])]
+    run(world, daemon, 2 * LOOK_S)
+    ready, (reason,) = health.readyz()
+    assert not ready
+    assert "member that this daemon was before an outage" in reason
+    (said,) = [vars(record) for record in caplog.records if "before an outage" in record.getMessage()]
+    assert said["partitions"] == [0, 1, 2]
+
+    world.broker.others = []
+    run(world, daemon, 10)
+    assert health.readyz() == (True, [])
+
+
+def test_a_peer_with_partitions_is_not_waited_for() -> None:
+    world = World()
+    daemon = world.start()
+    world.broker.others = [MemberInfo("another", "lstmstream-t", "/10.0.0.7", [1])]
+    run(world, daemon, 10)
+    assert world.health[id(daemon)].readyz() == (True, [])

@@ -105,7 +105,7 @@ class House:
         found = {int(name[1:]): at for name, at in positions.items()}
         events = [Event(partition, 0, 0, b"k", b"{}") for partition in partitions]
         records = batch(events) if events else RecordBatch.empty(INPUT)
-        self.housekeeping.tick(PollResult(records, Membership(None, valid=True), {}, found))
+        self.housekeeping.tick(PollResult(records, Membership(None, valid=True, member_id="m-1"), {}, found))
 
 
 def test_gauges_are_measured_once_a_second() -> None:

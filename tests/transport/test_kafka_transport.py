@@ -19,7 +19,7 @@ from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import Membership
 
-MEMBERSHIP = Membership("m", valid=True)
+MEMBERSHIP = Membership("m", valid=True, member_id="m-1")
 CONNECT_S = 2.0  # of a new client, at leisure
 
 

@@ -37,7 +37,7 @@ class LibraryProducer:
 
 CALLS: dict[str, Callable[[ConfluentProducer], None]] = {
     "flush": lambda producer: producer.flush(1.0),
-    "send_offsets": lambda producer: producer.send_offsets("in", {}, Membership(None, valid=True), 1.0),
+    "send_offsets": lambda producer: producer.send_offsets("in", {}, Membership(None, True, "m-1"), 1.0),
     "commit": lambda producer: producer.commit(1.0),
 }
 

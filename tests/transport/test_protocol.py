@@ -17,7 +17,7 @@ from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo, Transport
 
-MEMBERSHIP = Membership("token", True)
+MEMBERSHIP = Membership("token", True, "m-1")
 
 
 class Failure(Exception):

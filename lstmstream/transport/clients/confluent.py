@@ -282,6 +282,7 @@ class ConfluentAdmin:
         described = self._admin.describe_consumer_groups([group], request_timeout=timeout_s)[group].result()
         return [
             MemberInfo(
+                member.member_id,
                 member.client_id,
                 member.host,
                 [at.partition for at in member.assignment.topic_partitions if at.topic == topic],

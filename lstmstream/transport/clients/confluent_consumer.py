@@ -126,7 +126,7 @@ class ConfluentConsumer:
             records = self._look_at_suspects(max_events)
         token = self._consumer.consumer_group_metadata()  # live, so it is taken with the records
         self._member = self._consumer.memberid() or self._member
-        return Fetched(records, Membership(token, _is_member(token)), dict(self._positions))
+        return Fetched(records, Membership(token, _is_member(token), self._member), dict(self._positions))
 
     def _advance(self, records: RecordBatch, ends: dict[int, int]) -> RecordBatch:
         """Move the positions on; the records without those behind others that the library left out.

@@ -69,7 +69,8 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._settled = valid
         if self._fenced():
             raise kerr.FencedInstanceIdError(member.group_instance_id)
-        return Fetched(_to_batch(self._topic, polled.values()), Membership(member, valid), self._positions())
+        membership = Membership(member, valid, member.member_id)
+        return Fetched(_to_batch(self._topic, polled.values()), membership, self._positions())
 
     def keep_alive(self) -> None:
         """See GroupConsumer."""
