@@ -52,8 +52,9 @@ bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, agains
 bench-restart: .venv-dev/.package ## stop and restart with 1,000,000 keys: time and memory
 	.venv-dev/bin/python -m benchmarks.restart
 
-bench-training: .venv-dev/.package ## how fast `lstmstream train` learns, and how much memory it takes
+bench-training: .venv-dev/.package ## `lstmstream train`: speed, memory, and the trainer beside plain PyTorch loops
 	.venv-dev/bin/python -m benchmarks.training
+	.venv-dev/bin/python -m benchmarks.training_loops
 
 lock: .venv-tools/.locked ## rewrite requirements/*.txt; UPGRADE=--upgrade takes the newest versions
 	UV=.venv-tools/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh

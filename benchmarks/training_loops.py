@@ -84,7 +84,7 @@ def histories(*, quick: bool) -> Iterator[tuple[str, History]]:
     part = 10 if quick else 1
     yield "10 long keys", make_history(np.full(10, 8000 // part), 6, by_key=False)
     yield f"{100_000 // part:,} short keys", make_history(random.integers(2, 6, 100_000 // part), 3, by_key=True)
-    mixture = np.minimum(2 + random.pareto(0.8, 6000 // part) * 4, 4000).astype(np.int64)
+    mixture = np.minimum(2 + random.pareto(0.8, 3000 // part) * 4, 4000).astype(np.int64)
     yield f"{len(mixture):,} uneven keys", make_history(mixture, 4, by_key=True)
 
 
