@@ -14,7 +14,7 @@ import numpy as np
 
 from lstmstream.evaluation.metrics import Doubles
 from lstmstream.history.events import Events
-from lstmstream.history.split import TRAIN, Split
+from lstmstream.history.split import NONE, TRAIN, Split
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.train.leak_measures import (
     CERTAIN_AUC,
@@ -36,6 +36,8 @@ MIN_GROUPS = 20  # keys or values of a category to find that in
 SORTED_TIES = 0.95  # of the groups of equal key and time
 NEWEST_SHARE = 0.03  # of the events, whose missing values are compared with the others'
 LATER_MS = 600_000  # a time at least this much later than its event; float32 rounds seconds since 1970 to 2 minutes
+REPEATED_SHARE = 0.2  # of a key's events outside the training split that repeat another key's
+MIN_REPEATED = 5  # such events of a key
 MAX_CLASSES = 20  # with more classes, fields are not checked against each
 MAX_LOOK_AHEAD = 24  # events that values are compared with
 MAX_ROWS = 50_000  # for comparing columns with later values
@@ -64,7 +66,7 @@ def leak_warnings(events: Events, split: Split, config: TrainConfig, sample: Int
     found += _later_values(events, split, config)
     found += _later_times(events, config, sample)
     found += _filled_in_later(events, config)
-    found += _repeated_keys(events, split, config)
+    found += _repeated_keys(events, split)
     return found
 
 
@@ -322,13 +324,16 @@ def _filled_in_later(events: Events, config: TrainConfig) -> Iterator[str]:
             )
 
 
-def _repeated_keys(events: Events, split: Split, config: TrainConfig) -> Iterator[str]:
+def _repeated_keys(events: Events, split: Split) -> Iterator[str]:
     """Keys outside the training split whose events are those of another key in it."""
     repeated = repeated_rows(events, split)
-    keys = np.unique(np.searchsorted(events.starts, repeated, side="right"))
+    key_count, key = len(events.keys), events.key_indices()
+    outside = np.bincount(key[(split.labels != TRAIN) & (split.labels != NONE)], minlength=key_count)
+    found = np.bincount(key[repeated], minlength=key_count)
+    keys = np.flatnonzero((found >= MIN_REPEATED) & (found >= REPEATED_SHARE * outside))  # a few repeat by chance
     if len(keys):
         yield (
-            f"split: {len(repeated):,} events of {len(keys):,} keys outside the training split repeat those of other"
-            " keys in it, with the same values in the same order; if one thing has several keys, give it one, or the"
-            " results are better than on new data"
+            f"split: {int(found[keys].sum()):,} events of {len(keys):,} keys outside the training split repeat"
+            " those of other keys in it, with the same values in the same order; if one thing has several keys, give it"
+            " one, or the results are better than on new data"
         )

@@ -1,4 +1,4 @@
-"""Training data with a leak planted in them: a feature or a split that tells what is not known at the time of the event."""
+"""Training data with planted leaks: a field, a key or a split that tells what is not known when the event happens."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ def purchases(seed: int = 0) -> Frame:
     """A label for each event, 1 for about an eighth: most of those whose amount is twice that of the event before."""
     random = np.random.default_rng(seed)
     rows = []
+    shops = ["food", "fuel", "web"]
     for key in range(KEYS):
         time, last = START_S + int(random.integers(20_000)), 10.0
         for _ in range(int(random.integers(EVENTS // 2, EVENTS * 3 // 2))):
             time += int(random.exponential(6 * 3600)) + 1
             amount = float(np.exp(random.normal(2, 0.7)))
             fraud = random.random() < (0.7 if amount > 2.4 * last else 0.04)
-            rows.append(
-                (f"c{key}", time, amount, random.normal(), str(random.choice(["food", "fuel", "web"])), int(fraud))
-            )
+            rows.append((f"c{key}", time, amount, random.normal(), str(random.choice(shops)), int(fraud)))
             last = amount
     names = ["customer", "time", "amount", "balance", "shop", "fraud"]
     return pl.DataFrame(rows, schema=names, orient="row").sort("time")
@@ -97,6 +96,11 @@ def add(**columns: pl.Expr) -> Plant:
     return lambda frame, _: frame.with_columns(**columns)
 
 
+def with_note(frame: Frame, values: np.ndarray) -> Frame:
+    """The frame with the column `note`; NaN becomes missing."""
+    return frame.with_columns(note=pl.Series(values).fill_nan(None))
+
+
 def noisy_label(frame: Frame, random: np.random.Generator) -> Frame:
     wrong = random.random(len(frame)) < 0.01
     return frame.with_columns(note=pl.Series(np.where(wrong, 1 - frame["fraud"], frame["fraud"]).astype(float)))
@@ -116,19 +120,25 @@ def only_with_fraud(share: float) -> Plant:
 
 def missing_with_fraud(frame: Frame, random: np.random.Generator) -> Frame:
     gone = (frame["fraud"].to_numpy() == 1) & (random.random(len(frame)) < 0.8)
-    return frame.with_columns(note=pl.Series(np.where(gone, np.nan, random.normal(size=len(frame)))).fill_nan(None))
+    return with_note(frame, np.where(gone, np.nan, random.normal(size=len(frame))))
 
 
-def same_customers_under_other_names(frame: Frame, random: np.random.Generator) -> Frame:
+def under_two_ids(frame: Frame, random: np.random.Generator) -> Frame:
     """Each customer once more under another id, with the same events."""
     return pl.concat([frame, frame.with_columns(customer=pl.lit("x") + pl.col("customer"))]).sort("time")
+
+
+def overlapping_exports(frame: Frame, random: np.random.Generator) -> Frame:
+    """The second of two exports begins before the end of the first, with rows that lie in two splits."""
+    count = len(frame)
+    return pl.concat([frame[: count * 8 // 10], frame[count * 6 // 10 :]])
 
 
 def row_number_by_label(frame: Frame, random: np.random.Generator) -> Frame:
     order = np.lexsort((random.random(len(frame)), frame["fraud"].to_numpy()))
     number = np.empty(len(frame))
     number[order] = np.arange(len(frame))
-    return frame.with_columns(number=pl.Series(number))
+    return frame.with_columns(note=pl.Series(number))
 
 
 def ranges_of_ids(frame: Frame, random: np.random.Generator) -> Frame:
@@ -140,7 +150,7 @@ def ranges_of_ids(frame: Frame, random: np.random.Generator) -> Frame:
         random.integers(20_000, 30_000, len(frame)),
     )
     return frame.with_columns(
-        number=pl.Series(np.where(fraud, random.integers(10_000, 20_000, len(frame)), outside).astype(float))
+        note=pl.Series(np.where(fraud, random.integers(10_000, 20_000, len(frame)), outside).astype(float))
     )
 
 
@@ -153,13 +163,13 @@ def key_with_the_class(frame: Frame, random: np.random.Generator) -> Frame:
 def branch_rates(frame: Frame, random: np.random.Generator) -> Frame:
     """A category of 600 values, and the share of frauds of each over all data."""
     branch = pl.Series([f"b{i}" for i in random.integers(0, 600, len(frame))])
-    return frame.with_columns(branch=branch).with_columns(rate=pl.col("fraud").mean().over("branch"))
+    return frame.with_columns(branch=branch).with_columns(note=pl.col("fraud").mean().over("branch"))
 
 
 def known_at(frame: Frame, random: np.random.Generator) -> Frame:
     """When the label was known: after three days for a fraud, else after thirty."""
     days = np.where(frame["fraud"].to_numpy() == 1, 3, 30) + random.normal(0, 0.2, len(frame))
-    return frame.with_columns(known=frame["time"] + pl.Series((days * 86400).astype(np.int64)))
+    return frame.with_columns(note=frame["time"] + pl.Series((days * 86400).astype(np.int64)))
 
 
 def sorted_in_ties(frame: Frame, random: np.random.Generator) -> Frame:
@@ -170,7 +180,7 @@ def sorted_in_ties(frame: Frame, random: np.random.Generator) -> Frame:
 def filled_in_later(frame: Frame, random: np.random.Generator) -> Frame:
     """A status that is written over all rows of a customer after a fraud, by the end of the data."""
     return frame.with_columns(
-        status=pl.when(over_key(pl.col("fraud").sum()) >= 4).then(pl.lit("blocked")).otherwise(pl.lit("open"))
+        note=pl.when(over_key(pl.col("fraud").sum()) >= 4).then(pl.lit("blocked")).otherwise(pl.lit("open"))
     )
 
 
@@ -179,7 +189,7 @@ def missing_at_the_end(frame: Frame, random: np.random.Generator) -> Frame:
     fraud = frame["fraud"].to_numpy()
     note = 0.7 * fraud + random.normal(0, 0.3, len(frame))
     late = np.arange(len(frame)) > 0.97 * len(frame)
-    return frame.with_columns(note=pl.Series(np.where(late, np.nan, note)).fill_nan(None))
+    return with_note(frame, np.where(late, np.nan, note))
 
 
 def dealt_at_random(frame: Frame, random: np.random.Generator) -> Frame:
@@ -218,37 +228,64 @@ def closed_at_the_end(frame: Frame, random: np.random.Generator) -> Frame:
 
 
 PER_KEY: dict[str, Any] = {"target": {"per": "sequence"}, "split": {"by": "key", "validation": 0.25, "test": 0.25}}
-BY_KEY: dict[str, Any] = {"split": {"by": "key"}}
-FORECAST = "sensors"
+BY_FIELD: dict[str, Any] = {"by": "given", "field": "part"}
+WITH_HOUR: dict[str, Any] = {"features": {"hour_of_day": True}}
 FRAUD = pl.col("fraud")
 
+NUMBER: dict[str, Any] = {"numbers": ("note",)}
+TEXT: dict[str, Any] = {"categories": ("note",)}
+LABEL = FRAUD.cast(pl.Float64)
+LEVEL = pl.col("level")
+ALONE = "note alone predicts 'fraud' (area under the ROC curve"
+NEXT_LEVEL = "note predicts the next value of level (it explains"
+
+
+def note(expression: pl.Expr) -> Plant:
+    """Plants the column `note`, computed over each customer's events."""
+    return add(note=over_key(expression))
+
+
 LEAKS = [
-    Leak("the label", add(note=FRAUD.cast(pl.Float64)), "note alone predicts 'fraud'", ("note",)),
-    Leak("the label as text", add(note=FRAUD.replace_strict({0: "ok", 1: "chargeback"})), "note alone predicts", (), ("note",)),
-    Leak("the label with 1 % noise", noisy_label, "note alone predicts 'fraud'", ("note",)),
-    Leak("the label of the next event", add(note=over_key(FRAUD.shift(-1)).cast(pl.Float64)), "note is the 'fraud' of the key's next event", ("note",)),
-    Leak("the label of the event before", add(note=over_key(FRAUD.shift(1)).cast(pl.Float64)), "note is the 'fraud' of the key's previous event", ("note",)),
-    Leak("a value only with frauds", only_with_fraud(1), "whether note is missing", ("note",)),
-    Leak("a value only with half of the frauds", only_with_fraud(0.5), "note is there in", ("note",)),
-    Leak("a value that is missing with frauds", missing_with_fraud, "note is missing in", ("note",)),
-    Leak("the same customers under two ids", same_customers_under_other_names, "repeat those of other keys", sections=BY_KEY),
-    Leak("a row number by label", row_number_by_label, "number alone predicts", ("number",)),
-    Leak("ids in ranges by label", ranges_of_ids, "number alone predicts", ("number",)),
-    Leak("a key that contains the class", key_with_the_class, "data.key: no key has events of more than one class"),
-    Leak("the share of frauds of a category over all data", branch_rates, "rate is the same for all events of a value of branch", ("rate",), ("branch",)),
-    Leak("the number of frauds of the customer", add(total=over_key(FRAUD.sum()).cast(pl.Float64)), "total is the same for all events of a key", ("total",)),
-    Leak("when the label was known", known_at, "known holds times after", ("known",)),
-    Leak("sorted by label where times are equal", sorted_in_ties, "rows of the same key and time are sorted by 'fraud'"),
-    Leak("a status written over all rows", filled_in_later, "status is the same for all events of a key", (), ("status",)),
-    Leak("a finding that comes later", missing_at_the_end, "note is missing in 100% of the last", ("note",)),
-    Leak("rows dealt to the splits at random", dealt_at_random, "split.field: in", sections={"split": {"by": "given", "field": "part"}}),
-    Leak("frauds have the date only", fraud_at_midnight, "the time of day alone predicts", sections={"features": {"hour_of_day": True}}),
-    Leak("the amount of the next event", add(ahead=over_key(pl.col("amount").shift(-1))), "ahead predicts the next value of amount", ("ahead",)),
-    Leak("histories end when the outcome is known", cut_at_the_outcome, "the number of events of a key alone predicts", sections=PER_KEY),
-    Leak("the last event is the outcome", closed_at_the_end, "shop alone predicts", sections=PER_KEY),
-    Leak("the next value", add(ahead=over_key(pl.col("level").shift(-1))), "ahead predicts the next value of level", ("ahead",), world=FORECAST),
-    Leak("the next value, scaled and rounded", add(ahead=over_key(pl.col("level").shift(-1) * 9 / 5 + 32).round(1)), "ahead predicts the next value of level", ("ahead",), world=FORECAST),
-    Leak("the change to the next value", add(ahead=over_key(pl.col("level").shift(-1) - pl.col("level"))), "ahead predicts the next value of level", ("ahead",), world=FORECAST),
-    Leak("a mean around the event", add(mean=over_key(pl.col("level").rolling_mean(3, center=True))), "mean predicts the next value of level", ("mean",), world=FORECAST),
-    Leak("the value three events later", add(ahead=over_key(pl.col("level").shift(-3))), "ahead predicts the value of level 3 events later", ("ahead",), sections={"target": {"horizon": 3}}, world=FORECAST),
-]  # fmt: skip
+    Leak("the label", note(LABEL), ALONE, **NUMBER),
+    Leak("the label as text", note(FRAUD.replace_strict({0: "ok", 1: "chargeback"})), ALONE, **TEXT),
+    Leak("the label with 1 % noise", noisy_label, ALONE, **NUMBER),
+    Leak("the next event's label", note(LABEL.shift(-1)), "note is the 'fraud' of the key's next event", **NUMBER),
+    Leak("the last event's label", note(LABEL.shift(1)), "note is the 'fraud' of the key's previous event", **NUMBER),
+    Leak("a value only with frauds", only_with_fraud(1), "whether note is missing alone predicts", **NUMBER),
+    Leak("a value with half of the frauds", only_with_fraud(0.5), "note is there in 51% of the events", **NUMBER),
+    Leak("a value missing with frauds", missing_with_fraud, "note is missing in 81% of the events", **NUMBER),
+    Leak("customers with two ids", under_two_ids, "repeat those of other keys", sections={"split": {"by": "key"}}),
+    Leak("overlapping exports", overlapping_exports, "events repeat an earlier one"),
+    Leak("a row number by label", row_number_by_label, ALONE, **NUMBER),
+    Leak("ids in ranges by label", ranges_of_ids, ALONE, **NUMBER),
+    Leak("a key made from the class", key_with_the_class, "data.key: no key has events of more than one class, of 1"),
+    Leak(
+        "the share of frauds of a category over all data",
+        branch_rates,
+        "note is the same for all events of a value of branch, and follows from",
+        numbers=("note",),
+        categories=("branch",),
+    ),
+    Leak("all frauds of the customer", note(LABEL.sum()), "note is the same for all events of a key", **NUMBER),
+    Leak("a status written over all rows", filled_in_later, "note is the same for all events of a key", **TEXT),
+    Leak("when the label was known", known_at, "note holds times after the event's in 100% of the events", **NUMBER),
+    Leak("sorted by label in ties", sorted_in_ties, "rows of the same key and time are sorted by 'fraud'"),
+    Leak("a finding that comes later", missing_at_the_end, "note is missing in 100% of the last 3%", **NUMBER),
+    Leak("rows dealt at random", dealt_at_random, "split.field: in 9", sections={"split": BY_FIELD}),
+    Leak("frauds have the date only", fraud_at_midnight, "the time of day alone predicts", sections=WITH_HOUR),
+    Leak("the next amount", note(pl.col("amount").shift(-1)), "note predicts the next value of amount", **NUMBER),
+    Leak("histories end with the outcome", cut_at_the_outcome, "the number of events of a key alone", sections=PER_KEY),
+    Leak("the last event is the outcome", closed_at_the_end, "shop alone predicts 'fraud'", sections=PER_KEY),
+    Leak("the next value", note(LEVEL.shift(-1)), NEXT_LEVEL, **NUMBER, world="sensors"),
+    Leak("the next value, rounded", note((LEVEL.shift(-1) * 1.8).round(1)), NEXT_LEVEL, **NUMBER, world="sensors"),
+    Leak("the change to come", note(LEVEL.shift(-1) - LEVEL), NEXT_LEVEL, **NUMBER, world="sensors"),
+    Leak("a centred mean", note(LEVEL.rolling_mean(3, center=True)), NEXT_LEVEL, **NUMBER, world="sensors"),
+    Leak(
+        "the value three events later",
+        note(LEVEL.shift(-3)),
+        "note predicts the value of level 3 events later",
+        **NUMBER,
+        sections={"target": {"horizon": 3}},
+        world="sensors",
+    ),
+]
