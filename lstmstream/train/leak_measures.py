@@ -63,32 +63,40 @@ def value_codes(values: Floats | Doubles) -> Ints:
     return codes
 
 
-def gain_over_past(later: Doubles, now: Doubles, before: Doubles, target: int) -> Doubles:
-    """[F] The part of the squared error that each column of `now` [n, F] takes away from a forecast of `later` [n].
+def gain_of(columns: list[Doubles], past: list[Doubles], target: Doubles) -> float:
+    """The part of a squared error that columns [n] take away from a linear forecast of `target` [n] by `past` [n].
 
-    The forecast without it is linear in the target's value now and before. 0 for the target itself, for columns with
-    many missing values, and where the past leaves nothing open.
+    0 where many values are missing, or where `past` or the columns themselves leave nothing open.
     """
-    gains = np.zeros(now.shape[1])
-    complete = ~np.isnan(now)
-    enough = complete.mean(axis=0) > 0.5
-    known = ~np.isnan(later) & complete[:, target] & ~np.isnan(before[:, target])
-    for column in np.flatnonzero(enough).tolist():
-        rows = known & complete[:, column]
-        if column == target or rows.sum() < 50:
-            continue
-        past = np.column_stack([np.ones(rows.sum()), now[rows, target], before[rows, target]])
-        both = np.column_stack([later[rows], now[rows, column]])
-        spread = both.std(axis=0)
-        if not (spread > 0).all():
-            continue
-        both = (both - both.mean(axis=0)) / spread
-        past[:, 1:] = (past[:, 1:] - past[:, 1:].mean(axis=0)) / np.maximum(past[:, 1:].std(axis=0), 1e-30)
-        rest = both - past @ np.linalg.lstsq(past, both, rcond=None)[0]
-        open_later, open_column = (rest**2).mean(axis=0)
-        if min(open_later, open_column) > 1e-4:  # else they follow from the past, up to rounding
-            gains[column] = float((rest[:, 0] * rest[:, 1]).mean() ** 2 / (open_later * open_column))
-    return gains
+    everything = np.column_stack([target, *past, *columns])
+    complete = ~np.isnan(everything).any(axis=1)
+    if complete.sum() < 50 or complete.mean() < 0.5:
+        return 0.0
+    everything = everything[complete] - everything[complete].mean(axis=0)
+    spread = everything.std(axis=0)
+    everything = everything[:, spread > 0] / spread[spread > 0]
+    if spread[0] == 0:
+        return 0.0
+    known = 1 + int((spread[1 : 1 + len(past)] > 0).sum())
+    without, rest = (_error(everything[:, 1:width], everything[:, 0]) for width in (known, everything.shape[1]))
+    return 1 - rest / without if without > 1e-4 else 0.0  # less is rounding
+
+
+def _error(columns: Doubles, target: Doubles) -> float:
+    """The mean squared error of the linear forecast."""
+    if columns.shape[1] == 0:
+        return float((target**2).mean())
+    return float(((target - columns @ np.linalg.lstsq(columns, target, rcond=None)[0]) ** 2).mean())
+
+
+def gain_over_past(later: Doubles, now: Doubles, before: Doubles, target: int) -> Doubles:
+    """[F] The part of the error of a forecast of `later` [n] that each column of `now` [n, F] explains.
+
+    The forecast without it is linear in the target's value now and before. 0 for the target itself.
+    """
+    past = [now[:, target], before[:, target]]
+    columns = range(now.shape[1])
+    return np.array([0.0 if one == target else gain_of([now[:, one]], past, later) for one in columns])
 
 
 def group_aggregates(values: Doubles, group: Ints, positive: Bools, min_groups: int) -> float:

@@ -20,6 +20,7 @@ from lstmstream.train.leak_measures import (
     CERTAIN_AUC,
     auc_of_codes,
     auc_of_values,
+    gain_of,
     gain_over_past,
     group_aggregates,
     repeated_rows,
@@ -31,6 +32,7 @@ LEAK_AUC = 0.98  # area under the ROC curve above which a field alone gives the 
 MIN_POSITIVES = 20  # events of a class; with fewer, such an area is chance, and only CERTAIN_AUC counts
 PURE_SHARE = 0.98  # of a class among the events that have, or lack, a value: this gives the label away too
 LEAK_GAIN = 0.99  # part of a forecast's error that one other column explains
+COUNT_GAIN = 0.95  # part of the label's variance that a number explains with the values and labels before
 AGGREGATE_R2 = 0.9  # of a constant of a key, or of a category's value, by the labels of its events
 MIN_GROUPS = 20  # keys or values of a category to find that in
 SORTED_TIES = 0.95  # of the groups of equal key and time
@@ -56,10 +58,12 @@ class Candidate(NamedTuple):
 def leak_warnings(events: Events, split: Split, config: TrainConfig, sample: Ints) -> list[str]:
     """A sentence for each suspicion. `sample` are ascending rows of the training split."""
     found: list[str] = []
+    told: set[str] = set()  # fields that need no further warning
     if config.task == "classify" and len(events.classes) <= MAX_CLASSES:
-        found += _telling_fields(events, config, sample)
+        found += _telling_fields(events, config, sample, told)
         if config.target.per == "event":
-            found += _labels_of_neighbours(events, config, sample)
+            found += _labels_of_neighbours(events, config, sample, told)
+            found += _running_counts(events, config, sample, told)
             found += _aggregates(events, config)
             found += _keys_of_one_class(events, config)
             found += _sorted_ties(events, config)
@@ -70,7 +74,7 @@ def leak_warnings(events: Events, split: Split, config: TrainConfig, sample: Int
     return found
 
 
-def _telling_fields(events: Events, config: TrainConfig, sample: Ints) -> Iterator[str]:
+def _telling_fields(events: Events, config: TrainConfig, sample: Ints, told: set[str]) -> Iterator[str]:
     """Single fields that predict the label."""
     field = config.target.field
     rows = sample
@@ -80,7 +84,6 @@ def _telling_fields(events: Events, config: TrainConfig, sample: Ints) -> Iterat
     label = np.asarray(events.label[rows])
     if not _enough(label):
         return
-    told: set[str] = set()
     for name, missing in _missing_values(events, config, rows):
         area = _least_area(Candidate(name, missing.astype(np.int64)), label)
         if _suspicious(area, label):
@@ -94,6 +97,7 @@ def _telling_fields(events: Events, config: TrainConfig, sample: Ints) -> Iterat
     for candidate in _candidates(events, config, rows):
         area = _least_area(candidate, label)
         if candidate.name not in told and _suspicious(area, label):
+            told.add(candidate.name)
             yield f"{candidate.name} alone predicts {field!r} (area under the ROC curve {area:.3f}); {_IS_LATER}"
 
 
@@ -167,19 +171,20 @@ def _pure_groups(name: str, missing: Bools, label: Ints, classes: tuple[str, ...
             )
 
 
-def _labels_of_neighbours(events: Events, config: TrainConfig, sample: Ints) -> Iterator[str]:
+def _labels_of_neighbours(events: Events, config: TrainConfig, sample: Ints, told: set[str]) -> Iterator[str]:
     """Fields that have the label of the key's next or previous event."""
     for offset, word in ((1, "next"), (-1, "previous")):
         rows = sample[(sample + offset >= 0) & (sample + offset < len(events))]
         key, neighbour = (np.searchsorted(events.starts, one, side="right") for one in (rows, rows + offset))
         rows = rows[key == neighbour]
         rows = rows[(np.asarray(events.label[rows]) >= 0) & (np.asarray(events.label[rows + offset]) >= 0)]
-        label, own = np.asarray(events.label[rows + offset]), np.asarray(events.label[rows])
-        if not _enough(label) or not _enough(own):
+        label = np.asarray(events.label[rows + offset])
+        if not _enough(label):
             continue
         for candidate in _candidates(events, config, rows):
             area = _least_area(candidate, label)
-            if _suspicious(area, label) and not _suspicious(_least_area(candidate, own), own):
+            if candidate.name not in told and _suspicious(area, label):
+                told.add(candidate.name)
                 known = "; " + _IS_LATER
                 if offset < 0:
                     known = "; if labels are not known by the time of the next event, it is a leak: leave it out"
@@ -187,6 +192,41 @@ def _labels_of_neighbours(events: Events, config: TrainConfig, sample: Ints) -> 
                     f"{candidate.name} is the {config.target.field!r} of the key's {word} event (area under the ROC"
                     f" curve {area:.3f}){known}"
                 )
+
+
+def _running_counts(events: Events, config: TrainConfig, sample: Ints, told: set[str]) -> Iterator[str]:
+    """Numbers that contain a label, as a sum or a mean does: it follows linearly from values and labels before."""
+    rows = sample[(sample >= 2) & (sample + 1 < len(events))]
+    key, first, last = (np.searchsorted(events.starts, rows + offset, side="right") for offset in (0, -2, 1))
+    rows = rows[(key == first) & (key == last)]
+    labels = np.stack([np.asarray(events.label[rows + offset]) for offset in (-2, -1, 0, 1)])
+    complete = (labels >= 0).all(axis=0)
+    rows, labels = rows[complete], labels[:, complete]
+    if not _enough(labels[2]):
+        return
+    number_in_key = rows - events.starts[np.searchsorted(events.starts, rows, side="right") - 1] + 1.0
+    second_last, previous, own, following = (labels > 0).astype(np.float64)
+    cases = (
+        ("its event", own, [second_last, previous], "count up to the event before only"),
+        ("the key's next event", following, [previous, own], "count up to the event before only"),
+        (
+            "the key's previous event",
+            previous,
+            [second_last],
+            "if labels are not known by the next event, leave it out",
+        ),
+    )
+    for column, number in enumerate(config.features.numbers):
+        values = [np.asarray(events.x[rows - back], np.float64)[:, column] for back in (0, 1, 2)]
+        sums = [value * (number_in_key - back) for back, value in enumerate(values)]  # of a mean so far
+        for event, target, past, remedy in cases if number.name not in told else ():
+            gain = gain_of([*values, *sums], past, target)
+            if gain > COUNT_GAIN:
+                yield (
+                    f"{number.name} has the {config.target.field!r} of {event} in it, as a running count or mean has"
+                    f" (with the values and labels before, it explains {gain:.1%} of the label); {remedy}"
+                )
+                break
 
 
 def _aggregates(events: Events, config: TrainConfig) -> Iterator[str]:

@@ -328,7 +328,7 @@ def test_a_good_feature_is_no_leak(tmp_path: Path) -> None:
     good = Data(tmp_path, frame_of(fraud=label, amount=2.5 * label + random.normal(size=ROWS)))
     assert good.warnings() == []
     almost = label.copy()
-    almost[:12] = 1 - almost[:12]
+    almost[::25] = 1 - almost[::25]
     assert Data(tmp_path, frame_of(fraud=label, amount=almost, shop=almost.astype(str))).warnings() == []
     identity = Data(tmp_path, frame_of(shop=[f"s{i}" for i in range(ROWS)]))
     assert identity.warnings() == []  # an id that never comes again is no leak
