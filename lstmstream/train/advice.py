@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lstmstream.records import Floats
 from lstmstream.train.batching import MIN_UPDATES
 from lstmstream.train.schema import Training
 from lstmstream.train.trainer import TrainingResult
 
+MAX_LISTED = 8  # weights of classes in a sentence
 _LATE_GAIN = 0.02  # of the improvement since the first epoch; a larger gain in the last fifth means it would go on
 
 
@@ -33,6 +37,19 @@ def training_advice(result: TrainingResult, options: Training, *, batch_size: in
     else:
         cure = "Use more data." if window else f"Try training.steps below {options.steps}, or more data."
     return f"{finding} An epoch had only {updates} update{'s' if updates != 1 else ''} of the weights. {cure}"
+
+
+def score_note(classes: Sequence[str], weights: Floats) -> str:
+    """A sentence where `training.class_weights` [K] make the scores differ from probabilities; else empty."""
+    if not len(weights) or float(weights.min()) == float(weights.max()):
+        return ""
+    shown = ", ".join(f"{weight:.3g}" for weight in weights[:MAX_LISTED])
+    shown += ", ..." if len(weights) > MAX_LISTED else ""
+    note = f"training.class_weights ({shown}) shift the scores, so that they rank events but are not probabilities"
+    if len(weights) == 2:
+        real = float(weights[0] / (weights[0] + weights[1]))
+        note += f": where the score is 0.5, about {real:.1%} are {classes[1]!r}"
+    return note + "."
 
 
 def _still_improving(result: TrainingResult) -> bool:

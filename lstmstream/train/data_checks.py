@@ -20,13 +20,11 @@ from lstmstream.records import Bools, Floats, Ints
 from lstmstream.train.batching import MAX_BATCH
 from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.export.checks import MAX_SCALE
+from lstmstream.train.leaks import leak_warnings
 from lstmstream.train.precision import coarse_numbers, constant_note
 from lstmstream.train.schema import TrainConfig
 
 MAX_SAMPLE_ROWS = 200_000  # of the training split, for constant features and leaks
-LEAK_AUC = 0.9995  # a feature whose area under the ROC curve is larger gives the label away
-LEAK_ACCURACY = 0.9995  # so does a feature whose values alone predict the class with more accuracy
-MAX_LEAK_VALUES = 1000  # a feature with more distinct values is not checked value by value
 MAX_LISTED = 5  # classes named in a message
 _YEAR_1971_MS = 31_536_000_000
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
@@ -55,7 +53,7 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
         *_short_sequences(events, config),
         *_constant_features(events, sample, training, config),
         *coarse_numbers(events, sample, config),
-        *_leaks(events, sample, config),
+        *leak_warnings(events, split, config, sample),
         *_unlabeled_events(events, split, config),
         *_unlabeled_keys(events, split, config),
         *_interleaved_splits(events, split, config),
@@ -281,46 +279,3 @@ def _labelled_anomalies(events: Events, training: Ints, config: TrainConfig) -> 
                 " learns from all events, so it may learn such faults as normal; train on a time without them"
                 " (split.train_from, train_to), or leave these events out"
             )
-
-
-def _leaks(events: Events, sample: Ints, config: TrainConfig) -> Iterator[str]:
-    """Features that alone predict the label."""
-    if config.task != "classify":
-        return
-    label = np.asarray(events.label[sample])
-    rows, label = sample[label >= 0], label[label >= 0]
-    if len(label) < 50 or len(np.unique(label)) < 2:
-        return
-    finding = f"alone predicts {config.target.field!r}"
-    remedy = "if it is not known at the time of the event, it is a leak: leave it out"
-    for column, number in enumerate(config.features.numbers):
-        values = np.asarray(events.x[rows, column])
-        if _separates(values, label) or _determines(values, label):
-            yield f"{number.name} {finding}; {remedy}"
-    for column, category in enumerate(config.features.categories):
-        if _determines(np.asarray(events.codes[rows, column]), label):
-            yield f"{category.name} {finding}; {remedy}"
-
-
-def _separates(values: Floats, label: Ints) -> bool:
-    """Whether a threshold on the values [n] parts two classes: area under the ROC curve, ties count half."""
-    known = ~np.isnan(values)
-    positive = label[known] == 1
-    count, ones = len(positive), int(positive.sum())
-    if len(np.unique(label)) != 2 or not 0 < ones < count or count < len(label) / 2:
-        return False
-    _, index, counts = np.unique(values[known], return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # of equal values
-    area = (mean_rank[index][positive].sum() - ones * (ones + 1) / 2) / (ones * (count - ones))
-    return bool(max(area, 1 - area) > LEAK_AUC)
-
-
-def _determines(values: Floats | Ints, label: Ints) -> bool:
-    """Whether the most frequent class of each distinct value is nearly always right; values and label are [n]."""
-    distinct, index = np.unique(values, return_inverse=True)
-    if not 1 < len(distinct) <= min(MAX_LEAK_VALUES, len(label) // 10):
-        return False
-    table = np.zeros((len(distinct), int(label.max()) + 1), np.int64)
-    np.add.at(table, (index, label), 1)
-    most_frequent = np.bincount(label).max()
-    return bool(table.max(axis=1).sum() > LEAK_ACCURACY * len(label) > most_frequent)

@@ -39,6 +39,8 @@ def summary_lines(report: Report, out: Path) -> list[str]:
         bounds = f"  ({interval['low']:.3g} to {interval['high']:.3g})" if np.isfinite(interval["low"]) else ""
         lines.append(f"  {name.replace('_', ' '):<20} {interval['value']:>9.4g}{bounds}")
     lines.append(report.threshold_rule)
+    if report.score_note:
+        lines.append(report.score_note)
     lines.append(f"Worth it? {report.comparison.answer}. {report.comparison.text}")
     if report.advice:
         lines.append(report.advice)

@@ -194,7 +194,8 @@ class Training(Section):
     patience: Count = Field(5, description="Stop after this many epochs without improvement on the validation split.")
     monitor: Literal["auto", "loss", "average_precision", "none"] = Field(
         "auto",
-        description="What selects the epoch; `auto`: average precision for two classes, else the validation loss;"
+        description="What selects the epoch; `auto`: average precision for two classes with at least 50"
+        " positives in the validation split, else the validation loss;"
         " `none`: the last epoch.",
     )
     batch: Count | None = Field(
@@ -215,7 +216,8 @@ class Training(Section):
     weight_decay: Annotated[Float, Field(ge=0)] = Field(0.0, description="Weight decay.")
     class_weights: ClassWeights = Field(
         "none",
-        description="Weights of the classes in the loss: none, balanced, or a list in the order of the classes.",
+        description="Weights of the classes in the loss: none, balanced, or a list in the order of the classes. With"
+        " weights the scores are not probabilities; they rank as well.",
     )
     noise: Annotated[Float, Field(ge=0)] = Field(
         0.0, description="Standard deviation of the noise added to scaled numbers during training."

@@ -36,7 +36,7 @@ from lstmstream.train.network import TorchNetwork
 from lstmstream.train.schema import Training
 
 EVAL_BATCH = 512  # keys, or windows, at once where no gradient is needed
-MIN_POSITIVES = 10  # in the validation split, for `monitor: auto` to choose average precision
+MIN_POSITIVES = 50  # in the validation split, for `monitor: auto`: with fewer, average precision may keep a first epoch
 
 EpochMetrics = dict[str, float]  # epoch, train_loss, validation_loss, metric, learning_rate, seconds
 

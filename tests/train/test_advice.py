@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from lstmstream.train.advice import training_advice
+from lstmstream.train.advice import score_note, training_advice
 from lstmstream.train.schema import Training
 from lstmstream.train.trainer import TrainingResult
 
@@ -48,3 +49,20 @@ def test_a_choice_of_the_user_is_not_criticized(changes: dict[str, str]) -> None
     for metrics in (FALLING, RISING):
         result = result_of(metrics, **changes)
         assert training_advice(result, options, batch_size=64, updates=1, window=False) == ""
+
+
+SHIFTED = "shift the scores, so that they rank events but are not probabilities"
+
+
+@pytest.mark.parametrize(
+    ("weights", "note"),
+    [
+        ([], ""),
+        ([1, 1], ""),
+        ([0.55, 5], f"training.class_weights (0.55, 5) {SHIFTED}: where the score is 0.5, about 9.9% are 'fraud'."),
+        ([1, 2, 1], f"training.class_weights (1, 2, 1) {SHIFTED}."),
+    ],
+)
+def test_weighted_scores_are_not_shown_as_probabilities(weights: list[float], note: str) -> None:
+    classes = ("ok", "fraud", "other")[: max(2, len(weights))]
+    assert score_note(classes, np.array(weights, np.float32)) == note

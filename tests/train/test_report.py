@@ -347,6 +347,12 @@ def test_advice_stands_beside_the_verdict() -> None:
     assert whole.advice in summary_lines(whole, Path("m.onnx"))
 
 
+def test_scores_that_are_no_probabilities_are_said_to_be_none() -> None:
+    noted = replace(sample("binary"), score_note="Weights shift the scores.")
+    assert noted.score_note in Page(render(noted)).text
+    assert noted.score_note in summary_lines(noted, Path("m.onnx"))
+
+
 def test_a_large_report_stays_small(tmp_path: Path) -> None:
     count = 300_000
     rng = np.random.default_rng(0)
@@ -375,6 +381,9 @@ def test_curves_hold_known_points() -> None:
 
 
 def test_calibration_points() -> None:
+    weighted = plots.calibration_plot(evaluated([0.1, 0.9], [0, 1]), "Weights shift the scores.")
+    assert weighted is not None
+    assert weighted.caption.endswith("bins. Weights shift the scores.")
     plot = plots.calibration_plot(evaluated([0.1, 0.1, 0.1, 0.9], [0, 0, 1, 1]))
     assert plot is not None
     points = {x: y for x, y in zip(plot.x, plot.series[0].values, strict=True) if np.isfinite(y)}

@@ -10,7 +10,7 @@ from lstmstream.evaluation.comparison import compare
 from lstmstream.history.split import SPLIT_NAMES, TEST, TRAIN, VALIDATION
 from lstmstream.records import Floats, Ints
 from lstmstream.train import features
-from lstmstream.train.advice import training_advice
+from lstmstream.train.advice import score_note, training_advice
 from lstmstream.train.dataset import Dataset
 from lstmstream.train.finalize import TrainedModel
 from lstmstream.train.report.report import Report
@@ -81,4 +81,5 @@ def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config
             "data (SHA-256)": events.sha256,
         },
         warnings=dataset.warnings,
+        score_note=score_note(events.classes, trainer.objective.class_weights) if classify else "",
     )

@@ -310,8 +310,11 @@ def _recall_at_false_positive_rate(counts: _RankingCounts, rate: Doubles) -> Dou
     return np.asarray(np.interp(rate, negatives / negatives[-1], counts.positives / counts.positives[-1]))
 
 
-def calibration_plot(evaluated: Evaluated) -> Plot | None:
-    """Observed frequency by predicted probability; None where the scores are not probabilities."""
+def calibration_plot(evaluated: Evaluated, note: str = "") -> Plot | None:
+    """Observed frequency by predicted probability; None where the scores are not between 0 and 1.
+
+    `note` is a sentence for the caption.
+    """
     if not evaluated.has_labels or not evaluated.is_probability:
         return None
     rows = evaluated.labelled
@@ -333,6 +336,7 @@ def calibration_plot(evaluated: Evaluated) -> Plot | None:
         "On the diagonal, predicted probabilities match the observed frequencies. Each point is one of"
         f" {CALIBRATION_BINS} bins."
     )
+    caption += f" {note}" if note else ""
     axis = np.unique(np.concatenate([[0.0, 1.0], x]))
     points = np.full(len(axis), np.nan)
     points[np.searchsorted(axis, x)] = frequency

@@ -57,7 +57,7 @@ def plots_of(report: Report) -> list[Plot]:
         if evaluated.has_labels and evaluated.is_binary:
             compared = {report.cell: evaluated, **_ranking_baselines(report)}
             drawn += plots.ranking_curves(compared, report.threshold)
-        calibration = plots.calibration_plot(evaluated)
+        calibration = plots.calibration_plot(evaluated, report.score_note)
         drawn += [calibration] if calibration is not None else []
         if report.task == "anomaly":
             drawn.insert(0, plots.scores_over_time(evaluated, report.threshold))

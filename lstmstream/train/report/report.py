@@ -41,6 +41,7 @@ class Report:
     event_numbers: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # of `evaluated`: 1 is a key's earliest
     facts: Mapping[str, str] = field(default_factory=dict)  # name to value: parameters, state, fingerprint and so on
     warnings: Sequence[str] = ()
+    score_note: str = ""  # why the scores are not probabilities, a sentence; empty where they are
 
     @property
     def evaluated(self) -> Evaluated:
