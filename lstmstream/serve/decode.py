@@ -8,6 +8,7 @@ Kafka: what becomes an observation must not depend on how predictions are publis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -258,7 +259,7 @@ def category_code(feature: Feature) -> Callable[[str], int]:
     """Text to the feature's integer; 0 is unknown."""
     if feature.buckets is not None:
         buckets = feature.buckets
-        return lambda text: 1 + crc32(canonical_text(text).encode()) % buckets
+        return lru_cache(1 << 16)(lambda text: 1 + crc32(canonical_text(text).encode()) % buckets)
     return _VocabularyCodes(feature.vocabulary or ()).__getitem__
 
 
