@@ -16,7 +16,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench bench-parity bench-restart bench-training lock audit sbom clean
+.PHONY: help demo test check format bench bench-stages bench-parity bench-restart bench-training lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -45,6 +45,9 @@ format: .venv-dev/.package ## rewrite the sources in the one style
 
 bench: .venv-dev/.package ## throughput, latency, memory, time per stage
 	.venv-dev/bin/python -m benchmarks.speed
+
+bench-stages: .venv-dev/.package ## CPU time per event of decoding, stepping and encoding, without a broker
+	.venv-dev/bin/python -m benchmarks.stages
 
 bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
 	.venv-dev/bin/python -m benchmarks.parity

@@ -99,6 +99,18 @@ class RecordBatch:
             [self.headers[i] for i in kept],
         )
 
+    def slice(self, start: int, stop: int) -> RecordBatch:
+        """The records from `start` to before `stop`."""
+        return RecordBatch(
+            self.topic,
+            self.partitions[start:stop],
+            self.offsets[start:stop],
+            self.timestamps[start:stop],
+            self.keys[start:stop],
+            self.values[start:stop],
+            self.headers[start:stop],
+        )
+
     def for_partitions(self, wanted: Collection[int]) -> RecordBatch:
         """The records of the wanted partitions, in their order."""
         good = np.isin(self.partitions, list(wanted))

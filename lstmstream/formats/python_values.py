@@ -19,8 +19,9 @@ import orjson
 
 from lstmstream.errors import BadRecord
 from lstmstream.formats.field_roles import FieldRoles
+from lstmstream.formats.iso_columns import iso_texts
 from lstmstream.formats.json_documents import ABSENT, Document, locate
-from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS, iso_texts, outside_years, timestamp_ms
+from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS, outside_years, timestamp_ms
 from lstmstream.formats.values import INT_LIMIT, INT_MIN, number, text_of
 
 ValueRole = Literal["key", "category", "number", "array", "time"]

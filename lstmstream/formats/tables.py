@@ -20,7 +20,8 @@ from lstmstream.formats import csv_cells
 from lstmstream.formats.columns import ColumnRole, find_column, is_repeated, repeated_column, type_problem
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.files import table_kind
-from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS, iso_texts
+from lstmstream.formats.iso_columns import iso_texts
+from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS
 from lstmstream.formats.values import INT_LIMIT, INT_MIN, decode_bytes
 
 CHUNK_ROWS = 4096

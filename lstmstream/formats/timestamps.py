@@ -8,11 +8,8 @@ from decimal import Context, Decimal
 from math import isfinite
 from typing import Any
 
-import numpy as np
-
 from lstmstream.errors import BadRecord
 from lstmstream.formats.json_types import a_json_type
-from lstmstream.records import Ints
 
 TIMESTAMP_MIN_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 TIMESTAMP_MAX_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
@@ -165,12 +162,6 @@ def _fraction_ms(number: Decimal) -> int:
             return NOT_A_DATE
         return ms + int(_EXACT.multiply(_EXACT.subtract(number, whole), 1000))
     return int(_EXACT.multiply(number, 1000) if number.copy_abs() < SECONDS_BELOW else number)
-
-
-def iso_texts(timestamps_ms: Ints) -> list[bytes]:
-    """ISO 8601 in milliseconds, UTC, without the closing Z, of each of [N] times."""
-    texts = np.datetime_as_string(timestamps_ms.astype("datetime64[ms]"), unit="ms")
-    return texts.astype(np.bytes_).tolist()  # type: ignore[no-any-return]
 
 
 def format_iso(ms: int) -> str:

@@ -75,6 +75,13 @@ def canonical_text(text: str) -> str:
     return str(int(exact)) if whole else text
 
 
+def canonical_texts(texts: list[str]) -> list[str]:
+    """`canonical_text` of each."""
+    if "." not in "\n".join(texts) and _BOOLEANS.keys().isdisjoint(texts):
+        return texts
+    return list(map(canonical_text, texts))
+
+
 def text_of(value: Any, name: str, role: Role) -> str | None:
     """The text of a key, category, label or split; None where it is missing."""
     kind = type(value)

@@ -7,7 +7,8 @@ Kafka: what becomes an observation must not depend on how predictions are publis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -29,6 +30,7 @@ from lstmstream.formats.values import (
 )
 from lstmstream.model import Card, Feature
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, RecordBatch, UnreadableValue
+from lstmstream.serve.fast_decode import FastDecoder
 
 
 class FieldCounts(NamedTuple):
@@ -43,7 +45,7 @@ class Decoded(NamedTuple):
 
     observations: Observations
     dead_letters: list[DeadLetter]  # by index
-    documents: list[Document]  # [N] the JSON objects; an empty one where there is none
+    documents: Sequence[Document]  # [N] the JSON objects; an empty one where there is none
     field_counts: FieldCounts
 
 
@@ -66,12 +68,29 @@ class Decoder:
         self._timestamp = None if timestamp is None else (timestamp, field_getter(timestamp))
         self._max_bytes = max_bytes
         self._max_future_ms = max_future_ms
+        codes = [code for _, _, code in self._categories]
+        self._fast = FastDecoder(card, codes, key=key, timestamp=timestamp, max_bytes=max_bytes)
         kinds = [feature.kind for feature in card.features]  # in the card numbers and categories may be mixed
         self._number_places = [place for place, kind in enumerate(kinds) if kind == "number"]
         self._category_places = [place for place, kind in enumerate(kinds) if kind == "category"]
 
     def decode(self, records: RecordBatch) -> Decoded:
         """The M good records as columns, and a dead letter for each of the other N - M."""
+        columns = self._fast.read(records)
+        if columns is None or not self._times_are_good(records, columns.timestamps):
+            return self._decode_each(records)
+        keys, timestamps, x, categories, absent, documents = columns
+        index = np.arange(len(records), dtype=np.int64)
+        observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
+        return Decoded(observations, [], documents, self._count(observations, absent))
+
+    def _times_are_good(self, records: RecordBatch, timestamps: Ints) -> bool:
+        if self._timestamp is None:
+            return not ((timestamps < 0) | (timestamps > TIMESTAMP_MAX_MS)).any()
+        limit_ms = self._max_future_ms
+        return limit_ms is None or not (_ahead_ms(records, timestamps) > limit_ms).any()
+
+    def _decode_each(self, records: RecordBatch) -> Decoded:
         rejects = _Rejects()
         documents = self._parse(records, rejects)
         keys = records.keys if self._key is None else self._field_keys(self._key, documents, rejects)
@@ -145,7 +164,7 @@ class Decoder:
             values = list(map(get, documents))
             times = np.array(_each(values, rejects, lambda value: timestamp_ms(value, name), default=0), np.int64)
             if self._max_future_ms is not None:
-                ahead_ms = np.where(records.timestamps < 0, 0, times - records.timestamps)
+                ahead_ms = _ahead_ms(records, times)
                 for i in np.flatnonzero(ahead_ms > self._max_future_ms).tolist():
                     ahead = format_duration(int(ahead_ms[i]) / 1000)
                     message = f"field {name!r} lies {ahead} after the record's timestamp, more than input.max_future"
@@ -202,6 +221,11 @@ class Decoder:
         return codes, absent
 
 
+def _ahead_ms(records: RecordBatch, timestamps: Ints) -> Ints:
+    """[N] How far each event's time lies after that of its record."""
+    return np.where(records.timestamps < 0, 0, timestamps - records.timestamps)
+
+
 def _explained(value: bytes | None) -> Document:
     if isinstance(value, UnreadableValue):
         raise BadRecord("decode", f"the record cannot be decoded: {value.reason}")
@@ -234,7 +258,7 @@ def category_code(feature: Feature) -> Callable[[str], int]:
     """Text to the feature's integer; 0 is unknown."""
     if feature.buckets is not None:
         buckets = feature.buckets
-        return lambda text: 1 + crc32(canonical_text(text).encode()) % buckets
+        return lru_cache(1 << 16)(lambda text: 1 + crc32(canonical_text(text).encode()) % buckets)
     return _VocabularyCodes(feature.vocabulary or ()).__getitem__
 
 

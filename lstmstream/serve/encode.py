@@ -6,6 +6,7 @@ joined from the pieces. Knows nothing of how they are sent.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
+from lstmstream.formats.iso_columns import iso_texts
 from lstmstream.formats.json_documents import (
     ABSENT,
     Document,
@@ -24,11 +26,13 @@ from lstmstream.formats.json_documents import (
     may_be_rounded,
     parse_digits,
 )
-from lstmstream.formats.timestamps import iso_texts
 from lstmstream.formats.values import key_text
 from lstmstream.model import Card
 from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch, UnreadableValue
 from lstmstream.serve.decode import Decoded
+
+_JSON_BOOLEANS = {True: b"true", False: b"false"}
+_STAND_FOR_THEMSELVES = re.compile(rb"[ !#-\[\]-~]*")  # characters that a JSON string does not escape
 
 # Forms of a dead letter, each plainer than the one before: what its topic refuses is written in the next one.
 AS_IT_CAME, NOW, WITH_KEY, BARE, OWN_KEY = range(5)
@@ -79,7 +83,7 @@ class Encoder:
         self._output_key = None if output_key is None else (output_key, field_getter(output_key))
         self._from_file = from_file
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
-        self._model = b"," + model + b',"source":{'
+        self._model = (b"," + model + b',"source":{').replace(b"%", b"%%")
 
     def encode(
         self,
@@ -135,29 +139,30 @@ class Encoder:
         if not observed:
             return []
         observations = decoded.observations
-        keys = [_key_json(observations.keys[at]) for at in observed]
-        times = iso_texts(observations.timestamps[observed])
-        scores = _number_texts(predictions.score)
-        if predictions.prediction is None:
-            rows = [b""] * len(observed)
-        else:
-            rows = [b',"prediction":[' + row + b"]" for row in _row_texts(predictions.prediction)]
-        alerts = [b"true" if alert else b"false" for alert in predictions.alert.tolist()]
-        sources = self._sources(records, predictions.index)
-        if not self._include:
-            ends = [b"}}"] * len(observed)
-        else:
-            ends = [
-                b'},"event":' + self._passthrough(decoded.documents[i], records.values[i] or b"") + b"}"
-                for i in predictions.index.tolist()
-            ]
-        return [
-            b'{%b,"timestamp":"%bZ","score":%b%b,"alert":%b,"steps":%d%b%b%b'
-            % (key, time, score, row, alert, steps, self._model, source, end)
-            for key, time, score, row, alert, steps, source, end in zip(
-                keys, times, scores, rows, alerts, predictions.steps.tolist(), sources, ends, strict=True
-            )
+        columns: list[Sequence[object]] = [
+            _key_texts([observations.keys[at] for at in observed]),
+            iso_texts(observations.timestamps[observed]),
+            _number_texts(predictions.score),
         ]
+        layout = b'{%b,"timestamp":"%bZ","score":%b'
+        if predictions.prediction is not None:
+            layout += b',"prediction":[%b]'
+            columns.append(_row_texts(predictions.prediction))
+        layout += b',"alert":%b,"steps":%d' + self._model
+        columns += [[_JSON_BOOLEANS[alert] for alert in predictions.alert.tolist()], predictions.steps.tolist()]
+        name = orjson.dumps(records.topic).replace(b"%", b"%%")
+        if self._from_file:
+            layout += b'"file":%b,"row":%%d}' % name
+        else:
+            layout += b'"topic":%b,"partition":%%d,"offset":%%d}' % name
+            columns.append(records.partitions[predictions.index].tolist())
+        columns.append(records.offsets[predictions.index].tolist())
+        if self._include:
+            layout += b',"event":%b'
+            columns.append(
+                [self._passthrough(decoded.documents[i], records.values[i] or b"") for i in predictions.index.tolist()]
+            )
+        return list(map((layout + b"}").__mod__, zip(*columns, strict=True)))
 
     def _passthrough(self, document: Document, text: bytes) -> bytes:
         """The `include` fields of the event as a JSON object; what is absent or cannot be written is left out.
@@ -176,14 +181,6 @@ class Encoder:
             except (ValueError, TypeError, RecursionError):  # not finite, or nested too deeply
                 continue
         return b"{" + b",".join(parts) + b"}"
-
-    def _sources(self, records: RecordBatch, index: Ints) -> list[bytes]:
-        name = orjson.dumps(records.topic)
-        offsets = records.offsets[index].tolist()
-        if self._from_file:
-            return [b'"file":%b,"row":%d' % (name, row) for row in offsets]
-        partitions = records.partitions[index].tolist()
-        return [b'"topic":%b,"partition":%d,"offset":%d' % (name, *at) for at in zip(partitions, offsets, strict=True)]
 
     def _dead_letters(self, records: RecordBatch, dead_letters: list[DeadLetter], now_ms: int) -> RecordBatch:
         rows = np.array([letter.index for letter in dead_letters], dtype=np.int64)
@@ -243,6 +240,13 @@ def _output_key(document: Document, name: str, get: Getter) -> bytes | None:
         return key_text(get(document), name).encode()
     except BadRecord:
         return None
+
+
+def _key_texts(keys: list[bytes | None]) -> list[bytes]:
+    """The key of each prediction with its name."""
+    if None not in keys and _STAND_FOR_THEMSELVES.fullmatch(b"".join(keys)):  # type: ignore[arg-type]  # no None
+        return list(map(b'"key":"%b"'.__mod__, keys))
+    return [_key_json(key) for key in keys]
 
 
 def _key_json(key: bytes | None) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lstmstream.errors import CannotServe, Fatal, RecordRefused
-from lstmstream.formats.timestamps import iso_texts
+from lstmstream.formats.iso_columns import iso_texts
 from lstmstream.records import DeadLetter, Predictions, RecordBatch
 from lstmstream.serve.encode import BARE, NOW, OWN_KEY, WITH_KEY, Outputs
 from lstmstream.serve.failure_log import FailureLog

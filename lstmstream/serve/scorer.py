@@ -14,6 +14,7 @@ import numpy as np
 
 from lstmstream.model import Card
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions
+from lstmstream.serve.fast_rounds import MovedStates, run_rounds
 from lstmstream.serve.state import BatchStates, StateStore
 from lstmstream.serve.step_model import StepInput, StepModel
 
@@ -135,8 +136,19 @@ class Scorer:
             answered=np.zeros(count, dtype=np.bool_),
         )
         with self._timer("step"):
-            for start, end in zip(states.round_bounds, states.round_bounds[1:], strict=False):
-                self._run_round(observations, states.by_round[start:end], states, outputs, first_change)
+            moved = run_rounds(
+                self._model,
+                observations,
+                states,
+                self.states.initial,
+                ttl_ms=self._ttl_ms,
+                late_moves=self._late == "apply",
+            )
+            if moved is not None:
+                _apply_moved(moved, observations, states, outputs, first_change)
+            else:
+                for start, end in zip(states.round_bounds, states.round_bounds[1:], strict=False):
+                    self._run_round(observations, states.by_round[start:end], states, outputs, first_change)
         with self._timer("stage"):
             self.states.apply(states)
         return outputs, _changed_rows(states, first_change)
@@ -250,6 +262,23 @@ class Scorer:
             rows = np.array([find(observations.keys[i], -1) for i in mine.tolist()], dtype=np.int64)
             fresh[mine] = (rows < 0) | (observations.offsets[mine] > slab.last_offset[rows])
         return observations if fresh.all() else observations.take(np.flatnonzero(fresh))
+
+
+def _apply_moved(
+    moved: MovedStates, observations: Observations, states: BatchStates, outputs: _RoundOutputs, first_change: Ints
+) -> None:
+    """What `_run_round` would have left, round after round."""
+    order = states.by_round
+    outputs.score[order] = moved.score
+    if moved.prediction is not None:
+        outputs.prediction = np.empty_like(moved.prediction)
+        outputs.prediction[order] = moved.prediction
+    outputs.steps[order] = moved.steps
+    outputs.answered[:] = True
+    outputs.late_events, outputs.expired = moved.late_events, moved.expired
+    states.rows, states.last_timestamp = moved.rows, moved.last_timestamp
+    states.steps, states.last_offset = moved.slot_steps, moved.last_offset
+    first_change[:] = observations.offsets[order[: len(first_change)]]
 
 
 def _changed_rows(states: BatchStates, first_change: Ints) -> dict[int, ChangedRows]:

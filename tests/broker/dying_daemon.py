@@ -16,7 +16,7 @@ from typing import Any
 
 from lstmstream.cli import main
 from lstmstream.serve.daemon import Daemon
-from lstmstream.transport.clients.kafka_python import KafkaPythonProducer
+from lstmstream.transport.clients.kafka_python_producer import KafkaPythonProducer
 
 POINTS = ("polled", "begun", "sent", "flushed", "offsets_sent", "committing", "committed")
 

@@ -11,8 +11,9 @@ from lstmstream.cli import main
 from lstmstream.transport.clients.confluent import ConfluentAdmin, ConfluentClient
 from lstmstream.transport.clients.confluent_consumer import ConfluentConsumer, ConfluentReader
 from lstmstream.transport.clients.confluent_producer import ConfluentProducer
-from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient, KafkaPythonProducer
+from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader
+from lstmstream.transport.clients.kafka_python_producer import KafkaPythonProducer
 
 CALLS: dict[str, tuple[tuple[type, type], str]] = {
     "connect": ((KafkaPythonClient, ConfluentClient), "admin"),

@@ -141,12 +141,16 @@ def transport_send(producer: Producing, key: bytes | None, value: bytes | None) 
     """Below the client's public call, which refuses a null key with a null value."""
     from kafka import TopicPartition
 
-    from lstmstream.transport.clients.kafka_python import _NullableHeaders
+    class NullableHeaders(list[tuple[str, bytes | None]]):
+        """The client stumbles where it counts the bytes of a null header value, which it skips if this is falsy."""
+
+        def __bool__(self) -> bool:
+            return False
 
     client = producer._producer
     client.partitions_for(producer._topic)
     client._accumulator.append(
-        TopicPartition(producer._topic, 0), NOW_MS, key, value, _NullableHeaders([("trace", None)])
+        TopicPartition(producer._topic, 0), NOW_MS, key, value, NullableHeaders([("trace", None)])
     )
     client._sender.wakeup()
 

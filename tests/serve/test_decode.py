@@ -42,7 +42,7 @@ def good(value: bytes | dict[str, Any], **named: Any) -> Observations:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
     observations, letters, documents, _ = decoder(**named).decode(one(raw))
     assert letters == []
-    assert documents == [json.loads(raw, parse_int=int_of)]
+    assert list(documents) == [json.loads(raw, parse_int=int_of)]
     return observations
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lstmstream.formats.iso_columns import iso_texts
 from lstmstream.formats.json_documents import parse_document
-from lstmstream.formats.timestamps import iso_texts
 from lstmstream.records import BY_KEY, DeadLetter, Observations, Predictions, RecordBatch
 from lstmstream.serve.decode import Decoded, Decoder, FieldCounts
 from lstmstream.serve.encode import Encoder, OutputTopics

@@ -16,16 +16,15 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
 from kafka.protocol.consumer.offsets import IsolationLevel
 
-from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import AssignmentListener
 from lstmstream.transport.clients.fetch_limit import FetchLimit
-from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader, topic_offsets
+from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader
 from lstmstream.transport.clients.kafka_python_network import Network, Turns
-from lstmstream.transport.clients.kafka_python_records import read_records_our_way
+from lstmstream.transport.clients.kafka_python_producer import KafkaPythonProducer
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
-from lstmstream.transport.decisions import PASSING_OF_WRITES, ErrorKind, Problem, write_failed
+from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import PROPERTY_DEFAULTS, broker_problem
-from lstmstream.transport.ports import CommittedOffset, MemberInfo, Membership, TopicInfo
+from lstmstream.transport.ports import CommittedOffset, MemberInfo, TopicInfo
 from lstmstream.transport.security import SecuritySettings, for_kafka_python
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ class KafkaPythonClient:
         self, servers: Sequence[str], group: str, properties: Mapping[str, int | str], security: SecuritySettings
     ) -> None:
         """`properties` under Kafka's dotted names; one that no client object knows is left out, which is logged."""
-        read_records_our_way()
         given: dict[str, Any] = {"client_id": f"lstmstream-{group}"}
         given |= {name.replace(".", "_"): value for name, value in properties.items()}
         if given.get("compression_type") == "none":
@@ -225,109 +223,6 @@ class KafkaPythonAdmin:
         if self._consumer is not None:
             self._consumer.close(autocommit=False, timeout_ms=500)
         self._admin.close()
-
-
-class KafkaPythonProducer:
-    """A Producer (see clients/__init__.py)."""
-
-    def __init__(self, producer: Any, problem: Callable[[BaseException], Problem]) -> None:
-        """`problem`: what one error of a record means."""
-        self._producer = producer
-        self._problem = problem
-        self._futures: list[Any] = []
-        self._places: list[tuple[str, Sequence[int]]] = []  # of the futures, in their order: topic and partitions
-
-    def partition_count(self, topic: str, timeout_s: float) -> int:
-        """See Producer."""
-        return len(self._producer.partitions_for(topic))
-
-    def init_transactions(self, timeout_s: float) -> None:
-        """See Producer."""
-        self._producer.init_transactions()
-
-    def begin(self) -> None:
-        """See Producer."""
-        self._producer.begin_transaction()
-
-    def send(self, batch: RecordBatch, partitions: Sequence[int]) -> None:
-        """`KafkaProducer.send` without its checks: it refuses a null key with a null value, and null headers."""
-        producer = self._producer
-        at = {partition: TopicPartition(batch.topic, partition) for partition in set(partitions)}
-        manager = producer._transaction_manager
-        if manager is not None and manager.is_transactional():
-            for topic_partition in at.values():
-                manager.maybe_add_partition_to_transaction(topic_partition)
-        append, add = producer._accumulator.append, self._futures.append
-        self._places.append((batch.topic, partitions))
-        timestamps: list[int] = batch.timestamps.tolist()
-        for partition, timestamp, key, value, headers in zip(
-            partitions, timestamps, batch.keys, batch.values, batch.headers, strict=True
-        ):
-            nullable = _NullableHeaders(headers) if headers else ()
-            future, full, new, _ = append(at[partition], timestamp, key, value, nullable)
-            add(future)
-            if full or new:
-                producer._sender.wakeup()
-
-    def flush(self, timeout_s: float) -> None:
-        """See Producer. A batch that is too old is dropped without a word: hence a look at every future.
-
-        While the broker is away nothing is dropped for being old either: hence a limit that knows the delivery timeout.
-        """
-        futures, self._futures = self._futures, []
-        places, self._places = self._places, []
-        timeout_s = min(timeout_s, self._producer.config["delivery_timeout_ms"] / 1000 + 2)
-        with contextlib.suppress(kerr.UnknownError):  # a batch was split while it was waited for
-            self._producer.flush(timeout=timeout_s)
-        try:
-            for future in futures:
-                future.get(timeout=timeout_s)
-        except kerr.KafkaError:
-            self._raise_cause(futures, places)
-            raise
-
-    def _raise_cause(self, futures: Sequence[Any], places: Sequence[tuple[str, Sequence[int]]]) -> None:
-        """Raise the error that will not pass, if there is one; that of a record with its place."""
-        at = [(topic, partition) for topic, partitions in places for partition in partitions]
-        failed = [
-            (future.exception, *place)
-            for future, place in zip(futures, at, strict=True)
-            if future.is_done and future.exception is not None
-        ]
-        problems = [(self._problem(error), topic, partition) for error, topic, partition in failed]
-        if (cause := write_failed(problems)) is not None:
-            raise cause from failed[0][0]
-        for (error, *_), (problem, *_) in zip(failed, problems, strict=True):
-            if problem.kind not in PASSING_OF_WRITES:
-                raise error
-
-    def send_offsets(
-        self, topic: str, offsets: Mapping[int, CommittedOffset], membership: Membership, timeout_s: float
-    ) -> None:
-        """See Producer."""
-        self._producer.send_offsets_to_transaction(topic_offsets(topic, offsets), membership.token)
-
-    def commit(self, timeout_s: float) -> None:
-        """See Producer. It has no limit of its own."""
-        self._producer.commit_transaction()
-
-    def abort(self, timeout_s: float) -> None:
-        """See Producer."""
-        self._producer.abort_transaction()
-
-    def discard(self) -> None:
-        """See Producer. `KafkaProducer.close` flushes first, and raises where it cannot."""
-        self._producer._sender.force_close()
-        self._producer._sender.join(2.0)
-        with contextlib.suppress(kerr.KafkaError):
-            self._producer.close(timeout=0)
-
-
-class _NullableHeaders(list[tuple[str, bytes | None]]):
-    """kafka-python writes a null header value, but stumbles where it counts their bytes, which it skips if falsy."""
-
-    def __bool__(self) -> bool:
-        return False
 
 
 def _code(cause: BaseException) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import kafka.errors as kerr
@@ -13,9 +14,9 @@ from kafka import TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.structs import OffsetAndMetadata
 
-from lstmstream.records import RecordBatch
+from lstmstream.records import RecordBatch, concatenate
 from lstmstream.transport.clients import AssignmentListener, Fetched
-from lstmstream.transport.clients.kafka_python_records import begin_poll
+from lstmstream.transport.clients.kafka_python_records import begin_poll, read_by_batch
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     """A GroupConsumer (see clients/__init__.py)."""
 
     def __init__(self, consumer: Any, topic: str, listener: AssignmentListener) -> None:
+        read_by_batch(consumer)
         self._consumer = consumer
         self._topic = topic
         self._listener = listener
@@ -61,7 +63,9 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     def poll(self, timeout_s: float, max_events: int) -> Fetched:
         """See GroupConsumer."""
         timeout_ms = int(timeout_s * 1000)
-        polled = _poll(self._consumer, timeout_ms if self._settled else max(timeout_ms, _JOIN_MS), max_events)
+        records = _poll(
+            self._consumer, self._topic, timeout_ms if self._settled else max(timeout_ms, _JOIN_MS), max_events
+        )
         # group_metadata() is live: once the member was dropped it is (-1, ""), which the broker does not fence. So it
         # is taken with the records, and one that is not valid says so.
         member = self._consumer.group_metadata()
@@ -70,7 +74,7 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._fenced():
             raise kerr.FencedInstanceIdError(member.group_instance_id)
         membership = Membership(member, valid, member.member_id)
-        return Fetched(_to_batch(self._topic, polled.values()), membership, self._positions())
+        return Fetched(records, membership, self._positions())
 
     def keep_alive(self) -> None:
         """See GroupConsumer."""
@@ -135,6 +139,7 @@ class KafkaPythonReader:
     """A Reader (see clients/__init__.py)."""
 
     def __init__(self, consumer: Any, at: TopicPartition, start: int) -> None:
+        read_by_batch(consumer)
         self._consumer = consumer
         self._at = at
         self._position = start
@@ -146,34 +151,24 @@ class KafkaPythonReader:
         if start != self._position:
             self._consumer.seek(self._at, start)
         self._position = -1  # until this has worked
-        polled = _poll(self._consumer, max(1, int(timeout_s * 1000)), _READ_RECORDS)
+        records = _poll(self._consumer, self._at.topic, max(1, int(timeout_s * 1000)), _READ_RECORDS)
         position = self._consumer.position(self._at, timeout_ms=1000)
-        records = [record for record in polled.get(self._at, []) if record.offset < end]
+        records = records.slice(0, int(np.searchsorted(records.offsets, end)))
         self._position = start if position is None else max(start, int(position))
-        return _to_batch(self._at.topic, [records]), self._position
+        return records, self._position
 
     def close(self) -> None:
         """See Reader."""
         self._consumer.close(autocommit=False, timeout_ms=1000)
 
 
-def _poll(consumer: Any, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Any]]:
+def _poll(consumer: Any, topic: str, timeout_ms: int, max_records: int) -> RecordBatch:
     begin_poll(consumer._fetcher)
-    polled: Mapping[TopicPartition, Sequence[Any]] = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
-    return polled
-
-
-def _to_batch(topic: str, polled: Collection[Sequence[Any]]) -> RecordBatch:
-    records = [record for of_partition in polled for record in of_partition]
-    return RecordBatch(
-        topic=topic,
-        partitions=np.array([record.partition for record in records], dtype=np.int64),
-        offsets=np.array([record.offset for record in records], dtype=np.int64),
-        timestamps=np.array([record.timestamp for record in records], dtype=np.int64),
-        keys=[record.key for record in records],
-        values=[record.value for record in records],
-        headers=[record.headers or () for record in records],
+    polled: Mapping[TopicPartition, Sequence[RecordBatch]] = consumer.poll(
+        timeout_ms=timeout_ms, max_records=max_records
     )
+    batches = list(chain.from_iterable(polled.values()))
+    return concatenate(batches) if batches else RecordBatch.empty(topic)
 
 
 def topic_offsets(topic: str, offsets: Mapping[int, CommittedOffset]) -> dict[TopicPartition, OffsetAndMetadata]:

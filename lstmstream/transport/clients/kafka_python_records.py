@@ -1,8 +1,10 @@
 """How kafka-python's consumers turn the bytes of the log into records: a replacement for the library's own way.
 
-The library's generator ends with its first error, and stays in line: from then on `poll` goes round for ever and never
-returns. It gives up a whole batch for the name of one header. It does not look at offsets, so that a damaged one moves
-the position anywhere. And it unpacks as many compressed batches in one poll as its fetches hold. Here
+The library makes an object of each record, which takes most of its time. Its generator ends with its first error, and
+stays in line: from then on `poll` goes round for ever and never returns. It gives up a whole batch for the name of one
+header. It does not look at offsets, so that a damaged one moves the position anywhere. And it unpacks as many
+compressed batches in one poll as its fetches hold. Here
+- a batch of the log comes as one RecordBatch;
 - a header whose name is not UTF-8 is left out;
 - a record that cannot be decoded comes as an UnreadableValue, where the batch around it can be;
 - a batch that cannot be decoded raises UnreadableRecords each time it is read, after the records before it;
@@ -13,17 +15,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
-from kafka.consumer.fetcher import ConsumerRecord, Fetcher
+import numpy as np
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError
 from kafka.protocol.consumer.offsets import IsolationLevel
 from kafka.record.default_records import DefaultRecord
 from kafka.record.util import decode_varint
 
 from lstmstream.errors import UnreadableRecords
-from lstmstream.records import NO_TIMESTAMP, UnreadableValue
+from lstmstream.records import NO_TIMESTAMP, RecordBatch, UnreadableValue
 from lstmstream.transport.decompression import limit_decompression
+from lstmstream.transport.record_format import decode_records
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +38,12 @@ _FORMATS = range(3)  # of the log; the newest is of 2017
 _SPAN = 1 << 64  # of Kafka's timestamps, which wrap around
 
 
-def read_records_our_way() -> None:
-    """Put it in place, for the whole process; a second call changes nothing."""
+def read_by_batch(consumer: Any) -> None:
+    """Put it in place, for this consumer: `poll` gives RecordBatches in place of records."""
     limit_decompression()
-    global _append  # noqa: PLW0603 - what was replaced, for the one that replaces it
-    if Fetcher._append is not _append_within_bound:
-        _append = Fetcher._append
-        Fetcher._append = _append_within_bound
-        Fetcher.PartitionRecords._unpack_records = _unpack_records
-
-
-_append: Any = None
+    fetcher = consumer._fetcher
+    fetcher.PartitionRecords = PartitionBatches
+    fetcher._append = MethodType(_append_within_bound, fetcher)
 
 
 def begin_poll(fetcher: Any) -> None:
@@ -51,125 +51,165 @@ def begin_poll(fetcher: Any) -> None:
     fetcher.lstmstream_unpacked = 0
 
 
-def _append_within_bound(self: Any, drained: Any, part: Any, max_records: int, *rest: Any) -> int:
-    """The library's, and the end of the poll once the bound is reached: its loop ends after `max_records` records."""
-    taken: int = _append(self, drained, part, max_records, *rest)
-    unpacked = getattr(part, "lstmstream_unpacked", 0) if part is not None else 0
-    if unpacked:
-        part.lstmstream_unpacked = 0
-        self.lstmstream_unpacked = getattr(self, "lstmstream_unpacked", 0) + unpacked
-    if drained and getattr(self, "lstmstream_unpacked", 0) >= POLL_MAX_BYTES:
+def _append_within_bound(fetcher: Any, drained: Any, part: Any, max_records: int, *rest: Any) -> int:
+    """The library's, which counts batches; and the end of the poll once the bound is reached.
+
+    Its loop ends after `max_records` records.
+    """
+    read_before = 0 if part is None else part.records_read
+    Fetcher._append(fetcher, drained, part, max_records, *rest)
+    if part is None:
+        return 0
+    fetcher.lstmstream_unpacked = getattr(fetcher, "lstmstream_unpacked", 0) + part.unpacked_bytes
+    part.unpacked_bytes = 0
+    if drained and fetcher.lstmstream_unpacked >= POLL_MAX_BYTES:
         return max_records
-    return taken
+    return int(part.records_read - read_before)
 
 
-class _Records:
-    """The records of one partition from one fetch. It stops after some bytes, as if at its end, and goes on later."""
+class PartitionBatches(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """The records of one partition from one fetch. It stops after some bytes, and goes on later."""
 
-    def __init__(self, part: Any, at: Any, records: Any) -> None:
-        self._part = part
-        self._at = at
-        self._records = records
-        self._inside: Iterator[Any] = iter(())
-        self._next_offset = 0  # after the batch that is being read
+    def __init__(self, fetch_offset: int, at: Any, records: Any, **options: Any) -> None:
+        super().__init__(fetch_offset, at, records, **options)
+        self._log = records
+        self._blocks: Iterator[RecordBatch] = iter(())  # of the batch that is being read
+        self._rest: RecordBatch | None = None  # of a block that was more than was asked for
+        self._next_offset = 0  # after that batch
+        self.next_fetch_offset: int
+        self.unpacked_bytes = 0
+        if not records.has_next() and records.size_in_bytes() > 0:
+            reason = "it is cut short, or its length is damaged"
+            raise UnreadableRecords(at.topic, at.partition, fetch_offset, fetch_offset + 1, reason)
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
+    def _unpack_records(self, *_: Any) -> Iterator[Any]:
+        """What the library would take the records from; here `take` does it."""
+        return iter(())
 
-    def __next__(self) -> Any:
-        part = self._part
+    def take(self, n: int) -> list[RecordBatch]:
+        """Up to `n` records, in as many batches as they stand in. Raises UnreadableRecords."""
+        taken: list[RecordBatch] = []
         try:
-            while True:
-                for record in self._inside:
-                    part.next_fetch_offset = max(part.next_fetch_offset, record.offset + 1)
-                    return record
-                # It stands in the batch even where compaction has removed its last records.
-                part.next_fetch_offset = max(part.next_fetch_offset, self._next_offset)
-                if part.lstmstream_unpacked >= POLL_MAX_BYTES:
-                    break  # `_append_within_bound` ends the poll; the next one goes on here
-                if not self._records.has_next():
-                    if part.next_fetch_offset == part.fetch_offset and self._next_offset:
-                        raise self._unreadable(part.fetch_offset + 1, "it holds earlier offsets only")
-                    part.drain()
-                    break
-                self._inside = self._next_batch()
+            while n > 0 and (block := self._next_block(n)) is not None:
+                n -= len(block)
+                self.records_read += len(block)
+                taken.append(block)
         except BaseException:
-            part.drain()  # the library would ask for the next record for ever; the next poll fetches it again
-            raise
-        raise StopIteration
+            self.drain()  # the library would ask for the next record for ever; the next poll fetches it again
+            if not taken:
+                raise
+        return taken
 
-    def _next_batch(self) -> Iterator[Any]:
+    def _next_block(self, most: int) -> RecordBatch | None:
+        """None at the end, and where so much is unpacked that the poll should end."""
+        while self._rest is None:
+            block = next(self._blocks, None)
+            if block is not None:
+                first = int(np.searchsorted(block.offsets, self.fetch_offset))  # a fetch begins inside a batch
+                self._rest = block.slice(first, len(block)) if first < len(block) else None
+                continue
+            # It stands in the batch even where compaction has removed its last records.
+            self.next_fetch_offset = max(self.next_fetch_offset, self._next_offset)
+            if self.unpacked_bytes >= POLL_MAX_BYTES:
+                return None
+            if not self._log.has_next():
+                if self.next_fetch_offset == self.fetch_offset and self._next_offset:
+                    raise self._unreadable(self.fetch_offset + 1, "it holds earlier offsets only")
+                self.drain()
+                return None
+            self._blocks = self._read_batch()
+        block, self._rest = self._rest, None
+        if len(block) > most:
+            block, self._rest = block.slice(0, most), block.slice(most, len(block))
+        self.next_fetch_offset = int(block.offsets[-1]) + 1
+        return block
+
+    def _read_batch(self) -> Iterator[RecordBatch]:
         """The records of the next batch: none, where it is aborted or holds markers."""
-        end = self._part.next_fetch_offset + 1  # until more is known
+        end = self.next_fetch_offset + 1  # until more is known
         try:
-            batch = self._records.next_batch()
+            batch = self._log.next_batch()
             if batch.magic not in _FORMATS:
                 raise ValueError(f"its format is {batch.magic}, which is not known")
             end = _end(batch)
             if batch.magic == 2 and not 0 <= batch.records_count <= end - batch.base_offset:
                 count, room = batch.records_count, end - batch.base_offset
                 raise ValueError(f"it claims {count} records for {room} offsets, so it is damaged")
-            if self._part.check_crcs and not batch.validate_crc():
+            if self.check_crcs and not batch.validate_crc():
                 raise ValueError("its CRC does not match, so it is damaged")
             if batch.magic == 2:
-                self._part.leader_epoch = batch.leader_epoch
+                self.leader_epoch = batch.leader_epoch
                 self._next_offset = end
                 if self._passed_over(batch):
                     return
-            records = iter(batch)  # unpacks it
-            self._part.lstmstream_unpacked += len(batch._buffer)
-            for record in _of_batch(batch) if batch.magic == 2 else records:
-                if batch.magic < 2 and not record.validate_crc():
-                    raise ValueError("the CRC of a record does not match, so it is damaged")
-                yield self._consumer_record(record)
+            unpacked = iter(batch)
+            self.unpacked_bytes += len(batch._buffer)
+            self.bytes_read += len(batch._buffer)
+            at = self.topic_partition
+            if batch.magic == 2 and (block := _all_at_once(batch, at.topic, at.partition)) is not None:
+                yield block
+                return
+            records: list[Any] = []
+            damage: Exception | None = None
+            try:
+                for record in _of_batch(batch) if batch.magic == 2 else unpacked:
+                    if batch.magic < 2 and not record.validate_crc():
+                        raise ValueError("the CRC of a record does not match, so it is damaged")
+                    records.append(record)
+            except Exception as error:
+                damage = error
+            if records:
+                yield _block(records, at.topic, at.partition)
+            if damage is not None:
+                raise damage
         except Exception as error:
             explained = type(error) is ValueError or isinstance(error, KafkaError)
             raise self._unreadable(end, str(error) if explained else f"{type(error).__name__}: {error}") from error
 
     def _unreadable(self, end: int, reason: str) -> UnreadableRecords:
-        first = self._part.next_fetch_offset
-        return UnreadableRecords(self._at.topic, self._at.partition, first, max(end, first + 1), reason)
+        first, at = self.next_fetch_offset, self.topic_partition
+        return UnreadableRecords(at.topic, at.partition, first, max(end, first + 1), reason)
 
     def _passed_over(self, batch: Any) -> bool:
         """Whether it holds nothing for a reader of committed records."""
-        part = self._part
-        if part.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
-            part._consume_aborted_transactions_up_to(batch.last_offset)
+        if self.isolation_level == IsolationLevel.READ_COMMITTED and batch.has_producer_id():
+            self._consume_aborted_transactions_up_to(batch.last_offset)
             if _aborts(batch):
-                part.aborted_producer_ids.discard(batch.producer_id)
-            elif part._is_batch_aborted(batch):
+                self.aborted_producer_ids.discard(batch.producer_id)
+            elif self._is_batch_aborted(batch):
                 return True
         return bool(batch.is_control_batch)
 
-    def _consumer_record(self, record: Any) -> Any:
-        part, at = self._part, self._at
-        part.records_read += 1
-        part.bytes_read += record.size_in_bytes
-        return ConsumerRecord(
-            at.topic,
-            at.partition,
-            part.leader_epoch,
-            record.offset,
-            _timestamp(record.timestamp),
-            record.timestamp_type,
-            record.key,
-            record.value,
-            record.headers,
-            None,
-            -1,
-            -1,
-            -1,
-        )
+
+def _all_at_once(batch: Any, topic: str, partition: int) -> RecordBatch | None:
+    """The records of an unpacked batch; None where one of them is not sound, or its offset cannot be."""
+    body = bytes(memoryview(batch._buffer)[batch._pos :])
+    try:
+        columns = decode_records(body, batch.records_count)
+    except ValueError:
+        return None
+    deltas = columns.offset_deltas
+    if len(deltas) and (deltas[0] < 0 or deltas[-1] > batch.last_offset_delta or (np.diff(deltas) <= 0).any()):
+        return None
+    if batch.timestamp_type == batch.LOG_APPEND_TIME:
+        timestamps = np.full(len(deltas), batch.max_timestamp, np.int64)
+    else:
+        timestamps = columns.timestamp_deltas + np.int64(batch.first_timestamp)  # wraps around, as in Kafka
+    offsets = deltas + batch.base_offset
+    partitions = np.full(len(deltas), partition, np.int64)
+    return RecordBatch(topic, partitions, offsets, timestamps, columns.keys, columns.values, columns.headers)
 
 
-def _unpack_records(self: Any, at: Any, records: Any, *_: Any) -> Iterator[Any]:
-    """In place of the generator of `PartitionRecords`; called as one is made."""
-    self.lstmstream_unpacked = 0
-    if not records.has_next() and records.size_in_bytes() > 0:
-        first = self.next_fetch_offset
-        reason = "it is cut short, or its length is damaged"
-        raise UnreadableRecords(at.topic, at.partition, first, first + 1, reason)
-    return _Records(self, at, records)
+def _block(records: list[Any], topic: str, partition: int) -> RecordBatch:
+    return RecordBatch(
+        topic=topic,
+        partitions=np.full(len(records), partition, np.int64),
+        offsets=np.array([record.offset for record in records], np.int64),
+        timestamps=np.array([_timestamp(record.timestamp) for record in records], np.int64),
+        keys=[record.key for record in records],
+        values=[record.value for record in records],
+        headers=[record.headers or () for record in records],
+    )
 
 
 def _end(batch: Any) -> int:

@@ -1,0 +1,119 @@
+"""CPU microseconds per event of each stage of the engine, without a broker: decode, gather, step, apply, encode.
+
+    python -m benchmarks.stages [--events N] [--batch N] [--keys N] [--zipf A] [--hidden H] [--layers L]
+
+JSON events of 161 bytes with 7 numbers and a category, keyed by a field, with ISO 8601 times. `--states` also packs the
+state of every key that changed, as a checkpoint that writes all of them would. Judges nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from lstmstream.config import Config
+from lstmstream.records import RecordBatch
+from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.state_records import pack_states
+from tests.models import random_model
+
+NUMBERS = ("amount", "f1", "f2", "f3", "f4", "f5", "f6")
+PARTITIONS = 4
+
+
+def make_batches(events: int, batch: int, keys: int, zipf: float) -> Iterator[RecordBatch]:
+    """Batches as a poll gives them: partition after partition."""
+    random = np.random.default_rng(7)
+    weights = 1 / np.arange(1, keys + 1) ** zipf
+    drawn = np.searchsorted(np.cumsum(weights / weights.sum()), random.random(events))
+    number = random.permutation(keys)[np.minimum(drawn, keys - 1)]
+    offsets = np.zeros(PARTITIONS, np.int64)
+    for start in range(0, events, batch):
+        chosen = np.sort(number[start : start + batch] % PARTITIONS * keys + number[start : start + batch])
+        partitions, keys_of = chosen // keys, chosen % keys
+        order = np.lexsort((random.random(len(chosen)), partitions))
+        partitions, keys_of = partitions[order], keys_of[order]
+        names = [b"c%06d" % key for key in keys_of.tolist()]
+        values: list[bytes | None] = []
+        for i, name in enumerate(names):
+            second = (start + i) // 50
+            clock = (second // 3600 % 24, second // 60 % 60, second % 60, i * 20 % 1000)
+            numbers = (random.random() * 100, i % 1000, *(random.random(6) * 4 - 2).tolist())
+            values.append(
+                b'{"card_id":"%b","ts":"2025-06-01T%02d:%02d:%02d.%03dZ","amount":%.2f,"merchant_id":"m%04d","f1":%.3f,'
+                b'"f2":%.3f,"f3":%.3f,"f4":%.3f,"f5":%.3f,"f6":%.3f}' % (name, *clock, *numbers)
+            )
+        placed = np.empty(len(chosen), np.int64)
+        for partition in range(PARTITIONS):
+            here = partitions == partition
+            placed[here] = offsets[partition] + np.arange(here.sum())
+            offsets[partition] += here.sum()
+        times = np.full(len(chosen), 1_750_000_000_000, np.int64)
+        yield RecordBatch("in", partitions, placed, times, list(names), values, [()] * len(chosen))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=300_000)
+    parser.add_argument("--batch", type=int, default=10_000)
+    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--zipf", type=float, default=0.8)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--states", action="store_true")
+    args = parser.parse_args()
+    spent: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def timer(stage: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        spent[stage] += time.process_time() - began
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_model(
+            Path(folder), hidden=args.hidden, layers=args.layers, numbers=NUMBERS, categories={"merchant_id": 1000},
+            elapsed=False,
+        )  # fmt: skip
+        config = Config.model_validate(
+            {
+                "name": "stages",
+                "model": str(model),
+                "kafka": {"bootstrap_servers": "nowhere:1"},
+                "input": {"topic": "in", "key": "card_id", "timestamp": "ts", "max_future": "3650d"},
+                "output": {"topic": "out"},
+            }
+        )
+        _, step = load_step_model(config)
+        engine = make_engine(config, step, timer=timer)
+    for partition in range(PARTITIONS):
+        engine.scorer.states.open(partition)
+    batches = list(make_batches(args.events, args.batch, args.keys, args.zipf))
+    engine.process(batches[0])
+    engine.commit()
+    spent.clear()
+    answered = 0
+    for batch in batches[1:]:
+        result = engine.process(batch)
+        with timer("commit"):
+            engine.commit()
+        answered += len(result.predictions.index)
+        if args.states:
+            with timer("pack states"):
+                for number, change in result.changed.items():
+                    pack_states(engine.scorer.states.slabs[number], change.rows, b"12345678", 0)
+    print(f"{answered:,} predictions, {sum(spent.values()) / answered * 1e6:.2f} us per event")
+    for stage, seconds in spent.items():
+        print(f"  {stage:12} {seconds / answered * 1e6:6.2f} us")
+
+
+if __name__ == "__main__":
+    main()
