@@ -26,7 +26,7 @@ from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinato
 from kafka.protocol.consumer.offsets import IsolationLevel
 from prometheus_client.parser import text_string_to_metric_families
 
-READY_S = 60.0
+READY_S = 120.0
 IN_FLIGHT = 50_000  # records that `produce` hands over before it waits for the broker
 EXIT_S = 45.0  # after SIGTERM; the daemon's own limit is 30 s
 KEEP_FOR_EVER = {"retention.ms": "-1"}  # events bear times of years ago

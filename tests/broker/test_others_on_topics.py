@@ -37,7 +37,7 @@ def test_an_open_transaction_has_a_place_until_it_ends(
         producer.flush()
         assert transport.open_transactions(topic, [0, 1]) == {1: (0, 3)}
         producer.commit_transaction()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while transport.open_transactions(topic, [0, 1]):
             assert time.monotonic() < deadline
     finally:
@@ -51,7 +51,7 @@ def test_the_members_of_the_group_are_named(broker: str, topic_prefix: str, tran
     assert transport.group_members() == []
     other = KafkaConsumer(topic, bootstrap_servers=broker, group_id=topic_prefix, client_id="reports")
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not other.assignment():
             assert time.monotonic() < deadline
             other.poll(100)
@@ -67,7 +67,7 @@ def test_this_member_is_found_among_them(topic_prefix: str, transport: KafkaTran
     transport.connect()
     transport.join()
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (polled := transport.poll(0.1, 1)).assignment:
             assert time.monotonic() < deadline
         (member,) = transport.group_members()
