@@ -65,7 +65,8 @@ class TopicBounds(NamedTuple):
             for row, key in enumerate(batch.keys):
                 if key is None:
                     yield row, WITH_KEY, "a compacted topic accepts no record without a key"
-        if self.max_bytes is not None:  # headers are not counted here, for speed: the broker finds those
+        # Headers are not counted here, for speed: the broker finds those.
+        if self.max_bytes is not None and _longest(batch.keys) + _longest(batch.values) > self.max_bytes:
             sizes = np.fromiter(map(_size, batch.keys), np.int64) + np.fromiter(map(_size, batch.values), np.int64)
             for row in np.flatnonzero(sizes > self.max_bytes).tolist():
                 yield row, BARE, f"key and value have {sizes[row]} bytes, more than max.message.bytes={self.max_bytes}"
@@ -108,7 +109,7 @@ class Refusals:
         ):
             if batch is not None:
                 refused |= {int(index[row]): f"{batch.topic}: {why}" for row, _, why in self._outside(batch)}
-        kept = ~np.isin(predictions.index, list(refused))
+        kept = ~np.isin(predictions.index, list(refused)) if refused else np.ones(len(predictions.index), np.bool_)
         added = [DeadLetter(i, "publish", refused[i]) for i in predictions.index[~kept].tolist()]
         # A form is never taken back: what the bounds ask for and what the broker refused would alternate for ever.
         forms = [
@@ -179,6 +180,10 @@ def _number(settings: Mapping[str, str], name: str) -> int | None:
 
 def _size(part: bytes | None) -> int:
     return 0 if part is None else len(part)
+
+
+def _longest(parts: list[bytes | None]) -> int:
+    return max(map(len, filter(None, parts)), default=0)
 
 
 def _time(timestamp_ms: int) -> str:
