@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
-from lstmstream.records import Floats, Ints, Observations
+from lstmstream.records import Bools, Floats, Ints, Observations
 from lstmstream.serve.state import BatchStates
-from lstmstream.serve.step_model import StepInput, StepModel
+from lstmstream.serve.step_model import StepInput, StepModel, rounds_of
 
 _NEVER = np.iinfo(np.int64).min  # in place of the last timestamp of a key without events
 
@@ -46,11 +47,14 @@ def run_rounds(
 
     `late_moves`: whether an observation that is older than its key's newest one moves the state (`input.late: apply`).
     """
-    order, bounds = states.by_round, states.round_bounds.tolist()
-    if len(bounds) < 2 or states.failures.any():
+    if len(states.round_bounds) < 2 or states.failures.any():
         return None
+    order, bounds = states.by_round, states.round_bounds.tolist()
+    sizes = np.diff(states.round_bounds)
+    round_numbers = np.repeat(np.arange(len(sizes)), sizes)
+    slots = np.arange(len(order)) - states.round_bounds[round_numbers]
     timestamps = observations.timestamps[order]
-    previous, last = _previous_timestamps(timestamps, states, bounds)
+    previous, last = _previous_timestamps(timestamps, states, slots, round_numbers)
     seen = previous != _NEVER
     late = seen & (timestamps < previous)
     late_events = int(np.count_nonzero(late))
@@ -64,36 +68,27 @@ def run_rounds(
     if expired is not None:
         elapsed[expired] = np.nan
 
-    x, categories = observations.x[order], observations.categories[order]
-    score = np.empty(len(order), np.float32)
-    prediction: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
+    events = StepInput(observations.x[order], observations.categories[order], timestamps, elapsed, states.rows[:0])
+    rounds = rounds_of(model, events)
     rows = states.rows
-    for start, end in itertools.pairwise(bounds):
-        state = rows[: end - start]
-        if expired is not None and (away := expired[start:end]).any():
-            state = np.where(away[:, None], initial, state)
-        out = model.step(
-            StepInput(x[start:end], categories[start:end], timestamps[start:end], elapsed[start:end], state)
-        )
-        if not _finite(out.state):
+    with np.errstate(over="ignore", invalid="ignore"):  # of sums
+        for start, end in itertools.pairwise(bounds):
+            state = rows[: end - start]
+            if expired is not None and (away := expired[start:end]).any():
+                state = np.where(away[:, None], initial, state)
+            moved = rounds.step(start, end, state)
+            if not _is_finite(moved):
+                return None
+            if start == 0:
+                rows = moved  # of every slot
+            else:
+                rows[: end - start] = moved
+        score, prediction = rounds.outputs()
+        if not _is_finite(score) or (prediction is not None and not _is_finite(prediction)):
             return None
-        score[start:end] = out.score
-        if out.prediction is not None:
-            if prediction is None:
-                prediction = np.empty((len(order), out.prediction.shape[1]), np.float32)
-            prediction[start:end] = out.prediction
-        if start == 0:
-            rows = out.state  # of every slot
-        else:
-            rows[: end - start] = out.state
-    if not _finite(score) or (prediction is not None and not _finite(prediction)):
-        return None
 
-    # The last observation of a slot is in the last round that is larger than the slot's number.
-    sizes = np.diff(states.round_bounds)
-    rounds_of_slot = len(sizes) - np.searchsorted(sizes[::-1], np.arange(sizes[0]), side="right")
-    last_at = states.round_bounds[rounds_of_slot - 1] + np.arange(sizes[0])
-    steps = _steps(states, bounds, expired)
+    last_at = _last_of_slots(states)
+    steps = _steps(states, slots, round_numbers, expired)
     return MovedStates(
         rows=rows,
         last_timestamp=last,
@@ -107,31 +102,44 @@ def run_rounds(
     )
 
 
-def _previous_timestamps(timestamps: Ints, states: BatchStates, bounds: list[int]) -> tuple[Ints, Ints]:
+def _previous_timestamps(timestamps: Ints, states: BatchStates, slots: Ints, rounds: Ints) -> tuple[Ints, Ints]:
     """[M] The newest timestamp of each observation's key before it, or _NEVER; [K] the newest of each slot after it."""
-    previous = np.empty_like(timestamps)
-    last = np.where(states.steps > 0, states.last_timestamp, _NEVER)
-    for start, end in itertools.pairwise(bounds):
+    bounds = states.round_bounds
+    first = np.where(states.steps > 0, states.last_timestamp, _NEVER)
+    later = slice(len(first), None)  # than the first round, which has an observation of each slot
+    previous = np.concatenate([first, timestamps[bounds[rounds[later] - 1] + slots[later]]])
+    if (timestamps >= previous).all():  # the newest is the one before
+        return previous, timestamps[_last_of_slots(states)]
+    last = first
+    for start, end in itertools.pairwise(bounds.tolist()):
         newest = last[: end - start]
         previous[start:end] = newest
         np.maximum(newest, timestamps[start:end], out=newest)
     return previous, last
 
 
-def _steps(states: BatchStates, bounds: list[int], expired: np.ndarray[tuple[int], np.dtype[np.bool_]] | None) -> Ints:
+def _steps(states: BatchStates, slots: Ints, rounds: Ints, expired: Bools | None) -> Ints:
     """[M] Observations that the key's state has seen, each included."""
-    steps = np.empty(bounds[-1], np.int64)
+    if expired is None:
+        return states.steps[slots] + rounds + 1
+    steps = np.empty(len(slots), np.int64)
     slot_steps = states.steps.copy()
-    for start, end in itertools.pairwise(bounds):
+    for start, end in itertools.pairwise(states.round_bounds.tolist()):
         now = slot_steps[: end - start]
-        if expired is not None:
-            now[expired[start:end]] = 0
+        now[expired[start:end]] = 0
         now += 1
         steps[start:end] = now
     return steps
 
 
-def _finite(values: Floats) -> bool:
+def _last_of_slots(states: BatchStates) -> Ints:
+    """[K] The last observation of a slot is in the last round that is larger than the slot's number."""
+    sizes = np.diff(states.round_bounds)
+    slots = np.arange(sizes[0])
+    rounds_of_slot = len(sizes) - np.searchsorted(sizes[::-1], slots, side="right")
+    return states.round_bounds[rounds_of_slot - 1] + slots
+
+
+def _is_finite(values: Floats) -> bool:
     """Whether the sum is finite, which it is not if one of the values is not. One that overflows is no harm."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.add.reduce(values, axis=None)))
+    return isfinite(np.add.reduce(values, axis=None))

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from lstmstream.serve.step import OnnxStep
 
 GPU_TOLERANCE = 1e-5
-_CHECKED_BATCHES = ((0, 1), (1, 3), (2, 7), (5, 64))  # (first row, rows)
-_CHECKED_ROWS = 5 + 64
+CHECKED_BATCHES = ((0, 1), (1, 3), (2, 7), (5, 64))  # (first row, rows)
+CHECKED_ROWS = 5 + 64
 
 
 def warm_up(step: OnnxStep) -> None:
     """Zeros and large numbers in, finite numbers of the card's shapes out. Raises CannotServe."""
     for size in (0.0, 1e6, -1e6):
-        given = _probe(step.card, rows=2)._replace(
+        given = probe(step.card, rows=2)._replace(
             x=np.full((2, step.card.number_columns), size, dtype=np.float32),
             categories=np.array([[0] * len(step.card.categories), _highest_codes(step.card)], dtype=np.int64),
             elapsed=np.array([np.nan, abs(size)], np.float32),
@@ -55,7 +55,7 @@ def warm_up(step: OnnxStep) -> None:
 
 def check_rows_are_independent(step: OnnxStep) -> None:
     """A row's output must not depend on the rows beside it. Raises CannotServe with the first tensor that does."""
-    given = _probe(step.card, rows=_CHECKED_ROWS)
+    given = probe(step.card, rows=CHECKED_ROWS)
     given = given._replace(state=step.step(given).state)  # states that the model can be in
     first = _first_difference(step, step.session, step.outputs, given)
     if first is None:
@@ -73,12 +73,12 @@ def _first_difference(
     step: OnnxStep, session: ort.InferenceSession, names: Sequence[str], given: StepInput
 ) -> str | None:
     """The first output whose row differs between a batch and the row alone; None if all agree."""
-    alone = [session.run(names, step.feed(given.rows(i, 1))) for i in range(_CHECKED_ROWS)]
-    together = [(start, session.run(names, step.feed(given.rows(start, n)))) for start, n in _CHECKED_BATCHES]
+    alone = [session.run(names, step.feed(given.rows(i, 1))) for i in range(CHECKED_ROWS)]
+    together = [(start, session.run(names, step.feed(given.rows(start, n)))) for start, n in CHECKED_BATCHES]
     for position, name in enumerate(names):
         for start, outputs in together:
             batch = outputs[position]
-            count = next(n for first, n in _CHECKED_BATCHES if first == start)
+            count = next(n for first, n in CHECKED_BATCHES if first == start)
             expected = [alone[start + i][position] for i in range(count)]
             if not all(_same(step, batch, count, i, row) for i, row in enumerate(expected)):
                 return name
@@ -96,7 +96,7 @@ def _same(step: OnnxStep, batch: Floats, count: int, i: int, alone: Floats) -> b
     return mine.tobytes() == alone.tobytes()
 
 
-def _probe(card: Card, *, rows: int) -> StepInput:
+def probe(card: Card, *, rows: int) -> StepInput:
     """Plausible input of fixed content, with missing values and first events among it."""
     rng = np.random.default_rng(20260105)
     x = (rng.standard_normal((rows, card.number_columns)) * 10.0 ** rng.integers(-1, 4, (rows, 1))).astype(np.float32)

@@ -21,7 +21,8 @@ from lstmstream.errors import CannotServe
 from lstmstream.extras import install_hint
 from lstmstream.model import Model
 from lstmstream.serve import model_checks
-from lstmstream.serve.step_model import StepInput, StepOutput
+from lstmstream.serve.split_step import NotSplitError, SplitStep
+from lstmstream.serve.step_model import Rounds, StepInput, StepOutput
 
 SAID_CHARS = 600
 
@@ -69,11 +70,21 @@ class OnnxStep:
         model_checks.warm_up(self)
         if exact:
             model_checks.check_rows_are_independent(self)
+        self._split: SplitStep | None = None
+        if self.device == "cpu":
+            try:
+                self._split = SplitStep(self)
+            except NotSplitError as reason:
+                log.debug("the graph runs as a whole in each round: %s", reason)
 
     def step(self, given: StepInput) -> StepOutput:
         """See StepModel."""
         state, score, *prediction = self.session.run(self.outputs, self.feed(given))
         return StepOutput(state, score, prediction[0] if prediction else None)
+
+    def begin_rounds(self, given: StepInput) -> Rounds | None:
+        """See BatchedModel."""
+        return None if self._split is None else self._split.begin_rounds(given)
 
     def feed(self, given: StepInput) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.int64]]]:
         """What the graph takes of it, by name."""

@@ -53,3 +53,51 @@ class StepModel(Protocol):
 
     def step(self, given: StepInput) -> StepOutput:
         """Move N different keys forward by one event each. Remembers nothing and leaves its arguments untouched."""
+
+
+class Rounds(Protocol):
+    """The M events of a batch, in the order of its rounds."""
+
+    def step(self, start: int, stop: int, state: Floats) -> Floats:
+        """Move the keys of the events start..stop forward; `state` and the result are [stop - start, S]."""
+
+    def outputs(self) -> tuple[Floats, Floats | None]:
+        """Scores [M] and predictions [M, P] of all events, once each was in a `step`."""
+
+
+class BatchedModel(StepModel, Protocol):
+    """A model that knows the events of all rounds beforehand does a part of its work at once."""
+
+    def begin_rounds(self, given: StepInput) -> Rounds | None:
+        """Begin a batch; nothing is read of its states. None: by `step`."""
+
+
+class RoundsByStep:
+    """Rounds of a model that has no other way."""
+
+    def __init__(self, model: StepModel, given: StepInput) -> None:
+        self._model = model
+        self._given = given
+        self._score = np.empty(len(given.x), np.float32)
+        self._prediction: np.ndarray[tuple[int, int], np.dtype[np.float32]] | None = None
+
+    def step(self, start: int, stop: int, state: Floats) -> Floats:
+        """See Rounds."""
+        out = self._model.step(self._given.rows(start, stop - start)._replace(state=state))
+        self._score[start:stop] = out.score
+        if out.prediction is not None:
+            if self._prediction is None:
+                self._prediction = np.empty((len(self._score), out.prediction.shape[1]), np.float32)
+            self._prediction[start:stop] = out.prediction
+        return out.state
+
+    def outputs(self) -> tuple[Floats, Floats | None]:
+        """See Rounds."""
+        return self._score, self._prediction
+
+
+def rounds_of(model: StepModel, given: StepInput) -> Rounds:
+    """By the model's own way, where it has one."""
+    begin = getattr(model, "begin_rounds", None)
+    rounds: Rounds | None = None if begin is None else begin(given)
+    return RoundsByStep(model, given) if rounds is None else rounds

@@ -1,0 +1,156 @@
+"""The rounds of a batch with a graph in three parts (lstmstream/model/graph_parts.py), each as a session of its own.
+
+A round of a few keys costs ONNX Runtime about half a microsecond per node, whatever it computes, and two thirds of a
+trained model's nodes prepare features or make the score from the state. Those run once for all rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstmstream.errors import CannotServe
+from lstmstream.model.graph_parts import STATE, GraphPart, TensorType, part_content, split_graph
+from lstmstream.records import Floats
+from lstmstream.serve.model_checks import CHECKED_BATCHES, CHECKED_ROWS, probe
+from lstmstream.serve.step_model import StepInput
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from lstmstream.serve.step import OnnxStep
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_ELEMENTS = {"tensor(float)": 1, "tensor(int64)": 7, "tensor(bool)": 9, "tensor(int32)": 6, "tensor(double)": 11}
+
+
+class NotSplitError(Exception):
+    """The graph is used whole; the argument says why."""
+
+
+class SplitStep:
+    """The three sessions. Raises NotSplitError where they would not give the bits of the whole graph."""
+
+    def __init__(self, whole: OnnxStep) -> None:
+        content = whole.model.content
+        parts = split_graph(content)
+        if parts is None:
+            raise NotSplitError("there is nothing to be split off")
+        self._whole = whole
+        self._parts = parts
+        types: dict[str, TensorType] = {}
+        try:
+            self._before = _session(whole, content, parts.before, types)
+            self._step = _session(whole, content, parts.step, types)
+            self._after = _session(whole, content, parts.after, types)
+        except (CannotServe, KeyError) as error:
+            raise NotSplitError(f"a part cannot be loaded: {error}") from error
+        self._axes = self._row_axes()
+        self._check()
+
+    def begin_rounds(self, given: StepInput) -> SplitRounds:
+        """Begin a batch of M events in the order of its rounds. Nothing is read of their state."""
+        values: dict[str, Array] = {name: getattr(given, name) for name in StepInput._fields if name != STATE}
+        if self._before is not None:
+            part = self._parts.before
+            outputs = self._before.run(part.outputs, {name: values[name] for name in part.inputs})
+            values |= dict(zip(part.outputs, outputs, strict=True))
+        return SplitRounds(self, values, len(given.x))
+
+    def _row_axes(self) -> dict[str, int]:
+        """The axis of the rows of each tensor that crosses from one part to another."""
+        shapes = []
+        for rows in (3, 5):
+            given = probe(self._whole.card, rows=rows)
+            values: dict[str, Array] = {name: getattr(given, name) for name in StepInput._fields}
+            for session, part in ((self._before, self._parts.before), (self._step, self._parts.step)):
+                if session is not None:
+                    outputs = session.run(part.outputs, {name: values[name] for name in part.inputs})
+                    values |= dict(zip(part.outputs, outputs, strict=True))
+            shapes.append({name: value.shape for name, value in values.items()})
+        axes = {}
+        for name, shape in shapes[0].items():
+            other = shapes[1][name]
+            found = [axis for axis, sizes in enumerate(zip(shape, other, strict=False)) if sizes == (3, 5)]
+            if len(shape) != len(other) or len(found) != 1 or any(size != 1 for size in shape[: found[0]]):
+                raise NotSplitError(f"the rows of tensor {name!r} are not side by side: {shape}, {other}")
+            axes[name] = found[0]
+        return axes
+
+    def _check(self) -> None:
+        """The parts give the bits of the whole, for states that the model begins with and gets into."""
+        given = probe(self._whole.card, rows=CHECKED_ROWS)
+        for _ in range(2):
+            wanted = self._whole.step(given)
+            for start, count in CHECKED_BATCHES:
+                batch = given.rows(start, count)
+                rounds = self.begin_rounds(batch)
+                cuts = sorted({0, 1, count})  # in two rounds
+                state = np.concatenate([rounds.step(a, b, batch.state[a:b]) for a, b in pairwise(cuts)])
+                score, prediction = rounds.outputs()
+                same = [(state, wanted.state), (score, wanted.score)]
+                if wanted.prediction is not None and prediction is not None:
+                    same.append((prediction, wanted.prediction))
+                if any(got.tobytes() != whole[start : start + count].tobytes() for got, whole in same):
+                    raise NotSplitError("its bits are not those of the whole graph")
+            given = given._replace(state=wanted.state)
+
+
+class SplitRounds:
+    """One batch (see Rounds in step_model.py)."""
+
+    def __init__(self, split: SplitStep, values: dict[str, Array], rows: int) -> None:
+        self._split = split
+        self._values = values
+        self._rows = rows
+        self._hidden: dict[str, Array] = {}
+
+    def step(self, start: int, stop: int, state: Floats) -> Floats:
+        """See Rounds."""
+        split = self._split
+        part, session = split._parts.step, split._step
+        assert session is not None
+        feed = {
+            name: state if name == STATE else _rows(self._values[name], split._axes[name], start, stop)
+            for name in part.inputs
+        }
+        new_state, *hidden = session.run(part.outputs, feed)
+        for name, value in zip(part.outputs[1:], hidden, strict=True):
+            whole = self._hidden.get(name)
+            if whole is None:
+                shape = list(value.shape)
+                shape[split._axes[name]] = self._rows
+                whole = self._hidden[name] = np.empty(shape, value.dtype)
+            _rows(whole, split._axes[name], start, stop)[...] = value
+        return new_state  # type: ignore[no-any-return]
+
+    def outputs(self) -> tuple[Floats, Floats | None]:
+        """See Rounds."""
+        split = self._split
+        values = {**self._values, **self._hidden}
+        if split._after is not None:
+            part = split._parts.after
+            made = split._after.run(part.outputs, {name: values[name] for name in part.inputs})
+            values |= dict(zip(part.outputs, made, strict=True))
+        return values["score"], values.get("prediction")
+
+
+def _rows(value: Array, axis: int, start: int, stop: int) -> Array:
+    """A view; in one piece, since the axes before that of the rows have one element."""
+    return value[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def _session(
+    whole: OnnxStep, content: bytes, part: GraphPart, types: dict[str, TensorType]
+) -> ort.InferenceSession | None:
+    """None for a part without outputs; the types of the others' are noted."""
+    if not part.outputs:
+        return None
+    session = whole.open_session(part_content(content, part, types))
+    for output in session.get_outputs():
+        dimensions: Sequence[int | str] = [size if isinstance(size, int) else str(size) for size in output.shape]
+        types[output.name] = (_ELEMENTS[output.type], dimensions)
+    return session
