@@ -51,16 +51,24 @@ def _pieces(
     """The batches as (keys [B], first event [B], end [B]), of keys with these numbers of events.
 
     A group of keys is cut at the same events for all of them, and goes through its batches in order. With `rng` the
-    groups take turns at random, so that the batches of long keys are spread over the epoch.
+    groups come in random order. One with several times the median number of batches goes through them in parts of
+    about the median, between those of others, or an epoch could end with those of one long key. More parts are not
+    better: at the first batch of each, the state carried on is that of a network many updates ago.
     """
     groups = _groups(lengths, batch_size=batch_size, steps=steps, rng=rng)
+    if not groups:
+        return
     first = np.full(len(groups), steps) if rng is None else rng.integers(1, steps + 1, len(groups))
     longest = np.array([lengths[group].max() for group in groups], dtype=np.int64)
-    turns = np.repeat(np.arange(len(groups)), 1 + np.maximum(0, -(-(longest - first) // steps)))
+    batches = 1 + np.maximum(0, -(-(longest - first) // steps))
+    parts = np.maximum(1, batches // int(np.median(batches)))
+    turns = [
+        part for index in range(len(groups)) for part in np.array_split(np.full(batches[index], index), parts[index])
+    ]
     if rng is not None:
         rng.shuffle(turns)
     ends = np.zeros(len(groups), dtype=np.int64)  # how far each group has come
-    for turn in turns.tolist():
+    for turn in np.concatenate(turns).tolist():
         low, high = int(ends[turn]), int(ends[turn] + (steps if ends[turn] else first[turn]))
         ends[turn] = high
         group = groups[turn]

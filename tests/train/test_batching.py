@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -121,15 +123,36 @@ def test_with_a_generator_order_and_cuts_differ_between_epochs_and_repeat_with_t
     assert [lengths for _, lengths in schedule(None)[:3]] == [[8] * 8, [8] * 8, [4] * 8]
 
 
+def shuffled_epochs(lengths: list[int], epochs: int) -> list[list[SequenceBatch]]:
+    """The batches of 8 keys and 8 events of each epoch."""
+    starts, rng = np.concatenate([[0], np.cumsum(lengths)]), np.random.default_rng(0)
+    mask = np.ones(starts[-1], np.bool_)
+    return [list(tbptt_batches(starts, mask, batch_size=8, steps=8, rng=rng)) for _ in range(epochs)]
+
+
 def test_long_and_short_keys_come_mixed() -> None:
-    """In turns at random: neither all batches of long keys at the end of an epoch, nor all at its beginning."""
-    lengths = np.array([640] * 8 + [8] * 640)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    batches = tbptt_batches(starts, np.ones(starts[-1], np.bool_), batch_size=8, steps=8, rng=np.random.default_rng(0))
-    long = np.array([lengths[batch.keys[0]] == 640 for batch in batches])
-    assert 0.3 < np.flatnonzero(long).mean() / len(long) < 0.7
-    assert long[: len(long) // 2].any()
-    assert (~long[len(long) // 2 :]).any()
+    """One group of long keys and 80 of short ones: no quarter of an epoch is without long ones, or has more of them."""
+    fractions = []
+    for batches in shuffled_epochs([640] * 8 + [8] * 640, epochs=20):
+        is_long = np.array([batch.keys[0] < 8 for batch in batches])
+        fractions.append([quarter.mean() / is_long.mean() for quarter in np.array_split(is_long, 4)])
+    assert np.min(fractions) > 0.2
+    assert np.max(fractions) < 2
+    np.testing.assert_allclose(np.mean(fractions, axis=0), 1, atol=0.2)
+
+
+def test_the_order_of_the_groups_does_not_go_by_length() -> None:
+    """Where long and short groups are equally many, each comes last in about half of the epochs."""
+    epochs = shuffled_epochs([64] * 32 + [24] * 32, epochs=100)
+    assert 30 < sum(batches[-1].keys[0] < 32 for batches in epochs) < 70
+
+
+def test_keys_of_usual_length_are_run_through_in_one_go() -> None:
+    """Or the state carried on would be that of a network many updates ago, at every batch."""
+    for batches in shuffled_epochs([200] * 40 + [400], epochs=10):
+        usual = [tuple(sorted(batch.keys.tolist())) for batch in batches if batch.keys[0] < 40]
+        changes = sum(one != other for one, other in itertools.pairwise(usual))
+        assert changes == len(set(usual)) - 1
 
 
 def test_a_long_key_does_not_keep_short_ones_from_sharing_batches() -> None:
