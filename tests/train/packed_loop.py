@@ -59,12 +59,12 @@ def event_losses(task: str, output: Tensor, inputs: Tensor, targets: Tensor, wei
 
 
 def run_pieces(
-    network: PlainNetwork, sequences: list[Sequence], order: list[int], batch: int, steps: int
+    network: PlainNetwork, sequences: list[Sequence], groups: list[list[int]], steps: int
 ) -> Iterator[tuple[Tensor, Sequence]]:
-    """Outputs [n, O] and the events of `batch` sequences at once, `steps` events at a time, with carried states."""
+    """Outputs [n, O] and the events of a group of sequences at once, `steps` events at a time, with carried states."""
     hidden = network.rnn.hidden_size
-    for at in range(0, len(order), batch):
-        group = [sequences[index] for index in order[at : at + batch]]
+    for indices in groups:
+        group = [sequences[index] for index in indices]
         h, c = torch.zeros(1, len(group), hidden), torch.zeros(1, len(group), hidden)
         for low in range(0, max(len(one.inputs) for one in group), steps):
             active = [index for index, one in enumerate(group) if len(one.inputs) > low]
@@ -73,6 +73,12 @@ def run_pieces(
             h[:, active], c[:, active] = new_h.detach(), new_c.detach()
             whole = (torch.cat([getattr(one, name) for one in pieces]) for name in ("inputs", "targets", "in_loss"))
             yield output, Sequence(*whole)
+
+
+def similar_lengths(sequences: list[Sequence], order: list[int], batch: int) -> list[list[int]]:
+    """Groups of `batch` sequences of similar length, the longest first; those of equal length in the given order."""
+    order = sorted(order, key=lambda index: -len(sequences[index].inputs))
+    return [order[at : at + batch] for at in range(0, len(order), batch)]
 
 
 def train_epoch(
@@ -85,25 +91,33 @@ def train_epoch(
     batch: int,
     steps: int,
     clip: float,
-) -> None:
-    """One pass over the sequences in random order; each update takes the mean loss of its events."""
-    order = torch.randperm(len(sequences)).tolist()
-    for output, events in run_pieces(network, sequences, order, batch, steps):
+) -> float:
+    """One pass over the sequences in random order; each update takes the mean loss of its events.
+
+    Sequences of similar length share their batches, as is usual: otherwise uneven ones take many more updates.
+    Returns the mean loss of all events, each as it was at its update.
+    """
+    loss_sum = weight_sum = 0.0
+    groups = similar_lengths(sequences, torch.randperm(len(sequences)).tolist(), batch)
+    groups = [groups[index] for index in torch.randperm(len(groups)).tolist()]
+    for output, events in run_pieces(network, sequences, groups, steps):
         mask = events.in_loss
         if mask.any():
-            loss, _ = event_losses(task, output[mask], events.inputs[mask], events.targets[mask], weights)
+            loss, weight = event_losses(task, output[mask], events.inputs[mask], events.targets[mask], weights)
+            loss_sum, weight_sum = loss_sum + float(loss.detach().sum()), weight_sum + float(weight.sum())
             optimizer.zero_grad()
             loss.mean().backward()
             nn.utils.clip_grad_norm_(network.parameters(), clip)
             optimizer.step()
+    return loss_sum / weight_sum
 
 
 def mean_loss(network: PlainNetwork, sequences: list[Sequence], *, task: str, weights: Tensor) -> float:
     """The mean loss of the events in the loss, each key run as one sequence."""
     loss_sum = weight_sum = 0.0
-    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index].inputs))
+    groups = similar_lengths(sequences, list(range(len(sequences))), batch=512)
     with torch.no_grad():
-        for output, events in run_pieces(network, sequences, order, batch=512, steps=64):
+        for output, events in run_pieces(network, sequences, groups, steps=64):
             mask = events.in_loss
             loss, weight = event_losses(task, output[mask], events.inputs[mask], events.targets[mask], weights)
             loss_sum, weight_sum = loss_sum + float(loss.sum()), weight_sum + float(weight.sum())
