@@ -3,11 +3,11 @@
     python -m benchmarks.training_loops [--quick] [--rounds 3]
 
 *padded*: windows of 64 events of each key, padded to 64, in a DataLoader, each from an empty state. *packed*: packed
-sequences, 64 events of each key at a time, with carried states. All three start from the same weights, with the same
-network, optimizer, learning rate, batch size and bound on the gradient, and on one thread; they take turns within each
-round. An epoch's time includes its validation, which for all of them runs each key as one sequence. The loops have
-their inputs ready as tensors; the trainer makes its own from the events in every epoch. Seconds are of CPU time, which
-other programs on the machine disturb less.
+sequences, 64 events of each key at a time, with carried states, keys of similar length together. All three start from
+the same weights, with the same network, optimizer, learning rate, batch size and bound on the gradient, and on one
+thread; they take turns within each round. An epoch's time includes its validation, which for all of them runs each key
+as one sequence. The loops have their inputs ready as tensors; the trainer makes its own from the events in every
+epoch. Seconds are of CPU time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
