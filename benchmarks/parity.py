@@ -136,6 +136,7 @@ def check_parity(servers: str, folder: Path, name: str, share: float, say: Calla
         model=model,
         servers=servers,
         state={"checkpoint_interval": "1s" if share < 0.5 else "5s"},
+        batch={"max_events": 500 if share < 0.5 else 5_000},  # so that there is a middle in which it can be stopped
     )
     events = load_events(share, partitions=PARTITIONS)
     lengths = np.unique(events.columns[KEY], return_counts=True)[1]
