@@ -184,13 +184,15 @@ def _event_shape(wanted: list[tuple[str, Any]]) -> _Shape | None:
 
     A name with a dot is the name of a field, and else leads into an object: `locate` in formats/json_documents.py.
     """
-    names = [name for name, _ in wanted]
+    names = dict(wanted)
     outers = {name.split(".")[0] for name in names if "." in name}
-    if len(set(names)) < len(names) or not outers.isdisjoint(names) or any(name.count(".") > 1 for name in names):
+    if any(names[name] != kind for name, kind in wanted) or not outers.isdisjoint(names):
+        return None
+    if any(name.count(".") > 1 for name in names):
         return None
     here: list[tuple[str, Any]] = []  # fields of the event itself
     inside: dict[str, list[tuple[str, Any]]] = {}
-    for name, kind in wanted:
+    for name, kind in names.items():
         outer, dot, inner = name.partition(".")
         if dot:
             inside.setdefault(outer, []).append((inner, kind))

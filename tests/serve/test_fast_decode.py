@@ -211,6 +211,18 @@ def test_record_times_and_keys_where_no_field_is_named() -> None:
     assert_same(one.decode(records), one._decode_each(records))
 
 
+def test_a_field_may_be_key_and_category() -> None:
+    one = Decoder(card(Feature("shop", "category", ("5", "x"), None)), key="shop")
+    for values in ([b'{"shop":5}', b'{"shop":"x"}'], [b'{"shop":5}', b"{}"]):
+        records = batch(list(values))
+        assert (one._fast.read(records) is None) == (b"{}" in values)
+        assert_same(one.decode(records), one._decode_each(records))
+    both = Decoder(card(Feature("at", "number", None, None)), timestamp="at")
+    records = batch([b'{"at":1700000000}'])
+    assert both._fast.read(records) is None
+    assert_same(both.decode(records), both._decode_each(records))
+
+
 def test_names_that_could_be_read_in_two_ways_are_read_one_by_one() -> None:
     for features in (
         [Feature("a", "number", None, None), Feature("a.b", "number", None, None)],
