@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.observers import Observer
-from lstmstream.transport.ports import GroupMember, MemberInfo, Membership
+from lstmstream.transport.ports import GroupMember, MemberInfo, PollResult
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,17 @@ class GroupCheck:
         self._said: set[tuple[str, str]] = set()
         self._member_id = ""
         self._former_ids: set[str] = set()
+        self._assigned: Collection[int] = ()  # to the present member
         self._waiting = False  # for a former member to expire
 
-    def on_poll(self, membership: Membership) -> None:
+    def on_poll(self, polled: PollResult) -> None:
         """Remember which members this daemon was."""
-        now = membership.member_id
+        self._assigned = polled.assignment.keys()
+        now = polled.membership.member_id
         if now and now != self._member_id:
             if self._member_id:
                 self._former_ids.add(self._member_id)
+            self._former_ids.discard(now)  # while a client joins it may name another id for a moment
             self._member_id = now
 
     def on_rebalance(self) -> None:
@@ -62,8 +65,14 @@ class GroupCheck:
         self._check_others(members)
 
     def _check_former(self, members: Sequence[MemberInfo]) -> None:
-        former = [one for one in members if one.partitions and one.member_id in self._former_ids]
-        if not former:
+        kept = {
+            number
+            for one in members
+            if one.member_id in self._former_ids
+            for number in one.partitions
+            if number not in self._assigned
+        }
+        if not kept:
             self._waiting = False
             self._observer.on_unblocked("former member")
             return
@@ -78,7 +87,7 @@ class GroupCheck:
                 "the consumer group still has partitions assigned to the member that this daemon was before an outage:"
                 " their events wait until the broker drops it, up to session.timeout.ms (45 s). With group.instance.id"
                 " set there is no such wait",
-                extra={"partitions": sorted(number for one in former for number in one.partitions)},
+                extra={"partitions": sorted(kept)},
             )
 
     def _check_others(self, members: Sequence[MemberInfo]) -> None:

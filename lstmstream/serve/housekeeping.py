@@ -68,7 +68,7 @@ class Housekeeping:
         running = self._partitions.running()
         saturated = len(polled.records) >= self._batch_limit.now
         self._fetch_guard.on_poll(polled.records.first_offsets().keys(), running, saturated=saturated)
-        self._group_check.on_poll(polled.membership)
+        self._group_check.on_poll(polled)
         now_s = self._clock()
         if now_s >= self._next_s:
             ends = self._measure(now_s)

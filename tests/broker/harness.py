@@ -26,7 +26,7 @@ from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinato
 from kafka.protocol.consumer.offsets import IsolationLevel
 from prometheus_client.parser import text_string_to_metric_families
 
-READY_S = 120.0
+READY_S = 60.0
 IN_FLIGHT = 50_000  # records that `produce` hands over before it waits for the broker
 EXIT_S = 45.0  # after SIGTERM; the daemon's own limit is 30 s
 KEEP_FOR_EVER = {"retention.ms": "-1"}  # events bear times of years ago
@@ -109,7 +109,9 @@ class RunningDaemon:
             assert self.exit_code is None, (
                 f"not {what}: the daemon ended with code {self.exit_code}\n{self.last_words()}"
             )
-            assert time.monotonic() < deadline, f"not {what} within {timeout_s:g} s\n{self.last_words()}"
+            if time.monotonic() >= deadline:
+                reasons = self._get("/readyz")[1].decode(errors="replace") if self.port is not None else ""
+                raise AssertionError(f"not {what} within {timeout_s:g} s\n{reasons}{self.last_words()}")
             time.sleep(0.02)
 
     def metrics(self) -> Samples:

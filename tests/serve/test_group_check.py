@@ -86,11 +86,26 @@ def test_the_member_that_the_daemon_was_before_an_outage_is_waited_for(caplog: p
     assert not ready
     assert "member that this daemon was before an outage" in reason
     (said,) = [vars(record) for record in caplog.records if "before an outage" in record.getMessage()]
-    assert said["partitions"] == [0, 1, 2]
+    assert said["partitions"] == [0, 1], "one has come to the present member"
 
     world.broker.others = []
     run(world, daemon, 10)
     assert health.readyz() == (True, [])
+
+
+def test_a_member_whose_id_comes_back_does_not_wait_for_itself() -> None:
+    """A client may name another id while it joins again, and then the one before."""
+    world = World()
+    daemon = world.start()
+    run(world, daemon, 2)
+    transport = world.transports[id(daemon)]
+    former = transport.member_id
+    for other in (-1, former):
+        world.broker.leave(transport.member_id)
+        transport.member_id = other
+        world.broker.join(other, 3)
+        run(world, daemon, 10)
+    assert world.health[id(daemon)].readyz() == (True, [])
 
 
 def test_a_peer_with_partitions_is_not_waited_for() -> None:

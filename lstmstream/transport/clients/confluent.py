@@ -16,8 +16,9 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import kafka.errors
 import numpy as np
@@ -69,6 +70,9 @@ _library_log = logging.getLogger("kafka.librdkafka")  # it writes to standard er
 _DESCRIBE_S = 5.0
 OPINION_S = 2.0  # that another library may take
 _NO_END = 1 << 62
+if TYPE_CHECKING:
+    from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient
+
 _OF_OTHER_OPINION = {"client.rack", "fetch.max.bytes", "max.partition.fetch.bytes", "request.timeout.ms"}
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -112,7 +116,7 @@ class ConfluentClient:
                 if self._problem(cause).kind is ErrorKind.BAD_CREDENTIALS:
                     raise KafkaException(cause) from error
             raise
-        return ConfluentAdmin(admin, self._offsets_consumer)
+        return ConfluentAdmin(admin, self._offsets_consumer, self._other_admin)
 
     def _offsets_consumer(self) -> Consumer:
         """It never subscribes: for the group's offsets, for which an admin client was seen to wait for ever."""
@@ -177,10 +181,7 @@ class ConfluentClient:
 
     def _other_opinion(self, topic: str, partition: int, start: int, max_records: int) -> tuple[RecordBatch, int]:
         """What kafka-python, which every installation has, reads there: see OtherOpinion."""
-        from lstmstream.transport.clients.kafka_python import KafkaPythonClient  # noqa: PLC0415 - hardly ever needed
-
-        properties = {name: value for name, value in self._properties.items() if name in _OF_OTHER_OPINION}
-        client = KafkaPythonClient(self._servers, self._group, properties, self._security)
+        client = self._other_client()
         deadline_s = time.monotonic() + OPINION_S
         try:
             reader = client.reader(topic, partition, start)
@@ -209,12 +210,36 @@ class ConfluentClient:
         others = {*OF_CONSUMER, *OF_MEMBER, *OF_PRODUCER} - set(of)
         return {**self._common, **{name: value for name, value in self._given.items() if name not in others}}
 
+    @contextmanager
+    def _other_admin(self) -> Iterator[KafkaPythonAdmin]:
+        try:
+            admin = self._other_client().admin()
+            try:
+                yield admin
+            finally:
+                admin.close()
+        except (kafka.errors.KafkaError, OSError) as error:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT, str(error))) from error
+
+    def _other_client(self) -> KafkaPythonClient:
+        from lstmstream.transport.clients.kafka_python import KafkaPythonClient  # noqa: PLC0415 - hardly ever needed
+
+        properties = {name: value for name, value in self._properties.items() if name in _OF_OTHER_OPINION}
+        return KafkaPythonClient(self._servers, self._group, properties, self._security)
+
 
 class ConfluentAdmin:
     """An Admin (see clients/__init__.py)."""
 
-    def __init__(self, admin: AdminClient, offsets_consumer: Callable[[], Consumer]) -> None:
+    def __init__(
+        self,
+        admin: AdminClient,
+        offsets_consumer: Callable[[], Consumer],
+        other_admin: Callable[[], AbstractContextManager[KafkaPythonAdmin]],
+    ) -> None:
+        """`other_admin`: one of kafka-python, for a while. Its errors are raised as this library's."""
         self._admin = admin
+        self._other_admin = other_admin
         self._offsets_consumer = offsets_consumer
         self._consumer: Consumer | None = None
 
@@ -277,18 +302,13 @@ class ConfluentAdmin:
         found = self._admin.list_offsets(specs, isolation_level=isolation, request_timeout=timeout_s)
         return {at.partition: int(future.result().offset) for at, future in found.items()}
 
-    def group_members(self, group: str, topic: str, timeout_s: float) -> list[MemberInfo]:
-        """See Admin."""
-        described = self._admin.describe_consumer_groups([group], request_timeout=timeout_s)[group].result()
-        return [
-            MemberInfo(
-                member.member_id,
-                member.client_id,
-                member.host,
-                [at.partition for at in member.assignment.topic_partitions if at.topic == topic],
-            )
-            for member in described.members
-        ]
+    def group_members(self, group: str, topic: str, timeout_s: float) -> Sequence[MemberInfo]:
+        """See Admin. Asked with kafka-python: librdkafka's call was seen to abort the process after an outage.
+
+        (Assertion `eonce->refcnt > 0' in rd_kafka_enq_once_del_source_return, version 2.16.1.)
+        """
+        with self._other_admin() as admin:
+            return admin.group_members(group, topic, timeout_s)
 
     def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:
         """See Admin. The consumer reads committed, so the library asks until no transaction is pending."""
