@@ -60,7 +60,9 @@ def split_graph(content: bytes) -> GraphParts | None:
         elif _any(node.output, from_events):
             before.append(i)
     constants = [i for i in range(len(graph.node)) if not _any(graph.node[i].output, from_state | from_events)]
-    if not (before or after) or any(STATE in graph.node[i].input for i in after):
+    if any(_any(graph.node[i].input, {STATE, STATE_OUT}) for i in after):  # states are not kept for it
+        step, after = sorted(step + after), []
+    if not (before or after):
         return None
     taken = [{name for i in part for name in graph.node[i].input} for part in (before, step, after)]
     made = [{name for i in part for name in graph.node[i].output if name} for part in (before, step, after)]

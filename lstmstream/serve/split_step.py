@@ -48,8 +48,13 @@ class SplitStep:
             self._after = _session(whole, content, parts.after, types)
         except (CannotServe, KeyError) as error:
             raise NotSplitError(f"a part cannot be loaded: {error}") from error
-        self._axes = self._row_axes()
-        self._check()
+        try:
+            self._axes = self._row_axes()
+            self._check()
+        except NotSplitError:
+            raise
+        except Exception as error:  # whatever it is, the whole graph works
+            raise NotSplitError(f"a part cannot be run: {type(error).__name__}: {error}") from error
 
     def begin_rounds(self, given: StepInput) -> SplitRounds:
         """Begin a batch of M events in the order of its rounds. Nothing is read of their state."""
