@@ -86,7 +86,7 @@ class Decoder:
 
     def _times_are_good(self, records: RecordBatch, timestamps: Ints) -> bool:
         if self._timestamp is None:
-            return not ((timestamps < 0) | (timestamps > TIMESTAMP_MAX_MS)).any()
+            return not _without_time(timestamps).any()
         limit_ms = self._max_future_ms
         return limit_ms is None or not (_ahead_ms(records, timestamps) > limit_ms).any()
 
@@ -171,7 +171,7 @@ class Decoder:
                     rejects.add(i, BadRecord("validate", message))
             return times
         timestamps = records.timestamps
-        for i in np.flatnonzero((timestamps < 0) | (timestamps > TIMESTAMP_MAX_MS)).tolist():
+        for i in np.flatnonzero(_without_time(timestamps)).tolist():
             wrong = "has no timestamp (-1)" if timestamps[i] == -1 else "has a timestamp outside years 1970..9999"
             rejects.add(i, BadRecord("validate", f"the record {wrong}"))
         return timestamps
@@ -219,6 +219,11 @@ class Decoder:
             if None in values:
                 absent[:, column] = [text is None for text in values]
         return codes, absent
+
+
+def _without_time(timestamps: Ints) -> Bools:
+    """[N] Which records have no timestamp that an event could have."""
+    return (timestamps < 0) | (timestamps > TIMESTAMP_MAX_MS)
 
 
 def _ahead_ms(records: RecordBatch, timestamps: Ints) -> Ints:

@@ -59,10 +59,7 @@ class SplitStep:
     def begin_rounds(self, given: StepInput) -> SplitRounds:
         """Begin a batch of M events in the order of its rounds. Nothing is read of their state."""
         values: dict[str, Array] = {name: getattr(given, name) for name in StepInput._fields if name != STATE}
-        if self._before is not None:
-            part = self._parts.before
-            outputs = self._before.run(part.outputs, {name: values[name] for name in part.inputs})
-            values |= dict(zip(part.outputs, outputs, strict=True))
+        values |= _run(self._before, self._parts.before, values)
         return SplitRounds(self, values, len(given.x))
 
     def _row_axes(self) -> dict[str, int]:
@@ -71,10 +68,8 @@ class SplitStep:
         for rows in (3, 5):
             given = probe(self._whole.card, rows=rows)
             values: dict[str, Array] = {name: getattr(given, name) for name in StepInput._fields}
-            for session, part in ((self._before, self._parts.before), (self._step, self._parts.step)):
-                if session is not None:
-                    outputs = session.run(part.outputs, {name: values[name] for name in part.inputs})
-                    values |= dict(zip(part.outputs, outputs, strict=True))
+            values |= _run(self._before, self._parts.before, values)
+            values |= _run(self._step, self._parts.step, values)
             shapes.append({name: value.shape for name, value in values.items()})
         axes = {}
         for name, shape in shapes[0].items():
@@ -136,11 +131,16 @@ class SplitRounds:
         """See Rounds."""
         split = self._split
         values = {**self._values, **self._hidden}
-        if split._after is not None:
-            part = split._parts.after
-            made = split._after.run(part.outputs, {name: values[name] for name in part.inputs})
-            values |= dict(zip(part.outputs, made, strict=True))
+        values |= _run(split._after, split._parts.after, values)
         return values["score"], values.get("prediction")
+
+
+def _run(session: ort.InferenceSession | None, part: GraphPart, values: dict[str, Array]) -> dict[str, Array]:
+    """The outputs of a part by name; of one without nodes there are none."""
+    if session is None:
+        return {}
+    outputs = session.run(part.outputs, {name: values[name] for name in part.inputs})
+    return dict(zip(part.outputs, outputs, strict=True))
 
 
 def _rows(value: Array, axis: int, start: int, stop: int) -> Array:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 
@@ -70,17 +71,22 @@ class OnnxStep:
         model_checks.warm_up(self)
         if exact:
             model_checks.check_rows_are_independent(self)
-        self._split: SplitStep | None = None
-        if self.device == "cpu":
-            try:
-                self._split = SplitStep(self)
-            except NotSplitError as reason:
-                log.debug("the graph runs as a whole in each round: %s", reason)
 
     def step(self, given: StepInput) -> StepOutput:
         """See StepModel."""
         state, score, *prediction = self.session.run(self.outputs, self.feed(given))
         return StepOutput(state, score, prediction[0] if prediction else None)
+
+    @cached_property
+    def _split(self) -> SplitStep | None:
+        """Made for the first batch: an evaluation, a training and an import never ask for rounds."""
+        if self.device != "cpu":
+            return None
+        try:
+            return SplitStep(self)
+        except NotSplitError as reason:
+            log.debug("the graph runs as a whole in each round: %s", reason)
+            return None
 
     def begin_rounds(self, given: StepInput) -> Rounds | None:
         """See BatchedModel."""

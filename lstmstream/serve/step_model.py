@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class Rounds(Protocol):
         """Scores [M] and predictions [M, P] of all events, once each was in a `step`."""
 
 
+@runtime_checkable
 class BatchedModel(StepModel, Protocol):
     """A model that knows the events of all rounds beforehand does a part of its work at once."""
 
@@ -98,6 +99,5 @@ class RoundsByStep:
 
 def rounds_of(model: StepModel, given: StepInput) -> Rounds:
     """By the model's own way, where it has one."""
-    begin = getattr(model, "begin_rounds", None)
-    rounds: Rounds | None = None if begin is None else begin(given)
+    rounds = model.begin_rounds(given) if isinstance(model, BatchedModel) else None
     return RoundsByStep(model, given) if rounds is None else rounds

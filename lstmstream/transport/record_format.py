@@ -79,28 +79,29 @@ def _frame(body: bytes, count: int) -> tuple[Ints, Ints]:
     for _ in range(count):
         if at >= size:
             raise ValueError("fewer records than the batch claims")
-        bits = body[at]
-        at += 1
-        if bits > 0x7F:
-            bits &= 0x7F
-            shift = 7
-            while True:
-                if at >= size or shift > 28:
-                    raise ValueError("the length of a record is damaged")
-                byte = body[at]
-                at += 1
-                bits |= (byte & 0x7F) << shift
-                if byte < 0x80:
-                    break
-                shift += 7
-        if bits & 1 or bits < 2:
+        length, at = _read_length(body, at, size)
+        if length < 1:
             raise ValueError("the length of a record is not positive")
         starts.append(at)
-        at += bits >> 1
+        at += length
         ends.append(at)
     if at != size:
         raise ValueError("the records do not fill their batch")
     return np.array(starts, np.int64), np.array(ends, np.int64)
+
+
+def _read_length(body: bytes, at: int, end: int) -> tuple[int, int]:
+    """A varint of up to five bytes, and where it ends."""
+    bits = shift = 0
+    while True:
+        if at >= end or shift > 28:
+            raise ValueError("a length is damaged")
+        byte = body[at]
+        at += 1
+        bits |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (bits >> 1) ^ -(bits & 1), at
+        shift += 7
 
 
 def _read_varints(content: Bytes, at: Ints, ends: Ints) -> tuple[Ints, Ints]:
@@ -146,19 +147,10 @@ def _read_headers(body: bytes, at: int, end: int, count: int) -> tuple[Headers, 
 
 
 def _read_field(body: bytes, at: int, end: int) -> tuple[bytes | None, int]:
-    bits = shift = 0
-    while True:
-        if at >= end or shift > 28:
-            raise ValueError("the length of a header is damaged")
-        byte = body[at]
-        at += 1
-        bits |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-        shift += 7
-    if bits & 1:
+    length, at = _read_length(body, at, end)
+    if length < 0:
         return None, at
-    stop = at + (bits >> 1)
+    stop = at + length
     if stop > end:
         raise ValueError("a header is longer than its record")
     return body[at:stop], stop

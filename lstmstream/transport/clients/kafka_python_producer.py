@@ -200,9 +200,7 @@ def _encode(at: TopicPartition, part: RecordBatch, config: Mapping[str, Any]) ->
     inner._num_records = builder._next_offset = count
     inner._last_offset = count - 1
     builder._batch_size = 1  # it counts as full, and is sent without waiting for more
-    batch = ProducerBatch(at, builder)
-    batch.max_record_size = int(part.sizes().max())
-    return _SentBatch(at, batch, count)
+    return _SentBatch(at, ProducerBatch(at, builder), count)
 
 
 def _deltas(timestamps: Ints) -> list[int]:
