@@ -137,7 +137,9 @@ def test_the_memory_of_a_replay_does_not_grow_with_its_length() -> None:
         raise AssertionError("the restore does not end")
 
     short, long = peak(2_000), peak(16_000)
-    assert long < 1.5 * short, f"{short} bytes for 2,000 events, {long} for 16,000"
+    # One kept record takes more than 200 bytes; the interpreter's own tables move the peak by 100 kB.
+    per_event = (long - short) / 14_000
+    assert per_event < 20, f"{short} bytes for 2,000 events, {long} for 16,000"
 
 
 def test_a_restore_whose_partition_goes_leaves_no_records_remaining() -> None:
