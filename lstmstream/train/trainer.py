@@ -241,8 +241,8 @@ class Trainer:
         all_states = None if self.window is not None else self.network.initial_state(len(self.events.keys))
         for batch in batches:
             dense, codes = self._inputs(batch)
-            if training:
-                options = self.options
+            options = self.options
+            if training and (options.mask or options.noise):
                 absent = torch.from_numpy(np.isnan(np.asarray(self.events.x[batch.rows]))).to(self.device)
                 dense = augment(
                     dense, absent, self.objective.encoder, options.mask, options.noise, self.augment_generator
