@@ -1,7 +1,9 @@
 """The daemon: poll → process → commit, with its phases, its way back after an error, and its end.
 
-One thread. One micro-batch, one transaction. Nothing is polled while one is open. What it does not do itself:
-partition.py holds what is known of a partition, committer.py judges transactions, restores.py brings states back.
+One thread, and one micro-batch, one transaction. While that of a full batch is committed, the next batch is polled,
+decoded and stepped already; a batch that is not full has no other waiting behind it, and its end is waited for. What
+the loop does not do itself: partition.py holds what is known of a partition, committer.py judges transactions,
+restores.py brings states back.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 
 from lstmstream.config import Config
-from lstmstream.errors import RecordRefused, TryAgain, UnreadableRecords
+from lstmstream.errors import LstmstreamError, RecordRefused, TryAgain, UnreadableRecords
 from lstmstream.records import RecordBatch, concatenate
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
@@ -57,8 +60,12 @@ class Daemon:
         observer: Observer,
         timer: StageTimer,
         clock: Clock,
+        background: Executor | None,
     ) -> None:
-        """`transport` has begun to join the group, and `topics` are right."""
+        """`transport` has begun to join the group, and `topics` are right.
+
+        `background` runs commits beside the loop; without one, nothing overlaps.
+        """
         self._config = config
         self._transport = transport
         self._engine = engine
@@ -99,6 +106,7 @@ class Daemon:
             clock.monotonic_s,
             refusals=self._refusals,
             batch_limit=self._batch_limit,
+            background=background,
             timeout_s=commit_timeout_s(config),
         )
         self._housekeeping = Housekeeping(
@@ -173,18 +181,25 @@ class Daemon:
 
     def _run_once(self) -> None:
         self._observer.on_loop()
-        self._timer.take()  # of restores and of polls without records: they belong to no batch
+        if not self._committer.in_background:
+            self._timer.take()  # of restores and of polls without records: they belong to no batch
         polled = self._poll()
         if self._membership is None or polled.assignment != self._partitions.assignment():
+            self._committer.wait()  # nothing is given up in the middle of a transaction
             self._handle_rebalance(polled)
         batch = polled.records.for_partitions(self._partitions.running_numbers())
         if self._check_membership(polled.membership):
             self._check_positions(batch)
-            self._partitions.pass_over(polled.positions, batch.first_offsets().keys())
+            # What the open transaction has events of is not passed over: they are read again if it fails.
+            with_records = batch.first_offsets().keys() | self._committer.pending_partitions()
+            self._partitions.pass_over(polled.positions, with_records)
+            if not len(batch):
+                self._committer.wait()  # what is due depends on it
             if len(batch) or self._checkpointer.due():
                 self._process_batch(batch, polled.membership, polled.positions)
             self._restore_some(polled.membership)
         else:
+            self._committer.wait()
             self._read_again(batch)
         self._housekeeping.tick(polled)
 
@@ -203,6 +218,8 @@ class Daemon:
         return polled
 
     def _poll_timeout_s(self) -> float:
+        if self._committer.in_background:
+            return 0.0  # if there is nothing to do meanwhile, its end is the next thing
         return POLL_TIMEOUT_RESTORING_S if self._partitions.restoring() else POLL_TIMEOUT_S
 
     def _handle_rebalance(self, polled: PollResult) -> None:
@@ -241,7 +258,7 @@ class Daemon:
     def _check_positions(self, batch: RecordBatch) -> None:
         """Records before the position were processed already: a seek of the client was lost. Raises TryAgain."""
         for number, offset in batch.first_offsets().items():
-            position = self._partitions[number].position
+            position = max(self._partitions[number].position, self._committer.pending_offset(number))
             if offset < position:
                 raise TryAgain(
                     f"{batch.topic}[{number}] returned offset {offset} again, although its position was {position}"
@@ -258,7 +275,10 @@ class Daemon:
     ) -> None:
         """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
         result = self._engine.process(batch, self._refusals)
-        self._committer.submit(result, membership, positions, flush=flush, timeout_s=timeout_s)
+        full = len(batch) >= self._batch_limit.now
+        # After a failure its end is waited for, and beside a restore: both are about what is committed.
+        overlap = full and not flush and not self._recoveries and not self._partitions.restoring()
+        self._committer.submit(result, membership, positions, flush=flush, overlap=overlap, timeout_s=timeout_s)
         self._recoveries = 0
 
     # -- partitions
@@ -290,6 +310,8 @@ class Daemon:
 
     def _recover(self, error: TryAgain) -> None:
         """A new producer ends the open transaction one way or the other; then the committed offsets tell which."""
+        with contextlib.suppress(TryAgain):  # then it is pending, and no news
+            self._committer.wait()
         self._failed = True
         self._recoveries += 1
         now_s = self._clock.monotonic_s()
@@ -377,7 +399,9 @@ class Daemon:
                 )
                 return 1
             try:
-                if self._failed or self._membership is None or not self._membership.valid:
+                if self._committer.in_background:
+                    self._committer.wait()
+                elif self._failed or self._membership is None or not self._membership.valid:
                     self._recover_for_shutdown()
                 else:
                     self._process_batch(nothing, self._membership, flush=True, timeout_s=left_s)
@@ -425,6 +449,8 @@ class Daemon:
 
     def close(self) -> None:
         """Leave the group and free everything."""
+        with contextlib.suppress(LstmstreamError):  # what it would say comes too late
+            self._committer.wait()
         for restore in self._partitions.restoring():
             restore.close()
         self._transport.close(timeout_s=min(5.0, (1 - DRAIN_FRACTION) * self._config.shutdown_timeout))

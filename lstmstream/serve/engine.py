@@ -71,6 +71,11 @@ class Engine:
         """Move states by records that were answered before; the rows that changed, by partition."""
         return self.scorer.replay(self._decoder.decode(records).observations)
 
+    @property
+    def in_flight(self) -> int:
+        """Batches that were processed and neither committed nor rolled back."""
+        return self.scorer.states.in_flight
+
     def commit(self) -> None:
         """Keep the states of the oldest batch in flight."""
         self.scorer.commit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost
@@ -103,7 +104,16 @@ def _serve(config: Config, shutdown: ShutdownSignal) -> int:
         observer = make_observers(config, card, metrics, health, timer, clock)
         transport = open_kafka_transport(config)
         shutdown.on_request(lambda: transport.bound_calls(config.shutdown_timeout / 2))
-        daemon = start_daemon(config, step, transport, observer, timer, clock=clock, stopping=stopping)
+        daemon = start_daemon(
+            config,
+            step,
+            transport,
+            observer,
+            timer,
+            clock=clock,
+            stopping=stopping,
+            background=ThreadPoolExecutor(1, thread_name_prefix="lstmstream-commit"),
+        )
         if daemon is None:
             transport.close(timeout_s=1.0)
             return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 from lstmstream.config import Config
 from lstmstream.errors import TryAgain
@@ -60,14 +61,18 @@ def start_daemon(
     *,
     clock: Clock,
     stopping: Callable[[], bool],
+    background: Executor | None = None,
 ) -> Daemon | None:
-    """Reach the broker, ensure the topics, begin to join; None if stopped meanwhile. Raises CannotServe."""
+    """Reach the broker, ensure the topics, begin to join; None if stopped meanwhile. Raises CannotServe.
+
+    `background` runs commits beside the loop; without one, nothing overlaps.
+    """
     transport.on_wait(observer.on_loop)  # a broker that is waited for must not look like a loop that hangs
     topics = _connect(config, step.card.state.size, transport, observer, clock, stopping)
     if topics is None:
         return None
     engine = make_engine(config, step, key_hashed=topics.key_hashed, timer=timer)
-    return Daemon(config, transport, topics, engine, observer, timer, clock)
+    return Daemon(config, transport, topics, engine, observer, timer, clock, background)
 
 
 def _connect(

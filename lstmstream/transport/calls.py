@@ -53,7 +53,8 @@ class CallBound:
 
     def __init__(self) -> None:
         self.deadline_s = math.inf  # of time.monotonic()
-        self.on_wait: Callable[[], None] = lambda: None  # again and again while a call is waited for, by who waits
+        self.on_wait: Callable[[], None] = lambda: None  # again and again while the daemon's thread waits for a call
+        self._thread = threading.current_thread()  # the daemon's; another one commits in the background
 
     @property
     def stopping(self) -> bool:
@@ -68,7 +69,8 @@ class CallBound:
             if left_s <= 0:
                 return False
             finished.wait(min(left_s, _LONGEST_WAIT_S))
-            self.on_wait()
+            if threading.current_thread() is self._thread:
+                self.on_wait()
         return True
 
 

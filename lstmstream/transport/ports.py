@@ -7,7 +7,8 @@ Rules that hold for every transport:
   whether the transaction went through: the offsets alone cannot (another member may have committed the same ones);
 - after any error but OwnershipLost, Fatal and CannotServe: `recover`, ask for the committed offsets, resume there.
 
-Every method returns within its time limit. All are called from one thread.
+Every method returns within its time limit. All are called from one thread, but for `commit`: other methods may be
+called while it runs, until it fails.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.phase import Phase
+from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor, unpack_key, unpack_state
@@ -80,6 +82,28 @@ def fold(mean: Any, count: Any, amount: Any) -> tuple[Any, Any]:
     return np.float32(0.75) * mean + np.float32(0.25) * amount, count + np.float32(1)
 
 
+class Late(Future[Any]):
+    """A call that is made when its result is asked for."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__()
+        self._call = call
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._call()
+
+
+class LateExecutor(Executor):
+    """Makes its calls as late as can be: a commit in the background comes after the next batch was stepped."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.calls += 1
+        return Late(lambda: call(*args, **kwargs))
+
+
 class World:
     """One memory broker, a clock, and any number of daemons."""
 
@@ -98,6 +122,7 @@ class World:
         self.watch: Callable[[str], None] = lambda _point: None  # told of every call to the broker, before it
         self.call_s = 0.01  # a call to the broker takes a little time
         self.away = False  # whether the broker is: every call to it fails
+        self.background = LateExecutor()
         self.broker.fault = self._fault
 
     def _fault(self, point: str) -> None:
@@ -206,20 +231,23 @@ class World:
         found = daemon.daemon if isinstance(daemon, Life) else daemon
         if found is None:
             return 0
-        pending = found._committer.pending
-        changed = {} if pending is None or pending.result is None else pending.result.changed
-        return found._checkpointer.dirty_count() + sum(len(change.rows) for change in changed.values())
+        return found._checkpointer.dirty_count() + sum(len(change.rows) for change in _pending_changes(found).values())
 
     def abort_transactions(self) -> None:
         """As the coordinator does with those that are open for too long."""
         self.broker.open.clear()
 
     def clean_rows(self, daemon: Daemon) -> Iterator[tuple[int, bytes | None, int]]:
-        """(partition, key, last_offset) of each state in memory that the daemon takes for written."""
+        """(partition, key, last_offset) of each state in memory that the daemon takes for written.
+
+        Those that a batch in flight has changed are not among them.
+        """
+        changes = _pending_changes(daemon)
         for partition in daemon._partitions.running():
             slab = partition.slab
+            pending = set(changes[partition.number].rows.tolist()) if partition.number in changes else set()
             for key, row in slab.index.items():
-                if slab.steps[row] and slab.first_unwritten[row] == CLEAN:
+                if slab.steps[row] and slab.first_unwritten[row] == CLEAN and row not in pending:
                     yield partition.number, key, int(slab.last_offset[row])
 
     def keys_in_memory(self, daemon: Daemon) -> int:
@@ -374,6 +402,12 @@ class World:
         assert seen == self.expected()
 
 
+def _pending_changes(daemon: Daemon) -> Mapping[int, ChangedRows]:
+    """The states that a transaction whose outcome is not known has changed, by partition."""
+    pending = daemon._committer.pending
+    return {} if pending is None or pending.result is None else pending.result.changed
+
+
 class Life:
     """A daemon from before its start: its clients, its metrics, and itself once it has begun."""
 
@@ -392,6 +426,13 @@ class Life:
         timer = StageTimer(clock.monotonic_s)
         observer = make_observers(config, self._step.card, self.metrics, self.health, timer, clock)
         self.daemon = start_daemon(
-            config, self._step, self.transport, observer, timer, clock=clock, stopping=lambda: self.asked
+            config,
+            self._step,
+            self.transport,
+            observer,
+            timer,
+            clock=clock,
+            stopping=lambda: self.asked,
+            background=world.background,
         )
         return self.daemon

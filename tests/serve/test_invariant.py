@@ -25,9 +25,11 @@ class Service(RuleBasedStateMachine):
     delivery = "exactly_once"
     sound = False  # whether the world was right after the last action
 
-    @initialize(interval=st.sampled_from(["1s", "5s", "20s"]))
-    def begin(self, interval: str) -> None:
-        self.world = World(state={"checkpoint_interval": interval}, delivery=self.delivery)
+    @initialize(interval=st.sampled_from(["1s", "5s", "20s"]), max_events=st.sampled_from([1, 3, 10_000]))
+    def begin(self, interval: str, max_events: int) -> None:
+        """Batches are committed in the background where they have `max_events`."""
+        state = {"checkpoint_interval": interval}
+        self.world = World(state=state, delivery=self.delivery, batch={"max_events": max_events})
         self.world.start()
         self.produce([(b"k%d" % (i % 4), b'{"amount": %d}' % i) for i in range(20)])
         self.world.settle()
