@@ -14,6 +14,7 @@ import math
 import numbers
 import re
 import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -53,9 +54,16 @@ def message_kind(message: str) -> str:
     return _DIGITS.sub("0", message)
 
 
-def configure(level: Level, format: Format, stream: TextIO | None = None) -> None:  # noqa: A002
+def configure(
+    level: Level,
+    format: Format,  # noqa: A002
+    stream: TextIO | None = None,
+    *,
+    fields: Mapping[str, object] | None = None,
+) -> None:
     """Send every log event of this process to `stream` (default: standard error). A second call replaces the first.
 
+    `fields` are added to each event.
     Lines to a closed stream, or to a pipe that nobody reads, are lost; they never stop the daemon.
     The `kafka` loggers are heard at level `debug` only, from INFO on, because at DEBUG they print keys and values.
     At other levels only CRITICAL passes: they log hundreds of lines for one lost broker, and the daemon logs its own.
@@ -68,6 +76,8 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
     handler = _Handler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if format == "json" else ConsoleFormatter())
     handler.addFilter(_without_kafka_details)
+    if fields:
+        handler.addFilter(_with_fields(fields))
     root.addHandler(handler)
     root.setLevel(number)
     logging.getLogger("kafka").setLevel(logging.INFO if level == "debug" else logging.CRITICAL)
@@ -133,6 +143,14 @@ class _Handler(logging.StreamHandler[TextIO]):
 def _without_kafka_details(record: logging.LogRecord) -> bool:
     """Whether to keep the event. Catches a logger of the client library whose level was lowered separately."""
     return record.levelno >= logging.INFO or record.name.partition(".")[0] != "kafka"
+
+
+def _with_fields(fields: Mapping[str, object]) -> Callable[[logging.LogRecord], bool]:
+    def add(record: logging.LogRecord) -> bool:
+        vars(record).update(fields)
+        return True
+
+    return add
 
 
 def _time(record: logging.LogRecord) -> str:

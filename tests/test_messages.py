@@ -18,9 +18,7 @@ from lstmstream import cli, extras
 from lstmstream.config import load_config
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
-from lstmstream.serve.health import Health
 from lstmstream.serve.http import HttpServer
-from lstmstream.serve.metrics import CollectorRegistry
 from lstmstream.train.schema import load_training
 
 DAEMON = """\
@@ -324,7 +322,7 @@ def test_a_command_whose_packages_are_not_installed(
 
 def test_an_address_to_listen_on(tmp_path: Path) -> None:
     def listen(host: str, port: int) -> HttpServer:
-        return HttpServer(host, port, health=Health(stall_after=30.0), registry=CollectorRegistry())
+        return HttpServer(host, port, {})
 
     assert problems(lambda: listen("256.0.0.1", 0), tmp_path) == [
         "http.host: 256.0.0.1 is not an address of this machine; use 127.0.0.1 or 0.0.0.0"

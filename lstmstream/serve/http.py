@@ -3,7 +3,7 @@
 One thread serves all connections without blocking, so a slow or hostile client costs a socket and a few kilobytes,
 never a thread. Each connection carries one request and is then closed. When too many are open, the oldest one is
 dropped: a probe gets through while 200 sockets are silent. No request is logged.
-The server knows nothing about the daemon but its Health and its metrics registry.
+The server knows only what answers which path: `daemon_routes` for a daemon, `lstmstream.workers.pages` for several.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self, cast
@@ -53,14 +53,23 @@ _INDEX = """<!doctype html>
 """
 
 
+# Takes the request's Accept header, returns a whole response (`json_response`, ...); it may first await others.
+Route = Callable[[str], bytes | Awaitable[bytes]]
+
+
 class HttpServer:
     """Serves from its construction until `close()`. Raises CannotServe if it cannot listen."""
 
-    def __init__(self, host: str, port: int, health: Health, registry: CollectorRegistry) -> None:
-        """Port 0 takes any free port; the property `port` is the one taken."""
+    def __init__(
+        self, host: str, port: int, routes: Mapping[str, Route], *, not_found: Callable[[], bytes] | None = None
+    ) -> None:
+        """Port 0 takes any free port; the property `port` is the one taken. `routes`: by path.
+
+        `not_found`: the response to any other path.
+        """
         self._socket = _listen(host, port)
         self._port = int(self._socket.getsockname()[1])
-        self._router = _Router(health, registry)
+        self._router = _Router(routes, not_found)
         self._open: dict[_Connection, None] = {}  # oldest first
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="lstmstream-http", daemon=True)
@@ -102,6 +111,8 @@ class HttpServer:
             server.close()
             for connection in list(self._open):
                 connection.drop()
+            if waiting := asyncio.all_tasks(loop):
+                loop.run_until_complete(asyncio.wait(waiting))
             loop.run_until_complete(asyncio.sleep(0))  # let the transports close their sockets
             loop.close()
 
@@ -115,6 +126,7 @@ class _Connection(asyncio.Protocol):
         self._received = bytearray()
         self._responded = False
         self._discarded = 0
+        self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -125,8 +137,7 @@ class _Connection(asyncio.Protocol):
         self._connections[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._timer.cancel()
-        self._connections.pop(self, None)
+        self._end()
 
     def data_received(self, data: bytes) -> None:
         if self._responded:
@@ -140,7 +151,11 @@ class _Connection(asyncio.Protocol):
         self._received += data
         end = _HEAD_END.search(self._received, searched, HEAD_LIMIT + 4)
         if end is not None:
-            self._send(self._router.respond(bytes(self._received[: end.start()])))
+            self._responded = True  # or is about to be: what still comes is discarded
+            self._timer.cancel()
+            self._timer = self._loop.call_later(RESPONSE_TIMEOUT_S, self.drop)
+            head = bytes(self._received[: end.start()])
+            self._task = self._loop.create_task(self._respond(head))
         elif len(self._received) > HEAD_LIMIT:
             self._send(_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
 
@@ -149,9 +164,17 @@ class _Connection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Close the connection immediately."""
+        self._end()
+        self._transport.abort()
+
+    def _end(self) -> None:
         self._connections.pop(self, None)
         self._timer.cancel()
-        self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _respond(self, head: bytes) -> None:
+        self._send(await self._router.respond(head))
 
     def _on_timeout(self) -> None:
         self._send(_error(HTTPStatus.REQUEST_TIMEOUT))
@@ -179,17 +202,11 @@ class _Connection(asyncio.Protocol):
 class _Router:
     """Turns the head of a request into the bytes of its response."""
 
-    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
-        self._health = health
-        self._registry = registry
-        self._handlers: Mapping[str, Callable[[str], bytes]] = {
-            "/": self._index,
-            "/metrics": self._metrics,
-            "/livez": self._livez,
-            "/readyz": self._readyz,
-        }
+    def __init__(self, routes: Mapping[str, Route], not_found: Callable[[], bytes] | None) -> None:
+        self._routes = routes
+        self._not_found = not_found
 
-    def respond(self, head: bytes) -> bytes:
+    async def respond(self, head: bytes) -> bytes:
         """Return the whole response to the request line and headers in `head`, without their final empty line."""
         request, *lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
         parts = request.split(" ")
@@ -204,35 +221,63 @@ class _Router:
             return _error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if method not in {"GET", "HEAD"}:
             return _error(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
-        handler = self._handlers.get(_path(target))
         try:
-            response = _error(HTTPStatus.NOT_FOUND) if handler is None else handler(_header(lines, "accept"))
+            response = await self._route(_path(target), _header(lines, "accept"))
         except Exception:  # a failing metric must not end the thread that answers the probes
             response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
         return response if method == "GET" else response[: response.index(b"\r\n\r\n") + 4]
 
-    def _index(self, _accept: str) -> bytes:
-        ok, reasons = self._health.readyz()
+    async def _route(self, path: str, accept: str) -> bytes:
+        route = self._routes.get(path)
+        if route is None:
+            return _error(HTTPStatus.NOT_FOUND) if self._not_found is None else self._not_found()
+        response = route(accept)
+        return response if isinstance(response, bytes) else await response
+
+
+def daemon_routes(health: Health, registry: CollectorRegistry) -> Mapping[str, Route]:
+    """What one daemon answers, by path."""
+
+    def index(_accept: str) -> bytes:
+        ok, reasons = health.readyz()
         state = "ready" if ok else "not ready: " + "; ".join(reasons)
-        page = _INDEX.format(version=__version__, phase=html.escape(self._health.phase), state=html.escape(state))
-        return _response(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
+        page = _INDEX.format(version=__version__, phase=html.escape(health.phase), state=html.escape(state))
+        return html_response(page)
 
-    def _metrics(self, accept: str) -> bytes:
-        try:
-            encode, kind = choose_encoder(accept)
-        except Exception:  # an Accept header that it cannot read
-            encode, kind = choose_encoder("")
-        if not kind.isascii() or not kind.isprintable():
-            encode, kind = generate_latest, "text/plain; version=0.0.4; charset=utf-8"
-        return _response(HTTPStatus.OK, encode(self._registry), kind)
+    def livez(_accept: str) -> bytes:
+        ok, text = health.livez()
+        return json_response(ok=ok, body={"live": ok, "reason": text})
 
-    def _livez(self, _accept: str) -> bytes:
-        ok, text = self._health.livez()
-        return _json(ok=ok, body={"live": ok, "reason": text})
+    def readyz(_accept: str) -> bytes:
+        ok, reasons = health.readyz()
+        return json_response(ok=ok, body={"ready": ok, "phase": health.phase, "reasons": reasons})
 
-    def _readyz(self, _accept: str) -> bytes:
-        ok, reasons = self._health.readyz()
-        return _json(ok=ok, body={"ready": ok, "phase": self._health.phase, "reasons": reasons})
+    def metrics(accept: str) -> bytes:
+        return metrics_response(registry, accept)
+
+    return {"/": index, "/metrics": metrics, "/livez": livez, "/readyz": readyz}
+
+
+def html_response(page: str) -> bytes:
+    """A page for people."""
+    return _response(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
+
+
+def metrics_response(registry: CollectorRegistry, accept: str) -> bytes:
+    """Every metric of `registry`, in the format that the Accept header asks for."""
+    try:
+        encode, kind = choose_encoder(accept)
+    except Exception:  # an Accept header that it cannot read
+        encode, kind = choose_encoder("")
+    if not kind.isascii() or not kind.isprintable():
+        encode, kind = generate_latest, "text/plain; version=0.0.4; charset=utf-8"
+    return _response(HTTPStatus.OK, encode(registry), kind)
+
+
+def json_response(*, ok: bool, body: Mapping[str, object], otherwise: int = HTTPStatus.SERVICE_UNAVAILABLE) -> bytes:
+    """`body` as JSON, with status 200 if `ok`."""
+    status = HTTPStatus.OK if ok else HTTPStatus(otherwise)
+    return _response(status, json.dumps(body).encode() + b"\n", _JSON_TYPE)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -273,11 +318,6 @@ def _header(lines: list[str], name: str) -> str:
         if key.strip().lower() == name:
             return value.strip()
     return ""
-
-
-def _json(*, ok: bool, body: Mapping[str, object]) -> bytes:
-    status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
-    return _response(status, json.dumps(body).encode() + b"\n", _JSON_TYPE)
 
 
 def _error(status: HTTPStatus, extra: str = "") -> bytes:

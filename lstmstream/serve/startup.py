@@ -61,16 +61,24 @@ def start_daemon(
     *,
     clock: Clock,
     stopping: Callable[[], bool],
+    workers: int = 1,
     background: Executor | None = None,
 ) -> Daemon | None:
     """Reach the broker, ensure the topics, begin to join; None if stopped meanwhile. Raises CannotServe.
 
-    `background` runs commits beside the loop; without one, nothing overlaps.
+    `workers`: processes that were started together; a warning where the input has fewer partitions. `background` runs
+    commits beside the loop; without one, nothing overlaps.
     """
     transport.on_wait(observer.on_loop)  # a broker that is waited for must not look like a loop that hangs
     topics = _connect(config, step.card.state.size, transport, observer, clock, stopping)
     if topics is None:
         return None
+    if workers > topics.partitions:
+        log.warning(
+            "there are more workers (%d) than partitions of input.topic (%d): the others have nothing to do",
+            workers,
+            topics.partitions,
+        )
     engine = make_engine(config, step, key_hashed=topics.key_hashed, timer=timer)
     return Daemon(config, transport, topics, engine, observer, timer, clock, background)
 

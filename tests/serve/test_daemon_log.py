@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lstmstream.config import Config
-from lstmstream.serve.process import _unreachable_probes
+from lstmstream.serve.config_warnings import unreachable_probes
 from lstmstream.testing import TestDriver
 
 MODEL = Path(__file__).parents[1] / "data" / "small.onnx"
@@ -221,4 +221,4 @@ def test_a_loopback_address_in_a_container_is_said(
     else:
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     loaded = Config.model_validate({**config(), "kafka": {"bootstrap_servers": "x:1"}, "http": {"host": host}})
-    assert (_unreachable_probes(loaded) is not None) is said
+    assert (unreachable_probes(loaded) is not None) is said

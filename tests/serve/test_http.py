@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -34,7 +36,7 @@ class Side:
         self.health = Health(stall_after=30.0, clock=self.clock)
         self.registry = CollectorRegistry()
         Counter("demo_total", "Demo.", registry=self.registry).inc(3)
-        self.server = served.HttpServer("127.0.0.1", 0, self.health, self.registry)
+        self.server = served.HttpServer("127.0.0.1", 0, served.daemon_routes(self.health, self.registry))
 
     def ask(
         self, path: str, method: str = "GET", headers: dict[str, str] | None = None
@@ -229,7 +231,11 @@ def test_a_slow_request_is_cut_off_however_it_drips(side: Side, monkeypatch: pyt
 
 def test_a_client_that_does_not_read_is_dropped(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "RESPONSE_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(served._Router, "respond", lambda _self, _head: b"x" * 50_000_000)
+
+    async def long(_self: object, _head: bytes) -> bytes:
+        return b"x" * 50_000_000
+
+    monkeypatch.setattr(served._Router, "respond", long)
     with side.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
         deadline = time.monotonic() + 5.0
@@ -238,6 +244,41 @@ def test_a_client_that_does_not_read_is_dropped(side: Side, monkeypatch: pytest.
         while side.server._open and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not side.server._open
+
+
+def test_a_route_that_waits_holds_up_nobody_and_ends_with_the_server() -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    async def slow(_accept: str) -> bytes:
+        asked.set()
+        while not release.is_set():
+            await asyncio.sleep(0.01)
+        return served.json_response(ok=True, body={"slow": True})
+
+    def other(_accept: str) -> bytes:
+        return served.json_response(ok=True, body={})
+
+    with served.HttpServer("127.0.0.1", 0, {"/slow": slow, "/other": other}) as server:
+
+        def connect(path: str) -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            connection.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
+            return connection
+
+        with connect("/slow") as waiting:
+            assert asked.wait(10)
+            with connect("/other") as second:
+                assert read_all(second).startswith(b"HTTP/1.1 200 ")
+            release.set()
+            assert b'"slow": true' in read_all(waiting)
+        release.clear()
+        asked.clear()
+        with connect("/slow") as waiting:
+            assert asked.wait(10)
+            server.close()
+            with contextlib.suppress(ConnectionResetError):
+                assert not read_all(waiting)
+    assert not any(thread.name == "lstmstream-http" for thread in threading.enumerate())
 
 
 def test_a_client_that_stays_after_its_answer_is_dropped(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,13 +324,13 @@ def test_no_request_is_logged(side: Side, caplog: pytest.LogCaptureFixture, capf
 
 def test_a_port_in_use_is_named(side: Side) -> None:
     with pytest.raises(CannotServe, match=r"^http\.port: cannot listen on 127\.0\.0\.1:\d+ \(Address already in use\)"):
-        served.HttpServer("127.0.0.1", side.server.port, side.health, side.registry)
+        served.HttpServer("127.0.0.1", side.server.port, {})
 
 
 @pytest.mark.parametrize("host", ["no such host", "256.1.1.1.", "\x1b[31m"])
 def test_a_host_that_is_none_is_named(side: Side, host: str) -> None:
     with pytest.raises(CannotServe, match=r"^http\.(host|port): ") as caught:
-        served.HttpServer(host, 0, side.health, side.registry)
+        served.HttpServer(host, 0, {})
     assert str(caught.value).isprintable()
 
 

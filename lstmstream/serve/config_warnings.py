@@ -1,0 +1,38 @@
+"""What a valid configuration asks for and does not get: warnings at the start. Imports nothing that serves."""
+
+from __future__ import annotations
+
+import os
+
+from lstmstream.config import Config
+
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker, of Podman
+
+
+def config_warnings(config: Config) -> list[str]:
+    """One text each."""
+    idle = [f"{setting} has no effect yet: {meaning} is not implemented" for setting, meaning in _idle_settings(config)]
+    unreachable = unreachable_probes(config)
+    return idle if unreachable is None else [*idle, unreachable]
+
+
+def _idle_settings(config: Config) -> list[tuple[str, str]]:
+    """Settings that belong to what is still to come."""
+    idle = []
+    if config.http.token is not None:
+        idle.append(("http.token", "/state/<key>, which it guards,"))
+    if "replay" in config.state.model_fields_set:
+        idle.append(("state.replay", "on_model_change: replay"))
+    return idle
+
+
+def unreachable_probes(config: Config) -> str | None:
+    """What is wrong where a container's probes come from outside and only its own loopback is listened to."""
+    loopback = config.http.host in {"localhost", "::1"} or config.http.host.startswith("127.")
+    in_container = "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, _CONTAINER_MARKS))
+    if not (loopback and in_container):
+        return None
+    return (
+        f"http.host: {config.http.host} can be reached only from inside this container, not by probes or Prometheus;"
+        " set http.host: 0.0.0.0"
+    )
