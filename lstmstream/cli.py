@@ -71,24 +71,37 @@ def _common(
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")],
-    workers: Annotated[int, typer.Option(help="Not implemented yet; start several daemons instead.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Number of processes that share the partitions, one core each.")
+    ] = 1,
+    worker: Annotated[str | None, typer.Option(hidden=True, help="Set by --workers: number/count.")] = None,
 ) -> int:
     """Run the daemon.
 
     It reads events from Kafka, scores them, keeps the state of each key, and publishes predictions.
     """
-    if workers != 1:
-        raise CannotServe("--workers is not implemented yet; start `lstmstream run` once per worker")
     from lstmstream.shutdown import ShutdownSignal
 
     stop = ShutdownSignal()  # first of all: importing the rest takes most of a second
     from lstmstream import logs
     from lstmstream.config import load_config
+
+    if workers > 1 and worker is None:
+        from lstmstream.workers.supervisor import run as supervise
+
+        loaded = load_config(config)
+        logs.configure(loaded.log.level, loaded.log.format)
+        return supervise(loaded, config, workers, stop)
+    from lstmstream.serve.worker import open_worker, worker_config
+
+    one = None if worker is None else open_worker(worker)
     from lstmstream.serve.process import run as serve
 
     loaded = load_config(config)
-    logs.configure(loaded.log.level, loaded.log.format)
-    return serve(loaded, stop)
+    if one is not None:
+        loaded = worker_config(loaded, one.number)
+    logs.configure(loaded.log.level, loaded.log.format, fields=None if one is None else {"worker": one.number})
+    return serve(loaded, stop, one)
 
 
 @app.command()

@@ -1,7 +1,7 @@
-"""A worker's own side of `lstmstream run --workers N`: what it changes of the configuration, and its line to the parent.
+"""A worker's own side of `lstmstream run --workers N`: its configuration, and its line to the parent.
 
-The parent starts each worker with a socket as standard input. The worker writes there that it listens to signals now, and
-later the port of its endpoints. The parent writes nothing: the end of the stream means that the parent is gone.
+The parent starts each worker with a socket as standard input. The worker writes there that it handles signals now, and
+later the port of its endpoints. The parent writes nothing: the end of the stream means that the parent has ended.
 """
 
 from __future__ import annotations

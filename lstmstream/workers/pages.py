@@ -1,0 +1,167 @@
+"""The endpoints of all workers under one port. Each request asks the workers, all at once and with a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from lstmstream import __version__
+from lstmstream.serve.http import Route, html_response, json_response, metrics_response
+from lstmstream.serve.worker import LOOPBACK
+from lstmstream.workers.metrics import MergedMetrics, parse
+from lstmstream.workers.process import WorkerStatus
+
+ASK_TIMEOUT_S = 2.0
+
+_INDEX = """<!doctype html>
+<html lang="en"><title>lstmstream</title>
+<h1>lstmstream {version}: {count} workers</h1>
+<ul>
+{rows}
+</ul>
+<ul>
+<li><a href="/readyz">/readyz</a>: are all of them scoring events, and if not, why</li>
+<li><a href="/livez">/livez</a>: are all of them making progress</li>
+<li><a href="/metrics">/metrics</a>: for Prometheus, all of them added up</li>
+</ul>
+</html>
+"""
+
+
+class Answer(NamedTuple):
+    """A worker's answer to one request."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Mapping[str, Any]:
+        """The body, an object."""
+        loaded = json.loads(self.body)
+        return loaded if isinstance(loaded, dict) else {}
+
+
+class Pages:
+    """Runs on the thread of the HTTP server."""
+
+    def __init__(
+        self,
+        statuses: Callable[[], Sequence[WorkerStatus]],
+        *,
+        stall_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`stall_after_s`: how long a worker may be absent, or take to start, before the whole counts as dead."""
+        self._statuses = statuses
+        self._stall_after_s = stall_after_s
+        self._clock = clock
+        self._merged = MergedMetrics()
+        self._merging = asyncio.Lock()  # an answer that was asked for earlier must not come after a later one
+
+    def routes(self) -> Mapping[str, Route]:
+        """By path."""
+        return {"/": self._index, "/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
+
+    def not_found(self) -> bytes:
+        """To any other path: it may be that of one worker."""
+        workers = {f"worker {one.number}": _address(one) for one in self._statuses()}
+        body = {"error": "not found", "hint": "with --workers, ask one of the workers on this machine", **workers}
+        return json_response(ok=False, body=body, otherwise=HTTPStatus.NOT_FOUND)
+
+    async def _index(self, _accept: str) -> bytes:
+        rows = []
+        for worker, answer in await self._ask("/readyz"):
+            reasons = self._not_ready(worker, answer)
+            state = "ready" if not reasons else "not ready: " + "; ".join(reasons)
+            restarts = f", started again {worker.run - 1} times" if worker.run > 1 else ""
+            rows.append(html.escape(f"worker {worker.number}: {_address(worker)}, {state}{restarts}"))
+        items = "\n".join(f"<li>{row}</li>" for row in rows)
+        return html_response(_INDEX.format(version=__version__, count=len(rows), rows=items))
+
+    async def _livez(self, _accept: str) -> bytes:
+        alive, texts = True, []
+        for worker, answer in await self._ask("/livez"):
+            if answer is None:
+                text = _absence(worker)
+                alive = alive and self._clock() - worker.since_s <= self._stall_after_s
+            else:
+                text = str(answer.json().get("reason", ""))
+                alive = alive and answer.status == HTTPStatus.OK
+            texts.append(f"worker {worker.number}: {text}")
+        return json_response(ok=alive, body={"live": alive, "reason": "; ".join(texts)})
+
+    async def _readyz(self, _accept: str) -> bytes:
+        reasons, phases = [], set()
+        for worker, answer in await self._ask("/readyz"):
+            phases.add(_phase(worker, answer))
+            reasons += [f"worker {worker.number}: {reason}" for reason in self._not_ready(worker, answer)]
+        body = {"ready": not reasons, "phase": ", ".join(sorted(phases)), "reasons": reasons}
+        return json_response(ok=not reasons, body=body)
+
+    async def _metrics(self, accept: str) -> bytes:
+        async with self._merging:
+            answers = await self._ask("/metrics")
+            for worker, answer in answers:
+                if answer is None or answer.status != HTTPStatus.OK:
+                    self._merged.missed(worker.number)
+                else:
+                    self._merged.read(worker.number, worker.run, parse(answer.body.decode()))
+            return metrics_response(self._merged.registry([worker for worker, _ in answers]), accept)
+
+    def _not_ready(self, worker: WorkerStatus, answer: Answer | None) -> list[str]:
+        if answer is None:
+            return [_absence(worker)]
+        if answer.status == HTTPStatus.OK:
+            return []
+        return [str(reason) for reason in answer.json().get("reasons", [])] or ["not ready"]
+
+    async def _ask(self, path: str) -> list[tuple[WorkerStatus, Answer | None]]:
+        """Each worker with its answer; None where it does not run, or does not answer in time."""
+        statuses = self._statuses()
+        return list(zip(statuses, await asyncio.gather(*(_ask(one, path) for one in statuses)), strict=True))
+
+
+async def _ask(worker: WorkerStatus, path: str) -> Answer | None:
+    if not worker.running or worker.port is None:
+        return None
+    try:
+        async with asyncio.timeout(ASK_TIMEOUT_S):
+            return await _get(worker.port, path)
+    except (OSError, ValueError):  # a TimeoutError is an OSError
+        return None
+
+
+async def _get(port: int, path: str) -> Answer:
+    """Raises OSError, or ValueError where the answer is cut off."""
+    reader, writer = await asyncio.open_connection(LOOPBACK, port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\n\r\n".encode())
+        received = await reader.read(-1)
+    finally:
+        writer.close()
+    head, found, body = received.partition(b"\r\n\r\n")
+    length = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), b"")
+    if not found or int(length.partition(b":")[2]) != len(body):
+        raise ValueError("the answer is cut off")
+    return Answer(int(head.split(b" ", 2)[1]), body)
+
+
+def _phase(worker: WorkerStatus, answer: Answer | None) -> str:
+    if answer is not None:
+        return str(answer.json().get("phase", ""))
+    return "starting" if worker.running and worker.port is None else "absent"
+
+
+def _absence(worker: WorkerStatus) -> str:
+    """Why there is no answer."""
+    if not worker.running:
+        return f"it has ended ({worker.ended}) and is being started again" if worker.run else "it is being started"
+    return "it is starting" if worker.port is None else f"it does not answer on {_address(worker)}"
+
+
+def _address(worker: WorkerStatus) -> str:
+    return "no port yet" if worker.port is None else f"http://{LOOPBACK}:{worker.port}"
