@@ -95,7 +95,8 @@ class Supervisor:
         shutdown.on_request(self._on_signal)
         try:
             for worker in self._workers:
-                self._start(worker)
+                if not shutdown.requested:
+                    self._start(worker)
             while self._stop_by_s is None or any(worker.status.running for worker in self._workers):
                 self._run_once()
         finally:

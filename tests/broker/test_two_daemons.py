@@ -79,12 +79,12 @@ class Stream:
 class Case:
     """One stream with its config, its events and their right answers."""
 
-    def __init__(self, servers: str, name: str, folder: Path) -> None:
+    def __init__(self, servers: str, name: str, folder: Path, *, events: int = EVENTS) -> None:
         self.servers, self.name, self.folder = servers, name, folder
         model = random_model(folder, hidden=16, categories={"terminal": 32})
         state = {"checkpoint_interval": "1s"}
         self.config = write_config(folder / "daemon.yaml", name=name, model=model, servers=servers, state=state)
-        self.events = load_events(EVENTS / 1_236_698, partitions=PARTITIONS)
+        self.events = load_events(events / 1_236_698, partitions=PARTITIONS)
         self.expected = score_offline(self.config, self.events, folder)
         create_topics(servers, [f"{name}.in", f"{name}.out"], partitions=PARTITIONS)
 

@@ -171,6 +171,14 @@ def test_a_signal_before_a_worker_handles_signals_waits_for_it(tmp_path: Path) -
     assert case.workers[0].status.ended == "exit code 0"
 
 
+def test_a_signal_before_the_workers_are_started_starts_none(tmp_path: Path) -> None:
+    supervisor = Supervisor([WorkerProcess(0, [sys.executable, "-c", WORKER, str(tmp_path), "0"])], stop_within_s=20.0)
+    shutdown = ShutdownSignal()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert supervisor.run(shutdown) == 0
+    assert not (tmp_path / "runs-0").exists()
+
+
 def test_a_second_signal_is_passed_on(tmp_path: Path) -> None:
     twice = """
 stop.wait(60)
