@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from lstmstream.config import Option, options
 from lstmstream.serve.metrics import Metrics
 from lstmstream.train.schema import training_options
+from lstmstream.workers.metrics import MergedMetrics, rule_name, worker_metrics
 
 REFERENCE = Path(__file__).parent / "reference.md"
 PROPERTIES = "kafka.properties."
@@ -24,6 +25,7 @@ _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms
 def render(text: str) -> str:
     """Return `text` with every table between `<!-- generated: NAME -->` and `<!-- end -->` generated again."""
     tables = {"options": _options(), "properties": _properties(), "training": _training(), "metrics": _metrics()}
+    tables["workers"] = _worker_metrics()
     for name, table in tables.items():
         begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->\n"
         before, found, rest = text.partition(begin)
@@ -66,6 +68,14 @@ def _metrics() -> str:
     for family in Metrics(CollectorRegistry()).registry.collect():
         if not family.name.startswith("lstmstream_"):
             continue  # process_*: prometheus-client's own
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append((f"`{name}`", family.type, rule_name(family.type, family.name), family.documentation))
+    return _table(("metric", "type", "workers", "meaning"), rows)
+
+
+def _worker_metrics() -> str:
+    rows = []
+    for family in worker_metrics((), MergedMetrics()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append((f"`{name}`", family.type, family.documentation))
     return _table(("metric", "type", "meaning"), rows)

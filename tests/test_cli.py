@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,44 @@ def test_a_command_that_is_not_implemented_says_so(command: str) -> None:
     assert done.stderr == f"lstmstream: `lstmstream {command}` is not implemented yet\n"
 
 
-def test_workers_are_refused(tmp_path: Path) -> None:
-    done = lstmstream("run", str(tmp_path / "c.yaml"), "--workers", "2")
+@pytest.mark.parametrize("count", ["0", "-1", "257", "many"])
+def test_a_number_of_workers_that_cannot_be(tmp_path: Path, count: str) -> None:
+    done = lstmstream("run", str(tmp_path / "c.yaml"), "--workers", count)
     assert done.returncode == 2
-    assert "--workers is not implemented yet" in done.stderr
+    assert "--workers" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_configuration_is_said_once_for_all_workers(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("name: x\n")
+    one, two = lstmstream("run", str(config)), lstmstream("run", str(config), "--workers", "2")
+    assert (two.returncode, two.stderr) == (2, one.stderr)
+
+
+def test_a_port_that_is_taken_starts_no_workers(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        write_daemon(config, port=taken.getsockname()[1])
+        done = lstmstream("run", str(config), "--workers", "2")
+    assert done.returncode == 2
+    assert "http.port: cannot listen" in done.stderr
+    assert "worker started" not in done.stderr
+
+
+def test_a_model_that_is_missing_ends_all_workers_with_2(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    write_daemon(config, model="nowhere.onnx")
+    done = lstmstream("run", str(config), "--workers", "2")
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 2, done.stderr
+    assert {line.get("worker") for line in lines if "nowhere.onnx" in line["message"]} <= {0, 1}
+    assert any("cannot serve (exit code 2" in line["message"] for line in lines)
+
+
+def write_daemon(path: Path, *, model: str = "builtin:demo", port: int = 0) -> None:
+    kafka = "kafka: {bootstrap_servers: '127.0.0.1:1'}\ninput: {topic: in}\noutput: {topic: out}\n"
+    path.write_text(f"name: x\nmodel: {model}\n{kafka}http: {{port: {port}}}\n")
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["score", "x"], ["demo", "--events", "0"]])

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from lstmstream.config import options
 from lstmstream.serve.metrics import Metrics
 from lstmstream.train.schema import validate_training
+from lstmstream.workers.metrics import MergedMetrics, worker_metrics
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -86,7 +87,7 @@ def test_every_metric_is_in_the_reference() -> None:
 
 
 def test_every_metric_that_a_document_names_exists() -> None:
-    families = Metrics(CollectorRegistry()).registry.collect()
+    families = [*Metrics(CollectorRegistry()).registry.collect(), *worker_metrics((), MergedMetrics())]
     names = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
     for document in DOCUMENTS:
         named = {s for s in code(document.read_text(encoding="utf-8")) if re.fullmatch(r"lstmstream_\w+", s)}

@@ -169,6 +169,21 @@ def test_kafka_is_quiet_and_never_tells_keys_and_values(level: logs.Level, heard
     assert [event["level"] for event in events(stream)] == heard
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_fields_of_the_process_are_in_every_line(form: logs.Format) -> None:
+    stream = io.StringIO()
+    logs.configure("info", form, stream, fields={"worker": 3})
+    logging.getLogger("a").info("one", extra={"other": 1})
+    logging.getLogger("kafka").critical("two")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    if form == "json":
+        assert [json.loads(line)["worker"] for line in lines] == [3, 3]
+        assert json.loads(lines[0])["other"] == 1
+    else:
+        assert all("worker=3" in line for line in lines)
+
+
 def test_configuring_again_replaces() -> None:
     first, second = io.StringIO(), io.StringIO()
     logs.configure("info", "json", first)

@@ -277,8 +277,8 @@ def test_a_model_file(reference: str, content: bytes | None, message: str, tmp_p
     [
         (["check", "stream.yaml"], "`lstmstream check` is not implemented yet"),
         (
-            ["run", "stream.yaml", "--workers", "2"],
-            "--workers is not implemented yet; start `lstmstream run` once per worker",
+            ["run", "stream.yaml", "--worker", "2"],
+            "--worker is how `lstmstream run --workers` starts its workers; use --workers",
         ),
     ],
 )

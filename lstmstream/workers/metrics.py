@@ -66,7 +66,7 @@ class MergedMetrics:
         """Everything, to be written out."""
         self.read(PARENT, 1, self._parent.collect())
         registry = CollectorRegistry()
-        registry.register(_Collected([*self.collect(), *_worker_metrics(workers, self)]))
+        registry.register(_Collected([*self.collect(), *worker_metrics(workers, self)]))
         return registry
 
     def read(self, number: int, run: int, families: Iterable[Metric]) -> None:
@@ -119,7 +119,12 @@ def parse(text: str) -> Iterable[Metric]:
     return list(text_string_to_metric_families(text))
 
 
-def _worker_metrics(workers: Iterable[WorkerStatus], merged: MergedMetrics) -> list[Metric]:
+def rule_name(kind: str, name: str) -> str:
+    """How the metric `name` of this type is put together, in a word."""
+    return "sum" if kind != "gauge" or GAUGES[name] is operator.add else GAUGES[name].__name__
+
+
+def worker_metrics(workers: Iterable[WorkerStatus], merged: MergedMetrics) -> list[Metric]:
     """What only several workers have: which of them answers, and how often it was started again."""
     up = Metric("lstmstream_worker_up", "1 while the worker answers, 0 while it does not.", "gauge")
     restarts = Metric("lstmstream_worker_restarts", "Times that the worker was started again.", "counter")
