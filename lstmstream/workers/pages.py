@@ -87,7 +87,7 @@ class Pages:
         for worker, answer in await self._ask("/livez"):
             if answer is None:
                 text = _absence(worker)
-                alive = alive and self._clock() - worker.since_s <= self._stall_after_s
+                alive = alive and (worker.run == 0 or self._clock() - worker.since_s <= self._stall_after_s)
             else:
                 text = str(answer.json().get("reason", ""))
                 alive = alive and answer.status == HTTPStatus.OK

@@ -112,6 +112,12 @@ class WorkerProcess:
         if self._handles_signals:
             self._signal(signal.SIGTERM)
 
+    def leave(self) -> None:
+        """End the line, if it is open: the worker stops as if this process had ended."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
     def kill(self) -> None:
         """End it now."""
         self._signal(signal.SIGKILL)
@@ -124,9 +130,7 @@ class WorkerProcess:
     def wait(self, now_s: float) -> int:
         """Its exit code, once its line has ended; negative is the signal that ended it."""
         assert self._process is not None
-        assert self._line is not None
-        self._line.close()
-        self._line = None
+        self.leave()
         try:
             code = self._process.wait(END_S)
         except subprocess.TimeoutExpired:  # it has closed its standard input, and nobody could stop it any more

@@ -100,8 +100,8 @@ class Supervisor:
             while self._stop_by_s is None or any(worker.status.running for worker in self._workers):
                 self._run_once()
         finally:
-            for worker in self._workers:  # none, unless something failed here: they must not outlive their parent
-                worker.kill()
+            for worker in self._workers:  # none, unless something failed here: then they stop by themselves
+                worker.leave()
             self._selector.close()
             self._woken.close()
             self._wake.close()

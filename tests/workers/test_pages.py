@@ -119,6 +119,12 @@ def test_one_that_has_ended_is_not_ready_and_for_a_while_still_live(side: Side) 
     assert side.json("/livez")[0] == 503
 
 
+def test_one_that_was_not_started_yet_is_no_failure(side: Side) -> None:
+    side.statuses[1] = WorkerStatus(1, 0, running=False, since_s=0.0, port=None, ended="")
+    assert side.json("/livez")[0] == 200
+    assert side.json("/readyz")[1]["reasons"] == ["worker 1: it is being started"]
+
+
 def test_one_that_starts_has_as_long(side: Side) -> None:
     side.statuses[1] = side.statuses[1]._replace(port=None)
     status, body = side.json("/readyz")

@@ -115,12 +115,28 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+# Each test sends SIGTERM in the end, and waits before for what it is about: a stop that comes first starts nobody.
+
+
 def test_all_are_started_and_stop_with_the_parent(tmp_path: Path) -> None:
     case = Case(tmp_path, SERVE, SERVE, SERVE)
     ports = lambda: [worker.status.port for worker in case.workers]  # noqa: E731
     assert case.run(lambda: case.wait(lambda: ports() == [4000, 4001, 4002])) == 0
     assert [len(case.pids(number)) for number in range(3)] == [1, 1, 1]
     assert [worker.status.ended for worker in case.workers] == ["exit code 0"] * 3
+
+
+def test_a_signal_from_a_terminal_comes_through_the_parent_only(tmp_path: Path) -> None:
+    """Ctrl-C goes to a whole group of processes, and would end a Python that is still starting."""
+    groups: list[int] = []
+
+    def look() -> None:
+        case.wait(lambda: case.workers[0].handles_signals)
+        groups.append(os.getpgid(case.workers[0].pid))
+
+    case = Case(tmp_path, SERVE)
+    assert case.run(look) == 0
+    assert groups[0] != os.getpgrp()
 
 
 @pytest.mark.parametrize(("end", "said"), [("sys.exit(1)", "exit code 1"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
@@ -202,6 +218,29 @@ def test_one_that_does_not_stop_is_killed(tmp_path: Path, caplog: pytest.LogCapt
     assert case.run(lambda: case.wait(lambda: case.workers[1].handles_signals)) == 1
     assert case.workers[1].status.ended == "signal SIGKILL"
     assert "worker 1 has not stopped within" in caplog.text
+
+
+def test_a_parent_that_fails_leaves_workers_that_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    until_it_ends = """
+try:
+    parent.recv(1)
+except ConnectionResetError:  # it did not read all that it was told
+    pass
+(folder / "left").touch()
+"""
+    case = Case(tmp_path, until_it_ends + END.format(code=0))
+
+    def fail(_self: Supervisor) -> None:
+        case.wait(lambda: bool(case.pids(0)))
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(Supervisor, "_run_once", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        case.run(lambda: case.wait(lambda: bool(case.pids(0))))
+    case.wait((tmp_path / "left").exists)
+    process = case.workers[0]._process
+    assert process is not None
+    assert process.wait(WAIT_S) == 0
 
 
 def test_a_command_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
