@@ -170,17 +170,18 @@ def test_one_that_is_killed_under_load_is_started_again(
         daemon.wait_ready()
         daemon.wait(lambda: daemon.partitions() == set(range(PARTITIONS)), "serving all partitions")
         stream.limit = 1.0
-        stream.wait_for(0.3)
+        stream.wait_for(0.4)
         (pid,) = daemon.pids(1)
-        counted = daemon.count("events_total")
+        daemon.metrics()  # what is asked for now is known of it later
         os.kill(pid, signal.SIGKILL)
         daemon.wait(lambda: not running(pid), "without it")
         assert daemon._get("/livez")[0] == 200, "it is being started again"
         assert stream.sent < len(case.events), "nothing was left for the one that comes back"
         daemon.wait(lambda: len(daemon.pids(1)) == 2, "starting it again")
-        assert daemon.count("events_total") >= counted, "a sum that falls counts as new once more"
         stream.wait_for(1.0)
         daemon.wait(daemon.ready, "ready with both")
+        counted = daemon.count("events_total")
+        assert 0.9 * len(case.events) < counted <= len(case.events), "what the one that was killed had counted is lost"
         assert daemon.metrics()["lstmstream_worker_restarts_total", (("worker", "1"),)] == 1
         assert len(daemon.pids(0)) == 1
         (ended,) = [line for line in daemon.log_lines if "starting it again" in line["message"]]
