@@ -21,7 +21,7 @@ END_S = 5.0  # from the end of its line to the end of the process
 
 
 class WorkerStatus(NamedTuple):
-    """What is known of a worker without asking it. Made anew at each change, so that any thread may read it."""
+    """What is known of a worker without asking it. A new one at each change, so that any thread may read it."""
 
     number: int
     run: int  # how often it was started

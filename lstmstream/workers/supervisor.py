@@ -203,5 +203,5 @@ class Supervisor:
         self._stop_by_s = self._clock() + GRACE_S
 
     def _note(self, code: int) -> None:
-        """Keep the worst: 2 is for a person to mend, 1 for the supervisor of this process; a signal is a failure."""
+        """Keep the worst: 2 needs a person, 1 for the supervisor of this process; a signal is a failure."""
         self._exit_code = max(self._exit_code, code if code in {0, 1, CANNOT_SERVE} else 1)
