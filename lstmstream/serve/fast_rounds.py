@@ -14,8 +14,10 @@ import numpy as np
 
 from lstmstream.records import Bools, Floats, Ints, Observations
 from lstmstream.serve.state import BatchStates
-from lstmstream.serve.step_model import StepInput, StepModel, rounds_of
+from lstmstream.serve.step_model import Rounds, StepInput, StepModel, rounds_of
 
+HOT_KEYS = 8  # in the rounds that no more keys are left in, all events of a key are one call
+HOT_ROUNDS = 8  # where there are so many of these rounds
 _NEVER = np.iinfo(np.int64).min  # in place of the last timestamp of a key without events
 
 
@@ -49,7 +51,7 @@ def run_rounds(
     """
     if len(states.round_bounds) < 2 or states.failures.any():
         return None
-    order, bounds = states.by_round, states.round_bounds.tolist()
+    order = states.by_round
     sizes = np.diff(states.round_bounds)
     round_numbers = np.repeat(np.arange(len(sizes)), sizes)
     slots = np.arange(len(order)) - states.round_bounds[round_numbers]
@@ -70,19 +72,10 @@ def run_rounds(
 
     events = StepInput(observations.x[order], observations.categories[order], timestamps, elapsed, states.rows[:0])
     rounds = rounds_of(model, events)
-    rows = states.rows
     with np.errstate(over="ignore", invalid="ignore"):  # of sums
-        for start, end in itertools.pairwise(bounds):
-            state = rows[: end - start]
-            if expired is not None and (away := expired[start:end]).any():
-                state = np.where(away[:, None], initial, state)
-            moved = rounds.step(start, end, state)
-            if not _is_finite(moved):
-                return None
-            if start == 0:
-                rows = moved  # of every slot
-            else:
-                rows[: end - start] = moved
+        rows = _moved_rows(rounds, states, initial, expired)
+        if rows is None:
+            return None
         score, prediction = rounds.outputs()
         if not _is_finite(score) or (prediction is not None and not _is_finite(prediction)):
             return None
@@ -100,6 +93,51 @@ def run_rounds(
         late_events=late_events,
         expired=0 if expired is None else int(np.count_nonzero(expired)),
     )
+
+
+def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: Bools | None) -> Floats | None:
+    """[K, S] The states after all rounds; None where one is not finite."""
+    rows, bounds = states.rows, states.round_bounds.tolist()
+    first_of_hot = _first_of_hot(states.round_bounds, expired)
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+        moved = _step_keys(rounds, states.round_bounds, number, rows) if number == first_of_hot else None
+        last = moved is not None
+        if moved is None:
+            state = rows[: end - start]
+            if expired is not None and (away := expired[start:end]).any():
+                state = np.where(away[:, None], initial, state)
+            moved = rounds.step(start, end, state)
+        if not _is_finite(moved):
+            return None
+        if start == 0:
+            rows = moved  # of every slot
+        else:
+            rows[: end - start] = moved
+        if last:
+            break
+    return rows
+
+
+def _first_of_hot(bounds: Ints, expired: Bools | None) -> int | None:
+    """The first of the rounds in which only a few hot keys are left; None where there are not many of these."""
+    sizes = np.diff(bounds)
+    first = int(np.searchsorted(-sizes, -HOT_KEYS))  # sizes descend
+    if len(sizes) - first < HOT_ROUNDS or (expired is not None and expired[bounds[first] :].any()):
+        return None
+    return first
+
+
+def _step_keys(rounds: Rounds, bounds: Ints, first: int, rows: Floats) -> Floats | None:
+    """[n, S] The states of the n keys of round `first` after all rounds, one key after the other; None: in rounds."""
+    sizes = np.diff(bounds)
+    moved = []
+    for slot in range(int(sizes[first])):
+        last = int(np.searchsorted(-sizes, -slot))  # the rounds before it have this slot
+        state = rounds.step_key(bounds[first:last] + slot, rows[slot : slot + 1])
+        if state is None:
+            return None
+        moved.append(state)
+    return np.concatenate(moved)
 
 
 def _previous_timestamps(timestamps: Ints, states: BatchStates, slots: Ints, rounds: Ints) -> tuple[Ints, Ints]:

@@ -6,6 +6,7 @@ trained model's nodes prepare features or make the score from the state. Those r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import numpy as np
 
 from lstmstream.errors import CannotServe
 from lstmstream.model.graph_parts import STATE, GraphPart, TensorType, part_content, split_graph
-from lstmstream.records import Floats
+from lstmstream.model.sequence_graph import sequence_content
+from lstmstream.records import Floats, Ints
 from lstmstream.serve.model_checks import CHECKED_BATCHES, CHECKED_ROWS, probe
 from lstmstream.serve.step_model import StepInput
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from lstmstream.serve.step import OnnxStep
+
+CHECKED_SEQUENCES = ((0, 1), (1, 2), (3, 3), (6, 9), (15, 40))  # first row and number of events
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ELEMENTS = {"tensor(float)": 1, "tensor(int64)": 7, "tensor(bool)": 9, "tensor(int32)": 6, "tensor(double)": 11}
@@ -55,12 +61,38 @@ class SplitStep:
             raise
         except Exception as error:  # whatever it is, the whole graph works
             raise NotSplitError(f"a part cannot be run: {type(error).__name__}: {error}") from error
+        self._sequence: ort.InferenceSession | None = None
+        try:
+            self._sequence = self._open_sequence(content, types)
+        except Exception as error:  # whatever it is, steps work
+            log.debug("the events of one key are stepped through one by one: %s", error)
 
     def begin_rounds(self, given: StepInput) -> SplitRounds:
         """Begin a batch of M events in the order of its rounds. Nothing is read of their state."""
         values: dict[str, Array] = {name: getattr(given, name) for name in StepInput._fields if name != STATE}
         values |= _run(self._before, self._parts.before, values)
         return SplitRounds(self, values, len(given.x))
+
+    def _open_sequence(self, content: bytes, types: dict[str, TensorType]) -> ort.InferenceSession | None:
+        """The part `step` over several events of one key; None where it does not give the bits of single steps."""
+        part = self._parts.step
+        sequence = sequence_content(content, part, types)
+        if sequence is None or any(self._axes[name] != 1 for name in {*part.inputs, *part.outputs[1:]} - {STATE}):
+            return None
+        session = self._whole.open_session(sequence)
+        given = probe(self._whole.card, rows=CHECKED_ROWS)
+        for start, count in CHECKED_SEQUENCES:
+            by_steps, at_once = self.begin_rounds(given), self.begin_rounds(given)
+            state = given.state[start : start + 1]
+            for row in range(start, start + count):
+                state = by_steps.step(row, row + 1, state)
+            moved = at_once._run_sequence(session, np.arange(start, start + count), given.state[start : start + 1])
+            same = [(state, moved)]
+            for name, value in by_steps._hidden.items():
+                same.append((value[:, start : start + count], at_once._hidden[name][:, start : start + count]))
+            if any(step.tobytes() != whole.tobytes() for step, whole in same):
+                return None
+        return session
 
     def _row_axes(self) -> dict[str, int]:
         """The axis of the rows of each tensor that crosses from one part to another."""
@@ -119,13 +151,34 @@ class SplitRounds:
         }
         new_state, *hidden = session.run(part.outputs, feed)
         for name, value in zip(part.outputs[1:], hidden, strict=True):
-            whole = self._hidden.get(name)
-            if whole is None:
-                shape = list(value.shape)
-                shape[split._axes[name]] = self._rows
-                whole = self._hidden[name] = np.empty(shape, value.dtype)
-            _rows(whole, split._axes[name], start, stop)[...] = value
+            _rows(self._whole_of(name, value), split._axes[name], start, stop)[...] = value
         return new_state  # type: ignore[no-any-return]
+
+    def step_key(self, events: Ints, state: Floats) -> Floats | None:
+        """See Rounds."""
+        session = self._split._sequence
+        return None if session is None else self._run_sequence(session, events, state)
+
+    def _run_sequence(self, session: ort.InferenceSession, events: Ints, state: Floats) -> Floats:
+        part = self._split._parts.step
+        feed = {
+            name: state if name == STATE else np.take(self._values[name], events, axis=1).swapaxes(0, 1)
+            for name in part.inputs
+        }
+        new_state, *hidden = session.run(None, feed)
+        for name, value in zip(part.outputs[1:], hidden, strict=True):
+            by_event = value.swapaxes(0, 1)
+            self._whole_of(name, by_event)[:, events] = by_event
+        return new_state  # type: ignore[no-any-return]
+
+    def _whole_of(self, name: str, value: Array) -> Array:
+        """The tensor of all events; `value` is that of some of them."""
+        whole = self._hidden.get(name)
+        if whole is None:
+            shape = list(value.shape)
+            shape[self._split._axes[name]] = self._rows
+            whole = self._hidden[name] = np.empty(shape, value.dtype)
+        return whole
 
     def outputs(self) -> tuple[Floats, Floats | None]:
         """See Rounds."""

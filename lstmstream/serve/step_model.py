@@ -61,8 +61,14 @@ class Rounds(Protocol):
     def step(self, start: int, stop: int, state: Floats) -> Floats:
         """Move the keys of the events start..stop forward; `state` and the result are [stop - start, S]."""
 
+    def step_key(self, events: Ints, state: Floats) -> Floats | None:
+        """Move one key forward by T events [T], one after the other; `state` and the result are [1, S].
+
+        None where the model has no such way; it has one for all keys and events, or for none.
+        """
+
     def outputs(self) -> tuple[Floats, Floats | None]:
-        """Scores [M] and predictions [M, P] of all events, once each was in a `step`."""
+        """Scores [M] and predictions [M, P] of all events, once each was in a `step` or a `step_key`."""
 
 
 @runtime_checkable
@@ -91,6 +97,9 @@ class RoundsByStep:
                 self._prediction = np.empty((len(self._score), out.prediction.shape[1]), np.float32)
             self._prediction[start:stop] = out.prediction
         return out.state
+
+    def step_key(self, events: Ints, state: Floats) -> None:
+        """See Rounds."""
 
     def outputs(self) -> tuple[Floats, Floats | None]:
         """See Rounds."""
