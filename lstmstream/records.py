@@ -113,8 +113,9 @@ class RecordBatch:
 
     def for_partitions(self, wanted: Collection[int]) -> RecordBatch:
         """The records of the wanted partitions, in their order."""
-        good = np.isin(self.partitions, list(wanted))
-        return self if good.all() else self.take(np.flatnonzero(good))
+        if set(partition_numbers(self.partitions)) <= set(wanted):
+            return self
+        return self.take(np.flatnonzero(np.isin(self.partitions, list(wanted))))
 
     def split_at(self, offsets: dict[int, int]) -> tuple[RecordBatch, RecordBatch]:
         """The records before the offset of their partition, and the others; a partition not named is all before."""
@@ -126,16 +127,22 @@ class RecordBatch:
 
     def first_offsets(self) -> dict[int, int]:
         """The offset of the first record, by partition."""
-        return {p: int(self.offsets[self.partitions == p][0]) for p in np.unique(self.partitions).tolist()}
+        return {p: int(self.offsets[self.partitions == p][0]) for p in partition_numbers(self.partitions)}
 
     def next_offsets(self) -> dict[int, int]:
         """The offset after the last record, by partition."""
-        return {p: int(self.offsets[self.partitions == p][-1]) + 1 for p in np.unique(self.partitions).tolist()}
+        return {p: int(self.offsets[self.partitions == p][-1]) + 1 for p in partition_numbers(self.partitions)}
 
     def min_timestamp_ms(self) -> dict[int, int]:
         """The least timestamp, by partition; one where no record has any counts as the latest there is."""
         known = np.where(self.timestamps < 0, np.iinfo(np.int64).max, self.timestamps)
-        return {p: int(known[self.partitions == p].min()) for p in np.unique(self.partitions).tolist()}
+        return {p: int(known[self.partitions == p].min()) for p in partition_numbers(self.partitions)}
+
+
+def partition_numbers(partitions: Ints) -> list[int]:
+    """Those that occur in [N], ascending. Faster than to sort them; none is negative."""
+    numbers: list[int] = np.flatnonzero(np.bincount(partitions)).tolist()
+    return numbers
 
 
 def concatenate(batches: Sequence[RecordBatch]) -> RecordBatch:

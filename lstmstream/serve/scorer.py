@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmstream.model import Card
-from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions
+from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers
 from lstmstream.serve.fast_rounds import MovedStates, run_rounds
 from lstmstream.serve.state import BatchStates, StateStore
 from lstmstream.serve.step_model import StepInput, StepModel
@@ -255,7 +255,7 @@ class Scorer:
     def _skip_applied(self, observations: Observations) -> Observations:
         """Only the observations that their key's state does not contain yet."""
         fresh = np.ones(len(observations.index), dtype=np.bool_)
-        for partition in np.unique(observations.partitions).tolist():
+        for partition in partition_numbers(observations.partitions):
             slab = self.states.slabs[partition]
             find = slab.index.get
             mine = np.flatnonzero(observations.partitions == partition)
@@ -283,7 +283,7 @@ def _apply_moved(
 
 def _changed_rows(states: BatchStates, first_change: Ints) -> dict[int, ChangedRows]:
     changed = {}
-    for partition in np.unique(states.partitions).tolist():
+    for partition in partition_numbers(states.partitions):
         where = np.flatnonzero((states.partitions == partition) & (first_change >= 0))
         where = where[np.argsort(first_change[where], kind="stable")]
         changed[partition] = ChangedRows(states.row_numbers[where], first_change[where])

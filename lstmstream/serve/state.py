@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmstream.records import Floats, Ints
+from lstmstream.records import Floats, Ints, partition_numbers
 
 CLEAN = -1  # in place of an offset: the state topic has this row
 _FIRST_CAPACITY = 256
@@ -279,7 +279,7 @@ class StateStore:
             slab.failures[rows] = states.failures[where]
 
     def _each_slab(self, states: BatchStates) -> list[tuple[Slab, Ints | slice, Ints]]:
-        present = np.unique(states.partitions).tolist()
+        present = partition_numbers(states.partitions)
         if len(present) == 1:
             return [(self.slabs[present[0]], slice(None), states.row_numbers)]
         wheres = [np.flatnonzero(states.partitions == p) for p in present]
