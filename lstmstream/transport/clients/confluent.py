@@ -59,6 +59,7 @@ from lstmstream.transport.clients.confluent_settings import (
     PRODUCER,
 )
 from lstmstream.transport.clients.fetch_limit import FetchLimit
+from lstmstream.transport.clients.offset_metadata import metadata_of
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, MemberInfo, TopicInfo
@@ -316,7 +317,7 @@ class ConfluentAdmin:
             self._consumer = self._offsets_consumer()
         found = self._consumer.committed([TopicPartition(topic, p) for p in partitions], timeout=timeout_s)
         raise_first(found)
-        return {at.partition: CommittedOffset(at.offset, at.metadata or "") for at in found if at.offset >= 0}
+        return {at.partition: CommittedOffset(at.offset, metadata_of(at)) for at in found if at.offset >= 0}
 
     def close(self) -> None:
         """See Admin: the admin client ends with its last reference."""

@@ -24,6 +24,7 @@ from confluent_kafka import (
 from lstmstream.records import NO_TIMESTAMP, Headers, RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.clients.confluent_gaps import GapCheck, OtherOpinion
+from lstmstream.transport.clients.offset_metadata import with_end
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
@@ -363,7 +364,7 @@ def _is_member(token: bytes) -> bool:
 
 def topic_offsets(topic: str, offsets: Mapping[int, CommittedOffset]) -> list[TopicPartition]:
     """Offsets of a topic as the library wants them."""
-    return [TopicPartition(topic, partition, o.offset, o.metadata) for partition, o in offsets.items()]
+    return [TopicPartition(topic, partition, o.offset, with_end(o.metadata)) for partition, o in offsets.items()]
 
 
 def raise_first(partitions: Iterable[TopicPartition] | None) -> None:

@@ -22,6 +22,7 @@ from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsum
 from lstmstream.transport.clients.kafka_python_network import Network, Turns
 from lstmstream.transport.clients.kafka_python_producer import KafkaPythonProducer
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
+from lstmstream.transport.clients.offset_metadata import up_to_end
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import PROPERTY_DEFAULTS, broker_problem
 from lstmstream.transport.ports import CommittedOffset, MemberInfo, TopicInfo
@@ -216,7 +217,11 @@ class KafkaPythonAdmin:
             self._consumer = self._offsets_consumer()
         at = [TopicPartition(topic, partition) for partition in partitions]
         found = self._consumer._coordinator.fetch_committed_offsets(at, timeout_ms=int(timeout_s * 1000))
-        return {at.partition: CommittedOffset(int(o.offset), o.metadata) for at, o in found.items() if o.offset >= 0}
+        return {
+            at.partition: CommittedOffset(int(o.offset), up_to_end(o.metadata))
+            for at, o in found.items()
+            if o.offset >= 0
+        }
 
     def close(self) -> None:
         """See Admin."""

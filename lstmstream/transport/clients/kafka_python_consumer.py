@@ -17,6 +17,7 @@ from kafka.structs import OffsetAndMetadata
 from lstmstream.records import RecordBatch, concatenate
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.clients.kafka_python_records import begin_poll, read_by_batch
+from lstmstream.transport.clients.offset_metadata import with_end
 from lstmstream.transport.ports import CommittedOffset, Membership
 
 log = logging.getLogger(__name__)
@@ -173,4 +174,4 @@ def _poll(consumer: Any, topic: str, timeout_ms: int, max_records: int) -> Recor
 
 def topic_offsets(topic: str, offsets: Mapping[int, CommittedOffset]) -> dict[TopicPartition, OffsetAndMetadata]:
     """Offsets of a topic as the library wants them."""
-    return {TopicPartition(topic, p): OffsetAndMetadata(o.offset, o.metadata, -1) for p, o in offsets.items()}
+    return {TopicPartition(topic, p): OffsetAndMetadata(o.offset, with_end(o.metadata), -1) for p, o in offsets.items()}
