@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import operator
 import struct
 import time
@@ -288,7 +289,9 @@ def _consume(
     ends: dict[int, int] = {}
     undecodable: set[int] = set()
     while True:
-        first = consumer.poll(max(0.0, deadline - time.monotonic()))
+        # Whole milliseconds: the library cuts off the rest, and the last one would be hundreds of polls of 0 ms.
+        left_s = math.ceil((deadline - time.monotonic()) * 1000) / 1000
+        first = consumer.poll(max(0.0, left_s))
         messages = [] if first is None else [first]
         if messages and max_records > 1:
             messages += consumer.consume(max_records - 1, 0)
