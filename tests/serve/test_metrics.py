@@ -183,8 +183,12 @@ def test_whole_batches_count_as_one_value_at_a_time_does(batches: list[list[floa
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     fast = BatchHistogram("h", "d", bounds, ours)
     slow = Histogram("h", "d", registry=theirs, buckets=bounds)
-    for values in batches:
-        fast.observe(np.array(values, np.float32))
+    for number, values in enumerate(batches):
+        if number % 2:
+            for value in values:
+                fast.observe_one(value)
+        else:
+            fast.observe(np.array(values, np.float32))
         for value in values:
             slow.observe(value)
     for le in ("0.0", "0.5", "1.0", "10.0", "1000.0", "+Inf"):
@@ -192,12 +196,15 @@ def test_whole_batches_count_as_one_value_at_a_time_does(batches: list[list[floa
     assert ours.get_sample_value("h_count") == theirs.get_sample_value("h_count")
     total = theirs.get_sample_value("h_sum")
     assert total is not None
+    assert fast.totals()[""][0] == theirs.get_sample_value("h_count")
     assert ours.get_sample_value("h_sum") == pytest.approx(total, rel=1e-9, abs=1e-6)
 
 
 def test_what_is_not_finite_does_not_spoil_a_histogram(registry: CollectorRegistry) -> None:
     histogram = BatchHistogram("h", "d", (1.0,), registry)
     histogram.observe([0.5, float("nan"), float("inf"), -float("inf")])
+    for value in (float("nan"), float("inf"), -float("inf")):
+        histogram.observe_one(value)
     assert registry.get_sample_value("h_count") == 1
     assert registry.get_sample_value("h_sum") == 0.5
 
