@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from lstmstream.config import load_config
+from lstmstream.serve.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -174,6 +176,45 @@ def test_the_parts_agree_with_each_other() -> None:
         for volume in service(name)["volumes"]:
             source = volume.split(":")[0]
             assert source in compose()["volumes"] or (ROOT / source).is_file(), volume
+
+
+# -- the dashboard -----------------------------------------------------------------------------------------------------
+
+
+def panels() -> list[dict[str, Any]]:
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "lstmstream.json").read_text())
+    found: list[dict[str, Any]] = dashboard["panels"]
+    return found
+
+
+def queries(panel: dict[str, Any]) -> list[str]:
+    return [target["expr"] for target in panel["targets"]]
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    exported = {
+        sample
+        for family in Metrics(CollectorRegistry()).registry.collect()
+        for sample in (
+            [f"{family.name}_total"]
+            if family.type == "counter"
+            else [f"{family.name}_{end}" for end in ("sum", "count", "bucket")]
+            if family.type == "histogram"
+            else [family.name]
+        )
+    }
+    asked = [name for panel in panels() for query in queries(panel) for name in re.findall(r"\blstmstream_\w+", query)]
+    assert asked
+    assert set(asked) <= exported
+
+
+def test_the_dashboard_shows_the_time_per_event_and_stage() -> None:
+    (panel,) = [panel for panel in panels() if "stage" in panel["title"]]
+    (query,) = queries(panel)
+    assert query.startswith("sum by (stage) (rate(lstmstream_stage_seconds_sum{")
+    assert "rate(lstmstream_events_total{" in query
+    assert panel["targets"][0]["legendFormat"] == "{{stage}}"
+    assert panel["fieldConfig"]["defaults"]["unit"] == "s"
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------
