@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost
@@ -15,6 +16,7 @@ from lstmstream.serve.health import Health
 from lstmstream.serve.http import HttpServer, daemon_routes
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
+from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.serve.worker import Worker
 from lstmstream.shutdown import ShutdownSignal
@@ -25,16 +27,18 @@ GROWTH_S = 1.0  # for a walk over some hundred events at load
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, shutdown: ShutdownSignal, worker: Worker | None = None) -> int:
+def run(config: Config, shutdown: ShutdownSignal, worker: Worker | None = None, *, profile: Path | None = None) -> int:
     """Serve until a signal asks to stop. 0 after a clean hand-over, 1 failed while running, 2 could not start.
 
     `worker`: where this process is one of several (`--workers`); `config` is then the worker's own.
+    `profile`: the file of a profile of the whole run.
     """
     if worker is None:  # else the process that started it says them once
         for text in config_warnings(config):
             log.warning("%s", text)
     try:
-        return _serve(config, shutdown, worker)
+        taken = None if profile is None else Profile(profile, f"lstmstream run {config.name}")
+        return _serve(config, shutdown, worker, taken)
     except CannotServe as error:
         for problem in error.problems:
             log.error("%s", problem)  # noqa: TRY400 - for a person, not for a debugger
@@ -49,7 +53,7 @@ def run(config: Config, shutdown: ShutdownSignal, worker: Worker | None = None) 
         shutdown.ignore()
 
 
-def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None) -> int:
+def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, profile: Profile | None) -> int:
     def stopping() -> bool:
         return shutdown.requested
 
@@ -82,6 +86,8 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None) -> i
                 growth,
             )
         log.info("listening", extra={"host": config.http.host, "port": http.port})
+        if profile is not None:
+            profile.start()
         timer = StageTimer(clock.monotonic_s)
         observer = make_observers(config, card, metrics, health, timer, clock)
         transport = open_kafka_transport(config)
@@ -105,3 +111,5 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None) -> i
         return daemon.run()
     finally:
         http.close()
+        if profile is not None:
+            profile.finish(Totals(*metrics.batch_totals()), log.info)

@@ -8,6 +8,7 @@ needs polars (extra `tables`); JSONL does not.
 from __future__ import annotations
 
 import sys
+import time
 from base64 import b64encode
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -21,6 +22,8 @@ from lstmstream.records import Headers
 from lstmstream.row_progress import RowProgress
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.observers import StageTimer
+from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.score_input import KeyAndTime, ScoreInput, score_config, with_key_and_time
 from lstmstream.serve.score_notes import FeaturesWithoutValues, LateRows, RefusedRows, UnseenFields, say
 
@@ -37,26 +40,32 @@ def score_file(
     dead_letters: Path | None,
     no_key: bool = False,
     no_timestamp: bool = False,
+    profile: Path | None = None,
 ) -> int:
     """Answer the events of `data` in their order; all are of one partition. Returns the exit code.
 
     `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
     the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
-    reading. The exit code is 1 where there are rows and none could be scored.
+    reading. `profile`: the file of a profile. The exit code is 1 where there are rows and none could be scored.
     """
     columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
     config = score_config(config_or_model)
     model, step = load_step_model(config)
     _refuse_overwriting(
         {"the data": "/dev/stdin" if data == "-" else data, "the model": model.path, "the config": config_or_model},
-        {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters},
+        {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters, "--profile": profile},
+    )
+    timer, profiled = (
+        StageTimer(time.perf_counter),
+        None if profile is None else Profile(profile, f"lstmstream score {data}"),
     )
     config = with_key_and_time(config, model, columns)
-    engine = make_engine(config, step, from_file=True)
+    engine = make_engine(config, step, from_file=True, timer=timer)
     engine.scorer.states.open(0)
     name = STANDARD_INPUT if data == "-" else data
     refused = RefusedRows(name, kept=dead_letters is not None)
     late = LateRows(name, config.input.late)
+    batches = 0
     with ExitStack() as files:
         rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS)))
         unseen = UnseenFields(name, rows.sought_fields)
@@ -66,7 +75,10 @@ def score_file(
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
         progress = files.enter_context(closing(RowProgress(name, terminal=_draws_bar(out))))
+        if profiled is not None:
+            profiled.start()
         for records in rows:
+            batches += 1
             unseen.look(records)
             result = engine.process(records)
             _write(result, predictions, letters)
@@ -78,6 +90,8 @@ def score_file(
             late.add(result.late_events if config.input.timestamp is not None else 0)
             progress.update(rows.rows, rows.done)
         predictions.flush()
+    if profiled is not None:
+        profiled.finish(Totals(rows.rows, batches, timer.take()), say)
     unseen.finish()
     features.finish(unseen.unseen)
     late.finish()

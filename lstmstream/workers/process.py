@@ -31,12 +31,18 @@ class WorkerStatus(NamedTuple):
     ended: str  # how it ended the last time, in words
 
 
-def worker_command(config: Path, number: int, count: int) -> list[str]:
-    """The command of one worker, with the Python and from the place that this process runs from."""
+def worker_command(config: Path, number: int, count: int, profile: Path | None = None) -> list[str]:
+    """The command of one worker, with the Python and from the place that this process runs from.
+
+    With `profile`, each worker has a file of its own: p-0.json, p-1.json and so on for p.json.
+    """
     # As a script the working folder is not searched for modules, and a folder that is named like one must not matter.
     from_folder = sys.path[:1] == [str(Path.cwd())]
     safe_path = [] if from_folder else ["-P"]
-    return [sys.executable, *safe_path, "-m", "lstmstream", "run", str(config), "--worker", f"{number}/{count}"]
+    command = [sys.executable, *safe_path, "-m", "lstmstream", "run", str(config), "--worker", f"{number}/{count}"]
+    if profile is not None:
+        command += ["--profile", str(profile.with_stem(f"{profile.stem}-{number}"))]
+    return command
 
 
 class WorkerProcess:

@@ -27,11 +27,11 @@ CANNOT_SERVE = 2  # the exit code that starting again would not change
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path, count: int, shutdown: ShutdownSignal) -> int:
+def run(config: Config, path: Path, count: int, shutdown: ShutdownSignal, *, profile: Path | None = None) -> int:
     """Run `count` workers with the configuration at `path` until a signal asks to stop. Exit codes are a daemon's."""
     for text in config_warnings(config):
         log.warning("%s", text)
-    workers = [WorkerProcess(number, worker_command(path, number, count)) for number in range(count)]
+    workers = [WorkerProcess(number, worker_command(path, number, count, profile)) for number in range(count)]
     pages = Pages(lambda: [worker.status for worker in workers], stall_after_s=config.http.stall_after)
     try:
         http = HttpServer(config.http.host, config.http.port, pages.routes(), not_found=pages.not_found)

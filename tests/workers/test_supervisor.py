@@ -277,6 +277,11 @@ def test_a_worker_is_the_same_program(tmp_path: Path, monkeypatch: pytest.Monkey
     assert worker_command(config, 1, 2) == [module[0], "-P", *module[1:]]
 
 
+def test_each_worker_writes_a_profile_of_its_own(tmp_path: Path) -> None:
+    command = worker_command(tmp_path / "c.yaml", 1, 2, tmp_path / "p.json")
+    assert command[-2:] == ["--profile", str(tmp_path / "p-1.json")]
+
+
 def test_a_worker_without_a_parent_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lstmstream", "run", str(tmp_path / "c.yaml"), "--worker", "0/2"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
