@@ -9,6 +9,7 @@ PYTHON ?= python3
 EVENTS ?=
 BOOTSTRAP ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 UPGRADE ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -16,7 +17,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench bench-stages bench-parity bench-restart bench-training lock audit sbom clean
+.PHONY: help demo test check format bench bench-speed bench-stages bench-parity bench-restart bench-training lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -35,7 +36,7 @@ check: .venv-dev/.package ## style, types, imports, dependencies
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
-	.venv-dev/bin/mypy $$(find tests -name '*.py' ! -name 'test_*')
+	.venv-dev/bin/mypy $$(find tests benchmarks -name '*.py' ! -name 'test_*')
 	.venv-dev/bin/lint-imports
 	.venv-dev/bin/deptry .
 
@@ -43,7 +44,10 @@ format: .venv-dev/.package ## rewrite the sources in the one style
 	.venv-dev/bin/ruff check --fix .
 	.venv-dev/bin/ruff format .
 
-bench: .venv-dev/.package ## throughput, latency, memory, time per stage
+bench: .venv-dev/.package ## the daemon beside Kafka Streams, Quix Streams and plain loops; BENCH_ARGS="--quick --latency 2000"
+	.venv-dev/bin/python -m benchmarks.throughput $(BENCH_ARGS)
+
+bench-speed: .venv-dev/.package ## one daemon: throughput, latency, memory, time per stage, restarts
 	.venv-dev/bin/python -m benchmarks.speed
 
 bench-stages: .venv-dev/.package ## CPU time per event of decoding, stepping and encoding, without a broker

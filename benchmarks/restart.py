@@ -221,7 +221,7 @@ class Run:
         daemon = self._running
 
         def right() -> bool:
-            return daemon.count("state_keys") == self._keys and len(daemon.partitions()) == self._partitions
+            return bool(daemon.count("state_keys") == self._keys) and len(daemon.partitions()) == self._partitions
 
         daemon.wait(right, f"all {self._keys} keys in memory, {how} (/metrics: {daemon.count('state_keys'):g})", 10)
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -55,7 +56,8 @@ class Keys:
     def draw(self, count: int) -> list[int]:
         """Keys of so many events, by number."""
         ranks = np.minimum(np.searchsorted(self._sums, self._random.random(count)), KEYS - 1)
-        return self._places[ranks].tolist()
+        numbers: list[int] = self._places[ranks].tolist()
+        return numbers
 
     def event(self, number: int, key: int, time_ms: int) -> tuple[bytes, bytes, int, int]:
         """Key, value (about 157 bytes), timestamp and partition of one event."""
@@ -203,7 +205,7 @@ class Bench:
             self._latency(seconds, steady)
             self._restart("sigterm", lambda daemon: daemon.sigterm())
             time.sleep(3)
-            self._restart("kill9", lambda daemon: daemon.kill9() or -9)
+            self._restart("kill9", _kill)
             time.sleep(3)
         finally:
             steady.finish()
@@ -254,6 +256,11 @@ class Bench:
             "without_answers": round(first - last, 2),
         }
         self._say(f"restarted after {how}")
+
+
+def _kill(daemon: RunningDaemon) -> int:
+    daemon.kill9()
+    return -signal.SIGKILL
 
 
 _QUANTILES = {"p50": 50, "p99": 99, "p99.9": 99.9}

@@ -1,0 +1,162 @@
+"""What is compared: the daemon in its variants, and the peers; and how each is started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from benchmarks.throughput.environments import PEERS, kafka_streams_jars, python_environment
+from benchmarks.throughput.models import Models
+
+REFERENCE = "reference"
+LSTMSTREAM = (sys.executable, "-m", "lstmstream")
+ROOT = Path(__file__).resolve().parents[2]
+EXACTLY_ONCE = "exactly once"
+AT_LEAST_ONCE = "at least once"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an app is to do: read `input`, write `output`. Its files go into `folder`."""
+
+    servers: str
+    input: str
+    output: str
+    group: str
+    partitions: int
+    folder: Path
+    models: Models
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """One line of the table. `command` makes its environment if need be, and may raise BuildFailed."""
+
+    name: str  # for --apps
+    title: str
+    guarantee: str
+    state: str
+    command: Callable[[Job], list[str]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_daemon: bool = False
+
+    def variables(self, job: Job) -> dict[str, str]:
+        """The environment variables that it gets beside those of the benchmark."""
+        return {
+            "BOOTSTRAP": job.servers,
+            "INPUT": job.input,
+            "OUTPUT": job.output,
+            "GROUP": job.group,
+            "MODEL": str(job.models.plain),
+            "STATE_DIR": str(job.folder / "state"),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            **self.environment,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What this version of the daemon has."""
+
+    version: str
+    workers: bool
+    compiled_codec: bool
+
+
+def find_abilities() -> Abilities:
+    """Ask the daemon's command line."""
+    version, usage = _output("--version"), _output("run", "--help")
+    # An option that is named but does nothing yet says so.
+    workers = "--workers" in usage and "not implemented" not in " ".join(usage.lower().split())
+    codec = "compiled" in version.lower() and "codec" in version.lower()
+    return Abilities(" ".join(version.split()), workers, codec)
+
+
+def make_apps(abilities: Abilities, cache: Path) -> list[App]:
+    """All apps, the daemon's first."""
+    apps = [
+        _daemon(guarantee, client)
+        for guarantee in (EXACTLY_ONCE, AT_LEAST_ONCE)
+        for client in ("confluent", "kafka-python")
+    ]
+    if abilities.workers:
+        apps += [_daemon(EXACTLY_ONCE, client, workers=2) for client in ("confluent", "kafka-python")]
+    if abilities.compiled_codec:
+        apps += [_daemon(EXACTLY_ONCE, client, pure=True) for client in ("confluent", "kafka-python")]
+    return [*apps, *_peers(cache)]
+
+
+def choose_apps(apps: Sequence[App], wanted: str | None) -> list[App]:
+    """Those whose name is in the comma-separated list, or begins with one of its words. Raises ValueError."""
+    if wanted is None:
+        return list(apps)
+    words = [word.strip() for word in wanted.split(",") if word.strip()]
+    for word in words:
+        if not any(app.name.startswith(word) for app in apps):
+            raise ValueError(f"no app is called {word}; there are: {', '.join(app.name for app in apps)}")
+    return [app for app in apps if any(app.name.startswith(word) for word in words)]
+
+
+def _daemon(guarantee: str, client: str, *, workers: int = 1, pure: bool = False) -> App:
+    suffix = (f"-{workers}-workers" if workers > 1 else "") + ("-pure" if pure else "")
+    extra = (f", {workers} workers" if workers > 1 else "") + (", codec off" if pure else "")
+
+    def command(job: Job) -> list[str]:
+        config = {
+            "name": job.group,
+            "model": str(job.models.product),
+            "delivery": guarantee.replace(" ", "_"),
+            "kafka": {"bootstrap_servers": job.servers, "client": client},
+            "input": {"topic": job.input},
+            "output": {"topic": job.output, "include": ["ts"]},
+            "http": {"port": 0},
+        }
+        path = job.folder / "daemon.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return [*LSTMSTREAM, "run", str(path), *(["--workers", str(workers)] if workers > 1 else [])]
+
+    short = {EXACTLY_ONCE: "exactly-once", AT_LEAST_ONCE: "at-least-once"}[guarantee]
+    return App(
+        name=f"lstmstream-{short}-{client}{suffix}",
+        title=f"**lstmstream**, {client}{extra}",
+        guarantee=guarantee,
+        state="memory + state topic",
+        command=command,
+        environment={"LSTMSTREAM_CODEC": "pure"} if pure else {},
+        is_daemon=True,
+    )
+
+
+def _peers(cache: Path) -> list[App]:
+    def script(name: str) -> Callable[[Job], list[str]]:
+        def command(_: Job) -> list[str]:
+            return [str(python_environment(PEERS / f"{name}.txt", cache)), str(PEERS / f"{name}.py")]
+
+        return command
+
+    def kafka_streams(_: Job) -> list[str]:
+        jars = kafka_streams_jars(PEERS / "kafka-streams", cache)
+        return ["java", "-Xmx2g", "-cp", f"{jars}/kafka-streams-peer.jar{os.pathsep}{jars}/lib/*", "peers.ScoreEvents"]
+
+    rocksdb = "RocksDB + changelog topic"
+    return [
+        App("kafka-streams", "Kafka Streams", EXACTLY_ONCE, rocksdb, kafka_streams),
+        App("quix-streams", "Quix Streams", EXACTLY_ONCE, rocksdb, script("quix_streams")),
+        App("loop-confluent", "plain loop, confluent", "none", "memory", script("confluent_loop")),
+        App("loop-kafka-python", "plain loop, kafka-python", "none", "memory", script("kafka_python_loop")),
+        App(REFERENCE, "reference loop", "none", "memory", script("reference_loop")),
+    ]
+
+
+def _output(*arguments: str) -> str:
+    result = subprocess.run(
+        [*LSTMSTREAM, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    return result.stdout

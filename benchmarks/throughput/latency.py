@@ -1,0 +1,183 @@
+"""Latency at a fixed rate: from the moment at which an event is sent to a read_committed reader in its own process.
+
+The time of sending is in the record, in seconds with six decimals where the event's time is otherwise, and every app
+carries it into its answer. Sender and reader use the same machine's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Producer
+
+from benchmarks.throughput.apps import App, Job
+from benchmarks.throughput.measuring import AppFailed, Bench
+from benchmarks.throughput.processes import Program, usage_of
+from benchmarks.throughput.spread import percentiles_ms
+from benchmarks.throughput.topics import Topics
+from benchmarks.throughput.workload import Event, Workload
+
+SHARES_OF_PEAK = (0.1, 0.5, 0.9)
+START_S = 90.0
+SETTLE_S = 3.0  # at the full rate, before anything counts
+TAIL_S = 5.0  # for the last answers
+SENDING_INTERVAL_S = 0.001
+PREPARED = 100_000  # events made beforehand, then sent again and again
+SENT_AT = re.compile(rb'"ts":"(\d+\.\d{6})"')
+SAMPLES_PER_S = 20_000  # of the answers, so that the reader keeps up
+
+
+class Sender:
+    """Sends events at a rate, each with its time in the record."""
+
+    def __init__(self, servers: str, topic: str, workload: Workload) -> None:
+        self._topic = topic
+        prepared = islice(workload.make_events(), PREPARED)
+        self._events: Iterator[Event] = cycle([event for _, event in prepared])
+        self._producer = Producer(
+            {
+                "bootstrap.servers": servers,
+                "partitioner": "murmur2_random",
+                "linger.ms": 0,
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
+
+    def send(self, count: int) -> None:
+        """So many events now."""
+        for event in islice(self._events, count):
+            self._producer.produce(self._topic, event.value(b"%.6f" % time.time()), event.key)
+        self._producer.poll(0)
+
+    def keep_rate(self, rate: float, seconds: float) -> int:
+        """Send at the rate for a while; return the number of events, which is smaller if the rate is too high."""
+        began, sent = time.monotonic(), 0
+        while (passed := time.monotonic() - began) < seconds:
+            due = min(int(passed * rate) - sent, 5000)
+            self.send(due)
+            sent += due
+            time.sleep(SENDING_INTERVAL_S)
+        return sent
+
+    def flush(self) -> None:
+        """Until all has been written."""
+        self._producer.flush(30)
+
+
+def measure_latency(
+    app: App, job: Job, rate: float, seconds: float, bench: Bench, workload: Workload
+) -> dict[str, Any]:
+    """Start the app on an empty topic and send at `rate`. Raises AppFailed, or BuildFailed from the app's command."""
+    command = app.command(job)
+    bench.topics.create(job.input)
+    bench.topics.create(job.output)
+    sender = Sender(bench.topics.servers, job.input, workload)
+    with Program(command, app.variables(job), job.folder / "output.log", bench.guard) as program:
+        await_first_answer(program, sender, job, bench.topics)
+        found_at = job.folder / "latency.json"
+        with Program(_reader_command(job, rate, found_at), {}, job.folder / "reader.log", bench.guard) as reader:
+            sender.keep_rate(rate, SETTLE_S)
+            before, began = program.usage(), time.time()
+            sent = sender.keep_rate(rate, seconds)
+            cpu_s, ended = program.usage().cpu_s - before.cpu_s, time.time()
+            sender.flush()
+            time.sleep(TAIL_S)
+            if reader.exit_code is not None:
+                raise AppFailed(f"the reader ended: {reader.last_words()}")
+            found_at.with_suffix(".stop").touch()
+            _await(found_at.exists, 30, "the reader's figures")
+        if program.exit_code is not None:
+            raise AppFailed(f"ended with code {program.exit_code}: {program.last_words()}")
+    samples = np.array(json.loads(found_at.read_text()))
+    counted = samples[(samples[:, 0] >= began) & (samples[:, 0] < ended)] if len(samples) else samples
+    if not len(counted):
+        raise AppFailed("no answer to the events of the measured time was seen")
+    return {
+        "app": app.name,
+        "wanted_events_per_s": round(rate),
+        "events_per_s": round(sent / (ended - began)),
+        "cores": round(cpu_s / (ended - began), 3),
+        "answered_share": round(min(1.0, len(counted) * sampling_interval(rate) / sent), 3),
+        "latency_ms": percentiles_ms(counted[:, 1] - counted[:, 0]),
+    }
+
+
+def await_first_answer(program: Program, sender: Sender, job: Job, topics: Topics) -> None:
+    """Send a few events until the app answers. Raises AppFailed."""
+
+    def answered() -> bool:
+        if program.exit_code is not None:
+            raise AppFailed(f"ended with code {program.exit_code}: {program.last_words()}")
+        sender.send(20)
+        time.sleep(0.5)
+        return topics.committed_end(job.output) > 0
+
+    _await(answered, START_S, "the first answer")
+
+
+def _await(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AppFailed(f"{what} did not come within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def sampling_interval(rate: float) -> int:
+    """The reader looks at each n-th answer only."""
+    return max(1, int(rate / SAMPLES_PER_S))
+
+
+def _reader_command(job: Job, rate: float, found_at: Path) -> list[str]:
+    arguments = (job.servers, job.output, job.partitions, sampling_interval(rate), found_at)
+    return [sys.executable, "-m", "benchmarks.throughput.latency", *map(str, arguments)]
+
+
+def read_latencies(servers: str, topic: str, partitions: int, every: int, found_at: Path) -> None:
+    """The reader's process: times of sending and of arrival of each `every`-th answer, until asked to stop."""
+    topics = Topics(servers, partitions)
+    consumer = topics.reader(topic, topics.committed_ends(topic), **{"fetch.wait.max.ms": 10})
+    stop, samples, count = found_at.with_suffix(".stop"), [], 0
+    while not stop.exists():
+        messages = consumer.consume(500, 0.005)
+        now = time.time()
+        for message in messages:
+            count += 1
+            if count % every == 0 and not message.error():
+                sent_at = SENT_AT.search(message.value() or b"")
+                if sent_at is not None:
+                    samples.append((float(sent_at[1]), now))
+    consumer.close()
+    written = found_at.with_suffix(".new")
+    written.write_text(json.dumps(samples))
+    written.rename(found_at)
+
+
+def measure_idle(app: App, job: Job, seconds: float, bench: Bench, workload: Workload) -> dict[str, Any]:
+    """CPU of the app without input, after it has answered some events. Raises AppFailed."""
+    command = app.command(job)
+    bench.topics.create(job.input)
+    bench.topics.create(job.output)
+    sender = Sender(bench.topics.servers, job.input, workload)
+    with Program(command, app.variables(job), job.folder / "output.log", bench.guard) as program:
+        await_first_answer(program, sender, job, bench.topics)
+        time.sleep(SETTLE_S)
+        before, broker = program.usage(), usage_of(bench.broker_pid)
+        time.sleep(seconds)
+        if program.exit_code is not None:
+            raise AppFailed(f"ended with code {program.exit_code}: {program.last_words()}")
+        cores = (program.usage().cpu_s - before.cpu_s) / seconds
+        broker_cores = (usage_of(bench.broker_pid).cpu_s - broker.cpu_s) / seconds
+    return {"app": app.name, "seconds": seconds, "cores": round(cores, 4), "broker_cores": round(broker_cores, 4)}
+
+
+if __name__ == "__main__":
+    read_latencies(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
