@@ -23,7 +23,7 @@ from benchmarks.throughput.measuring import AppFailed, Bench
 from benchmarks.throughput.processes import Program, usage_of
 from benchmarks.throughput.spread import percentiles_ms
 from benchmarks.throughput.topics import Topics
-from benchmarks.throughput.workload import Event, Workload
+from benchmarks.throughput.workload import LOG_LEVEL, Event, Workload
 
 SHARES_OF_PEAK = (0.1, 0.5, 0.9)
 START_S = 90.0
@@ -45,6 +45,7 @@ class Sender:
         self._producer = Producer(
             {
                 "bootstrap.servers": servers,
+                "log_level": LOG_LEVEL,
                 "partitioner": "murmur2_random",
                 "linger.ms": 0,
                 "queue.buffering.max.messages": 1_000_000,

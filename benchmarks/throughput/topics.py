@@ -10,6 +10,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
+from benchmarks.throughput.workload import LOG_LEVEL
+
 REQUEST_S = 15.0
 
 _LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -21,7 +23,7 @@ class Topics:
     def __init__(self, servers: str, partitions: int) -> None:
         self.servers = servers
         self._partitions = partitions
-        self._admin = AdminClient({"bootstrap.servers": servers})
+        self._admin = AdminClient({"bootstrap.servers": servers, "log_level": LOG_LEVEL})
 
     def create(self, name: str) -> None:
         """Make a topic."""
@@ -51,6 +53,7 @@ class Topics:
         consumer = Consumer(
             {
                 "bootstrap.servers": self.servers,
+                "log_level": LOG_LEVEL,
                 "group.id": "throughput-reader",  # never joined: the partitions are assigned
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,

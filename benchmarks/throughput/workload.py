@@ -17,6 +17,7 @@ FEATURES = ("amount", *(f"f{number}" for number in range(1, 8)))
 FIRST_EVENT = np.datetime64("2025-06-01T00:00:00.000")
 EVENT_INTERVAL_MS = 20
 CHUNK = 100_000  # events made at once
+LOG_LEVEL = 2  # of librdkafka: critical; it also reports that the broker was stopped
 
 _TAIL = ",".join(f'"{name}":%.4f' for name in FEATURES).encode()
 
@@ -83,6 +84,7 @@ def load_topic(
     producer = Producer(
         {
             "bootstrap.servers": servers,
+            "log_level": LOG_LEVEL,
             "partitioner": "murmur2_random",  # as Java's clients and kafka-python
             "acks": "all",
             "enable.idempotence": True,
