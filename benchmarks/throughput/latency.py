@@ -31,7 +31,7 @@ SETTLE_S = 3.0  # at the full rate, before anything counts
 TAIL_S = 5.0  # for the last answers
 SENDING_INTERVAL_S = 0.001
 PREPARED = 100_000  # events made beforehand, then sent again and again
-SENT_AT = re.compile(rb'"ts":"(\d+\.\d{6})"')
+SENT_AT = re.compile(rb'"ts":\s*"(\d+\.\d{6})"')
 SAMPLES_PER_S = 20_000  # of the answers, so that the reader keeps up
 
 
