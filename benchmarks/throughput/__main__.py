@@ -186,7 +186,8 @@ def run(options: Namespace, apps: Sequence[App], version: str) -> int:
         "workload": {
             name: getattr(options, name)
             for name in ("events", "keys", "zipf", "partitions", "hidden", "layers", "rounds", "quick")
-        },
+        }
+        | {"event_bytes": workload.event_bytes()},
     }
     with tempfile.TemporaryDirectory(prefix="lstmstream-throughput-") as temporary, Guard() as guard:
         folder = Path(temporary)
@@ -198,8 +199,11 @@ def run(options: Namespace, apps: Sequence[App], version: str) -> int:
             assert pid is not None
             guard.add(pid)
             topics, sample = Topics(servers, options.partitions), Sample(workload)
-            result["workload"]["event_bytes"] = _load(topics, workload, sample) if options.rounds else 0
-            sample.score(models.plain)
+            if options.rounds:
+                say(f"loading {workload.events:,} events")
+                topics.create(INPUT)
+                load_topic(servers, INPUT, workload, sample.see)
+                sample.score(models.plain)
             bench = Bench(topics, INPUT, pid, folder, guard, sample, options.events)
             session = Session(options, apps, models, bench)
             session.run_throughput(INPUT)
@@ -219,12 +223,6 @@ def run(options: Namespace, apps: Sequence[App], version: str) -> int:
     print(write_results(options, session, apps, result))
     say(f"results are in {options.out}")
     return 1 if session.wrong else 0
-
-
-def _load(topics: Topics, workload: Workload, sample: Sample) -> int:
-    say(f"loading {workload.events:,} events")
-    topics.create(INPUT)
-    return load_topic(topics.servers, INPUT, workload, sample.see, lambda _: None)
 
 
 def print_names(apps: Iterable[App]) -> None:

@@ -7,7 +7,6 @@ carries it into its answer. Sender and reader use the same machine's clock.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,6 @@ SETTLE_S = 3.0  # at the full rate, before anything counts
 TAIL_S = 5.0  # for the last answers
 SENDING_INTERVAL_S = 0.001
 PREPARED = 100_000  # events made beforehand, then sent again and again
-SENT_AT = re.compile(rb'"ts":\s*"(\d+\.\d{6})"')
 SAMPLES_PER_S = 20_000  # of the answers, so that the reader keeps up
 
 
@@ -85,6 +83,7 @@ def measure_latency(
         await_first_answer(program, sender, job, bench.topics)
         found_at = job.folder / "latency.json"
         with Program(_reader_command(job, rate, found_at), {}, job.folder / "reader.log", bench.guard) as reader:
+            _await(found_at.with_suffix(".ready").exists, START_S, "the reader")
             sender.keep_rate(rate, SETTLE_S)
             before, began = program.usage(), time.time()
             sent = sender.keep_rate(rate, seconds)
@@ -139,27 +138,7 @@ def sampling_interval(rate: float) -> int:
 
 def _reader_command(job: Job, rate: float, found_at: Path) -> list[str]:
     arguments = (job.servers, job.output, job.partitions, sampling_interval(rate), found_at)
-    return [sys.executable, "-m", "benchmarks.throughput.latency", *map(str, arguments)]
-
-
-def read_latencies(servers: str, topic: str, partitions: int, every: int, found_at: Path) -> None:
-    """The reader's process: times of sending and of arrival of each `every`-th answer, until asked to stop."""
-    topics = Topics(servers, partitions)
-    consumer = topics.reader(topic, topics.committed_ends(topic), **{"fetch.wait.max.ms": 10})
-    stop, samples, count = found_at.with_suffix(".stop"), [], 0
-    while not stop.exists():
-        messages = consumer.consume(500, 0.005)
-        now = time.time()
-        for message in messages:
-            count += 1
-            if count % every == 0 and not message.error():
-                sent_at = SENT_AT.search(message.value() or b"")
-                if sent_at is not None:
-                    samples.append((float(sent_at[1]), now))
-    consumer.close()
-    written = found_at.with_suffix(".new")
-    written.write_text(json.dumps(samples))
-    written.rename(found_at)
+    return [sys.executable, "-m", "benchmarks.throughput.latency_reader", *map(str, arguments)]
 
 
 def measure_idle(app: App, job: Job, seconds: float, bench: Bench, workload: Workload) -> dict[str, Any]:
@@ -178,7 +157,3 @@ def measure_idle(app: App, job: Job, seconds: float, bench: Bench, workload: Wor
         cores = (program.usage().cpu_s - before.cpu_s) / seconds
         broker_cores = (usage_of(bench.broker_pid).cpu_s - broker.cpu_s) / seconds
     return {"app": app.name, "seconds": seconds, "cores": round(cores, 4), "broker_cores": round(broker_cores, 4)}
-
-
-if __name__ == "__main__":
-    read_latencies(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

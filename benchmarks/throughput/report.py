@@ -106,13 +106,17 @@ def markdown(result: Mapping[str, Any], sections: Sequence[tuple[str, str]]) -> 
     machine, load = result["machine"], result["workload"]
     keys = "one key" if load["keys"] == 1 else f"{load['keys']:,} keys"
     spread = "uniform" if load["zipf"] == 0 else f"Zipf {load['zipf']:g}"
-    rounds = f"{load['rounds']} interleaved round{'s' if load['rounds'] != 1 else ''}"
     about = (
         f"`python -m benchmarks.throughput`, {result['date']}: {machine['processor']}, {machine['cores']} cores, which"
-        f" app, broker and benchmark share. {load['events']:,} events of {load['event_bytes']} bytes, {keys}"
+        f" app, broker and benchmark share. Events of {load['event_bytes']} bytes, {keys}"
         f" ({spread}), {load['partitions']} partitions; an LSTM of {load['layers']} x {load['hidden']} units, the same"
-        f" weights for all. Median and range of {rounds}."
+        " weights for all."
     )
+    if load["rounds"]:
+        rounds = f"{load['rounds']} interleaved rounds: median and range" if load["rounds"] > 1 else "one round"
+        about += f" A topic of {load['events']:,} events; {rounds}."
+    if load["quick"]:
+        about += " A quick run: its figures say little."
     lines = ["# Throughput beside other ways to do the same", "", about]
     for title, text in sections:
         lines += ["", f"## {title}", "", text]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from confluent_kafka import Producer
@@ -73,14 +74,13 @@ class Workload:
                 head = b'{"card_id":"%b","ts":"' % key
                 yield time.encode() + b"Z", Event(key, head, b'",' + _TAIL % values + b"}", values)
 
+    def event_bytes(self) -> int:
+        """The mean size of a value, of the first events."""
+        return round(float(np.mean([len(event.value(time)) for time, event in islice(self.make_events(), 1000)])))
 
-def load_topic(
-    servers: str, topic: str, workload: Workload, see: Callable[[bytes, Event], None], progress: Callable[[int], None]
-) -> int:
-    """Write all events into the topic, in order per key; return the mean size of a value in bytes.
 
-    `see` gets each event with its time, `progress` the number written so far, once per chunk.
-    """
+def load_topic(servers: str, topic: str, workload: Workload, see: Callable[[bytes, Event], None]) -> None:
+    """Write all events into the topic, in order per key; `see` gets each event with its time."""
     producer = Producer(
         {
             "bootstrap.servers": servers,
@@ -93,21 +93,15 @@ def load_topic(
             "queue.buffering.max.messages": 2 * CHUNK,
         }
     )
-    size = 0
-    for number, (time, event) in enumerate(workload.make_events(), start=1):
+    for time, event in workload.make_events():
         see(time, event)
         value = event.value(time)
-        size += len(value)
         while True:
             try:
                 producer.produce(topic, value, event.key)
                 break
             except BufferError:
                 producer.poll(0.05)
-        if number % CHUNK == 0:
-            producer.poll(0)
-            progress(number)
     left = producer.flush(120)
     if left:
         raise RuntimeError(f"{left} events could not be written to {topic} within 120 s")
-    return round(size / workload.events)

@@ -19,7 +19,8 @@ from benchmarks.throughput import apps, environments, report
 from benchmarks.throughput.answers import Check, Sample
 from benchmarks.throughput.apps import AT_LEAST_ONCE, EXACTLY_ONCE, Abilities, choose_apps, make_apps
 from benchmarks.throughput.environments import BuildFailed, kafka_streams_jars, python_environment
-from benchmarks.throughput.latency import SENT_AT, sampling_interval
+from benchmarks.throughput.latency import sampling_interval
+from benchmarks.throughput.latency_reader import SENT_AT
 from benchmarks.throughput.measuring import AppFailed, Figures, Point, Window, _figures
 from benchmarks.throughput.models import write_models
 from benchmarks.throughput.options import parse_options
@@ -294,7 +295,7 @@ def test_the_whole_report_has_each_section() -> None:
         "date": "2026-01-01 12:00",
         "machine": {"processor": "CPU", "cores": 2},
         "workload": {"events": 1000, "event_bytes": 160, "keys": 1, "zipf": 0.0, "partitions": 4, "hidden": 8}
-        | {"layers": 1, "rounds": 1},
+        | {"layers": 1, "rounds": 1, "quick": False},
         "versions": {"Python": "3.11"},
         "problems": ["an app is wrong"],
     }
@@ -304,7 +305,8 @@ def test_the_whole_report_has_each_section() -> None:
     text = report.markdown(
         result, [("Latency", report.latency_table(APPS, [latency])), ("Idle", report.idle_table(APPS, [idle]))]
     )
-    assert "1,000 events of 160 bytes, one key (uniform)" in text
+    assert "Events of 160 bytes, one key (uniform)" in text
+    assert "A topic of 1,000 events; one round." in text
     assert "| 2,000 | 100 % | 1.0 | 2.0 | 3.0 | 1,234.5 | 0.25 |" in text
     assert "| 0.0100 | 0.0200 |" in text
     assert "- an app is wrong" in text
