@@ -26,6 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import KafkaException
+
 from benchmarks.throughput import report
 from benchmarks.throughput.answers import Sample
 from benchmarks.throughput.apps import REFERENCE, App, Job, choose_apps, find_abilities, make_apps
@@ -46,6 +48,7 @@ INPUT = "events"
 WINDOW, QUICK_WINDOW = Window(warm_s=5, length_s=10), Window(warm_s=1, length_s=3)
 LATENCY_S, QUICK_LATENCY_S = 20.0, 5.0
 IDLE_S, QUICK_IDLE_S = 30.0, 10.0
+INTERRUPTED = 130
 
 
 def say(line: str) -> None:
@@ -60,11 +63,20 @@ class Session:
         self.figures: list[Figures] = []
         self.latencies: list[dict[str, Any]] = []
         self.idle: list[dict[str, Any]] = []
-        self.failures: defaultdict[str, list[str]] = defaultdict(list)
+        self.failures: defaultdict[str, list[str]] = defaultdict(list)  # reasons by app
+        self.missing: list[str] = []  # the same in order, with what was to be measured
         self.wrong: list[str] = []
         self._options, self._apps, self._models, self._bench = options, apps, models, bench
         self._ends_at = time.monotonic() + 60 * options.minutes
         self._jobs = 0
+
+    def run_all(self) -> None:
+        """What the options ask for."""
+        self.run_throughput(INPUT)
+        if self._options.latency:
+            self.run_latency(self._options.latency)
+        if self._options.idle:
+            self.run_idle()
 
     def run_throughput(self, input_topic: str) -> None:
         """All rounds. An app that cannot be built is not tried again."""
@@ -122,7 +134,7 @@ class Session:
     def _run(self, app: App, what: str, measured: Callable[[Job], str]) -> None:
         """Run one app in a folder of its own, and clear away its topics."""
         if time.monotonic() > self._ends_at:
-            self.failures[app.name].append(f"{what} was left out: the time was up")
+            self._fail(app, what, "the time was up")
             return
         if any(reason.startswith("cannot be built") for reason in self.failures[app.name]):
             return
@@ -136,8 +148,8 @@ class Session:
             say(f"{what}, {app.name}: {measured(job)}")
         except BuildFailed as error:
             self._fail(app, what, f"cannot be built: {error}")
-        except AppFailed as error:
-            self._fail(app, what, str(error))
+        except (AppFailed, KafkaException, RuntimeError) as error:
+            self._fail(app, what, str(error) or type(error).__name__)
         finally:
             topics.delete_all_but(INPUT)
             shutil.rmtree(folder, ignore_errors=True)
@@ -145,6 +157,7 @@ class Session:
     def _fail(self, app: App, what: str, reason: str) -> None:
         say(f"{what}, {app.name}: {reason}")
         self.failures[app.name].append(reason)
+        self.missing.append(f"{what}, {app.name}: {reason}")
 
 
 def write_results(options: Namespace, session: Session, apps: Sequence[App], result: dict[str, Any]) -> str:
@@ -158,6 +171,8 @@ def write_results(options: Namespace, session: Session, apps: Sequence[App], res
         sections.append(("Latency to a read_committed reader", report.latency_table(apps, session.latencies)))
     if session.idle:
         sections.append(("CPU without input", report.idle_table(apps, session.idle)))
+    if session.missing:
+        sections.append(("Not measured", "\n".join(f"- {line}" for line in session.missing)))
     text = report.markdown(result, sections)
     (options.out / "results.md").write_text(text)
     (options.out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -203,26 +218,31 @@ def run(options: Namespace, apps: Sequence[App], version: str) -> int:
                 say(f"loading {workload.events:,} events")
                 topics.create(INPUT)
                 load_topic(servers, INPUT, workload, sample.see)
+                written = topics.committed_end(INPUT)
+                if written != workload.events:
+                    raise RuntimeError(f"{written} events are in the topic, and should be {workload.events}")
                 sample.score(models.plain)
             bench = Bench(topics, INPUT, pid, folder, guard, sample, options.events)
             session = Session(options, apps, models, bench)
-            session.run_throughput(INPUT)
-            if options.latency:
-                session.run_latency(options.latency)
-            if options.idle:
-                session.run_idle()
+            try:
+                session.run_all()
+            except KeyboardInterrupt:
+                result["stopped"] = True
+                say("stopped; these are the results so far")
         finally:
             broker.down()
     result |= {
         "throughput": [found.as_json() for found in session.figures],
         "latency": session.latencies,
         "idle": session.idle,
-        "failures": session.failures,
+        "not_measured": session.missing,
         "problems": session.wrong,
     }
     print(write_results(options, session, apps, result))
     say(f"results are in {options.out}")
-    return 1 if session.wrong else 0
+    if session.wrong:
+        return 1
+    return INTERRUPTED if result.get("stopped") else 0
 
 
 def print_names(apps: Iterable[App]) -> None:
@@ -234,7 +254,7 @@ def print_names(apps: Iterable[App]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     options = parse_options(__doc__ or "", arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     abilities = find_abilities()
     try:
         apps = choose_apps(make_apps(abilities, CACHE), options.apps)

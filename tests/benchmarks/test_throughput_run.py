@@ -71,8 +71,10 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brokers: l
     for row in result["latency"]:
         assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p99.9"] <= row["latency_ms"]["max"]
     assert [row["app"] for row in result["idle"]] == [daemon.name]
-    assert "cannot be built: no network" in result["failures"]["unbuildable"]
-    assert "ended with code 3: out of luck" in result["failures"]["short-lived"]
+    assert result["not_measured"] == [
+        "round 1, unbuildable: cannot be built: no network",
+        "round 1, short-lived: ended with code 3: out of luck",
+    ]
     text = (tmp_path / "out" / "results.md").read_text()
     assert text in capsys.readouterr().out
     assert "| Unbuildable | none | memory | not measured: cannot be built: no network |" in text
