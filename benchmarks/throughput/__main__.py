@@ -179,14 +179,15 @@ def write_results(options: Namespace, session: Session, apps: Sequence[App], res
     if summaries:
         bars = [
             Bar(
-                f"{plain_label(found.app.title)} ({found.app.guarantee})",
+                f"{plain_label(found.app.title)} ({found.app.guarantee.replace('none', 'no guarantee')})",
                 found.events_per_s,
                 "own" if found.app.is_daemon else "reference" if found.app.name == REFERENCE else "other",
             )
             for found in summaries
         ]
-        note = f"{result['machine']['processor']}, {result['machine']['cores']} cores; median and range of"
-        note += f" {options.rounds} rounds; LSTM of {options.layers} x {options.hidden} units"
+        note = f"{result['machine']['processor']}, {result['machine']['cores']} cores; LSTM of"
+        rounds = f"median and range of {options.rounds} rounds" if options.rounds > 1 else "one round"
+        note += f" {options.layers} x {options.hidden} units; {rounds}"
         (options.out / "throughput.svg").write_text(bar_chart("Events per second", note, bars))
     return text
 

@@ -7,7 +7,6 @@ of the tolerance, any two apps agree to the tolerance.
 from __future__ import annotations
 
 import json
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.throughput.apps import EXACTLY_ONCE
-from benchmarks.throughput.topics import Topics, read_messages
+from benchmarks.throughput.topics import Topics
 from benchmarks.throughput.workload import Event, Workload
 
 TOLERANCE = 1e-5
@@ -101,22 +100,14 @@ class Sample:
 
 def check_output(topics: Topics, output: str, sample: Sample, guarantee: str) -> Check:
     """Read the beginning of an app's output as a read_committed reader does, and compare."""
-    ends = topics.committed_ends(output)
     answers: defaultdict[bytes, list[bytes]] = defaultdict(list)
-    offsets = dict.fromkeys(ends, 0)
-    records, deadline = 0, time.monotonic() + CHECK_S
-    consumer = topics.reader(output)
-    try:
-        while records < RECORDS and time.monotonic() < deadline:
-            if all(place.offset >= ends[place.partition] for place in consumer.position(consumer.assignment())):
-                break
-            for message in read_messages(consumer, 0.2):
-                records += 1
-                offsets[message.partition()] = message.offset() + 1
-                if sample.has(message.key()):
-                    answers[message.key()].append(message.value())
-    finally:
-        consumer.close()
+    offsets: dict[int, int] = {}
+    records = 0
+    for message in topics.read(output, RECORDS, CHECK_S):
+        records += 1
+        offsets[message.partition()] = message.offset() + 1
+        if sample.has(message.key()):
+            answers[message.key()].append(message.value())
     check = Check()
     for key, values in answers.items():
         sample.compare(key, values, guarantee, check)

@@ -19,7 +19,7 @@ from confluent_kafka import Producer
 
 from benchmarks.throughput.apps import App, Job
 from benchmarks.throughput.measuring import AppFailed, Bench
-from benchmarks.throughput.processes import Program, usage_of
+from benchmarks.throughput.processes import Program, machine_busy_s, usage_of
 from benchmarks.throughput.spread import percentiles_ms
 from benchmarks.throughput.topics import Topics
 from benchmarks.throughput.workload import LOG_LEVEL, Event, Workload
@@ -45,7 +45,7 @@ class Sender:
                 "bootstrap.servers": servers,
                 "log_level": LOG_LEVEL,
                 "partitioner": "murmur2_random",
-                "linger.ms": 0,
+                "linger.ms": 1,  # with 0 the broker would be busy with batches of one event
                 "queue.buffering.max.messages": 1_000_000,
             }
         )
@@ -85,9 +85,9 @@ def measure_latency(
         with Program(_reader_command(job, rate, found_at), {}, job.folder / "reader.log", bench.guard) as reader:
             _await(found_at.with_suffix(".ready").exists, START_S, "the reader")
             sender.keep_rate(rate, SETTLE_S)
-            before, began = program.usage(), time.time()
+            before, began = _cpu_seconds(program, bench), time.time()
             sent = sender.keep_rate(rate, seconds)
-            cpu_s, ended = program.usage().cpu_s - before.cpu_s, time.time()
+            after, ended = _cpu_seconds(program, bench), time.time()
             sender.flush()
             time.sleep(TAIL_S)
             if reader.exit_code is not None:
@@ -100,13 +100,23 @@ def measure_latency(
     counted = samples[(samples[:, 0] >= began) & (samples[:, 0] < ended)] if len(samples) else samples
     if not len(counted):
         raise AppFailed("no answer to the events of the measured time was seen")
+    cores = {name: round((after[name] - before[name]) / (ended - began), 3) for name in after}
     return {
         "app": app.name,
         "wanted_events_per_s": round(rate),
         "events_per_s": round(sent / (ended - began)),
-        "cores": round(cpu_s / (ended - began), 3),
+        **cores,
         "answered_share": round(min(1.0, len(counted) * sampling_interval(rate) / sent), 3),
         "latency_ms": percentiles_ms(counted[:, 1] - counted[:, 0]),
+    }
+
+
+def _cpu_seconds(program: Program, bench: Bench) -> dict[str, float]:
+    """Of the app, the broker and the whole machine, so far; on a machine that is full the latency says little."""
+    return {
+        "cores": program.usage().cpu_s,
+        "broker_cores": usage_of(bench.broker_pid).cpu_s,
+        "machine_cores": machine_busy_s(),
     }
 
 

@@ -21,7 +21,7 @@ SENT_AT = re.compile(rb'"ts":\s*"(\d+\.\d{6})"')
 def read_latencies(servers: str, topic: str, partitions: int, every: int, found_at: Path) -> None:
     """Look at each `every`-th record from now on."""
     topics = Topics(servers, partitions)
-    consumer = topics.reader(topic, topics.committed_ends(topic), **{"fetch.wait.max.ms": 10})
+    consumer = topics.reader(topic, {"fetch.wait.max.ms": 10}, topics.committed_ends(topic))
     samples: list[tuple[float, float]] = []
     stop, count = found_at.with_suffix(".stop"), 0
     found_at.with_suffix(".ready").touch()

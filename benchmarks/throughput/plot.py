@@ -17,6 +17,7 @@ STYLE = """
   .title { font-size: 16px; font-weight: 600 }
   .note, .tick { font-size: 11px; fill: #59636e }
   .paper { fill: #ffffff }
+  .value { stroke: #ffffff; stroke-width: 4; paint-order: stroke }
   .grid { stroke: #d1d9e0 }
   .range { stroke: #1f2328; stroke-width: 1.5 }
   .own { fill: #2f74d0 }
@@ -26,6 +27,7 @@ STYLE = """
     text { fill: #e6edf3 }
     .note, .tick { fill: #9198a1 }
     .paper { fill: #0d1117 }
+    .value { stroke: #0d1117 }
     .grid { stroke: #30363d }
     .range { stroke: #e6edf3 }
     .own { fill: #4c8dea }

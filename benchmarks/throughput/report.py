@@ -51,7 +51,7 @@ def throughput_table(apps: Sequence[App], summaries: Sequence[Summary], failures
     """One line per app, the fastest first; an app without figures is named with its reason."""
     titles = ["", "guarantee", "state", "events/s", "ratio to the reference loop", "CPU s per million events"]
     titles += ["peak memory, MiB", "broker's share of CPU"]
-    lines = [f"| {' | '.join(titles)} |".replace("|  |", "| |"), "| --- " * len(titles) + "|"]
+    lines = _head(titles)
     for found in summaries:
         ratio = "" if found.ratio is None else found.ratio.text(lambda value: f"{value:.2f}")
         cells = (
@@ -76,10 +76,8 @@ def throughput_table(apps: Sequence[App], summaries: Sequence[Summary], failures
 def latency_table(apps: Sequence[App], found: Sequence[Mapping[str, Any]]) -> str:
     """One line per app and rate."""
     titles = {app.name: (app.title, app.guarantee) for app in apps}
-    lines = [
-        "| | guarantee | sent, events/s | answered | p50, ms | p99, ms | p99.9, ms | largest, ms | cores |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    names = ["", "guarantee", "sent, events/s", "answered", "p50, ms", "p99, ms", "p99.9, ms", "largest, ms"]
+    lines = _head([*names, "cores", "broker's cores"])
     for row in found:
         latency = row["latency_ms"]
         cells = (
@@ -88,15 +86,18 @@ def latency_table(apps: Sequence[App], found: Sequence[Mapping[str, Any]]) -> st
             f"{100 * row['answered_share']:.0f} %",
             *(f"{latency[name]:,.1f}" for name in ("p50", "p99", "p99.9", "max")),
             f"{row['cores']:.2f}",
+            f"{row['broker_cores']:.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    busy = max((row["machine_cores"] for row in found), default=0.0)
+    lines += ["", f"All programs of the machine together used at most {busy:.1f} cores at these times."]
     return "\n".join(lines)
 
 
 def idle_table(apps: Sequence[App], found: Sequence[Mapping[str, Any]]) -> str:
     """One line per app."""
     titles = {app.name: (app.title, app.guarantee) for app in apps}
-    lines = ["| | guarantee | cores | broker's cores |", "| --- | --- | --- | --- |"]
+    lines = _head(["", "guarantee", "cores", "broker's cores"])
     lines += [f"| {' | '.join(titles[row['app']])} | {row['cores']:.4f} | {row['broker_cores']:.4f} |" for row in found]
     return "\n".join(lines)
 
@@ -126,6 +127,10 @@ def markdown(result: Mapping[str, Any], sections: Sequence[tuple[str, str]]) -> 
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines += ["", f"Versions: {versions}.", ""]
     return "\n".join(lines)
+
+
+def _head(titles: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(titles)} |".replace("|  |", "| |"), "| --- " * len(titles) + "|"]
 
 
 def _cell(text: str) -> str:

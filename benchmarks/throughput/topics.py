@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, IsolationLevel, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
@@ -48,7 +49,7 @@ class Topics:
         )
         return {at.partition: int(future.result().offset) for at, future in futures.items()}
 
-    def reader(self, name: str, offsets: Mapping[int, int] | None = None, **settings: Any) -> Consumer:
+    def reader(self, name: str, settings: Mapping[str, Any], offsets: Mapping[int, int] | None = None) -> Consumer:
         """A read_committed reader of the whole topic, from these offsets or the beginning."""
         consumer = Consumer(
             {
@@ -65,15 +66,26 @@ class Topics:
         consumer.assign(places)
         return consumer
 
+    def read(self, name: str, records: int, timeout_s: float) -> Iterator[Any]:
+        """The messages from the beginning on: about so many, or what there is, or what comes in this time."""
+        consumer = self.reader(name, {"enable.partition.eof": True})
+        ended: set[int | None] = set()
+        deadline = time.monotonic() + timeout_s
+        try:
+            while records > 0 and len(ended) < self._partitions and time.monotonic() < deadline:
+                for message in consumer.consume(10_000, 0.2):
+                    error = message.error()
+                    if error is None:
+                        records -= 1
+                        yield message
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        ended.add(message.partition())
+                    else:
+                        raise RuntimeError(str(error))
+        finally:
+            consumer.close()
+
     @staticmethod
     def _await(futures: Mapping[str, Any]) -> None:
         for future in futures.values():
             future.result(REQUEST_S)
-
-
-def read_messages(consumer: Consumer, timeout_s: float) -> Iterator[Any]:
-    """The messages of one poll; an error of a partition is raised."""
-    for message in consumer.consume(10_000, timeout_s):
-        if message.error():
-            raise RuntimeError(str(message.error()))
-        yield message
