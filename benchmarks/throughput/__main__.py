@@ -44,7 +44,7 @@ from benchmarks.throughput.workload import Workload, load_topic
 from lstmstream.dev.broker import DevBroker
 
 INPUT = "events"
-# In the warm-up Java compiles, caches fill, and most of the keys get their state.
+# In the warm-up caches fill, and most of the keys get their state.
 WINDOW, QUICK_WINDOW = Window(warm_s=5, length_s=10), Window(warm_s=1, length_s=3)
 LATENCY_S, QUICK_LATENCY_S = 20.0, 5.0
 IDLE_S, QUICK_IDLE_S = 30.0, 10.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class Bench:
 
 def measure(app: App, job: Job, number: int, window: Window, bench: Bench) -> Figures:
     """Run the app on the whole input until the window is over. Raises AppFailed, or BuildFailed from its command."""
+    window = replace(window, warm_s=window.warm_s * app.warm_up_factor)
     command = app.command(job)
     bench.topics.create(job.output)
     started = time.monotonic()
