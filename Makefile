@@ -74,7 +74,7 @@ sbom: .venv-tools/.locked ## dist/sbom.json, the bill of materials of the base i
 	.venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/sbom.json requirements/base.txt
 
 clean: ## remove the environments and all that tools left behind; the development broker's data stay
-	rm -rf .venv .venv-dev .venv-tools dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-dev .venv-tools .cache/throughput dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments: a changed lock makes its environment anew, so that nothing of the old one lingers -------------------

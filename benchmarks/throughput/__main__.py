@@ -265,7 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print_names(apps)
         return 0
-    return run(options, apps, abilities.version)
+    try:
+        return run(options, apps, abilities.version)
+    except KeyboardInterrupt:  # before there are results
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
