@@ -186,7 +186,8 @@ def write_results(options: Namespace, session: Session, apps: Sequence[App], res
             for found in summaries
         ]
         note = f"{result['machine']['processor']}, {result['machine']['cores']} cores; LSTM of"
-        rounds = f"median and range of {options.rounds} rounds" if options.rounds > 1 else "one round"
+        count = result["workload"]["rounds"]
+        rounds = f"median and range of {count} rounds" if count > 1 else "one round"
         note += f" {options.layers} x {options.hidden} units; {rounds}"
         (options.out / "throughput.svg").write_text(bar_chart("Events per second", note, bars))
     return text
@@ -232,6 +233,7 @@ def run(options: Namespace, apps: Sequence[App], version: str) -> int:
                 say("stopped; these are the results so far")
         finally:
             broker.down()
+    result["workload"]["rounds"] = len({found.round for found in session.figures})
     result |= {
         "throughput": [found.as_json() for found in session.figures],
         "latency": session.latencies,
