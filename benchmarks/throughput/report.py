@@ -22,6 +22,7 @@ class Summary:
     cpu_s_per_million: Spread
     peak_rss_mib: Spread
     broker_share: Spread
+    other_cores: Spread
 
 
 def summarize(apps: Sequence[App], figures: Sequence[Figures]) -> list[Summary]:
@@ -42,6 +43,7 @@ def summarize(apps: Sequence[App], figures: Sequence[Figures]) -> list[Summary]:
                 Spread.of([found.cpu_s_per_million for found in own]),
                 Spread.of([found.peak_rss_mib for found in own]),
                 Spread.of([found.broker_share for found in own]),
+                Spread.of([found.other_cores for found in own]),
             )
         )
     return sorted(summaries, key=lambda summary: -summary.events_per_s.median)
@@ -50,7 +52,7 @@ def summarize(apps: Sequence[App], figures: Sequence[Figures]) -> list[Summary]:
 def throughput_table(apps: Sequence[App], summaries: Sequence[Summary], failures: Mapping[str, Sequence[str]]) -> str:
     """One line per app, the fastest first; an app without figures is named with its reason."""
     titles = ["", "guarantee", "state", "events/s", "ratio to the reference loop", "CPU s per million events"]
-    titles += ["peak memory, MiB", "broker's share of CPU"]
+    titles += ["peak memory, MiB", "broker's share of CPU", "cores of other programs"]
     lines = _head(titles)
     for found in summaries:
         ratio = "" if found.ratio is None else found.ratio.text(lambda value: f"{value:.2f}")
@@ -63,13 +65,14 @@ def throughput_table(apps: Sequence[App], summaries: Sequence[Summary], failures
             found.cpu_s_per_million.text(lambda value: f"{value:.1f}"),
             found.peak_rss_mib.text(lambda value: f"{value:,.0f}"),
             found.broker_share.text(lambda value: f"{100 * value:.0f} %"),
+            found.other_cores.text(lambda value: f"{value:.2f}"),
         )
         lines.append(f"| {' | '.join(cells)} |")
     measured = {found.app.name for found in summaries}
     for app in apps:
         if app.name not in measured:
             reason = _cell((failures.get(app.name) or ["was not run: the time was up"])[0])
-            lines.append(f"| {app.title} | {app.guarantee} | {app.state} | not measured: {reason} | | | | |")
+            lines.append(f"| {app.title} | {app.guarantee} | {app.state} | not measured: {reason} | | | | | |")
     return "\n".join(lines)
 
 
@@ -77,7 +80,7 @@ def latency_table(apps: Sequence[App], found: Sequence[Mapping[str, Any]]) -> st
     """One line per app and rate."""
     titles = {app.name: (app.title, app.guarantee) for app in apps}
     names = ["", "guarantee", "sent, events/s", "answered", "p50, ms", "p99, ms", "p99.9, ms", "largest, ms"]
-    lines = _head([*names, "cores", "broker's cores"])
+    lines = _head([*names, "cores", "broker's cores", "whole machine's cores"])
     for row in found:
         latency = row["latency_ms"]
         cells = (
@@ -87,10 +90,9 @@ def latency_table(apps: Sequence[App], found: Sequence[Mapping[str, Any]]) -> st
             *(f"{latency[name]:,.1f}" for name in ("p50", "p99", "p99.9", "max")),
             f"{row['cores']:.2f}",
             f"{row['broker_cores']:.2f}",
+            f"{row['machine_cores']:.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    busy = max((row["machine_cores"] for row in found), default=0.0)
-    lines += ["", f"All programs of the machine together used at most {busy:.1f} cores at these times."]
     return "\n".join(lines)
 
 

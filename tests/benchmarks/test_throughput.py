@@ -309,7 +309,7 @@ def test_the_whole_report_has_each_section() -> None:
     )
     assert "Events of 160 bytes, one key (uniform)" in text
     assert "A topic of 1,000 events; one round." in text
-    assert "| 2,000 | 100 % | 1.0 | 2.0 | 3.0 | 1,234.5 | 0.25 | 0.50 |" in text
+    assert "| 2,000 | 100 % | 1.0 | 2.0 | 3.0 | 1,234.5 | 0.25 | 0.50 | 1.75 |" in text
     assert "| 0.0100 | 0.0200 |" in text
     assert "- an app is wrong" in text
 
