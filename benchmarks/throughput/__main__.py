@@ -56,7 +56,7 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
-class Session:
+class BenchmarkRun:
     """One run of the benchmark on a broker with the loaded topic."""
 
     def __init__(self, options: Namespace, apps: Sequence[App], models: Models, bench: Bench) -> None:
@@ -160,19 +160,19 @@ class Session:
         self.missing.append(f"{what}, {app.name}: {reason}")
 
 
-def write_results(options: Namespace, session: Session, apps: Sequence[App], result: dict[str, Any]) -> str:
+def write_results(options: Namespace, done: BenchmarkRun, apps: Sequence[App], result: dict[str, Any]) -> str:
     """The three files; return the Markdown."""
     options.out.mkdir(parents=True, exist_ok=True)
-    summaries = report.summarize(apps, session.figures)
+    summaries = report.summarize(apps, done.figures)
     sections: list[tuple[str, str]] = []
     if options.rounds:
-        sections.append(("Throughput", report.throughput_table(apps, summaries, session.failures)))
-    if session.latencies:
-        sections.append(("Latency to a read_committed reader", report.latency_table(apps, session.latencies)))
-    if session.idle:
-        sections.append(("CPU without input", report.idle_table(apps, session.idle)))
-    if session.missing:
-        sections.append(("Not measured", "\n".join(f"- {line}" for line in session.missing)))
+        sections.append(("Throughput", report.throughput_table(apps, summaries, done.failures)))
+    if done.latencies:
+        sections.append(("Latency to a read_committed reader", report.latency_table(apps, done.latencies)))
+    if done.idle:
+        sections.append(("CPU without input", report.idle_table(apps, done.idle)))
+    if done.missing:
+        sections.append(("Not measured", "\n".join(f"- {line}" for line in done.missing)))
     text = report.markdown(result, sections)
     (options.out / "results.md").write_text(text)
     (options.out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -225,25 +225,25 @@ def run(options: Namespace, apps: Sequence[App], version: str) -> int:
                     raise RuntimeError(f"{written} events are in the topic, and should be {workload.events}")
                 sample.score(models.plain)
             bench = Bench(topics, INPUT, pid, folder, guard, sample, options.events)
-            session = Session(options, apps, models, bench)
+            done = BenchmarkRun(options, apps, models, bench)
             try:
-                session.run_all()
+                done.run_all()
             except KeyboardInterrupt:
                 result["stopped"] = True
                 say("stopped; these are the results so far")
         finally:
             broker.down()
-    result["workload"]["rounds"] = len({found.round for found in session.figures})
+    result["workload"]["rounds"] = len({found.round for found in done.figures})
     result |= {
-        "throughput": [found.as_json() for found in session.figures],
-        "latency": session.latencies,
-        "idle": session.idle,
-        "not_measured": session.missing,
-        "problems": session.wrong,
+        "throughput": [found.as_json() for found in done.figures],
+        "latency": done.latencies,
+        "idle": done.idle,
+        "not_measured": done.missing,
+        "problems": done.wrong,
     }
-    print(write_results(options, session, apps, result))
+    print(write_results(options, done, apps, result))
     say(f"results are in {options.out}")
-    if session.wrong:
+    if done.wrong:
         return 1
     return INTERRUPTED if result.get("stopped") else 0
 
