@@ -7,25 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-# Ends the process groups that are left when its standard input closes: the benchmark has ended, perhaps by SIGKILL.
-_GUARD = """
-import os, signal, sys
-left = set()
-for line in sys.stdin:
-    (left.add if line[0] == "+" else left.discard)(int(line[1:]))
-for group in left:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-"""
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +49,16 @@ def process_tree(pid: int) -> list[int]:
     return found
 
 
+def kill_tree(pid: int) -> None:
+    """Kill the process, its process group, and its descendants in other groups; not those whose parent ended before."""
+    members = process_tree(pid)  # the process itself is the first, so that it starts no children again
+    for member in members:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def machine_busy_s() -> float:
     """CPU seconds that all programs of the machine used so far."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
@@ -72,22 +70,21 @@ class Guard:
     """Ends what was started and still runs when the benchmark itself ends, even by SIGKILL."""
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _GUARD], stdin=subprocess.PIPE, text=True, start_new_session=True
-        )
+        command = [sys.executable, "-m", __name__]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True, start_new_session=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pipe().close()
         self._process.wait(10)
 
-    def add(self, group: int) -> None:
-        """Watch this process group."""
-        self._tell(f"+{group}")
+    def add(self, pid: int) -> None:
+        """Watch this process, which leads a process group."""
+        self._tell(f"+{pid}")
 
-    def remove(self, group: int) -> None:
+    def remove(self, pid: int) -> None:
         """It has ended."""
-        self._tell(f"-{group}")
+        self._tell(f"-{pid}")
 
     def _tell(self, line: str) -> None:
         print(line, file=self._pipe(), flush=True)
@@ -137,9 +134,8 @@ class Program:
         return usage_of(self.pid)
 
     def end(self) -> None:
-        """Kill the whole group at once: nothing that it would still save is needed."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """Kill it with all its children: nothing that they would still save is needed."""
+        kill_tree(self.pid)
         self._process.wait()
         self._guard.remove(self.pid)
 
@@ -147,3 +143,16 @@ class Program:
         """The end of its output, in one line."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return " | ".join(lines[-3:])[-400:]
+
+
+def guard(lines: Iterable[str]) -> None:
+    """Kill what was added and not removed once there are no more lines: the benchmark has ended, perhaps by SIGKILL."""
+    left: set[int] = set()
+    for line in lines:
+        (left.add if line.startswith("+") else left.discard)(int(line[1:]))
+    for pid in left:
+        kill_tree(pid)
+
+
+if __name__ == "__main__":
+    guard(sys.stdin)

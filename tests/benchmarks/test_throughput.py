@@ -196,12 +196,12 @@ def test_usage_counts_children() -> None:
 
 def test_what_was_started_ends_with_the_benchmark_even_by_sigkill(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    child = f"import os, time, pathlib; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(120)"
+    script = f"setsid sh -c 'echo $$ > {pid_file}; sleep 120' & sleep 120"  # as a supervisor with a worker
     code = (
         "import sys, time, pathlib\n"
         "from benchmarks.throughput.processes import Guard, Program\n"
         "with Guard() as guard:\n"
-        f"    Program([sys.executable, '-c', {child!r}], {{}}, pathlib.Path({str(tmp_path / 'log')!r}), guard)\n"
+        f"    Program(['sh', '-c', {script!r}], {{}}, pathlib.Path({str(tmp_path / 'log')!r}), guard)\n"
         "    time.sleep(120)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -212,8 +212,9 @@ def test_what_was_started_ends_with_the_benchmark_even_by_sigkill(tmp_path: Path
     wait_until(lambda: not is_alive(pid))
 
 
-def test_a_program_is_ended_with_its_children(tmp_path: Path) -> None:
-    script = "sleep 120 & echo $! > pid; sleep 120"
+@pytest.mark.parametrize("leader", ["", "setsid"])  # of the same process group, and of another
+def test_a_program_is_ended_with_its_children(tmp_path: Path, leader: str) -> None:
+    script = f"{leader} sh -c 'echo $$ > pid; sleep 120' & sleep 120"
     with Guard() as guard, Program(["sh", "-c", f"cd {tmp_path}; {script}"], {}, tmp_path / "log", guard):
         wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
         pid = int((tmp_path / "pid").read_text())
