@@ -9,15 +9,20 @@
 FROM python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1 AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-# The environment that is copied has no pip; the pip of this stage installs into it. Wheels only: nothing is compiled.
+# For the compiled codec, which is all that is compiled here. Debian signs its packages; none of these is in the image.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+# The environment that is copied has no pip; the pip of this stage installs into it. Wheels only.
 RUN python -m venv --without-pip /opt/lstmstream
 COPY requirements/base.txt requirements/build.txt requirements/
 RUN pip --python /opt/lstmstream/bin/python install --require-hashes --only-binary :all: -r requirements/base.txt \
     && pip install --require-hashes --only-binary :all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY lstmstream lstmstream
+COPY native native
 RUN pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
-    && pip --python /opt/lstmstream/bin/python install --no-deps --no-index dist/*.whl
+    && pip --python /opt/lstmstream/bin/python install --no-deps --no-index dist/*.whl \
+    && python native/build.py --required --out /opt/lstmstream/lib/python3.11/site-packages/lstmstream \
+    && LSTMSTREAM_CODEC=compiled /opt/lstmstream/bin/lstmstream --version
 
 FROM python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1
 COPY --from=build /opt/lstmstream /opt/lstmstream

@@ -11,13 +11,14 @@ BOOTSTRAP ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 UPGRADE ?=
+CODEC = lstmstream/_codec.abi3.so
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench bench-speed bench-stages bench-parity bench-restart bench-training lock audit sbom clean
+.PHONY: help demo test check format bench bench-speed bench-stages bench-parity bench-restart bench-training codec fuzz-codec lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -63,6 +64,14 @@ bench-training: .venv-dev/.package ## `lstmstream train`: speed, memory, and the
 	.venv-dev/bin/python -m benchmarks.training
 	.venv-dev/bin/python -m benchmarks.training_loops
 
+codec: $(CODEC) ## the compiled codec, where there is a C compiler; all works without it
+
+fuzz-codec: .venv-dev/.package ## hostile events through a codec that checks its memory, for SECONDS=60
+	mkdir -p .cache/sanitized
+	.venv-dev/bin/python native/build.py --required --strict --sanitize --out .cache/sanitized
+	LD_PRELOAD=$$($(or $(CC),cc) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	    .venv-dev/bin/python -m tests.serve.codec_oracle --seconds $(or $(SECONDS),60) --library .cache/sanitized/_codec.abi3.so
+
 lock: .venv-tools/.locked ## rewrite requirements/*.txt; UPGRADE=--upgrade takes the newest versions
 	UV=.venv-tools/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh
 
@@ -74,7 +83,7 @@ sbom: .venv-tools/.locked ## dist/sbom.json, the bill of materials of the base i
 	.venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/sbom.json requirements/base.txt
 
 clean: ## remove the environments and all that tools left behind; the development broker's data stay
-	rm -rf .venv .venv-dev .venv-tools .cache/throughput dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-dev .venv-tools .cache/throughput .cache/sanitized $(CODEC) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments: a changed lock makes its environment anew, so that nothing of the old one lingers -------------------
@@ -112,8 +121,12 @@ endef
 	.venv-tools/bin/python $(LOCKED) -r requirements/tools.txt
 	@touch $@
 
-%/.package: %/.locked pyproject.toml lstmstream/__init__.py
+# The package in it is this folder, with the compiled codec where there is a C compiler: one file for all Pythons.
+%/.package: %/.locked pyproject.toml lstmstream/__init__.py | $(CODEC)
 	$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
+
+$(CODEC): $(wildcard native/*)
+	@$(PYTHON) native/build.py
 
 .PRECIOUS: .venv/.locked .venv-dev/.locked

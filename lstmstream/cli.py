@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from lstmstream import __version__
+from lstmstream import __version__, codec
 from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
 
@@ -55,14 +55,15 @@ def fail(*problems: str) -> NoReturn:
 
 def _version(requested: bool) -> None:
     if requested:
-        print(f"lstmstream {__version__}")
+        print(f"lstmstream {__version__}\ncodec: {codec.describe()}")
         raise typer.Exit
 
 
 @app.callback()
 def _common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and which codec is used."),
     ] = False,
 ) -> None:
     """Score a live Kafka stream with a recurrent model that keeps state per key."""

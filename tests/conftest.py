@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lstmstream import codec
 from lstmstream.dev.broker import DevBroker
 
 OWN_BROKER = "LSTMSTREAM_TEST_BOOTSTRAP"
@@ -41,6 +42,16 @@ def topic_prefix() -> str:
     return f"t-{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="module", params=["pure", "compiled"])
+def either_codec(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs the tests of a file twice: without the compiled codec, and with it. All others have it where it is there."""
+    if request.param == "compiled" and codec._module is None:
+        pytest.skip("the codec is not compiled: there is no C compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(codec.VARIABLE, request.param)
+        yield
+
+
 # `make test` runs twice: first in the environment of the base install, which has neither torch nor polars and so shows
 # that the daemon, `score` and `evaluate` need neither; then what is left, in the environment that has everything.
 NEED_TORCH = ("train", "importer")  # folders
@@ -61,7 +72,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_report_header() -> list[str]:
-    return [f"{name} is {'installed' if found else 'not installed'}" for name, found in HAS.items()]
+    packages = [f"{name} is {'installed' if found else 'not installed'}" for name, found in HAS.items()]
+    return [*packages, f"codec: {codec.describe()}"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

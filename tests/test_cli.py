@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,10 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from lstmstream import __version__, codec
 
-def lstmstream(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+def lstmstream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lstmstream", *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "lstmstream", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -106,5 +115,15 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (1, "lstmstream: -: No space left on device\n")
 
 
-def test_version() -> None:
-    assert lstmstream("--version").stdout.startswith("lstmstream ")
+@pytest.mark.parametrize("wanted", ["", "pure"])
+def test_version_says_which_codec_is_used(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(codec.VARIABLE, wanted)
+    first, second = lstmstream("--version").stdout.splitlines()
+    assert first == f"lstmstream {__version__}"
+    assert second == f"codec: {codec.describe()}"
+
+
+def test_a_codec_that_is_not_known_is_exit_2() -> None:
+    done = lstmstream("score", "builtin:demo", "-", **{codec.VARIABLE: "fast"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("lstmstream: LSTMSTREAM_CODEC must be pure or compiled, not 'fast'")

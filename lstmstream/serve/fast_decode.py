@@ -1,8 +1,9 @@
 """Whole batches of JSON objects to columns, where each value is of the plain type that its field wants.
 
-msgspec reads only the fields that are wanted, into objects without dictionaries. What it reads, it reads as
-`Decoder._decode_each` does, which is the definition. What it does not read, or would read more liberally, is left to
-that one: then `read` returns None. tests/serve/test_fast_decode.py compares the two on hostile bytes.
+The compiled codec is asked first, where there is one. Else, and where it declines, msgspec reads only the fields that
+are wanted, into objects without dictionaries. What the two read, they read as `Decoder._decode_each` does, which is the
+definition. What they do not read, or would read more liberally, is left to that one: then `read` returns None.
+tests/serve/test_fast_decode.py and tests/serve/test_codec.py compare the three on hostile bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, overload
 import msgspec
 import numpy as np
 
+from lstmstream import codec
 from lstmstream.errors import BadRecord
 from lstmstream.formats.iso_columns import iso_column_ms
 from lstmstream.formats.json_documents import Document, parse_document
@@ -23,6 +25,7 @@ from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.formats.values import INT_LIMIT, INT_MIN, canonical_texts
 from lstmstream.model import Card
 from lstmstream.records import Bools, Floats, Ints, RecordBatch
+from lstmstream.serve.compiled_decode import CompiledDecoder
 
 _BYTES, _TEXT = {bytes}, {str}
 
@@ -80,8 +83,12 @@ class FastDecoder:
             wanted.append((timestamp, moment))
         shape = _event_shape(wanted)
         self._usable = shape is not None
+        self._compiled: CompiledDecoder | None = None
         if shape is None:
             return
+        compiled = codec.load()
+        if compiled is not None:
+            self._compiled = CompiledDecoder(compiled, card, codes, key=key, timestamp=timestamp, max_bytes=max_bytes)
         self._decode = msgspec.json.Decoder(shape.event).decode
         self._guards = list(map(attrgetter, shape.guards))
         at = shape.attributes
@@ -95,8 +102,14 @@ class FastDecoder:
     def read(self, records: RecordBatch) -> EventColumns | None:
         """The columns, or None where one of the records needs a closer look."""
         values = records.values
-        if not self._usable or not values or not self._are_plain(records):
+        if not self._usable or not values:
             return None
+        if self._compiled is not None and (columns := self._compiled.read(records)) is not None:
+            return EventColumns(*columns, LazyDocuments(values))
+        return self._read_objects(records) if self._are_plain(records) else None
+
+    def _read_objects(self, records: RecordBatch) -> EventColumns | None:
+        values = records.values
         try:
             events = list(map(self._decode, values))  # type: ignore[arg-type]  # all are bytes
             if any(guard(event) is not msgspec.UNSET for guard in self._guards for event in events):

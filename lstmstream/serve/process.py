@@ -6,6 +6,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lstmstream import codec
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal, OwnershipLost
 from lstmstream.serve.clock import Clock
@@ -75,6 +76,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
                 "version": card.version,
                 "fingerprint": card.fingerprint,
                 "device": step.device,
+                "codec": codec.describe(),
                 "threshold": card.threshold if config.output.threshold is None else config.output.threshold,
             },
         )

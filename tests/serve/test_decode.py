@@ -21,6 +21,8 @@ from lstmstream.serve.decode import Decoder
 from tests.serve.helpers import batch, one, onnx_step
 from tests.serve.reference import Event, Refused, time_of
 
+pytestmark = pytest.mark.usefixtures("either_codec")
+
 SECRET = "s3cret-4711"
 
 

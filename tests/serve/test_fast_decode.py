@@ -18,6 +18,8 @@ from lstmstream.model.card import StatePart, StateSpec
 from lstmstream.records import RecordBatch, UnreadableValue
 from lstmstream.serve.decode import Decoded, Decoder
 
+pytestmark = pytest.mark.usefixtures("either_codec")
+
 
 def card(*features: Feature) -> Card:
     return Card(

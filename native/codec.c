@@ -1,0 +1,45 @@
+/* The optional compiled codec (lstmstream/codec.py): JSON events to columns, and the records of Kafka's log.
+ *
+ * It answers only where the answer is plain, and else declines: it returns None, and Python code, which is the
+ * definition, reads the same bytes again. So nothing is refused here, and no message is made here.
+ *
+ * Bounds: a bytes object of Python ends with a NUL that does not count in its length. NUL is in no token of JSON, so
+ * whatever reads byte by byte stops there; whatever reads more at once compares with `end` first.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and all later ones */
+#include <Python.h>
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "doubles are not computed as doubles here, so numbers would be rounded in another way than in Python"
+#endif
+
+#define INTERFACE 1 /* as lstmstream/codec.py has it: another one is not used */
+
+#include "json.h"
+#include "values.h"
+
+#include "decoder.h"
+
+static int fill_module(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &decoder_spec, NULL);
+    if (type == NULL) return -1;
+    int failed = PyModule_AddObjectRef(module, "Decoder", type);
+    Py_DECREF(type);
+    return failed < 0 ? -1 : PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill_module}, {0, NULL}};
+
+static PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "lstmstream._codec", .m_size = 0, .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__codec(void) { return PyModuleDef_Init(&module_definition); }

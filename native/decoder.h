@@ -1,0 +1,449 @@
+/* Events to columns: the Python class Decoder, used by lstmstream/serve/compiled_decode.py. Included by codec.c. */
+
+enum { NUMBER, CATEGORY, TIME, KEY, INNER, GUARD, KINDS };
+enum { NOT_WANTED = -1, DECLINED = -2 };
+
+typedef struct {
+    PyObject *name; /* UTF-8 bytes */
+    int object;     /* in which it is: 0 is the event, others are fields of the kind INNER */
+    int kind;
+    int column;   /* of numbers or categories; of INNER the number of the object */
+    int size;     /* NUMBER: of an array; 0 is a single one */
+    int is_key;   /* a category that is the key too */
+    uint64_t row; /* the last one that had it */
+} Field;
+
+#define GUESSES 96
+typedef struct { /* which name stood at this place in the event before */
+    char text[30]; /* and the closing quote */
+    unsigned char length, object;
+    int field;
+} Guess;
+
+#define CODES (1 << 12)
+typedef struct { /* the code of a category's text, as Python had it before */
+    int64_t code;
+    unsigned char length; /* with 1 added: 0 is nothing */
+    char text[23];
+} Code;
+
+typedef struct {
+    PyObject_HEAD
+    Field *fields;
+    int n_fields, n_numbers, n_categories, n_slots;
+    int has_time, has_key, n_required, busy;
+    int *slots; /* a hash table of the fields' numbers, -1 is nothing */
+    Guess guesses[GUESSES];
+    PyObject *codes; /* a tuple of callables, text to code */
+    Code *known_codes; /* [categories, CODES] */
+    PyObject *timestamp_ms;
+    Py_ssize_t max_bytes;
+    uint64_t row;
+} Decoder;
+
+typedef struct { /* the event that is read */
+    Decoder *self;
+    const char *at, *end;
+    float *x;
+    int64_t *categories, *time;
+    char *absent;
+    PyObject *key;
+    int kinds, member, required, odd_keys; /* required: how many of the fields that each event must have */
+} Event;
+
+static uint32_t hash_text(const char *text, Py_ssize_t length, uint32_t seed)
+{
+    uint32_t hash = 2166136261u ^ seed; /* FNV-1a */
+    for (Py_ssize_t i = 0; i < length; i++) hash = (hash ^ (unsigned char)text[i]) * 16777619u;
+    return hash ^ hash >> 15;
+}
+
+static int look_up(const Decoder *self, int object, const char *text, Py_ssize_t length)
+{
+    uint32_t slot = hash_text(text, length, (uint32_t)object);
+    for (;; slot++) {
+        int field = self->slots[slot & (uint32_t)(self->n_slots - 1)];
+        if (field < 0) return NOT_WANTED;
+        PyObject *name = self->fields[field].name;
+        if (self->fields[field].object == object && PyBytes_Size(name) == length
+            && memcmp(PyBytes_AsString(name), text, (size_t)length) == 0)
+            return field;
+    }
+}
+
+/* The field whose name begins at `at`, which is then after the closing quote. */
+static int read_name(Event *event, int object)
+{
+    Guess *guess = event->member < GUESSES ? &event->self->guesses[event->member] : NULL;
+    event->member++;
+    if (guess != NULL && guess->object == object && guess->length && event->end - event->at >= guess->length
+        && memcmp(event->at, guess->text, guess->length) == 0) {
+        event->at += guess->length;
+        return guess->field;
+    }
+    int kinds = 0;
+    const char *start = event->at, *stop = string_end(start, event->end, &kinds);
+    if (stop == NULL || kinds & ESCAPED) return DECLINED; /* it may spell any name */
+    event->kinds |= kinds;
+    event->at = stop + 1;
+    int field = look_up(event->self, object, start, stop - start);
+    Py_ssize_t length = event->at - start;
+    if (guess != NULL && kinds == 0 && length <= (Py_ssize_t)sizeof guess->text && object < 256) {
+        memcpy(guess->text, start, (size_t)length);
+        guess->length = (unsigned char)length;
+        guess->object = (unsigned char)object;
+        guess->field = field;
+    }
+    return field;
+}
+
+static int read_numbers(Event *event, const Field *field)
+{
+    Number number;
+    const char *at = event->at;
+    float *found = event->x + field->column;
+    if (*at == 'n') {
+        event->at = at + 4;
+        return strncmp(at, "null", 4); /* NaN is there already */
+    }
+    if (field->size == 0) {
+        event->at = at;
+        if (read_number(at, &number) < 0) return -1;
+        event->at = number.end;
+        return to_float(&number, found);
+    }
+    if (*at != '[') return -1;
+    for (int i = 0; i < field->size; i++) {
+        at = skip_space(at + 1); /* after the bracket or a comma */
+        if (*at == 'n') {
+            if (strncmp(at, "null", 4) != 0) return -1;
+            at += 4;
+        } else {
+            if (read_number(at, &number) < 0 || to_float(&number, found + i) < 0) return -1;
+            at = number.end;
+        }
+        at = skip_space(at);
+        if (*at != (i + 1 < field->size ? ',' : ']')) return -1;
+    }
+    event->at = at + 1;
+    return 0;
+}
+
+static int code_of(Event *event, int column, const char *text, Py_ssize_t length)
+{
+    Code *known = NULL;
+    if (length <= (Py_ssize_t)sizeof known->text) {
+        known = event->self->known_codes + column * CODES + hash_text(text, length, 0) % CODES;
+        if (known->length == length + 1 && memcmp(known->text, text, (size_t)length) == 0) {
+            event->categories[column] = known->code;
+            return 0;
+        }
+    }
+    PyObject *code = NULL, *key = PyUnicode_DecodeUTF8(text, length, NULL);
+    if (key != NULL) {
+        PyObject *callable = PyTuple_GetItem(event->self->codes, column);
+        code = callable == NULL ? NULL : PyObject_CallFunctionObjArgs(callable, key, NULL);
+        Py_DECREF(key);
+    }
+    if (code == NULL) return -1;
+    int64_t number = PyLong_AsLongLong(code);
+    Py_DECREF(code);
+    if (number == -1 && PyErr_Occurred()) return -1;
+    event->categories[column] = number;
+    if (known != NULL) {
+        known->length = (unsigned char)(length + 1);
+        known->code = number;
+        memcpy(known->text, text, (size_t)length);
+    }
+    return 0;
+}
+
+/* A key, a category, or both. */
+static int read_text(Event *event, const Field *field)
+{
+    const char *start = event->at, *stop;
+    if (*start == '"') {
+        int kinds = 0;
+        stop = string_end(++start, event->end, &kinds);
+        if (stop == NULL || kinds & ESCAPED) return -1;
+        event->kinds |= kinds;
+        event->at = stop + 1;
+    } else if (*start == 'n') {
+        event->at = start + 4;
+        return field->is_key ? -1 : strncmp(start, "null", 4); /* it is absent already */
+    } else {
+        Number number;
+        if (read_number(start, &number) < 0 || !is_plain_integer(&number)) return -1;
+        event->at = stop = number.end;
+    }
+    Py_ssize_t length = stop - start;
+    if (field->is_key) {
+        /* `17.0` may mean 17, and `True` true. */
+        event->odd_keys |= memchr(start, '.', (size_t)length) != NULL;
+        event->odd_keys |= (length == 4 || length == 5) && strchr("tTfF", *start) != NULL;
+        if ((event->key = PyBytes_FromStringAndSize(start, length)) == NULL) return -1;
+    }
+    if (field->kind != CATEGORY) return 0;
+    event->absent[field->column] = 0;
+    return code_of(event, field->column, start, length);
+}
+
+static int read_time(Event *event)
+{
+    const char *start = event->at;
+    PyObject *value, *ms;
+    if (*start == '"') {
+        int kinds = 0;
+        const char *stop = string_end(++start, event->end, &kinds);
+        if (stop == NULL || kinds & ESCAPED) return -1;
+        event->kinds |= kinds;
+        event->at = stop + 1;
+        if (iso_ms(start, stop - start, event->time) == 0) return 0;
+        value = PyUnicode_DecodeUTF8(start, stop - start, NULL);
+    } else {
+        Number number;
+        double nearest;
+        if (read_number(start, &number) < 0) return -1;
+        event->at = number.end;
+        if (epoch_ms(&number, event->time) == 0) return 0;
+        if (number.whole || nearest_double(&number, &nearest) < 0) return -1;
+        value = PyFloat_FromDouble(nearest);
+    }
+    if (value == NULL) return -1;
+    ms = PyObject_CallFunctionObjArgs(event->self->timestamp_ms, value, NULL);
+    Py_DECREF(value);
+    if (ms == NULL) return -1;
+    *event->time = PyLong_AsLongLong(ms);
+    Py_DECREF(ms);
+    return *event->time == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+static int read_object(Event *event, int object)
+{
+    if (*event->at != '{') return -1;
+    const char *at = skip_space(event->at + 1);
+    if (*at == '}') {
+        event->at = at + 1;
+        return 0;
+    }
+    for (;;) {
+        if (*at != '"') return -1;
+        event->at = at + 1;
+        int number = read_name(event, object), failed;
+        if (number == DECLINED) return -1;
+        at = skip_space(event->at);
+        if (*at != ':') return -1;
+        event->at = skip_space(at + 1);
+        if (number == NOT_WANTED) {
+            event->at = skip_value(event->at, event->end, 0, &event->kinds);
+            failed = event->at == NULL;
+        } else {
+            Field *field = &event->self->fields[number];
+            if (field->row == event->self->row) return -1; /* twice: the last one counts, in Python */
+            field->row = event->self->row;
+            event->required += field->kind == TIME || field->is_key;
+            if (field->kind == NUMBER) failed = read_numbers(event, field);
+            else if (field->kind == CATEGORY || field->kind == KEY) failed = read_text(event, field);
+            else if (field->kind == TIME) failed = read_time(event);
+            else failed = field->kind == INNER ? read_object(event, field->column) : -1;
+        }
+        if (failed) return -1;
+        at = skip_space(event->at);
+        if (*at == '}') {
+            event->at = at + 1;
+            return 0;
+        }
+        if (*at != ',') return -1;
+        at = skip_space(at + 1);
+    }
+}
+
+/* 0, or -1 where it is declined or a Python error is set. */
+static int read_event(Event *event, PyObject *value)
+{
+    Decoder *self = event->self;
+    const char *start = PyBytes_AsString(value);
+    event->at = skip_space(start);
+    event->end = start + PyBytes_Size(value);
+    event->kinds = event->member = event->required = 0;
+    self->row++;
+    for (int i = 0; i < self->n_numbers; i++) event->x[i] = NAN;
+    for (int i = 0; i < self->n_categories; i++) event->categories[i] = 0, event->absent[i] = 1;
+    if (read_object(event, 0) < 0 || skip_space(event->at) != event->end) return -1;
+    if (event->required != self->n_required) return -1;
+    if (event->kinds & NOT_ASCII) {
+        PyObject *text = PyUnicode_DecodeUTF8(start, event->end - start, NULL);
+        if (text == NULL) return -1;
+        Py_DECREF(text);
+    }
+    return 0;
+}
+
+/* The length of `value` and `key` together; -1 where one is not plain bytes. */
+static Py_ssize_t size_of(PyObject *value, PyObject *key)
+{
+    if (value == NULL || key == NULL || !PyBytes_CheckExact(value)) return -1;
+    if (key == Py_None) return PyBytes_Size(value);
+    return PyBytes_Check(key) ? PyBytes_Size(value) + PyBytes_Size(key) : -1;
+}
+
+static PyObject *read_events(Decoder *self, PyObject *values, PyObject *record_keys, Py_buffer *buffers)
+{
+    Py_ssize_t count = PyList_Size(values);
+    PyObject *keys = PyList_New(self->has_key ? count : 0);
+    Event event = {.self = self};
+    int declined = keys == NULL;
+    for (Py_ssize_t i = 0; i < count && !declined; i++) {
+        PyObject *value = PyList_GetItem(values, i);
+        Py_ssize_t size = size_of(value, PyList_GetItem(record_keys, i));
+        if (size < 0 || size > self->max_bytes) {
+            declined = 1;
+            break;
+        }
+        event.x = (float *)buffers[0].buf + i * self->n_numbers;
+        event.categories = (int64_t *)buffers[1].buf + i * self->n_categories;
+        event.absent = (char *)buffers[2].buf + i * self->n_categories;
+        event.time = (int64_t *)buffers[3].buf + i;
+        event.key = NULL;
+        Py_INCREF(value); /* Python code that is called may change the list */
+        declined = read_event(&event, value) < 0;
+        Py_DECREF(value);
+        if (event.key != NULL && PyList_SetItem(keys, i, event.key) < 0) declined = 1; /* it takes the reference */
+    }
+    if (!declined) return Py_BuildValue("(NO)", keys, event.odd_keys ? Py_True : Py_False);
+    Py_XDECREF(keys);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *Decoder_decode(PyObject *object, PyObject *args)
+{
+    Decoder *self = (Decoder *)object;
+    PyObject *values, *record_keys, *arrays[4], *found = NULL;
+    Py_buffer buffers[4];
+    int held = 0;
+    if (!PyArg_ParseTuple(args, "OOOOOO", &values, &record_keys, &arrays[0], &arrays[1], &arrays[2], &arrays[3]))
+        return NULL;
+    if (!PyList_Check(values) || !PyList_Check(record_keys) || self->busy) Py_RETURN_NONE;
+    Py_ssize_t count = PyList_Size(values);
+    Py_ssize_t widths[4] = {self->n_numbers * 4, self->n_categories * 8, self->n_categories, 8 * self->has_time};
+    self->busy = 1;
+    for (; held < 4; held++) {
+        if (PyObject_GetBuffer(arrays[held], &buffers[held], PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0) break;
+        if (buffers[held].len < count * widths[held]) {
+            held++;
+            PyErr_SetString(PyExc_ValueError, "an array is too small");
+            break;
+        }
+    }
+    if (!PyErr_Occurred()) found = read_events(self, values, record_keys, buffers);
+    while (held > 0) PyBuffer_Release(&buffers[--held]);
+    self->busy = 0;
+    return found;
+}
+
+
+static int read_fields(Decoder *self, PyObject *fields)
+{
+    self->n_fields = (int)PyList_Size(fields);
+    for (self->n_slots = 8; self->n_slots < 4 * self->n_fields; self->n_slots *= 2) {}
+    self->fields = PyMem_Calloc((size_t)self->n_fields + 1, sizeof(Field));
+    self->slots = PyMem_Calloc((size_t)self->n_slots, sizeof(int));
+    if (self->fields == NULL || self->slots == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (int i = 0; i < self->n_slots; i++) self->slots[i] = -1;
+    for (int i = 0; i < self->n_fields; i++) {
+        Field *field = &self->fields[i];
+        PyObject *name;
+        if (!PyArg_ParseTuple(PyList_GetItem(fields, i), "Siiiii", &name, &field->object, &field->kind, &field->column,
+                              &field->size, &field->is_key))
+            return -1;
+        Py_INCREF(name);
+        field->name = name;
+        int columns = field->kind == NUMBER ? self->n_numbers : self->n_categories, last = field->column + 1;
+        if (field->kind == NUMBER && field->size > 1) last = field->column + field->size;
+        int has_columns = field->kind == NUMBER || field->kind == CATEGORY;
+        if (field->kind < 0 || field->kind >= KINDS || field->size < 0
+            || (has_columns && (field->column < 0 || last > columns))) {
+            PyErr_SetString(PyExc_ValueError, "a field has no column");
+            return -1;
+        }
+        self->has_time |= field->kind == TIME;
+        self->has_key |= field->is_key;
+        self->n_required += field->kind == TIME || field->is_key;
+        uint32_t slot = hash_text(PyBytes_AsString(name), PyBytes_Size(name), (uint32_t)field->object);
+        while (self->slots[slot & (uint32_t)(self->n_slots - 1)] >= 0) slot++;
+        self->slots[slot & (uint32_t)(self->n_slots - 1)] = i;
+    }
+    return 0;
+}
+
+static PyObject *Decoder_new(PyTypeObject *type, PyObject *args, PyObject *options)
+{
+    PyObject *fields, *codes, *timestamp_ms;
+    Py_ssize_t max_bytes;
+    int n_numbers;
+    if (options != NULL && PyDict_Size(options)) {
+        PyErr_SetString(PyExc_TypeError, "Decoder takes no keywords");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "OiOOn", &fields, &n_numbers, &codes, &timestamp_ms, &max_bytes)) return NULL;
+    if (!PyList_Check(fields) || !PyTuple_Check(codes) || n_numbers < 0) {
+        PyErr_SetString(PyExc_TypeError, "Decoder(list of fields, numbers, tuple of codes, timestamp_ms, max_bytes)");
+        return NULL;
+    }
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Decoder *self = (Decoder *)allocate(type, 0); /* all zeros */
+    if (self == NULL) return NULL;
+    Py_INCREF(codes);
+    self->codes = codes;
+    Py_INCREF(timestamp_ms);
+    self->timestamp_ms = timestamp_ms;
+    self->n_numbers = n_numbers;
+    self->n_categories = (int)PyTuple_Size(codes);
+    self->max_bytes = max_bytes;
+    self->known_codes = PyMem_Calloc((size_t)self->n_categories * CODES + 1, sizeof(Code));
+    if (self->known_codes == NULL) PyErr_NoMemory();
+    if (self->known_codes == NULL || read_fields(self, fields) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void Decoder_dealloc(PyObject *object)
+{
+    Decoder *self = (Decoder *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    for (int i = 0; self->fields != NULL && i < self->n_fields; i++) Py_XDECREF(self->fields[i].name);
+    PyMem_Free(self->fields);
+    PyMem_Free(self->slots);
+    PyMem_Free(self->known_codes);
+    Py_XDECREF(self->codes);
+    Py_XDECREF(self->timestamp_ms);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+static PyMethodDef decoder_methods[] = {
+    {"decode", Decoder_decode, METH_VARARGS,
+     "decode(values, record_keys, x, categories, absent, timestamps) -> (keys, odd_keys) or None\n\n"
+     "Fills the arrays float32 [N, F], int64 [N, C], bool [N, C], int64 [N]. keys: empty without a field for them."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot decoder_slots[] = {
+    {Py_tp_new, Decoder_new},
+    {Py_tp_dealloc, Decoder_dealloc},
+    {Py_tp_methods, decoder_methods},
+    {0, NULL},
+};
+
+static PyType_Spec decoder_spec = {
+    .name = "lstmstream._codec.Decoder",
+    .basicsize = sizeof(Decoder),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = decoder_slots,
+};
