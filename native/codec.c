@@ -26,6 +26,7 @@
 #include "values.h"
 
 #include "decoder.h"
+#include "records.h"
 
 static int fill_module(PyObject *module)
 {
@@ -38,8 +39,22 @@ static int fill_module(PyObject *module)
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill_module}, {0, NULL}};
 
+static PyMethodDef module_functions[] = {
+    {"read_records", read_records, METH_VARARGS,
+     "read_records(body, count, offset_deltas, timestamp_deltas) -> (keys, values, headers) or None\n\n"
+     "Fills the arrays int64 [N]. headers: (row, begin, end, count) of each record that has some."},
+    {"write_records", write_records, METH_VARARGS,
+     "write_records(timestamp_deltas, keys, values, headers) -> bytes or None\n\n"
+     "Takes lists. headers: those of each record as bytes, with their count; None is none."},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "lstmstream._codec", .m_size = 0, .m_slots = module_slots,
+    PyModuleDef_HEAD_INIT,
+    .m_name = "lstmstream._codec",
+    .m_methods = module_functions,
+    .m_size = 0,
+    .m_slots = module_slots,
 };
 
 PyMODINIT_FUNC PyInit__codec(void) { return PyModuleDef_Init(&module_definition); }

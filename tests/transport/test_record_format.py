@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.kafka_python_producer import _encode, _parts
 from lstmstream.transport.record_format import decode_records, encode_records, record_bytes_at_most, varint
+from tests.serve.codec_oracle import hostile_records, records_alike
 from tests.transport.batches import varint as plain_varint
+
+pytestmark = pytest.mark.usefixtures("either_codec")
 
 CONFIG = {"message_version": 2, "compression_attrs": 0, "batch_size": 262_144}
 content = st.none() | st.binary(max_size=20) | st.sampled_from([b"x" * 63, b"x" * 64, b"x" * 8192, b"x" * 20_000])
@@ -91,3 +95,20 @@ def test_another_number_of_records_is_refused(count: int) -> None:
     body = encode_records([0, 1], [b"a", b"b"], [b"v", None], [[], []])
     with pytest.raises(ValueError, match="records"):
         decode_records(body, count)
+
+
+def test_damaged_records_are_read_or_refused_alike() -> None:
+    source, read = random.Random(2), 0
+    for _ in range(5_000):
+        read += records_alike(*hostile_records(source))
+    assert 500 < read < 4_500
+
+
+def test_deltas_beyond_64_bits_are_written_by_python() -> None:
+    found = encode_records([2**63, 1], [b"k", None], [b"v", b""], [[("n", b"x")], []])
+    assert found.startswith(b"*\0\x81" + b"\x80" * 8 + b"\x02\0\x02k\x02v\x02\x02n\x02x")
+    assert found.endswith(b"\x0c\0\x02\x02\x01\0\0")
+
+
+def test_other_sequences_than_lists_are_written_by_python() -> None:
+    assert encode_records((1,), (b"k",), (b"v",), ((),)) == encode_records([1], [b"k"], [b"v"], [[]])
