@@ -65,10 +65,11 @@ def hostile_records(source: random.Random) -> tuple[bytes, int]:
     """A batch of the log without its head, often damaged, and how many records it claims."""
     count = source.randrange(4)
     sizes = [0, 1, 9, 63, 64, 200]
-    fields = [[source.choice([None, source.randbytes(source.choice(sizes))]) for _ in range(count)] for _ in range(2)]
+    keys = [source.choice([None, source.randbytes(source.choice(sizes))]) for _ in range(count)]
+    values = [source.choice([None, source.randbytes(source.choice(sizes))]) for _ in range(count)]
     headers = [source.choice([[], [], [("n", None), ("é", b"v" * source.choice(sizes))]]) for _ in range(count)]
     deltas = [source.choice([0, 1, -1, 1 << source.randrange(60), -(1 << source.randrange(60))]) for _ in range(count)]
-    body = bytearray(record_format.encode_records(deltas, *fields, headers))
+    body = bytearray(record_format.encode_records(deltas, keys, values, headers))
     for _ in range(source.choice([0, 0, 1, 1, 2, 3])):
         at = source.randrange(len(body) + 1)
         piece = source.choice([b"\x80", b"\xff" * source.randrange(12), b"\0", b"\1", source.randbytes(1)])

@@ -176,7 +176,7 @@ def test_any_bytes_anywhere(inserted: bytes, at: int) -> None:
 def test_nothing_is_kept_of_batches() -> None:
     one, source = decoder(), random.Random(5)
     plain_ones = [plain(id=f"c{i}" * 9, channel=f"x{i}" * 9) for i in range(500)]
-    batches = [batch([value, hostile_event(source)][: 1 + i % 2]) for i, value in enumerate(plain_ones)]
+    batches = [batch([value, *([hostile_event(source)] * (i % 2))]) for i, value in enumerate(plain_ones)]
     read = one._fast._compiled.read  # type: ignore[union-attr]
 
     def run() -> int:
@@ -192,6 +192,38 @@ def test_nothing_is_kept_of_batches() -> None:
         assert run() - before < 2_000
     finally:
         tracemalloc.stop()
+
+
+@needs_codec
+def test_no_reference_is_kept() -> None:
+    class Number(int):
+        """A code that is an object of its own."""
+
+    module, number, text = codec.load(), Number(7_000_000), "y" * 40  # too long to be remembered
+    assert module is not None
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (lambda _text: number,), int, 1000)
+    arrays = [np.zeros(2, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
+    objects = [b'{"c":"%b"}' % text.encode(), b"a key", number, *arrays]
+
+    def count() -> list[int]:
+        return [sys.getrefcount(one) for one in objects]
+
+    before = count()
+    for values in ([objects[0]] * 2, [objects[0], b"{]"]):
+        made.decode(values, [objects[1]] * 2, *arrays)
+        del values
+    assert count() == before
+
+
+@needs_codec
+def test_a_text_has_its_own_code() -> None:
+    """However many there are: those that are remembered share few places."""
+    one = decoder()
+    texts = ["", *(str(number) for number in range(12_000)), *("x" * length for length in range(1, 60))]
+    events = [plain(place={"shop": text}) for text in texts]
+    for _ in range(2):
+        for start in range(0, len(events), 1_000):
+            assert reads(*events[start : start + 1_000], one=one)
 
 
 @needs_codec
