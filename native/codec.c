@@ -1,4 +1,5 @@
-/* The optional compiled codec (lstmstream/codec.py): JSON events to columns, and the records of Kafka's log.
+/* The optional compiled codec (lstmstream/codec.py): JSON events to columns, columns to
+ * predictions, and the records of Kafka's log.
  *
  * It answers only where the answer is plain, and else declines: it returns None, and Python code, which is the
  * definition, reads the same bytes again. So nothing is refused here, and no message is made here.
@@ -27,6 +28,7 @@
 
 #include "decoder.h"
 #include "records.h"
+#include "rows.h"
 
 static int fill_module(PyObject *module)
 {
@@ -46,6 +48,9 @@ static PyMethodDef module_functions[] = {
     {"write_records", write_records, METH_VARARGS,
      "write_records(timestamp_deltas, keys, values, headers) -> bytes or None\n\n"
      "Takes lists. headers: those of each record as bytes, with their count; None is none."},
+    {"write_rows", write_rows, METH_VARARGS,
+     "write_rows(columns, suffix, count) -> list of bytes or None\n\n"
+     "columns: a tuple of (kind, prefix, list of bytes or array), see lstmstream/serve/rows.py."},
     {NULL, NULL, 0, NULL},
 };
 

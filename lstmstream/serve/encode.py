@@ -6,8 +6,6 @@ joined from the pieces. Knows nothing of how they are sent.
 
 from __future__ import annotations
 
-import re
-from base64 import b64encode
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -15,7 +13,6 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
-from lstmstream.formats.iso_columns import iso_texts
 from lstmstream.formats.json_documents import (
     ABSENT,
     Document,
@@ -30,9 +27,7 @@ from lstmstream.formats.values import key_text
 from lstmstream.model import Card
 from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch, UnreadableValue
 from lstmstream.serve.decode import Decoded
-
-_JSON_BOOLEANS = {True: b"true", False: b"false"}
-_STAND_FOR_THEMSELVES = re.compile(rb"[ !#-\[\]-~]*")  # characters that a JSON string does not escape
+from lstmstream.serve.rows import Rows
 
 # Forms of a dead letter, each plainer than the one before: what its topic refuses is written in the next one.
 AS_IT_CAME, NOW, WITH_KEY, BARE, OWN_KEY = range(5)
@@ -83,7 +78,7 @@ class Encoder:
         self._output_key = None if output_key is None else (output_key, field_getter(output_key))
         self._from_file = from_file
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
-        self._model = (b"," + model + b',"source":{').replace(b"%", b"%%")
+        self._model = b"," + model + b',"source":{'
 
     def encode(
         self,
@@ -138,31 +133,28 @@ class Encoder:
     ) -> list[bytes | None]:
         if not observed:
             return []
-        observations = decoded.observations
-        columns: list[Sequence[object]] = [
-            _key_texts([observations.keys[at] for at in observed]),
-            iso_texts(observations.timestamps[observed]),
-            _number_texts(predictions.score),
-        ]
-        layout = b'{%b,"timestamp":"%bZ","score":%b'
+        index, rows = predictions.index, Rows(len(observed))
+        rows.keys(b"{", [decoded.observations.keys[at] for at in observed])
+        rows.times(b',"timestamp":"', decoded.observations.timestamps[observed])
+        rows.texts(b'Z","score":', _number_texts(predictions.score))
+        end = b""
         if predictions.prediction is not None:
-            layout += b',"prediction":[%b]'
-            columns.append(_row_texts(predictions.prediction))
-        layout += b',"alert":%b,"steps":%d' + self._model
-        columns += [[_JSON_BOOLEANS[alert] for alert in predictions.alert.tolist()], predictions.steps.tolist()]
-        name = orjson.dumps(records.topic).replace(b"%", b"%%")
+            rows.texts(b',"prediction":[', _row_texts(predictions.prediction))
+            end = b"]"
+        rows.flags(end + b',"alert":', predictions.alert)
+        rows.integers(b',"steps":', predictions.steps)
+        name = orjson.dumps(records.topic)
         if self._from_file:
-            layout += b'"file":%b,"row":%%d}' % name
+            rows.integers(self._model + b'"file":%b,"row":' % name, records.offsets[index])
         else:
-            layout += b'"topic":%b,"partition":%%d,"offset":%%d}' % name
-            columns.append(records.partitions[predictions.index].tolist())
-        columns.append(records.offsets[predictions.index].tolist())
+            rows.integers(self._model + b'"topic":%b,"partition":' % name, records.partitions[index])
+            rows.integers(b',"offset":', records.offsets[index])
+        end = b"}}"
         if self._include:
-            layout += b',"event":%b'
-            columns.append(
-                [self._passthrough(decoded.documents[i], records.values[i] or b"") for i in predictions.index.tolist()]
-            )
-        return list(map((layout + b"}").__mod__, zip(*columns, strict=True)))
+            carried = [self._passthrough(decoded.documents[i], records.values[i] or b"") for i in index.tolist()]
+            rows.texts(b'},"event":', carried)
+            end = b"}"
+        return rows.join(end)
 
     def _passthrough(self, document: Document, text: bytes) -> bytes:
         """The `include` fields of the event as a JSON object; what is absent or cannot be written is left out.
@@ -240,22 +232,6 @@ def _output_key(document: Document, name: str, get: Getter) -> bytes | None:
         return key_text(get(document), name).encode()
     except BadRecord:
         return None
-
-
-def _key_texts(keys: list[bytes | None]) -> list[bytes]:
-    """The key of each prediction with its name."""
-    if None not in keys and _STAND_FOR_THEMSELVES.fullmatch(b"".join(keys)):  # type: ignore[arg-type]  # no None
-        return list(map(b'"key":"%b"'.__mod__, keys))
-    return [_key_json(key) for key in keys]
-
-
-def _key_json(key: bytes | None) -> bytes:
-    if key is None:
-        return b'"key":null'
-    try:
-        return b'"key":' + orjson.dumps(key.decode())
-    except UnicodeDecodeError:
-        return b'"key_base64":"' + b64encode(key) + b'"'
 
 
 def _number_texts(values: Floats) -> list[bytes]:

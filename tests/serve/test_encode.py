@@ -23,6 +23,8 @@ from lstmstream.serve.step_model import StepInput, StepOutput
 from tests.serve.helpers import ALERTS, LETTERS, OUT, Message, batch, engine, flatten, messages_of, onnx_step
 from tests.serve.reference import Event
 
+pytestmark = pytest.mark.usefixtures("either_codec")
+
 NOW_MS = 1_767_609_067_123
 NONE = np.zeros(0, np.int64)
 HEADERS = [("traceparent", b"00-1-2-01"), ("empty", None)]
