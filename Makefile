@@ -1,5 +1,6 @@
 # `make demo` and `make test` are all that a person needs: each makes its own environment first, from locks with hashes.
-# Needed beforehand: make, Python 3.11 or newer with venv, Java 17 or newer, Maven.
+# Needed beforehand: make, Python 3.11 or newer with venv, Java 17 or newer, Maven. A C compiler
+# makes the compiled codec, where there is one.
 #
 #   .venv        what a user installs without extras; `make test` adds pytest. Neither torch nor polars is ever in it
 #   .venv-dev    everything: all extras, tests, checks
@@ -53,6 +54,7 @@ bench-speed: .venv-dev/.package ## one daemon: throughput, latency, memory, time
 
 bench-stages: .venv-dev/.package ## CPU time per event of decoding, stepping and encoding, without a broker
 	.venv-dev/bin/python -m benchmarks.stages
+	.venv-dev/bin/python -m benchmarks.codec
 
 bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
 	.venv-dev/bin/python -m benchmarks.parity

@@ -4,7 +4,8 @@
 
 JSON events of 161 bytes with 7 numbers and a category, keyed by a field, with ISO 8601 times. `--states` also packs the
 state of every key that changed, as a checkpoint that writes all of them would. The last line is what measuring the
-stages costs (`stage_seconds`). Judges nothing.
+stages costs (`stage_seconds`). The compiled codec is used where it is there, and not with LSTMSTREAM_CODEC=pure;
+benchmarks/codec.py compares the two. Judges nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import tempfile
 import time
 import timeit
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from lstmstream.config import Config
 from lstmstream.records import RecordBatch
+from lstmstream.serve.engine import Engine
 from lstmstream.serve.factory import load_step_model, make_engine
 from lstmstream.serve.metrics import STAGES, Metrics
 from lstmstream.serve.observers import StageTimer
@@ -63,18 +65,8 @@ def make_batches(events: int, batch: int, keys: int, zipf: float) -> Iterator[Re
         yield RecordBatch("in", partitions, placed, times, list(names), values, [()] * len(chosen))
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=300_000)
-    parser.add_argument("--batch", type=int, default=10_000)
-    parser.add_argument("--keys", type=int, default=100_000)
-    parser.add_argument("--zipf", type=float, default=0.8)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--states", action="store_true")
-    args = parser.parse_args()
-    spent: defaultdict[str, float] = defaultdict(float)
+def timer_into(spent: dict[str, float]) -> Callable[[str], AbstractContextManager[None]]:
+    """Adds the CPU seconds of each stage to its entry."""
 
     @contextmanager
     def timer(stage: str) -> Iterator[None]:
@@ -82,9 +74,16 @@ def main() -> None:
         yield
         spent[stage] += time.process_time() - began
 
+    return timer
+
+
+def make_stages_engine(
+    timer: Callable[[str], AbstractContextManager[None]], hidden: int = 64, layers: int = 1
+) -> Engine:
+    """An engine for the events of `make_batches`, with all partitions open."""
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(
-            Path(folder), hidden=args.hidden, layers=args.layers, numbers=NUMBERS, categories={"merchant_id": 1000},
+            Path(folder), hidden=hidden, layers=layers, numbers=NUMBERS, categories={"merchant_id": 1000},
             elapsed=False,
         )  # fmt: skip
         config = Config.model_validate(
@@ -100,6 +99,22 @@ def main() -> None:
         engine = make_engine(config, step, timer=timer)
     for partition in range(PARTITIONS):
         engine.scorer.states.open(partition)
+    return engine
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=300_000)
+    parser.add_argument("--batch", type=int, default=10_000)
+    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--zipf", type=float, default=0.8)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--states", action="store_true")
+    args = parser.parse_args()
+    spent: defaultdict[str, float] = defaultdict(float)
+    engine = make_stages_engine(timer_into(spent), args.hidden, args.layers)
     batches = list(make_batches(args.events, args.batch, args.keys, args.zipf))
     engine.process(batches[0])
     engine.commit()
@@ -107,11 +122,11 @@ def main() -> None:
     answered = 0
     for batch in batches[1:]:
         result = engine.process(batch)
-        with timer("commit"):
+        with timer_into(spent)("commit"):
             engine.commit()
         answered += len(result.predictions.index)
         if args.states:
-            with timer("pack states"):
+            with timer_into(spent)("pack states"):
                 for number, change in result.changed.items():
                     pack_states(engine.scorer.states.slabs[number], change.rows, b"12345678", 0)
     print(f"{answered:,} predictions, {sum(spent.values()) / answered * 1e6:.2f} us per event")
