@@ -1,8 +1,8 @@
-/* The optional compiled codec (lstmstream/codec.py): JSON events to columns, columns to
- * predictions, and the records of Kafka's log.
+/* The optional compiled codec (lstmstream/codec.py): JSON events to columns, columns to predictions,
+ * and the records of Kafka's log.
  *
- * It answers only where the answer is plain, and else declines: it returns None, and Python code, which is the
- * definition, reads the same bytes again. So nothing is refused here, and no message is made here.
+ * It answers only where the answer is plain, and else declines an event, or all: Python code, which is the
+ * definition, then reads the same bytes again. So nothing is refused here, and no message is made here.
  *
  * Bounds: a bytes object of Python ends with a NUL that does not count in its length. NUL is in no token of JSON, so
  * whatever reads byte by byte stops there; whatever reads more at once compares with `end` first.

@@ -279,41 +279,58 @@ static int read_event(Event *event, PyObject *value)
     return 0;
 }
 
+#define DECLINED_SHARE 16 /* a batch in which more than one of so many events is declined is declined as a whole */
+
 /* The length of `value` and `key` together; -1 where one is not plain bytes. */
 static Py_ssize_t size_of(PyObject *value, PyObject *key)
 {
-    if (value == NULL || key == NULL || !PyBytes_CheckExact(value)) return -1;
+    if (!PyBytes_CheckExact(value)) return -1;
     if (key == Py_None) return PyBytes_Size(value);
     return PyBytes_Check(key) ? PyBytes_Size(value) + PyBytes_Size(key) : -1;
+}
+
+/* Appends a row that is declined. -1 where there are too many for the others to be worth it, or an error is to be seen. */
+static int decline(PyObject *declined, Py_ssize_t row, Py_ssize_t count)
+{
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError)) return -1;
+        PyErr_Clear(); /* of a Python function that was called, or not UTF-8: it happens again, where it is handled */
+    }
+    if (PyList_Size(declined) >= count / DECLINED_SHARE) return -1;
+    PyObject *number = PyLong_FromSsize_t(row);
+    int failed = number == NULL || PyList_Append(declined, number) < 0;
+    Py_XDECREF(number);
+    return -failed;
 }
 
 static PyObject *read_events(Decoder *self, PyObject *values, PyObject *record_keys, Py_buffer *buffers)
 {
     Py_ssize_t count = PyList_Size(values);
-    PyObject *keys = PyList_New(self->has_key ? count : 0);
+    PyObject *keys = PyList_New(self->has_key ? count : 0), *declined = PyList_New(0), *found = NULL;
     Event event = {.self = self};
-    int declined = keys == NULL;
-    for (Py_ssize_t i = 0; i < count && !declined; i++) {
-        PyObject *value = PyList_GetItem(values, i);
-        Py_ssize_t size = size_of(value, PyList_GetItem(record_keys, i));
-        if (size < 0 || size > self->max_bytes) {
-            declined = 1;
-            break;
-        }
+    int failed = keys == NULL || declined == NULL;
+    for (Py_ssize_t i = 0; i < count && !failed; i++) {
+        PyObject *value = PyList_GetItem(values, i), *record_key = PyList_GetItem(record_keys, i);
+        if (value == NULL || record_key == NULL) break; /* an error is set */
+        Py_ssize_t size = size_of(value, record_key);
         event.x = (float *)buffers[0].buf + i * self->n_numbers;
         event.categories = (int64_t *)buffers[1].buf + i * self->n_categories;
         event.absent = (char *)buffers[2].buf + i * self->n_categories;
         event.time = (int64_t *)buffers[3].buf + i;
         event.key = NULL;
         Py_INCREF(value); /* Python code that is called may change the list */
-        declined = read_event(&event, value) < 0;
+        if (size < 0 || size > self->max_bytes || read_event(&event, value) < 0) {
+            Py_CLEAR(event.key);
+            failed = decline(declined, i, count) < 0;
+        }
         Py_DECREF(value);
-        if (event.key != NULL && PyList_SetItem(keys, i, event.key) < 0) declined = 1; /* it takes the reference */
+        if (self->has_key) failed |= PyList_SetItem(keys, i, event.key != NULL ? event.key : Py_NewRef(Py_None)) < 0;
     }
-    if (!declined) return Py_BuildValue("(NO)", keys, event.odd_keys ? Py_True : Py_False);
+    if (!PyErr_Occurred())
+        found = failed ? Py_NewRef(Py_None) : Py_BuildValue("(OOO)", keys, event.odd_keys ? Py_True : Py_False, declined);
     Py_XDECREF(keys);
-    if (PyErr_Occurred()) return NULL;
-    Py_RETURN_NONE;
+    Py_XDECREF(declined);
+    return found;
 }
 
 static PyObject *Decoder_decode(PyObject *object, PyObject *args)
@@ -429,8 +446,9 @@ static void Decoder_dealloc(PyObject *object)
 
 static PyMethodDef decoder_methods[] = {
     {"decode", Decoder_decode, METH_VARARGS,
-     "decode(values, record_keys, x, categories, absent, timestamps) -> (keys, odd_keys) or None\n\n"
-     "Fills the arrays float32 [N, F], int64 [N, C], bool [N, C], int64 [N]. keys: empty without a field for them."},
+     "decode(values, record_keys, x, categories, absent, timestamps) -> (keys, odd_keys, declined) or None\n\n"
+     "Fills the arrays float32 [N, F], int64 [N, C], bool [N, C], int64 [N]. keys: empty without a field for them.\n"
+     "declined: rows that are not read; the arrays hold anything there."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmstream.errors import BadRecord
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.formats.values import canonical_text
 from lstmstream.model import Card
@@ -26,6 +25,7 @@ class CompiledColumns(NamedTuple):
     x: Floats  # [N, F]
     categories: Ints  # [N, C]
     absent: Bools  # [N, C]
+    declined: Ints  # rows that are not read; the columns hold anything there
 
 
 class CompiledDecoder:
@@ -54,22 +54,21 @@ class CompiledDecoder:
         ).decode
 
     def read(self, records: RecordBatch) -> CompiledColumns | None:
-        """The columns, or None where one of the records needs a closer look."""
+        """The columns, or None where too many of the records need a closer look."""
         n = len(records)
         x, times = np.empty((n, self._width), np.float32), np.empty(n, np.int64)
         categories, absent = np.empty((n, self._categories), np.int64), np.empty((n, self._categories), np.bool_)
-        try:
-            found = self._decode(records.values, records.keys, x, categories, absent, times)
-        except (BadRecord, ValueError, OverflowError):  # from the Python functions that it calls, and not UTF-8
-            return None
+        found = self._decode(records.values, records.keys, x, categories, absent, times)
         if found is None:
             return None
-        keys, odd_keys = found
+        keys, odd_keys, declined = found
         if not self._has_key:
             keys = records.keys
         elif odd_keys:  # `17.0` is 17
-            keys = [canonical_text(text.decode()).encode() for text in keys]
-        return CompiledColumns(keys, times if self._has_time else records.timestamps, x, categories, absent)
+            keys = [None if text is None else canonical_text(text.decode()).encode() for text in keys]
+        if not self._has_time:
+            times = records.timestamps
+        return CompiledColumns(keys, times, x, categories, absent, np.array(declined, np.int64))
 
 
 def _fields(card: Card, key: str | None, timestamp: str | None) -> list[tuple[bytes, int, int, int, int, int]]:

@@ -8,6 +8,7 @@ Kafka: what becomes an observation must not depend on how predictions are publis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -49,6 +50,17 @@ class Decoded(NamedTuple):
     field_counts: FieldCounts
 
 
+class _Columns(NamedTuple):
+    """N records; where one is rejected, the columns hold anything."""
+
+    keys: list[bytes | None]
+    timestamps: Ints  # [N]
+    x: Floats  # [N, F]
+    categories: Ints  # [N, C]
+    absent: Bools  # [N, C]
+    documents: Sequence[Document]  # [N]
+
+
 class Decoder:
     """Turns a RecordBatch into observations and dead letters. Holds no data between calls."""
 
@@ -77,26 +89,50 @@ class Decoder:
     def decode(self, records: RecordBatch) -> Decoded:
         """The M good records as columns, and a dead letter for each of the other N - M."""
         columns = self._fast.read(records)
-        if columns is None or not self._times_are_good(records, columns.timestamps):
+        if columns is None:
             return self._decode_each(records)
-        keys, timestamps, x, categories, absent, documents = columns
-        index = np.arange(len(records), dtype=np.int64)
-        observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
-        return Decoded(observations, [], documents, self._count(observations, absent))
+        keys, timestamps, x, categories, absent, documents, doubtful = columns
+        rejects = _Rejects()
+        rows = np.union1d(doubtful, self._with_bad_time(records, timestamps, doubtful))
+        if len(rows):
+            again = _Rejects()
+            some = self._read_each(records.take(rows), again)
+            x[rows], categories[rows], absent[rows] = some.x, some.categories, some.absent
+            if self._timestamp is not None:
+                timestamps[rows] = some.timestamps
+            if self._key is not None:
+                for row, key in zip(rows.tolist(), some.keys, strict=True):
+                    keys[row] = key
+            documents = documents.replaced(rows.tolist(), some.documents)
+            for at, letter in again.by_index.items():
+                rejects.by_index[int(rows[at])] = replace(letter, index=int(rows[at]))
+        return self._decoded(records, _Columns(keys, timestamps, x, categories, absent, documents), rejects)
 
-    def _times_are_good(self, records: RecordBatch, timestamps: Ints) -> bool:
+    def _with_bad_time(self, records: RecordBatch, timestamps: Ints, doubtful: Ints) -> Ints:
+        """The rows to look at for their time; those of `doubtful` are looked at anyway, and have none yet."""
         if self._timestamp is None:
-            return not _without_time(timestamps).any()
-        limit_ms = self._max_future_ms
-        return limit_ms is None or not (_ahead_ms(records, timestamps) > limit_ms).any()
+            return np.flatnonzero(_without_time(timestamps))
+        if self._max_future_ms is None:
+            return doubtful
+        ahead_ms = _ahead_ms(records, timestamps)
+        ahead_ms[doubtful] = 0
+        return np.flatnonzero(ahead_ms > self._max_future_ms)
 
     def _decode_each(self, records: RecordBatch) -> Decoded:
         rejects = _Rejects()
+        return self._decoded(records, self._read_each(records, rejects), rejects)
+
+    def _read_each(self, records: RecordBatch, rejects: _Rejects) -> _Columns:
+        """The definition of what a record means."""
         documents = self._parse(records, rejects)
         keys = records.keys if self._key is None else self._field_keys(self._key, documents, rejects)
         timestamps = self._timestamps(records, documents, rejects)
         x = self._read_numbers(documents, rejects)
         categories, absent = self._read_categories(documents, rejects)
+        return _Columns(keys, timestamps, x, categories, absent, documents)
+
+    def _decoded(self, records: RecordBatch, columns: _Columns, rejects: _Rejects) -> Decoded:
+        keys, timestamps, x, categories, absent, documents = columns
         index = np.arange(len(records), dtype=np.int64)
         observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
         if not rejects.by_index:

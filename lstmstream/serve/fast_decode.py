@@ -1,9 +1,10 @@
 """Whole batches of JSON objects to columns, where each value is of the plain type that its field wants.
 
-The compiled codec is asked first, where there is one. Else, and where it declines, msgspec reads only the fields that
-are wanted, into objects without dictionaries. What the two read, they read as `Decoder._decode_each` does, which is the
-definition. What they do not read, or would read more liberally, is left to that one: then `read` returns None.
-tests/serve/test_fast_decode.py and tests/serve/test_codec.py compare the three on hostile bytes.
+The compiled codec is asked first, where there is one. Else, and where it declines a whole batch, msgspec reads only the
+fields that are wanted, into objects without dictionaries. What the two read, they read as `Decoder._decode_each` does,
+which is the definition. What they do not read, or would read more liberally, is left to that one: the codec names the
+records, msgspec leaves all of the batch. tests/serve/test_fast_decode.py and tests/serve/test_codec.py compare the three
+on hostile bytes.
 """
 
 from __future__ import annotations
@@ -28,23 +29,25 @@ from lstmstream.records import Bools, Floats, Ints, RecordBatch
 from lstmstream.serve.compiled_decode import CompiledDecoder
 
 _BYTES, _TEXT = {bytes}, {str}
+_NONE = np.empty(0, np.int64)
 
 
 class EventColumns(NamedTuple):
-    """N events, each of which can be an observation."""
+    """N events, of which all that are not doubtful can be observations, if their time is good."""
 
     keys: list[bytes | None]
     timestamps: Ints  # [N]
     x: Floats  # [N, F]
     categories: Ints  # [N, C]
     absent: Bools  # [N, C]
-    documents: Sequence[Document]  # [N]
+    documents: LazyDocuments  # [N]
+    doubtful: Ints  # rows that need a closer look; the columns hold anything there
 
 
 class LazyDocuments(Sequence[Document]):
-    """The JSON objects of some values, each parsed when it is asked for."""
+    """The JSON objects of some values, each parsed when it is asked for, or before."""
 
-    def __init__(self, values: Sequence[bytes | None]) -> None:
+    def __init__(self, values: Sequence[bytes | Document | None]) -> None:
         self._values = values
 
     def __len__(self) -> int:
@@ -55,10 +58,21 @@ class LazyDocuments(Sequence[Document]):
     @overload
     def __getitem__(self, at: slice) -> LazyDocuments: ...
     def __getitem__(self, at: int | slice) -> Document | LazyDocuments:
-        return LazyDocuments(self._values[at]) if isinstance(at, slice) else parse_document(self._values[at])
+        return LazyDocuments(self._values[at]) if isinstance(at, slice) else _document(self._values[at])
 
     def __iter__(self) -> Iterator[Document]:
-        return map(parse_document, self._values)
+        return map(_document, self._values)
+
+    def replaced(self, rows: Sequence[int], documents: Sequence[Document]) -> LazyDocuments:
+        """The same with other objects at these rows."""
+        values = list(self._values)
+        for row, document in zip(rows, documents, strict=True):
+            values[row] = document
+        return LazyDocuments(values)
+
+
+def _document(value: bytes | Document | None) -> Document:
+    return value if isinstance(value, dict) else parse_document(value)
 
 
 class FastDecoder:
@@ -100,12 +114,12 @@ class FastDecoder:
         self._timestamp = None if timestamp is None else (timestamp, attrgetter(at[timestamp]))
 
     def read(self, records: RecordBatch) -> EventColumns | None:
-        """The columns, or None where one of the records needs a closer look."""
+        """The columns, or None where too many of the records need a closer look."""
         values = records.values
         if not self._usable or not values:
             return None
         if self._compiled is not None and (columns := self._compiled.read(records)) is not None:
-            return EventColumns(*columns, LazyDocuments(values))
+            return EventColumns(*columns[:-1], LazyDocuments(values), columns.declined)
         return self._read_objects(records) if self._are_plain(records) else None
 
     def _read_objects(self, records: RecordBatch) -> EventColumns | None:
@@ -122,7 +136,7 @@ class FastDecoder:
             return None
         if keys is None or np.isinf(x).any():
             return None
-        return EventColumns(keys, timestamps, x, categories, absent, LazyDocuments(values))
+        return EventColumns(keys, timestamps, x, categories, absent, LazyDocuments(values), _NONE)
 
     def _are_plain(self, records: RecordBatch) -> bool:
         """Whether all values are bytes of UTF-8 within the limit."""

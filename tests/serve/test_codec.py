@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmstream import codec
-from lstmstream.errors import CannotServe
+from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.records import UnreadableValue
 from lstmstream.serve.decode import Decoder
+from lstmstream.serve.fast_decode import LazyDocuments
 from tests.serve.codec_oracle import read_alike
 from tests.serve.hostile_events import VALUES, hostile_event, number_text
 from tests.serve.scoring import MODEL, nested, rows, run
-from tests.serve.test_fast_decode import CARD, PLAIN, batch, decoder, plain
+from tests.serve.test_fast_decode import CARD, PLAIN, assert_same, batch, decoder, plain
 
 ROOT = Path(__file__).parent.parent.parent
 is_compiled = codec._module is not None
@@ -261,9 +262,51 @@ def test_a_decoder_that_is_called_by_itself_declines() -> None:
     made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, 1000)
     arrays = [np.zeros(1, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
     arguments = [b'{"c":"x"}'], [None], *arrays
-    assert made.decode(*arguments) == ([], False)
+    assert made.decode(*arguments) == ([], False, [])
     assert inner == [None]
     assert arrays[1].tolist() == [3]
+
+
+@needs_codec
+def test_what_is_not_plain_does_not_hold_up_its_batch() -> None:
+    """A few events are read by Python code, the others stay where they are."""
+    source, read = random.Random(21), 0
+    for _ in range(300):
+        values: list[bytes | None] = [plain(id=f"c{i}", amount=i) for i in range(48)]
+        for row in source.sample(range(48), source.randrange(5)):
+            values[row] = source.choice([None, b"", hostile_event(source), UnreadableValue(b"x", "damaged")])
+        one, records = decoder(max_future_ms=source.choice([None, 86_400_000])), batch(values)
+        records.timestamps[:] = 1_769_860_000_000
+        records.timestamps[source.randrange(48)] = source.choice([-1, 1_700_000_000_000])  # long before the event
+        assert_same(one.decode(records), one._decode_each(records))
+        read += reads(*values)
+    assert read > 200
+    records = batch([plain(id=f"c{i}") for i in range(48)])
+    records.values[7] = b"{"
+    decoded = decoder().decode(records)
+    assert [letter.index for letter in decoded.dead_letters] == [7]
+    assert isinstance(decoded.documents, LazyDocuments)
+    assert decoded.documents[7] == {}
+    assert decoded.documents[6:8][1] == {}
+    assert len(decoded.observations.index) == 47
+
+
+@needs_codec
+def test_an_interrupt_of_a_python_function_is_seen() -> None:
+    def code(_text: str) -> int:
+        raise error
+
+    module = codec.load()
+    assert module is not None
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, 1000)
+    arrays = [np.zeros(20, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
+    error: BaseException
+    for error in (KeyboardInterrupt(), MemoryError()):
+        with pytest.raises(type(error)):
+            made.decode([b'{"c":"x"}'] * 20, [None] * 20, *arrays)
+    error = BadRecord("validate", "")
+    assert made.decode([b'{"c":"x"}'] * 20, [None] * 20, *arrays) is None
+    assert made.decode([b'{"c":"x"}', *[b"{}"] * 19], [None] * 20, *arrays) == ([], False, [0])
 
 
 @needs_codec
