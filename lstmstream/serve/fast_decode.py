@@ -3,8 +3,8 @@
 The compiled codec is asked first, where there is one. Else, and where it declines a whole batch, msgspec reads only the
 fields that are wanted, into objects without dictionaries. What the two read, they read as `Decoder._decode_each` does,
 which is the definition. What they do not read, or would read more liberally, is left to that one: the codec names the
-records, msgspec leaves all of the batch. tests/serve/test_fast_decode.py and tests/serve/test_codec.py compare the three
-on hostile bytes.
+records, msgspec leaves all of the batch. tests/serve/test_fast_decode.py and tests/serve/test_codec.py compare them on
+hostile bytes.
 """
 
 from __future__ import annotations
