@@ -21,7 +21,7 @@
 #error "doubles are not computed as doubles here, so numbers would be rounded in another way than in Python"
 #endif
 
-#define INTERFACE 1 /* as lstmstream/codec.py has it: another one is not used */
+#define INTERFACE 2 /* as lstmstream/codec.py has it: another one is not used */
 
 #include "json.h"
 #include "values.h"

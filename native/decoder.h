@@ -37,6 +37,7 @@ typedef struct {
     PyObject *codes; /* a tuple of callables, text to code */
     Code *known_codes; /* [categories, CODES] */
     PyObject *timestamp_ms;
+    PyObject *loads; /* bytes of JSON to a value, for strings with escapes */
     Py_ssize_t max_bytes;
     uint64_t row;
 } Decoder;
@@ -129,7 +130,17 @@ static int read_numbers(Event *event, const Field *field)
     return 0;
 }
 
-static int code_of(Event *event, int column, const char *text, Py_ssize_t length)
+/* The str between the quotes. */
+static PyObject *unescaped(const Decoder *self, const char *text, Py_ssize_t length, int kinds)
+{
+    if (!(kinds & ESCAPED)) return PyUnicode_DecodeUTF8(text, length, NULL);
+    PyObject *found = PyObject_CallFunction(self->loads, "y#", text - 1, length + 2);
+    if (found != NULL && !PyUnicode_Check(found)) Py_CLEAR(found);
+    return found;
+}
+
+/* The code of a category. Escapes may stand in `text`, as in what is remembered. */
+static int code_of(Event *event, int column, const char *text, Py_ssize_t length, int kinds)
 {
     Code *known = NULL;
     if (length <= (Py_ssize_t)sizeof known->text) {
@@ -139,7 +150,7 @@ static int code_of(Event *event, int column, const char *text, Py_ssize_t length
             return 0;
         }
     }
-    PyObject *code = NULL, *key = PyUnicode_DecodeUTF8(text, length, NULL);
+    PyObject *code = NULL, *key = unescaped(event->self, text, length, kinds);
     if (key != NULL) {
         PyObject *callable = PyTuple_GetItem(event->self->codes, column);
         code = callable == NULL ? NULL : PyObject_CallFunctionObjArgs(callable, key, NULL);
@@ -162,10 +173,9 @@ static int code_of(Event *event, int column, const char *text, Py_ssize_t length
 static int read_text(Event *event, const Field *field)
 {
     const char *start = event->at, *stop;
+    int kinds = 0;
     if (*start == '"') {
-        int kinds = 0;
-        stop = string_end(++start, event->end, &kinds);
-        if (stop == NULL || kinds & ESCAPED) return -1;
+        if ((stop = string_end(++start, event->end, &kinds)) == NULL) return -1;
         event->kinds |= kinds;
         event->at = stop + 1;
     } else if (*start == 'n') {
@@ -178,14 +188,22 @@ static int read_text(Event *event, const Field *field)
     }
     Py_ssize_t length = stop - start;
     if (field->is_key) {
-        /* `17.0` may mean 17, and `True` true. */
+        /* `17.0` may mean 17, and `True` true; and who knows with escapes. */
+        event->odd_keys |= kinds & ESCAPED;
         event->odd_keys |= memchr(start, '.', (size_t)length) != NULL;
         event->odd_keys |= (length == 4 || length == 5) && strchr("tTfF", *start) != NULL;
-        if ((event->key = PyBytes_FromStringAndSize(start, length)) == NULL) return -1;
+        if (kinds & ESCAPED) {
+            PyObject *text = unescaped(event->self, start, length, kinds);
+            event->key = text == NULL ? NULL : PyUnicode_AsUTF8String(text);
+            Py_XDECREF(text);
+        } else {
+            event->key = PyBytes_FromStringAndSize(start, length);
+        }
+        if (event->key == NULL) return -1;
     }
     if (field->kind != CATEGORY) return 0;
     event->absent[field->column] = 0;
-    return code_of(event, field->column, start, length);
+    return code_of(event, field->column, start, length, kinds);
 }
 
 static int read_time(Event *event)
@@ -399,16 +417,16 @@ static int read_fields(Decoder *self, PyObject *fields)
 
 static PyObject *Decoder_new(PyTypeObject *type, PyObject *args, PyObject *options)
 {
-    PyObject *fields, *codes, *timestamp_ms;
+    PyObject *fields, *codes, *timestamp_ms, *loads;
     Py_ssize_t max_bytes;
     int n_numbers;
     if (options != NULL && PyDict_Size(options)) {
         PyErr_SetString(PyExc_TypeError, "Decoder takes no keywords");
         return NULL;
     }
-    if (!PyArg_ParseTuple(args, "OiOOn", &fields, &n_numbers, &codes, &timestamp_ms, &max_bytes)) return NULL;
+    if (!PyArg_ParseTuple(args, "OiOOOn", &fields, &n_numbers, &codes, &timestamp_ms, &loads, &max_bytes)) return NULL;
     if (!PyList_Check(fields) || !PyTuple_Check(codes) || n_numbers < 0) {
-        PyErr_SetString(PyExc_TypeError, "Decoder(list of fields, numbers, tuple of codes, timestamp_ms, max_bytes)");
+        PyErr_SetString(PyExc_TypeError, "Decoder(list of fields, numbers, tuple of codes, timestamp_ms, loads, max_bytes)");
         return NULL;
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -418,6 +436,8 @@ static PyObject *Decoder_new(PyTypeObject *type, PyObject *args, PyObject *optio
     self->codes = codes;
     Py_INCREF(timestamp_ms);
     self->timestamp_ms = timestamp_ms;
+    Py_INCREF(loads);
+    self->loads = loads;
     self->n_numbers = n_numbers;
     self->n_categories = (int)PyTuple_Size(codes);
     self->max_bytes = max_bytes;
@@ -440,6 +460,7 @@ static void Decoder_dealloc(PyObject *object)
     PyMem_Free(self->known_codes);
     Py_XDECREF(self->codes);
     Py_XDECREF(self->timestamp_ms);
+    Py_XDECREF(self->loads);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }

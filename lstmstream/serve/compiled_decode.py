@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.formats.values import canonical_text
@@ -50,7 +51,7 @@ class CompiledDecoder:
             return timestamp_ms(value, timestamp or "")
 
         self._decode = codec.Decoder(
-            _fields(card, key, timestamp), self._width, tuple(codes), time_of, max_bytes
+            _fields(card, key, timestamp), self._width, tuple(codes), time_of, orjson.loads, max_bytes
         ).decode
 
     def read(self, records: RecordBatch) -> CompiledColumns | None:

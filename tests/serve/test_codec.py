@@ -46,6 +46,10 @@ def reads(*values: bytes | None, one: Decoder | None = None) -> bool:
         {"amount": 1.2345678901234567e-05},
         {"amount": 2**64 - 1},
         {"amount": 1e-320},
+        {"channel": "é"},
+        {"channel": "\U0001f600" * 9},
+        {"id": "\U0001f600é\n"},
+        {"id": "caf\u00e9"},
         {"channel": None},
         {"channel": ...},
         {"channel": "17.0"},
@@ -107,7 +111,7 @@ def test_any_value_of_any_field(field: str) -> None:
         None, b"", b" ", b"{", b"[]", b"null", b"5", b"{} {}", b"{},", b"\xef\xbb\xbf" + plain(), plain() + b"\0",
         plain() + plain(), plain()[:-1], plain(amount=True), plain(amount="5"), plain(id=None), plain(id=...),
         plain(at=...), plain(at=None), plain(place=None), plain(**{"place.risk": 5}), plain(spectrum=[1, 2]),
-        plain(id="caf\u00e9"), plain(other="x" * 4_000), UnreadableValue(plain(), "damaged"),
+        plain(other="x" * 4_000), UnreadableValue(plain(), "damaged"),
         plain().replace(b'"amount"', b'"amount": 1, "amount"'), plain().replace(b"amount", b"am\\u006funt"),
         plain(other="HERE").replace(b"HERE", b"\xff"), plain(other="HERE").replace(b"HERE", b"\xed\xa0\x80"),
         plain(other="HERE").replace(b"HERE", b"\\ud800"), plain(other=[0]).replace(b"[0]", b"[" * 70 + b"]" * 70),
@@ -176,7 +180,7 @@ def test_any_bytes_anywhere(inserted: bytes, at: int) -> None:
 @needs_codec
 def test_nothing_is_kept_of_batches() -> None:
     one, source = decoder(), random.Random(5)
-    plain_ones = [plain(id=f"c{i}" * 9, channel=f"x{i}" * 9) for i in range(500)]
+    plain_ones = [plain(id=f"é{i}" * 9, channel=f"é{i}" * 9) for i in range(500)]
     batches = [batch([value, *([hostile_event(source)] * (i % 2))]) for i, value in enumerate(plain_ones)]
     read = one._fast._compiled.read  # type: ignore[union-attr]
 
@@ -202,7 +206,7 @@ def test_no_reference_is_kept() -> None:
 
     module, number, text = codec.load(), Number(7_000_000), "y" * 40  # too long to be remembered
     assert module is not None
-    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (lambda _text: number,), int, 1000)
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (lambda _text: number,), int, json.loads, 1000)
     arrays = [np.zeros(2, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
     objects = [b'{"c":"%b"}' % text.encode(), b"a key", number, *arrays]
 
@@ -221,6 +225,7 @@ def test_a_text_has_its_own_code() -> None:
     """However many there are: those that are remembered share few places."""
     one = decoder()
     texts = ["", *(str(number) for number in range(12_000)), *("x" * length for length in range(1, 60))]
+    texts += ["\u00e9", "\\u00e9", "\n", "\\n", "\\\\n"] * 9
     events = [plain(place={"shop": text}) for text in texts]
     for _ in range(2):
         for start in range(0, len(events), 1_000):
@@ -259,7 +264,7 @@ def test_a_decoder_that_is_called_by_itself_declines() -> None:
 
     module = codec.load()
     assert module is not None
-    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, 1000)
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, json.loads, 1000)
     arrays = [np.zeros(1, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
     arguments = [b'{"c":"x"}'], [None], *arrays
     assert made.decode(*arguments) == ([], False, [])
@@ -298,7 +303,7 @@ def test_an_interrupt_of_a_python_function_is_seen() -> None:
 
     module = codec.load()
     assert module is not None
-    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, 1000)
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, json.loads, 1000)
     arrays = [np.zeros(20, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
     error: BaseException
     for error in (KeyboardInterrupt(), MemoryError()):
