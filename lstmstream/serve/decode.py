@@ -31,7 +31,7 @@ from lstmstream.formats.values import (
 )
 from lstmstream.model import Card, Feature
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, RecordBatch, UnreadableValue
-from lstmstream.serve.fast_decode import FastDecoder
+from lstmstream.serve.fast_decode import EventColumns, FastDecoder
 
 
 class FieldCounts(NamedTuple):
@@ -91,32 +91,36 @@ class Decoder:
         columns = self._fast.read(records)
         if columns is None:
             return self._decode_each(records)
-        keys, timestamps, x, categories, absent, documents, doubtful = columns
         rejects = _Rejects()
-        rows = np.union1d(doubtful, self._with_bad_time(records, timestamps, doubtful))
-        if len(rows):
-            again = _Rejects()
-            some = self._read_each(records.take(rows), again)
-            x[rows], categories[rows], absent[rows] = some.x, some.categories, some.absent
-            if self._timestamp is not None:
-                timestamps[rows] = some.timestamps
-            if self._key is not None:
-                for row, key in zip(rows.tolist(), some.keys, strict=True):
-                    keys[row] = key
-            documents = documents.replaced(rows.tolist(), some.documents)
-            for at, letter in again.by_index.items():
-                rejects.by_index[int(rows[at])] = replace(letter, index=int(rows[at]))
+        rows = np.union1d(columns.doubtful, self._with_bad_time(records, columns.timestamps))
+        documents = columns.documents if not len(rows) else self._read_again(rows, records, columns, rejects)
+        keys, timestamps, x, categories, absent, _, _ = columns
         return self._decoded(records, _Columns(keys, timestamps, x, categories, absent, documents), rejects)
 
-    def _with_bad_time(self, records: RecordBatch, timestamps: Ints, doubtful: Ints) -> Ints:
-        """The rows to look at for their time; those of `doubtful` are looked at anyway, and have none yet."""
+    def _read_again(
+        self, rows: Ints, records: RecordBatch, columns: EventColumns, rejects: _Rejects
+    ) -> Sequence[Document]:
+        """Reads these rows one by one into the columns; the documents of all rows."""
+        again = _Rejects()
+        some = self._read_each(records.take(rows), again)
+        columns.x[rows], columns.categories[rows], columns.absent[rows] = some.x, some.categories, some.absent
+        if self._timestamp is not None:
+            columns.timestamps[rows] = some.timestamps
+        numbers = rows.tolist()
+        if self._key is not None:
+            for row, key in zip(numbers, some.keys, strict=True):
+                columns.keys[row] = key
+        for at, letter in again.by_index.items():
+            rejects.by_index[numbers[at]] = replace(letter, index=numbers[at])
+        return columns.documents.replaced(numbers, some.documents)
+
+    def _with_bad_time(self, records: RecordBatch, timestamps: Ints) -> Ints:
+        """The rows to look at for their time."""
         if self._timestamp is None:
             return np.flatnonzero(_without_time(timestamps))
         if self._max_future_ms is None:
-            return doubtful
-        ahead_ms = _ahead_ms(records, timestamps)
-        ahead_ms[doubtful] = 0
-        return np.flatnonzero(ahead_ms > self._max_future_ms)
+            return np.empty(0, np.int64)
+        return np.flatnonzero(_ahead_ms(records, timestamps) > self._max_future_ms)
 
     def _decode_each(self, records: RecordBatch) -> Decoded:
         rejects = _Rejects()
