@@ -92,7 +92,9 @@ class Decoder:
         if columns is None:
             return self._decode_each(records)
         rejects = _Rejects()
-        rows = np.union1d(columns.doubtful, self._with_bad_time(records, columns.timestamps))
+        rows, wrong = columns.doubtful, self._with_bad_time(records, columns.timestamps)
+        if len(wrong):
+            rows = np.union1d(rows, wrong)
         documents = columns.documents if not len(rows) else self._read_again(rows, records, columns, rejects)
         keys, timestamps, x, categories, absent, _, _ = columns
         return self._decoded(records, _Columns(keys, timestamps, x, categories, absent, documents), rejects)
