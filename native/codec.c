@@ -8,8 +8,9 @@
  * whatever reads byte by byte stops there; whatever reads more at once compares with `end` first.
  */
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and all later ones */
+/* One binary for Python 3.11 and all later ones, whichever of them has the headers; so no format has a `#`, which headers
+ * of 3.13 take for lengths of another size in 3.11. */
+#define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
 #include <float.h>

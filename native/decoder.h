@@ -134,7 +134,9 @@ static int read_numbers(Event *event, const Field *field)
 static PyObject *unescaped(const Decoder *self, const char *text, Py_ssize_t length, int kinds)
 {
     if (!(kinds & ESCAPED)) return PyUnicode_DecodeUTF8(text, length, NULL);
-    PyObject *found = PyObject_CallFunction(self->loads, "y#", text - 1, length + 2);
+    PyObject *quoted = PyBytes_FromStringAndSize(text - 1, length + 2);
+    PyObject *found = quoted == NULL ? NULL : PyObject_CallFunctionObjArgs(self->loads, quoted, NULL);
+    Py_XDECREF(quoted);
     if (found != NULL && !PyUnicode_Check(found)) Py_CLEAR(found);
     return found;
 }
