@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=10_000)
     args = parser.parse_args()
+    if codec.load() is None:
+        print("benchmarks.codec: there is no compiled codec to compare with")
+        return
     spent: defaultdict[str, float] = defaultdict(float)
     timer, engines = timer_into(spent), {}
     for way in WAYS:
