@@ -17,6 +17,7 @@ from benchmarks.throughput.models import Models
 REFERENCE = "reference"
 LSTMSTREAM = (sys.executable, "-m", "lstmstream")
 ROOT = Path(__file__).resolve().parents[2]
+BATCH = 10_000  # as the reference loop has it; the daemon's default is 4,096
 EXACTLY_ONCE = "exactly once"
 AT_LEAST_ONCE = "at least once"
 
@@ -117,6 +118,7 @@ def _daemon(guarantee: str, client: str, *, workers: int = 1, pure: bool = False
             "kafka": {"bootstrap_servers": job.servers, "client": client},
             "input": {"topic": job.input},
             "output": {"topic": job.output, "include": ["ts"]},
+            "batch": {"max_events": BATCH},
             "http": {"port": 0},
         }
         path = job.folder / "daemon.yaml"
