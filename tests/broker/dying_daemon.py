@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lstmstream.cli import main
+from lstmstream.records import RecordBatch
 from lstmstream.serve.daemon import Daemon
 from lstmstream.transport.clients.kafka_python_producer import KafkaPythonProducer
+from lstmstream.transport.kafka import KafkaTransport
 
 POINTS = ("polled", "begun", "sent", "flushed", "offsets_sent", "committing", "committed")
 
@@ -35,10 +37,10 @@ def wrap(
 
     def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
         if before is not None:
-            before(self)
+            before(self, *args, **kwargs)
         result = inner(self, *args, **kwargs)
         if after is not None:
-            after(self)
+            after(self, *args, **kwargs)
         return result
 
     setattr(owner, name, outer)
@@ -46,23 +48,28 @@ def wrap(
 
 def arrange(point: str, count: int) -> None:
     """Die at `point` of the `count`-th batch of events (the transactions that begin a partition come before)."""
-    batches = 0
+    polled = committing = 0  # batches; while one is committed in the background, the next is polled
 
-    def next_batch(_: Any) -> None:
-        nonlocal batches
-        batches += 1
-        if point == "polled":
-            at(None)
-
-    def at(_: Any) -> None:
-        if batches == count:
+    def on_batch(*_: Any, **__: Any) -> None:
+        nonlocal polled
+        polled += 1
+        if point == "polled" and polled == count:
             die()
 
-    def soon(_: Any) -> None:
-        if batches == count:
+    def on_commit(_: Any, outputs: Sequence[RecordBatch], *__: Any, **___: Any) -> None:
+        nonlocal committing
+        committing += any(len(batch) for batch in outputs)
+
+    def at(_: Any, *__: Any, **___: Any) -> None:
+        if committing == count:
+            die()
+
+    def soon(_: Any, *__: Any, **___: Any) -> None:
+        if committing == count:
             threading.Timer(0.002, die).start()  # the commit is on its way then, or was answered just now
 
-    wrap(Daemon, "_process_batch", before=next_batch)
+    wrap(Daemon, "_process_batch", before=on_batch)
+    wrap(KafkaTransport, "commit", before=on_commit)
     for producer in producers():
         if point == "begun":
             wrap(producer, "begin", after=at)
