@@ -195,7 +195,8 @@ class DevBroker:
         try:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._marker.exists():
-                if any(self.home.iterdir()):
+                # The marker once more: another process may claim the home at this very moment.
+                if any(self.home.iterdir()) and not self._marker.exists():
                     raise CannotServe(
                         f"{self.home}: is not empty and not the folder of a development broker; pass another --home"
                     )

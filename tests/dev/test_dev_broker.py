@@ -102,6 +102,21 @@ def test_two_that_start_one_home_get_one_broker(development: DevBroker) -> None:
     assert first == second
 
 
+def test_a_home_that_another_process_claims_meanwhile_is_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = DevBroker(tmp_path / "home")
+    real = Path.iterdir
+
+    def claimed_just_now(folder: Path) -> Iterator[Path]:
+        broker._marker.touch()
+        return iter(list(real(folder)))
+
+    monkeypatch.setattr(Path, "iterdir", claimed_just_now)
+    broker._claim_home()
+    assert broker._marker.exists()
+
+
 def test_topics_keep_events_of_years_ago_and_are_not_made_by_accident(broker: str, topic_prefix: str) -> None:
     producer = KafkaProducer(bootstrap_servers=broker, max_block_ms=2_000)
     try:
