@@ -26,8 +26,8 @@ SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
 
-def compile_codec(folder: Path, flags: list[str]) -> Path:
-    """The file that was made. Raises RuntimeError saying what is missing."""
+def find_tools() -> tuple[list[str], Path]:
+    """The compiler, and the folder of Python's headers. Raises RuntimeError saying what this machine lacks."""
     compiler = shlex.split(os.environ.get("CC", ""))
     if not compiler:
         found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -37,6 +37,12 @@ def compile_codec(folder: Path, flags: list[str]) -> Path:
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").exists():
         raise RuntimeError("Python's headers are missing (Debian, Ubuntu: apt-get install python3-dev)")
+    return compiler, headers
+
+
+def compile_codec(folder: Path, flags: list[str]) -> Path:
+    """The file that was made. Raises RuntimeError saying what is missing."""
+    compiler, headers = find_tools()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".codec-") as scratch:
         made = Path(scratch) / NAME
         command = [*compiler, *FLAGS, *flags, *LINK, f"-I{headers}", str(HERE / "codec.c"), "-o", str(made)]

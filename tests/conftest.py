@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from lstmstream import codec
 from lstmstream.dev.broker import DevBroker
 
 OWN_BROKER = "LSTMSTREAM_TEST_BOOTSTRAP"
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +44,27 @@ def topic_prefix() -> str:
     return f"t-{uuid.uuid4().hex[:12]}"
 
 
+@pytest.fixture(scope="session")
+def c_compiler() -> None:
+    """Skips on a machine that cannot compile the codec: it has no C compiler, or no headers of Python."""
+    find_tools = runpy.run_path(str(HERE.parent / "native" / "build.py"))["find_tools"]
+    try:
+        find_tools()
+    except RuntimeError as lack:
+        pytest.skip(str(lack))
+
+
+@pytest.fixture(scope="session")
+def compiled_codec(c_compiler: None) -> None:
+    """A machine that can compile the codec must have it: what the compiler refused is a failure, not a skip."""
+    assert codec._module is not None, "the codec is not compiled, though this machine can: run make codec"
+
+
 @pytest.fixture(scope="module", params=["pure", "compiled"])
 def either_codec(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs the tests of a file twice: without the compiled codec, and with it. All others have it where it is there."""
-    if request.param == "compiled" and codec._module is None:
-        pytest.skip("the codec is not compiled: there is no C compiler")
+    if request.param == "compiled":
+        request.getfixturevalue("compiled_codec")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(codec.VARIABLE, request.param)
         yield
@@ -57,7 +75,6 @@ def either_codec(request: pytest.FixtureRequest) -> Iterator[None]:
 NEED_TORCH = ("train", "importer")  # folders
 NEED_POLARS = "*_tables.py"  # tests of CSV and Parquet
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("torch", "polars")}
-HERE = Path(__file__).parent
 
 
 def needs(path: Path) -> list[str]:

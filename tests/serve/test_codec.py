@@ -8,7 +8,6 @@ import random
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ from tests.serve.scoring import MODEL, nested, rows, run
 from tests.serve.test_fast_decode import CARD, PLAIN, assert_same, batch, decoder, plain
 
 ROOT = Path(__file__).parent.parent.parent
-CAN_COMPILE = shutil.which("cc") is not None and (Path(sysconfig.get_path("include")) / "Python.h").exists()
-needs_codec = pytest.mark.skipif(codec._module is None, reason="the codec is not compiled: there is no C compiler")
+needs_codec = pytest.mark.usefixtures("compiled_codec")
 
 
 def reads(*values: bytes | None, one: Decoder | None = None) -> bool:
@@ -381,7 +379,7 @@ def build(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.skipif(not CAN_COMPILE, reason="there is no C compiler, or Python has no headers")
+@pytest.mark.usefixtures("c_compiler")
 def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
     done = build("--out", str(tmp_path), "--strict", "--required")
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,7 +15,7 @@ from lstmstream import codec
 from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS
 from lstmstream.serve.rows import Rows
 
-needs_codec = pytest.mark.skipif(codec._module is None, reason="the codec is not compiled: there is no C compiler")
+needs_codec = pytest.mark.usefixtures("compiled_codec")
 
 plain_keys = st.text("abcXYZ019 -_~!%", max_size=9).map(str.encode)
 any_keys = st.none() | st.binary(max_size=5) | st.text(max_size=5).map(str.encode) | plain_keys
