@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -71,16 +72,23 @@ class Sender:
         self._producer.flush(30)
 
 
-def measure_latency(
-    app: App, job: Job, rate: float, seconds: float, bench: Bench, workload: Workload
-) -> dict[str, Any]:
-    """Start the app on an empty topic and send at `rate`. Raises AppFailed, or BuildFailed from the app's command."""
+@contextmanager
+def _answering(app: App, job: Job, bench: Bench, workload: Workload) -> Iterator[tuple[Program, Sender]]:
+    """The app, started on an empty topic, once it has answered; and what sends it events."""
     command = app.command(job)
     bench.topics.create(job.input)
     bench.topics.create(job.output)
     sender = Sender(bench.topics.servers, job.input, workload)
     with Program(command, app.variables(job), job.folder / "output.log", bench.guard) as program:
         await_first_answer(program, sender, job, bench.topics)
+        yield program, sender
+
+
+def measure_latency(
+    app: App, job: Job, rate: float, seconds: float, bench: Bench, workload: Workload
+) -> dict[str, Any]:
+    """Start the app on an empty topic and send at `rate`. Raises AppFailed, or BuildFailed from the app's command."""
+    with _answering(app, job, bench, workload) as (program, sender):
         found_at = job.folder / "latency.json"
         with Program(_reader_command(job, rate, found_at), {}, job.folder / "reader.log", bench.guard) as reader:
             _await(found_at.with_suffix(".ready").exists, START_S, "the reader")
@@ -153,12 +161,7 @@ def _reader_command(job: Job, rate: float, found_at: Path) -> list[str]:
 
 def measure_idle(app: App, job: Job, seconds: float, bench: Bench, workload: Workload) -> dict[str, Any]:
     """CPU of the app without input, after it has answered some events. Raises AppFailed."""
-    command = app.command(job)
-    bench.topics.create(job.input)
-    bench.topics.create(job.output)
-    sender = Sender(bench.topics.servers, job.input, workload)
-    with Program(command, app.variables(job), job.folder / "output.log", bench.guard) as program:
-        await_first_answer(program, sender, job, bench.topics)
+    with _answering(app, job, bench, workload) as (program, _):
         time.sleep(SETTLE_S)
         before, broker = program.usage(), usage_of(bench.broker_pid)
         time.sleep(seconds)
