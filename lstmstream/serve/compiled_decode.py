@@ -18,15 +18,14 @@ _EVENT = 0  # the number of the object that is the event itself
 _NUMBER, _CATEGORY, _TIME, _KEY, _INNER, _GUARD = range(6)  # kinds of fields, as in native/codec.c
 
 
-class CompiledColumns(NamedTuple):
-    """N events."""
+class EventColumns(NamedTuple):
+    """N events; rows that were not read hold anything."""
 
     keys: list[bytes | None]
     timestamps: Ints  # [N]
     x: Floats  # [N, F]
     categories: Ints  # [N, C]
     absent: Bools  # [N, C]
-    declined: Ints  # rows that are not read; the columns hold anything there
 
 
 class CompiledDecoder:
@@ -54,8 +53,8 @@ class CompiledDecoder:
             _fields(card, key, timestamp), self._width, tuple(codes), time_of, orjson.loads, max_bytes
         ).decode
 
-    def read(self, records: RecordBatch) -> CompiledColumns | None:
-        """The columns, or None where too many of the records need a closer look."""
+    def read(self, records: RecordBatch) -> tuple[EventColumns, Ints] | None:
+        """As FastDecoder.read."""
         n = len(records)
         x, times = np.empty((n, self._width), np.float32), np.empty(n, np.int64)
         categories, absent = np.empty((n, self._categories), np.int64), np.empty((n, self._categories), np.bool_)
@@ -69,7 +68,7 @@ class CompiledDecoder:
             keys = [None if text is None else canonical_text(text.decode()).encode() for text in keys]
         if not self._has_time:
             times = records.timestamps
-        return CompiledColumns(keys, times, x, categories, absent, np.array(declined, np.int64))
+        return EventColumns(keys, times, x, categories, absent), np.array(declined, np.int64)
 
 
 def _fields(card: Card, key: str | None, timestamp: str | None) -> list[tuple[bytes, int, int, int, int, int]]:

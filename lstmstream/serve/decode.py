@@ -31,7 +31,8 @@ from lstmstream.formats.values import (
 )
 from lstmstream.model import Card, Feature
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, RecordBatch, UnreadableValue
-from lstmstream.serve.fast_decode import EventColumns, FastDecoder
+from lstmstream.serve.compiled_decode import EventColumns
+from lstmstream.serve.fast_decode import FastDecoder, LazyDocuments
 
 
 class FieldCounts(NamedTuple):
@@ -48,17 +49,6 @@ class Decoded(NamedTuple):
     dead_letters: list[DeadLetter]  # by index
     documents: Sequence[Document]  # [N] the JSON objects; an empty one where there is none
     field_counts: FieldCounts
-
-
-class _Columns(NamedTuple):
-    """N records; where one is rejected, the columns hold anything."""
-
-    keys: list[bytes | None]
-    timestamps: Ints  # [N]
-    x: Floats  # [N, F]
-    categories: Ints  # [N, C]
-    absent: Bools  # [N, C]
-    documents: Sequence[Document]  # [N]
 
 
 class Decoder:
@@ -88,23 +78,25 @@ class Decoder:
 
     def decode(self, records: RecordBatch) -> Decoded:
         """The M good records as columns, and a dead letter for each of the other N - M."""
-        columns = self._fast.read(records)
-        if columns is None:
+        found = self._fast.read(records)
+        if found is None:
             return self._decode_each(records)
+        columns, rows = found
         rejects = _Rejects()
-        rows, wrong = columns.doubtful, self._with_bad_time(records, columns.timestamps)
+        wrong = self._with_bad_time(records, columns.timestamps)
         if len(wrong):
             rows = np.union1d(rows, wrong)
-        documents = columns.documents if not len(rows) else self._read_again(rows, records, columns, rejects)
-        keys, timestamps, x, categories, absent, _, _ = columns
-        return self._decoded(records, _Columns(keys, timestamps, x, categories, absent, documents), rejects)
+        documents = LazyDocuments(records.values)
+        if len(rows):
+            documents = documents.replaced(rows.tolist(), self._read_again(rows, records, columns, rejects))
+        return self._decoded(records, columns, documents, rejects)
 
     def _read_again(
         self, rows: Ints, records: RecordBatch, columns: EventColumns, rejects: _Rejects
     ) -> Sequence[Document]:
-        """Reads these rows one by one into the columns; the documents of all rows."""
+        """Reads these rows one by one into the columns; their documents."""
         again = _Rejects()
-        some = self._read_each(records.take(rows), again)
+        some, documents = self._read_each(records.take(rows), again)
         columns.x[rows], columns.categories[rows], columns.absent[rows] = some.x, some.categories, some.absent
         if self._timestamp is not None:
             columns.timestamps[rows] = some.timestamps
@@ -114,7 +106,7 @@ class Decoder:
                 columns.keys[row] = key
         for at, letter in again.by_index.items():
             rejects.by_index[numbers[at]] = replace(letter, index=numbers[at])
-        return columns.documents.replaced(numbers, some.documents)
+        return documents
 
     def _with_bad_time(self, records: RecordBatch, timestamps: Ints) -> Ints:
         """The rows to look at for their time."""
@@ -126,19 +118,21 @@ class Decoder:
 
     def _decode_each(self, records: RecordBatch) -> Decoded:
         rejects = _Rejects()
-        return self._decoded(records, self._read_each(records, rejects), rejects)
+        return self._decoded(records, *self._read_each(records, rejects), rejects)
 
-    def _read_each(self, records: RecordBatch, rejects: _Rejects) -> _Columns:
+    def _read_each(self, records: RecordBatch, rejects: _Rejects) -> tuple[EventColumns, list[Document]]:
         """The definition of what a record means."""
         documents = self._parse(records, rejects)
         keys = records.keys if self._key is None else self._field_keys(self._key, documents, rejects)
         timestamps = self._timestamps(records, documents, rejects)
         x = self._read_numbers(documents, rejects)
         categories, absent = self._read_categories(documents, rejects)
-        return _Columns(keys, timestamps, x, categories, absent, documents)
+        return EventColumns(keys, timestamps, x, categories, absent), documents
 
-    def _decoded(self, records: RecordBatch, columns: _Columns, rejects: _Rejects) -> Decoded:
-        keys, timestamps, x, categories, absent, documents = columns
+    def _decoded(
+        self, records: RecordBatch, columns: EventColumns, documents: Sequence[Document], rejects: _Rejects
+    ) -> Decoded:
+        keys, timestamps, x, categories, absent = columns
         index = np.arange(len(records), dtype=np.int64)
         observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
         if not rejects.by_index:

@@ -26,22 +26,10 @@ from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.formats.values import INT_LIMIT, INT_MIN, canonical_texts
 from lstmstream.model import Card
 from lstmstream.records import Bools, Floats, Ints, RecordBatch
-from lstmstream.serve.compiled_decode import CompiledDecoder
+from lstmstream.serve.compiled_decode import CompiledDecoder, EventColumns
 
 _BYTES, _TEXT = {bytes}, {str}
 _NONE = np.empty(0, np.int64)
-
-
-class EventColumns(NamedTuple):
-    """N events, of which all that are not doubtful can be observations, if their time is good."""
-
-    keys: list[bytes | None]
-    timestamps: Ints  # [N]
-    x: Floats  # [N, F]
-    categories: Ints  # [N, C]
-    absent: Bools  # [N, C]
-    documents: LazyDocuments  # [N]
-    doubtful: Ints  # rows that need a closer look; the columns hold anything there
 
 
 class LazyDocuments(Sequence[Document]):
@@ -113,14 +101,18 @@ class FastDecoder:
         self._key = None if key is None else attrgetter(at[key])
         self._timestamp = None if timestamp is None else (timestamp, attrgetter(at[timestamp]))
 
-    def read(self, records: RecordBatch) -> EventColumns | None:
-        """The columns, or None where too many of the records need a closer look."""
+    def read(self, records: RecordBatch) -> tuple[EventColumns, Ints] | None:
+        """The columns, and the rows that need a closer look; None where too many do.
+
+        Of all other rows the event can be an observation, if its time is good.
+        """
         values = records.values
         if not self._usable or not values:
             return None
-        if self._compiled is not None and (columns := self._compiled.read(records)) is not None:
-            return EventColumns(*columns[:-1], LazyDocuments(values), columns.declined)
-        return self._read_objects(records) if self._are_plain(records) else None
+        if self._compiled is not None and (found := self._compiled.read(records)) is not None:
+            return found
+        columns = self._read_objects(records) if self._are_plain(records) else None
+        return None if columns is None else (columns, _NONE)
 
     def _read_objects(self, records: RecordBatch) -> EventColumns | None:
         values = records.values
@@ -136,7 +128,7 @@ class FastDecoder:
             return None
         if keys is None or np.isinf(x).any():
             return None
-        return EventColumns(keys, timestamps, x, categories, absent, LazyDocuments(values), _NONE)
+        return EventColumns(keys, timestamps, x, categories, absent)
 
     def _are_plain(self, records: RecordBatch) -> bool:
         """Whether all values are bytes of UTF-8 within the limit."""

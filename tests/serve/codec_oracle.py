@@ -30,12 +30,13 @@ def read_alike(decoder: Decoder, records: RecordBatch) -> bool:
     """Whether the codec reads the batch. AssertionError where it reads one in another way than Python code."""
     compiled = decoder._fast._compiled
     assert compiled is not None
-    found = compiled.read(records)
-    if found is None:
+    answer = compiled.read(records)
+    if answer is None:
         return False
+    found, declined = answer
     rejects = _Rejects()
-    wanted = decoder._read_each(records, rejects)
-    rows = np.setdiff1d(np.arange(len(records)), found.declined)
+    wanted, _ = decoder._read_each(records, rejects)
+    rows = np.setdiff1d(np.arange(len(records)), declined)
     assert rejects.by_index.keys().isdisjoint(rows.tolist()), rejects.by_index
     assert [found.keys[row] for row in rows.tolist()] == [wanted.keys[row] for row in rows.tolist()]
     assert found.timestamps[rows].tolist() == wanted.timestamps[rows].tolist()
