@@ -222,6 +222,7 @@ def test_one_that_does_not_stop_is_killed(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_a_parent_that_fails_leaves_workers_that_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     until_it_ends = """
+(folder / "told").touch()
 try:
     parent.recv(1)
 except ConnectionResetError:  # it did not read all that it was told
@@ -231,12 +232,12 @@ except ConnectionResetError:  # it did not read all that it was told
     case = Case(tmp_path, until_it_ends + END.format(code=0))
 
     def fail(_self: Supervisor) -> None:
-        case.wait(lambda: bool(case.pids(0)))
+        case.wait((tmp_path / "told").exists)
         raise RuntimeError("on purpose")
 
     monkeypatch.setattr(Supervisor, "_run_once", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        case.run(lambda: case.wait(lambda: bool(case.pids(0))))
+        case.run(lambda: case.wait((tmp_path / "told").exists))
     case.wait((tmp_path / "left").exists)
     process = case.workers[0]._process
     assert process is not None
