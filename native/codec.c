@@ -22,12 +22,13 @@
 #error "doubles are not computed as doubles here, so numbers would be rounded in another way than in Python"
 #endif
 
-#define INTERFACE 2 /* as lstmstream/codec.py has it: another one is not used */
+#define INTERFACE 3 /* as lstmstream/codec.py has it: another one is not used */
 
 #include "json.h"
 #include "values.h"
 
 #include "decoder.h"
+#include "members.h"
 #include "records.h"
 #include "rows.h"
 
@@ -43,6 +44,10 @@ static int fill_module(PyObject *module)
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill_module}, {0, NULL}};
 
 static PyMethodDef module_functions[] = {
+    {"read_members", read_members, METH_VARARGS,
+     "read_members(values, names) -> list of columns or None\n\n"
+     "values: JSON objects that are known to be sound. A column is the list of a member's texts: b'' where it is absent,\n"
+     "None where it would be written in another way."},
     {"read_records", read_records, METH_VARARGS,
      "read_records(body, count, offset_deltas, timestamp_deltas) -> (keys, values, headers) or None\n\n"
      "Fills the arrays int64 [N]. headers: (row, begin, end, count) of each record that has some."},

@@ -13,20 +13,11 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
-from lstmstream.formats.json_documents import (
-    ABSENT,
-    Document,
-    Getter,
-    dump_finite,
-    field_getter,
-    locate,
-    may_be_rounded,
-    parse_digits,
-)
 from lstmstream.formats.values import key_text
 from lstmstream.model import Card
 from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch, UnreadableValue
 from lstmstream.serve.decode import Decoded
+from lstmstream.serve.event_fields import EventFields
 from lstmstream.serve.rows import Rows
 
 # Forms of a dead letter, each plainer than the one before: what its topic refuses is written in the next one.
@@ -74,8 +65,9 @@ class Encoder:
         `output_key` finds no string or integer the key is null. `from_file`: the source is a file and a row.
         """
         self._topics = topics
-        self._include = [(name, orjson.dumps(name)) for name in include]
-        self._output_key = None if output_key is None else (output_key, field_getter(output_key))
+        self._names = [orjson.dumps(name) + b":" for name in include]
+        self._included = EventFields(include)
+        self._output_key = None if output_key is None else (output_key, EventFields([output_key]))
         self._from_file = from_file
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
@@ -100,7 +92,9 @@ class Encoder:
         if self._output_key is None:
             keys = [decoded.observations.keys[at] for at in observed]
         else:
-            keys = [_output_key(decoded.documents[i], *self._output_key) for i in index.tolist()]
+            name, fields = self._output_key
+            (texts,) = fields.read(records.values, decoded.documents, index.tolist())
+            keys = [_output_key(text, name) for text in texts]
         published = RecordBatch.to_write(
             self._topics.predictions,
             self._partitions(self._topics.predictions, records.partitions[index]),
@@ -150,29 +144,25 @@ class Encoder:
             rows.integers(self._model + b'"topic":%b,"partition":' % name, records.partitions[index])
             rows.integers(b',"offset":', records.offsets[index])
         end = b"}}"
-        if self._include:
-            carried = [self._passthrough(decoded.documents[i], records.values[i] or b"") for i in index.tolist()]
-            rows.texts(b'},"event":', carried)
-            end = b"}"
+        if self._names:
+            texts = self._included.read(records.values, decoded.documents, index.tolist())
+            self._add_event(rows, texts)
+            end = b"}}"
         return rows.join(end)
 
-    def _passthrough(self, document: Document, text: bytes) -> bytes:
-        """The `include` fields of the event as a JSON object; what is absent or cannot be written is left out.
-
-        `text` is the document as it came: an integer beyond 64 bits is written with its own digits.
-        """
-        parts = []
-        for name, name_json in self._include:
-            value = locate(document, name)
-            if value is ABSENT:
-                continue
-            try:
-                if may_be_rounded(value, text):
-                    value = locate(parse_digits(text), name)
-                parts.append(name_json + b":" + dump_finite(value))
-            except (ValueError, TypeError, RecursionError):  # not finite, or nested too deeply
-                continue
-        return b"{" + b",".join(parts) + b"}"
+    def _add_event(self, rows: Rows, columns: list[list[bytes]]) -> None:
+        """The member `event` without its closing bracket; what is absent is left out."""
+        if all(map(all, columns)):
+            before = b'},"event":{'
+            for name, column in zip(self._names, columns, strict=True):
+                rows.texts(before + name, column)
+                before = b","
+            return
+        objects = []
+        for texts in zip(*columns, strict=True):
+            members = [name + text for name, text in zip(self._names, texts, strict=True) if text]
+            objects.append(b",".join(members))
+        rows.texts(b'},"event":{', objects)
 
     def _dead_letters(self, records: RecordBatch, dead_letters: list[DeadLetter], now_ms: int) -> RecordBatch:
         rows = np.array([letter.index for letter in dead_letters], dtype=np.int64)
@@ -227,9 +217,9 @@ def _dead_letter_headers(records: RecordBatch, letter: DeadLetter, headers: Head
     return [*headers, *((name, text.encode()) for name, text in about.items())]
 
 
-def _output_key(document: Document, name: str, get: Getter) -> bytes | None:
+def _output_key(text: bytes, name: str) -> bytes | None:
     try:
-        return key_text(get(document), name).encode()
+        return key_text(orjson.loads(text) if text else None, name).encode()
     except BadRecord:
         return None
 

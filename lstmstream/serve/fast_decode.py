@@ -9,6 +9,7 @@ hostile bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -30,6 +31,7 @@ from lstmstream.serve.compiled_decode import CompiledDecoder, EventColumns
 
 _BYTES, _TEXT = {bytes}, {str}
 _NONE = np.empty(0, np.int64)
+_ESCAPED = re.compile(r'[\x00-\x1f"\\]')
 
 
 class LazyDocuments(Sequence[Document]):
@@ -201,13 +203,13 @@ class _Shape(NamedTuple):
 def _event_shape(wanted: list[tuple[str, Any]]) -> _Shape | None:
     """None for a field with two types or more than one dot, and where one is inside another.
 
-    A name with a dot is the name of a field, and else leads into an object: `locate` in formats/json_documents.py.
+    None too for a name that JSON writes with escapes, which msgspec does not take. A name with a dot is the name of a field, and else leads into an object: `locate` in formats/json_documents.py.
     """
     names = dict(wanted)
     outers = {name.split(".")[0] for name in names if "." in name}
     if any(names[name] != kind for name, kind in wanted) or not outers.isdisjoint(names):
         return None
-    if any(name.count(".") > 1 for name in names):
+    if any(name.count(".") > 1 or _ESCAPED.search(name) for name in names):
         return None
     here: list[tuple[str, Any]] = []  # fields of the event itself
     inside: dict[str, list[tuple[str, Any]]] = {}

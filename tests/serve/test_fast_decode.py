@@ -337,3 +337,11 @@ def test_columns_of_times_there_and_back(ms: list[int], between: str, digits: in
 def test_no_valid_time_is_left_to_the_other_way(text: str) -> None:
     assert iso_column_ms([text]) is None
     assert iso_column_ms(["2026-01-01T00:00:00Z", text]) is None
+
+
+@pytest.mark.usefixtures("either_codec")
+@pytest.mark.parametrize("name", ['size "L"', "a\\b", "tab\there"])
+def test_a_name_that_json_writes_with_escapes(name: str) -> None:
+    one = Decoder(card(Feature(name, "number", None, None), Feature("amount", "number", None, None)), timestamp="at")
+    found = one.decode(batch([json.dumps({name: 7, "amount": 1.5, "at": 0}).encode()]))
+    assert found.observations.x.tolist() == [[7, 1.5]]
