@@ -203,7 +203,8 @@ class _Shape(NamedTuple):
 def _event_shape(wanted: list[tuple[str, Any]]) -> _Shape | None:
     """None for a field with two types or more than one dot, and where one is inside another.
 
-    None too for a name that JSON writes with escapes, which msgspec does not take. A name with a dot is the name of a field, and else leads into an object: `locate` in formats/json_documents.py.
+    None too for a name that JSON writes with escapes, which msgspec does not take. A name with a dot is the name of a
+    field, and else leads into an object: `locate` in formats/json_documents.py.
     """
     names = dict(wanted)
     outers = {name.split(".")[0] for name in names if "." in name}
