@@ -192,7 +192,7 @@ class Metrics:
         )
 
         self.state_keys = gauge("state_keys", "Keys whose state is in memory.")
-        self.state_bytes = gauge("state_bytes", "Memory allocated for the states, unused rows included, in bytes.")
+        self.state_bytes = gauge("state_bytes", "Memory of the states, their keys and the table of keys, in bytes.")
         self.state_checkpoints = counter("state_checkpoints_total", "States written to the state topic.")
         self.state_floor_lag_records = gauge(
             "state_floor_lag_records", "Input records that would be replayed after a crash.", topic_partition

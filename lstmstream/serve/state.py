@@ -11,15 +11,17 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lstmstream.records import Floats, Ints, partition_numbers
+from lstmstream.serve.row_memory import RowMemory
 
 CLEAN = -1  # in place of an offset: the state topic has this row
 _FIRST_CAPACITY = 256
 _GROWTH = 1.25
+_NONE: np.ndarray[Any, np.dtype[Any]] = np.empty(0)  # while the memory grows
 _KEY_OVERHEAD_BYTES = sys.getsizeof(b"") + 16  # of a bytes object, and of its places in list and free memory
 
 
@@ -36,6 +38,8 @@ class KeyState(NamedTuple):
 class Slab:
     """The keys of one partition: a table from key to row number, and growing arrays by row number.
 
+    Nothing is said of rows that no key has had yet; `add` prepares a row.
+
     Row numbers of removed keys are used again. What belongs to a row lives at its number, the mark of an unwritten
     change included, so that a new key never inherits anything from the one before.
     """
@@ -43,14 +47,20 @@ class Slab:
     def __init__(self, size: int) -> None:
         self.index: dict[bytes | None, int] = {}
         self.keys: list[bytes | None] = []  # by row number; of a free row, any
-        self.rows = np.zeros((_FIRST_CAPACITY, size), dtype=np.float32)
-        self.steps = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
-        self.last_timestamp = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
-        self.last_offset = np.full(_FIRST_CAPACITY, -1, dtype=np.int64)
-        self.failures = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
-        self.first_unwritten = np.full(_FIRST_CAPACITY, CLEAN, dtype=np.int64)  # offset of the first unwritten change
+        numbers = [RowMemory(np.dtype(np.int64), None, _FIRST_CAPACITY) for _ in range(5)]
+        self._memory = [RowMemory(np.dtype(np.float32), size, _FIRST_CAPACITY), *numbers]
+        self._use_memory()
         self._free: list[int] = []
         self._key_bytes = 0
+
+    def _use_memory(self) -> None:
+        arrays = [memory.array() for memory in self._memory]
+        self.rows: Floats = arrays[0]
+        self.steps: Ints = arrays[1]
+        self.last_timestamp: Ints = arrays[2]
+        self.last_offset: Ints = arrays[3]
+        self.failures: Ints = arrays[4]
+        self.first_unwritten: Ints = arrays[5]  # offset of the first unwritten change
 
     def __len__(self) -> int:
         return len(self.index)
@@ -62,9 +72,9 @@ class Slab:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays, the keys and the table."""
-        arrays = (self.rows, self.steps, self.last_timestamp, self.last_offset, self.failures, self.first_unwritten)
-        return sum(array.nbytes for array in arrays) + self._key_bytes + sys.getsizeof(self.index)
+        """Memory of the rows in use, of the keys and of the table."""
+        row_bytes = sum(memory.row_bytes for memory in self._memory)
+        return len(self.keys) * row_bytes + self._key_bytes + sys.getsizeof(self.index)
 
     def add(self, key: bytes | None) -> int:
         """A row for a key that has none yet; the caller puts its content there. It is clean."""
@@ -77,6 +87,7 @@ class Slab:
                 self._grow()
             self.keys.append(key)
         self.index[key] = row
+        self.last_offset[row] = -1
         self.first_unwritten[row] = CLEAN
         self._key_bytes += len(key or b"") + _KEY_OVERHEAD_BYTES
         return row
@@ -104,14 +115,11 @@ class Slab:
         self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row] = state[1:]
 
     def _grow(self) -> None:
-        """In place where the system can: a copy would double the memory of a large partition for a moment."""
-        old = self.capacity
-        new = max(2 * _FIRST_CAPACITY, int(old * _GROWTH))
-        self.rows.resize((new, self.rows.shape[1]), refcheck=False)
-        for array in (self.steps, self.last_timestamp, self.last_offset, self.failures, self.first_unwritten):
-            array.resize(new, refcheck=False)
-        self.last_offset[old:] = -1
-        self.first_unwritten[old:] = CLEAN
+        rows = max(2 * _FIRST_CAPACITY, int(self.capacity * _GROWTH))
+        self.rows = self.steps = self.last_timestamp = self.last_offset = self.failures = self.first_unwritten = _NONE
+        for memory in self._memory:
+            memory.grow(rows)
+        self._use_memory()
 
 
 @dataclass(slots=True)

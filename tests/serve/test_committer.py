@@ -298,8 +298,8 @@ def test_states_that_were_committed_are_clean_and_the_others_dirty() -> None:
     world.submit(b"0", b"new", b"another")
     written = world.broker.commits[1]["states"][0]
     assert len(written) == 4  # three states, which eleven and four events pay for, and the floor
-    marks = world.engine.scorer.states.slabs[0].first_unwritten
-    index = world.engine.scorer.states.slabs[0].index
+    slab = world.engine.scorer.states.slabs[0]
+    marks = slab.first_unwritten[: len(slab.keys)]
     assert np.flatnonzero(marks >= 0).tolist() == sorted(
-        index[key] for key in [b"%d" % i for i in range(3, 10)] + [b"new", b"another"]
+        slab.index[key] for key in [b"%d" % i for i in range(3, 10)] + [b"new", b"another"]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lstmstream.serve.row_memory import RowMemory
 from lstmstream.serve.state import CLEAN, BatchStates, KeyState, Slab, StateStore
 from tests.serve.helpers import free_rows, snapshot
 
@@ -65,11 +67,48 @@ def test_the_memory_of_a_slab_counts_its_keys(number: int) -> None:
     keys = [b"x" * (i % 90) + b"%d" % i for i in range(number)]
     for key in keys:
         slab.put(key, KeyState(np.zeros(3, np.float32), 1, 0, 0))
-    arrays = (4 * 3 + 5 * 8) * slab.capacity
+    arrays = (4 * 3 + 5 * 8) * number
     texts = sum(map(sys.getsizeof, keys))
     places = 8 * number  # in the list of keys, at least
     least = arrays + texts + places + sys.getsizeof(slab.index)
     assert least <= slab.nbytes <= least + 16 * number
+
+
+class _FixedMap(mmap.mmap):
+    """As on a system without mremap."""
+
+    def resize(self, newsize: int) -> None:
+        raise SystemError("mmap: resizing not available--no mremap()")
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("held", [False, True])
+def test_rows_keep_their_content_while_the_memory_grows(
+    held: bool, in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place, or copied, where somebody still has one of the arrays or the system cannot grow memory."""
+    if not in_place:
+        monkeypatch.setattr("lstmstream.serve.row_memory.mmap.mmap", _FixedMap)
+    slab = Slab(2)
+    arrays = []
+    for number in range(2_000):
+        slab.put(b"%d" % number, KeyState(np.array([number, -number], np.float32), number + 1, 2 * number, 3 * number))
+        if held:
+            arrays.append(slab.rows)
+    assert slab.capacity >= 2_000
+    for number in range(2_000):
+        row, *numbers = slab.get(slab.index[b"%d" % number])
+        assert row.tolist() == [number, -number]
+        assert numbers == [number + 1, 2 * number, 3 * number, 0]
+    row = slab.add(b"next")
+    assert (slab.steps[row], slab.last_offset[row], slab.first_unwritten[row]) == (0, -1, CLEAN)
+    assert all(array[0, 0] == 0 for array in arrays)
+
+
+def test_states_that_no_memory_is_left_for_are_a_memory_error() -> None:
+    memory = RowMemory(np.dtype(np.float32), 64, 256)
+    with pytest.raises(MemoryError, match="bytes of states"):
+        memory.grow(1 << 50)
 
 
 def test_the_memory_of_removed_keys_is_given_back() -> None:
@@ -81,7 +120,7 @@ def test_the_memory_of_removed_keys_is_given_back() -> None:
     assert slab.nbytes > before + 100_000
     slab.remove(b"x" * 100_000)
     slab.remove(None)
-    assert slab.nbytes == before
+    assert slab.nbytes == before + 2 * (4 * 3 + 5 * 8)  # their rows are kept for other keys
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.none() | st.binary(max_size=1)), max_size=40))
@@ -299,7 +338,10 @@ def test_the_rollback_of_both_leaves_no_trace() -> None:
         stream.check()
     assert slab.index == {b"a": 0}
     assert snapshot(stream.store) == snapshot(bare.store)
-    assert slab.nbytes - sys.getsizeof(slab.index) == memory - sys.getsizeof(bare.store.slabs[0].index)
+    rows = len(slab.keys) - 1  # that are free, and in use no more
+    assert slab.nbytes - sys.getsizeof(slab.index) - rows * (4 * 2 + 5 * 8) == memory - sys.getsizeof(
+        bare.store.slabs[0].index
+    )
     assert free_rows(slab)[0] == 1, "the row that was free before is the next to be used"
     stream.rollback()  # without a batch, nothing happens
     stream.commit()
