@@ -112,7 +112,7 @@ class Properties(Section):
         16_777_216, alias="fetch.max.bytes", description="Maximum bytes per fetch response."
     )
     fetch_max_wait_ms: Milliseconds = Field(
-        100, alias="fetch.max.wait.ms", description="Maximum time that the broker waits for fetch.min.bytes."
+        500, alias="fetch.max.wait.ms", description="Maximum time that the broker waits for fetch.min.bytes."
     )
     max_partition_fetch_bytes: ByteCount = Field(
         2_097_152,

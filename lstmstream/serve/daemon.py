@@ -38,7 +38,7 @@ from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, T
 
 log = logging.getLogger(__name__)
 
-POLL_TIMEOUT_S = 0.1
+POLL_TIMEOUT_S = 0.25  # a shutdown waits for its end
 POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 QUIET_S = 10.0

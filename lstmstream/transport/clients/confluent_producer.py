@@ -20,6 +20,7 @@ from lstmstream.transport.ports import CommittedOffset, Membership
 log = logging.getLogger(__name__)
 
 _MIN_BATCH_BYTES = 4096
+_MARKERS_S = 0.004  # a broker on the same machine needs 2 to 4 ms
 _FLUSH_SLICE_S = 0.25
 _PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 
@@ -56,6 +57,7 @@ class ConfluentProducer:
         self._max_bytes = settings.get("message.max.bytes")
         self._sent: list[RecordBatch] = []  # since the last flush
         self._undelivered: list[tuple[KafkaError, str, int]] = []  # with topic and partition
+        self._ended_s = 0.0  # monotonic, of the last transaction
         self._producer = RdProducer({**settings, "on_delivery": self._on_delivery})
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
@@ -74,7 +76,12 @@ class ConfluentProducer:
         self._producer.init_transactions(timeout_s)
 
     def begin(self) -> None:
-        """See Producer."""
+        """See Producer. A moment after the end of the transaction before.
+
+        While the broker writes its markers it refuses partitions of the next one, and the library asks again only after
+        20 ms.
+        """
+        time.sleep(max(0.0, self._ended_s + _MARKERS_S - time.monotonic()))
         self._producer.begin_transaction()
 
     def send(self, batch: RecordBatch, partitions: Sequence[int]) -> None:
@@ -172,10 +179,12 @@ class ConfluentProducer:
         """See Producer."""
         with self._fatal_error():
             self._producer.commit_transaction(timeout_s)
+        self._ended_s = time.monotonic()
 
     def abort(self, timeout_s: float) -> None:
         """See Producer."""
         self._producer.abort_transaction(timeout_s)
+        self._ended_s = time.monotonic()
 
     def discard(self) -> None:
         """See Producer. What is queued or in flight goes first: the library would wait for it as the object ends."""

@@ -28,7 +28,7 @@ CONSUMER: dict[str, Any] = {
     "check_crcs": True,
     "fetch_max_bytes": 16 << 20,  # prefetch holds as much per broker, paused partitions too
     "max_partition_fetch_bytes": 2 << 20,
-    "fetch_max_wait_ms": 100,
+    "fetch_max_wait_ms": 500,  # of an idle daemon it is most of the work
 }
 MEMBER: dict[str, Any] = {
     "partition_assignment_strategy": [CooperativeStickyAssignor],
