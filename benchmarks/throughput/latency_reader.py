@@ -15,18 +15,20 @@ from pathlib import Path
 
 from benchmarks.throughput.topics import Topics
 
+WAIT_S = 0.1
 SENT_AT = re.compile(rb'"ts":\s*"(\d+\.\d{6})"')
 
 
 def read_latencies(servers: str, topic: str, partitions: int, every: int, found_at: Path) -> None:
     """Look at each `every`-th record from now on."""
     topics = Topics(servers, partitions)
-    consumer = topics.reader(topic, {"fetch.wait.max.ms": 10}, topics.committed_ends(topic))
+    consumer = topics.reader(topic, {}, topics.committed_ends(topic))
     samples: list[tuple[float, float]] = []
     stop, count = found_at.with_suffix(".stop"), 0
     found_at.with_suffix(".ready").touch()
     while not stop.exists():
-        messages = consumer.consume(500, 0.005)
+        first = consumer.poll(WAIT_S)  # `consume` would wait out its timeout
+        messages = [] if first is None else [first, *consumer.consume(500, 0)]
         now = time.time()
         for message in messages:
             count += 1
