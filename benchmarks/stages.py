@@ -34,19 +34,21 @@ NUMBERS = ("amount", "f1", "f2", "f3", "f4", "f5", "f6")
 PARTITIONS = 4
 
 
-def make_batches(events: int, batch: int, keys: int, zipf: float) -> Iterator[RecordBatch]:
-    """Batches as a poll gives them: partition after partition."""
+def make_batches(
+    events: int, batch: int, keys: int, zipf: float, *, partitions: int = PARTITIONS, key_digits: int = 6
+) -> Iterator[RecordBatch]:
+    """Batches as a poll gives them: partition after partition. Key n belongs to partition n % `partitions`."""
     random = np.random.default_rng(7)
     weights = 1 / np.arange(1, keys + 1) ** zipf
     drawn = np.searchsorted(np.cumsum(weights / weights.sum()), random.random(events))
     number = random.permutation(keys)[np.minimum(drawn, keys - 1)]
-    offsets = np.zeros(PARTITIONS, np.int64)
+    offsets = np.zeros(partitions, np.int64)
     for start in range(0, events, batch):
-        chosen = np.sort(number[start : start + batch] % PARTITIONS * keys + number[start : start + batch])
-        partitions, keys_of = chosen // keys, chosen % keys
-        order = np.lexsort((random.random(len(chosen)), partitions))
-        partitions, keys_of = partitions[order], keys_of[order]
-        names = [b"c%06d" % key for key in keys_of.tolist()]
+        chosen = np.sort(number[start : start + batch] % partitions * keys + number[start : start + batch])
+        partition_of, keys_of = chosen // keys, chosen % keys
+        order = np.lexsort((random.random(len(chosen)), partition_of))
+        partition_of, keys_of = partition_of[order], keys_of[order]
+        names = [b"c%0*d" % (key_digits, key) for key in keys_of.tolist()]
         values: list[bytes | None] = []
         for i, name in enumerate(names):
             second = (start + i) // 50
@@ -57,12 +59,12 @@ def make_batches(events: int, batch: int, keys: int, zipf: float) -> Iterator[Re
                 b'"f2":%.3f,"f3":%.3f,"f4":%.3f,"f5":%.3f,"f6":%.3f}' % (name, *clock, *numbers)
             )
         placed = np.empty(len(chosen), np.int64)
-        for partition in range(PARTITIONS):
-            here = partitions == partition
+        for partition in range(partitions):
+            here = partition_of == partition
             placed[here] = offsets[partition] + np.arange(here.sum())
             offsets[partition] += here.sum()
         times = np.full(len(chosen), 1_750_000_000_000, np.int64)
-        yield RecordBatch("in", partitions, placed, times, list(names), values, [()] * len(chosen))
+        yield RecordBatch("in", partition_of, placed, times, list(names), values, [()] * len(chosen))
 
 
 def timer_into(spent: dict[str, float]) -> Callable[[str], AbstractContextManager[None]]:
@@ -78,7 +80,10 @@ def timer_into(spent: dict[str, float]) -> Callable[[str], AbstractContextManage
 
 
 def make_stages_engine(
-    timer: Callable[[str], AbstractContextManager[None]], hidden: int = 64, layers: int = 1
+    timer: Callable[[str], AbstractContextManager[None]],
+    hidden: int = 64,
+    layers: int = 1,
+    partitions: int = PARTITIONS,
 ) -> Engine:
     """An engine for the events of `make_batches`, with all partitions open."""
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +102,7 @@ def make_stages_engine(
         )
         _, step = load_step_model(config)
         engine = make_engine(config, step, timer=timer)
-    for partition in range(PARTITIONS):
+    for partition in range(partitions):
         engine.scorer.states.open(partition)
     return engine
 

@@ -188,7 +188,8 @@ class Scorer:
     def save(self, path: str | Path) -> None:
         """Write all states to a file, for `load`. The file is replaced as a whole."""
         slab = self._engine.scorer.states.slabs[_PARTITION]
-        rows = np.array([row for row in slab.index.values() if slab.steps[row]], dtype=np.int64)
+        rows = slab.index.rows()
+        rows = rows[slab.steps[rows] > 0]
         keys, values = pack_states(slab, rows, self._identity.digest, 0)
         unfinished = Path(f"{path}.tmp")
         with unfinished.open("wb") as file:

@@ -1,5 +1,5 @@
 /* The optional compiled codec (lstmstream/codec.py): JSON events to columns, columns to predictions,
- * and the records of Kafka's log.
+ * the records of Kafka's log, and a table of keys.
  *
  * It answers only where the answer is plain, and else declines an event, or all: Python code, which is the
  * definition, then reads the same bytes again. So nothing is refused here, and no message is made here.
@@ -22,23 +22,30 @@
 #error "doubles are not computed as doubles here, so numbers would be rounded in another way than in Python"
 #endif
 
-#define INTERFACE 3 /* as lstmstream/codec.py has it: another one is not used */
+#define INTERFACE 4 /* as lstmstream/codec.py has it: another one is not used */
 
 #include "json.h"
 #include "values.h"
 
 #include "decoder.h"
+#include "key_table.h"
 #include "members.h"
 #include "records.h"
 #include "rows.h"
 
+static int add_class(PyObject *module, const char *name, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type == NULL) return -1;
+    int failed = PyModule_AddObjectRef(module, name, type);
+    Py_DECREF(type);
+    return failed;
+}
+
 static int fill_module(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &decoder_spec, NULL);
-    if (type == NULL) return -1;
-    int failed = PyModule_AddObjectRef(module, "Decoder", type);
-    Py_DECREF(type);
-    return failed < 0 ? -1 : PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
+    if (add_class(module, "Decoder", &decoder_spec) < 0 || add_class(module, "KeyTable", &key_table_spec) < 0) return -1;
+    return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill_module}, {0, NULL}};

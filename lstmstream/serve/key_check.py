@@ -110,8 +110,8 @@ class KeyCheck(Observer):
         share = max(1, LOOK_UPS // max(1, len(slabs) * len(changed)))
         for number, (rows, offsets) in changed.items():
             start = self._turn * share % len(rows)
-            for at in np.unique(np.arange(start, start + min(share, len(rows))) % len(rows)).tolist():
-                key = slabs[number].keys[int(rows[at])]
+            chosen = np.unique(np.arange(start, start + min(share, len(rows))) % len(rows))
+            for at, key in zip(chosen.tolist(), slabs[number].index.keys_at(rows[chosen]), strict=True):
                 if key is None or key in self._known:
                     continue
                 other = next((n for n, slab in slabs.items() if n != number and key in slab.index), None)

@@ -73,7 +73,7 @@ class DirtyRows:
 
     def enqueue_marked(self, since_s: float, min_timestamp_ms: int) -> None:
         """Queue all marked rows, once a replay is done: until then none may be written, and no floor may move."""
-        marks = self._slab.first_unwritten[: len(self._slab.keys)]  # rows that no key had yet have no mark
+        marks = self._slab.first_unwritten[: self._slab.index.used_rows]  # rows that no key had yet have no mark
         rows = np.flatnonzero(marks != CLEAN)
         rows = rows[np.argsort(marks[rows], kind="stable")]
         self._enqueue(ChangedRows(rows, marks[rows]), since_s, min_timestamp_ms)

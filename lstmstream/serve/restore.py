@@ -248,7 +248,7 @@ class Restore:
         committed = group.offset
         self._floor_position = max(floor.position, floor.offset)
         slab = self.partition.slab
-        rows = np.fromiter(slab.index.values(), dtype=np.int64, count=len(slab))
+        rows = slab.index.rows()
         of_floor = self._loaded.origins(rows) == floor.origin  # others began elsewhere, and cannot be used
         newest = int(slab.last_offset[rows[of_floor]].max(initial=-1))
         self._answered = max(self._answered, self._floor_position, newest + 1)
@@ -283,8 +283,8 @@ class Restore:
         slab, loaded = self.partition.slab, self._loaded
         reason = None
         ahead = slab.last_offset[rows] >= committed
-        for row in rows[~of_floor | ahead].tolist():
-            slab.remove(slab.keys[row])
+        for key in slab.index.keys_at(rows[~of_floor | ahead]):
+            slab.remove(key)
         if (ahead & of_floor).any():
             reason = f"the group's offset was moved back to {committed}, before states that were written later"
         if floor.offset > committed:

@@ -257,9 +257,8 @@ class Scorer:
         fresh = np.ones(len(observations.index), dtype=np.bool_)
         for partition in partition_numbers(observations.partitions):
             slab = self.states.slabs[partition]
-            find = slab.index.get
             mine = np.flatnonzero(observations.partitions == partition)
-            rows = np.array([find(observations.keys[i], -1) for i in mine.tolist()], dtype=np.int64)
+            rows, _ = slab.index.find_all([observations.keys[i] for i in mine.tolist()])
             fresh[mine] = (rows < 0) | (observations.offsets[mine] > slab.last_offset[rows])
         return observations if fresh.all() else observations.take(np.flatnonzero(fresh))
 

@@ -7,7 +7,6 @@ observations: one gather and one scatter serve the whole batch. Knows nothing of
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstmstream.records import Floats, Ints, partition_numbers
+from lstmstream.serve.key_table import Key, KeyTable
 from lstmstream.serve.row_memory import RowMemory
 
 CLEAN = -1  # in place of an offset: the state topic has this row
 _FIRST_CAPACITY = 256
 _GROWTH = 1.25
 _NONE: np.ndarray[Any, np.dtype[Any]] = np.empty(0)  # while the memory grows
-_KEY_OVERHEAD_BYTES = sys.getsizeof(b"") + 16  # of a bytes object, and of its places in list and free memory
 
 
 class KeyState(NamedTuple):
@@ -45,13 +44,10 @@ class Slab:
     """
 
     def __init__(self, size: int) -> None:
-        self.index: dict[bytes | None, int] = {}
-        self.keys: list[bytes | None] = []  # by row number; of a free row, any
+        self.index = KeyTable()
         numbers = [RowMemory(np.dtype(np.int64), None, _FIRST_CAPACITY) for _ in range(5)]
         self._memory = [RowMemory(np.dtype(np.float32), size, _FIRST_CAPACITY), *numbers]
         self._use_memory()
-        self._free: list[int] = []
-        self._key_bytes = 0
 
     def _use_memory(self) -> None:
         arrays = [memory.array() for memory in self._memory]
@@ -72,41 +68,45 @@ class Slab:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the rows in use, of the keys and of the table."""
-        row_bytes = sum(memory.row_bytes for memory in self._memory)
-        return len(self.keys) * row_bytes + self._key_bytes + sys.getsizeof(self.index)
+        """Memory of the rows that keys have or had, of the keys and of the table."""
+        return self.index.used_rows * sum(memory.row_bytes for memory in self._memory) + self.index.nbytes
 
-    def add(self, key: bytes | None) -> int:
+    def find_or_add(self, keys: list[Key]) -> tuple[Ints, list[Key], Ints]:
+        """(the row of each key [N], the K keys that had none, their rows [K]); the caller puts content into these."""
+        rows, missing = self.index.find_all(keys)
+        if not missing:
+            return rows, [], rows[:0]
+        where = np.flatnonzero(rows < 0)
+        without_row = [keys[i] for i in where.tolist()]
+        new = list(dict.fromkeys(without_row))
+        added = self._add_all(new)
+        rows[where] = added if len(new) == len(without_row) else self.index.find_all(without_row)[0]
+        return rows, new, added
+
+    def add(self, key: Key) -> int:
         """A row for a key that has none yet; the caller puts its content there. It is clean."""
-        if self._free:
-            row = self._free.pop()
-            self.keys[row] = key
-        else:
-            row = len(self.keys)
-            if row == self.capacity:
-                self._grow()
-            self.keys.append(key)
-        self.index[key] = row
-        self.last_offset[row] = -1
-        self.first_unwritten[row] = CLEAN
-        self._key_bytes += len(key or b"") + _KEY_OVERHEAD_BYTES
-        return row
+        return int(self._add_all([key])[0])
 
-    def remove(self, key: bytes | None) -> None:
+    def _add_all(self, keys: list[Key]) -> Ints:
+        rows = self.index.add_all(keys)
+        if self.index.used_rows > self.capacity:
+            self._grow()
+        self.last_offset[rows] = -1
+        self.first_unwritten[rows] = CLEAN
+        return rows
+
+    def remove(self, key: Key) -> None:
         """Forget a key; its row number is free."""
-        row = self.index.pop(key)
-        self.keys[row] = None
+        row = self.index.remove(key)
         self.steps[row] = self.failures[row] = 0
         self.first_unwritten[row] = CLEAN
-        self._free.append(row)
-        self._key_bytes -= len(key or b"") + _KEY_OVERHEAD_BYTES
 
     def get(self, row: int) -> KeyState:
         """A copy of one row."""
         numbers = (self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row])
         return KeyState(self.rows[row].copy(), *map(int, numbers))
 
-    def put(self, key: bytes | None, state: KeyState) -> None:
+    def put(self, key: Key, state: KeyState) -> None:
         """Set a key's state."""
         row = self.index.get(key)
         if row is None:
@@ -115,7 +115,7 @@ class Slab:
         self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row] = state[1:]
 
     def _grow(self) -> None:
-        rows = max(2 * _FIRST_CAPACITY, int(self.capacity * _GROWTH))
+        rows = max(2 * _FIRST_CAPACITY, int(self.capacity * _GROWTH), self.index.used_rows)
         self.rows = self.steps = self.last_timestamp = self.last_offset = self.failures = self.first_unwritten = _NONE
         for memory in self._memory:
             memory.grow(rows)
@@ -160,7 +160,7 @@ class _Undo:
     """What a batch found, and the keys that it made."""
 
     before: BatchStates
-    created: list[tuple[int, bytes | None]] = field(default_factory=list)  # (partition, key), also of batches before
+    created: list[tuple[int, list[Key]]] = field(default_factory=list)  # by partition, also of batches before
 
 
 class StateStore:
@@ -190,9 +190,9 @@ class StateStore:
         assert not self._in_flight, "a batch is in flight"
         self.slabs.pop(partition, None)
 
-    def gather(self, partitions: Ints, keys: list[bytes | None]) -> BatchStates:
+    def gather(self, partitions: Ints, keys: list[Key]) -> BatchStates:
         """Copy out the states of M observations' keys; new keys come with the initial row and 0 steps."""
-        created: list[tuple[int, bytes | None]] = []
+        created: list[tuple[int, list[Key]]] = []
         slot_of, counts, slot_partitions, slot_rows = self._slots(partitions, keys, created)
         distinct = len(counts)
         states = BatchStates(
@@ -237,15 +237,16 @@ class StateStore:
         self._scatter(undo.before)
         self._remove_without_steps(undo.created)  # those of a batch that was committed meanwhile have one
 
-    def _remove_without_steps(self, created: list[tuple[int, bytes | None]]) -> None:
-        for partition, key in reversed(created):  # so that the first to be made again gets the same row
+    def _remove_without_steps(self, created: list[tuple[int, list[Key]]]) -> None:
+        for partition, keys in reversed(created):
             slab = self.slabs[partition]
-            row = slab.index.get(key)
-            if row is not None and slab.steps[row] == 0:
-                slab.remove(key)
+            rows, _ = slab.index.find_all(keys)
+            unused = np.flatnonzero((rows >= 0) & (slab.steps[rows] == 0))
+            for i in reversed(unused.tolist()):  # so that the first to be made again gets the same row
+                slab.remove(keys[i])
 
     def _slots(
-        self, partitions: Ints, keys: list[bytes | None], created: list[tuple[int, bytes | None]]
+        self, partitions: Ints, keys: list[Key], created: list[tuple[int, list[Key]]]
     ) -> tuple[Ints, Ints, Ints, Ints]:
         """(slot of each observation [M], observations of each slot [K], the slot's partition [K], row number [K])."""
         rows = np.empty(len(keys), dtype=np.int64)
@@ -259,23 +260,13 @@ class StateStore:
         codes = codes[order]
         return slot_of_code[inverse], counts[order], codes >> 40, codes & ((1 << 40) - 1)
 
-    def _row_numbers(
-        self, partition: int, keys: list[bytes | None], created: list[tuple[int, bytes | None]]
-    ) -> list[int]:
+    def _row_numbers(self, partition: int, keys: list[Key], created: list[tuple[int, list[Key]]]) -> Ints:
         slab = self.slabs[partition]
-        find = slab.index.get
-        rows = [find(key, -1) for key in keys]
-        if -1 in rows:
-            for i, key in enumerate(keys):
-                if rows[i] < 0:
-                    row = find(key, -1)  # an earlier observation of this batch may have made it
-                    if row < 0:
-                        row = slab.add(key)
-                        slab.rows[row] = self.initial
-                        slab.steps[row], slab.last_timestamp[row], slab.last_offset[row] = 0, 0, -1
-                        slab.failures[row] = 0
-                        created.append((partition, key))
-                    rows[i] = row
+        rows, new, added = slab.find_or_add(keys)
+        if new:
+            slab.rows[added] = self.initial
+            slab.steps[added] = slab.last_timestamp[added] = slab.failures[added] = 0
+            created.append((partition, new))
         return rows
 
     def _scatter(self, states: BatchStates) -> None:

@@ -114,8 +114,7 @@ class StateLoader:
         if not np.isfinite(columns.rows).all():
             raise self._errors.does_not_fit(int(batch.offsets[0]))
         keys = [unpack_key(record_key) for record_key in record_keys]
-        find, add = slab.index.get, slab.add
-        rows = np.array([add(key) if (row := find(key)) is None else row for key in keys], dtype=np.int64)
+        rows, _, _ = slab.find_or_add(keys)
         slab.rows[rows] = columns.rows
         slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
         slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures

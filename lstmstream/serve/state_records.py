@@ -146,7 +146,7 @@ def unpack_key(record_key: bytes) -> bytes | None:
 
 def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[list[bytes | None], list[bytes | None]]:
     """(record keys, values) of the states at `rows`, as they are now."""
-    keys = [pack_key(slab.keys[row], digest) for row in rows.tolist()]
+    keys = [pack_key(key, digest) for key in slab.index.keys_at(rows)]
     bodies = np.zeros(len(rows), np.dtype([("header", _HEADER), ("row", "<f4", (slab.rows.shape[1],))]))
     header = bodies["header"]
     header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)

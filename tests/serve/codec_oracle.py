@@ -1,4 +1,4 @@
-"""The compiled codec beside the Python code, which is the definition: the same columns, or declined.
+"""The compiled codec beside the Python code, which is the definition: the same columns, or declined; the same tables.
 
     python -m tests.serve.codec_oracle --seconds 60 [--library FILE] [--seed N]
 
@@ -22,6 +22,7 @@ from lstmstream import codec
 from lstmstream.errors import BadRecord
 from lstmstream.formats.json_documents import parse_document
 from lstmstream.records import RecordBatch
+from lstmstream.serve import key_table
 from lstmstream.serve.decode import Decoder, _Rejects
 from lstmstream.serve.event_fields import _text
 from lstmstream.transport import record_format
@@ -104,6 +105,49 @@ def hostile_records(source: random.Random) -> tuple[bytes, int]:
     return bytes(body), count + (source.random() < 0.1) * source.choice([-count, 1, 1 << 30])
 
 
+def tables_alike(source: random.Random, steps: int = 60, largest: int = 40) -> int:
+    """How many keys a table had at most. AssertionError where one of the two is not as a dict.
+
+    `steps` times some keys come, up to `largest` at once, or go.
+    """
+    compiled = codec.load()
+    assert compiled is not None
+    tables = [key_table.DictTable(), compiled.KeyTable(source.getrandbits(64))]
+    expected: dict[bytes | None, int] = {}
+    sizes = [0, 1, 14, 15, 16, 17, 40, 300]
+    known: list[bytes | None] = [None, *(source.randbytes(source.choice(sizes)) for _ in range(largest))]
+    free, most = list(range(3 * largest * steps)), 0
+    source.shuffle(free)
+    for _ in range(steps):
+        asked = [source.choice(known) for _ in range(source.randrange(largest))]
+        new = list(dict.fromkeys(key for key in asked if key not in expected))
+        for _ in range(source.randrange(largest)):
+            key = source.randbytes(source.choice(sizes))
+            if key not in expected and key not in new:
+                new.append(key)
+        rows = np.array([free.pop() for _ in new], np.int64)
+        expected.update(zip(new, rows.tolist(), strict=True))
+        known += new
+        most = max(most, len(expected))
+        gone = source.sample(list(expected), source.randrange(1 + min(len(expected), largest if steps % 3 else 1)))
+        for table in tables:
+            table.insert_all(new, rows)
+            assert table.find_all(asked, found := np.empty(len(asked), np.int64)) == 0
+            assert found.tolist() == [expected[key] for key in asked]
+            assert table.keys_at(found) == asked
+            assert [table.remove(key) for key in gone] == [expected[key] for key in gone]
+        free += [expected.pop(key) for key in gone]
+        for table in tables:
+            assert len(table) == len(expected)
+            assert table.find_all(known, found := np.empty(len(known), np.int64)) == sum(
+                key not in expected for key in known
+            )
+            assert found.tolist() == [expected.get(key, -1) for key in known]
+            assert [table.find(key) for key in gone] == [-1] * len(gone)
+            assert table.memory() > 0
+    return most
+
+
 def main() -> None:
     """Hostile events for some seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,7 +158,7 @@ def main() -> None:
     if args.library is not None:
         codec._module = load_library(args.library)
     one, source = decoder(), random.Random(args.seed)
-    end, read, members_read, records_read, count = time.monotonic() + args.seconds, 0, 0, 0, 0
+    end, read, members_read, records_read, keys, count = time.monotonic() + args.seconds, 0, 0, 0, 0, 0
     while time.monotonic() < end:
         values: list[bytes | None] = [hostile_event(source) for _ in range(source.choice([1, 1, 1, 3, 40]))]
         if len(values) == 40:
@@ -131,9 +175,12 @@ def main() -> None:
         except AssertionError:
             print(f"seed {args.seed}, batch {count}: {body!r} with {claimed} records", file=sys.stderr)
             raise
+        if count % 50 == 0:
+            keys += tables_alike(random.Random(f"{args.seed} {count}"), largest=source.choice([3, 40, 400]))
         count += 1
     print(f"seed {args.seed}, {count:,} batches of each kind: the codec reads {read:,} of hostile events, members of")
     print(f"{members_read:,}, and {records_read:,} of the log, as Python code reads them; it declines the others")
+    print(f"tables with {keys:,} keys at most, all together, are as dicts")
 
 
 def load_library(path: Path) -> ModuleType:

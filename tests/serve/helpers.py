@@ -127,7 +127,7 @@ def tables(states: StateStore) -> dict[int, tuple[dict[bytes | None, int], list[
 
 def free_rows(slab: Slab) -> list[int]:
     """The row numbers that the next keys get."""
-    return slab._free[::-1]
+    return slab.index.free_rows()
 
 
 class NumpyStep:

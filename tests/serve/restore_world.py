@@ -227,6 +227,6 @@ def marks(partition: Partition) -> dict[Key, int]:
     dirty = {key: offset for key, offset in found.items() if offset != CLEAN}
     oldest_first = sorted(dirty, key=lambda key: dirty[key])
     rows, _ = partition.dirty.take(10**6, before_s=float("inf"))
-    assert [slab.keys[row] for row in rows.tolist()] == oldest_first
+    assert slab.index.keys_at(rows) == oldest_first
     assert partition.dirty.count == len(dirty)
     return dirty

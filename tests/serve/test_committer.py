@@ -299,7 +299,7 @@ def test_states_that_were_committed_are_clean_and_the_others_dirty() -> None:
     written = world.broker.commits[1]["states"][0]
     assert len(written) == 4  # three states, which eleven and four events pay for, and the floor
     slab = world.engine.scorer.states.slabs[0]
-    marks = slab.first_unwritten[: len(slab.keys)]
+    marks = slab.first_unwritten[: slab.index.used_rows]
     assert np.flatnonzero(marks >= 0).tolist() == sorted(
         slab.index[key] for key in [b"%d" % i for i in range(3, 10)] + [b"new", b"another"]
     )

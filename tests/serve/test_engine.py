@@ -392,7 +392,7 @@ def test_replay_over_states_of_any_age(
 def names_of(made: Engine, changed: dict[int, ChangedRows]) -> set[tuple[int, bytes | None]]:
     """(partition, key) of the rows that a replay names."""
     slabs = made.scorer.states.slabs
-    return {(p, slabs[p].keys[row]) for p, change in changed.items() for row in change.rows.tolist()}
+    return {(p, key) for p, change in changed.items() for key in slabs[p].index.keys_at(change.rows)}
 
 
 def test_replay_names_the_rows_that_changed_by_their_first_offset() -> None:

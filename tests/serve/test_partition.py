@@ -61,8 +61,8 @@ class Marks:
         rows = self.take(limit, self.now_s - ago_s)
         self.check()
         self.dirty.clean(rows)
-        for row in rows.tolist():
-            del self.marks[self.slab.keys[row] or b""]
+        for key in self.slab.index.keys_at(rows):
+            del self.marks[key or b""]
 
     def clean(self, numbers: list[int]) -> None:
         """Any rows, in any order."""
@@ -76,7 +76,7 @@ class Marks:
         rows, next_offset = self.dirty.take(limit, before_s=before_s)
         oldest_first = sorted(self.marks.items(), key=lambda item: item[1].first_offset)
         due = [key for key, mark in oldest_first if mark.since_s <= before_s][:limit]
-        assert [self.slab.keys[row] for row in rows.tolist()] == due
+        assert self.slab.index.keys_at(rows) == due
         left = [mark.first_offset for key, mark in oldest_first if key not in due]
         assert next_offset == (left[0] if left else None)
         return rows

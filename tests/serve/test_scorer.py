@@ -275,7 +275,7 @@ def test_replay_skips_for_each_key_what_its_state_has_seen() -> None:
     made.rollback()  # the replayed are committed
     assert snapshot(made.states) == snapshot(live.states)
     slab = made.states.slabs[0]
-    assert (slab.first_unwritten[: len(slab.keys)] == CLEAN).all(), "who replays says what is dirty"
+    assert (slab.first_unwritten[: slab.index.used_rows] == CLEAN).all(), "who replays says what is dirty"
 
 
 def test_nothing_is_replayed_while_a_batch_is_in_flight() -> None:

@@ -1,0 +1,178 @@
+"""What states cost as keys become many: memory and pauses, look-ups, CPU time per event. Without a broker.
+
+    python -m benchmarks.state_scale [--keys 10000,1000000,10000000] [--rounds N] [--skip-events]
+
+An LSTM of 64 units (512 bytes of state per key), keys of 12 bytes, batches of 4096. Each count of keys and each way to
+keep them has a process of its own, so that its memory can be told. The ways: a dict of Python's, as it was before there
+were tables; the table of Python's dicts; the compiled one. Ten million keys need 8 GB. Judges nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stages import make_batches, make_stages_engine
+from lstmstream import codec
+from lstmstream.serve.key_table import Key, KeyTable
+from lstmstream.serve.state import StateStore
+
+BATCH = 4096
+HIDDEN = 64
+DIGITS = 11  # of a key's name, after a letter
+ROW_BYTES = 2 * 4 * HIDDEN + 5 * 8  # h and c; steps, last timestamp, last offset, failures, first unwritten change
+SPREADS = {"uniform": 0.0, "Zipf 1.1": 1.1, "one key": None}
+
+
+def names(start: int, stop: int) -> list[Key]:
+    """Keys by number."""
+    return [b"c%0*d" % (DIGITS, number) for number in range(start, stop)]
+
+
+def memory_bytes() -> int:
+    """What the process uses now."""
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path of a person's
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def grow(keys: int) -> dict[str, float]:
+    """One partition that each batch brings 4096 new keys to: memory, and how long the batches take."""
+    store = StateStore(np.zeros(2 * HIDDEN, np.float32))
+    store.open(0)
+    before, times_s = memory_bytes(), []
+    for start in range(0, keys, BATCH):
+        new = names(start, min(keys, start + BATCH))
+        partitions = np.zeros(len(new), np.int64)
+        began = time.perf_counter()
+        states = store.gather(partitions, new)
+        states.rows[:], states.steps[:] = 0.5, 1
+        store.apply(states)
+        store.commit()
+        times_s.append(time.perf_counter() - began)
+    used = memory_bytes() - before
+    gc_began = time.perf_counter()
+    gc.collect()
+    gc_s = time.perf_counter() - gc_began
+    times_s.sort()
+    per_key, row_and_key = used / keys, ROW_BYTES + 1 + DIGITS
+    return {
+        "bytes per key": per_key,
+        "beside row + key": per_key / row_and_key,
+        "counted": store.slabs[0].nbytes / keys,
+        "usual ms": 1e3 * statistics.median(times_s),
+        "longest - usual ms": 1e3 * (times_s[-1] - statistics.median(times_s)),
+        "gc ms": 1e3 * gc_s,
+    }
+
+
+def look_up(keys: int) -> dict[str, float]:
+    """Nanoseconds per look-up of a batch's keys, drawn uniformly and new objects, as a decoder makes them."""
+    table, way = KeyTable(), os.environ["WAY"]
+    plain: dict[Key, int] = {}
+    pauses_s = []
+    for start in range(0, keys, BATCH):
+        new = names(start, min(keys, start + BATCH))
+        began = time.perf_counter()
+        if way == "dict":
+            plain.update(zip(new, range(start, start + len(new)), strict=True))
+        else:
+            table.add_all(new)
+        pauses_s.append(time.perf_counter() - began)
+    random, times_s = np.random.default_rng(1), []
+    for _ in range(300):
+        chosen: list[Key] = [b"c%0*d" % (DIGITS, number) for number in random.integers(keys, size=BATCH).tolist()]
+        began = time.perf_counter()
+        if way == "dict":
+            find = plain.get
+            np.array([find(key, -1) for key in chosen], np.int64)
+        else:
+            table.find_all(chosen)
+        times_s.append(time.perf_counter() - began)
+    return {"ns": 1e9 * statistics.median(times_s) / BATCH, "longest ms": 1e3 * max(pauses_s)}
+
+
+def events(keys: int, partitions: int, rounds: int) -> dict[str, float]:
+    """CPU microseconds per event of the engine, all stages, with so many keys in memory."""
+    engine = make_stages_engine(lambda _: nullcontext(), HIDDEN, partitions=partitions)
+    for partition, slab in engine.scorer.states.slabs.items():
+        for start in range(partition, keys, BATCH * partitions):
+            numbers = range(start, min(keys, start + BATCH * partitions), partitions)
+            _, _, rows = slab.find_or_add([b"c%0*d" % (DIGITS, number) for number in numbers])
+            slab.rows[rows] = 0.5
+            slab.steps[rows], slab.last_timestamp[rows], slab.failures[rows] = 1, 0, 0
+    found = {}
+    for spread, zipf in SPREADS.items():
+        drawn_of = 1 if zipf is None else keys
+        batches = make_batches(
+            (rounds + 3) * BATCH, BATCH, drawn_of, zipf or 0.0, partitions=partitions, key_digits=DIGITS
+        )
+        times_s = []
+        for batch in batches:
+            began = time.process_time()
+            engine.process(batch)
+            engine.commit()
+            times_s.append(time.process_time() - began)
+        found[spread] = 1e6 * statistics.median(times_s[3:]) / BATCH
+    return found
+
+
+def in_process(way: str, work: Callable[..., dict[str, float]], *args: int) -> dict[str, float]:
+    """`work` in a new process, with the compiled codec or without."""
+    context = multiprocessing.get_context("spawn")
+    os.environ |= {codec.VARIABLE: "compiled" if way == "compiled" else "pure", "WAY": way}
+    with context.Pool(1) as pool:
+        return pool.apply(work, args)
+
+
+def print_row(title: str, values: dict[str, float]) -> None:
+    """One line of a table."""
+    print(f"| {title} | " + " | ".join(f"{value:,.2f}" for value in values.values()) + " |", flush=True)
+
+
+def print_head(title: str, columns: Any) -> None:
+    """The first lines of a table."""
+    print(f"\n| {title} | " + " | ".join(columns) + " |\n| --- |" + " --- |" * len(list(columns)), flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", default="10000,1000000,10000000")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--skip-events", action="store_true")
+    args = parser.parse_args()
+    counts = [int(float(text)) for text in args.keys.split(",")]
+    tables = ["dicts"] if codec.load() is None else ["dicts", "compiled"]
+    print_head(
+        "keys, table: growth",
+        ["B/key", "B/key over row + key", "state_bytes/key", "usual ms", "longest - usual", "gc ms"],
+    )
+    for count in counts:
+        for way in tables:
+            print_row(f"{count:,} {way}", in_process(way, grow, count))
+    print_head("keys, table: look-ups", ["ns", "longest ms of 4096 new keys"])
+    for count in counts:
+        for way in ["dict", *tables]:
+            print_row(f"{count:,} {way}", in_process(way, look_up, count))
+    if args.skip_events:
+        return
+    print_head("keys, partitions, table: CPU us per event", SPREADS)
+    for count in counts:
+        for partitions in (1, 64) if count == counts[-1] else (1, 4, 64):
+            print_row(
+                f"{count:,}, {partitions}, {tables[-1]}", in_process(tables[-1], events, count, partitions, args.rounds)
+            )
+
+
+if __name__ == "__main__":
+    main()
