@@ -45,18 +45,18 @@ class Slab:
 
     def __init__(self, size: int) -> None:
         self.index = KeyTable()
-        numbers = [RowMemory(np.dtype(np.int64), None, _FIRST_CAPACITY) for _ in range(5)]
-        self._memory = [RowMemory(np.dtype(np.float32), size, _FIRST_CAPACITY), *numbers]
+        self._memory = [RowMemory(kind, width, _FIRST_CAPACITY) for kind, width in ((np.float32, size), (np.int64, 5))]
         self._use_memory()
 
     def _use_memory(self) -> None:
-        arrays = [memory.array() for memory in self._memory]
-        self.rows: Floats = arrays[0]
-        self.steps: Ints = arrays[1]
-        self.last_timestamp: Ints = arrays[2]
-        self.last_offset: Ints = arrays[3]
-        self.failures: Ints = arrays[4]
-        self.first_unwritten: Ints = arrays[5]  # offset of the first unwritten change
+        self.rows: Floats
+        self.rows, numbers = (memory.array() for memory in self._memory)
+        # Side by side in memory, so that a key's numbers are fetched at once.
+        self.steps: Ints = numbers[:, 0]
+        self.last_timestamp: Ints = numbers[:, 1]
+        self.last_offset: Ints = numbers[:, 2]
+        self.failures: Ints = numbers[:, 3]
+        self.first_unwritten: Ints = numbers[:, 4]  # offset of the first unwritten change
 
     def __len__(self) -> int:
         return len(self.index)

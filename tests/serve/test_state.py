@@ -110,7 +110,7 @@ def test_rows_keep_their_content_while_the_memory_grows(
 
 
 def test_states_that_no_memory_is_left_for_are_a_memory_error() -> None:
-    memory = RowMemory(np.dtype(np.float32), 64, 256)
+    memory = RowMemory(np.float32, 64, 256)
     with pytest.raises(MemoryError, match="bytes of states"):
         memory.grow(1 << 50)
 
