@@ -16,7 +16,9 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if FLT_EVAL_METHOD != 0
 #error "doubles are not computed as doubles here, so numbers would be rounded in another way than in Python"

@@ -1,9 +1,9 @@
 /* Keys to row numbers and back: the Python class KeyTable, used by lstmstream/serve/key_table.py. Included by codec.c.
  *
  * An extendible hash table (Fagin et al., 1979): the first bits of a key's hash choose an entry of the directory, which
- * points to a segment; a segment that is full is split in two. So the table grows by some kilobytes at a time, and at no
- * time moves all that it has. A segment is a small hash table with linear probing. The keys themselves are in cells by
- * row number; those of up to 15 bytes need no memory beside their cell.
+ * points to a segment; a segment that is full is split in two. So the table grows by some kilobytes at a time, and
+ * never moves all that it has. A segment is a small hash table with linear probing. The keys themselves are in cells
+ * by row number; those of up to 15 bytes need no memory beside their cell.
  *
  * The hash is Python's own of bytes, SipHash with a secret of the process, times a secret of the table. So nobody who
  * sends keys can choose them to fall into one place, not even where PYTHONHASHSEED is set.
@@ -13,7 +13,10 @@
 #define SEGMENT_FULL 820   /* keys; more make the probes long */
 #define LAST_DEPTH 22      /* bits of the hash for the directory; the other 10 choose the slot */
 #define NO_ROW UINT32_MAX
-#define BLOCK 32 /* keys that are looked up side by side, so that the memory they need is fetched at once */
+#define SIDE_BY_SIDE 32 /* keys that are looked up, so that the memory they need is fetched at once */
+#define CHUNK_BYTES (2 << 20) /* a huge page, without which each key of millions costs a walk through page tables */
+#define CHUNK_CELLS (CHUNK_BYTES / 16)
+#define CHUNK_SEGMENTS ((int)(CHUNK_BYTES / sizeof(Segment)))
 
 #if defined(__GNUC__) || defined(__clang__)
 #define PREFETCH(at) __builtin_prefetch(at)
@@ -50,7 +53,10 @@ typedef struct {
     PyObject_HEAD
     Segment **directory; /* [1 << depth] */
     int depth;
-    Cell *cells;
+    void **chunks; /* of segments */
+    Segment *next_segment; /* that nobody has, of the newest chunk */
+    int segments_left, n_chunks;
+    Cell **cells; /* chunks of them; only the first one grows, up to its full size */
     Py_ssize_t count, segments, n_cells, room, long_bytes;
     uint64_t secret;
 } KeyTable;
@@ -82,14 +88,26 @@ static inline int is_key(const Cell *cell, const Wanted *wanted)
 {
     int kind = cell->of_short.kind;
     if (kind == NULL_KEY || wanted->length < 0) return kind == NULL_KEY && wanted->length < 0;
-    if (kind <= SHORT_KEY) return kind == wanted->length && memcmp(cell->of_short.text, wanted->text, (size_t)kind) == 0;
+    if (kind <= SHORT_KEY)
+        return kind == wanted->length && memcmp(cell->of_short.text, wanted->text, (size_t)kind) == 0;
     return kind == LONG_KEY && cell->of_long.length == wanted->length
            && memcmp(cell->of_long.text, wanted->text, (size_t)wanted->length) == 0;
 }
 
-static inline size_t directory_entry(const KeyTable *self, uint32_t hash) { return (size_t)((uint64_t)hash << self->depth >> 32); }
+static inline Cell *cell_at(const KeyTable *self, uint32_t row)
+{
+    return &self->cells[row / CHUNK_CELLS][row % CHUNK_CELLS];
+}
 
-static inline Segment *segment_of(const KeyTable *self, uint32_t hash) { return self->directory[directory_entry(self, hash)]; }
+static inline size_t directory_entry(const KeyTable *self, uint32_t hash)
+{
+    return (size_t)((uint64_t)hash << self->depth >> 32);
+}
+
+static inline Segment *segment_of(const KeyTable *self, uint32_t hash)
+{
+    return self->directory[directory_entry(self, hash)];
+}
 
 /* From `at` on, the first slot with this hash or without a key: a segment is never full. */
 static inline uint32_t probe(const Segment *segment, uint32_t hash, uint32_t at)
@@ -105,21 +123,50 @@ static uint32_t find_slot(const KeyTable *self, const Segment *segment, const Wa
 {
     for (;; at++) {
         at = probe(segment, wanted->hash, at);
-        if (segment->slots[at].row == NO_ROW || is_key(&self->cells[segment->slots[at].row], wanted)) return at;
+        if (segment->slots[at].row == NO_ROW || is_key(cell_at(self, segment->slots[at].row), wanted)) return at;
     }
+}
+
+/* Memory for `free`, all of a huge page where the system has those. */
+static void *new_chunk(void)
+{
+    void *chunk = aligned_alloc(CHUNK_BYTES, CHUNK_BYTES);
+    if (chunk == NULL) PyErr_NoMemory();
+#ifdef MADV_HUGEPAGE
+    else madvise(chunk, CHUNK_BYTES, MADV_HUGEPAGE);
+#endif
+    return chunk;
+}
+
+/* As many as there are, up to a chunk of the full size. */
+static int make_segments(KeyTable *self)
+{
+    int number = self->segments < CHUNK_SEGMENTS ? (int)self->segments + (self->segments == 0) : CHUNK_SEGMENTS;
+    void **larger = PyMem_Realloc(self->chunks, ((size_t)self->n_chunks + 1) * sizeof(void *));
+    if (larger == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->chunks = larger;
+    void *chunk = number == CHUNK_SEGMENTS ? new_chunk() : malloc((size_t)number * sizeof(Segment));
+    if (chunk == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->chunks[self->n_chunks++] = self->next_segment = chunk;
+    self->segments_left = number;
+    return 0;
 }
 
 static Segment *new_segment(KeyTable *self, int depth)
 {
-    Segment *segment = PyMem_Malloc(sizeof(Segment));
-    if (segment == NULL) {
-        PyErr_NoMemory();
-        return NULL;
-    }
+    if (self->segments_left == 0 && make_segments(self) < 0) return NULL;
+    Segment *segment = self->next_segment++;
+    self->segments_left--;
+    self->segments++;
     segment->depth = depth;
     segment->count = 0;
     memset(segment->slots, 0xFF, sizeof segment->slots);
-    self->segments++;
     return segment;
 }
 
@@ -166,19 +213,37 @@ static int split_segment(KeyTable *self, uint32_t hash)
     return 0;
 }
 
-static int make_cells(KeyTable *self, Py_ssize_t row)
+/* Room for more rows than there is. */
+static int grow_cells(KeyTable *self)
 {
-    if (row >= self->room) {
-        Py_ssize_t room = row + 1 + row / 4 + 15;
-        Cell *larger = PyMem_Realloc(self->cells, (size_t)room * sizeof(Cell)); /* moves pages, not bytes, if large */
+    if (self->room < CHUNK_CELLS) {
+        Py_ssize_t room = self->room == 0 ? 16 : 2 * self->room;
+        Cell *larger = realloc(self->cells[0], (size_t)room * sizeof(Cell));
         if (larger == NULL) {
             PyErr_NoMemory();
             return -1;
         }
-        self->cells = larger;
+        self->cells[0] = larger;
         self->room = room;
+        return 0;
     }
-    for (; self->n_cells <= row; self->n_cells++) self->cells[self->n_cells].of_short.kind = FREE_CELL;
+    Py_ssize_t n_chunks = self->room / CHUNK_CELLS;
+    Cell **larger = PyMem_Realloc(self->cells, ((size_t)n_chunks + 1) * sizeof(Cell *));
+    if (larger == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->cells = larger;
+    if ((self->cells[n_chunks] = new_chunk()) == NULL) return -1;
+    self->room += CHUNK_CELLS;
+    return 0;
+}
+
+static int make_cells(KeyTable *self, Py_ssize_t row)
+{
+    while (row >= self->room)
+        if (grow_cells(self) < 0) return -1;
+    for (; self->n_cells <= row; self->n_cells++) cell_at(self, (uint32_t)self->n_cells)->of_short.kind = FREE_CELL;
     return 0;
 }
 
@@ -215,7 +280,7 @@ static void free_cell(KeyTable *self, Cell *cell)
 
 static int insert_key(KeyTable *self, const Wanted *wanted, int64_t row)
 {
-    int taken = row >= 0 && row < self->n_cells && self->cells[row].of_short.kind != FREE_CELL;
+    int taken = row >= 0 && row < self->n_cells && cell_at(self, (uint32_t)row)->of_short.kind != FREE_CELL;
     if (row < 0 || row >= NO_ROW || taken || wanted->length > UINT32_MAX) {
         PyErr_SetString(PyExc_ValueError, "a row number is taken or too large, or a key is too long");
         return -1;
@@ -227,7 +292,7 @@ static int insert_key(KeyTable *self, const Wanted *wanted, int64_t row)
     }
     while ((segment = segment_of(self, wanted->hash))->count >= SEGMENT_FULL)
         if (split_segment(self, wanted->hash) < 0) return -1;
-    if (make_cells(self, (Py_ssize_t)row) < 0 || fill_cell(self, &self->cells[row], wanted) < 0) return -1;
+    if (make_cells(self, (Py_ssize_t)row) < 0 || fill_cell(self, cell_at(self, (uint32_t)row), wanted) < 0) return -1;
     put_slot(segment, (Slot){wanted->hash, (uint32_t)row});
     self->count++;
     return 0;
@@ -257,12 +322,12 @@ static PyObject *KeyTable_find(PyObject *object, PyObject *key)
     return PyLong_FromLongLong(row == NO_ROW ? -1 : (long long)row);
 }
 
-/* Up to BLOCK keys from `start`: all slots are fetched first, then all cells. How many were not found; -1 is an error. */
+/* Up to SIDE_BY_SIDE keys from `start`: all slots are fetched first, then all cells. How many are missing; -1: error */
 static Py_ssize_t find_block(const KeyTable *self, PyObject *keys, Py_ssize_t start, Py_ssize_t size, int64_t *rows)
 {
-    Wanted wanted[BLOCK];
-    const Segment *segments[BLOCK];
-    uint32_t slots[BLOCK];
+    Wanted wanted[SIDE_BY_SIDE];
+    const Segment *segments[SIDE_BY_SIDE];
+    uint32_t slots[SIDE_BY_SIDE];
     Py_ssize_t missing = 0;
     for (Py_ssize_t i = 0; i < size; i++) {
         PyObject *key = PyList_GetItem(keys, start + i);
@@ -273,7 +338,7 @@ static Py_ssize_t find_block(const KeyTable *self, PyObject *keys, Py_ssize_t st
     for (Py_ssize_t i = 0; i < size; i++) {
         slots[i] = probe(segments[i], wanted[i].hash, wanted[i].hash);
         uint32_t row = segments[i]->slots[slots[i]].row;
-        if (row != NO_ROW) PREFETCH(&self->cells[row]);
+        if (row != NO_ROW) PREFETCH(cell_at(self, row));
     }
     for (Py_ssize_t i = 0; i < size; i++) {
         uint32_t row = segments[i]->slots[find_slot(self, segments[i], &wanted[i], slots[i])].row;
@@ -305,8 +370,8 @@ static PyObject *KeyTable_find_all(PyObject *self, PyObject *args)
     Py_buffer rows;
     if (open_rows(args, &keys, &rows, PyBUF_WRITABLE) < 0) return NULL;
     Py_ssize_t count = PyList_Size(keys), missing = 0, found = 0;
-    for (Py_ssize_t start = 0; start < count && found >= 0; start += BLOCK) { /* calls no Python code */
-        Py_ssize_t size = count - start < BLOCK ? count - start : BLOCK;
+    for (Py_ssize_t start = 0; start < count && found >= 0; start += SIDE_BY_SIDE) { /* calls no Python code */
+        Py_ssize_t size = count - start < SIDE_BY_SIDE ? count - start : SIDE_BY_SIDE;
         found = find_block((KeyTable *)self, keys, start, size, rows.buf);
         missing += found;
     }
@@ -344,7 +409,7 @@ static PyObject *KeyTable_remove(PyObject *object, PyObject *key)
         return NULL;
     }
     clear_slot(segment, slot);
-    free_cell(self, &self->cells[row]);
+    free_cell(self, cell_at(self, row));
     self->count--;
     return PyLong_FromUnsignedLong(row);
 }
@@ -355,7 +420,7 @@ static PyObject *key_at(const KeyTable *self, int64_t row)
         PyErr_SetString(PyExc_IndexError, "no key has had this row");
         return NULL;
     }
-    const Cell *cell = &self->cells[row];
+    const Cell *cell = cell_at(self, (uint32_t)row);
     int kind = cell->of_short.kind;
     if (kind == NULL_KEY || kind == FREE_CELL) return Py_NewRef(Py_None);
     if (kind <= SHORT_KEY) return PyBytes_FromStringAndSize(cell->of_short.text, kind);
@@ -398,8 +463,10 @@ static PyObject *KeyTable_new(PyTypeObject *type, PyObject *args, PyObject *opti
     if (self == NULL) return NULL;
     self->secret = secret | 1; /* by an odd factor, no two hashes become the same */
     self->directory = PyMem_Calloc(1, sizeof(Segment *));
-    if (self->directory == NULL) PyErr_NoMemory();
-    if (self->directory == NULL || (self->directory[0] = new_segment(self, 0)) == NULL) {
+    self->cells = PyMem_Calloc(1, sizeof(Cell *));
+    int failed = self->directory == NULL || self->cells == NULL;
+    if (failed) PyErr_NoMemory();
+    if (failed || (self->directory[0] = new_segment(self, 0)) == NULL) {
         Py_DECREF(self);
         return NULL;
     }
@@ -410,13 +477,10 @@ static void KeyTable_dealloc(PyObject *object)
 {
     KeyTable *self = (KeyTable *)object;
     PyTypeObject *type = Py_TYPE(object);
-    for (Py_ssize_t row = 0; row < self->n_cells; row++) free_cell(self, &self->cells[row]);
-    size_t entries = self->directory == NULL ? 0 : (size_t)1 << self->depth;
-    for (size_t i = 0, next; i < entries; i = next) {
-        Segment *segment = self->directory[i];
-        next = i + (segment == NULL ? 1 : (size_t)1 << (self->depth - segment->depth));
-        PyMem_Free(segment);
-    }
+    for (Py_ssize_t row = 0; row < self->n_cells; row++) free_cell(self, cell_at(self, (uint32_t)row));
+    for (int i = 0; i < self->n_chunks; i++) free(self->chunks[i]);
+    for (Py_ssize_t first = 0; first < self->room; first += CHUNK_CELLS) free(self->cells[first / CHUNK_CELLS]);
+    PyMem_Free(self->chunks);
     PyMem_Free(self->directory);
     PyMem_Free(self->cells);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
@@ -427,7 +491,8 @@ static PyMethodDef key_table_methods[] = {
     {"find", KeyTable_find, METH_O, "find(key) -> row, or -1"},
     {"find_all", KeyTable_find_all, METH_VARARGS,
      "find_all(keys, rows) -> how many are missing\n\nFills the array int64 [N]; -1 where a key is missing."},
-    {"insert_all", KeyTable_insert_all, METH_VARARGS, "insert_all(keys, rows)\n\nKeys and rows that are not there yet."},
+    {"insert_all", KeyTable_insert_all, METH_VARARGS,
+     "insert_all(keys, rows)\n\nKeys and rows that are not there yet."},
     {"remove", KeyTable_remove, METH_O, "remove(key) -> the row that it had"},
     {"keys_at", KeyTable_keys_at, METH_O, "keys_at(rows) -> list of keys\n\nrows: int64 [N]"},
     {"memory", KeyTable_memory, METH_NOARGS, "memory() -> bytes that keys and table use"},

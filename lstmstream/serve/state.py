@@ -207,7 +207,7 @@ class StateStore:
             row_numbers=slot_rows,
         )
         for slab, where, rows in self._each_slab(states):
-            states.rows[where] = slab.rows[rows]
+            states.rows[where] = slab.rows.take(rows, axis=0)  # half the time of `[rows]`
             states.steps[where] = slab.steps[rows]
             states.last_timestamp[where] = slab.last_timestamp[rows]
             states.last_offset[where] = slab.last_offset[rows]
