@@ -1,7 +1,7 @@
 """Which row each key of a partition has: the compiled codec's table, or dicts of Python's.
 
-Both grow in small pieces. A single dict of ten million keys stops the daemon for a second or more when it is full and
-is copied. The compiled one takes less than a third of the memory, and has a batch's keys looked up side by side.
+Both grow in small pieces. A single dict of ten million keys stops the daemon for 200 ms and more when it is full
+and is copied. The compiled one takes less than a third of the memory, and has a batch's keys looked up side by side.
 """
 
 from __future__ import annotations
