@@ -30,7 +30,7 @@ def test_a_slab_grows_and_forgets() -> None:
     assert slab.get(slab.index[b"5"]).row.tolist() == [0.5] * 3
     copy = slab.get(7)
     copy.row[:] = 9
-    assert slab.rows[7].tolist() == [7] * 3
+    assert slab.get(7).row.tolist() == [7] * 3
     for i in range(6, 1_000):
         slab.remove(b"%d" % i)
     assert list(slab.index.items()) == [(b"%d" % i, i) for i in range(6)]
@@ -233,7 +233,7 @@ class Stream:
 
     def check(self) -> None:
         found = {
-            (partition, key): (float(slab.rows[row, 0]), int(slab.steps[row]), int(slab.last_offset[row]))
+            (partition, key): (float(slab.get(row).row[0]), int(slab.steps[row]), int(slab.last_offset[row]))
             for partition, slab in self.store.slabs.items()
             for key, row in slab.index.items()
             if slab.steps[row]
