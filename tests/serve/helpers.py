@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 
 from lstmstream.model import load_model
 from lstmstream.model.card import Card, Feature, StatePart, StateSpec
 from lstmstream.records import Headers, RecordBatch
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.device_memory import DeviceMemory
-from lstmstream.serve.device_mover import DeviceMover
 from lstmstream.serve.device_slab import DeviceSlab
 from lstmstream.serve.encode import Encoder, Outputs, OutputTopics
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.scorer import Meaning, Scorer
 from lstmstream.serve.state import Slab, StateStore
-from lstmstream.serve.state_rows import HostBackend, StateBackend
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput, StepOutput
 from tests.serve.reference import Event
@@ -76,21 +73,6 @@ def onnx_step(name: str) -> OnnxStep:
 def device_slab(size: int) -> DeviceSlab:
     """A slab on the device `cpu`."""
     return DeviceSlab(size, DeviceMemory("cpu"), onnx_step("small").open_session)
-
-
-@pytest.fixture(scope="module", params=["host", "device"])
-def make_backend(request: pytest.FixtureRequest) -> Callable[[int], StateBackend]:
-    """Backends for rows of a size: in arrays, and on the device `cpu`."""
-    return device_slab if request.param == "device" else lambda _size: HostBackend()
-
-
-@pytest.fixture(scope="module", params=["host", "device"])
-def either_place(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs the tests of a file twice: with the state rows of ONNX models on the host, and on the device `cpu`."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "device":
-            patch.setattr(OnnxStep, "device_mover", DeviceMover)
-        yield
 
 
 def engine(
