@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lstmstream.serve.device_mover import DeviceMover
+from lstmstream.serve.fast_rounds import HostMover
 from lstmstream.serve.state_rows import HostBackend, StateBackend
 from lstmstream.serve.step import OnnxStep
 from tests.serve.helpers import device_slab
+from tests.serve.memory_world import FakeStep
 
 PLACES = ["host", "device"]
 
@@ -22,8 +24,16 @@ def make_backend(request: pytest.FixtureRequest) -> Callable[[int], StateBackend
 
 @pytest.fixture(scope="module", params=PLACES)
 def either_place(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs the tests of a file twice: with the state rows of ONNX models on the host, and on the device `cpu`."""
+    """Runs the tests of a file twice: with state rows on the host, and on the device `cpu`."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "device":
             patch.setattr(OnnxStep, "device_mover", lambda step: DeviceMover(step))
+            patch.setattr(FakeStep, "device_mover", _copying_mover, raising=False)
         yield
+
+
+def _copying_mover(step: FakeStep) -> HostMover:
+    """Rows are on the device, and come to the host to be moved."""
+    mover = HostMover(step)
+    mover.backend = device_slab(step.card.state.size)
+    return mover

@@ -15,6 +15,8 @@ from lstmstream.serve.scorer import Meaning, Scored, Scorer
 from lstmstream.serve.step_model import StepInput, StepOutput
 from tests.serve.memory_world import MAGIC, FakeStep, card
 
+pytestmark = pytest.mark.usefixtures("either_place")
+
 KEYS = (b"a", b"b", b"c", None)
 START_MS = 1_700_000_000_000
 LARGE = 1.5

@@ -78,7 +78,7 @@ def test_a_part_that_differs_is_not_used(tmp_path: Path, monkeypatch: pytest.Mon
         return Wrong(found) if part.outputs[:1] == ["state_out"] else found
 
     monkeypatch.setattr(split_step, "_session", session)
-    with pytest.raises(NotSplitError, match="bits"):
+    with pytest.raises(NotSplitError, match="results"):
         SplitStep(step)
 
 
