@@ -98,7 +98,9 @@ class OnnxStep:
         try:
             return DeviceMover(self)
         except NotOnDeviceError as reason:
-            log.warning("the states of the keys are kept on the host, and copied to the GPU with each batch: %s", reason)
+            log.warning(
+                "the states of the keys are kept on the host, and copied to the GPU with each batch: %s", reason
+            )
             return None
 
     def feed(self, given: StepInput) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.int64]]]:

@@ -27,9 +27,13 @@ def either_place(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs the tests of a file twice: with state rows on the host, and on the device `cpu`."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "device":
-            patch.setattr(OnnxStep, "device_mover", lambda step: DeviceMover(step))
+            patch.setattr(OnnxStep, "device_mover", _mover)
             patch.setattr(FakeStep, "device_mover", _copying_mover, raising=False)
         yield
+
+
+def _mover(step: OnnxStep) -> DeviceMover:
+    return DeviceMover(step)
 
 
 def _copying_mover(step: FakeStep) -> HostMover:

@@ -63,7 +63,11 @@ def seen(one: Scorer, scored: Scored) -> list[Any]:
     outcome += [{n: (c.rows.tolist(), c.first_offsets.tolist()) for n, c in scored.changed.items()}]
     for slab in one.states.slabs.values():
         rows = sorted(slab.index.values())
-        outcome += [slab.rows.read(np.array(rows, np.int64)).tobytes(), slab.steps[rows].tolist(), slab.last_timestamp[rows].tolist()]
+        outcome += [
+            slab.rows.read(np.array(rows, np.int64)).tobytes(),
+            slab.steps[rows].tolist(),
+            slab.last_timestamp[rows].tolist(),
+        ]
         outcome += [slab.last_offset[rows].tolist(), slab.failures[rows].tolist()]
     return outcome
 

@@ -1,0 +1,210 @@
+"""State rows on a device give the bits of rows on the host, stay where they are, and give their places back.
+
+The device is `cpu`: the same calls as on a GPU, on the memory of the host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmstream.model import load_model
+from lstmstream.model.graph_parts import moves_state
+from lstmstream.model.onnx_proto import parse, serialise
+from lstmstream.records import Observations
+from lstmstream.serve import device_mover
+from lstmstream.serve.device_choice import make_observations
+from lstmstream.serve.device_memory import DeviceArray, DeviceMemory
+from lstmstream.serve.device_mover import DeviceMover, NotOnDeviceError
+from lstmstream.serve.fast_rounds import HostMover, Mover
+from lstmstream.serve.model_checks import probe
+from lstmstream.serve.scorer import Meaning, Scorer
+from lstmstream.serve.state_records import pack_states
+from lstmstream.serve.state_rows import HostRows
+from lstmstream.serve.step import OnnxStep
+from tests.models import poisoned_model, random_model
+from tests.serve.helpers import device_slab, onnx_step, snapshot
+
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {"hidden": 8},
+    "deep": {"hidden": 16, "layers": 2, "numbers": ("a", "b", "c"), "categories": {"shop": 30}},
+}
+
+
+def opened(folder: Path, **network: Any) -> OnnxStep:
+    return OnnxStep(load_model(str(random_model(folder, **network))), device="cpu")
+
+
+def in_partitions(batch: Observations, number: int) -> Observations:
+    """As a poll gives them: partition after partition."""
+    partitions = np.array([int(key or b"0") % number for key in batch.keys], np.int64)
+    order = np.argsort(partitions, kind="stable")
+    sorted_batch = batch.take(order)
+    return Observations(
+        np.arange(len(order)), partitions[order], sorted_batch.offsets, sorted_batch.keys, sorted_batch.timestamps,
+        sorted_batch.x, sorted_batch.categories,
+    )  # fmt: skip
+
+
+def life(step: OnnxStep, mover: Mover, ttl_ms: int | None) -> list[Any]:
+    """What is seen of batches with hot, new and expired keys, of which some are rolled back, one or two in flight."""
+    scorer = Scorer(step, Meaning(ttl_ms, "apply", 0.5), mover=mover)
+    for partition in range(3):
+        scorer.states.open(partition)
+    seen: list[Any] = []
+    for number, batch in enumerate(make_observations(step.card, batches=12, events=700, keys=4_000, zipf=0.9)):
+        scored = scorer.score(in_partitions(batch, 3))
+        p = scored.predictions
+        seen.append([p.score.tobytes(), p.steps.tolist(), scored.expired, scored.late_events])
+        seen.append(None if p.prediction is None else p.prediction.tobytes())
+        if number % 4 == 2:
+            continue  # a second batch is in flight with it
+        if number % 4 == 3:
+            scorer.rollback()
+            seen.append(snapshot(scorer.states))
+        scorer.commit()
+    seen.append(snapshot(scorer.states))
+    return seen
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["in parts", "whole"])
+@pytest.mark.parametrize("ttl_ms", [None, 900])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_bits_are_those_of_rows_on_the_host(tmp_path: Path, name: str, ttl_ms: int | None, whole: bool) -> None:
+    step = opened(tmp_path, **MODELS[name])
+    if whole:
+        step.split = None
+    mover = DeviceMover(step)
+    began = mover.backend.capacity
+    found = life(step, mover, ttl_ms)
+    assert mover.backend.capacity > began, "it grew on the way"
+    assert found == life(step, HostMover(step), ttl_ms)
+
+
+def test_a_batch_moves_rows_in_place_and_none_crosses_the_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    step = opened(tmp_path, **MODELS["deep"])
+    size = step.card.state.size
+    mover = DeviceMover(step)
+    scorer = Scorer(step, Meaning(None, "apply", 0.5), mover=mover)
+    slab = scorer.states.open(0)
+    first, second = make_observations(step.card, batches=2, events=500, keys=200, zipf=1.0)
+    scorer.score(first)
+    scorer.commit()
+    crossed: list[tuple[int, ...]] = []
+    upload, download = DeviceMemory.upload, DeviceArray.numpy
+
+    def up(memory: DeviceMemory, values: Any) -> DeviceArray:
+        crossed.append(values.shape)
+        return upload(memory, values)
+
+    def down(array: DeviceArray) -> Any:
+        crossed.append(array.shape)
+        return download(array)
+
+    monkeypatch.setattr(DeviceMemory, "upload", up)
+    monkeypatch.setattr(DeviceArray, "numpy", down)
+    before, keys = mover.backend.array, len(slab)
+    scorer.score(second)
+    scorer.rollback()
+    scorer.score(second)
+    scorer.commit()
+    assert mover.backend.array is before
+    assert crossed
+    assert not [shape for shape in crossed if shape[-1:] == (size,)]
+    crossed.clear()
+    pack_states(slab, np.arange(keys), b"digest00", 0)
+    assert (keys, size) in crossed, "rows that are written to the state topic do"
+
+
+def test_a_state_that_is_not_finite_is_found_in_any_round(tmp_path: Path) -> None:
+    path = poisoned_model(tmp_path, where="state_out", magic=666.0)
+    step = OnnxStep(load_model(str(path)), device="cpu")
+    amounts = np.array([[1.0], [2.0], [666.0], [4.0], [5.0]], np.float32)
+    numbers = np.arange(5, dtype=np.int64)
+    outcomes = []
+    for mover in (DeviceMover(step), HostMover(step)):
+        scorer = Scorer(step, Meaning(None, "apply", 0.5), mover=mover)
+        scorer.states.open(0)
+        batch = Observations(
+            numbers, numbers * 0, numbers, [b"a", b"b", b"a", b"a", b"b"], numbers, amounts, np.empty((5, 0), np.int64)
+        )
+        scored = scorer.score(batch)
+        scorer.commit()
+        assert [letter.index for letter in scored.dead_letters] == [2]
+        outcomes.append([scored.predictions.score.tobytes(), snapshot(scorer.states)])
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_partition_that_is_closed_gives_its_places_back() -> None:
+    slab = device_slab(2)
+    rows = [slab.open(2, 256) for _ in range(20)]
+    capacity = slab.capacity
+    for number, one in enumerate(rows):
+        one.write(np.arange(256), np.full((256, 2), number, np.float32))
+    assert all((one.read(np.arange(256)) == number).all() for number, one in enumerate(rows)), "no place is given twice"
+    for _ in range(3):
+        for one in rows:
+            one.close()
+            one.close()
+        rows = [slab.open(2, 256) for _ in range(20)]
+    assert slab.capacity == capacity
+
+
+def test_rows_survive_growth() -> None:
+    slab = device_slab(3)
+    rows = slab.open(3, 700)
+    values = np.random.default_rng(5).standard_normal((700, 3)).astype(np.float32)
+    rows.write(np.arange(700), values)
+    rows.grow(40_000)
+    assert rows.read(np.arange(700)).tobytes() == values.tobytes()
+    assert rows.nbytes == 40_000 * (8 + 3 * 4)
+    assert slab.capacity >= 40_000
+
+
+def test_a_device_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = device_mover.step_content
+    monkeypatch.setattr(device_mover, "step_content", lambda content, initial: real(content, [i + 1 for i in initial]))
+    with pytest.raises(NotOnDeviceError, match="results"):
+        DeviceMover(onnx_step("small"))
+
+
+def test_a_device_without_memory_leaves_the_rows_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = opened(tmp_path, **MODELS["plain"])
+    assert step.device_mover() is None
+    assert caplog.records == []
+
+    def full(*_given: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(step, "device", "cuda")
+    monkeypatch.setattr(DeviceMemory, "empty", full)
+    scorer = Scorer(step, Meaning(None, "apply", 0.5))
+    (warning,) = caplog.records
+    assert "kept on the host" in warning.getMessage()
+    assert "out of memory" in warning.getMessage()
+    scorer.states.open(0)
+    assert isinstance(scorer.states.slabs[0].rows, HostRows)
+    given = probe(step.card, rows=1)
+    one = np.zeros(1, np.int64)
+    assert len(scorer.score(Observations(one, one, one, [b"a"], one, given.x, given.categories)).predictions.index) == 1
+
+
+def test_a_new_state_that_does_not_come_of_the_old_one_is_kept_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime may then write the row before it is read."""
+    step = onnx_step("small")
+    monkeypatch.setattr(step, "split", None)
+    model = parse(step.model.content)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "state":
+                node.input[place] = "other"
+    assert moves_state(step.model.content)
+    assert not moves_state(serialise(model))
+    monkeypatch.setattr(device_mover, "moves_state", lambda _content: moves_state(serialise(model)))
+    with pytest.raises(NotOnDeviceError, match="does not depend"):
+        DeviceMover(step)
