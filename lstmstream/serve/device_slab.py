@@ -8,14 +8,17 @@ that are worked on round by round (see Scorer).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 
 from lstmstream.model.slab_graph import ROWS, SLAB, SLAB_OUT, VALUES, read_content, write_content
 from lstmstream.records import Floats, Ints
 from lstmstream.serve.device_memory import DeviceArray, DeviceMemory, DeviceSession
 from lstmstream.serve.state_rows import BatchRows, SlabRows, SlabSlots
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 _FIRST_CAPACITY = 1024
 _GROWTH = 1.25
