@@ -27,6 +27,7 @@ from lstmstream.serve.split_step import NotSplitError, SplitStep
 from lstmstream.serve.step_model import Rounds, StepInput, StepOutput
 
 SAID_CHARS = 600
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # float32 as it is: TF32 keeps 10 bits of 23
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,8 @@ class OnnxStep:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             # Without its own fallback, which prints to standard output.
-            return ort.InferenceSession(content, options, providers=self._providers, enable_fallback=0)
+            providers = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in self._providers]
+            return ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise CannotServe(f"model {self.model.path}: ONNX Runtime cannot load it: {error}") from error
 

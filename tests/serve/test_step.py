@@ -62,6 +62,21 @@ def test_auto_falls_back_to_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.usefixtures("without_cuda")
+def test_a_gpu_computes_in_float32_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Asked(FallenBack):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            asked.append(dict(named["providers"]))
+            super().__init__(*given, **named)
+
+    monkeypatch.setattr(ort, "InferenceSession", Asked)
+    OnnxStep(load_model(SMALL), device="auto")
+    assert asked
+    assert all(options["CUDAExecutionProvider"]["use_tf32"] == "0" for options in asked)
+
+
+@pytest.mark.usefixtures("without_cuda")
 def test_where_the_cpu_was_asked_for_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert OnnxStep(load_model(SMALL), device="cpu").device == "cpu"
     assert caplog.records == []
