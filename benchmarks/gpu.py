@@ -67,7 +67,8 @@ def main() -> int:
     scores: dict[tuple[str, str], Floats] = {}
     for _ in range(ROUNDS):
         for step in steps:
-            for way, mover in zip(WAYS, (HostMover(step), DeviceMover(step)), strict=True):
+            movers: tuple[Mover, ...] = (HostMover(step), DeviceMover(step))
+            for way, mover in zip(WAYS, movers, strict=True):
                 rate, scores[step.device, way] = score_all(step, mover, batches)
                 best[step.device, way] = max(rate, best.get((step.device, way), 0.0))
     wanted = scores["cpu", WAYS[0]]
