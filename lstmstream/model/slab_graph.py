@@ -14,12 +14,14 @@ from lstmstream.model.onnx_proto import FLOAT, INT64, Proto
 
 BOOL = 9
 _IR_VERSION, _OPSET = 8, 13
+_INT_ATTRIBUTE = 2
 _OWN = "lstmstream_"  # before names that no exporter gives
 SLAB, SLAB_OUT = f"{_OWN}slab", f"{_OWN}slab_out"  # [C, S]
 ROWS = f"{_OWN}rows"  # [N, 1] row numbers in the slab, all different
 VALUES = f"{_OWN}values"  # [N, S]
 FRESH = f"{_OWN}fresh"  # [N, 1] the key starts with the initial row
 FINITE = f"{_OWN}finite"  # [N, 1] 0 where the new row is finite, else NaN
+EVENTS = f"{_OWN}events"  # [T, 1] numbers of the events of one key in a batch, in their order
 
 
 def read_content(size: int) -> bytes:
@@ -70,6 +72,53 @@ def step_content(content: bytes, initial: Sequence[float]) -> bytes:
     graph.node.add(op_type="MatMul", name=FINITE, input=[products, f"{_OWN}ones"], output=[FINITE])
     _declare(graph.output, FINITE, FLOAT, ["N", 1])
     return onnx_proto.serialise(model)
+
+
+def sequence_step_content(content: bytes, initial: Sequence[float]) -> bytes:
+    """A sequence graph (sequence_graph.py) over one row of the slab: T events of one key, at EVENTS in a batch of M.
+
+    For each feature [T, 1, D] it takes `of_batch(feature)` [M, D], and each of its outputs [T, 1, H] of every event it
+    writes into `of_batch(output)` [M, H], which it gives as `of_batch_out(output)`. The state: as in `step_content`.
+    """
+    source, model = onnx_proto.parse(content).graph, onnx_proto.parse(content)
+    graph = model.graph
+    for field in (graph.input, graph.output, graph.node):
+        del field[:]
+    _declare(graph.input, EVENTS, INT64, ["T", 1])
+    one_by_one = f"{_OWN}one_by_one"
+    graph.initializer.add(name=one_by_one, data_type=INT64, dims=[3], int64_data=[0, 1, -1])
+    for value in source.input:
+        if value.name == STATE:
+            graph.input.append(value)
+            continue
+        declared = onnx_proto.tensor_type(value)
+        assert declared is not None, value.name
+        whole, mine = of_batch(value.name), f"{_OWN}mine_{value.name}"
+        _declare(graph.input, whole, declared[0], ["M", declared[1][2]])
+        graph.node.add(op_type="GatherND", name=mine, input=[whole, EVENTS], output=[mine])
+        graph.node.add(op_type="Reshape", name=whole, input=[mine, one_by_one], output=[value.name])
+    graph.node.extend(source.node)
+    for value in source.output:
+        if value.name == STATE_OUT:
+            graph.output.append(value)
+            continue
+        whole, written, flat = of_batch(value.name), of_batch_out(value.name), f"{_OWN}flat_{value.name}"
+        for field, name in ((graph.input, whole), (graph.output, written)):
+            _declare(field, name, FLOAT, ["M", f"width_{value.name}"])
+        node = graph.node.add(op_type="Flatten", name=flat, input=[value.name], output=[flat])
+        node.attribute.add(name="axis", type=_INT_ATTRIBUTE, i=1)
+        graph.node.add(op_type="ScatterND", name=written, input=[whole, EVENTS, flat], output=[written])
+    return step_content(onnx_proto.serialise(model), initial)
+
+
+def of_batch(name: str) -> str:
+    """The input that has a tensor for all events of a batch."""
+    return f"{_OWN}batch_{name}"
+
+
+def of_batch_out(name: str) -> str:
+    """The output that is that input's memory."""
+    return f"{_OWN}batch_out_{name}"
 
 
 def _empty_model() -> Proto:

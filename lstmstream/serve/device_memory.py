@@ -36,6 +36,11 @@ class DeviceArray(NamedTuple):
         shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
         return DeviceArray(self.owner, self.pointer + start * step, shape, self.dtype)
 
+    def without_axis(self, axis: int) -> DeviceArray:
+        """Without an axis that has one element."""
+        assert self.shape[axis] == 1, (axis, self.shape)
+        return self._replace(shape=self.shape[:axis] + self.shape[axis + 1 :])
+
     def numpy(self) -> Array:
         """A copy of the whole tensor on the host."""
         return np.array(self.owner.numpy())

@@ -139,7 +139,7 @@ class HostMover:
 def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: Bools | None) -> Floats | None:
     """[K, S] The states after all rounds; None where one is not finite."""
     rows, bounds = states.rows, states.round_bounds.tolist()
-    first_of_hot = _first_of_hot(states.round_bounds, expired)
+    first_of_hot = first_round_of_hot_keys(states.round_bounds, expired)
     for number, (start, end) in enumerate(itertools.pairwise(bounds)):
         moved = _step_keys(rounds, states.round_bounds, number, rows) if number == first_of_hot else None
         last = moved is not None
@@ -159,7 +159,7 @@ def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: B
     return rows
 
 
-def _first_of_hot(bounds: Ints, expired: Bools | None) -> int | None:
+def first_round_of_hot_keys(bounds: Ints, expired: Bools | None) -> int | None:
     """The first of the rounds in which only a few hot keys are left; None where there are not many of these."""
     sizes = np.diff(bounds)
     first = int(np.searchsorted(-sizes, -HOT_KEYS))  # sizes descend
@@ -170,15 +170,20 @@ def _first_of_hot(bounds: Ints, expired: Bools | None) -> int | None:
 
 def _step_keys(rounds: Rounds, bounds: Ints, first: int, rows: Floats) -> Floats | None:
     """[n, S] The states of the n keys of round `first` after all rounds, one key after the other; None: in rounds."""
-    sizes = np.diff(bounds)
     moved = []
-    for slot in range(int(sizes[first])):
-        last = int(np.searchsorted(-sizes, -slot))  # the rounds before it have this slot
-        state = rounds.step_key(bounds[first:last] + slot, rows[slot : slot + 1])
+    for slot, events in enumerate(events_of_hot_keys(bounds, first)):
+        state = rounds.step_key(events, rows[slot : slot + 1])
         if state is None:
             return None
         moved.append(state)
     return np.concatenate(moved)
+
+
+def events_of_hot_keys(bounds: Ints, first: int) -> list[Ints]:
+    """For each slot of round `first`, its events from there on, as numbers in the order of the rounds."""
+    sizes = np.diff(bounds)
+    # The rounds before `searchsorted` have this slot.
+    return [bounds[first : int(np.searchsorted(-sizes, -slot))] + slot for slot in range(int(sizes[first]))]
 
 
 def _previous_timestamps(timestamps: Ints, states: BatchStates, slots: Ints, rounds: Ints) -> tuple[Ints, Ints]:

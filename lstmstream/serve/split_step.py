@@ -62,11 +62,12 @@ class SplitStep:
             raise
         except Exception as error:  # whatever it is, the whole graph works
             raise NotSplitError(f"a part cannot be run: {type(error).__name__}: {error}") from error
+        self.sequence_content: bytes | None = None  # the part `step` over several events of one key
         self._sequence: ort.InferenceSession | None = None
-        if whole.device != "cpu":
-            return
         try:
-            self._sequence = self._open_sequence(content, types)
+            self.sequence_content = self._make_sequence(content, types)
+            if self.sequence_content is not None and whole.device == "cpu":
+                self._sequence = self._open_sequence(self.sequence_content)
         except Exception as error:  # whatever it is, steps work
             log.debug("the events of one key are stepped through one by one: %s", error)
 
@@ -76,13 +77,15 @@ class SplitStep:
         values |= _run(self.before, self.parts.before, values)
         return SplitRounds(self, values, len(given.x))
 
-    def _open_sequence(self, content: bytes, types: dict[str, TensorType]) -> ort.InferenceSession | None:
-        """The part `step` over several events of one key; None where it does not give the bits of single steps."""
+    def _make_sequence(self, content: bytes, types: dict[str, TensorType]) -> bytes | None:
         part = self.parts.step
         sequence = sequence_content(content, part, types)
-        if sequence is None or any(self.axes[name] != 1 for name in {*part.inputs, *part.outputs[1:]} - {STATE}):
-            return None
-        session = self._whole.open_session(sequence)
+        crossing = {*part.inputs, *part.outputs[1:]} - {STATE}
+        return None if any(self.axes[name] != 1 for name in crossing) else sequence
+
+    def _open_sequence(self, content: bytes) -> ort.InferenceSession | None:
+        """None where it does not give the bits of single steps."""
+        session = self._whole.open_session(content)
         given = probe(self._whole.card, rows=CHECKED_ROWS)
         for start, count in CHECKED_SEQUENCES:
             by_steps, at_once = self.begin_rounds(given), self.begin_rounds(given)

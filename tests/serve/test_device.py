@@ -17,7 +17,7 @@ from lstmstream.model.onnx_proto import parse, serialise
 from lstmstream.records import Observations
 from lstmstream.serve import device_mover
 from lstmstream.serve.device_choice import make_observations
-from lstmstream.serve.device_memory import DeviceArray, DeviceMemory
+from lstmstream.serve.device_memory import DeviceArray, DeviceMemory, DeviceSession
 from lstmstream.serve.device_mover import DeviceMover, NotOnDeviceError
 from lstmstream.serve.fast_rounds import HostMover, Mover
 from lstmstream.serve.model_checks import probe
@@ -118,6 +118,43 @@ def test_a_batch_moves_rows_in_place_and_none_crosses_the_bus(monkeypatch: pytes
     crossed.clear()
     pack_states(slab, np.arange(keys), b"digest00", 0)
     assert (keys, size) in crossed, "rows that are written to the state topic do"
+
+
+def test_all_events_of_a_hot_key_are_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New keys among them, and one that occurs in the rounds before too."""
+    step = opened(tmp_path, **MODELS["deep"])
+    mover = DeviceMover(step)
+    (batch,) = make_observations(step.card, batches=1, events=400, keys=60, zipf=1.6)
+    calls: list[int] = []
+    run_into = DeviceSession.run_into
+
+    def counted(session: DeviceSession, *given: Any) -> None:
+        calls.append(1 if session is mover.sequence else 0)
+        run_into(session, *given)
+
+    outcomes = []
+    for one in (mover, HostMover(step)):
+        scorer = Scorer(step, Meaning(None, "apply", 0.5), mover=one)
+        scorer.states.open(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(DeviceSession, "run_into", counted)
+            scored = scorer.score(batch)
+        scorer.commit()
+        outcomes.append([scored.predictions.score.tobytes(), snapshot(scorer.states)])
+    assert outcomes[0] == outcomes[1]
+    most = max(batch.keys.count(key) for key in batch.keys)
+    assert 1 < sum(calls) <= 8
+    assert len(calls) < most / 3, "fewer calls than the most frequent key has events"
+
+
+def test_a_sequence_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = device_mover.sequence_step_content
+    monkeypatch.setattr(
+        device_mover, "sequence_step_content", lambda content, initial: real(content, [i + 1 for i in initial])
+    )
+    assert DeviceMover(onnx_step("small")).sequence is None
+    monkeypatch.undo()
+    assert DeviceMover(onnx_step("small")).sequence is not None
 
 
 def test_a_state_that_is_not_finite_is_found_in_any_round(tmp_path: Path) -> None:
