@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from lstmstream.model import load_model
 from lstmstream.model.graph_parts import moves_state
@@ -26,8 +27,9 @@ from lstmstream.serve.state import StateStore
 from lstmstream.serve.state_records import pack_states
 from lstmstream.serve.state_rows import HostRows
 from lstmstream.serve.step import OnnxStep
-from tests.models import poisoned_model, random_model
+from tests.models import poisoned_model, random_model, write
 from tests.serve.helpers import device_slab, onnx_step, snapshot
+from tests.serve.memory_world import card
 
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {"hidden": 8},
@@ -172,6 +174,35 @@ def test_a_state_that_is_not_finite_is_found_in_any_round(tmp_path: Path) -> Non
         scored = scorer.score(batch)
         scorer.commit()
         assert [letter.index for letter in scored.dead_letters] == [2]
+        outcomes.append([scored.predictions.score.tobytes(), snapshot(scorer.states)])
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_state_that_is_finite_again_later_is_found_too(tmp_path: Path) -> None:
+    """state_out = clip(state, -1, 1) + x * x, score = clip(state, -1, 1)."""
+    nodes = [
+        helper.make_node("Clip", ["state", "low", "high"], ["old"]),
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("Add", ["old", "square"], ["state_out"]),
+        helper.make_node("Gather", ["old", "first"], ["score"], axis=1),
+    ]
+    rows = {name: helper.make_tensor_value_info(name, 1, ["N", 2]) for name in ("state", "state_out")}
+    x, score = helper.make_tensor_value_info("x", 1, ["N", 1]), helper.make_tensor_value_info("score", 1, ["N"])
+    constants = [helper.make_tensor(name, 1, [], [value]) for name, value in (("low", -1.0), ("high", 1.0))]
+    constants.append(helper.make_tensor("first", 7, [], [0]))
+    graph = helper.make_graph(nodes, "g", [x, rows["state"]], [rows["state_out"], score], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    step = OnnxStep(load_model(str(write(tmp_path / "m.onnx", proto, card()))), device="cpu")
+    numbers = np.arange(4, dtype=np.int64)
+    amounts = np.array([[1.0], [1e30], [2.0], [3.0]], np.float32)
+    outcomes = []
+    for mover in (DeviceMover(step), HostMover(step)):
+        scorer = Scorer(step, Meaning(None, "apply", 0.5), mover=mover)
+        scorer.states.open(0)
+        batch = Observations(numbers, numbers * 0, numbers, [b"a"] * 4, numbers, amounts, np.empty((4, 0), np.int64))
+        scored = scorer.score(batch)
+        scorer.commit()
+        assert [letter.index for letter in scored.dead_letters] == [1]
         outcomes.append([scored.predictions.score.tobytes(), snapshot(scorer.states)])
     assert outcomes[0] == outcomes[1]
 
