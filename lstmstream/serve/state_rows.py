@@ -74,7 +74,7 @@ class HostRows:
     @property
     def size(self) -> int:
         """See SlabRows."""
-        return self.array.shape[1]
+        return int(self.array.shape[1])
 
     @property
     def row_bytes(self) -> int:

@@ -97,7 +97,7 @@ def test_rows_keep_their_content_while_the_memory_grows(
     for number in range(2_000):
         slab.put(b"%d" % number, KeyState(np.array([number, -number], np.float32), number + 1, 2 * number, 3 * number))
         if held:
-            arrays.append(slab.rows)
+            arrays.append(slab.rows.array)
     assert slab.capacity >= 2_000
     for number in range(2_000):
         row, *numbers = slab.get(slab.index[b"%d" % number])
@@ -344,7 +344,7 @@ def test_the_rollback_of_both_leaves_no_trace(make_backend: MakeBackend) -> None
     assert slab.index == {b"a": 0}
     assert snapshot(stream.store) == snapshot(bare.store)
     rows = len(slab.keys) - 1  # that are free, and in use no more
-    assert slab.nbytes - sys.getsizeof(slab.index) - rows * (4 * 2 + 5 * 8) == memory - sys.getsizeof(
+    assert slab.nbytes - sys.getsizeof(slab.index) - rows * (slab.rows.row_bytes + 5 * 8) == memory - sys.getsizeof(
         bare.store.slabs[0].index
     )
     assert free_rows(slab)[0] == 1, "the row that was free before is the next to be used"
