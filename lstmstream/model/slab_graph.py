@@ -44,6 +44,19 @@ def write_content(size: int) -> bytes:
     return onnx_proto.serialise(model)
 
 
+def fill_content(size: int) -> bytes:
+    """SLAB, ROWS, VALUES [1, S] -> SLAB_OUT: all rows the same."""
+    model = _empty_model()
+    graph = model.graph
+    _add_slab(graph, size)
+    _declare(graph.input, VALUES, FLOAT, [1, size])
+    count, repeated = f"{_OWN}count", f"{_OWN}repeated"
+    graph.node.add(op_type="Shape", name=count, input=[ROWS], output=[count])
+    graph.node.add(op_type="Expand", name=repeated, input=[VALUES, count], output=[repeated])
+    _add_write(graph, repeated, size)
+    return onnx_proto.serialise(model)
+
+
 def step_content(content: bytes, initial: Sequence[float]) -> bytes:
     """A step graph, or its part `step` (graph_parts.py), over rows of the slab.
 

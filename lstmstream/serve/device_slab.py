@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lstmstream.model.slab_graph import ROWS, SLAB, SLAB_OUT, VALUES, read_content, write_content
+from lstmstream.model.slab_graph import ROWS, SLAB, SLAB_OUT, VALUES, fill_content, read_content, write_content
 from lstmstream.records import Floats, Ints
 from lstmstream.serve.device_memory import DeviceArray, DeviceMemory, DeviceSession
 from lstmstream.serve.state_rows import BatchRows, SlabRows, SlabSlots
@@ -35,6 +35,7 @@ class DeviceSlab:
         self.array = memory.empty((_FIRST_CAPACITY, size), _FLOAT)  # [C, S]
         self._read = DeviceSession(open_session(read_content(size)), memory)
         self._write = DeviceSession(open_session(write_content(size)), memory)
+        self._fill = DeviceSession(open_session(fill_content(size)), memory)
         self._free: Ints = np.arange(_FIRST_CAPACITY)[::-1]  # places, the next ones last
 
     @property
@@ -74,6 +75,11 @@ class DeviceSlab:
     def write(self, places: DeviceArray, values: DeviceArray) -> None:
         """Set the rows at n different places [n, 1] to `values` [n, S]."""
         self._write.run_into({SLAB: self.array, ROWS: places, VALUES: values}, {SLAB_OUT: self.array})
+
+    def fill(self, places: DeviceArray, row: Floats) -> None:
+        """Set the rows at n different places [n, 1] to `row` [S]."""
+        values = self.memory.upload(row[np.newaxis])
+        self._fill.run_into({SLAB: self.array, ROWS: places, VALUES: values}, {SLAB_OUT: self.array})
 
     def upload_places(self, places: Ints) -> DeviceArray:
         """[n, 1] as the graphs take them."""
@@ -116,6 +122,11 @@ class DeviceSlabRows:
         """See SlabRows."""
         if len(rows):
             self._slab.write(self._slab.upload_places(self.places[rows]), self._slab.memory.upload(values))
+
+    def fill(self, rows: Ints, row: Floats) -> None:
+        """See SlabRows."""
+        if len(rows):
+            self._slab.fill(self._slab.upload_places(self.places[rows]), row)
 
     def grow(self, capacity: int) -> None:
         """See SlabRows."""

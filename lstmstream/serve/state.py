@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmstream.records import Bools, Floats, Ints, partition_numbers
+from lstmstream.records import Floats, Ints, partition_numbers
 from lstmstream.serve.row_memory import RowMemory
 from lstmstream.serve.state_rows import BatchRows, HostBackend, StateBackend
 
@@ -137,7 +137,6 @@ class BatchStates:
 
     stored: BatchRows  # the rows where they are
     initial: Floats  # [S]
-    new: Bools  # [K] keys that have seen no event: they start with the initial row
     steps: Ints  # [K]
     last_timestamp: Ints  # [K]
     last_offset: Ints  # [K]
@@ -153,7 +152,6 @@ class BatchStates:
         """[K, S] A copy, which becomes the states with `StateStore.apply`."""
         if self._rows is None:
             self._rows = self.stored.before()
-            self._rows[self.new] = self.initial
         return self._rows
 
     @rows.setter
@@ -175,7 +173,6 @@ class BatchStates:
         return BatchStates(
             self.stored,
             self.initial,
-            self.new,
             self.steps.copy(),
             self.last_timestamp.copy(),
             self.last_offset.copy(),
@@ -238,7 +235,6 @@ class StateStore:
         states = BatchStates(
             stored=self._backend.gather([(slab.rows, where, rows) for slab, where, rows in places], distinct),
             initial=self.initial,
-            new=np.empty(distinct, dtype=np.bool_),
             steps=np.empty(distinct, dtype=np.int64),
             last_timestamp=np.empty(distinct, dtype=np.int64),
             last_offset=np.empty(distinct, dtype=np.int64),
@@ -253,7 +249,6 @@ class StateStore:
             states.last_timestamp[where] = slab.last_timestamp[rows]
             states.last_offset[where] = slab.last_offset[rows]
             states.failures[where] = slab.failures[rows]
-        np.equal(states.steps, 0, out=states.new)
         self._in_flight.append(_Undo(states.numbers(), created))
         return states
 
@@ -310,6 +305,7 @@ class StateStore:
         find = slab.index.get
         rows = [find(key, -1) for key in keys]
         if -1 in rows:
+            new: list[int] = []
             for i, key in enumerate(keys):
                 if rows[i] < 0:
                     row = find(key, -1)  # an earlier observation of this batch may have made it
@@ -318,7 +314,9 @@ class StateStore:
                         slab.steps[row], slab.last_timestamp[row], slab.last_offset[row] = 0, 0, -1
                         slab.failures[row] = 0
                         created.append((partition, key))
+                        new.append(row)
                     rows[i] = row
+            slab.rows.fill(np.array(new, dtype=np.int64), self.initial)
         return rows
 
     def _scatter_numbers(self, states: BatchStates) -> None:

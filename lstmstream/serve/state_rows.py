@@ -31,6 +31,9 @@ class SlabRows(Protocol):
     def write(self, rows: Ints, values: Floats) -> None:
         """Set n different rows to `values` [n, S]."""
 
+    def fill(self, rows: Ints, row: Floats) -> None:
+        """Set n different rows to the same one [S]."""
+
     def grow(self, capacity: int) -> None:
         """Make room for so many rows, more than before."""
 
@@ -88,6 +91,10 @@ class HostRows:
     def write(self, rows: Ints, values: Floats) -> None:
         """See SlabRows."""
         self.array[rows] = values
+
+    def fill(self, rows: Ints, row: Floats) -> None:
+        """See SlabRows."""
+        self.array[rows] = row
 
     def grow(self, capacity: int) -> None:
         """See SlabRows."""

@@ -116,7 +116,7 @@ def test_a_batch_moves_rows_in_place_and_none_crosses_the_bus(monkeypatch: pytes
     scorer.commit()
     assert mover.backend.array is before
     assert crossed
-    assert not [shape for shape in crossed if shape[-1:] == (size,)]
+    assert not [shape for shape in crossed if shape[-1:] == (size,) and shape != (1, size)], "but for the initial row"
     crossed.clear()
     pack_states(slab, np.arange(keys), b"digest00", 0)
     assert (keys, size) in crossed, "rows that are written to the state topic do"
