@@ -138,7 +138,7 @@ class HostMover:
 
 def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: Bools | None) -> Floats | None:
     """[K, S] The states after all rounds; None where one is not finite."""
-    rows, bounds = states.rows, states.round_bounds.tolist()
+    rows, bounds = states.stored.before(), states.round_bounds.tolist()
     first_of_hot = first_round_of_hot_keys(states.round_bounds, expired)
     for number, (start, end) in enumerate(itertools.pairwise(bounds)):
         moved = _step_keys(rounds, states.round_bounds, number, rows) if number == first_of_hot else None
@@ -151,7 +151,7 @@ def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: B
         if not _is_finite(moved):
             return None
         if start == 0:
-            rows = moved  # of every slot
+            rows = moved.copy() if np.may_share_memory(moved, rows) else moved  # of every slot
         else:
             rows[: end - start] = moved
         if last:

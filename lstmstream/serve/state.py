@@ -151,7 +151,7 @@ class BatchStates:
     def rows(self) -> Floats:
         """[K, S] A copy, which becomes the states with `StateStore.apply`."""
         if self._rows is None:
-            self._rows = self.stored.before()
+            self._rows = self.stored.before().copy()
         return self._rows
 
     @rows.setter

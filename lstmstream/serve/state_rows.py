@@ -45,7 +45,7 @@ class BatchRows(Protocol):
     """The state rows of a batch's K slots, and what they were when the batch was gathered."""
 
     def before(self) -> Floats:
-        """[K, S] A copy of what they were."""
+        """[K, S] What they were; not to be changed."""
 
     def write(self, values: Floats) -> None:
         """Set them to `values` [K, S]."""
@@ -117,7 +117,7 @@ class HostBatchRows:
 
     def before(self) -> Floats:
         """See BatchRows."""
-        return self._before.copy()
+        return self._before
 
     def write(self, values: Floats) -> None:
         """See BatchRows."""

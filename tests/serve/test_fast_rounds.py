@@ -103,3 +103,24 @@ def test_the_usual_batch_is_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     one.states.open(0)
     events = [(0, b"a", 10, 1.0), (0, b"b", 10, 2.0), (0, b"a", 100, 3.0), (0, b"a", -20, 4.0)]
     assert one.score(observations(events, 0, START_MS)).predictions.steps.tolist() == [1, 1, 1, 2]
+
+
+class Counting(FakeStep):
+    """Adds one to the state in each step, but for the first of a batch, which leaves it in the same array."""
+
+    def step(self, given: StepInput) -> StepOutput:
+        first = len(given.x) > 1
+        return StepOutput(given.state if first else given.state + np.float32(1), given.x[:, 0], None)
+
+
+def test_the_states_before_a_batch_outlive_a_model_that_returns_its_argument() -> None:
+    one = Scorer(Counting(card()), Meaning(None, "apply", 0.5))
+    slab = one.states.open(0)
+    two_keys = [(0, b"a", 0, 1.0), (0, b"b", 0, 1.0)]
+    one.score(observations(two_keys, 0, START_MS))
+    one.commit()
+    assert slab.get(slab.index[b"a"]).row.tolist() == [0.5, 0.0]
+    one.score(observations([*two_keys, (0, b"a", 0, 1.0)], 2, START_MS))
+    assert slab.get(slab.index[b"a"]).row.tolist() == [1.5, 1.0]
+    one.rollback()
+    assert slab.get(slab.index[b"a"]).row.tolist() == [0.5, 0.0]
