@@ -109,7 +109,7 @@ def events(keys: int, partitions: int, rounds: int) -> dict[str, float]:
         for start in range(partition, keys, BATCH * partitions):
             numbers = range(start, min(keys, start + BATCH * partitions), partitions)
             _, _, rows = slab.find_or_add([b"c%0*d" % (DIGITS, number) for number in numbers])
-            slab.rows[rows] = 0.5
+            slab.rows.fill(rows, np.full(2 * HIDDEN, 0.5, np.float32))
             slab.steps[rows], slab.last_timestamp[rows], slab.failures[rows] = 1, 0, 0
     found = {}
     for spread, zipf in SPREADS.items():

@@ -77,6 +77,11 @@ def split_graph(content: bytes) -> GraphParts | None:
     return GraphParts(*parts)
 
 
+def moves_state(content: bytes) -> bool:
+    """Whether the new state depends on the old one. Raises ValueError if `content` is not an ONNX model."""
+    return STATE_OUT in _reached(onnx_proto.parse(content).graph, {STATE})
+
+
 def part_content(content: bytes, part: GraphPart, types: Mapping[str, TensorType]) -> bytes:
     """The part as a model. `types`: of those of its inputs that are no inputs of the whole graph."""
     whole, model = onnx_proto.parse(content), onnx_proto.parse(content)

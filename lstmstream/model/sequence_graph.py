@@ -17,6 +17,11 @@ RECURRENT = {"LSTM", "GRU", "RNN"}
 _ALL = "__of_every_event"  # a name that no exporter gives
 
 
+def of_every_event(hidden: str) -> str:
+    """The output of a sequence graph that has a hidden state of every event."""
+    return hidden + _ALL
+
+
 def sequence_content(content: bytes, part: GraphPart, types: Mapping[str, TensorType]) -> bytes | None:
     """The part as a model over T events, with inputs and outputs in the same order; None where it cannot be one.
 

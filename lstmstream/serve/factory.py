@@ -7,6 +7,7 @@ from collections.abc import Collection
 from lstmstream.config import Config
 from lstmstream.model import Card, Model, load_model
 from lstmstream.serve.decode import Decoder
+from lstmstream.serve.device_choice import choose_step
 from lstmstream.serve.encode import Encoder, OutputTopics
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.scorer import Meaning, Scorer, Timer, no_timer
@@ -17,12 +18,11 @@ from lstmstream.serve.step_model import StepModel
 def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
     """Load and check the model. Raises CannotServe."""
     model = load_model(config.model, base=config.folder)
-    step = OnnxStep(
-        model,
-        device=config.device.device,
-        threads=config.device.threads,
-        exact=config.delivery == "exactly_once",
-    )
+    device, threads, exact = config.device.device, config.device.threads, config.delivery == "exactly_once"
+    step = OnnxStep(model, device=device, threads=threads, exact=exact)
+    if device == "auto" and step.device != "cpu":
+        cpu = OnnxStep(model, device="cpu", threads=threads, exact=exact)
+        step = choose_step(cpu, step, events=config.batch.max_events)
     return model, step
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from math import isfinite
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lstmstream.records import Bools, Floats, Ints, Observations
 from lstmstream.serve.state import BatchStates
+from lstmstream.serve.state_rows import HostBackend, StateBackend
 from lstmstream.serve.step_model import Rounds, StepInput, StepModel, rounds_of
 
 HOT_KEYS = 8  # in the rounds that no more keys are left in, all events of a key are one call
@@ -21,11 +23,34 @@ HOT_ROUNDS = 8  # where there are so many of these rounds
 _NEVER = np.iinfo(np.int64).min  # in place of the last timestamp of a key without events
 
 
+class Mover(Protocol):
+    """Moves the state rows of a batch through its rounds, where they are."""
+
+    @property
+    def backend(self) -> StateBackend:
+        """Where they are."""
+
+    def move(
+        self, states: BatchStates, events: StepInput, expired: Bools | None
+    ) -> tuple[Floats, Floats | None] | None:
+        """Scores [M] and predictions [M, P] of M events in the order of the rounds; None where a state is not finite.
+
+        `expired` [M] marks those whose key starts with the initial row. `events.state` has no rows.
+        """
+
+
+@runtime_checkable
+class DeviceModel(StepModel, Protocol):
+    """A model that may move state rows where it runs."""
+
+    def device_mover(self) -> Mover | None:
+        """A new place for state rows, and what moves them there; None: they are kept on the host."""
+
+
 @dataclass(slots=True)
 class MovedStates:
     """What M observations made of the states of K slots; arrays over observations are in the order of the rounds."""
 
-    rows: Floats  # [K, S]
     last_timestamp: Ints  # [K]
     slot_steps: Ints  # [K]
     last_offset: Ints  # [K]
@@ -37,15 +62,14 @@ class MovedStates:
 
 
 def run_rounds(
-    model: StepModel,
+    mover: Mover,
     observations: Observations,
     states: BatchStates,
-    initial: Floats,
     *,
     ttl_ms: int | None,
     late_moves: bool,
 ) -> MovedStates | None:
-    """None where not every observation moves its state; `states` is left as it is.
+    """The rows of `states` are moved. None where not every observation moves its state; `states` is then as it was.
 
     `late_moves`: whether an observation that is older than its key's newest one moves the state (`input.late: apply`).
     """
@@ -70,20 +94,18 @@ def run_rounds(
     if expired is not None:
         elapsed[expired] = np.nan
 
-    events = StepInput(observations.x[order], observations.categories[order], timestamps, elapsed, states.rows[:0])
-    rounds = rounds_of(model, events)
+    no_state = np.empty((0, len(states.initial)), np.float32)
+    events = StepInput(observations.x[order], observations.categories[order], timestamps, elapsed, no_state)
     with np.errstate(over="ignore", invalid="ignore"):  # of sums
-        rows = _moved_rows(rounds, states, initial, expired)
-        if rows is None:
+        outputs = mover.move(states, events, expired)
+        if outputs is None or not all(_is_finite(values) for values in outputs if values is not None):
+            states.restore_rows()
             return None
-        score, prediction = rounds.outputs()
-        if not _is_finite(score) or (prediction is not None and not _is_finite(prediction)):
-            return None
+    score, prediction = outputs
 
     last_at = _last_of_slots(states)
     steps = _steps(states, slots, round_numbers, expired)
     return MovedStates(
-        rows=rows,
         last_timestamp=last,
         slot_steps=steps[last_at],
         last_offset=observations.offsets[order[last_at]],
@@ -95,10 +117,29 @@ def run_rounds(
     )
 
 
+class HostMover:
+    """The Mover of rows that are copied out."""
+
+    def __init__(self, model: StepModel) -> None:
+        self.backend: StateBackend = HostBackend()
+        self._model = model
+
+    def move(
+        self, states: BatchStates, events: StepInput, expired: Bools | None
+    ) -> tuple[Floats, Floats | None] | None:
+        """See Mover."""
+        rounds = rounds_of(self._model, events)
+        rows = _moved_rows(rounds, states, states.initial, expired)
+        if rows is None:
+            return None
+        states.rows = rows
+        return rounds.outputs()
+
+
 def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: Bools | None) -> Floats | None:
     """[K, S] The states after all rounds; None where one is not finite."""
-    rows, bounds = states.rows, states.round_bounds.tolist()
-    first_of_hot = _first_of_hot(states.round_bounds, expired)
+    rows, bounds = states.stored.before(), states.round_bounds.tolist()
+    first_of_hot = first_round_of_hot_keys(states.round_bounds, expired)
     for number, (start, end) in enumerate(itertools.pairwise(bounds)):
         moved = _step_keys(rounds, states.round_bounds, number, rows) if number == first_of_hot else None
         last = moved is not None
@@ -110,7 +151,7 @@ def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: B
         if not _is_finite(moved):
             return None
         if start == 0:
-            rows = moved  # of every slot
+            rows = moved.copy() if np.may_share_memory(moved, rows) else moved  # of every slot
         else:
             rows[: end - start] = moved
         if last:
@@ -118,7 +159,7 @@ def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: B
     return rows
 
 
-def _first_of_hot(bounds: Ints, expired: Bools | None) -> int | None:
+def first_round_of_hot_keys(bounds: Ints, expired: Bools | None) -> int | None:
     """The first of the rounds in which only a few hot keys are left; None where there are not many of these."""
     sizes = np.diff(bounds)
     first = int(np.searchsorted(-sizes, -HOT_KEYS))  # sizes descend
@@ -129,15 +170,20 @@ def _first_of_hot(bounds: Ints, expired: Bools | None) -> int | None:
 
 def _step_keys(rounds: Rounds, bounds: Ints, first: int, rows: Floats) -> Floats | None:
     """[n, S] The states of the n keys of round `first` after all rounds, one key after the other; None: in rounds."""
-    sizes = np.diff(bounds)
     moved = []
-    for slot in range(int(sizes[first])):
-        last = int(np.searchsorted(-sizes, -slot))  # the rounds before it have this slot
-        state = rounds.step_key(bounds[first:last] + slot, rows[slot : slot + 1])
+    for slot, events in enumerate(events_of_hot_keys(bounds, first)):
+        state = rounds.step_key(events, rows[slot : slot + 1])
         if state is None:
             return None
         moved.append(state)
     return np.concatenate(moved)
+
+
+def events_of_hot_keys(bounds: Ints, first: int) -> list[Ints]:
+    """For each slot of round `first`, its events from there on, as numbers in the order of the rounds."""
+    sizes = np.diff(bounds)
+    # The rounds before `searchsorted` have this slot.
+    return [bounds[first : int(np.searchsorted(-sizes, -slot))] + slot for slot in range(int(sizes[first]))]
 
 
 def _previous_timestamps(timestamps: Ints, states: BatchStates, slots: Ints, rounds: Ints) -> tuple[Ints, Ints]:

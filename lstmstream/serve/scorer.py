@@ -14,7 +14,7 @@ import numpy as np
 
 from lstmstream.model import Card
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers
-from lstmstream.serve.fast_rounds import MovedStates, run_rounds
+from lstmstream.serve.fast_rounds import DeviceModel, HostMover, MovedStates, Mover, run_rounds
 from lstmstream.serve.state import BatchStates, StateStore
 from lstmstream.serve.step_model import StepInput, StepModel
 
@@ -74,15 +74,24 @@ class _RoundOutputs:
 class Scorer:
     """Scores observations and moves their keys' states. `score` is followed by `commit` or `rollback`."""
 
-    def __init__(self, model: StepModel, meaning: Meaning, *, timer: Timer = no_timer) -> None:
-        """`timer(stage)` is a context manager around each stage, for whoever owns a clock."""
+    def __init__(
+        self, model: StepModel, meaning: Meaning, *, timer: Timer = no_timer, mover: Mover | None = None
+    ) -> None:
+        """`timer(stage)` is a context manager around each stage, for whoever owns a clock.
+
+        `mover`: where state rows are, and what moves them there; None: as the model has it, else on the host.
+        """
         self._model = model
         self._ttl_ms = meaning.ttl_ms
         self._late = meaning.late
         self._reset_after = meaning.reset_after
         self._threshold = None if meaning.threshold is None else np.float32(meaning.threshold)
         self._timer = timer
-        self.states = StateStore(np.array(model.card.state.initial, dtype=np.float32))
+        initial = np.array(model.card.state.initial, dtype=np.float32)
+        if mover is None and isinstance(model, DeviceModel):
+            mover = model.device_mover()
+        self._mover = HostMover(model) if mover is None else mover
+        self.states = StateStore(initial, self._mover.backend)
 
     @property
     def card(self) -> Card:
@@ -137,10 +146,9 @@ class Scorer:
         )
         with self._timer("step"):
             moved = run_rounds(
-                self._model,
+                self._mover,
                 observations,
                 states,
-                self.states.initial,
                 ttl_ms=self._ttl_ms,
                 late_moves=self._late == "apply",
             )
@@ -275,8 +283,8 @@ def _apply_moved(
     outputs.steps[order] = moved.steps
     outputs.answered[:] = True
     outputs.late_events, outputs.expired = moved.late_events, moved.expired
-    states.rows, states.last_timestamp = moved.rows, moved.last_timestamp
-    states.steps, states.last_offset = moved.slot_steps, moved.last_offset
+    states.steps, states.last_timestamp = moved.slot_steps, moved.last_timestamp
+    states.last_offset = moved.last_offset
     first_change[:] = observations.offsets[order[: len(first_change)]]
 
 

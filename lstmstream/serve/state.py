@@ -17,10 +17,12 @@ import numpy as np
 from lstmstream.records import Floats, Ints, partition_numbers
 from lstmstream.serve.key_table import Key, KeyTable
 from lstmstream.serve.row_memory import RowMemory
+from lstmstream.serve.state_rows import BatchRows, HostBackend, StateBackend
 
 CLEAN = -1  # in place of an offset: the state topic has this row
 _FIRST_CAPACITY = 256
 _GROWTH = 1.25
+_HOST = HostBackend()
 _NONE: np.ndarray[Any, np.dtype[Any]] = np.empty(0)  # while the memory grows
 
 
@@ -35,7 +37,7 @@ class KeyState(NamedTuple):
 
 
 class Slab:
-    """The keys of one partition: a table from key to row number, and growing arrays by row number.
+    """The keys of one partition: a table from key to row number, its state rows, and growing arrays by row number.
 
     Nothing is said of rows that no key has had yet; `add` prepares a row.
 
@@ -43,15 +45,16 @@ class Slab:
     change included, so that a new key never inherits anything from the one before.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, backend: StateBackend = _HOST) -> None:
+        """`size` numbers in a state row, which is where `backend` puts it."""
         self.index = KeyTable()
-        self._memory = [RowMemory(kind, width, _FIRST_CAPACITY) for kind, width in ((np.float32, size), (np.int64, 5))]
+        self.rows = backend.open(size, _FIRST_CAPACITY)
+        self._memory = RowMemory(np.int64, 5, _FIRST_CAPACITY)
         self._use_memory()
 
     def _use_memory(self) -> None:
-        self.rows: Floats
-        self.rows, numbers = (memory.array() for memory in self._memory)
         # Side by side in memory, so that a key's numbers are fetched at once.
+        numbers = self._memory.array()
         self.steps: Ints = numbers[:, 0]
         self.last_timestamp: Ints = numbers[:, 1]
         self.last_offset: Ints = numbers[:, 2]
@@ -69,7 +72,7 @@ class Slab:
     @property
     def nbytes(self) -> int:
         """Memory of the rows that keys have or had, of the keys and of the table."""
-        return self.index.used_rows * sum(memory.row_bytes for memory in self._memory) + self.index.nbytes
+        return self.index.used_rows * (self.rows.row_bytes + self._memory.row_bytes) + self.index.nbytes
 
     def find_or_add(self, keys: list[Key]) -> tuple[Ints, list[Key], Ints]:
         """(the row of each key [N], the K keys that had none, their rows [K]); the caller puts content into these."""
@@ -104,21 +107,21 @@ class Slab:
     def get(self, row: int) -> KeyState:
         """A copy of one row."""
         numbers = (self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row])
-        return KeyState(self.rows[row].copy(), *map(int, numbers))
+        return KeyState(self.rows.read(np.array([row]))[0], *map(int, numbers))
 
     def put(self, key: Key, state: KeyState) -> None:
         """Set a key's state."""
         row = self.index.get(key)
         if row is None:
             row = self.add(key)
-        self.rows[row] = state.row
+        self.rows.write(np.array([row]), state.row[np.newaxis])
         self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row] = state[1:]
 
     def _grow(self) -> None:
-        rows = max(2 * _FIRST_CAPACITY, int(self.capacity * _GROWTH), self.index.used_rows)
-        self.rows = self.steps = self.last_timestamp = self.last_offset = self.failures = self.first_unwritten = _NONE
-        for memory in self._memory:
-            memory.grow(rows)
+        capacity = max(2 * _FIRST_CAPACITY, int(self.capacity * _GROWTH), self.index.used_rows)
+        self.rows.grow(capacity)
+        self.steps = self.last_timestamp = self.last_offset = self.failures = self.first_unwritten = _NONE
+        self._memory.grow(capacity)
         self._use_memory()
 
 
@@ -126,11 +129,14 @@ class Slab:
 class BatchStates:
     """The states of a batch's K distinct keys, copied out, in slots by descending count.
 
+    Their rows are copied out when they are first asked for; whoever moves them where they are never asks.
+
     `by_round` lists the batch's M observations round by round; round r is
     `by_round[round_bounds[r]:round_bounds[r + 1]]`, and its i-th observation belongs to slot i.
     """
 
-    rows: Floats  # [K, S]
+    stored: BatchRows  # the rows where they are
+    initial: Floats  # [S]
     steps: Ints  # [K]
     last_timestamp: Ints  # [K]
     last_offset: Ints  # [K]
@@ -139,11 +145,34 @@ class BatchStates:
     round_bounds: Ints  # [rounds + 1]
     partitions: Ints  # [K]
     row_numbers: Ints  # [K] in the slab of the slot's partition
+    _rows: Floats | None = None
 
-    def copy(self) -> BatchStates:
-        """With state arrays of its own; the others are shared."""
+    @property
+    def rows(self) -> Floats:
+        """[K, S] A copy, which becomes the states with `StateStore.apply`."""
+        if self._rows is None:
+            self._rows = self.stored.before().copy()
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Floats) -> None:
+        self._rows = rows
+
+    def write_rows(self) -> None:
+        """Put the copy in place of the rows, if there is one."""
+        if self._rows is not None:
+            self.stored.write(self._rows)
+
+    def restore_rows(self) -> None:
+        """The rows are again what they were when they were gathered."""
+        self._rows = None
+        self.stored.restore()
+
+    def numbers(self) -> BatchStates:
+        """With number arrays of its own, and no copy of the rows; the others are shared."""
         return BatchStates(
-            self.rows.copy(),
+            self.stored,
+            self.initial,
             self.steps.copy(),
             self.last_timestamp.copy(),
             self.last_offset.copy(),
@@ -169,9 +198,10 @@ class StateStore:
     Several batches may be in flight: `commit` ends the oldest, `rollback` the newest.
     """
 
-    def __init__(self, initial: Floats) -> None:
-        """`initial` is the [S] row that a key starts with."""
+    def __init__(self, initial: Floats, backend: StateBackend = _HOST) -> None:
+        """`initial` is the [S] row that a key starts with; `backend` is where the rows are."""
         self.initial = initial
+        self._backend = backend
         self.slabs: dict[int, Slab] = {}
         self._in_flight: deque[_Undo] = deque()
 
@@ -182,21 +212,29 @@ class StateStore:
 
     def open(self, partition: int) -> Slab:
         """Begin to keep a partition, with no keys."""
-        self.slabs[partition] = Slab(len(self.initial))
+        self._close_rows(partition)
+        self.slabs[partition] = Slab(len(self.initial), self._backend)
         return self.slabs[partition]
 
     def close(self, partition: int) -> None:
         """Forget a partition. Not while a batch is in flight: commit or roll back first."""
         assert not self._in_flight, "a batch is in flight"
+        self._close_rows(partition)
         self.slabs.pop(partition, None)
+
+    def _close_rows(self, partition: int) -> None:
+        if partition in self.slabs:
+            self.slabs[partition].rows.close()
 
     def gather(self, partitions: Ints, keys: list[Key]) -> BatchStates:
         """Copy out the states of M observations' keys; new keys come with the initial row and 0 steps."""
         created: list[tuple[int, list[Key]]] = []
         slot_of, counts, slot_partitions, slot_rows = self._slots(partitions, keys, created)
         distinct = len(counts)
+        places = self._each_slab(slot_partitions, slot_rows)
         states = BatchStates(
-            rows=np.empty((distinct, len(self.initial)), dtype=np.float32),
+            stored=self._backend.gather([(slab.rows, where, rows) for slab, where, rows in places], distinct),
+            initial=self.initial,
             steps=np.empty(distinct, dtype=np.int64),
             last_timestamp=np.empty(distinct, dtype=np.int64),
             last_offset=np.empty(distinct, dtype=np.int64),
@@ -206,18 +244,18 @@ class StateStore:
             partitions=slot_partitions,
             row_numbers=slot_rows,
         )
-        for slab, where, rows in self._each_slab(states):
-            states.rows[where] = slab.rows.take(rows, axis=0)  # half the time of `[rows]`
+        for slab, where, rows in places:
             states.steps[where] = slab.steps[rows]
             states.last_timestamp[where] = slab.last_timestamp[rows]
             states.last_offset[where] = slab.last_offset[rows]
             states.failures[where] = slab.failures[rows]
-        self._in_flight.append(_Undo(states.copy(), created))
+        self._in_flight.append(_Undo(states.numbers(), created))
         return states
 
     def apply(self, states: BatchStates) -> None:
         """Write the batch's new states into the slabs; `rollback` takes them back."""
-        self._scatter(states)
+        states.write_rows()
+        self._scatter_numbers(states)
 
     def commit(self) -> None:
         """Keep the oldest batch's states. A key that has no step even so (all dead letters) is forgotten."""
@@ -234,7 +272,8 @@ class StateStore:
         if not self._in_flight:
             return
         undo = self._in_flight.pop()
-        self._scatter(undo.before)
+        undo.before.restore_rows()
+        self._scatter_numbers(undo.before)
         self._remove_without_steps(undo.created)  # those of a batch that was committed meanwhile have one
 
     def _remove_without_steps(self, created: list[tuple[int, list[Key]]]) -> None:
@@ -264,25 +303,24 @@ class StateStore:
         slab = self.slabs[partition]
         rows, new, added = slab.find_or_add(keys)
         if new:
-            slab.rows[added] = self.initial
+            slab.rows.fill(added, self.initial)
             slab.steps[added] = slab.last_timestamp[added] = slab.failures[added] = 0
             created.append((partition, new))
         return rows
 
-    def _scatter(self, states: BatchStates) -> None:
-        for slab, where, rows in self._each_slab(states):
-            slab.rows[rows] = states.rows[where]
+    def _scatter_numbers(self, states: BatchStates) -> None:
+        for slab, where, rows in self._each_slab(states.partitions, states.row_numbers):
             slab.steps[rows] = states.steps[where]
             slab.last_timestamp[rows] = states.last_timestamp[where]
             slab.last_offset[rows] = states.last_offset[where]
             slab.failures[rows] = states.failures[where]
 
-    def _each_slab(self, states: BatchStates) -> list[tuple[Slab, Ints | slice, Ints]]:
-        present = partition_numbers(states.partitions)
+    def _each_slab(self, partitions: Ints, row_numbers: Ints) -> list[tuple[Slab, Ints | slice, Ints]]:
+        present = partition_numbers(partitions)
         if len(present) == 1:
-            return [(self.slabs[present[0]], slice(None), states.row_numbers)]
-        wheres = [np.flatnonzero(states.partitions == p) for p in present]
-        return [(self.slabs[p], w, states.row_numbers[w]) for p, w in zip(present, wheres, strict=True)]
+            return [(self.slabs[present[0]], slice(None), row_numbers)]
+        wheres = [np.flatnonzero(partitions == p) for p in present]
+        return [(self.slabs[p], w, row_numbers[w]) for p, w in zip(present, wheres, strict=True)]
 
 
 def _by_round(slot_of: Ints, counts: Ints) -> Ints:

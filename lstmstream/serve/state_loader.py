@@ -106,7 +106,7 @@ class StateLoader:
         slab = self._partition.slab
         record_keys = list(ours)
         values = [batch.values[i] or b"" for i in ours.values()]
-        columns = unpack_states(record_keys, values, self._digest, slab.rows.shape[1])
+        columns = unpack_states(record_keys, values, self._digest, slab.rows.size)
         if columns is None:  # one of them is not sound: one by one, to find which
             for record_key, i in ours.items():
                 self._read_state(record_key, batch.values[i] or b"", int(batch.offsets[i]))
@@ -115,7 +115,7 @@ class StateLoader:
             raise self._errors.does_not_fit(int(batch.offsets[0]))
         keys = [unpack_key(record_key) for record_key in record_keys]
         rows, _, _ = slab.find_or_add(keys)
-        slab.rows[rows] = columns.rows
+        slab.rows.write(rows, columns.rows)
         slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
         slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
         self._origin_room()[rows] = columns.origins
@@ -136,7 +136,7 @@ class StateLoader:
         if stored.digest != self._digest:
             return
         slab = self._partition.slab
-        if len(stored.state.row) != slab.rows.shape[1] or not np.isfinite(stored.state.row).all():
+        if len(stored.state.row) != slab.rows.size or not np.isfinite(stored.state.row).all():
             raise self._errors.does_not_fit(offset)
         self.damaged.pop(record_key, None)
         key = unpack_key(record_key)

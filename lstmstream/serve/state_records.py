@@ -147,13 +147,13 @@ def unpack_key(record_key: bytes) -> bytes | None:
 def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[list[bytes | None], list[bytes | None]]:
     """(record keys, values) of the states at `rows`, as they are now."""
     keys = [pack_key(key, digest) for key in slab.index.keys_at(rows)]
-    bodies = np.zeros(len(rows), np.dtype([("header", _HEADER), ("row", "<f4", (slab.rows.shape[1],))]))
+    bodies = np.zeros(len(rows), np.dtype([("header", _HEADER), ("row", "<f4", (slab.rows.size,))]))
     header = bodies["header"]
     header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)
-    header["origin"], header["floats"] = origin, slab.rows.shape[1]
+    header["origin"], header["floats"] = origin, slab.rows.size
     header["last_offset"], header["steps"] = slab.last_offset[rows], slab.steps[rows]
     header["last_timestamp"], header["failures"] = slab.last_timestamp[rows], slab.failures[rows]
-    bodies["row"] = slab.rows[rows]
+    bodies["row"] = slab.rows.read(rows)
     size, packed = bodies.dtype.itemsize, bodies.tobytes()
     values: list[bytes | None] = []
     for i, key in enumerate(keys):

@@ -22,10 +22,12 @@ from lstmstream.errors import CannotServe
 from lstmstream.extras import install_hint
 from lstmstream.model import Model
 from lstmstream.serve import model_checks
+from lstmstream.serve.device_mover import DeviceMover, NotOnDeviceError
 from lstmstream.serve.split_step import NotSplitError, SplitStep
 from lstmstream.serve.step_model import Rounds, StepInput, StepOutput
 
 SAID_CHARS = 600
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # float32 as it is: TF32 keeps 10 bits of 23
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class OnnxStep:
                     " (the extra `gpu` brings them), or set device.device: cpu"
                 )
             log.warning("the model runs on the CPU: %s", reason)
-        self._inputs = [name for name in StepInput._fields if name in model.graph_inputs]
+        self.inputs = [name for name in StepInput._fields if name in model.graph_inputs]
         self.outputs = ["state_out", "score", *(["prediction"] if "prediction" in model.outputs else [])]
         model_checks.warm_up(self)
         if exact:
@@ -78,10 +80,8 @@ class OnnxStep:
         return StepOutput(state, score, prediction[0] if prediction else None)
 
     @cached_property
-    def _split(self) -> SplitStep | None:
+    def split(self) -> SplitStep | None:
         """Made for the first batch: an evaluation, a training and an import never ask for rounds."""
-        if self.device != "cpu":
-            return None
         try:
             return SplitStep(self)
         except NotSplitError as reason:
@@ -90,11 +90,23 @@ class OnnxStep:
 
     def begin_rounds(self, given: StepInput) -> Rounds | None:
         """See BatchedModel."""
-        return None if self._split is None else self._split.begin_rounds(given)
+        return None if self.device != "cpu" or self.split is None else self.split.begin_rounds(given)
+
+    def device_mover(self) -> DeviceMover | None:
+        """See DeviceModel. On the CPU, and where this model cannot do it on the GPU, None."""
+        if self.device == "cpu":
+            return None
+        try:
+            return DeviceMover(self)
+        except NotOnDeviceError as reason:
+            log.warning(
+                "the states of the keys are kept on the host, and copied to the GPU with each batch: %s", reason
+            )
+            return None
 
     def feed(self, given: StepInput) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.int64]]]:
         """What the graph takes of it, by name."""
-        return {name: getattr(given, name) for name in self._inputs}
+        return {name: getattr(given, name) for name in self.inputs}
 
     def _open_first(self, content: bytes) -> tuple[ort.InferenceSession, str]:
         """A session, and what the runtime printed meanwhile, where it may fail to load CUDA."""
@@ -115,7 +127,8 @@ class OnnxStep:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             # Without its own fallback, which prints to standard output.
-            return ort.InferenceSession(content, options, providers=self._providers, enable_fallback=0)
+            providers = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in self._providers]
+            return ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise CannotServe(f"model {self.model.path}: ONNX Runtime cannot load it: {error}") from error
 

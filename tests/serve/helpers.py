@@ -13,6 +13,8 @@ from lstmstream.model import load_model
 from lstmstream.model.card import Card, Feature, StatePart, StateSpec
 from lstmstream.records import Headers, RecordBatch
 from lstmstream.serve.decode import Decoder
+from lstmstream.serve.device_memory import DeviceMemory
+from lstmstream.serve.device_slab import DeviceSlab
 from lstmstream.serve.encode import Encoder, Outputs, OutputTopics
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.scorer import Meaning, Scorer
@@ -68,6 +70,11 @@ def onnx_step(name: str) -> OnnxStep:
     return OnnxStep(load_model(str(DATA / f"{name}.onnx"), base=None), device="cpu")
 
 
+def device_slab(size: int) -> DeviceSlab:
+    """A slab on the device `cpu`."""
+    return DeviceSlab(size, DeviceMemory("cpu"), onnx_step("small").open_session)
+
+
 def engine(
     model: str | Any,
     *,
@@ -113,7 +120,7 @@ def stage_of(message: Message) -> str:
 def snapshot(states: StateStore) -> dict[tuple[int, bytes | None], tuple[bytes, int, int, int, int]]:
     """Every key that has seen an event: row bytes, steps, last timestamp, last offset, failures."""
     return {
-        (partition, key): (slab.rows[row].tobytes(), *slab.get(row)[1:])
+        (partition, key): ((state := slab.get(row)).row.tobytes(), *state[1:])
         for partition, slab in states.slabs.items()
         for key, row in slab.index.items()
         if slab.steps[row]

@@ -34,6 +34,8 @@ START_MS = 1_767_609_067_123
 TTL_MS = 5_000
 POISONED = ("poisoned_score", "poisoned_state_out", "poisoned_prediction")
 
+pytestmark = pytest.mark.usefixtures("either_place")
+
 keys = st.sampled_from([None, b"", b"a", b"b", b"\x00", b"\x01a", b"\x02", b"\xff\xfe", "ключ".encode(), b"x" * 300])
 amounts = st.sampled_from([None, 0, -1.5, 3, 12.25, 1e6, 666, 1e39, True, "7"]) | st.floats(
     allow_nan=False, allow_infinity=False, width=32

@@ -15,6 +15,8 @@ from lstmstream.serve.scorer import Meaning, Scored, Scorer
 from lstmstream.serve.step_model import StepInput, StepOutput
 from tests.serve.memory_world import MAGIC, FakeStep, card
 
+pytestmark = pytest.mark.usefixtures("either_place")
+
 KEYS = (b"a", b"b", b"c", None)
 START_MS = 1_700_000_000_000
 LARGE = 1.5
@@ -61,7 +63,11 @@ def seen(one: Scorer, scored: Scored) -> list[Any]:
     outcome += [{n: (c.rows.tolist(), c.first_offsets.tolist()) for n, c in scored.changed.items()}]
     for slab in one.states.slabs.values():
         rows = sorted(slab.index.values())
-        outcome += [slab.rows[rows].tobytes(), slab.steps[rows].tolist(), slab.last_timestamp[rows].tolist()]
+        outcome += [
+            slab.rows.read(np.array(rows, np.int64)).tobytes(),
+            slab.steps[rows].tolist(),
+            slab.last_timestamp[rows].tolist(),
+        ]
         outcome += [slab.last_offset[rows].tolist(), slab.failures[rows].tolist()]
     return outcome
 
@@ -97,3 +103,24 @@ def test_the_usual_batch_is_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     one.states.open(0)
     events = [(0, b"a", 10, 1.0), (0, b"b", 10, 2.0), (0, b"a", 100, 3.0), (0, b"a", -20, 4.0)]
     assert one.score(observations(events, 0, START_MS)).predictions.steps.tolist() == [1, 1, 1, 2]
+
+
+class Counting(FakeStep):
+    """Adds one to the state in each step, but for the first of a batch, which leaves it in the same array."""
+
+    def step(self, given: StepInput) -> StepOutput:
+        first = len(given.x) > 1
+        return StepOutput(given.state if first else given.state + np.float32(1), given.x[:, 0], None)
+
+
+def test_the_states_before_a_batch_outlive_a_model_that_returns_its_argument() -> None:
+    one = Scorer(Counting(card()), Meaning(None, "apply", 0.5))
+    slab = one.states.open(0)
+    two_keys = [(0, b"a", 0, 1.0), (0, b"b", 0, 1.0)]
+    one.score(observations(two_keys, 0, START_MS))
+    one.commit()
+    assert slab.get(slab.index[b"a"]).row.tolist() == [0.5, 0.0]
+    one.score(observations([*two_keys, (0, b"a", 0, 1.0)], 2, START_MS))
+    assert slab.get(slab.index[b"a"]).row.tolist() == [1.5, 1.0]
+    one.rollback()
+    assert slab.get(slab.index[b"a"]).row.tolist() == [0.5, 0.0]

@@ -7,6 +7,8 @@ import pytest
 from lstmstream.serve.daemon import Daemon
 from tests.serve.memory_world import INPUT, World
 
+pytestmark = pytest.mark.usefixtures("either_place")
+
 KEYS = (b"a", b"b", b"c")
 
 

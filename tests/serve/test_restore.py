@@ -19,6 +19,8 @@ from lstmstream.serve.state_records import (
 )
 from tests.serve.restore_world import BASE_MS, IDENTITY, INPUT, OTHER, STATE, Key, World, marks, rows_of
 
+pytestmark = pytest.mark.usefixtures("either_place")
+
 
 def test_states_and_the_replay_since_the_floor_give_the_present_states() -> None:
     world = World()

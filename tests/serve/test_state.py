@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from lstmstream import codec
 from lstmstream.serve.row_memory import RowMemory
 from lstmstream.serve.state import CLEAN, BatchStates, KeyState, Slab, StateStore
+from lstmstream.serve.state_rows import StateBackend
 from tests.serve.helpers import free_rows, snapshot
 
 pytestmark = pytest.mark.usefixtures("either_codec")
 
 Key = bytes | None
+MakeBackend = Callable[[int], StateBackend]
 
 
-def test_a_slab_grows_and_forgets() -> None:
-    slab = Slab(3)
+def test_a_slab_grows_and_forgets(make_backend: MakeBackend) -> None:
+    slab = Slab(3, make_backend(3))
     for i in range(1_000):
         slab.put(b"%d" % i, KeyState(np.full(3, i, np.float32), i, -i, 2 * i))
     slab.put(b"5", KeyState(np.full(3, 0.5, np.float32), 1, 2, 3))
@@ -33,18 +35,19 @@ def test_a_slab_grows_and_forgets() -> None:
     assert slab.get(slab.index[b"5"]).row.tolist() == [0.5] * 3
     copy = slab.get(7)
     copy.row[:] = 9
-    assert slab.rows[7].tolist() == [7] * 3
+    assert slab.get(7).row.tolist() == [7] * 3
     for i in range(6, 1_000):
         slab.remove(b"%d" % i)
     assert list(slab.index.items()) == [(b"%d" % i, i) for i in range(6)]
     assert len(slab) == 6
     capacity = slab.capacity
     assert sorted(slab.add(b"again %d" % i) for i in range(994)) == list(range(6, 1_000))
+    assert slab.get(3).row.tolist() == [3] * 3
     assert slab.capacity == capacity, "free rows are used before the arrays grow"
 
 
-def test_a_row_that_is_used_again_inherits_nothing() -> None:
-    store = StateStore(np.array([0.25, -1.0], np.float32))
+def test_a_row_that_is_used_again_inherits_nothing(make_backend: MakeBackend) -> None:
+    store = StateStore(np.array([0.25, -1.0], np.float32), make_backend(2))
     slab = store.open(0)
     for key in (b"a", b"b", b"c"):
         slab.put(key, KeyState(np.full(2, 9, np.float32), 41, 1_000, 77))
@@ -98,7 +101,7 @@ def test_rows_keep_their_content_while_the_memory_grows(
     for number in range(2_000):
         slab.put(b"%d" % number, KeyState(np.array([number, -number], np.float32), number + 1, 2 * number, 3 * number))
         if held:
-            arrays.append(slab.rows)
+            arrays.append(slab.rows.array)
     assert slab.capacity >= 2_000
     for number in range(2_000):
         row, *numbers = slab.get(slab.index[b"%d" % number])
@@ -176,8 +179,8 @@ class Change(NamedTuple):
 class Stream:
     """A store, and what must be in it: a dict of states, and one more for each batch in flight, as it was before."""
 
-    def __init__(self, partitions: int = 2) -> None:
-        self.store = StateStore(np.array([0.25, 0.0], np.float32))
+    def __init__(self, make_backend: MakeBackend, partitions: int = 2) -> None:
+        self.store = StateStore(np.array([0.25, 0.0], np.float32), make_backend(2))
         for partition in range(partitions):
             self.store.open(partition)
         self.states: dict[tuple[int, Key], tuple[float, int, int]] = {}  # sum of offsets, steps, last offset
@@ -238,7 +241,7 @@ class Stream:
 
     def check(self) -> None:
         found = {
-            (partition, key): (float(slab.rows[row, 0]), int(slab.steps[row]), int(slab.last_offset[row]))
+            (partition, key): (float(slab.get(row).row[0]), int(slab.steps[row]), int(slab.last_offset[row]))
             for partition, slab in self.store.slabs.items()
             for key, row in slab.index.items()
             if slab.steps[row]
@@ -267,11 +270,13 @@ actions = st.lists(
 )
 
 
-@given(actions)
+@given(life=actions)
 @settings(max_examples=300, deadline=None)
-def test_any_order_of_batches_commits_and_rollbacks_is_that_of_a_dict(life: list[tuple[Any, ...]]) -> None:
+def test_any_order_of_batches_commits_and_rollbacks_is_that_of_a_dict(
+    make_backend: MakeBackend, life: list[tuple[Any, ...]]
+) -> None:
     """Up to three batches in flight; keys come and go in between, and their rows are used again."""
-    stream = Stream()
+    stream = Stream(make_backend)
     for what, *details in life:
         if what == "batch" and len(stream.before) == 3:
             continue
@@ -292,9 +297,9 @@ def dead(*keys: Key) -> list[Change]:
     return [Change(0, key, moves=False) for key in keys]
 
 
-def two_in_flight() -> Stream:
+def two_in_flight(make_backend: MakeBackend) -> Stream:
     """`a` was there; the first batch makes `b` and meets `dead`, the second goes on with `b` and makes `c`."""
-    stream = Stream(1)
+    stream = Stream(make_backend, 1)
     stream.batch(moved(b"a", b"gone"))
     stream.commit()
     stream.store.slabs[0].remove(b"gone")  # so that b gets its row
@@ -306,24 +311,24 @@ def two_in_flight() -> Stream:
     return stream
 
 
-def test_of_two_batches_in_flight_the_oldest_is_committed_first() -> None:
-    stream = two_in_flight()
+def test_of_two_batches_in_flight_the_oldest_is_committed_first(make_backend: MakeBackend) -> None:
+    stream = two_in_flight(make_backend)
     for _ in range(2):
         stream.commit()
         stream.check()
     assert {key: steps for (_, key), (_, steps, _) in stream.states.items()} == {b"a": 3, b"b": 2, b"c": 1}
 
 
-def test_a_key_of_a_committed_batch_outlives_the_rollback_of_the_next() -> None:
-    stream = two_in_flight()
+def test_a_key_of_a_committed_batch_outlives_the_rollback_of_the_next(make_backend: MakeBackend) -> None:
+    stream = two_in_flight(make_backend)
     stream.commit()
     stream.rollback()
     stream.check()
     assert {key: steps for (_, key), (_, steps, _) in stream.states.items()} == {b"a": 2, b"b": 1}
 
 
-def test_of_two_batches_in_flight_the_newest_is_rolled_back_first() -> None:
-    stream = two_in_flight()
+def test_of_two_batches_in_flight_the_newest_is_rolled_back_first(make_backend: MakeBackend) -> None:
+    stream = two_in_flight(make_backend)
     stream.rollback()
     stream.check()
     assert {key: steps for (_, key), (_, steps, _) in stream.states.items()} == {b"a": 2, b"b": 1}
@@ -331,10 +336,10 @@ def test_of_two_batches_in_flight_the_newest_is_rolled_back_first() -> None:
     stream.check()
 
 
-def test_the_rollback_of_both_leaves_no_trace() -> None:
-    stream = two_in_flight()
+def test_the_rollback_of_both_leaves_no_trace(make_backend: MakeBackend) -> None:
+    stream = two_in_flight(make_backend)
     slab = stream.store.slabs[0]
-    bare = Stream(1)
+    bare = Stream(make_backend, 1)
     bare.batch(moved(b"a"))
     bare.commit()
     for _ in range(2):
@@ -350,8 +355,8 @@ def test_the_rollback_of_both_leaves_no_trace() -> None:
     stream.check()
 
 
-def test_a_key_without_a_step_is_kept_for_as_long_as_a_batch_may_use_it() -> None:
-    stream = Stream(1)
+def test_a_key_without_a_step_is_kept_for_as_long_as_a_batch_may_use_it(make_backend: MakeBackend) -> None:
+    stream = Stream(make_backend, 1)
     stream.batch(dead(b"a", b"b"))
     stream.batch(moved(b"a"))
     stream.commit()
@@ -361,8 +366,8 @@ def test_a_key_without_a_step_is_kept_for_as_long_as_a_batch_may_use_it() -> Non
     stream.check()
 
 
-def test_a_batch_that_was_gathered_and_never_applied_can_be_rolled_back() -> None:
-    stream = Stream(1)
+def test_a_batch_that_was_gathered_and_never_applied_can_be_rolled_back(make_backend: MakeBackend) -> None:
+    stream = Stream(make_backend, 1)
     stream.batch(moved(b"a"))
     stream.commit()
     states = stream.store.gather(np.array([0, 0]), [b"a", b"new"])
@@ -371,9 +376,9 @@ def test_a_batch_that_was_gathered_and_never_applied_can_be_rolled_back() -> Non
     stream.check()
 
 
-def test_what_was_gathered_is_a_copy() -> None:
+def test_what_was_gathered_is_a_copy(make_backend: MakeBackend) -> None:
     """Neither the slab nor the undo of a batch changes with what the scorer does to its arrays."""
-    stream = Stream(1)
+    stream = Stream(make_backend, 1)
     stream.batch(moved(b"a", b"b"))
     stream.commit()
     states: BatchStates = stream.store.gather(np.array([0, 0]), [b"a", b"b"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
+from lstmstream.serve.model_checks import same_values
 from lstmstream.serve.step import OnnxStep
 from lstmstream.train.export import build
 from tests.models import card_of, random_network, write
@@ -62,6 +65,31 @@ def test_auto_falls_back_to_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.usefixtures("without_cuda")
+def test_a_gpu_computes_in_float32_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Asked(FallenBack):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            asked.append(dict(named["providers"]))
+            super().__init__(*given, **named)
+
+    monkeypatch.setattr(ort, "InferenceSession", Asked)
+    OnnxStep(load_model(SMALL), device="auto")
+    assert asked
+    assert all(options["CUDAExecutionProvider"]["use_tf32"] == "0" for options in asked)
+
+
+@pytest.mark.usefixtures("without_cuda")
 def test_where_the_cpu_was_asked_for_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert OnnxStep(load_model(SMALL), device="cpu").device == "cpu"
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(("device", "nearly"), [("cpu", False), ("cuda", True)])
+def test_results_of_a_gpu_are_compared_in_relation_to_their_size(device: str, nearly: bool) -> None:
+    step: Any = SimpleNamespace(device=device)
+    one = np.array([[1.0, 5e6, np.nan]], np.float32)
+    assert same_values(step, one, one.copy())
+    assert same_values(step, one, one * np.float32(1 + 1e-6)) is nearly
+    assert not same_values(step, one, one * np.float32(1 + 1e-3))
+    assert not same_values(step, one, one[:, :2])
