@@ -61,6 +61,11 @@ class CallBound:
         """Whether the moment has been set."""
         return self.deadline_s < math.inf
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until that moment."""
+        return max(0.0, self.deadline_s - time.monotonic())
+
     def wait(self, finished: threading.Event, timeout_s: float) -> bool:
         """Whether it finished in time. The bound may come while this waits, from a signal handler on this thread."""
         deadline_s = time.monotonic() + timeout_s
@@ -135,7 +140,10 @@ class ClientThread(Generic[C]):
             self._quietly(use, self._object)
 
     def end(self, close: Callable[[C], None], timeout_s: float) -> None:
-        """Close the object once its calls have returned, wait for it so long, and end the thread. Never raises."""
+        """Close the object once its calls have returned, wait for it so long, and end the thread. Never raises.
+
+        While the process stops, it is waited for no longer than for a call.
+        """
 
         def close_it() -> None:
             if self._object is not None:
@@ -145,8 +153,9 @@ class ClientThread(Generic[C]):
         last = _Call(close_it)
         self._calls.put(last)
         self._calls.put(None)
-        if timeout_s > 0 and not last.finished.wait(timeout_s):
-            log.warning("a Kafka client did not close within %g s", timeout_s, extra={"client": self._name})
+        timeout_s = min(timeout_s, self._bound.left_s)
+        if timeout_s > 0 and not self._bound.wait(last.finished, timeout_s):
+            log.warning("a Kafka client did not close within %.3g s", timeout_s, extra={"client": self._name})
 
     def _create(self) -> None:
         self._object = self._make()

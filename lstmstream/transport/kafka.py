@@ -364,6 +364,7 @@ class KafkaTransport(KafkaAdmin):
     def close(self, timeout_s: float) -> None:
         """See Transport."""
         deadline = time.monotonic() + timeout_s
+        self._bound.deadline_s = math.inf  # it may have passed: what follows has limits of its own
         if self._writer is not None:
             self._writer.close(deadline)
         if self._consumer is not None:
