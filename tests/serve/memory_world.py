@@ -336,6 +336,11 @@ class World:
         """The group drops a member that goes on: a zombie."""
         self.broker.leave(self.transports[id(daemon)].member_id)
 
+    def lose_seek(self, daemon: Daemon, partition: int, offset: int) -> None:
+        """Its client goes on from an offset that nobody told it, as libraries do at times."""
+        positions = self.transports[id(daemon)]._positions
+        positions[partition] = (positions[partition][0], offset)
+
     def stop(self, daemon: Daemon) -> int:
         """As SIGTERM."""
         self.daemons.remove(daemon)

@@ -353,3 +353,37 @@ def test_lag_is_shown_while_the_member_is_out_of_its_group() -> None:
     world.now_s += INTERVAL_S
     world.step(daemon)
     assert world.metric(daemon, "consumer_lag_records", topic=INPUT, partition="0") == 5
+
+
+@pytest.mark.parametrize("name", [OUTPUT, LETTERS])
+def test_an_output_that_is_made_again_with_fewer_partitions_ends_it(name: str) -> None:
+    """Nothing is written to partitions that are not there; after a restart, keys choose among those that are."""
+    world = World()
+    daemon = world.start()
+    world.settle()
+    del world.broker.topics[name]
+    settings = {"max.message.bytes": "2000000"} if name == LETTERS else {}
+    world.broker.create(name, 1, settings)
+
+    def on_write(batch: RecordBatch) -> None:
+        if batch.topic == name and max(batch.partitions, default=0) > 0:  # as the client says it
+            raise TryAgain(f"topic {name!r} has only 1 partitions")
+
+    world.broker.on_write = on_write
+    for key in (b"a", b"b", b"c"):
+        world.produce(key, b'{"amount": 1}')
+        world.produce(key, b"{")
+
+    def serve() -> None:
+        for _ in range(60):
+            world.step(daemon)
+            world.now_s += 1
+
+    with pytest.raises(CannotServe, match=f"topic '{name}' had 3 partitions and now has 1; restart"):
+        serve()
+    world.kill(daemon)
+    world.start()
+    world.settle()
+    assert len(world.broker.topics[LETTERS].logs[0]) == (3 if name == LETTERS else 1)
+    assert not world.unanswered()
+    assert sorted(world.steps(b"a") + world.steps(b"b") + world.steps(b"c")) == [1, 1, 1]

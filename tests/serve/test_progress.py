@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,7 @@ from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.failure_log import LONGEST_PAUSE_S, FailureLog
 from lstmstream.serve.health import Health
 from lstmstream.serve.observers import Gauges, HealthObserver, PartitionGauges
+from lstmstream.transport.memory import MemoryTransport
 from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World
 
 
@@ -207,3 +209,37 @@ def test_where_the_lag_is_not_known_what_waited_still_waits() -> None:
     assert reasons[0].startswith("7 records are waiting")
     observer.on_gauges(Gauges([], 0, 0, 0))
     assert watch.after(0)[0], "other members have the partitions now"
+
+
+def test_a_member_that_was_dropped_is_not_ready_until_it_is_back() -> None:
+    world = World()
+    daemon = world.start()
+    world.settle()
+    health = world.health[id(daemon)]
+    assert health.readyz() == (True, [])
+    world.expire(daemon)
+    world.step(daemon)
+    ready, reasons = health.readyz()
+    assert not ready
+    assert "dropped from the consumer group; rejoining" in reasons
+    world.step(daemon)
+    world.settle()
+    assert health.readyz() == (True, [])
+
+
+def test_a_broker_that_is_waited_for_at_the_start_is_no_loop_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call may take its seconds, and before the first round of the loop there are many."""
+    world = World()
+    told: list[Callable[[], None]] = []
+    monkeypatch.setattr(MemoryTransport, "on_wait", lambda _self, callback: told.append(callback))
+    life = world.make()
+
+    def wait(_point: str) -> None:
+        for _ in range(6):
+            world.now_s += 6
+            told[0]()
+            assert life.health.livez()[0]
+
+    world.watch = wait
+    assert life.begin() is not None
+    assert life.health.livez()[0]
