@@ -80,6 +80,9 @@ def test_a_state_larger_than_that_is_written_all_the_same(monkeypatch: pytest.Mo
     assert not world.dirty_rows(daemon)
 
 
+NEARLY_S = CALL_TIMEOUT_S - 0.5  # two such calls in a row leave no time for a third
+
+
 @pytest.mark.parametrize("silent_from", [0, 1, 2, 3])
 def test_a_stop_ends_in_time_where_calls_are_not_answered(silent_from: int) -> None:
     """Each is given up after its own limit, which is long, and at the latest with the time of the stop."""
@@ -96,7 +99,7 @@ def test_a_stop_ends_in_time_where_calls_are_not_answered(silent_from: int) -> N
         nonlocal calls
         calls += 1
         if calls > silent_from:
-            world.now_s += min(CALL_TIMEOUT_S, max(0.0, deadline_s - world.now_s))
+            world.now_s += min(NEARLY_S, max(0.0, deadline_s - world.now_s))
             raise TryAgain("no answer")
 
     setattr(transport, "bound_calls", bound_calls)  # noqa: B010 - a method, for the type checker
@@ -126,10 +129,10 @@ def test_what_a_transaction_looks_at_does_not_grow_with_the_dirty_rows(monkeypat
         dirty.mark_only(ChangedRows(changed, np.arange(rows)))
         dirty.enqueue_marked(5.0, 1_000)
         looked_at = 0
-        for _ in range(10):
+        while dirty.oldest() is not None:
             taken, _ = dirty.take(1_000, before_s=np.inf)
             dirty.clean(taken)
             dirty.take(1_000, before_s=4.0)
         return looked_at
 
-    assert cost(100_000) == cost(20_000)
+    assert cost(100_000) < 1.2 * 5 * cost(20_000)
