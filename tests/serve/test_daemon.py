@@ -129,6 +129,23 @@ def test_a_zombie_commits_nothing() -> None:
     world.check()
 
 
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_what_a_member_reads_once_it_was_dropped_is_not_committed(delivery: str) -> None:
+    """The broker would take it: it fences an old generation, and not a member that shows none."""
+    world = World(delivery=delivery)
+    dropped = _settled(world)
+    fill(world, 40)
+    world.expire(dropped)
+    second = world.start()
+    while world.unanswered():
+        world.step(second)
+    answers = len(world.answers())
+    world.step(dropped)
+    assert len(world.answers()) == answers == 40
+    world.settle()
+    world.check()
+
+
 def test_a_second_daemon_takes_over_partitions_and_the_others_go_on() -> None:
     world = World()
     first = _settled(world)
