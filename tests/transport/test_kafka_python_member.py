@@ -37,6 +37,16 @@ class FakeLibraryConsumer:
         self._coordinator = Coordinator()
         self._subscription = SimpleNamespace(assignment={})
         self._fetcher = SimpleNamespace(_paused_partition_records={}, _paused_completed_fetches={})
+        self.told: list[tuple[Any, ...]] = []
+
+    def pause(self, at: TopicPartition) -> None:
+        self.told.append(("pause", at.partition))
+
+    def resume(self, at: TopicPartition) -> None:
+        self.told.append(("resume", at.partition))
+
+    def seek(self, at: TopicPartition, offset: int) -> None:
+        self.told.append(("seek", at.partition, offset))
 
     def subscribe(self, topics: list[str], listener: object) -> None: ...
 
@@ -69,6 +79,34 @@ def test_a_member_that_was_dropped_is_not_valid(
     assert consumer.poll(0.0, 1).membership.valid
     library.member = SimpleNamespace(generation_id=generation, member_id=member, group_instance_id=None)
     assert not consumer.poll(0.0, 1).membership.valid
+
+
+def test_what_is_assigned_is_silent_until_it_is_resumed(
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer
+) -> None:
+    """Also where the partition was here before: its states are to be restored first, and it goes on elsewhere."""
+    both = [TopicPartition("in", 0), TopicPartition("in", 1)]
+    for _ in range(2):
+        consumer.on_partitions_assigned(both)
+        paused = [call[1] for call in library.told if call[0] == "pause"]
+        assert paused == [0, 1]
+        library.told.clear()
+        consumer.resume(1, 7)
+        assert library.told == [("seek", 1, 7), ("resume", 1)]
+        library.told.clear()
+
+
+def test_what_was_fetched_before_a_partition_was_resumed_is_dropped(
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer
+) -> None:
+    """It is of another position, and as long as it is parked the library fetches nothing new of the partition."""
+    at, other = TopicPartition("in", 0), TopicPartition("in", 1)
+    parked = (library._fetcher._paused_partition_records, library._fetcher._paused_completed_fetches)
+    for of_library in parked:
+        of_library |= {at: "records", other: "records"}
+    consumer.on_partitions_assigned([at, other])
+    consumer.resume(0, 7)
+    assert parked == ({other: "records"}, {other: "records"})
 
 
 def test_a_poll_is_long_enough_to_join(library: FakeLibraryConsumer, consumer: KafkaPythonConsumer) -> None:

@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.admin import KafkaAdminClient
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from lstmstream.config import load_config
 from lstmstream.config.properties import Properties
@@ -132,6 +133,71 @@ def test_librdkafka_gets_each_property_under_its_own_name(monkeypatch: pytest.Mo
     assert {"group.instance.id", "session.timeout.ms"}.isdisjoint(reader)
     assert (producers[0]["transactional.id"], producers[0]["acks"]) == ("tx", "all")
     assert {"fetch.max.bytes", "session.timeout.ms"}.isdisjoint(producers[0])
+
+
+# What a client must be told, whichever it is: each of these lost, doubled or stalled something when it was left out.
+NEEDED_BY_CONSUMERS: Mapping[str, object] = {
+    "isolation.level": "read_committed",
+    "enable.auto.commit": False,
+    "allow.auto.create.topics": False,
+    "check.crcs": True,
+    "reconnect.backoff.max.ms": 1000,
+    "fetch.max.bytes": 16 << 20,
+    "max.partition.fetch.bytes": 2 << 20,
+}
+NEEDED_BY_PRODUCERS: Mapping[str, object] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "allow.auto.create.topics": False,
+    "transaction.timeout.ms": 10_000,
+    "retry.backoff.ms": 5,
+    "reconnect.backoff.max.ms": 1000,
+}
+
+
+def test_what_exactly_once_needs_of_kafka_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumers = recording(monkeypatch, kafka_python, "KafkaConsumer", KafkaConsumer)
+    producers = recording(monkeypatch, kafka_python, "KafkaProducer", KafkaProducer)
+    client = KafkaPythonClient(["a:1"], "g", {}, SecuritySettings())
+    makes = (
+        lambda: client.group_consumer("in", None),  # type: ignore[arg-type]
+        lambda: client.reader("in", 0, 0),
+        lambda: client.producer("tx"),
+    )
+    for make in makes:
+        with pytest.raises(Recorded):
+            make()
+    needed = {name.replace(".", "_"): value for name, value in NEEDED_BY_CONSUMERS.items()}
+    needed |= {"auto_offset_reset": "none", "bootstrap_timeout_ms": 5000}
+    assert all(needed.items() <= consumer.items() for consumer in consumers)
+    member = consumers[0]
+    assert member["partition_assignment_strategy"] == [CooperativeStickyAssignor], "eager ones stop all at each change"
+    assert member["max_poll_interval_ms"] == 60_000
+    needed = {name.replace(".", "_"): value for name, value in NEEDED_BY_PRODUCERS.items()}
+    needed |= {"delivery_timeout_ms": 8_000, "request_timeout_ms": 5_000, "bootstrap_timeout_ms": 5000}
+    assert needed.items() <= producers[0].items()
+    assert producers[0]["delivery_timeout_ms"] < producers[0]["transaction_timeout_ms"]
+
+
+def test_what_exactly_once_needs_of_librdkafka(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumers = recording(monkeypatch, confluent_consumer, "Consumer", Consumer)
+    producers = recording(monkeypatch, confluent_producer, "RdProducer", Producer)
+    client = ConfluentClient(["a:1"], "g", {}, SecuritySettings())
+    makes = (
+        lambda: client.group_consumer("in", None),  # type: ignore[arg-type]
+        lambda: client.reader("in", 0, 0),
+        lambda: client.producer("tx"),
+    )
+    for make in makes:
+        with pytest.raises(Recorded):
+            make()
+    needed = {**NEEDED_BY_CONSUMERS, "auto.offset.reset": "error", "enable.auto.offset.store": False}
+    assert all(needed.items() <= consumer.items() for consumer in consumers)
+    member = consumers[0]
+    assert member["partition.assignment.strategy"] == "cooperative-sticky", "eager ones stop all at each change"
+    assert member["max.poll.interval.ms"] == 60_000
+    needed = {**NEEDED_BY_PRODUCERS, "message.timeout.ms": 8_000, "socket.timeout.ms": 5_000}
+    assert needed.items() <= producers[0].items()
 
 
 def test_fetches_become_smaller_and_never_smaller_than_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
