@@ -336,10 +336,11 @@ class World:
         """The group drops a member that goes on: a zombie."""
         self.broker.leave(self.transports[id(daemon)].member_id)
 
-    def lose_seek(self, daemon: Daemon, partition: int, offset: int) -> None:
-        """Its client goes on from an offset that nobody told it, as libraries do at times."""
+    def lose_seek(self, daemon: Daemon, partition: int, *, back: int) -> None:
+        """Its client goes on so many offsets before where it should, as libraries do at times."""
         positions = self.transports[id(daemon)]._positions
-        positions[partition] = (positions[partition][0], offset)
+        epoch, offset = positions[partition]
+        positions[partition] = (epoch, max(0, offset - back))
 
     def stop(self, daemon: Daemon) -> int:
         """As SIGTERM."""

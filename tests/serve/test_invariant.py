@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS, FAULT_POINTS
-from tests.serve.memory_world import STATES, World
+from tests.serve.memory_world import PARTITIONS, STATES, World
 
 MAX_DAEMONS = 3
 KEYS = st.sampled_from([b"a", b"b", b"c", b"", b"\x00floor", b"\x01a", b"\xff\xfe", None])
@@ -84,6 +84,14 @@ class Service(RuleBasedStateMachine):
     @rule()
     def start(self) -> None:
         self.world.start()
+
+    @precondition(some)
+    @rule(number=DAEMON, partition=st.integers(0, PARTITIONS - 1), records=st.integers(1, 30))
+    def lose_seek(self, number: int, partition: int, records: int) -> None:
+        """Its client reads so many records once more, also of a transaction that is open."""
+        daemon = self.chosen(number)
+        if partition in self.world.serving(daemon) & self.world.assigned(daemon):
+            self.world.lose_seek(daemon, partition, back=records)
 
     @rule()
     def compact(self) -> None:

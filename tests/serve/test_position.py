@@ -25,7 +25,7 @@ def test_events_that_were_answered_come_again(offset: int, caplog: pytest.LogCap
     daemon = world.start()
     produce(world, 12)
     world.settle()
-    world.lose_seek(daemon, 0, offset)
+    world.lose_seek(daemon, 0, back=12 - offset)
     produce(world, 3)
     world.step(daemon)
     check(world, caplog, f"in[0] returned offset {offset} again, although its position was 12")
@@ -39,7 +39,7 @@ def test_events_of_the_open_transaction_come_again(caplog: pytest.LogCaptureFixt
     produce(world, 6)
     world.step(daemon)
     assert world.broker.offsets[0] == 0, "the transaction is open"
-    world.lose_seek(daemon, 0, 0)
+    world.lose_seek(daemon, 0, back=2)
     world.step(daemon)
     check(world, caplog, "in[0] returned offset 0 again, although its position was 2")
 
@@ -57,6 +57,6 @@ def test_events_come_again_after_a_restore(caplog: pytest.LogCaptureFixture) -> 
         if world.serving(daemon):
             break
         world.step(daemon)
-    world.lose_seek(daemon, 0, 0)
+    world.lose_seek(daemon, 0, back=12)
     world.step(daemon)
     check(world, caplog, "in[0] returned offset 0 again, although its position was 12")
