@@ -210,8 +210,10 @@ class Daemon:
             polled = self._transport.poll(self._poll_timeout_s(), limit)
             deadline_s = self._clock.monotonic_s() + wait_s
             while 0 < len(polled.records) < limit and (left_s := deadline_s - self._clock.monotonic_s()) > 0:
-                try:
-                    more = self._transport.poll(left_s, limit - len(polled.records))
+                if self._stopping:
+                    break
+                try:  # a commit with at_least_once waits in line behind a poll
+                    more = self._transport.poll(min(left_s, POLL_TIMEOUT_S), limit - len(polled.records))
                 except UnreadableRecords:
                     break  # what was read before it is answered first; the next poll says it again
                 polled = more._replace(records=concatenate([polled.records, more.records]))

@@ -311,17 +311,6 @@ def test_start_latest_begins_at_the_end() -> None:
     assert len(world.answers()) == 30
 
 
-def test_max_wait_gathers_a_batch() -> None:
-    world = World(batch={"max_wait": "50ms", "max_events": 7})
-    fill(world, 30)
-    world.start()
-    for _ in range(10):
-        world.step(world.daemons[0])
-        world.now_s += 1
-    world.settle()
-    world.check()
-
-
 KEYS = st.sampled_from([b"a", b"b", b"c", b"", b"\x00floor", b"\x01a", b"\xff\xfe", None])
 EVENTS = st.lists(
     st.tuples(KEYS, st.integers(-1000, 1000).map(lambda n: b'{"amount": %d}' % n) | st.just(b"no")),
