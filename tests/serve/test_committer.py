@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from lstmstream.errors import Fatal, OwnershipLost, TryAgain
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan, StateTopic
-from lstmstream.serve.committer import COMMIT_TIMEOUT_S, INITIAL_COMMIT_TIMEOUT_S, Committer, PendingTransaction
+from lstmstream.serve.committer import COMMIT_TIMEOUT_S, INITIAL_COMMIT_TIMEOUT_S, LOOP_S, Committer, PendingTransaction
 from lstmstream.serve.engine import Result
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition, Partitions
@@ -45,6 +46,10 @@ class Broker:
 class Told(Observer):
     def __init__(self) -> None:
         self.what: list[tuple[str, Any]] = []
+        self.loops = 0
+
+    def on_loop(self) -> None:
+        self.loops += 1
 
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         self.what.append(("commit", (len(result.records), plan.offsets, duration_s)))
@@ -233,6 +238,37 @@ def test_other_failures_are_not_swallowed(error: Exception) -> None:
     with pytest.raises(type(error)):
         world.submit(b"a")
     assert world.told.what == []
+
+
+class SlowExecutor(Executor):
+    """Its calls are made once somebody has waited for them so many times in vain."""
+
+    def __init__(self, waits: int) -> None:
+        self.waits = waits
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        executor = self
+
+        class Slow(Future[Any]):
+            def result(self, timeout: float | None = None) -> Any:
+                assert timeout == LOOP_S
+                if executor.waits:
+                    executor.waits -= 1
+                    raise TimeoutError
+                return call(*args, **kwargs)
+
+        return Slow()
+
+
+def test_a_loop_that_waits_for_a_transaction_in_the_background_is_seen_to_be_alive() -> None:
+    world = World()
+    world.committer._background = SlowExecutor(waits=3)
+    world.submit(b"a", overlap=True)
+    assert world.committer.in_background
+    assert world.told.loops == 0
+    world.committer.wait()
+    assert world.told.loops == 3
+    assert world.positions() == [2, 0]
 
 
 def test_a_batch_that_was_never_submitted_is_rolled_back() -> None:

@@ -129,6 +129,19 @@ def test_a_zombie_commits_nothing() -> None:
     world.check()
 
 
+def test_a_member_that_is_not_in_its_group_yet_has_no_assignment() -> None:
+    """None of its own is another thing than one without partitions, with which it would be ready."""
+    world = World()
+    daemon = world.start()
+    world.expire(daemon)
+    world.step(daemon)
+    assert world.phase(daemon) == "joining"
+    assert not world.metric(daemon, "rebalances_total")
+    world.step(daemon)
+    assert world.phase(daemon) == "running", "there was nothing to restore"
+    assert world.metric(daemon, "rebalances_total") == 1
+
+
 @pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
 def test_what_a_member_reads_once_it_was_dropped_is_not_committed(delivery: str) -> None:
     """The broker would take it: it fences an old generation, and not a member that shows none."""
