@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from lstmstream.serve.step import OnnxStep
 
 CHECKED_SEQUENCES = ((0, 1), (1, 2), (3, 3), (6, 9), (15, 40))  # first row and number of events
-# More than these do not stay in the core's own cache: with 8,000 a row takes 1.3 times as long for 64 units in one layer,
-# and 1.5 times for 128 in two.
+# More than these do not stay in the core's own cache: with 8,000 a row takes 1.3 times as long for 64 units in one
+# layer, and 1.5 times for 128 in two.
 ROWS_AT_ONCE = 512
 
 log = logging.getLogger(__name__)
