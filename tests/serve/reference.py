@@ -315,12 +315,14 @@ def time_of(value: Any) -> int:
 def _ms_of_number(exact: Fraction) -> int:
     whole, fraction = divmod(exact, 1)
     digits = str(whole)
-    form = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S", 17: "%Y%m%d%H%M%S%f"}.get(len(digits))
-    if form is not None and _digits(digits) and _looks_like_a_date(digits):
+    if len(digits) in {8, 12, 14, 17} and _digits(digits) and _looks_like_a_date(digits):
         if fraction and len(digits) != 14:
             raise Refused("validate")
         try:
-            moment = datetime.strptime(digits, form).replace(tzinfo=UTC)
+            # Not by strptime, which takes months, days and so on of one digit.
+            clock = [int(digits[at : at + 2] or 0) for at in range(4, 14, 2)]
+            moment = datetime(int(digits[:4]), clock[0], clock[1], clock[2], clock[3], clock[4], tzinfo=UTC)
+            moment += timedelta(milliseconds=int(digits[14:] or 0))
         except ValueError:
             raise Refused("validate") from None
         return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + int(fraction * 1000)
