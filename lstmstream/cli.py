@@ -24,7 +24,7 @@ model = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect m
 app.add_typer(model, name="model")
 app.add_typer(dev, name="dev")
 
-PLANNED_COMMANDS = ("check", "verify", "state", "dead-letter")
+PLANNED_COMMANDS = ("check", "state", "dead-letter")
 
 
 def main() -> NoReturn:
@@ -320,6 +320,49 @@ def demo(
     from lstmstream.demo.run import run_demo
 
     return run_demo(events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
+
+
+@app.command()
+def verify(
+    config: Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")],
+    sample: Annotated[
+        str | None, typer.Option(help="Recompute a share of the keys only, such as 1%. Default: all.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="First event to judge: an offset, or an ISO 8601 time.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", help="Judge the events before this offset or ISO 8601 time.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Allowed difference of scores. Default: 0; 1e-5 where bits are not promised."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what a running daemon publishes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Verify what a daemon has published.
+
+    Reads input and output, recomputes each prediction one event at a time, and reports every difference.
+    """
+    from lstmstream.verify.command import verify as run_verify
+
+    stopping = None
+    if follow:
+        from lstmstream.shutdown import ShutdownSignal
+
+        stop = ShutdownSignal()
+        stopping = lambda: stop.requested  # noqa: E731 - None where Ctrl-C ends the command
+    return run_verify(
+        config,
+        sample=sample,
+        since=since,
+        until=until,
+        tolerance=tolerance,
+        follow=follow,
+        as_json=as_json,
+        stopping=stopping,
+    )
 
 
 @dev.command()

@@ -1,0 +1,425 @@
+"""Published records against what the events should have become; every difference is a finding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from lstmstream.model import Model
+from lstmstream.records import Headers, RecordBatch
+from lstmstream.transport.partitioner import partition_of
+from lstmstream.verify.expected import Expected, Recomputation, Renderer, Settings
+from lstmstream.verify.findings import Finding, Findings, Kind
+from lstmstream.verify.model import RowModel
+from lstmstream.verify.published import Source, dead_letter_headers, differences, parse, prediction_source
+from lstmstream.verify.window import SEEN_ALERT, SEEN_DEAD_LETTER, SEEN_PREDICTION, STAGES, Row, Window, header_hash
+
+PREDICTION, ALERT, DEAD_LETTER = "prediction", "alert", "dead letter"
+_SEEN = {PREDICTION: SEEN_PREDICTION, ALERT: SEEN_ALERT, DEAD_LETTER: SEEN_DEAD_LETTER}
+_OTHER = {PREDICTION: SEEN_DEAD_LETTER, ALERT: 0, DEAD_LETTER: SEEN_PREDICTION}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the daemon was told of its outputs."""
+
+    input_topic: str
+    partitions: dict[str, int]  # of the topic of each kind of record
+    hashed: frozenset[str]  # kinds whose partition is murmur2 of the key
+    alerts: bool  # whether there is a topic for them
+    exactly_once: bool = True
+    tolerance: float = 0.0
+
+
+@dataclass(slots=True)
+class PartitionRange:
+    """What is judged of one input partition."""
+
+    start: int  # the first event that is read
+    own: int  # from here on the events were answered with this model and these settings
+    first: int  # the first event that was asked for
+    last: int  # the end of what was asked for
+    whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
+
+
+@dataclass(slots=True)
+class _Partition:
+    range: PartitionRange
+    recomputation: Recomputation
+    window: Window
+    end: int  # up to where the events are known
+    known_from: dict[bytes | None, int] = field(default_factory=dict)  # entity key → where its state began
+    done: bytearray = field(default_factory=bytearray)  # from the start on: whether an earlier window had the event
+    complete_from: dict[str, int] = field(default_factory=dict)  # kind of record → outputs before are gone
+    last_answered: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
+
+    def knows(self, row: int) -> bool:
+        """Whether the state that the event met is known."""
+        known_from = self.known_from.get(self.window.entities[row], self.range.last)
+        return self.range.whole or self.window.offsets[row] >= known_from
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One record that was published."""
+
+    record: str
+    source: Source
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Comparison:
+    """Takes the input first, then the outputs up to where they answer it; `finish` says what is missing."""
+
+    def __init__(self, model: Model, settings: Settings, outputs: Outputs, ranges: dict[int, PartitionRange]) -> None:
+        self.findings = Findings()
+        self.counts: Counter[str] = Counter()
+        self.unjudged: dict[str, dict[int, list[int]]] = {}  # reason → partition → first and last offset
+        self._card = model.card
+        self._outputs = outputs
+        self._renderer = Renderer(model, outputs.input_topic)
+        self._held: list[_Found] = []
+        row_model = RowModel(model)
+        row_model.x[:] = 0
+        first = row_model.run(row_model.initial).prediction
+        self._columns = 0 if first is None else len(first)
+        self._partitions = {
+            number: _Partition(
+                given, Recomputation(row_model, model.card, settings), Window(self._columns), end=given.start
+            )
+            for number, given in ranges.items()
+        }
+
+    # -- the input
+
+    def take_input(self, records: RecordBatch) -> None:
+        """The next events of one or more partitions."""
+        columns = zip(
+            records.partitions.tolist(),
+            records.offsets.tolist(),
+            records.timestamps.tolist(),
+            records.keys,
+            records.values,
+            records.headers,
+            strict=True,
+        )
+        for number, offset, timestamp_ms, key, value, headers in columns:
+            partition = self._partitions[number]
+            given = partition.range
+            kind = None
+            expected = partition.recomputation.expect(timestamp_ms, key, value) if offset >= given.own else _UNKNOWN
+            if not given.first <= offset < given.last:
+                kind = Row.OUTSIDE
+            elif offset < given.own:
+                kind = Row.UNJUDGED
+                self._leave_out("answered by another model or with other settings", number, offset)
+            is_prediction = kind is None and expected.sampled and expected.stage is None
+            rendered = self._renderer.render(expected, number, offset) if is_prediction else b""
+            partition.window.add(offset, timestamp_ms, key, value, headers, expected, rendered, kind=kind)
+
+    def set_end(self, partition: int, end: int) -> None:
+        """All events before it have been taken."""
+        self._partitions[partition].end = end
+
+    def set_complete_from(self, record: str, partition: int, offset: int) -> None:
+        """Records of this kind for events before `offset` may be gone from their topic."""
+        self._partitions[partition].complete_from[record] = offset
+
+    # -- the outputs
+
+    def take_held(self) -> None:
+        """The records that were read before the events that they answer."""
+        held, self._held = self._held, []
+        for found in held:
+            self._take(found)
+
+    def take_output(self, record: str, records: RecordBatch) -> None:
+        """The next predictions, alerts or dead letters."""
+        columns = zip(
+            records.partitions.tolist(),
+            records.offsets.tolist(),
+            records.timestamps.tolist(),
+            records.keys,
+            records.values,
+            records.headers,
+            strict=True,
+        )
+        for partition, offset, timestamp_ms, key, value, headers in columns:
+            if record == DEAD_LETTER:
+                said = dead_letter_headers(headers)
+                source = None if said is None else said.source
+            else:
+                source = prediction_source(value)
+            if source is None or source.topic != self._outputs.input_topic:
+                self.counts["others"] += 1
+                continue
+            found = _Found(record, source, records.topic, partition, offset, timestamp_ms, key, value, headers)
+            self._take(found)
+
+    def _take(self, found: _Found) -> None:
+        source = found.source
+        partition = self._partitions.get(source.partition)
+        if partition is None:
+            self._add("ahead", found, "the group has no offset for this partition of the input")
+            return
+        if source.offset >= partition.end:
+            self._held.append(found)
+            return
+        if source.offset < partition.range.start:
+            return  # the event is no longer there
+        row = partition.window.row(source.offset)
+        if row is None:
+            at = source.offset - partition.range.start
+            if at < len(partition.done) and partition.done[at]:
+                self._repeated(found)
+            else:
+                self._add("wrong", found, "there is no event at this offset of the input")
+            return
+        kind, window = Row(partition.window.kinds[row]), partition.window
+        seen, flag = window.seen[row], _SEEN[found.record]
+        window.seen[row] |= flag
+        if kind is Row.OUTSIDE:
+            return
+        self.counts[found.record] += 1
+        if seen & flag:
+            self._repeated(found)
+        elif seen & _OTHER[found.record]:
+            self._add("duplicate", found, "the event has a prediction and a dead letter")
+        elif found.record == DEAD_LETTER:
+            self._judge_dead_letter(found, partition, row, kind)
+        else:
+            self._judge_prediction(found, partition, row, kind)
+
+    def _repeated(self, found: _Found) -> None:
+        if self._outputs.exactly_once:
+            self._add("duplicate", found, f"the event has more than one {found.record}")
+        else:
+            self.counts["repeated"] += 1
+
+    def _judge_prediction(self, found: _Found, partition: _Partition, row: int, kind: Row) -> None:
+        window, source = partition.window, found.source
+        if found.record == PREDICTION:
+            place = found.partition, window.entities[row]
+            if partition.last_answered.get(place, -1) > source.offset:
+                self._add("out_of_order", found, f"behind that of offset {partition.last_answered[place]}")
+            else:
+                partition.last_answered[place] = source.offset
+        if kind in (Row.UNSAMPLED, Row.UNJUDGED) or not self._is_known(found, partition, row):
+            return
+        same = (
+            hash(found.value) == window.hashes[row]
+            and found.timestamp_ms == window.timestamps[row]
+            and found.key == window.record_keys[row]
+            and header_hash(found.headers) == window.header_hashes[row]
+            and found.partition == self._place(found, window.record_keys[row])
+        )
+        if kind is Row.PREDICTION and same and (found.record == PREDICTION or window.alerts[row]):
+            return
+        if self._of_another_model(found):
+            return
+        if kind is not Row.PREDICTION:
+            detail = "it should be a dead letter"
+            self._add("wrong", found, detail, "stage", STAGES[kind], None)
+            return
+        self._explain(found, window, row)
+
+    def _explain(self, found: _Found, window: Window, row: int) -> None:
+        """Add a finding for each member and each part of the record that differs."""
+        before = len(self.findings)
+        wanted = self._renderer.render(window.expected(row), found.source.partition, found.source.offset)
+        tolerance = self._outputs.tolerance
+        for name, want, have in differences(wanted, found.value, tolerance):
+            self._add("wrong", found, "the value differs", name, want, have)
+        if len(self.findings) == before and not tolerance and found.value != wanted:
+            self._add("wrong", found, "the text differs", "value", _text(wanted), _text(found.value))
+        if found.record == PREDICTION and tolerance:
+            window.alerts[row] = parse(found.value).get("alert") is True
+        elif found.record == ALERT and not window.alerts[row]:
+            self._add("wrong", found, "the event is below the threshold")
+        self._compare_record(found, window, row, window.record_keys[row])
+
+    def _compare_record(self, found: _Found, window: Window, row: int, key: bytes | None) -> None:
+        if found.timestamp_ms != window.timestamps[row]:
+            self._add(
+                "wrong", found, "the record differs", "record timestamp", window.timestamps[row], found.timestamp_ms
+            )
+        if found.key != key:
+            self._add("wrong", found, "the record differs", "record key", _text(key), _text(found.key))
+        place = self._place(found, key)
+        if found.partition != place:
+            self._add("wrong", found, "the record differs", "record partition", place, found.partition)
+        if header_hash(found.headers) != window.header_hashes[row]:
+            headers = [[name, _text(value)] for name, value in found.headers]
+            self._add("wrong", found, "the record differs", "headers", "those of the event", headers)
+
+    def _judge_dead_letter(self, found: _Found, partition: _Partition, row: int, kind: Row) -> None:
+        window = partition.window
+        said = dead_letter_headers(found.headers)
+        assert said is not None
+        if kind in (Row.UNSAMPLED, Row.UNJUDGED):
+            return
+        if kind not in (Row.DECODE, Row.VALIDATE) and not partition.knows(row):
+            self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
+            return
+        should = STAGES.get(kind)
+        if said.stage == "publish" and should is None:
+            window.alerts[row] = False  # it stands in place of the alert too
+        elif said.stage != should:
+            if should is None:
+                self._add("wrong", found, "it should be a prediction", "stage", None, said.stage)
+            else:
+                self._add("wrong", found, "the stage differs", "stage", should, said.stage)
+        self._compare_dead_letter(found, window, row, said.timestamp, said.others)
+
+    def _compare_dead_letter(
+        self, found: _Found, window: Window, row: int, original: str | None, headers: Headers
+    ) -> None:
+        """The record's own key, value, timestamp and headers; one that its topic refuses may be reduced."""
+        reduced, timestamp_ms, key = original is not None, window.timestamps[row], window.input_keys[row]
+        source = found.source
+        if str(timestamp_ms) != (original if reduced else str(found.timestamp_ms)):
+            self._add("wrong", found, "the record differs", "record timestamp", timestamp_ms, original)
+        made = f"{source.topic}-{source.partition}-{source.offset}".encode()
+        if found.key != key and not (reduced and found.key == made):
+            self._add("wrong", found, "the record differs", "record key", _text(key), _text(found.key))
+        place = self._place(found, found.key)
+        if found.partition != place:
+            self._add("wrong", found, "the record differs", "record partition", place, found.partition)
+        without_value = found.value is None and (reduced or Row(window.kinds[row]) is Row.DECODE)
+        if hash(found.value) != window.value_hashes[row] and not without_value:
+            self._add("wrong", found, "the record differs", "value", "that of the event", _text(found.value))
+        if header_hash(headers) != window.header_hashes[row] and not (reduced and not headers):
+            shown = [[name, _text(value)] for name, value in headers]
+            self._add("wrong", found, "the record differs", "headers", "those of the event", shown)
+
+    def _place(self, found: _Found, key: bytes | None) -> int:
+        """The partition where the record belongs."""
+        if found.record in self._outputs.hashed:
+            return partition_of(key, self._outputs.partitions[found.record])
+        return found.source.partition
+
+    def _is_known(self, found: _Found, partition: _Partition, row: int) -> bool:
+        """Whether the state of the key is: since the origin, or since a prediction that says that it began there."""
+        if partition.range.whole:
+            return True
+        window = partition.window
+        key = window.entities[row]
+        if key not in partition.known_from:
+            fresh = window.expected(row).steps == 1 and Row(window.kinds[row]) is Row.PREDICTION
+            if fresh and parse(found.value).get("steps") == 1:
+                partition.known_from[key] = window.offsets[row]
+        if partition.knows(row):
+            return True
+        if found.record == PREDICTION:
+            self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
+        return False
+
+    def _of_another_model(self, found: _Found) -> bool:
+        said = parse(found.value)
+        if (said.get("model"), said.get("version")) == (self._card.name, self._card.version) or "model" not in said:
+            return False
+        if found.record == PREDICTION:
+            reason = f"answered by model {said.get('model')} version {said.get('version')}"
+            self._leave_out(reason, found.source.partition, found.source.offset)
+        return True
+
+    # -- the end of a window
+
+    def finish(self, committed: dict[int, int]) -> None:
+        """All outputs were read that answer the events taken so far; `committed` are the group's offsets after that."""
+        held, self._held = self._held, []
+        for number, partition in self._partitions.items():
+            self._finish_partition(number, partition)
+        for found in held:
+            number, offset = found.source.partition, found.source.offset
+            if offset >= committed.get(number, self._partitions[number].range.start):
+                if self._outputs.exactly_once:
+                    self._add("ahead", found, f"the group's offset is {committed.get(number, 'not there yet')}")
+            elif offset < self._partitions[number].range.last:
+                self._held.append(found)
+
+    def _finish_partition(self, number: int, partition: _Partition) -> None:
+        window = partition.window
+        for row, (offset, kind, seen) in enumerate(zip(window.offsets, window.kinds, window.seen, strict=True)):
+            if kind == Row.OUTSIDE:
+                continue
+            self.counts["events"] += 1
+            if not seen & (SEEN_PREDICTION | SEEN_DEAD_LETTER):
+                self._note_missing(number, partition, offset, Row(kind))
+            elif self._lacks_alert(number, partition, row):
+                self.findings.add(Finding("missing", ALERT, number, offset, "there is no alert"))
+        if len(window):
+            start = partition.range.start
+            partition.done.extend(bytes(max(0, partition.end - start - len(partition.done))))
+            for offset in window.offsets:
+                partition.done[offset - start] = 1
+        partition.window = Window(self._columns)
+
+    def _lacks_alert(self, number: int, partition: _Partition, row: int) -> bool:
+        window, offset = partition.window, partition.window.offsets[row]
+        return (
+            self._outputs.alerts
+            and window.kinds[row] == Row.PREDICTION
+            and bool(window.alerts[row])
+            and not window.seen[row] & SEEN_ALERT
+            and offset >= partition.complete_from.get(ALERT, 0)
+            and partition.knows(row)
+            and not self._left_out(number, offset)
+        )
+
+    def _note_missing(self, number: int, partition: _Partition, offset: int, kind: Row) -> None:
+        records = {PREDICTION: [PREDICTION], DEAD_LETTER: [DEAD_LETTER]}
+        record = DEAD_LETTER if kind in STAGES else PREDICTION
+        may_be = records[record] if kind in STAGES or kind is Row.PREDICTION else [PREDICTION, DEAD_LETTER]
+        if any(offset < partition.complete_from.get(one, 0) for one in may_be):
+            self._leave_out("the output's retention has deleted what answered them", number, offset)
+            return
+        stage = f" of stage {STAGES[kind]}" if kind in STAGES else ""
+        self.findings.add(Finding("missing", record, number, offset, f"there is no {record}{stage}"))
+
+    # -- notes
+
+    def _leave_out(self, reason: str, partition: int, offset: int) -> None:
+        self.counts["not_judged"] += 1
+        stretch = self.unjudged.setdefault(reason, {}).setdefault(partition, [offset, offset])
+        stretch[0], stretch[1] = min(stretch[0], offset), max(stretch[1], offset)
+
+    def _left_out(self, partition: int, offset: int) -> bool:
+        """Whether another model has answered around here."""
+        stretches = [by_partition.get(partition) for why, by_partition in self.unjudged.items() if why != _STATE_GONE]
+        return any(one is not None and one[0] <= offset <= one[1] for one in stretches)
+
+    def _add(
+        self, kind: Kind, found: _Found, detail: str, name: str | None = None, expected: Any = None, have: Any = None
+    ) -> None:
+        source = found.source
+        self.findings.add(
+            Finding(
+                kind,
+                found.record,
+                source.partition,
+                source.offset,
+                detail,
+                name,
+                expected,
+                have,
+                found.topic,
+                found.partition,
+                found.offset,
+            )
+        )
+
+
+_STATE_GONE = "the input no longer has the first events of their keys"
+_UNKNOWN = Expected()
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value[:200].decode("utf-8", "backslashreplace")

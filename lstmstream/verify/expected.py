@@ -1,0 +1,268 @@
+"""What each event should have become: docs/semantics.md, lines 2 to 16, one event after the other.
+
+It keeps books of its own and shares no code with the engine, so that a mistake of one is not a mistake of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import orjson
+
+from lstmstream.config import Config
+from lstmstream.model import Card, Feature, Model
+from lstmstream.records import Floats, UnreadableValue
+from lstmstream.verify.model import RowModel, RowOutput
+from lstmstream.verify.values import (
+    ABSENT,
+    MAX_MS,
+    Refused,
+    canonical,
+    carried_text,
+    find,
+    iso_text,
+    read_category,
+    read_key,
+    read_number,
+    read_numbers,
+    read_object,
+    read_time,
+)
+
+_NAN = float("nan")
+
+
+class Settings(NamedTuple):
+    """What decides, besides the model, what an event becomes."""
+
+    key: str | None = None
+    timestamp: str | None = None
+    include: Sequence[str] = ()
+    output_key: str | None = None
+    ttl_ms: int | None = None
+    late: str = "apply"
+    threshold: float | None = None
+    reset_after: int = 10
+    max_bytes: int = 10_000_000
+    max_future_ms: int = 365 * 86_400_000
+    sample: float = 1.0  # fraction of the keys
+
+
+def settings_of(config: Config, card: Card, *, sample: float = 1.0) -> Settings:
+    """Those of a daemon's configuration."""
+    ttl, threshold = config.state.ttl, config.output.threshold
+    return Settings(
+        key=config.input.key,
+        timestamp=config.input.timestamp,
+        include=tuple(config.output.include),
+        output_key=config.output.key,
+        ttl_ms=None if ttl is None else round(ttl * 1000),
+        late=config.input.late,
+        threshold=card.threshold if threshold is None else threshold,
+        reset_after=config.state.reset_after_failures,
+        max_bytes=config.input.max_bytes,
+        max_future_ms=round(config.input.max_future * 1000),
+        sample=sample,
+    )
+
+
+class Expected(NamedTuple):
+    """A prediction, or a dead letter of `stage`, or nothing known of an event outside the sample."""
+
+    stage: str | None = None
+    sampled: bool = True
+    key: bytes | None = None  # entity key, where it is known
+    record_key: bytes | None = None  # of the prediction
+    time_ms: int = 0
+    score: float = _NAN
+    prediction: Floats | None = None
+    alert: bool = False
+    steps: int = 0
+    event: bytes | None = None  # JSON text of the fields that are carried along
+
+
+class _KeyState:
+    """What is kept of one key."""
+
+    __slots__ = ("failures", "last_ms", "state", "steps")
+
+    def __init__(self, state: Floats) -> None:
+        self.state = state
+        self.steps = 0
+        self.last_ms = 0
+        self.failures = 0  # events in a row that failed because of the state
+
+
+class Recomputation:
+    """The states of the keys of one partition; `expect` takes its events in the order of their offsets."""
+
+    def __init__(self, model: RowModel, card: Card, settings: Settings) -> None:
+        self._model = model
+        self._settings = settings
+        self._threshold = None if settings.threshold is None else np.float32(settings.threshold)
+        self._initial = model.initial
+        self._numbers = [(feature.name, feature.size) for feature in card.numbers]
+        self._categories = [(feature.name, _Codes(feature)) for feature in card.categories]
+        self._states: dict[bytes | None, _KeyState] = {}
+
+    def expect(self, timestamp_ms: int, key: bytes | None, value: bytes | None) -> Expected:
+        """What the record becomes; the state of its key goes on."""
+        if self._settings.key is None and not self._is_sampled(key):
+            return Expected(sampled=False, key=key)
+        entity: bytes | None = None
+        try:
+            fields = self._read(key, value)
+            entity = key if self._settings.key is None else read_key(find(fields, self._settings.key))
+            time_ms = self._time_ms(timestamp_ms, fields)
+            self._read_features(fields)
+            if self._settings.key is not None and not self._is_sampled(entity):
+                return Expected(sampled=False, key=entity)
+            output, steps = self._step(entity, time_ms)
+        except Refused as refused:
+            return Expected(stage=refused.stage, key=entity)
+        return Expected(
+            key=entity,
+            record_key=self._record_key(fields, entity),
+            time_ms=time_ms,
+            score=output.score,  # type: ignore[arg-type]  # a float32, so that its text is that of one
+            prediction=output.prediction,
+            alert=self._threshold is not None and bool(output.score >= self._threshold),
+            steps=steps,
+            event=self._carried(fields) if self._settings.include else None,
+        )
+
+    def _is_sampled(self, key: bytes | None) -> bool:
+        return self._settings.sample >= 1 or crc32(b"" if key is None else key) < self._settings.sample * 2**32
+
+    def _read(self, key: bytes | None, value: bytes | None) -> dict[str, Any]:
+        if isinstance(value, UnreadableValue):
+            raise Refused("decode")
+        if value is not None and len(value) + len(key or b"") > self._settings.max_bytes:
+            raise Refused("decode")
+        return read_object(value)
+
+    def _time_ms(self, timestamp_ms: int, fields: dict[str, Any]) -> int:
+        if self._settings.timestamp is None:
+            if not 0 <= timestamp_ms <= MAX_MS:
+                raise Refused("validate")
+            return timestamp_ms
+        time_ms = read_time(find(fields, self._settings.timestamp))
+        if timestamp_ms >= 0 and time_ms - timestamp_ms > self._settings.max_future_ms:
+            raise Refused("validate")
+        return time_ms
+
+    def _read_features(self, fields: dict[str, Any]) -> None:
+        row, column = self._model.x[0], 0
+        for name, size in self._numbers:
+            value = fields[name] if name in fields else find(fields, name)
+            if size == 1:
+                row[column] = read_number(value)
+            else:
+                row[column : column + size] = read_numbers(value, size)
+            column += size
+        for column, (name, codes) in enumerate(self._categories):
+            text = read_category(fields[name] if name in fields else find(fields, name))
+            self._model.categories[0, column] = 0 if text is None else codes.code(text)
+
+    def _step(self, key: bytes | None, time_ms: int) -> tuple[RowOutput, int]:
+        """Lines 4 to 13: the output and the `steps` of the prediction."""
+        settings, kept = self._settings, self._states.get(key)
+        discarded = kept is not None and kept.failures >= settings.reset_after
+        known = None if discarded else kept
+        state, steps, elapsed, late = self._initial, 0, _NAN, False
+        if known is not None:
+            gap_ms = time_ms - known.last_ms
+            late = gap_ms < 0
+            if late and settings.late == "drop":
+                raise Refused("late")
+            if settings.ttl_ms is None or gap_ms <= settings.ttl_ms:
+                state, steps, elapsed = known.state, known.steps, max(0, gap_ms) / 1000
+        self._model.timestamp[0] = time_ms
+        self._model.elapsed[0] = elapsed
+        output = self._model.run(state)
+        if not output.finite:
+            if known is not None:
+                self._model.elapsed[0] = _NAN
+                if self._model.run(self._initial).finite:
+                    known.failures += 1
+            raise Refused("step")
+        if late and settings.late == "score":
+            return output, steps
+        if kept is None:
+            kept = self._states[key] = _KeyState(output.state)
+        kept.last_ms = max(kept.last_ms, time_ms) if known is not None else time_ms
+        kept.state, kept.steps, kept.failures = output.state, steps + 1, 0
+        return output, steps + 1
+
+    def _record_key(self, fields: dict[str, Any], key: bytes | None) -> bytes | None:
+        if self._settings.output_key is None:
+            return key
+        try:
+            return read_key(find(fields, self._settings.output_key))
+        except Refused:
+            return None
+
+    def _carried(self, fields: dict[str, Any]) -> bytes:
+        members = []
+        for name in self._settings.include:
+            value = find(fields, name)
+            text = None if value is ABSENT else carried_text(value)
+            if text is not None:
+                members.append(orjson.dumps(name) + b":" + text)
+        return b"{%b}" % b",".join(members)
+
+
+class _Codes:
+    """Text of a category to the number that the model gets."""
+
+    def __init__(self, feature: Feature) -> None:
+        self._buckets = feature.buckets
+        self._known: dict[str, int] = {}
+        for code, text in enumerate(feature.vocabulary or (), start=1):
+            self._known.setdefault(canonical(text), code)
+
+    def code(self, text: str) -> int:
+        """0 for a text that is not in the vocabulary. `text` is canonical."""
+        if self._buckets is not None:
+            return 1 + crc32(text.encode()) % self._buckets
+        return self._known.get(text, 0)
+
+
+class Renderer:
+    """The bytes of a prediction."""
+
+    def __init__(self, model: Model, topic: str) -> None:
+        names = orjson.dumps({"model": model.card.name, "version": model.card.version})[1:-1]
+        self._after_steps = b"," + names + b',"source":{"topic":' + orjson.dumps(topic) + b',"partition":'
+
+    def render(self, expected: Expected, partition: int, offset: int) -> bytes:
+        """The record value that the prediction should have."""
+        prediction = b""
+        if expected.prediction is not None:
+            prediction = b',"prediction":' + orjson.dumps(expected.prediction, option=orjson.OPT_SERIALIZE_NUMPY)
+        return b'{%b,"timestamp":"%b","score":%b%b,"alert":%b,"steps":%d%b%d,"offset":%d}%b}' % (
+            _key_member(expected.key),
+            iso_text(expected.time_ms).encode(),
+            orjson.dumps(expected.score, option=orjson.OPT_SERIALIZE_NUMPY),
+            prediction,
+            b"true" if expected.alert else b"false",
+            expected.steps,
+            self._after_steps,
+            partition,
+            offset,
+            b"" if expected.event is None else b',"event":' + expected.event,
+        )
+
+
+def _key_member(key: bytes | None) -> bytes:
+    if key is None:
+        return b'"key":null'
+    try:
+        return b'"key":' + orjson.dumps(key.decode("utf-8"))
+    except UnicodeDecodeError:
+        from base64 import b64encode  # noqa: PLC0415 - rare
+
+        return b'"key_base64":"%b"' % b64encode(key)

@@ -1,0 +1,80 @@
+"""Where the states of each model begin: the floor records of the state topic, which are JSON (docs/architecture.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import orjson
+
+from lstmstream.config import Config
+from lstmstream.model import Card
+from lstmstream.records import RecordBatch
+
+_FLOOR = b"\x00"  # first byte of a floor record's key
+_DECIDES = ("fingerprint", "ttl", "late", "key", "timestamp", "max_bytes", "others")  # what a state depends on
+_DEFAULT_MAX_FUTURE_S, _DEFAULT_RESET_AFTER = 365 * 86_400.0, 10
+
+
+class Origins(NamedTuple):
+    """Of one input partition."""
+
+    first: int | None  # the least input offset from which any model has answered; None: none has
+    own: int | None  # from which this model and these settings have
+    topic_id: str = ""  # of the input that the own one names
+
+
+def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tuple[Origins, list[dict[str, Any]]]:
+    """From all records of one partition of the state topic; and the identities that are not `wanted`."""
+    newest: dict[bytes, dict[str, Any]] = {}
+    for records in batches:
+        for key, value in zip(records.keys, records.values, strict=True):
+            if key is not None and key[:1] == _FLOOR and (floor := _parse(value)) is not None:
+                newest[key] = floor
+    floors = list(newest.values())
+    own = [floor for floor in floors if _decides(floor["identity"]) == wanted]
+    others = [floor["identity"] for floor in floors if floor not in own]
+    return (
+        Origins(
+            min((floor["origin"] for floor in floors), default=None),
+            own[0]["origin"] if own else None,
+            str(own[0].get("input_topic_id", "")) if own else "",
+        ),
+        others,
+    )
+
+
+def identity_of(config: Config, card: Card) -> dict[str, str]:
+    """What a floor record of this configuration says of the model and the settings that its states depend on."""
+    ttl, unusual = config.state.ttl, []
+    if config.input.max_future != _DEFAULT_MAX_FUTURE_S:
+        unusual.append(f"max_future {config.input.max_future:g}")
+    if config.state.reset_after_failures != _DEFAULT_RESET_AFTER:
+        unusual.append(f"reset_after_failures {config.state.reset_after_failures:g}")
+    return {
+        "fingerprint": card.fingerprint,
+        "ttl": "none" if ttl is None else f"{round(ttl * 1000)}ms",
+        "late": config.input.late,
+        "key": config.input.key or "the record's",
+        "timestamp": config.input.timestamp or "the record's",
+        "max_bytes": str(config.input.max_bytes),
+        "others": ", ".join(unusual),
+    }
+
+
+def describe(identity: dict[str, Any]) -> str:
+    """For a message."""
+    settings = ", ".join(f"{name} {identity[name]}" for name in _DECIDES[1:] if identity.get(name))
+    return f"model {identity.get('model')} version {identity.get('version')} ({settings})"
+
+
+def _parse(value: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(value or b"")
+        return found if isinstance(found["identity"], dict) and isinstance(found["origin"], int) else None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def _decides(identity: dict[str, Any]) -> dict[str, str]:
+    return {name: str(identity.get(name, "")) for name in _DECIDES}

@@ -1,0 +1,185 @@
+"""One verification: the group's offsets, the input up to them, then the outputs, then the offsets once more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lstmstream.config import Config
+from lstmstream.model import Model
+from lstmstream.records import RecordBatch
+from lstmstream.transport.ports import LogReader
+from lstmstream.verify.compare import ALERT, DEAD_LETTER, PREDICTION, Comparison, Outputs
+from lstmstream.verify.expected import settings_of
+from lstmstream.verify.findings import KINDS
+from lstmstream.verify.published import Source, dead_letter_headers, prediction_source
+from lstmstream.verify.topics import Broker, Limits, committed_offsets, find_topics, follow, plan, read
+
+ANOTHER_CPU = 1e-5  # how far scores may lie apart where bits are not promised
+OnProgress = Callable[[int, float], None]  # events so far, and the fraction of all records from 0 to 1
+
+
+class Verification:
+    """`round` judges everything up to the group's offsets, from where the last one has ended."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        config: Config,
+        model: Model,
+        *,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        sample: float = 1.0,
+        tolerance: float | None = None,
+        on_progress: OnProgress = lambda _events, _fraction: None,
+    ) -> None:
+        """Raises CannotServe where nothing can be judged."""
+        self._broker, self._config, self._model = broker, config, model
+        self._started_s = time.monotonic()
+        self._on_progress = on_progress
+        self.topics = find_topics(config, broker)
+        self._committed = committed_offsets(broker, self.topics)
+        self.ranges = plan(broker, config, model.card, self.topics, self._committed, limits)
+        self.sample = sample
+        exact = config.delivery == "exactly_once" and config.device.device != "cuda"
+        self.tolerance = tolerance if tolerance is not None else 0.0 if exact else ANOTHER_CPU
+        self.comparison = Comparison(
+            model,
+            settings_of(config, model.card, sample=sample),
+            Outputs(
+                input_topic=self.topics.input,
+                partitions=self.topics.counts,
+                hashed=self.topics.hashed,
+                alerts=ALERT in self.topics.outputs,
+                exactly_once=config.delivery == "exactly_once",
+                tolerance=self.tolerance,
+            ),
+            self.ranges,
+        )
+        self._positions = {number: given.start for number, given in self.ranges.items()}
+        self._readers: dict[tuple[str, int], LogReader] = {}
+        self._first_sources: dict[tuple[str, int], dict[int, int]] = {}  # of outputs that do not begin at 0
+        self._done = self._total = 0
+
+    def close(self) -> None:
+        """Close the readers."""
+        for reader in self._readers.values():
+            reader.close()
+
+    def round(self) -> None:
+        """Raises CannotServe where records cannot be read."""
+        ends = {
+            number: max(self._positions[number], min(self._committed.get(number, 0), given.last))
+            for number, given in self.ranges.items()
+        }
+        readers = self._output_readers()
+        self._total = self._done + sum(end - self._positions[number] for number, end in ends.items())
+        self._total += sum(reader.end - reader.position for _, _, reader in readers)
+        for number, end in ends.items():
+            for records in read(self._broker, self.topics.input, number, self._positions[number], end):
+                self.comparison.take_input(records)
+                self._progress(records, count=True)
+            self._positions[number] = end
+            self.comparison.set_end(number, end)
+        self.comparison.take_held()
+        for record, partition, reader in readers:
+            for records in follow(reader, self.topics.outputs[record], partition):
+                self._note_first_sources(record, partition, records)
+                self.comparison.take_output(record, records)
+                self._progress(records)
+        self._set_complete_from()
+        self._committed = committed_offsets(self._broker, self.topics)
+        self.comparison.finish(self._committed)
+
+    def _output_readers(self) -> list[tuple[str, int, LogReader]]:
+        """Up to the high watermarks, so that what is in doubt now is waited for. Predictions before dead letters."""
+        found = []
+        for record in (PREDICTION, ALERT, DEAD_LETTER):
+            topic = self.topics.outputs.get(record)
+            for partition in range(self.topics.counts.get(record, 0)):
+                assert topic is not None
+                beginning, end = self._broker.offset_range(topic, partition)
+                reader = self._readers.get((record, partition))
+                if reader is None:
+                    reader = self._broker.open_reader(topic, partition, beginning, end)
+                    self._readers[record, partition] = reader
+                    if beginning > 0:
+                        self._first_sources[record, partition] = {}
+                reader.end = max(reader.end, end)
+                found.append((record, partition, reader))
+        return found
+
+    def _note_first_sources(self, record: str, partition: int, records: RecordBatch) -> None:
+        first = self._first_sources.get((record, partition))
+        if first is None:
+            return
+        for value, headers in zip(records.values, records.headers, strict=True):
+            source: Source | None = None
+            if record != DEAD_LETTER:
+                source = prediction_source(value)
+            elif (said := dead_letter_headers(headers)) is not None:
+                source = said.source
+            if source is not None and source.topic == self.topics.input:
+                first.setdefault(source.partition, source.offset)
+
+    def _set_complete_from(self) -> None:
+        """Retention has deleted what was written before the first record that is left."""
+        for (record, partition), first in self._first_sources.items():
+            for number in self.ranges:
+                if record in self.topics.hashed or number == partition:
+                    self.comparison.set_complete_from(record, number, first.get(number, self._positions[number]))
+
+    def _progress(self, records: RecordBatch, *, count: bool = False) -> None:
+        self._done += len(records)
+        if count:
+            self.comparison.counts["read"] += len(records)
+        self._on_progress(self.comparison.counts["read"], min(1.0, self._done / max(1, self._total)))
+
+    # -- the end
+
+    @property
+    def exit_code(self) -> int:
+        """0 all is right, 1 there are findings, 2 some or all of it could not be judged."""
+        if len(self.comparison.findings):
+            return 1
+        return 2 if self.comparison.counts["not_judged"] or not self.comparison.counts["events"] else 0
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON values."""
+        comparison, card, seconds = self.comparison, self._model.card, time.monotonic() - self._started_s
+        counts = comparison.counts
+        return {
+            "result": {0: "right", 1: "findings", 2: "not judged"}[self.exit_code],
+            "name": self._config.name,
+            "model": card.name,
+            "version": card.version,
+            "fingerprint": card.fingerprint,
+            "sample": self.sample,
+            "tolerance": self.tolerance,
+            "partitions": [
+                {
+                    "partition": number,
+                    "from": max(given.first, given.start),
+                    "to": self._positions[number],
+                    "group_offset": self._committed.get(number),
+                }
+                for number, given in sorted(self.ranges.items())
+            ],
+            "events": counts["events"],
+            "predictions": counts[PREDICTION],
+            "alerts": counts[ALERT],
+            "dead_letters": counts[DEAD_LETTER],
+            "repeated": counts["repeated"],
+            "others": counts["others"],
+            "not_judged": counts["not_judged"],
+            "unjudged": [
+                {"reason": reason, "partition": partition, "from": first, "to": last + 1}
+                for reason, by_partition in comparison.unjudged.items()
+                for partition, (first, last) in sorted(by_partition.items())
+            ],
+            "counts": {kind: comparison.findings.counts[kind] for kind in KINDS},
+            "findings": [finding.to_dict() for finding in comparison.findings.kept],
+            "seconds": round(seconds, 3),
+            "events_per_second": round(counts["read"] / seconds, 1),
+        }

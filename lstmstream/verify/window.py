@@ -1,0 +1,130 @@
+"""A stretch of one input partition: what each of its events should have become, in columns, and what was seen of it."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from enum import IntEnum
+
+import numpy as np
+
+from lstmstream.records import Floats, Headers
+from lstmstream.verify.expected import Expected
+
+NO_HEADERS = 0
+
+
+class Row(IntEnum):
+    """What is known of an event."""
+
+    PREDICTION = 0
+    DECODE, VALIDATE, LATE, STEP = 1, 2, 3, 4  # a dead letter of this stage
+    UNSAMPLED = 5  # some record, one only
+    UNJUDGED = 6  # the same: the state that its model had is not known
+    OUTSIDE = 7  # not asked for; it only takes part in its key's state
+
+
+STAGES = {Row.DECODE: "decode", Row.VALIDATE: "validate", Row.LATE: "late", Row.STEP: "step"}
+_BY_STAGE = {stage: row for row, stage in STAGES.items()}
+SEEN_PREDICTION, SEEN_DEAD_LETTER, SEEN_ALERT = 1, 2, 4
+
+
+def header_hash(headers: Headers) -> int:
+    """The same for equal headers."""
+    return hash(tuple(map(tuple, headers))) if headers else NO_HEADERS
+
+
+class Window:
+    """About 120 bytes for each event. Of a prediction a hash is kept; where it differs, it is written again."""
+
+    def __init__(self, columns: int) -> None:
+        """`columns`: of the model's prediction."""
+        self.offsets = array("q")
+        self.kinds = bytearray()
+        self.seen = bytearray()
+        self.hashes = array("q")  # of the prediction
+        self.timestamps = array("q")  # of the input's record, as the next three
+        self.input_keys: list[bytes | None] = []
+        self.value_hashes = array("q")
+        self.header_hashes = array("q")
+        self.record_keys: list[bytes | None] = []  # of the prediction
+        self.entities: list[bytes | None] = []
+        self._times = array("q")
+        self._scores = array("f")
+        self._steps = array("q")
+        self._predictions = array("f")
+        self._columns = columns
+        self.alerts = bytearray()
+        self._events: dict[int, bytes] = {}
+        self._interned: dict[bytes | None, bytes | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def add(
+        self,
+        offset: int,
+        timestamp_ms: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        expected: Expected,
+        rendered: bytes,
+        *,
+        kind: Row | None = None,
+    ) -> None:
+        """The next event; `kind` stands in place of what is expected."""
+        if kind is None:
+            if not expected.sampled:
+                kind = Row.UNSAMPLED
+            else:
+                kind = Row.PREDICTION if expected.stage is None else _BY_STAGE[expected.stage]
+        self.offsets.append(offset)
+        self.kinds.append(kind)
+        self.seen.append(0)
+        self.hashes.append(hash(rendered))
+        self.timestamps.append(timestamp_ms)
+        self.input_keys.append(self._intern(key))
+        self.value_hashes.append(hash(value))
+        self.header_hashes.append(header_hash(headers))
+        self.record_keys.append(self._intern(expected.record_key))
+        self.entities.append(self._intern(expected.key))
+        self._times.append(expected.time_ms)
+        self._scores.append(expected.score)
+        self._steps.append(expected.steps)
+        if self._columns:
+            filled = expected.prediction if expected.prediction is not None else np.zeros(self._columns, np.float32)
+            self._predictions.frombytes(filled.tobytes())
+        self.alerts.append(expected.alert)
+        if expected.event is not None:
+            self._events[len(self.offsets) - 1] = expected.event
+
+    def _intern(self, key: bytes | None) -> bytes | None:
+        return self._interned.setdefault(key, key)
+
+    def row(self, offset: int) -> int | None:
+        """The row of an input offset, None where there is no event at it."""
+        if not self.offsets:
+            return None
+        row = offset - self.offsets[0]  # where the offsets have no gaps
+        if 0 <= row < len(self.offsets) and self.offsets[row] == offset:
+            return row
+        row = bisect_left(self.offsets, offset)
+        return row if row < len(self.offsets) and self.offsets[row] == offset else None
+
+    def expected(self, row: int) -> Expected:
+        """What a prediction should be, to write it again."""
+        prediction: Floats | None = None
+        if self._columns:
+            at = row * self._columns
+            prediction = np.array(self._predictions[at : at + self._columns], np.float32)
+        return Expected(
+            key=self.entities[row],
+            record_key=self.record_keys[row],
+            time_ms=self._times[row],
+            score=np.float32(self._scores[row]),  # type: ignore[arg-type]  # see Recomputation
+            prediction=prediction,
+            alert=bool(self.alerts[row]),
+            steps=self._steps[row],
+            event=self._events.get(row),
+        )

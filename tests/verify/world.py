@@ -1,0 +1,92 @@
+"""Daemons on the memory transport with a real model, and `verify` over what they have written."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lstmstream.config import Config
+from lstmstream.model import Model, load_model
+from lstmstream.serve.step import OnnxStep
+from lstmstream.transport.memory import LogRecord, MemoryTransport
+from lstmstream.verify.run import Verification
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World
+
+ALERTS = "alerts"
+NOW_MS = 1_700_000_000_000
+
+
+class VerifyTransport(MemoryTransport):
+    """With the one question that only `verify` asks."""
+
+    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
+        log = self._broker.topics[topic].logs[partition]
+        return next((record.offset for record in log if record.timestamp_ms >= timestamp_ms), None)
+
+
+class VerifyWorld(World):
+    """A world whose daemons have one ONNX model."""
+
+    def __init__(self, path: Path, **settings: Any) -> None:
+        super().__init__(**{"model": str(path), **settings})
+        self.output_settings = {"topic": OUTPUT, "alerts_topic": ALERTS}
+        self.settings["output"] = {**self.output_settings, **self.settings.get("output", {})}
+        self.model: Model = load_model(path)
+        self.now_s = NOW_MS / 1000
+
+    def onnx_step(self) -> OnnxStep:
+        return OnnxStep(self.model, device="cpu")
+
+    def serve(self, **changes: Any) -> None:
+        """A daemon's life: start, answer everything, stop."""
+        daemon = self.start(self.onnx_step(), **changes)
+        self.settle()
+        assert self.stop(daemon) == 0
+
+    def verify(self, **options: Any) -> Verification:
+        """A verification of one round."""
+        made = self.verification(**options)
+        made.round()
+        made.close()
+        return made
+
+    def verification(self, *, config: Config | None = None, **options: Any) -> Verification:
+        transport = VerifyTransport(self.broker, INPUT)
+        return Verification(transport, config or self.config(), options.pop("model", self.model), **options)
+
+    def log(self, topic: str, partition: int = 0) -> list[LogRecord]:
+        """The records of a partition, to be altered."""
+        return self.broker.topics[topic].logs[partition]
+
+    def number_again(self, topic: str, partition: int = 0) -> None:
+        """Give the records of a partition ascending offsets, after some were moved, taken out or put in."""
+        log = self.log(topic, partition)
+        log[:] = [record._replace(offset=offset) for offset, record in enumerate(log)]
+
+
+def events(count: int, *, seed: int = 1, keys: int = 7, bad: float = 0.05) -> list[tuple[bytes | None, bytes, int]]:
+    """Key, value and time: some late, some after a long silence, some that are dead letters."""
+    source, found, now_ms = random.Random(seed), [], NOW_MS
+    for _ in range(count):
+        now_ms += source.choice([0, 1, 900, 5_000, 60_000, 4_000_000])
+        key = None if source.random() < 0.05 else b"k%d" % source.randrange(keys)
+        value: Any = {"amount": round(source.uniform(-50, 2000), 2), "channel": source.choice(["web", "pos", "x", 7])}
+        value |= {"shop": source.choice(["a", 12, None]), "note": source.choice(["é", 1e-7, 2**70, "\u0001"])}
+        if source.random() < bad:
+            value = source.choice([[1], {"amount": "12"}, {"amount": True}, {"amount": 1e39}, {"channel": 1.5}])
+        late_ms = source.choice([0, 0, 0, 0, 7_000])
+        found.append((key, json.dumps(value).encode(), now_ms - late_ms))
+    return found
+
+
+def fill(world: World, found: Sequence[tuple[bytes | None, bytes, int]], *, partitions: int = 3) -> None:
+    """Write the events to the input, each key in one partition."""
+    for key, value, at_ms in found:
+        headers = [("traceparent", b"00-%d" % (at_ms % 97)), ("none", None)] if at_ms % 3 else []
+        world.broker.append(INPUT, sum(key or b"") % partitions, key, value, at_ms, headers)
+
+
+__all__ = ["ALERTS", "INPUT", "LETTERS", "OUTPUT", "VerifyWorld", "events", "fill"]
