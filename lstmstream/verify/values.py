@@ -28,7 +28,9 @@ _BOOLEANS = {"true": "true", "True": "true", "TRUE": "true", "false": "false", "
 _WHOLE_WITH_POINT = re.compile(r"[+-]?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _ISO = re.compile(r"(?:\d{4}-\d\d-\d\d|\d{8}|\d{4}-?W\d\d(?:-?[1-7])?)(?:[Tt ].+)?", re.ASCII | re.DOTALL)
-_DATE_FORMATS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S", 17: "%Y%m%d%H%M%S%f"}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+_DATE_DIGITS = (8, 12, 14, 17)  # YYYYMMDD, then HHMM, SS and milliseconds
 
 
 class Refused(Exception):
@@ -74,13 +76,13 @@ def read_object(value: bytes | None) -> dict[str, Any]:
         raise Refused("decode")
     try:
         text = value.removeprefix(_BOM).decode("utf-8")
+        if "\\u" in text and _has_half_surrogate(text):
+            raise Refused("decode")
         try:
             found = _decode(text)
         except (RecursionError, ValueError):
             found = _decode_slowly(text)
-        if b"\\u" in value:
-            orjson.dumps(_strings(found))  # raises for half of a surrogate pair
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         raise Refused("decode") from None
     if type(found) is not dict:
         raise Refused("decode")
@@ -110,19 +112,9 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _strings(found: Any) -> list[str]:
-    """All texts and names in a document."""
-    texts, left = [], [found]
-    while left:
-        one = left.pop()
-        if type(one) is str:
-            texts.append(one)
-        elif type(one) is dict:
-            texts += one
-            left += one.values()
-        elif type(one) is list:
-            left += one
-    return texts
+def _has_half_surrogate(text: str) -> bool:
+    """Whether an escape is half of a surrogate pair: no character, and no text of UTF-8."""
+    return _SURROGATE.search(_SURROGATE_PAIR.sub("", text.replace("\\\\", ""))) is not None
 
 
 def find(fields: Any, path: str) -> Any:
@@ -229,11 +221,14 @@ def _ms_of_number(number: Fraction) -> int:
     """The digits of a date are that date; else seconds below 1e11, and milliseconds from there on."""
     whole, fraction = divmod(number, 1)
     digits = str(whole)
-    if len(digits) in _DATE_FORMATS and _is_in_date_range(digits):
+    if len(digits) in _DATE_DIGITS and _is_in_date_range(digits):
         if fraction and len(digits) != 14:
             raise Refused("validate")
         try:
-            moment = datetime.strptime(digits, _DATE_FORMATS[len(digits)]).replace(tzinfo=UTC)
+            padded = digits.ljust(17, "0")
+            year, *rest = padded[:4], *(padded[at : at + 2] for at in range(4, 14, 2))
+            month, day, hour, minute, second = map(int, rest)
+            moment = datetime(int(year), month, day, hour, minute, second, int(padded[14:]) * 1000, UTC)
         except ValueError:
             raise Refused("validate") from None
         return _since_1970(moment) + int(fraction * 1000)
