@@ -54,6 +54,11 @@ class _Partition:
     complete_from: dict[str, int] = field(default_factory=dict)  # kind of record → outputs before are gone
     last_answered: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
 
+    def had(self, offset: int) -> bool:
+        """Whether an earlier window had an event at this offset."""
+        at = offset - self.range.start
+        return at < len(self.done) and bool(self.done[at])
+
     def knows(self, row: int) -> bool:
         """Whether the state that the event met is known."""
         known_from = self.known_from.get(self.window.entities[row], self.range.last)
@@ -175,13 +180,14 @@ class Comparison:
         if source.offset < partition.range.start:
             return  # the event is no longer there
         row = partition.window.row(source.offset)
-        if row is None:
-            at = source.offset - partition.range.start
-            if at < len(partition.done) and partition.done[at]:
-                self._repeated(found)
-            else:
-                self._add("wrong", found, "there is no event at this offset of the input")
-            return
+        if row is not None:
+            self._take_row(found, partition, row)
+        elif partition.had(source.offset):
+            self._repeated(found)
+        else:
+            self._add("wrong", found, "there is no event at this offset of the input")
+
+    def _take_row(self, found: _Found, partition: _Partition, row: int) -> None:
         kind, window = Row(partition.window.kinds[row]), partition.window
         seen, flag = window.seen[row], _SEEN[found.record]
         window.seen[row] |= flag
@@ -190,7 +196,11 @@ class Comparison:
         self.counts[found.record] += 1
         if seen & flag:
             self._repeated(found)
-        elif seen & _OTHER[found.record]:
+            if self._outputs.exactly_once:
+                return
+        elif found.record == PREDICTION:
+            self._check_order(found, partition, row)
+        if seen & _OTHER[found.record]:
             self._add("duplicate", found, "the event has a prediction and a dead letter")
         elif found.record == DEAD_LETTER:
             self._judge_dead_letter(found, partition, row, kind)
@@ -203,14 +213,16 @@ class Comparison:
         else:
             self.counts["repeated"] += 1
 
+    def _check_order(self, found: _Found, partition: _Partition, row: int) -> None:
+        place = found.partition, partition.window.entities[row]
+        last = partition.last_answered.get(place, -1)
+        if last > found.source.offset:
+            self._add("out_of_order", found, f"behind that of offset {last}")
+        else:
+            partition.last_answered[place] = found.source.offset
+
     def _judge_prediction(self, found: _Found, partition: _Partition, row: int, kind: Row) -> None:
-        window, source = partition.window, found.source
-        if found.record == PREDICTION:
-            place = found.partition, window.entities[row]
-            if partition.last_answered.get(place, -1) > source.offset:
-                self._add("out_of_order", found, f"behind that of offset {partition.last_answered[place]}")
-            else:
-                partition.last_answered[place] = source.offset
+        window = partition.window
         if kind in (Row.UNSAMPLED, Row.UNJUDGED) or not self._is_known(found, partition, row):
             return
         same = (

@@ -69,6 +69,7 @@ class Verification:
 
     def round(self) -> None:
         """Raises CannotServe where records cannot be read."""
+        self._committed = committed_offsets(self._broker, self.topics)
         ends = {
             number: max(self._positions[number], min(self._committed.get(number, 0), given.last))
             for number, given in self.ranges.items()
