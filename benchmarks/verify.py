@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
-
 from lstmstream.demo.simulate import transactions
 from lstmstream.dev.broker import DevBroker
 from lstmstream.transport.partitioner import partition_of
@@ -29,11 +27,10 @@ NAME, PARTITIONS, DAYS = "verify", 4, 40
 
 def records(count: int) -> Iterator[tuple[bytes, bytes, int, int]]:
     made = transactions(customers=count // DAYS // 4 + 20, days=DAYS, seed=5)
-    names = [name for name in made.__dataclass_fields__ if name in {"amount", "distance_km", "merchant", "entry"}]
-    columns = [getattr(made, name).tolist() for name in ("customer", "time_ms", *names)]
-    for customer, time_ms, *fields in zip(*(column[:count] for column in columns), strict=True):
-        key = b"c%d" % customer
-        yield key, orjson.dumps(dict(zip(names, fields, strict=True))), time_ms, partition_of(key, PARTITIONS)
+    for key, value, time_ms in zip(
+        made.keys()[:count], made.values()[:count], made.time_ms.tolist()[:count], strict=True
+    ):
+        yield key, value, time_ms, partition_of(key, PARTITIONS)
 
 
 def main() -> int:

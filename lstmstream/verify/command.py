@@ -21,7 +21,7 @@ from lstmstream.verify.topics import Limits
 from lstmstream.verify.values import Refused, read_time
 
 MAX_LISTED = 20  # findings on the screen; --json has more
-ROUND_S = 1.0  # between two rounds of --follow
+ROUND_S = 2.0  # between two rounds of --follow
 
 
 def verify(
@@ -55,10 +55,7 @@ def verify(
                 tolerance=tolerance,
                 on_progress=progress.update,
             )
-            try:
-                _run(verification, follow=follow, as_json=as_json, stopping=stopping or (lambda: False))
-            finally:
-                verification.close()
+            _run(verification, follow=follow, as_json=as_json, stopping=stopping or (lambda: False))
         except (TryAgain, Fatal) as error:
             raise CannotServe(f"the topics cannot be read: {error}") from error
     finally:

@@ -9,12 +9,11 @@ from typing import Any
 from lstmstream.config import Config
 from lstmstream.model import Model
 from lstmstream.records import RecordBatch
-from lstmstream.transport.ports import LogReader
 from lstmstream.verify.compare import ALERT, DEAD_LETTER, PREDICTION, Comparison, Outputs
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
 from lstmstream.verify.published import Source, dead_letter_headers, prediction_source
-from lstmstream.verify.topics import Broker, Limits, committed_offsets, find_topics, follow, plan, read
+from lstmstream.verify.topics import Broker, Limits, committed_offsets, find_topics, plan, read
 
 ANOTHER_CPU = 1e-5  # how far scores may lie apart where bits are not promised
 OnProgress = Callable[[int, float], None]  # events so far, and the fraction of all records from 0 to 1
@@ -58,14 +57,9 @@ class Verification:
             self.ranges,
         )
         self._positions = {number: given.start for number, given in self.ranges.items()}
-        self._readers: dict[tuple[str, int], LogReader] = {}
+        self._output_positions: dict[tuple[str, int], int] = {}  # by kind of record and partition
         self._first_sources: dict[tuple[str, int], dict[int, int]] = {}  # of outputs that do not begin at 0
         self._done = self._total = 0
-
-    def close(self) -> None:
-        """Close the readers."""
-        for reader in self._readers.values():
-            reader.close()
 
     def round(self) -> None:
         """Raises CannotServe where records cannot be read."""
@@ -74,9 +68,9 @@ class Verification:
             number: max(self._positions[number], min(self._committed.get(number, 0), given.last))
             for number, given in self.ranges.items()
         }
-        readers = self._output_readers()
+        outputs = self._output_ends()
         self._total = self._done + sum(end - self._positions[number] for number, end in ends.items())
-        self._total += sum(reader.end - reader.position for _, _, reader in readers)
+        self._total += sum(end - self._output_positions[place] for place, end in outputs.items())
         for number, end in ends.items():
             for records in read(self._broker, self.topics.input, number, self._positions[number], end):
                 self.comparison.take_input(records)
@@ -84,32 +78,28 @@ class Verification:
             self._positions[number] = end
             self.comparison.set_end(number, end)
         self.comparison.take_held()
-        for record, partition, reader in readers:
-            for records in follow(reader, self.topics.outputs[record], partition):
+        for (record, partition), end in outputs.items():
+            topic, start = self.topics.outputs[record], self._output_positions[record, partition]
+            for records in read(self._broker, topic, partition, start, end):
                 self._note_first_sources(record, partition, records)
                 self.comparison.take_output(record, records)
                 self._progress(records)
+            self._output_positions[record, partition] = end
         self._set_complete_from()
         self._committed = committed_offsets(self._broker, self.topics)
         self.comparison.finish(self._committed)
 
-    def _output_readers(self) -> list[tuple[str, int, LogReader]]:
+    def _output_ends(self) -> dict[tuple[str, int], int]:
         """Up to the high watermarks, so that what is in doubt now is waited for. Predictions before dead letters."""
-        found = []
+        ends = {}
         for record in (PREDICTION, ALERT, DEAD_LETTER):
-            topic = self.topics.outputs.get(record)
             for partition in range(self.topics.counts.get(record, 0)):
-                assert topic is not None
-                beginning, end = self._broker.offset_range(topic, partition)
-                reader = self._readers.get((record, partition))
-                if reader is None:
-                    reader = self._broker.open_reader(topic, partition, beginning, end)
-                    self._readers[record, partition] = reader
-                    if beginning > 0:
-                        self._first_sources[record, partition] = {}
-                reader.end = max(reader.end, end)
-                found.append((record, partition, reader))
-        return found
+                place = record, partition
+                beginning, end = self._broker.offset_range(self.topics.outputs[record], partition)
+                if place not in self._output_positions and beginning > 0:
+                    self._first_sources[place] = {}
+                ends[place] = max(end, self._output_positions.setdefault(place, beginning))
+        return ends
 
     def _note_first_sources(self, record: str, partition: int, records: RecordBatch) -> None:
         first = self._first_sources.get((record, partition))

@@ -140,12 +140,12 @@ def read(broker: Broker, topic: str, partition: int, start: int, end: int) -> It
         return
     reader = broker.open_reader(topic, partition, start, end)
     try:
-        yield from follow(reader, topic, partition)
+        yield from _read_all(reader, topic, partition)
     finally:
         reader.close()
 
 
-def follow(reader: LogReader, topic: str, partition: int) -> Iterator[RecordBatch]:
+def _read_all(reader: LogReader, topic: str, partition: int) -> Iterator[RecordBatch]:
     """The records up to the reader's end."""
     moved_s = time.monotonic()
     while reader.position < reader.end:

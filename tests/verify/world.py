@@ -50,7 +50,6 @@ class VerifyWorld(World):
         """A verification of one round."""
         made = self.verification(**options)
         made.round()
-        made.close()
         return made
 
     def verification(self, *, config: Config | None = None, **options: Any) -> Verification:
