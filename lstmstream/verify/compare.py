@@ -304,8 +304,7 @@ class Comparison:
         place = self._place(found, found.key)
         if found.partition != place:
             self._add("wrong", found, "the record differs", "record partition", place, found.partition)
-        without_value = found.value is None and (reduced or Row(window.kinds[row]) is Row.DECODE)
-        if hash(found.value) != window.value_hashes[row] and not without_value:
+        if hash(found.value) != window.value_hashes[row] and not (reduced and found.value is None):
             self._add("wrong", found, "the record differs", "value", "that of the event", _text(found.value))
         if header_hash(headers) != window.header_hashes[row] and not (reduced and not headers):
             shown = [[name, _text(value)] for name, value in headers]

@@ -20,6 +20,7 @@ from lstmstream.verify.values import (
     ABSENT,
     MAX_MS,
     Refused,
+    TooLarge,
     canonical,
     carried_text,
     find,
@@ -74,6 +75,7 @@ class Expected(NamedTuple):
 
     stage: str | None = None
     sampled: bool = True
+    with_value: bool = True  # of a dead letter
     key: bytes | None = None  # entity key, where it is known
     record_key: bytes | None = None  # of the prediction
     time_ms: int = 0
@@ -122,7 +124,7 @@ class Recomputation:
                 return Expected(sampled=False, key=entity)
             output, steps = self._step(entity, time_ms)
         except Refused as refused:
-            return Expected(stage=refused.stage, key=entity)
+            return Expected(stage=refused.stage, key=entity, with_value=not isinstance(refused, TooLarge))
         return Expected(
             key=entity,
             record_key=self._record_key(fields, entity),
@@ -141,7 +143,7 @@ class Recomputation:
         if isinstance(value, UnreadableValue):
             raise Refused("decode")
         if value is not None and len(value) + len(key or b"") > self._settings.max_bytes:
-            raise Refused("decode")
+            raise TooLarge
         return read_object(value)
 
     def _time_ms(self, timestamp_ms: int, fields: dict[str, Any]) -> int:

@@ -48,16 +48,9 @@ class DeadLetterHeaders(NamedTuple):
 
 def dead_letter_headers(headers: Headers) -> DeadLetterHeaders | None:
     """None where the record is not a dead letter of this program. Its headers come last."""
-    own: dict[str, str] = {}
-    others: list[tuple[str, bytes | None]] = []
-    names = {f"{_ERRORS}{name}" for name in ("exception", "message", "topic", "partition", "offset")}
-    names |= {"lstmstream.stage", "lstmstream.timestamp"}
-    last = len(headers)
-    while last and headers[last - 1][0] in names and headers[last - 1][0] not in own:
-        name, value = headers[last - 1]
-        own[name] = (value or b"").decode("utf-8", "replace")
-        last -= 1
-    others = [(name, value) for name, value in headers[:last]]
+    count = 7 if headers and headers[-1][0] == "lstmstream.timestamp" else 6
+    own = {name: (value or b"").decode("utf-8", "replace") for name, value in headers[-count:]}
+    others = list(headers[:-count])
     try:
         source = Source(own[f"{_ERRORS}topic"], int(own[f"{_ERRORS}partition"]), int(own[f"{_ERRORS}offset"]))
         return DeadLetterHeaders(source, own["lstmstream.stage"], own.get("lstmstream.timestamp"), others)

@@ -97,6 +97,7 @@ def plan(
     wanted = identity_of(config, card)
     ranges: dict[int, PartitionRange] = {}
     strangers: dict[str, None] = {}
+    known = False
     topic_id = broker.describe([topics.input])[topics.input].topic_id
     for partition in range(topics.partitions):
         if partition not in committed:
@@ -111,6 +112,7 @@ def plan(
             )
         start = max(beginning, beginning if origins.first is None else origins.first)
         own = committed[partition] if origins.own is None else max(start, origins.own)
+        known = known or origins.own is not None
         ranges[partition] = PartitionRange(
             start=start,
             own=own,
@@ -118,7 +120,7 @@ def plan(
             last=_bound(broker, topics.input, partition, limits.last, 2**62, time=limits.last_is_time),
             whole=origins.own is not None and origins.own >= beginning,
         )
-    if all(one.own >= committed[partition] and one.start < one.own for partition, one in ranges.items()):
+    if not known:
         ours = describe({**wanted, "model": card.name, "version": card.version})
         theirs = "; ".join(strangers) or "nobody"
         raise CannotServe(f"the events were not answered with this model and these settings ({ours}), but by: {theirs}")

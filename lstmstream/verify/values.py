@@ -41,6 +41,13 @@ class Refused(Exception):
         self.stage = stage
 
 
+class TooLarge(Refused):
+    """The same, and its dead letter has no value."""
+
+    def __init__(self) -> None:
+        super().__init__("decode")
+
+
 class Absent:
     """Neither a value nor null."""
 

@@ -45,7 +45,7 @@ class Window:
         self.hashes = array("q")  # of the prediction
         self.timestamps = array("q")  # of the input's record, as the next three
         self.input_keys: list[bytes | None] = []
-        self.value_hashes = array("q")
+        self.value_hashes = array("q")  # None's where the dead letter has no value
         self.header_hashes = array("q")
         self.record_keys: list[bytes | None] = []  # of the prediction
         self.entities: list[bytes | None] = []
@@ -85,7 +85,7 @@ class Window:
         self.hashes.append(hash(rendered))
         self.timestamps.append(timestamp_ms)
         self.input_keys.append(self._intern(key))
-        self.value_hashes.append(hash(value))
+        self.value_hashes.append(hash(value if expected.with_value else None))
         self.header_hashes.append(header_hash(headers))
         self.record_keys.append(self._intern(expected.record_key))
         self.entities.append(self._intern(expected.key))
