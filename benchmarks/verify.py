@@ -60,15 +60,22 @@ def measure(servers: str, folder: Path, options: argparse.Namespace) -> int:
         daemon.wait(lambda: committed_offsets(servers, NAME) == ends, "done", timeout_s=600)
         daemon.sigterm()
     command = [sys.executable, "-m", "lstmstream", "verify", str(config), "--json"]
-    began_s, load = time.monotonic(), os.getloadavg()[0]
+    began_s, cpu_s, load = time.monotonic(), _cpu_s(), os.getloadavg()[0]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=900)
-    seconds = time.monotonic() - began_s
+    seconds, cpu_s = time.monotonic() - began_s, _cpu_s() - cpu_s
     summary = json.loads(done.stdout)
     print(
         f"{summary['events']:,} events in {seconds:.1f} s, {summary['events_per_second']:,.0f}/s,"
-        f" {1e6 * seconds / max(1, summary['events']):.0f} us each; exit code {done.returncode}; load {load:.1f}"
+        f" {1e6 * seconds / max(1, summary['events']):.0f} us each ({1e6 * cpu_s / max(1, summary['events']):.0f} us of"
+        f" CPU); exit code {done.returncode}; load {load:.1f}"
     )
     return done.returncode
+
+
+def _cpu_s() -> float:
+    """Of the processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 if __name__ == "__main__":

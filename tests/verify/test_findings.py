@@ -12,11 +12,23 @@ import pytest
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.serve.scorer import Scorer
+from lstmstream.transport import memory
 from lstmstream.transport.memory import LogRecord
+from lstmstream.transport.partitioner import murmur2
 from lstmstream.verify.run import Verification
 from lstmstream.verify.topics import Limits
 from tests.models import MAGIC, poisoned_model, random_model
-from tests.verify.world import ALERTS, INPUT, LETTERS, NOW_MS, OUTPUT, VerifyWorld, events, fill
+from tests.verify.world import (
+    ALERTS,
+    INPUT,
+    LETTERS,
+    NOW_MS,
+    OUTPUT,
+    VerifyWorld,
+    events,
+    failing_model,
+    fill,
+)
 
 COUNT = 240
 
@@ -113,6 +125,30 @@ def test_fields_for_key_time_and_record_key_pass(tmp_path: Path) -> None:
     done = world.verify()
     assert kinds(done) == {}
     assert done.summary()["dead_letters"] == 3
+
+
+def test_a_state_that_fails_again_and_again_starts_over(tmp_path: Path) -> None:
+    """The model of this test divides by 3 - state, which counts the events of the key."""
+    world = VerifyWorld(failing_model(tmp_path), state={"reset_after_failures": 2})
+    for number in range(60):
+        world.broker.append(INPUT, 0, b"k%d" % (number % 4), b"{}", NOW_MS + number)
+    world.serve()
+    done = world.verify()
+    assert kinds(done) == {}
+    assert (done.summary()["dead_letters"], done.summary()["predictions"]) == (24, 36)
+
+
+def test_predictions_that_are_placed_by_a_key_of_their_own_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "crc32", lambda key: murmur2(key) & 0x7FFFFFFF if key else 0)
+    world = made(tmp_path, output={"key": "shop", "threshold": 0.6})
+    world.serve()
+    assert kinds(world.verify()) == {}
+    log = world.log(OUTPUT, 0)
+    world.broker.append(OUTPUT, 1, *_columns(log.pop(3)))
+    done = world.verify()
+    assert "record partition" in fields(done)
 
 
 # -- planted in the output

@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
 from lstmstream.config import Config
-from lstmstream.model import Model, load_model
+from lstmstream.model import Card, Model, load_model
+from lstmstream.model.card import StatePart, StateSpec
 from lstmstream.serve.step import OnnxStep
 from lstmstream.transport.memory import LogRecord, MemoryTransport
 from lstmstream.verify.run import Verification
+from tests.models import write
 from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World
 
 ALERTS = "alerts"
@@ -64,6 +69,33 @@ class VerifyWorld(World):
         """Give the records of a partition ascending offsets, after some were moved, taken out or put in."""
         log = self.log(topic, partition)
         log[:] = [record._replace(offset=offset) for offset, record in enumerate(log)]
+
+
+def failing_model(folder: Path) -> Path:
+    """Its state counts the events, and its score is 1 / (3 - state): infinite for the fourth."""
+    floats = {"one": 1.0, "three": 3.0}
+    nodes = [
+        helper.make_node("Add", ["state", "one"], ["state_out"]),
+        helper.make_node("Sub", ["three", "state"], ["left"]),
+        helper.make_node("Div", ["one", "left"], ["scores"]),
+        helper.make_node("Squeeze", ["scores", "axis"], ["score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "failing",
+        [helper.make_tensor_value_info("state", TensorProto.FLOAT, ["N", 1])],
+        [
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, ["N", 1]),
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
+        ],
+        [
+            *(numpy_helper.from_array(np.array([[value]], np.float32), name) for name, value in floats.items()),
+            numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    state = StateSpec(1, (0.0,), (StatePart("count", 0, (1,)),))
+    return write(folder / "failing.onnx", proto, Card("failing", "1", "anomaly", (), state, ("state_out", "score")))
 
 
 def events(count: int, *, seed: int = 1, keys: int = 7, bad: float = 0.05) -> list[tuple[bytes | None, bytes, int]]:
