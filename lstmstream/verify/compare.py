@@ -7,29 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lstmstream.model import Model
-from lstmstream.records import Headers, RecordBatch
-from lstmstream.transport.partitioner import partition_of
+from lstmstream.records import RecordBatch
+from lstmstream.verify.differences import (
+    ALERT,
+    DEAD_LETTER,
+    PREDICTION,
+    Found,
+    Outputs,
+    dead_letter_differences,
+    place_of,
+    prediction_differences,
+)
 from lstmstream.verify.expected import Expected, Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
 from lstmstream.verify.model import RowModel
-from lstmstream.verify.published import Source, dead_letter_headers, differences, parse, prediction_source
+from lstmstream.verify.published import dead_letter_headers, parse, prediction_source
 from lstmstream.verify.window import SEEN_ALERT, SEEN_DEAD_LETTER, SEEN_PREDICTION, STAGES, Row, Window, header_hash
 
-PREDICTION, ALERT, DEAD_LETTER = "prediction", "alert", "dead letter"
 _SEEN = {PREDICTION: SEEN_PREDICTION, ALERT: SEEN_ALERT, DEAD_LETTER: SEEN_DEAD_LETTER}
 _OTHER = {PREDICTION: SEEN_DEAD_LETTER, ALERT: 0, DEAD_LETTER: SEEN_PREDICTION}
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What the daemon was told of its outputs."""
-
-    input_topic: str
-    partitions: dict[str, int]  # of the topic of each kind of record
-    hashed: frozenset[str]  # kinds whose partition is murmur2 of the key
-    alerts: bool  # whether there is a topic for them
-    exactly_once: bool = True
-    tolerance: float = 0.0
 
 
 @dataclass(slots=True)
@@ -65,21 +61,6 @@ class _Partition:
         return self.range.whole or self.window.offsets[row] >= known_from
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """One record that was published."""
-
-    record: str
-    source: Source
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-
-
 class Comparison:
     """Takes the input first, then the outputs up to where they answer it; `finish` says what is missing."""
 
@@ -90,7 +71,7 @@ class Comparison:
         self._card = model.card
         self._outputs = outputs
         self._renderer = Renderer(model, outputs.input_topic)
-        self._held: list[_Found] = []
+        self._held: list[Found] = []
         row_model = RowModel(model)
         row_model.x[:] = 0
         first = row_model.run(row_model.initial).prediction
@@ -165,10 +146,10 @@ class Comparison:
             if source is None or source.topic != self._outputs.input_topic:
                 self.counts["others"] += 1
                 continue
-            found = _Found(record, source, records.topic, partition, offset, timestamp_ms, key, value, headers)
+            found = Found(record, source, records.topic, partition, offset, timestamp_ms, key, value, headers)
             self._take(found)
 
-    def _take(self, found: _Found) -> None:
+    def _take(self, found: Found) -> None:
         source = found.source
         partition = self._partitions.get(source.partition)
         if partition is None:
@@ -187,7 +168,7 @@ class Comparison:
         else:
             self._add("wrong", found, "there is no event at this offset of the input")
 
-    def _take_row(self, found: _Found, partition: _Partition, row: int) -> None:
+    def _take_row(self, found: Found, partition: _Partition, row: int) -> None:
         kind, window = Row(partition.window.kinds[row]), partition.window
         seen, flag = window.seen[row], _SEEN[found.record]
         window.seen[row] |= flag
@@ -207,13 +188,13 @@ class Comparison:
         else:
             self._judge_prediction(found, partition, row, kind)
 
-    def _repeated(self, found: _Found) -> None:
+    def _repeated(self, found: Found) -> None:
         if self._outputs.exactly_once:
             self._add("duplicate", found, f"the event has more than one {found.record}")
         else:
             self.counts["repeated"] += 1
 
-    def _check_order(self, found: _Found, partition: _Partition, row: int) -> None:
+    def _check_order(self, found: Found, partition: _Partition, row: int) -> None:
         place = found.partition, partition.window.entities[row]
         last = partition.last_answered.get(place, -1)
         if last > found.source.offset:
@@ -221,7 +202,7 @@ class Comparison:
         else:
             partition.last_answered[place] = found.source.offset
 
-    def _judge_prediction(self, found: _Found, partition: _Partition, row: int, kind: Row) -> None:
+    def _judge_prediction(self, found: Found, partition: _Partition, row: int, kind: Row) -> None:
         window = partition.window
         if kind in (Row.UNSAMPLED, Row.UNJUDGED) or not self._is_known(found, partition, row):
             return
@@ -230,7 +211,7 @@ class Comparison:
             and found.timestamp_ms == window.timestamps[row]
             and found.key == window.record_keys[row]
             and header_hash(found.headers) == window.header_hashes[row]
-            and found.partition == self._place(found, window.record_keys[row])
+            and found.partition == place_of(found, window.record_keys[row], self._outputs)
         )
         if kind is Row.PREDICTION and same and (found.record == PREDICTION or window.alerts[row]):
             return
@@ -242,36 +223,17 @@ class Comparison:
             return
         self._explain(found, window, row)
 
-    def _explain(self, found: _Found, window: Window, row: int) -> None:
+    def _explain(self, found: Found, window: Window, row: int) -> None:
         """Add a finding for each member and each part of the record that differs."""
-        before = len(self.findings)
         wanted = self._renderer.render(window.expected(row), found.source.partition, found.source.offset)
-        tolerance = self._outputs.tolerance
-        for name, want, have in differences(wanted, found.value, tolerance):
-            self._add("wrong", found, "the value differs", name, want, have)
-        if len(self.findings) == before and not tolerance and found.value != wanted:
-            self._add("wrong", found, "the text differs", "value", _text(wanted), _text(found.value))
-        if found.record == PREDICTION and tolerance:
+        for difference in prediction_differences(found, window, row, wanted, self._outputs):
+            self._add("wrong", found, *difference)
+        if found.record == PREDICTION and self._outputs.tolerance:
             window.alerts[row] = parse(found.value).get("alert") is True
         elif found.record == ALERT and not window.alerts[row]:
             self._add("wrong", found, "the event is below the threshold")
-        self._compare_record(found, window, row, window.record_keys[row])
 
-    def _compare_record(self, found: _Found, window: Window, row: int, key: bytes | None) -> None:
-        if found.timestamp_ms != window.timestamps[row]:
-            self._add(
-                "wrong", found, "the record differs", "record timestamp", window.timestamps[row], found.timestamp_ms
-            )
-        if found.key != key:
-            self._add("wrong", found, "the record differs", "record key", _text(key), _text(found.key))
-        place = self._place(found, key)
-        if found.partition != place:
-            self._add("wrong", found, "the record differs", "record partition", place, found.partition)
-        if header_hash(found.headers) != window.header_hashes[row]:
-            headers = [[name, _text(value)] for name, value in found.headers]
-            self._add("wrong", found, "the record differs", "headers", "those of the event", headers)
-
-    def _judge_dead_letter(self, found: _Found, partition: _Partition, row: int, kind: Row) -> None:
+    def _judge_dead_letter(self, found: Found, partition: _Partition, row: int, kind: Row) -> None:
         window = partition.window
         said = dead_letter_headers(found.headers)
         assert said is not None
@@ -280,43 +242,12 @@ class Comparison:
         if kind not in (Row.DECODE, Row.VALIDATE) and not partition.knows(row):
             self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
             return
-        should = STAGES.get(kind)
-        if said.stage == "publish" and should is None:
+        if said.stage == "publish" and kind is Row.PREDICTION:
             window.alerts[row] = False  # it stands in place of the alert too
-        elif said.stage != should:
-            if should is None:
-                self._add("wrong", found, "it should be a prediction", "stage", None, said.stage)
-            else:
-                self._add("wrong", found, "the stage differs", "stage", should, said.stage)
-        self._compare_dead_letter(found, window, row, said.timestamp, said.others)
+        for difference in dead_letter_differences(found, said, window, row, self._outputs):
+            self._add("wrong", found, *difference)
 
-    def _compare_dead_letter(
-        self, found: _Found, window: Window, row: int, original: str | None, headers: Headers
-    ) -> None:
-        """The record's own key, value, timestamp and headers; one that its topic refuses may be reduced."""
-        reduced, timestamp_ms, key = original is not None, window.timestamps[row], window.input_keys[row]
-        source = found.source
-        if str(timestamp_ms) != (original if reduced else str(found.timestamp_ms)):
-            self._add("wrong", found, "the record differs", "record timestamp", timestamp_ms, original)
-        made = f"{source.topic}-{source.partition}-{source.offset}".encode()
-        if found.key != key and not (reduced and found.key == made):
-            self._add("wrong", found, "the record differs", "record key", _text(key), _text(found.key))
-        place = self._place(found, found.key)
-        if found.partition != place:
-            self._add("wrong", found, "the record differs", "record partition", place, found.partition)
-        if hash(found.value) != window.value_hashes[row] and not (reduced and found.value is None):
-            self._add("wrong", found, "the record differs", "value", "that of the event", _text(found.value))
-        if header_hash(headers) != window.header_hashes[row] and not (reduced and not headers):
-            shown = [[name, _text(value)] for name, value in headers]
-            self._add("wrong", found, "the record differs", "headers", "those of the event", shown)
-
-    def _place(self, found: _Found, key: bytes | None) -> int:
-        """The partition where the record belongs."""
-        if found.record in self._outputs.hashed:
-            return partition_of(key, self._outputs.partitions[found.record])
-        return found.source.partition
-
-    def _is_known(self, found: _Found, partition: _Partition, row: int) -> bool:
+    def _is_known(self, found: Found, partition: _Partition, row: int) -> bool:
         """Whether the state of the key is: since the origin, or since a prediction that says that it began there."""
         if partition.range.whole:
             return True
@@ -332,7 +263,7 @@ class Comparison:
             self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
         return False
 
-    def _of_another_model(self, found: _Found) -> bool:
+    def _of_another_model(self, found: Found) -> bool:
         said = parse(found.value)
         if (said.get("model"), said.get("version")) == (self._card.name, self._card.version) or "model" not in said:
             return False
@@ -408,7 +339,7 @@ class Comparison:
         return any(one is not None and one[0] <= offset <= one[1] for one in stretches)
 
     def _add(
-        self, kind: Kind, found: _Found, detail: str, name: str | None = None, expected: Any = None, have: Any = None
+        self, kind: Kind, found: Found, detail: str, name: str | None = None, expected: Any = None, have: Any = None
     ) -> None:
         source = found.source
         self.findings.add(
@@ -430,7 +361,3 @@ class Comparison:
 
 _STATE_GONE = "the input no longer has the first events of their keys"
 _UNKNOWN = Expected()
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value[:200].decode("utf-8", "backslashreplace")

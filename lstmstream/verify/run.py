@@ -9,7 +9,8 @@ from typing import Any
 from lstmstream.config import Config
 from lstmstream.model import Model
 from lstmstream.records import RecordBatch
-from lstmstream.verify.compare import ALERT, DEAD_LETTER, PREDICTION, Comparison, Outputs
+from lstmstream.verify.compare import Comparison
+from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION, Outputs
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
 from lstmstream.verify.published import Source, dead_letter_headers, prediction_source

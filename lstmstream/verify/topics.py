@@ -12,7 +12,8 @@ from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.model import Card
 from lstmstream.records import RecordBatch
 from lstmstream.transport.ports import CommittedOffset, LogReader, TopicInfo
-from lstmstream.verify.compare import ALERT, DEAD_LETTER, PREDICTION, PartitionRange
+from lstmstream.verify.compare import PartitionRange
+from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION
 from lstmstream.verify.floors import describe, identity_of, read_origins
 
 Bound = int | None  # an offset, for every partition; None: no bound
