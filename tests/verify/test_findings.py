@@ -150,6 +150,18 @@ def test_predictions_that_are_placed_by_a_key_of_their_own_pass(
     assert "record partition" in fields(done)
 
 
+def test_a_record_that_is_too_large_passes_without_its_value_only(tmp_path: Path) -> None:
+    world = made(tmp_path, input={"topic": INPUT, "max_bytes": 200})
+    world.broker.append(INPUT, 1, b"k", b'{"amount": 1, "note": "%b"}' % (b"x" * 300), NOW_MS)
+    world.serve()
+    assert kinds(world.verify()) == {}
+    log = world.log(LETTERS, 1)
+    assert log[-1].value is None
+    log[-1] = log[-1]._replace(value=b"x")
+    log[0] = log[0]._replace(value=None)
+    assert (kinds(world.verify()), fields(world.verify())) == ({"wrong": 2}, {"value"})
+
+
 # -- planted in the output
 
 
@@ -359,6 +371,24 @@ def test_states_that_are_kept_after_an_abort(tmp_path: Path, monkeypatch: pytest
     world.settle()
     done = world.verify()
     assert set(kinds(done)) == {"wrong"}
+    assert {"steps", "score"} <= fields(done)
+
+
+def test_an_old_state_written_over_a_newer_one(tmp_path: Path) -> None:
+    """As an idle owner does whose checkpoint is not fenced, after its successor has gone on."""
+    world = made(tmp_path)
+    world.serve()
+    old = {p: [record for record in world.log("t.state", p) if (record.key or b"")[:1] != b"\0"] for p in range(3)}
+    fill(world, events(COUNT, seed=2))
+    world.serve()
+    assert kinds(world.verify()) == {}
+    for partition, records in old.items():
+        for record in records:
+            world.broker.append("t.state", partition, *_columns(record))
+    fill(world, events(COUNT, seed=3))
+    world.serve()
+    done = world.verify()
+    assert set(kinds(done)) <= {"wrong", "missing"}
     assert {"steps", "score"} <= fields(done)
 
 
