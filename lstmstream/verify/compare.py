@@ -37,6 +37,7 @@ class PartitionRange:
     first: int  # the first event that was asked for
     last: int  # the end of what was asked for
     whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
+    between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class Comparison:
                 kind = Row.OUTSIDE
             elif offset < given.own:
                 kind = Row.UNJUDGED
-                self._leave_out("answered by another model or with other settings", number, offset)
+                self._leave_out(_OTHERS, number, offset)
             is_prediction = kind is None and expected.sampled and expected.stage is None
             rendered = self._renderer.render(expected, number, offset) if is_prediction else b""
             partition.window.add(offset, timestamp_ms, key, value, headers, expected, rendered, kind=kind)
@@ -215,7 +216,7 @@ class Comparison:
         )
         if kind is Row.PREDICTION and same and (found.record == PREDICTION or window.alerts[row]):
             return
-        if self._of_another_model(found):
+        if self._of_another_model(found) or self._in_between(found, partition):
             return
         if kind is not Row.PREDICTION:
             detail = "it should be a dead letter"
@@ -244,7 +245,10 @@ class Comparison:
             return
         if said.stage == "publish" and kind is Row.PREDICTION:
             window.alerts[row] = False  # it stands in place of the alert too
-        for difference in dead_letter_differences(found, said, window, row, self._outputs):
+        wrong = list(dead_letter_differences(found, said, window, row, self._outputs))
+        if wrong and self._in_between(found, partition):
+            return
+        for difference in wrong:
             self._add("wrong", found, *difference)
 
     def _is_known(self, found: Found, partition: _Partition, row: int) -> bool:
@@ -270,6 +274,15 @@ class Comparison:
         if found.record == PREDICTION:
             reason = f"answered by model {said.get('model')} version {said.get('version')}"
             self._leave_out(reason, found.source.partition, found.source.offset)
+        return True
+
+    def _in_between(self, found: Found, partition: _Partition) -> bool:
+        """Whether others may have answered: this model was in use before and after."""
+        offset = found.source.offset
+        if not any(first <= offset < last for first, last in partition.range.between):
+            return False
+        if found.record != ALERT:
+            self._leave_out(_OTHERS, found.source.partition, offset)
         return True
 
     # -- the end of a window
@@ -360,4 +373,5 @@ class Comparison:
 
 
 _STATE_GONE = "the input no longer has the first events of their keys"
+_OTHERS = "answered by another model or with other settings"
 _UNKNOWN = Expected()

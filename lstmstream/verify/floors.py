@@ -13,6 +13,7 @@ from lstmstream.records import RecordBatch
 
 _FLOOR = b"\x00"  # first byte of a floor record's key
 _DECIDES = ("fingerprint", "ttl", "late", "key", "timestamp", "max_bytes", "others")  # what a state depends on
+_NOWHERE = 2**62  # where an earlier version's floor does not say how far its group has come
 _DEFAULT_MAX_FUTURE_S, _DEFAULT_RESET_AFTER = 365 * 86_400.0, 10
 
 
@@ -22,6 +23,7 @@ class Origins(NamedTuple):
     first: int | None  # the least input offset from which any model has answered; None: none has
     own: int | None  # from which this model and these settings have
     topic_id: str = ""  # of the input that the own one names
+    between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since the own origin
 
 
 def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tuple[Origins, list[dict[str, Any]]]:
@@ -33,15 +35,15 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
                 newest[key] = floor
     floors = list(newest.values())
     own = [floor for floor in floors if _decides(floor["identity"]) == wanted]
-    others = [floor["identity"] for floor in floors if floor not in own]
-    return (
-        Origins(
-            min((floor["origin"] for floor in floors), default=None),
-            own[0]["origin"] if own else None,
-            str(own[0].get("input_topic_id", "")) if own else "",
-        ),
-        others,
-    )
+    others = [floor for floor in floors if floor not in own]
+    first = min((floor["origin"] for floor in floors), default=None)
+    if own:
+        origin = own[0]["origin"]
+        spans = [(floor["origin"], floor.get("position", _NOWHERE)) for floor in others if floor["origin"] >= origin]
+        origins = Origins(first, origin, str(own[0].get("input_topic_id", "")), tuple(spans))
+    else:
+        origins = Origins(first, None)
+    return origins, [floor["identity"] for floor in others]
 
 
 def identity_of(config: Config, card: Card) -> dict[str, str]:

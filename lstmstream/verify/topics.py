@@ -120,6 +120,7 @@ def plan(
             first=max(start, _bound(broker, topics.input, partition, limits.first, start, time=limits.first_is_time)),
             last=_bound(broker, topics.input, partition, limits.last, 2**62, time=limits.last_is_time),
             whole=origins.own is not None and origins.own >= beginning,
+            between=origins.between,
         )
     if not known:
         ours = describe({**wanted, "model": card.name, "version": card.version})

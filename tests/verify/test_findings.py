@@ -473,6 +473,38 @@ def test_another_model_in_between(tmp_path: Path) -> None:
     assert kinds(world.verify()) == {"missing": 1}
 
 
+def test_another_model_before_and_after_which_this_one_was_in_use(tmp_path: Path) -> None:
+    """What the other one has answered is left out where it differs; before and behind it everything is compared."""
+    world = made(tmp_path, on_model_change="reset")
+    world.serve()
+    first = dict(world.broker.offsets)
+    fill(world, events(COUNT, seed=2))
+    world.serve(input={"topic": INPUT, "late": "drop"})
+    second = dict(world.broker.offsets)
+    fill(world, events(COUNT, seed=3))
+    world.serve()
+    done = world.verify()
+    assert (done.exit_code, len(done.comparison.findings)) == (2, 0)
+    for one in done.summary()["unjudged"]:
+        assert first[one["partition"]] <= one["from"] < one["to"] <= second[one["partition"]]
+    log = world.log(OUTPUT, 0)
+    for row in (0, -1):
+        log[row] = altered(log[row], steps=b"999")
+    assert kinds(world.verify()) == {"wrong": 2}
+
+
+def test_a_group_that_began_at_the_end_of_the_input(tmp_path: Path) -> None:
+    world = made(tmp_path, input={"topic": INPUT, "start": "latest"})
+    daemon = world.start(world.onnx_step())
+    for _ in range(5):
+        world.step(daemon)
+    fill(world, events(50, seed=2))
+    world.settle()
+    assert world.stop(daemon) == 0
+    done = world.verify()
+    assert (kinds(done), done.summary()["events"]) == ({}, 50)
+
+
 def test_no_offsets_and_no_topics(tmp_path: Path) -> None:
     world = made(tmp_path)
     with pytest.raises(CannotServe, match="there is no topic 'out'"):
