@@ -19,7 +19,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-training codec fuzz-codec lock audit sbom clean
+.PHONY: help demo test check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training codec fuzz-codec lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -67,6 +67,9 @@ bench-restart: .venv-dev/.package ## stop and restart with 1,000,000 keys: time 
 
 bench-state: .venv-dev/.package ## up to 10,000,000 keys, without a broker: memory, pauses, look-ups, time per event; needs 8 GB
 	.venv-dev/bin/python -m benchmarks.state_scale
+
+bench-verify: .venv-dev/.package ## `lstmstream verify` over 200,000 events on a real broker
+	.venv-dev/bin/python -m benchmarks.verify
 
 bench-training: .venv-dev/.package ## `lstmstream train`: speed, memory, and the trainer beside plain PyTorch loops
 	.venv-dev/bin/python -m benchmarks.training
