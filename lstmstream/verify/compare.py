@@ -56,6 +56,12 @@ class _Partition:
         at = offset - self.range.start
         return at < len(self.done) and bool(self.done[at])
 
+    def learn(self, value: bytes | None, row: int) -> None:
+        """Where the input has lost events: a prediction may say that the state of its key began there."""
+        key = self.window.entities[row]
+        if key not in self.known_from and self.window.expected(row).steps == 1 and parse(value).get("steps") == 1:
+            self.known_from[key] = self.window.offsets[row]
+
     def knows(self, row: int) -> bool:
         """Whether the state that the event met is known."""
         known_from = self.known_from.get(self.window.entities[row], self.range.last)
@@ -173,6 +179,8 @@ class Comparison:
         kind, window = Row(partition.window.kinds[row]), partition.window
         seen, flag = window.seen[row], _SEEN[found.record]
         window.seen[row] |= flag
+        if found.record == PREDICTION and not partition.range.whole:
+            partition.learn(found.value, row)
         if kind is Row.OUTSIDE:
             return
         self.counts[found.record] += 1
@@ -252,15 +260,7 @@ class Comparison:
             self._add("wrong", found, *difference)
 
     def _is_known(self, found: Found, partition: _Partition, row: int) -> bool:
-        """Whether the state of the key is: since the origin, or since a prediction that says that it began there."""
-        if partition.range.whole:
-            return True
-        window = partition.window
-        key = window.entities[row]
-        if key not in partition.known_from:
-            fresh = window.expected(row).steps == 1 and Row(window.kinds[row]) is Row.PREDICTION
-            if fresh and parse(found.value).get("steps") == 1:
-                partition.known_from[key] = window.offsets[row]
+        """Whether the state that the event met is known; else it is left out."""
         if partition.knows(row):
             return True
         if found.record == PREDICTION:

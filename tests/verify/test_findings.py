@@ -435,16 +435,19 @@ def _pretend(world: VerifyWorld, old: str, new: str) -> None:
 def test_events_that_are_gone(world: VerifyWorld) -> None:
     """Keys whose first events are gone are left out, and those that began later are judged."""
     world.broker.truncate(INPUT, 1, before=30)
-    world.broker.append(INPUT, 1, b"new", b'{"amount": 3}', NOW_MS)
+    for amount in (3, 4):
+        world.broker.append(INPUT, 1, b"new", b'{"amount": %d}' % amount, NOW_MS)
     world.serve()
     done = world.verify()
     assert (done.exit_code, len(done.comparison.findings)) == (2, 0)
+    only_last = Limits(first=world.log(INPUT, 1)[-1].offset)
+    assert world.verify(limits=only_last).exit_code == 0
     assert done.summary()["unjudged"][0]["partition"] == 1
     assert done.summary()["unjudged"][0]["from"] >= 30
     last = world.log(OUTPUT, 1)[-1]
     assert last.key == b"new"
     world.log(OUTPUT, 1)[-1] = altered(last, score=b"0.5")
-    assert fields(world.verify()) == {"score"}
+    assert fields(world.verify()) == fields(world.verify(limits=only_last)) == {"score"}
 
 
 def test_outputs_that_are_gone(world: VerifyWorld) -> None:
