@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 from benchmarks.throughput.spread import Spread
 
-WIDTH, LABEL_WIDTH, VALUE_WIDTH = 960, 330, 170
+WIDTH, LABEL_WIDTH, VALUE_WIDTH = 960, 370, 130
 TOP, ROW, BAR = 64, 28, 16
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 }
