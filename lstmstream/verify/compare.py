@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from lstmstream.model import Model
-from lstmstream.records import RecordBatch
+from lstmstream.records import Headers, RecordBatch
 from lstmstream.verify.differences import (
     ALERT,
     DEAD_LETTER,
@@ -94,16 +95,7 @@ class Comparison:
 
     def take_input(self, records: RecordBatch) -> None:
         """The next events of one or more partitions."""
-        columns = zip(
-            records.partitions.tolist(),
-            records.offsets.tolist(),
-            records.timestamps.tolist(),
-            records.keys,
-            records.values,
-            records.headers,
-            strict=True,
-        )
-        for number, offset, timestamp_ms, key, value, headers in columns:
+        for number, offset, timestamp_ms, key, value, headers in _one_by_one(records):
             partition = self._partitions[number]
             given = partition.range
             kind = None
@@ -135,16 +127,7 @@ class Comparison:
 
     def take_output(self, record: str, records: RecordBatch) -> None:
         """The next predictions, alerts or dead letters."""
-        columns = zip(
-            records.partitions.tolist(),
-            records.offsets.tolist(),
-            records.timestamps.tolist(),
-            records.keys,
-            records.values,
-            records.headers,
-            strict=True,
-        )
-        for partition, offset, timestamp_ms, key, value, headers in columns:
+        for partition, offset, timestamp_ms, key, value, headers in _one_by_one(records):
             if record == DEAD_LETTER:
                 said = dead_letter_headers(headers)
                 source = None if said is None else said.source
@@ -370,6 +353,19 @@ class Comparison:
                 found.offset,
             )
         )
+
+
+def _one_by_one(records: RecordBatch) -> Iterator[tuple[int, int, int, bytes | None, bytes | None, Headers]]:
+    """(partition, offset, timestamp, key, value, headers) of each record."""
+    return zip(
+        records.partitions.tolist(),
+        records.offsets.tolist(),
+        records.timestamps.tolist(),
+        records.keys,
+        records.values,
+        records.headers,
+        strict=True,
+    )
 
 
 _STATE_GONE = "the input no longer has the first events of their keys"

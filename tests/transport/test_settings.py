@@ -155,10 +155,8 @@ NEEDED_BY_PRODUCERS: Mapping[str, object] = {
 }
 
 
-def test_what_exactly_once_needs_of_kafka_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    consumers = recording(monkeypatch, kafka_python, "KafkaConsumer", KafkaConsumer)
-    producers = recording(monkeypatch, kafka_python, "KafkaProducer", KafkaProducer)
-    client = KafkaPythonClient(["a:1"], "g", {}, SecuritySettings())
+def make_each(client: ConfluentClient | KafkaPythonClient) -> None:
+    """A member of the group, a reader and a producer, as far as their settings."""
     makes = (
         lambda: client.group_consumer("in", None),  # type: ignore[arg-type]
         lambda: client.reader("in", 0, 0),
@@ -167,6 +165,13 @@ def test_what_exactly_once_needs_of_kafka_python(monkeypatch: pytest.MonkeyPatch
     for make in makes:
         with pytest.raises(Recorded):
             make()
+
+
+def test_what_exactly_once_needs_of_kafka_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumers = recording(monkeypatch, kafka_python, "KafkaConsumer", KafkaConsumer)
+    producers = recording(monkeypatch, kafka_python, "KafkaProducer", KafkaProducer)
+    client = KafkaPythonClient(["a:1"], "g", {}, SecuritySettings())
+    make_each(client)
     needed = {name.replace(".", "_"): value for name, value in NEEDED_BY_CONSUMERS.items()}
     needed |= {"auto_offset_reset": "none", "bootstrap_timeout_ms": 5000}
     assert all(needed.items() <= consumer.items() for consumer in consumers)
@@ -183,14 +188,7 @@ def test_what_exactly_once_needs_of_librdkafka(monkeypatch: pytest.MonkeyPatch) 
     consumers = recording(monkeypatch, confluent_consumer, "Consumer", Consumer)
     producers = recording(monkeypatch, confluent_producer, "RdProducer", Producer)
     client = ConfluentClient(["a:1"], "g", {}, SecuritySettings())
-    makes = (
-        lambda: client.group_consumer("in", None),  # type: ignore[arg-type]
-        lambda: client.reader("in", 0, 0),
-        lambda: client.producer("tx"),
-    )
-    for make in makes:
-        with pytest.raises(Recorded):
-            make()
+    make_each(client)
     needed = {**NEEDED_BY_CONSUMERS, "auto.offset.reset": "error", "enable.auto.offset.store": False}
     assert all(needed.items() <= consumer.items() for consumer in consumers)
     member = consumers[0]

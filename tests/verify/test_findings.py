@@ -10,6 +10,7 @@ import pytest
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
+from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.scorer import Scorer
 from lstmstream.transport import memory
 from lstmstream.transport.memory import LogRecord
@@ -553,12 +554,17 @@ def test_from_and_to(world: VerifyWorld) -> None:
 # -- a group that goes on
 
 
-def test_rounds_judge_what_has_come_since(tmp_path: Path) -> None:
+def followed(tmp_path: Path) -> tuple[VerifyWorld, Daemon, Verification]:
+    """A daemon that has not answered everything yet, and the verification that follows it."""
     world = made(tmp_path)
     daemon = world.start(world.onnx_step())
     for _ in range(10):
         world.step(daemon)
-    following = world.verification()
+    return world, daemon, world.verification()
+
+
+def test_rounds_judge_what_has_come_since(tmp_path: Path) -> None:
+    world, daemon, following = followed(tmp_path)
     counts = []
     for _ in range(6):
         following.round()
@@ -578,11 +584,7 @@ def test_rounds_judge_what_has_come_since(tmp_path: Path) -> None:
 
 def test_what_is_published_while_it_reads_is_not_ahead(tmp_path: Path) -> None:
     """Predictions of a transaction that ends between its looks at the offsets wait for the next round."""
-    world = made(tmp_path)
-    daemon = world.start(world.onnx_step())
-    for _ in range(10):
-        world.step(daemon)
-    following = world.verification()
+    world, daemon, following = followed(tmp_path)
     ends = following._output_ends
 
     def later() -> dict[tuple[str, int], int]:
