@@ -235,7 +235,7 @@ class World:
 
     def abort_transactions(self) -> None:
         """As the coordinator does with those that are open for too long."""
-        self.broker.open.clear()
+        self.broker.transactions.abort_all()
 
     def clean_rows(self, daemon: Daemon) -> Iterator[tuple[int, bytes | None, int]]:
         """(partition, key, last_offset) of each state in memory that the daemon takes for written.
