@@ -345,8 +345,7 @@ class MemoryTransport:
         else:  # offsets alone: the group's own request, outside any transaction
             self._broker.at("commit")
             self._check_fence(membership)
-            self._broker.offsets.update(offsets)
-            self._broker.metadata.update(dict.fromkeys(offsets, nonce))
+            self._broker.transactions.write_offsets(offsets, nonce)
         self._broker.at("committed")
         self._usable = True
 

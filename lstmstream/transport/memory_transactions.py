@@ -29,6 +29,7 @@ class Transaction:
     records: list[tuple[str, int, LogRecord]] = field(default_factory=list)  # topic, partition
     offsets: dict[int, int] = field(default_factory=dict)  # the group's, by input partition
     nonce: str = ""
+    offsets_written: int = 0  # when, in the order of all that the group was sent
     visible_at_s: float | None = None  # once it is decided that it is committed
 
 
@@ -50,6 +51,8 @@ class Transactions:
         self._broker = broker
         self._clock = clock
         self._epochs: dict[int, int] = {}
+        self._writes = 0
+        self._written: dict[int, int] = {}  # by input partition: the write that its offset is from
 
     def tick(self) -> None:
         """Time has passed: markers arrive, and what has been open for too long is aborted."""
@@ -85,6 +88,11 @@ class Transactions:
         found = self._current(author, epoch)
         found.offsets.update(offsets)
         found.nonce = nonce
+        found.offsets_written = self._next_write()
+
+    def write_offsets(self, offsets: Mapping[int, int], nonce: str) -> None:
+        """Outside of any transaction."""
+        self._set_offsets(offsets, nonce, self._next_write())
 
     def commit(self, author: int, epoch: int) -> None:
         """Decide that it is committed."""
@@ -156,5 +164,16 @@ class Transactions:
         for topic, partition, record in found.records:
             if topic in broker.topics:
                 insort(broker.topics[topic].logs[partition], record, key=lambda one: one.offset)
-        broker.offsets.update(found.offsets)
-        broker.metadata.update(dict.fromkeys(found.offsets, found.nonce))
+        self._set_offsets(found.offsets, found.nonce, found.offsets_written)
+
+    def _next_write(self) -> int:
+        self._writes += 1
+        return self._writes
+
+    def _set_offsets(self, offsets: Mapping[int, int], nonce: str, written: int) -> None:
+        """What was sent last counts, whichever is seen first."""
+        for partition, offset in offsets.items():
+            if written > self._written.get(partition, 0):
+                self._written[partition] = written
+                self._broker.offsets[partition] = offset
+                self._broker.metadata[partition] = nonce
