@@ -332,6 +332,10 @@ class MemoryTransport:
     ) -> None:
         """See GroupMember."""
         assert offsets, "a transaction without offsets is not fenced"
+        for batch in states:
+            assert set(batch.partitions.tolist()) <= set(offsets), (
+                "a state without its partition's offset is not fenced"
+            )
         assert self._usable, "after an error comes recover()"
         self._usable = False
         if not self._exactly_once:
