@@ -27,6 +27,10 @@ KEYS = st.sampled_from([b"a", b"b", b"c", b"", b"\x00floor", b"\x01a", b"\xff\xf
 VALUES = st.integers(-1000, 1000).map(lambda number: b'{"amount": %d}' % number) | st.just(b"no")
 EVENTS = st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=9)
 DAEMON = st.integers(0, MAX_DAEMONS - 1)
+STRIKE = st.fixed_dictionaries(
+    {"fate": st.sampled_from(FATES), "arrives_at": st.sampled_from(ARRIVALS), "take_over": st.booleans()}
+)
+POINTS = st.lists(st.sampled_from(FAULT_POINTS), max_size=2)
 
 
 # -- each kind of transaction with each fate
@@ -116,14 +120,25 @@ class Schedules(RuleBasedStateMachine):
         overlap=st.sampled_from(OVERLAPS),
         lingering=st.booleans(),
         settled=st.booleans(),
+        first=st.none() | STRIKE,
     )
-    def begin(self, interval: str, max_events: int, overlap: str, lingering: bool, settled: bool) -> None:
-        """Batches are committed in the background where they have `max_events`."""
+    def begin(
+        self,
+        interval: str,
+        max_events: int,
+        overlap: str,
+        lingering: bool,
+        settled: bool,
+        first: dict[str, Any] | None,
+    ) -> None:
+        """Full batches are committed in the background. `first`: a strike at the first floor."""
         state, batch = {"checkpoint_interval": interval}, {"max_events": max_events}
         named = {"state": state, "delivery": self.delivery, "batch": batch}
         self.world = self.make_world(overlap=overlap, lingering=lingering, **named)
         self.produce([(b"k%d" % (i % 4), b'{"amount": %d}' % i) for i in range(12)])
         self.world.start()
+        if first is not None:
+            self.world.strike(**first)
         if settled:
             self.world.settle()
 
@@ -196,16 +211,38 @@ class Schedules(RuleBasedStateMachine):
     def fail(self, points: list[str]) -> None:
         self.world.faults += points
 
-    @rule(
-        fate=st.sampled_from(FATES),
-        arrives_at=st.sampled_from(ARRIVALS),
-        take_over=st.booleans(),
-        points=st.lists(st.sampled_from(FAULT_POINTS), max_size=2),
-    )
-    def strike(self, fate: str, arrives_at: str, take_over: bool, points: list[str]) -> None:
+    @rule(strike=STRIKE, points=POINTS)
+    def strike(self, strike: dict[str, Any], points: list[str]) -> None:
         """The next transaction, and perhaps what its author does about it."""
-        self.world.strike(fate, arrives_at=arrives_at, take_over=take_over)
+        self.world.strike(**strike)
         self.world.faults += points
+
+    @precondition(some)
+    @rule(number=DAEMON, strike=STRIKE, points=POINTS, key=KEYS)
+    def strike_a_checkpoint(self, number: int, strike: dict[str, Any], points: list[str], key: bytes | None) -> None:
+        """The same where states alone are due."""
+        self.produce([(key, b'{"amount": 5}')] * 6)
+        self.world.settle()
+        self.world.now_s += 25
+        self.strike(strike, points)
+        self.step(number, 2)
+
+    @precondition(some)
+    @rule(number=DAEMON, strike=STRIKE, points=POINTS, rounds=st.integers(0, 2), events=EVENTS)
+    def strike_a_stop(
+        self,
+        number: int,
+        strike: dict[str, Any],
+        points: list[str],
+        rounds: int,
+        events: list[tuple[bytes | None, bytes]],
+    ) -> None:
+        """The same where a daemon stops, perhaps in the middle of its work."""
+        self.produce(events)
+        self.step_all(rounds)
+        if self.world.daemons:
+            self.strike(strike, points)
+            self.stop(number)
 
     @rule(number=st.integers(0, 3), again=st.booleans())
     def arrive(self, number: int, again: bool) -> None:
