@@ -84,6 +84,9 @@ class MemoryBroker:
         self.hanging: dict[tuple[str, int], int] = {}  # topic and partition → offset of a transaction of others
         self.others: list[MemberInfo] = []  # members of the group that are not ours
         self.withheld: set[int] = set()  # partitions that give nothing to a consumer that has them already
+        self.rejoining: set[int] = (
+            set()
+        )  # members that have no generation in their next poll, and keep their partitions
         self.fault: Callable[[str], None] = lambda _point: None
         self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
         self._clock = clock
@@ -267,6 +270,9 @@ class MemoryTransport:
             return PollResult(batch, dropped, before, self._fetch_positions(before))
         batch = _batch(self._input_topic, self._fetch(assignment, max_events))
         membership = Membership(self._broker.token(self.member_id), valid=True, member_id=str(self.member_id))
+        if self.member_id in self._broker.rejoining:
+            self._broker.rejoining.remove(self.member_id)
+            membership = Membership(_Token(self.member_id, -1), valid=False, member_id="")
         return PollResult(batch, membership, dict(assignment), self._fetch_positions(assignment))
 
     def _fetch_positions(self, assignment: Mapping[int, int]) -> dict[int, int]:

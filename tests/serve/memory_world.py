@@ -338,6 +338,10 @@ class World:
         """The group drops a member that goes on: a zombie."""
         self.broker.leave(self.transports[id(daemon)].member_id)
 
+    def rejoin(self, daemon: Daemon) -> None:
+        """Its next poll comes between two generations: it has its partitions and their records, and no generation."""
+        self.broker.rejoining.add(self.transports[id(daemon)].member_id)
+
     def lose_seek(self, daemon: Daemon, partition: int, *, back: int) -> None:
         """Its client goes on so many offsets before where it should, as libraries do at times."""
         positions = self.transports[id(daemon)]._positions

@@ -159,6 +159,19 @@ def test_what_a_member_reads_once_it_was_dropped_is_not_committed(delivery: str)
     world.check()
 
 
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_what_is_read_between_two_generations_is_read_again(delivery: str) -> None:
+    """The member keeps its partitions, so nothing else makes it look back."""
+    world = World(delivery=delivery)
+    daemon = _settled(world)
+    fill(world, 30)
+    world.rejoin(daemon)
+    world.step(daemon)
+    assert world.unanswered() == 30
+    world.settle()
+    world.check()
+
+
 def test_a_second_daemon_takes_over_partitions_and_the_others_go_on() -> None:
     world = World()
     first = _settled(world)

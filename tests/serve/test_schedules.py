@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lstmstream.serve.daemon import Daemon
 from lstmstream.transport.memory import FAULT_POINTS
 from tests.serve.helpers import DATA, onnx_step
-from tests.serve.memory_world import STATES, Life
+from tests.serve.memory_world import PARTITIONS, STATES, Life
 from tests.serve.schedule_world import FATES, KINDS, OVERLAPS, ScheduleWorld
 from tests.verify.world import VerifyWorld
 
@@ -193,6 +193,19 @@ class Schedules(RuleBasedStateMachine):
     @rule(number=DAEMON)
     def expire(self, number: int) -> None:
         self.world.expire(self.chosen(number))
+
+    @precondition(some)
+    @rule(number=DAEMON)
+    def rejoin(self, number: int) -> None:
+        self.world.rejoin(self.chosen(number))
+
+    @precondition(some)
+    @rule(number=DAEMON, partition=st.integers(0, PARTITIONS - 1), records=st.integers(1, 30))
+    def lose_seek(self, number: int, partition: int, records: int) -> None:
+        """Its client reads so many records once more, also of a transaction that is open."""
+        daemon = self.chosen(number)
+        if partition in self.world.serving(daemon) & self.world.assigned(daemon):
+            self.world.lose_seek(daemon, partition, back=records)
 
     @precondition(lambda self: len(self.world.daemons) < MAX_DAEMONS)
     @rule()
