@@ -227,14 +227,12 @@ REMEDIES = [
 ]
 
 # Survivors that change nothing that may be relied on, with the reason.
-_PREFIX = "an older part of the state topic has an older floor with it: more is replayed, to the same states"
 _INDEPENDENT = "none of the two knows the other, and neither fails: their order is free"
 EXPLAINED = {
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._checkpointer.on_commit(": _INDEPENDENT,
     "`self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms()) self._ob": _INDEPENDENT,
-    "the state topic is read up to the last stable offset": _PREFIX,
-    "the committed offset is looked up after the end of the state topic": _PREFIX,
+    "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
     "partition.py:112: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
 }  # by what is changed
 

@@ -17,7 +17,7 @@ from lstmstream.serve.daemon import Daemon
 from lstmstream.transport.memory import FAULT_POINTS
 from tests.serve.helpers import DATA, onnx_step
 from tests.serve.memory_world import PARTITIONS, STATES, Life
-from tests.serve.schedule_world import FATES, KINDS, OVERLAPS, ScheduleWorld
+from tests.serve.schedule_world import FATES, KINDS, OVERLAPS, Killed, ScheduleWorld
 from tests.verify.world import VerifyWorld
 
 SCHEDULES = int(os.environ.get("LSTMSTREAM_SCHEDULES", "150"))
@@ -103,6 +103,32 @@ def end(world: ScheduleWorld) -> None:
     world.now_s += 30
     fill(world, 4)
     world.finish()
+
+
+def test_a_restore_waits_for_what_a_dead_member_has_left_open_in_the_state_topic() -> None:
+    """Else it begins where it should go on, and its successor, which reads no further than it, finds no states."""
+    world = ScheduleWorld(overlap="none")
+
+    def die() -> None:
+        world.kill(world.busy[-1])
+        raise Killed
+
+    world.actions.append(("sent", die))
+    first = world.start()
+    while first in world.daemons:
+        world.step(first)
+    (open_transaction,) = world.broker.transactions.open.values()
+    (at,) = {partition for topic, partition, _ in open_transaction.records if topic == STATES}
+    second = world.start()
+    for _ in range(5):  # a slice of a restore takes up to a second
+        world.step(second)
+    assert world.broker.transactions.open
+    assert world.serving(second) == set(range(PARTITIONS)) - {at}
+    world.kill(second)
+    world.start()
+    fill(world, 4, at)
+    world.settle()
+    world.check()
 
 
 # -- any schedule
