@@ -299,6 +299,25 @@ def test_offsets_moved_back_rebuild_from_the_start() -> None:
     assert len(texts) == 2 * len(set(texts)), "the second answer is the first one's twin"
 
 
+def test_offsets_moved_back_while_a_partition_is_restored_are_noticed_after_a_failure() -> None:
+    """What a restore works towards was asked for before."""
+    world = World()
+    fill(world, 60)
+    world.stop(_settled(world))
+    world.call_s = 0.4
+    daemon = world.start()
+    while not any(restore.committed_offset for restore in daemon._partitions.restoring()):
+        world.step(daemon)
+    number = next(r.partition.number for r in daemon._partitions.restoring() if r.committed_offset)
+    moved = world.broker.offsets[number] - 2
+    world.broker.offsets[number], world.broker.metadata[number] = moved, ""
+    world.faults.append("poll")
+    world.settle()
+    sources = [(a["source"]["partition"], a["source"]["offset"]) for a in world.answers()]
+    assert [one for one in set(sources) if sources.count(one) > 1 and one[1] < moved] == []
+    assert sources.count((number, moved)) == sources.count((number, moved + 1)) == 2
+
+
 def test_retention_shorter_than_the_floor_is_refused() -> None:
     world = World()
     fill(world, 60)
