@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from lstmstream import codec
 from lstmstream.dev.broker import DevBroker
 
 OWN_BROKER = "LSTMSTREAM_TEST_BOOTSTRAP"
 HERE = Path(__file__).parent
+settings.register_profile("no-shrinking", phases=[Phase.explicit, Phase.generate])  # for tests/mutations.py
 
 
 @pytest.fixture(scope="session")

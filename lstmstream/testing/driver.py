@@ -222,7 +222,7 @@ class TestDriver:
         """Kill the daemon: no state is written, and it does not leave the group. Records piped in meanwhile wait."""
         transport, self._daemon = self._transport, None
         if transport is not None:
-            self._broker.open.pop(transport.member_id, None)  # the next owner aborts it
+            self._broker.transactions.abort(transport.member_id)
             self._broker.leave(transport.member_id)
 
     def stop(self) -> int:

@@ -1,14 +1,15 @@
-"""A broker in this process's memory, for tests: topics, one consumer group, atomic commits, fences and faults.
+"""A broker in this process's memory, for tests: topics, one consumer group, transactions, fences and faults.
 
-It keeps what the daemon relies on and nothing else: a commit is visible at once and whole, or never; a member of an
-old generation commits nothing; rebalances are cooperative. A test sets `MemoryBroker.fault` to raise at named points.
+It keeps what the daemon relies on and nothing else: a commit becomes visible as a whole, or never; a member of an old
+generation commits nothing; rebalances are cooperative. A test sets `MemoryBroker.fault` to raise at named points, and
+has `MemoryBroker.transactions` decide late, or let requests arrive that nobody waits for any longer.
 """
 
 from __future__ import annotations
 
 import uuid
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from zlib import crc32
@@ -17,6 +18,7 @@ import numpy as np
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.records import BY_KEY, Headers, RecordBatch
+from lstmstream.transport.memory_transactions import Transactions
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
     CommittedOffset,
@@ -27,12 +29,13 @@ from lstmstream.transport.ports import (
     Transport,
 )
 
-# Where a test may strike. After `committed` the transaction has been applied, though its author does not know it;
-# `outputs` is passed with `at_least_once` only, where they are written before the transaction begins.
+# Where a test may strike. At `sent` the records are written and the offsets are not, at `commit` they are too; after
+# `committed` the transaction is decided, after `recovered` the producer is a new one, though the caller does not know
+# it. `outputs` is passed with `at_least_once` only, where they are written before the transaction begins.
 FAULT_POINTS = (
-    *("connect", "describe", "recover"),
-    *("poll", "committed_offset", "bounds", "stable_end", "read"),
-    *("outputs", "begin", "commit", "committed"),
+    *("connect", "describe", "recover", "recovered"),
+    *("poll", "resume", "committed_offset", "bounds", "stable_end", "read"),
+    *("outputs", "begin", "sent", "commit", "committed"),
 )
 # Those of a commit with `at_least_once`: before the outputs, before the transaction, in it, and after it.
 AT_LEAST_ONCE_POINTS = ("outputs", "begin", "commit", "committed")
@@ -77,10 +80,13 @@ class MemoryBroker:
         self.topics: dict[str, MemoryTopic] = {}
         self.offsets: dict[int, int] = {}  # the group's, by input partition
         self.metadata: dict[int, str] = {}  # of those offsets
-        self.open: dict[int, set[int]] = {}  # member → partitions that its transaction has offsets of
+        self.transactions = Transactions(self, clock)  # an author is a member
         self.hanging: dict[tuple[str, int], int] = {}  # topic and partition → offset of a transaction of others
         self.others: list[MemberInfo] = []  # members of the group that are not ours
         self.withheld: set[int] = set()  # partitions that give nothing to a consumer that has them already
+        self.rejoining: set[int] = (
+            set()
+        )  # members that have no generation in their next poll, and keep their partitions
         self.fault: Callable[[str], None] = lambda _point: None
         self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
         self._clock = clock
@@ -106,17 +112,32 @@ class MemoryBroker:
         headers: Headers = (),
     ) -> None:
         """Write one record outside any transaction; without a timestamp, the clock's."""
-        if partition == BY_KEY:  # not Kafka's hash; that the same key goes the same way is enough here
-            partition = crc32(key or b"") % len(self.topics[topic].logs)
         at_ms = int(self._clock() * 1000) if timestamp_ms is None else timestamp_ms
-        to = self.topics[topic]
+        to, partition = self.topics[topic], self._partition(topic, partition, key)
         to.logs[partition].append(LogRecord(to.end(partition), at_ms, key, value, list(headers)))
 
     def append_batch(self, batch: RecordBatch) -> None:
         """Write records outside any transaction."""
-        columns = (batch.partitions.tolist(), batch.keys, batch.values, batch.timestamps.tolist(), batch.headers)
-        for partition, key, value, timestamp_ms, headers in zip(*columns, strict=True):
+        for partition, key, value, timestamp_ms, headers in _rows(batch):
             self.append(batch.topic, partition, key, value, timestamp_ms, headers)
+
+    def write_in_transaction(self, author: int, epoch: int, batch: RecordBatch) -> None:
+        """Write records that are seen once the transaction is committed. Raises TryAgain."""
+        to = self.topics[batch.topic]
+        for number, key, value, timestamp_ms, headers in _rows(batch):
+            partition = self._partition(batch.topic, number, key)
+            record = LogRecord(to.end(partition), timestamp_ms, key, value, list(headers))
+            self.transactions.write(author, epoch, batch.topic, partition, record)
+            to.passed[partition] = record.offset + 1
+
+    def _partition(self, topic: str, partition: int, key: bytes | None) -> int:
+        # Not Kafka's hash; that the same key goes the same way is enough here.
+        return crc32(key or b"") % len(self.topics[topic].logs) if partition == BY_KEY else partition
+
+    def at(self, point: str) -> None:
+        """A call has come to a point of FAULT_POINTS."""
+        self.transactions.tick()
+        self.fault(point)
 
     def compact(self, topic: str) -> None:
         """Leave the newest record of each key."""
@@ -142,7 +163,7 @@ class MemoryBroker:
 
     def leave(self, member_id: int) -> None:
         """A member goes, or is dropped because it was silent: rebalance among the others."""
-        self.open.pop(member_id, None)  # Kafka aborts it after a while; here at once
+        self.transactions.on_leave(member_id)
         mine = self._assignments.pop(member_id, None)
         if mine is not None and self._assignments:
             self._rebalance(sum(map(len, self._assignments.values())) + len(mine))
@@ -194,17 +215,18 @@ class MemoryTransport:
         self._input_topic = input_topic
         self._exactly_once = exactly_once
         self._positions: dict[int, tuple[int, int]] = {}  # partition → (epoch, next offset) once resumed
+        self._epoch = broker.transactions.init(self.member_id)  # of the producer
         self._usable = True  # the producer
 
     def connect(self) -> None:
         """See Transport."""
-        self._broker.fault("connect")
+        self._broker.at("connect")
 
     # -- Admin
 
     def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
         """See Admin."""
-        self._broker.fault("describe")
+        self._broker.at("describe")
         found = {name: self._broker.topics[name] for name in topics if name in self._broker.topics}
         return {name: TopicInfo(topic.topic_id, len(topic.logs), topic.settings) for name, topic in found.items()}
 
@@ -214,13 +236,13 @@ class MemoryTransport:
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """See Admin."""
-        self._broker.fault("bounds")
+        self._broker.at("bounds")
         known = self._broker.topics[topic]
         return known.beginnings[partition], known.end(partition)
 
     def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
         """See Admin."""
-        self._broker.fault("open_transactions")
+        self._broker.at("open_transactions")
         known, hanging = self._broker.topics[topic], self._broker.hanging
         return {p: (hanging[topic, p], known.end(p)) for p in partitions if (topic, p) in hanging}
 
@@ -238,7 +260,7 @@ class MemoryTransport:
 
     def poll(self, timeout_s: float, max_events: int) -> PollResult:  # nothing ever comes by waiting
         """See GroupMember."""
-        self._broker.fault("poll")
+        self._broker.at("poll")
         assignment = self._broker.assignment(self.member_id)
         if assignment is None:  # dropped: the client joins again by itself
             before = {partition: epoch for partition, (epoch, _) in self._positions.items()}
@@ -248,6 +270,9 @@ class MemoryTransport:
             return PollResult(batch, dropped, before, self._fetch_positions(before))
         batch = _batch(self._input_topic, self._fetch(assignment, max_events))
         membership = Membership(self._broker.token(self.member_id), valid=True, member_id=str(self.member_id))
+        if self.member_id in self._broker.rejoining:
+            self._broker.rejoining.remove(self.member_id)
+            membership = Membership(_Token(self.member_id, -1), valid=False, member_id="")
         return PollResult(batch, membership, dict(assignment), self._fetch_positions(assignment))
 
     def _fetch_positions(self, assignment: Mapping[int, int]) -> dict[int, int]:
@@ -275,6 +300,7 @@ class MemoryTransport:
 
     def resume(self, partition: int, offset: int) -> None:
         """See GroupMember."""
+        self._broker.at("resume")
         epoch = (self._broker.assignment(self.member_id) or {}).get(partition)
         if epoch is not None:
             self._positions[partition] = (epoch, offset)
@@ -283,20 +309,20 @@ class MemoryTransport:
         self, partitions: Collection[int], timeout_s: float = CALL_TIMEOUT_S
     ) -> dict[int, CommittedOffset]:
         """See GroupMember."""
-        self._broker.fault("committed_offset")
-        if any(not pending.isdisjoint(partitions) for pending in self._broker.open.values()):
+        self._broker.at("committed_offset")
+        if self._broker.transactions.pending(partitions):
             raise TryAgain("a transaction is pending on the offset")
         known = self._broker.offsets
         return {p: CommittedOffset(known[p], self._broker.metadata.get(p, "")) for p in partitions if p in known}
 
     def stable_end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """See GroupMember. There are no open transactions here: the end is stable."""
-        self._broker.fault("stable_end")
+        self._broker.at("stable_end")
         return {p: self._broker.topics[self._input_topic].end(p) for p in partitions}
 
     def group_members(self) -> list[MemberInfo]:
         """See GroupMember."""
-        self._broker.fault("group_members")
+        self._broker.at("group_members")
         assigned = self._broker.assignment(self.member_id) or {}
         return [MemberInfo(str(self.member_id), "lstmstream-t", "here", list(assigned)), *self._broker.others]
 
@@ -312,35 +338,51 @@ class MemoryTransport:
     ) -> None:
         """See GroupMember."""
         assert offsets, "a transaction without offsets is not fenced"
+        for batch in states:
+            assert set(batch.partitions.tolist()) <= set(offsets), (
+                "a state without its partition's offset is not fenced"
+            )
         assert self._usable, "after an error comes recover()"
         self._usable = False
-        transactional = [*outputs, *states] if self._exactly_once else states
         if not self._exactly_once:
-            self._broker.fault("outputs")
+            self._broker.at("outputs")
             for batch in outputs:
                 self._broker.on_write(batch)
                 self._broker.append_batch(batch)
-        self._broker.fault("begin")
+        self._broker.at("begin")
+        if self._exactly_once or any(map(len, states)):
+            self._transact([*outputs, *states] if self._exactly_once else states, offsets, nonce, membership)
+        else:  # offsets alone: the group's own request, outside any transaction
+            self._broker.at("commit")
+            self._check_fence(membership)
+            self._broker.transactions.write_offsets(offsets, nonce)
+        self._broker.at("committed")
+        self._usable = True
+
+    def _transact(
+        self, batches: Sequence[RecordBatch], offsets: Mapping[int, int], nonce: str, membership: Membership
+    ) -> None:
+        author, epoch, transactions = self.member_id, self._epoch, self._broker.transactions
+        transactions.begin(author, epoch)
+        for batch in batches:
+            self._broker.on_write(batch)
+            self._broker.write_in_transaction(author, epoch, batch)
+        self._broker.at("sent")
+        self._check_fence(membership)
+        transactions.add_offsets(author, epoch, offsets, nonce)
+        self._broker.at("commit")
+        transactions.commit(author, epoch)
+
+    def _check_fence(self, membership: Membership) -> None:
         if self._broker.fenced(membership.token):
             raise TryAgain("the member is of an old generation")
-        self._broker.open[self.member_id] = set(offsets)
-        self._broker.fault("commit")
-        for batch in transactional:
-            self._broker.on_write(batch)
-        if self._broker.open.pop(self.member_id, None) is None:
-            raise TryAgain("the transaction was aborted meanwhile")
-        for batch in transactional:
-            self._broker.append_batch(batch)
-        self._broker.offsets.update(offsets)
-        self._broker.metadata.update(dict.fromkeys(offsets, nonce))
-        self._broker.fault("committed")
-        self._usable = True
 
     def recover(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """See GroupMember."""
         self._usable = False  # the old producer is gone, whatever becomes of the new one
-        self._broker.fault("recover")
-        self._broker.open.pop(self.member_id, None)
+        self._broker.at("recover")
+        self._epoch = self._broker.transactions.init(self.member_id)
+        self._broker.at("recovered")
         self._usable = True
 
     def bound_calls(self, timeout_s: float) -> None:  # nothing here takes time
@@ -366,17 +408,23 @@ class MemoryReader:
 
     def next(self, timeout_s: float) -> RecordBatch:  # nothing ever comes by waiting
         """See LogReader."""
-        self._broker.fault("read")
+        self._broker.at("read")
         log = self._broker.topics[self._topic].logs[self._partition]
         if self.position < self._broker.topics[self._topic].beginnings[self._partition]:
             raise TryAgain(f"{self._topic}[{self._partition}]@{self.position} is out of range")
         first = bisect_left(log, self.position, key=lambda record: record.offset)
-        found = [record for record in log[first : first + 7] if record.offset < self.end]
-        self.position = found[-1].offset + 1 if found else self.end
+        end = self._broker.transactions.stable_end(self._topic, self._partition, self.end)
+        found = [record for record in log[first : first + 7] if record.offset < end]
+        self.position = found[-1].offset + 1 if found else max(self.position, end)
         return _batch(self._topic, [(self._partition, record) for record in found])
 
     def close(self) -> None:
         """See LogReader."""
+
+
+def _rows(batch: RecordBatch) -> Iterator[tuple[int, bytes | None, bytes | None, int, Headers]]:
+    columns = (batch.partitions.tolist(), batch.keys, batch.values, batch.timestamps.tolist(), batch.headers)
+    return zip(*columns, strict=True)
 
 
 def _batch(topic: str, found: Sequence[tuple[int, LogRecord]]) -> RecordBatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +29,7 @@ from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor, unpack_key, unpack_state
 from lstmstream.serve.step_model import StepInput, StepOutput
-from lstmstream.transport.memory import MemoryBroker, MemoryTransport
+from lstmstream.transport.memory import LogRecord, MemoryBroker, MemoryTransport
 
 PARTITIONS = 3
 INPUT, OUTPUT, LETTERS, STATES = "in", "out", "t.dead-letter", "t.state"
@@ -68,7 +68,7 @@ class FakeStep:
         return StepOutput(np.stack([mean, count], axis=1), score, None)
 
 
-def _amount(value: bytes | None) -> Any:
+def amount_of(value: bytes | None) -> Any:
     """Of an event that is answered; None of one that becomes a dead letter."""
     try:
         amount = np.float32(json.loads(value or b"")["amount"])
@@ -235,7 +235,7 @@ class World:
 
     def abort_transactions(self) -> None:
         """As the coordinator does with those that are open for too long."""
-        self.broker.open.clear()
+        self.broker.transactions.abort_all()
 
     def clean_rows(self, daemon: Daemon) -> Iterator[tuple[int, bytes | None, int]]:
         """(partition, key, last_offset) of each state in memory that the daemon takes for written.
@@ -286,7 +286,7 @@ class World:
         """Committed states, as a restore takes them: (partition, key) to the offset of the last event included."""
         found = {}
         for partition, floor in self._floors().items():
-            for record in self.broker.topics[STATES].logs[partition]:
+            for record in self.state_logs()[partition]:
                 if record.key is None or record.value is None or key_kind(record.key)[0] == FLOOR:
                     continue
                 stored = unpack_state(record.key, record.value)
@@ -299,10 +299,12 @@ class World:
         return {partition: floor.offset for partition, floor in self._floors().items()}
 
     def _floors(self) -> dict[int, Floor]:
-        if STATES not in self.broker.topics:
-            return {}
-        logs = enumerate(self.broker.topics[STATES].logs)
+        logs = enumerate(self.state_logs())
         return {p: unpack_floor(r.value) for p, log in logs for r in log if r.value and key_kind(r.key)[0] == FLOOR}
+
+    def state_logs(self) -> Sequence[Sequence[LogRecord]]:
+        """The state topic: what is committed, and will be seen by whoever waits for it."""
+        return self.broker.topics[STATES].logs if STATES in self.broker.topics else []
 
     def check_states(self) -> None:
         """What is not in a state record can be replayed: holds at any moment, whatever has happened.
@@ -335,6 +337,10 @@ class World:
     def expire(self, daemon: Daemon) -> None:
         """The group drops a member that goes on: a zombie."""
         self.broker.leave(self.transports[id(daemon)].member_id)
+
+    def rejoin(self, daemon: Daemon) -> None:
+        """Its next poll comes between two generations: it has its partitions and their records, and no generation."""
+        self.broker.rejoining.add(self.transports[id(daemon)].member_id)
 
     def lose_seek(self, daemon: Daemon, partition: int, *, back: int) -> None:
         """Its client goes on so many offsets before where it should, as libraries do at times."""
@@ -382,7 +388,7 @@ class World:
         """(partition, offset, key) of each event that a state must contain once it is answered."""
         for partition, log in enumerate(self.broker.topics[INPUT].logs):
             for record in log:
-                if _amount(record.value) is not None:
+                if amount_of(record.value) is not None:
                     yield partition, record.offset, record.key
 
     def expected(self) -> list[tuple[int, int, float, int]]:
@@ -392,7 +398,7 @@ class World:
             states: dict[bytes | None, tuple[Any, Any, int]] = defaultdict(lambda: (np.float32(0.5), np.float32(0), 0))
             for record in log:
                 mean, count, steps = states[record.key]
-                amount = _amount(record.value)
+                amount = amount_of(record.value)
                 if amount is None:
                     continue
                 mean, count = fold(mean, count, amount)

@@ -271,6 +271,20 @@ def test_a_loop_that_waits_for_a_transaction_in_the_background_is_seen_to_be_ali
     assert world.positions() == [2, 0]
 
 
+@pytest.mark.parametrize("then", ["batch", "plan"])
+def test_the_transaction_in_the_background_ends_before_the_next_one_begins(then: str) -> None:
+    world = World()
+    world.committer._background = SlowExecutor(waits=1)
+    world.submit(b"a", overlap=True)
+    assert world.broker.commits == []
+    if then == "batch":
+        world.submit(b"b")
+    else:
+        world.committer.submit_plan(world.checkpointer.initial_plan(1, 0), MEMBERSHIP)
+    assert [commit["offsets"] for commit in world.broker.commits] == [{0: 2}, {0: 4} if then == "batch" else {1: 0}]
+    assert world.committer.pending is None
+
+
 def test_a_batch_that_was_never_submitted_is_rolled_back() -> None:
     world = World()
     world.process(b"a")

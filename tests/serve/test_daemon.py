@@ -159,6 +159,19 @@ def test_what_a_member_reads_once_it_was_dropped_is_not_committed(delivery: str)
     world.check()
 
 
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_what_is_read_between_two_generations_is_read_again(delivery: str) -> None:
+    """The member keeps its partitions, so nothing else makes it look back."""
+    world = World(delivery=delivery)
+    daemon = _settled(world)
+    fill(world, 30)
+    world.rejoin(daemon)
+    world.step(daemon)
+    assert world.unanswered() == 30
+    world.settle()
+    world.check()
+
+
 def test_a_second_daemon_takes_over_partitions_and_the_others_go_on() -> None:
     world = World()
     first = _settled(world)
@@ -284,6 +297,25 @@ def test_offsets_moved_back_rebuild_from_the_start() -> None:
     again = [a for a in world.answers() if a["source"]["offset"] >= before[a["source"]["partition"]] - 5]
     texts = [repr(sorted(a.items(), key=str)) for a in again]
     assert len(texts) == 2 * len(set(texts)), "the second answer is the first one's twin"
+
+
+def test_offsets_moved_back_while_a_partition_is_restored_are_noticed_after_a_failure() -> None:
+    """What a restore works towards was asked for before."""
+    world = World()
+    fill(world, 60)
+    world.stop(_settled(world))
+    world.call_s = 0.4
+    daemon = world.start()
+    while not any(restore.committed_offset for restore in daemon._partitions.restoring()):
+        world.step(daemon)
+    number = next(r.partition.number for r in daemon._partitions.restoring() if r.committed_offset)
+    moved = world.broker.offsets[number] - 2
+    world.broker.offsets[number], world.broker.metadata[number] = moved, ""
+    world.faults.append("poll")
+    world.settle()
+    sources = [(a["source"]["partition"], a["source"]["offset"]) for a in world.answers()]
+    assert [one for one in set(sources) if sources.count(one) > 1 and one[1] < moved] == []
+    assert sources.count((number, moved)) == sources.count((number, moved + 1)) == 2
 
 
 def test_retention_shorter_than_the_floor_is_refused() -> None:

@@ -35,6 +35,22 @@ def test_a_model_that_cannot_answer_one_event_alone_is_refused(tmp_path: Path) -
         OnnxStep(load_model(path), device="cpu")
 
 
+def test_a_model_whose_rows_depend_on_each_other_is_refused(tmp_path: Path) -> None:
+    """Its scores would depend on how events fall into batches. The first tensor that does is named."""
+    network = random_network(numbers=("a", "b"))
+    proto = build(network)
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "elapsed":
+                node.input[place] = "centered"
+    proto.graph.node.insert(0, helper.make_node("ReduceMax", ["elapsed"], ["longest"], keepdims=1))
+    proto.graph.node.insert(1, helper.make_node("Sub", ["elapsed", "longest"], ["centered"]))
+    path = write(tmp_path / "m.onnx", proto, card_of(network))
+    with pytest.raises(CannotServe, match=r"m\.onnx: tensor '\w+' of a row changes with the rows beside it"):
+        OnnxStep(load_model(path), device="cpu")
+    OnnxStep(load_model(path), device="cpu", exact=False)
+
+
 class FallenBack(ort.InferenceSession):
     """A runtime that has CUDA and cannot load it: it says so on standard error, and takes the CPU."""
 

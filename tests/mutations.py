@@ -1,0 +1,426 @@
+"""Break each comparison and each order of committer, partition and restore once, and list which test notices.
+
+    python -m tests.mutations                      # about an hour; not part of `make test`
+    python -m tests.mutations --list               # what would be broken
+    python -m tests.mutations --only remedy:       # those whose names begin so
+    python -m tests.mutations --only lstmstream/serve/committer.py --skip-slow
+
+Each mutant is tested in a copy of the working tree. A survivor is either explained in EXPLAINED or lacks a test; with
+survivors that nobody has explained the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+import prometheus_client
+import pydantic
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GENERATED = ("lstmstream/serve/committer.py", "lstmstream/serve/partition.py", "lstmstream/serve/restore.py")
+FAST = [  # in the order in which they are likely to notice
+    *("tests/serve/test_committer.py", "tests/serve/test_in_doubt.py", "tests/serve/test_restore_choice.py"),
+    *("tests/serve/test_restore_retries.py", "tests/serve/test_daemon.py", "tests/serve/test_overlap.py"),
+    *("tests/serve/test_restore.py", "tests/serve/test_offsets_without_records.py", "tests/serve/test_wrong_state.py"),
+    *("tests/serve/test_restore_unreadable.py", "tests/serve/test_partition.py", "tests/serve/test_checkpoint.py"),
+    *("tests/serve/test_restore_faults.py", "tests/serve/test_handover.py", "tests/serve/test_refusals.py"),
+    *("tests/serve/test_position.py", "tests/transport/test_kafka_transport.py", "tests/transport/test_memory.py"),
+]
+LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
+FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
+SLOW = ["tests/serve/test_schedules.py"]
+SCHEDULES = "60"
+LIMIT_S = 300
+OPTIONS = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+
+IMPORTED = (np, onnxruntime, prometheus_client, pydantic)  # once, for all that is forked
+
+OPERATORS: dict[type[ast.cmpop], tuple[str, str]] = {
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.Is: ("is", "is not"),
+    ast.IsNot: ("is not", "is"),
+    ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"),
+}
+
+
+class Mutant(NamedTuple):
+    """One change of one file."""
+
+    name: str
+    file: str
+    start: int  # characters
+    end: int
+    text: str  # in their place
+
+    def apply(self, source: str) -> str:
+        return source[: self.start] + self.text + source[self.end :]
+
+
+# What docs/architecture.md calls the protocol, each rule taken out by hand: name, file, before, after.
+REMEDIES = [
+    (
+        "no new producer after an error",
+        "lstmstream/serve/daemon.py",
+        "                self._transport.recover()\n                self._housekeeping.check_topics()",
+        "                self._housekeeping.check_topics()",
+    ),
+    (
+        "the outcome is told by offsets, not by the nonce",
+        "lstmstream/serve/committer.py",
+        "committed[partition].metadata == self.nonce for partition in",
+        "committed[partition].offset == self.plan.offsets[partition] for partition in",
+    ),
+    (
+        "a transaction whose outcome is not known counts as committed",
+        "lstmstream/serve/committer.py",
+        "        if pending.was_committed(committed):",
+        "        if True:",
+    ),
+    (
+        "a transaction whose outcome is not known counts as aborted",
+        "lstmstream/serve/committer.py",
+        "        if pending.was_committed(committed):",
+        "        if False:",
+    ),
+    (
+        "the batch in flight outlives the failure of the one before",
+        "lstmstream/serve/committer.py",
+        "        while self._engine.in_flight > batches:",
+        "        while False:",
+    ),
+    (
+        "a membership that is not valid may commit",
+        "lstmstream/serve/daemon.py",
+        "        return membership.valid\n",
+        "        return True\n",
+    ),
+    (
+        "what was read while out of the group is not read again",
+        "lstmstream/serve/daemon.py",
+        "            self._read_again(batch)\n",
+        "",
+    ),
+    (
+        "a partition is given up within a transaction",
+        "lstmstream/serve/daemon.py",
+        "            self._committer.wait()  # nothing is given up in the middle of a transaction\n",
+        "",
+    ),
+    (
+        "records that a client gives once more are processed",
+        "lstmstream/serve/daemon.py",
+        "            if offset < position:\n",
+        "            if False:\n",
+    ),
+    (
+        "after an error it goes on where the client was",
+        "lstmstream/serve/daemon.py",
+        "                self._transport.resume(partition.number, partition.next_offset)\n            else:\n",
+        "                pass\n            else:\n",
+    ),
+    (
+        "the position of a partition is not compared with the group's offset",
+        "lstmstream/serve/daemon.py",
+        "if found is not None and found.offset == partition.position:\n                self._transport",
+        "if found is not None:\n                self._transport",
+    ),
+    (
+        "states without the offset of their partition",
+        "lstmstream/serve/checkpoint.py",
+        "            if number in written or number in floors or position > partition.position:",
+        "            if position > partition.position:",
+    ),
+    (
+        "the floor passes what is not written",
+        "lstmstream/serve/checkpoint.py",
+        "    if next_dirty is not None:\n        return next_dirty\n",
+        "",
+    ),
+    (
+        "the floor passes what the batch itself changes",
+        "lstmstream/serve/checkpoint.py",
+        "    if changed is not None and len(changed.rows):\n        return int(changed.first_offsets[0])\n",
+        "",
+    ),
+    (
+        "a row that the batch changes and the plan writes is marked dirty by its first change",
+        "lstmstream/serve/checkpoint.py",
+        "                partition.dirty.clean(rows)\n",
+        "                pass\n",
+    ),
+    (
+        "the state topic is read up to the last stable offset",
+        "lstmstream/serve/restore.py",
+        "        self._open_reader(state_topic, beginning, end)\n",
+        (
+            "        stable = transport._broker.transactions.stable_end  # type: ignore\n"
+            "        self._open_reader(state_topic, beginning, stable(state_topic, number, end))\n"
+        ),
+    ),
+    (
+        "the committed offset is looked up after the end of the state topic",
+        "lstmstream/serve/restore.py",
+        "        self.partition.begin_states(0)\n        self.phase = RestorePhase.LOAD\n",
+        (
+            "        self._committed = transport.committed_offsets([number]).get(number)\n"
+            "        self.partition.begin_states(0)\n        self.phase = RestorePhase.LOAD\n"
+        ),
+    ),
+    (
+        "a restore goes on although the group's offset has moved",
+        "lstmstream/serve/daemon.py",
+        "            restore.check_again()\n",
+        "            pass\n",
+    ),
+    (
+        "the first floor is not waited for",
+        "lstmstream/serve/restore.py",
+        "        self._context.commit(self._context.checkpointer.initial_plan(number, origin), membership)\n",
+        "",
+    ),
+    (
+        "states of another origin count",
+        "lstmstream/serve/restore.py",
+        "slab.index.keys_at(rows[~of_floor | ahead])",
+        "slab.index.keys_at(rows[ahead])",
+    ),
+    (
+        "states ahead of the committed offset count",
+        "lstmstream/serve/restore.py",
+        "slab.index.keys_at(rows[~of_floor | ahead])",
+        "slab.index.keys_at(rows[~of_floor])",
+    ),
+    (
+        "what a replay changes is not dirty",
+        "lstmstream/serve/restore.py",
+        "                    self.partition.dirty.mark_only(changed)\n",
+        "                    pass\n",
+    ),
+    (
+        "the producer is used again after an error",
+        "lstmstream/transport/kafka.py",
+        "            self._writer.discard()\n            self._writer = None\n        if self._doubtful",
+        "            return\n        if self._doubtful",
+    ),
+]
+
+# Survivors that change nothing that may be relied on, with the reason.
+_INDEPENDENT = "none of the two knows the other, and neither fails: their order is free"
+EXPLAINED = {
+    "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
+    "`self._refusals.on_commit(plan.offsets) self._checkpointer.on_commit(": _INDEPENDENT,
+    "`self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms()) self._ob": _INDEPENDENT,
+    "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
+    "partition.py:112: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
+}  # by what is changed
+
+
+def remedies() -> Iterator[Mutant]:
+    for name, file, before, after in REMEDIES:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        if source.count(before) != 1:
+            raise SystemExit(f"{name}: its text is {source.count(before)} times in {file}")
+        start = source.index(before)
+        yield Mutant(f"remedy: {name}", file, start, start + len(before), after)
+
+
+class Source:
+    """One file, and what can be changed in it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.text = (ROOT / file).read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text)
+        self._lines = [0]
+        for line in self.text.splitlines(keepends=True):
+            self._lines.append(self._lines[-1] + len(line))
+
+    def _start(self, node: ast.stmt | ast.expr) -> int:
+        return self._lines[node.lineno - 1] + node.col_offset  # the sources are ASCII, or nearly
+
+    def _end(self, node: ast.stmt | ast.expr) -> int:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return self._lines[node.end_lineno - 1] + node.end_col_offset
+
+    def _mutant(self, line: int, start: int, end: int, text: str) -> Mutant:
+        before = " ".join(self.text[start:end].split())
+        return Mutant(f"{self.file}:{line}: `{before}` → `{' '.join(text.split())}`", self.file, start, end, text)
+
+    def mutants(self) -> Iterator[Mutant]:
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Compare):
+                yield from self._comparison(node)
+            elif isinstance(node, ast.BoolOp):
+                yield from self._connection(node)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("max", "min"):
+                other = "min" if node.func.id == "max" else "max"
+                yield self._mutant(node.lineno, self._start(node), self._end(node), other + self._of(node)[3:])
+            for body in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
+                if isinstance(body, list) and not isinstance(node, ast.Module | ast.ClassDef):
+                    yield from self._statements(body)
+
+    def _of(self, node: ast.stmt | ast.expr) -> str:
+        return self.text[self._start(node) : self._end(node)]
+
+    def _comparison(self, node: ast.Compare) -> Iterator[Mutant]:
+        left = node.left
+        for operator, right in zip(node.ops, node.comparators, strict=True):
+            old, new = OPERATORS[type(operator)]
+            between = self.text[self._end(left) : self._start(right)]
+            found = re.search(rf"(?<!\w){re.escape(old)}(?!\w)", between)
+            if found:
+                at = self._end(left)
+                changed = between[: found.start()] + new + between[found.end() :]
+                whole = (self._start(node), self._end(node))
+                text = self.text[whole[0] : at] + changed + self.text[self._start(right) : whole[1]]
+                yield self._mutant(node.lineno, *whole, text)
+            left = right
+
+    def _connection(self, node: ast.BoolOp) -> Iterator[Mutant]:
+        old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
+        for left, right in zip(node.values, node.values[1:], strict=False):
+            start, end = self._end(left), self._start(right)
+            changed = re.sub(rf"\b{old}\b", new, self.text[start:end], count=1)
+            whole = (self._start(node), self._end(node))
+            yield self._mutant(node.lineno, *whole, self.text[whole[0] : start] + changed + self.text[end : whole[1]])
+
+    def _statements(self, body: list[ast.stmt]) -> Iterator[Mutant]:
+        """Each call for its effect is left out once, and changes places with the statement after it."""
+        for number, statement in enumerate(body):
+            is_call = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+            if is_call:
+                yield self._mutant(statement.lineno, self._start(statement), self._end(statement), "pass")
+            following = body[number + 1] if number + 1 < len(body) else None
+            if following is None or not isinstance(following, ast.Expr | ast.Assign | ast.AugAssign | ast.AnnAssign):
+                continue
+            if is_call and any(isinstance(part, ast.Call) for part in ast.walk(following)):
+                between = self.text[self._end(statement) : self._start(following)]
+                text = self._of(following) + between + self._of(statement)
+                yield self._mutant(statement.lineno, self._start(statement), self._end(following), text)
+
+
+def all_mutants() -> list[Mutant]:
+    """Those of the remedies first."""
+    return [*remedies(), *(mutant for file in GENERATED for mutant in Source(file).mutants())]
+
+
+def copy_tree(folder: Path) -> None:
+    """What git knows of, and the compiled codec, without which some tests fail."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    files = [name for name in listed.split("\0") if name] + [
+        str(path.relative_to(ROOT)) for path in (ROOT / "lstmstream").glob("_codec*.so")
+    ]
+    for name in files:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def noticed_by(folder: Path, files: list[str], *options: str) -> str | None:
+    """The first test that fails; None if all pass. In a process that has imported the libraries already."""
+    output = folder / "mutant.log"
+    child = os.fork()
+    if not child:
+        os._exit(_run_pytest(folder, output, [*OPTIONS, *options, *files]))
+    limit_s = time.monotonic() + LIMIT_S
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() > limit_s:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "(it does not end)"
+        time.sleep(0.02)
+    if status == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output.read_text(errors="replace"), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(output.read_text(errors="replace"))
+    return found[1]
+
+
+def _run_pytest(folder: Path, output: Path, arguments: list[str]) -> int:
+    with output.open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(folder)
+    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "lstmstream")]:
+        del sys.modules[name]
+    os.environ["LSTMSTREAM_SCHEDULES"] = SCHEDULES
+    sys.dont_write_bytecode = True  # two mutants may have one length, and come within one second
+    try:
+        return int(pytest.main(arguments))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        return 99
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="those whose names begin so")
+    parser.add_argument("--list", action="store_true", help="name them, and break nothing")
+    parser.add_argument("--skip-slow", action="store_true", help="without the schedules")
+    parser.add_argument("--slow-first", action="store_true", help="ask the schedules first: what do they notice alone?")
+    given = parser.parse_args()
+    mutants = [mutant for mutant in all_mutants() if mutant.name.startswith(given.only)]
+    if given.list:
+        print("\n".join(mutant.name for mutant in mutants))
+        return 0
+    survivors = []
+    with tempfile.TemporaryDirectory(prefix="mutations-") as name:
+        folder = Path(name)
+        copy_tree(folder)
+        for number, mutant in enumerate(mutants, 1):
+            file, began_s = folder / mutant.file, time.monotonic()
+            source = file.read_text(encoding="utf-8")
+            file.write_text(mutant.apply(source), encoding="utf-8")
+            parts = [(FAST, ["-k", FAST_LEFT_OUT]), *([] if given.skip_slow else [(SLOW, [])])]
+            found = None
+            for files, options in reversed(parts) if given.slow_first else parts:
+                found = found or noticed_by(folder, files, *options)
+            file.write_text(source, encoding="utf-8")
+            said = found or next((why for what, why in EXPLAINED.items() if what in mutant.name), None)
+            if said is None:
+                survivors.append(mutant.name)
+            print(
+                f"{number}/{len(mutants)} {mutant.name}\n    {said or 'SURVIVED'} ({time.monotonic() - began_s:.0f} s)",
+                flush=True,
+            )
+    print(f"{len(mutants)} broken, {len(survivors)} not noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
