@@ -33,7 +33,7 @@ PARTITIONS = 12
 NAME = "chaos"
 OF_DAEMONS = {"kill9": 5, "freeze": 3, "sigterm": 3}  # kind to weight
 OF_BROKER = {"broker_kill9": 1, "broker_restart": 1, "broker_freeze": 1}
-GAP_S = (1.0, 5.0)  # between faults
+GAP_S = (2.0, 8.0)  # between faults: shorter, and the group is never at rest for a moment
 FREEZE_S = (3.0, 30.0)
 BROKER_FREEZE_S = (3.0, 15.0)
 BROKER_AWAY_S = (0.0, 10.0)
@@ -162,8 +162,17 @@ def _shown(argument: Any) -> str:
     return f"worker {argument.number}" if isinstance(argument, Worker) else f"{argument:.2f}"
 
 
-def run(folder: Path, *, seconds: float, seed: int, workers: int, rate: float, broker_faults: bool = True) -> Outcome:
-    """One run in a folder of its own, on the client that `harness.CLIENT` names."""
+def run(
+    folder: Path,
+    *,
+    seconds: float,
+    seed: int,
+    workers: int,
+    rate: float,
+    broker_faults: bool = True,
+    keep: bool = False,
+) -> Outcome:
+    """One run in a folder of its own, on the client that `harness.CLIENT` names. `keep`: the broker's data stay."""
     outcome = Outcome()
     broker = DevBroker(folder / "broker")
     servers = broker.up(port=0)
@@ -187,7 +196,7 @@ def run(folder: Path, *, seconds: float, seed: int, workers: int, rate: float, b
     finally:
         if (pid := broker.status().pid) is not None:
             os.kill(pid, signal.SIGCONT)
-        broker.down(wipe=not outcome.findings)
+        broker.down(wipe=not outcome.findings and not keep)
     return outcome
 
 
@@ -204,7 +213,8 @@ def main() -> int:
     harness.CLIENT = given.client
     folder = Path(tempfile.mkdtemp(prefix="lstmstream-chaos-"))
     print(f"client {given.client}, seed {given.seed}, folder {folder}", flush=True)
-    outcome = run(folder, seconds=given.minutes * 60, seed=given.seed, workers=given.workers, rate=given.rate)
+    seconds, workers = given.minutes * 60, given.workers
+    outcome = run(folder, seconds=seconds, seed=given.seed, workers=workers, rate=given.rate, keep=given.keep)
     print("\n".join(outcome.lines()), flush=True)
     if outcome.findings or given.keep:
         print(f"logs and the broker's data are left in {folder}")
