@@ -330,6 +330,7 @@ class CommittedReader:
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             fetch_max_wait_ms=20,
+            reconnect_backoff_max_ms=1000,  # after an outage
             max_partition_fetch_bytes=4 << 20,
         )
         self._consumer.assign(self._at)

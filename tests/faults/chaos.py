@@ -49,6 +49,7 @@ class Outcome:
     aborted: int = 0
     sent: int = 0
     silence: str = "unknown"
+    counted: float = 0.0  # events, by /metrics of all lives
     summary: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,6 +65,7 @@ class Outcome:
         shown = ("events", "predictions", "alerts", "dead_letters", "result", "counts", "seconds")
         yield f"verify: {', '.join(f'{key} {self.summary.get(key)}' for key in shown)}"
         yield f"sent: {self.sent}; records of aborted transactions: {self.aborted}"
+        yield f"counted by /metrics of all lives: {self.counted:.0f}"
         yield f"longest silence: {self.silence}"
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"finding: {finding}" for finding in self.findings)
@@ -190,6 +192,9 @@ def run(
                 (outcome.notes if " code 1:" in end else outcome.findings).append(end)
         outcome.findings += trial.judge()
         outcome.sent, outcome.summary, outcome.aborted = trial.load.sent, trial.summary, trial.aborted()
+        outcome.counted = fleet.counted()
+        if not 0 < outcome.counted <= trial.summary["events"]:
+            outcome.findings.append(f"/metrics counted {outcome.counted:.0f} of {trial.summary['events']} events")
         outcome.silence = trial.readers.longest_silence()
     except AssertionError as error:
         outcome.findings.append(str(error))

@@ -12,6 +12,7 @@ import yaml
 from tests.broker.harness import RunningDaemon
 
 SETTLE_S = 180.0  # for all that is left, once nothing strikes any more
+SCRAPE_S = 1.0
 RESTART_S = 0.5  # before a daemon that ended is started again
 
 
@@ -26,10 +27,13 @@ class Worker:
         self._folder = config.parent
         self._config = _own_config(config, number) if static else config
         self._lives = 0
+        self._counted = self._counted_before = 0.0  # `events_total` of this life, and of those before it
+        self._scraped = 0.0
         self.daemon = self._start()
 
     def _start(self) -> RunningDaemon:
         self._lives += 1
+        self._counted_before, self._counted = self._counted_before + self._counted, 0.0
         return RunningDaemon(self._config, self._folder / f"worker-{self.number}-{self._lives}.log")
 
     def start_again(self) -> None:
@@ -43,6 +47,18 @@ class Worker:
         if code is not None and not self.busy:
             self.ends.append(f"worker {self.number} ended with code {code}: {last_error(self.daemon)}")
             self.start_again()
+        elif not self.busy and time.monotonic() - self._scraped > SCRAPE_S:
+            self.scrape()
+
+    def scrape(self) -> None:
+        """Ask /metrics how many events it has counted."""
+        self._scraped = time.monotonic()
+        self._counted = max(self._counted, self.daemon.count("events_total"))
+
+    @property
+    def counted(self) -> float:
+        """Events of all its lives, as the last scrapes had them."""
+        return self._counted_before + self._counted
 
     def kill9(self) -> None:
         self.daemon.kill9()
@@ -101,8 +117,14 @@ class Fleet:
 
     def stop(self) -> list[str]:
         """SIGTERM to all, one after the other; those whose exit code is not 0."""
+        for worker in self.workers:
+            worker.scrape()
         codes = {worker.number: worker.daemon.sigterm() for worker in self.workers}
         return [f"worker {number} stopped with code {code} at the end" for number, code in codes.items() if code != 0]
+
+    def counted(self) -> float:
+        """Events of all lives of all workers: what was committed, and so never more than there are."""
+        return sum(worker.counted for worker in self.workers)
 
     def ends(self) -> list[str]:
         """Every life that ended by itself."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, Self
 
 import orjson
-from kafka.errors import KafkaError
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from lstmstream.config import load_config
 from lstmstream.model import load_model
 from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.verify.run import Verification
 from tests.broker.answers import Digest
-from tests.broker.harness import Follower, admin, committed_offsets, in_transaction, read_all
+from tests.broker.harness import Follower, admin, in_transaction, read_all
 
-WATCH_S = 1.0  # between two looks at the group's offsets
+WATCH_S = 0.2  # between two looks at the group's offsets
+ASK_S = 5.0
 MAX_LISTED = 20
 
 
@@ -90,6 +90,10 @@ class OnlineReaders:
         self._longest = max(self._longest, (now - since, partition, time.time() - (now - since)))
         self._last[partition] = now
 
+    def events(self) -> int:
+        """How many events have had their record."""
+        return len(self._sources)
+
     def load_ended(self) -> None:
         """From now on silence is no wonder."""
         with self._lock:
@@ -129,11 +133,15 @@ def _with_values(records: Any) -> Any:
 class OffsetsWatch(Thread):
     """The group's offsets never go down: a zombie that committed would take them back."""
 
-    def __init__(self, servers: str, group: str) -> None:
+    def __init__(self, servers: str, group: str, topic: str, *, partitions: int) -> None:
         super().__init__(name="offsets", daemon=True)
         self.fallen: list[str] = []
         self.looks = 0
-        self._servers, self._group = servers, group
+        self.offsets: dict[int, int] = {}
+        # It is not a member of the group, and what it asks for has an end whatever becomes of the broker.
+        settings = {"bootstrap.servers": servers, "group.id": group, "isolation.level": "read_uncommitted"}
+        self._consumer = Consumer({**settings, "log_level": 0})
+        self._partitions = [TopicPartition(topic, number) for number in range(partitions)]
         self._ending = Event()
 
     def __enter__(self) -> Self:
@@ -146,17 +154,18 @@ class OffsetsWatch(Thread):
 
     def run(self) -> None:
         """The thread."""
-        last: Mapping[int, int] = {}
         while not self._ending.wait(WATCH_S):
-            with contextlib.suppress(KafkaError, OSError):
-                now = committed_offsets(self._servers, self._group)
-                self.looks += 1
+            with contextlib.suppress(KafkaException):
+                found = self._consumer.committed(self._partitions, timeout=ASK_S)
+                now = {at.partition: at.offset for at in found if at.error is None and at.offset >= 0}
+                self.looks += bool(now)
                 self.fallen += [
                     f"the group's offset of partition {partition} fell from {offset} to {now[partition]}"
-                    for partition, offset in last.items()
+                    for partition, offset in self.offsets.items()
                     if now.get(partition, offset) < offset
                 ]
-                last = {**last, **now}
+                self.offsets = {**self.offsets, **now}
+        self._consumer.close()
 
 
 def open_transactions(servers: str, name: str, *, partitions: int) -> list[str]:

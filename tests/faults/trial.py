@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from kafka.errors import KafkaError
-
-from tests.broker.harness import RunningDaemon, committed_offsets, end_offsets
+from tests.broker.harness import RunningDaemon, end_offsets
 from tests.faults.judge import OffsetsWatch, OnlineReaders, aborted_records, open_transactions, verify
 from tests.faults.load import Load, make_stream
 
@@ -33,7 +31,7 @@ class Trial:
         self.servers, self.name, self.partitions = servers, name, partitions
         self.config = make_stream(servers, name, folder, partitions=partitions, **sections)
         self.load = Load(servers, f"{name}.in", partitions=partitions, rate=rate, seed=seed)
-        self.watch = OffsetsWatch(servers, name)
+        self.watch = OffsetsWatch(servers, name, f"{name}.in", partitions=partitions)
         self._readers: OnlineReaders | None = None
         self._closing = contextlib.ExitStack()
         self.summary: dict[str, Any] = {}
@@ -62,10 +60,8 @@ class Trial:
 
     def answered(self, ends: dict[int, int]) -> bool:
         """Whether the group has come so far."""
-        with contextlib.suppress(KafkaError):
-            offsets = committed_offsets(self.servers, self.name)
-            return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
-        return False
+        offsets = self.watch.offsets
+        return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
 
     def wait_answered(self, daemon: RunningDaemon, what: str) -> None:
         """Until what stands in the input now is answered."""
@@ -73,11 +69,12 @@ class Trial:
         daemon.wait(lambda: self.answered(ends), f"past {what}", STALL_S)
 
     def settle(self, wait: Callable[[Callable[[], bool], str], None]) -> None:
-        """No more load; `wait` until all of it is answered."""
+        """No more load; `wait` until all of it is answered, and was seen by the readers."""
         self.readers.load_ended()
         self.load.finish()
         ends = self.ends()
         wait(lambda: self.answered(ends), "all answered")
+        wait(lambda: self.readers.events() >= sum(ends.values()), "all read by those who read all the while")
 
     def judge(self) -> list[str]:
         """All that is wrong. The daemons have stopped."""
