@@ -287,7 +287,12 @@ class Producing:
         self._topic = topic
         self._errors: list[BaseException] = []
         self._producer = KafkaProducer(
-            bootstrap_servers=servers, enable_idempotence=True, acks="all", linger_ms=linger_ms, batch_size=262_144
+            bootstrap_servers=servers,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=linger_ms,
+            batch_size=262_144,
+            reconnect_backoff_max_ms=1000,  # after an outage
         )
 
     def __enter__(self) -> Self:

@@ -84,6 +84,7 @@ class Load(Thread):
     def __init__(self, servers: str, topic: str, *, partitions: int, rate: float, seed: int) -> None:
         super().__init__(name="load", daemon=True)
         self.sent = 0
+        self.written = 0  # of those, what the broker has acknowledged
         self.error: BaseException | None = None
         self._servers, self._topic, self._rate = servers, topic, rate
         self._records = hostile_stream(seed, partitions)
@@ -124,6 +125,7 @@ class Load(Thread):
                 self.sent += 1
                 due += 1 / self._rate
             producer.flush()
+            self.written = self.sent
             now = time.monotonic()
             due = max(due, now - 1.0)  # what an outage has held up is not made up for at once
             self._ending.wait(max(0.0, due - now))

@@ -33,10 +33,10 @@ def test_brokers_go_one_after_another(
             fleet.wait_ready()
             trial.begin()
             for node in random.Random(seed).sample(cluster.nodes, len(cluster.nodes)):
-                sent = trial.load.sent
+                written = trial.load.written
                 (node.kill9 if fault == "kill9" else node.freeze)()
                 cluster.wait_fenced(node)
-                fleet.wait(lambda sent=sent: trial.load.sent > sent, "written to by the load")
+                fleet.wait(lambda written=written: trial.load.written > written, "written to by the load")
                 time.sleep(AWAY_S)
                 (node.start if fault == "kill9" else node.thaw)()
                 cluster.wait_whole()

@@ -64,7 +64,9 @@ class Trial:
         return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
 
     def wait_answered(self, daemon: RunningDaemon, what: str) -> None:
-        """Until what stands in the input now is answered."""
+        """Until something new was written, and all that then stands in the input is answered."""
+        written = self.load.written
+        daemon.wait(lambda: self.load.written > written, f"given an event after {what}", STALL_S)
         ends = self.ends()
         daemon.wait(lambda: self.answered(ends), f"past {what}", STALL_S)
 
