@@ -19,7 +19,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training codec fuzz-codec lock audit sbom clean
+.PHONY: help demo test test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training codec fuzz-codec lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -33,6 +33,9 @@ test: .venv/.test .venv-dev/.package ## all tests, each once; those that need ne
 	.venv-dev/bin/python -m coverage run -m pytest -m "torch or tables" $(PYTEST_ARGS)
 	@.venv-dev/bin/python -m coverage combine --quiet
 	@.venv-dev/bin/python -m coverage report --sort=cover # without the daemons that tests start as processes
+
+test-faults: .venv-dev/.package ## every fault on real brokers, both clients, about half an hour; `python -m tests.faults.chaos --help` for longer runs
+	LSTMSTREAM_TEST_FAULTS=1 .venv-dev/bin/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: .venv-dev/.package ## style, types, imports, dependencies
 	.venv-dev/bin/ruff check .

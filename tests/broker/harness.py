@@ -287,7 +287,12 @@ class Producing:
         self._topic = topic
         self._errors: list[BaseException] = []
         self._producer = KafkaProducer(
-            bootstrap_servers=servers, enable_idempotence=True, acks="all", linger_ms=linger_ms, batch_size=262_144
+            bootstrap_servers=servers,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=linger_ms,
+            batch_size=262_144,
+            reconnect_backoff_max_ms=1000,  # after an outage
         )
 
     def __enter__(self) -> Self:
@@ -330,6 +335,7 @@ class CommittedReader:
             auto_offset_reset="earliest",
             enable_auto_commit=False,
             fetch_max_wait_ms=20,
+            reconnect_backoff_max_ms=1000,  # after an outage
             max_partition_fetch_bytes=4 << 20,
         )
         self._consumer.assign(self._at)

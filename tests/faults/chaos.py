@@ -1,0 +1,232 @@
+"""Random faults for as long as you like: python -m tests.faults.chaos --minutes 10 --seed 1 --workers 3.
+
+Daemons of one group serve a steady stream of events, hostile ones among them, on a broker of their own. Daemons are
+killed, frozen and stopped; the broker is killed, stopped and frozen. At the end `lstmstream verify` must find every
+event answered once, with the right answer. The seed gives the faults and the events; the moments are the machine's.
+
+Exit codes: 0 all is right, 1 findings, 2 vacuous: no fault struck, or none struck inside a transaction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from lstmstream.dev.broker import DevBroker
+from tests.broker import harness
+from tests.faults.fleet import Fleet, Worker
+from tests.faults.trial import Trial
+
+PARTITIONS = 12
+NAME = "chaos"
+OF_DAEMONS = {"kill9": 5, "freeze": 3, "sigterm": 3}  # kind to weight
+OF_BROKER = {"broker_kill9": 1, "broker_restart": 1, "broker_freeze": 1}
+GAP_S = (2.0, 8.0)  # between faults: shorter, and the group is never at rest for a moment
+FREEZE_S = (3.0, 30.0)
+BROKER_FREEZE_S = (3.0, 15.0)
+BROKER_AWAY_S = (0.0, 10.0)
+
+
+@dataclass
+class Outcome:
+    """What a run has found."""
+
+    struck: Counter[str] = field(default_factory=Counter)
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    aborted: int = 0
+    sent: int = 0
+    silence: str = "unknown"
+    counted: float = 0.0  # events, by /metrics of all lives
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all is right, 1 findings, 2 vacuous."""
+        if self.findings:
+            return 1
+        return 0 if self.struck and self.aborted else 2
+
+    def lines(self) -> Iterator[str]:
+        """For a person."""
+        yield "faults: " + (", ".join(f"{kind} {count}" for kind, count in sorted(self.struck.items())) or "none")
+        shown = ("events", "predictions", "alerts", "dead_letters", "result", "counts", "seconds")
+        yield f"verify: {', '.join(f'{key} {self.summary.get(key)}' for key in shown)}"
+        yield f"sent: {self.sent}; records of aborted transactions: {self.aborted}"
+        yield f"counted by /metrics of all lives: {self.counted:.0f}"
+        yield f"longest silence: {self.silence}"
+        yield from (f"note: {note}" for note in self.notes)
+        yield from (f"finding: {finding}" for finding in self.findings)
+        yield {0: "All is right.", 1: "There are findings.", 2: "Vacuous: no fault struck inside a transaction."}[
+            self.exit_code
+        ]
+
+
+class Faults:
+    """Chooses faults by a seed and lets them strike, several at a time, but one at a time on each process."""
+
+    def __init__(self, seed: int, fleet: Fleet, broker: DevBroker, outcome: Outcome, *, kinds: dict[str, int]) -> None:
+        self._source = random.Random(seed)
+        self._fleet, self._broker, self._outcome, self._kinds = fleet, broker, outcome, kinds
+        self._threads: list[Thread] = []
+        self._broker_busy = False
+        self._broker_struck = 0.0  # when it was last seen away
+
+    def strike_until(self, deadline: float) -> None:
+        """Faults at random until then; ended daemons are started again. All faults are over at the return."""
+        try:
+            while time.monotonic() < deadline:
+                gap_end = time.monotonic() + self._source.uniform(*GAP_S)
+                while time.monotonic() < min(gap_end, deadline):
+                    self._fleet.look()
+                    time.sleep(0.05)
+                self._choose()
+        finally:
+            for thread in self._threads:
+                thread.join(120)
+
+    def _choose(self) -> None:
+        (kind,) = self._source.choices(list(self._kinds), list(self._kinds.values()))
+        number, share = self._source.random(), self._source.random()  # drawn for every kind: the seed gives the rest
+        if kind in OF_BROKER:
+            if not self._broker_busy:
+                self._broker_busy = True
+                self._begin(kind, self._strike_broker, kind, share)
+            return
+        idle = self._fleet.idle()
+        if idle:
+            worker = idle[int(number * len(idle))]
+            worker.busy = True
+            self._begin(kind, self._strike_worker, kind, worker, share)
+
+    def _begin(self, kind: str, strike: Any, *args: Any) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {kind} {' '.join(_shown(arg) for arg in args[1:])}", flush=True)
+        self._outcome.struck[kind] += 1
+        thread = Thread(target=self._guarded, args=(strike, *args), name=kind, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _guarded(self, strike: Any, *args: Any) -> None:
+        try:
+            strike(*args)
+        except Exception as error:
+            self._outcome.findings.append(f"{args[0]}: {error}")
+
+    def _strike_worker(self, kind: str, worker: Worker, share: float) -> None:
+        try:
+            if kind == "kill9":
+                worker.kill9()
+            elif kind == "freeze":
+                worker.freeze(_between(FREEZE_S, share))
+            elif (code := worker.stop_and_start()) != 0:
+                text = f"worker {worker.number} stopped with code {code} on SIGTERM"
+                away = self._broker_busy or time.monotonic() - self._broker_struck < harness.EXIT_S
+                (self._outcome.notes if away and code == 1 else self._outcome.findings).append(text)
+        finally:
+            worker.busy = False
+
+    def _strike_broker(self, kind: str, share: float) -> None:
+        try:
+            if kind == "broker_freeze":
+                pid = self._broker.status().pid
+                assert pid is not None, "the broker has ended by itself"
+                os.kill(pid, signal.SIGSTOP)
+                try:
+                    time.sleep(_between(BROKER_FREEZE_S, share))
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+                return
+            (self._broker.kill if kind == "broker_kill9" else self._broker.down)()
+            time.sleep(_between(BROKER_AWAY_S, share))
+            self._broker.up(port=0)  # that of last time
+        finally:
+            self._broker_struck = time.monotonic()
+            self._broker_busy = False
+
+
+def _between(bounds: tuple[float, float], share: float) -> float:
+    return bounds[0] + share * (bounds[1] - bounds[0])
+
+
+def _shown(argument: Any) -> str:
+    return f"worker {argument.number}" if isinstance(argument, Worker) else f"{argument:.2f}"
+
+
+def run(
+    folder: Path,
+    *,
+    seconds: float,
+    seed: int,
+    workers: int,
+    rate: float,
+    broker_faults: bool = True,
+    keep: bool = False,
+) -> Outcome:
+    """One run in a folder of its own, on the client that `harness.CLIENT` names. `keep`: the broker's data stay."""
+    outcome = Outcome()
+    broker = DevBroker(folder / "broker")
+    servers = broker.up(port=0)
+    kinds = {**OF_DAEMONS, **(OF_BROKER if broker_faults else {})}
+    trial = Trial(servers, NAME, folder, partitions=PARTITIONS, rate=rate, seed=seed)
+    try:
+        with trial, Fleet(trial.config, workers) as fleet:
+            fleet.wait_ready()
+            trial.begin()
+            Faults(seed, fleet, broker, outcome, kinds=kinds).strike_until(time.monotonic() + seconds)
+            trial.settle(fleet.wait)
+            outcome.findings += fleet.stop()
+            for end in fleet.ends():
+                # A member that was fenced leaves with 1; its supervisor starts it again.
+                (outcome.notes if " code 1:" in end else outcome.findings).append(end)
+        outcome.findings += trial.judge()
+        outcome.sent, outcome.summary, outcome.aborted = trial.load.sent, trial.summary, trial.aborted()
+        outcome.counted = fleet.counted()
+        if not 0 < outcome.counted <= trial.summary["events"]:
+            outcome.findings.append(f"/metrics counted {outcome.counted:.0f} of {trial.summary['events']} events")
+        outcome.silence = trial.readers.longest_silence()
+    except AssertionError as error:
+        outcome.findings.append(str(error))
+    finally:
+        if (pid := broker.status().pid) is not None:
+            os.kill(pid, signal.SIGCONT)
+        broker.down(wipe=not outcome.findings and not keep)
+    return outcome
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.chaos", description="Random faults, then verify.")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--client", choices=["kafka-python", "confluent"], default="confluent")
+    parser.add_argument("--keep", action="store_true", help="leave the logs even if all is right")
+    parser.add_argument("--rate", type=float, default=1000.0, help="events a second")
+    given = parser.parse_args()
+    harness.CLIENT = given.client
+    folder = Path(tempfile.mkdtemp(prefix="lstmstream-chaos-"))
+    print(f"client {given.client}, seed {given.seed}, folder {folder}", flush=True)
+    seconds, workers = given.minutes * 60, given.workers
+    outcome = run(folder, seconds=seconds, seed=given.seed, workers=workers, rate=given.rate, keep=given.keep)
+    print("\n".join(outcome.lines()), flush=True)
+    if outcome.findings or given.keep:
+        print(f"logs and the broker's data are left in {folder}")
+    else:
+        shutil.rmtree(folder)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

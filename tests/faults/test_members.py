@@ -1,0 +1,60 @@
+"""Members come and go without end, or claim one identity: the group goes on, and each event is answered once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.broker.harness import SHORT_SESSION, RunningDaemon
+from tests.faults.trial import Trial
+
+PARTITIONS = 6
+FOR_S = 60.0
+EVERY_S = 2.0
+STALL_S = 45.0  # without an answer; generous, for slow machines
+
+
+@pytest.mark.timeout(420)
+def test_a_member_that_comes_and_goes(broker: str, topic_prefix: str, tmp_path: Path, seed: int) -> None:
+    """A member more for two seconds, then two seconds without it, for a minute."""
+    with Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed) as trial:
+        with RunningDaemon(trial.config, tmp_path / "log") as steady:
+            steady.wait_ready()
+            trial.begin()
+            until, visits = time.monotonic() + FOR_S, 0
+            while time.monotonic() < until:
+                with RunningDaemon(trial.config, tmp_path / f"visit-{visits}.log") as visitor:
+                    visitor.wait(visitor.hears_sigterm, "hearing SIGTERM")
+                    time.sleep(EVERY_S)
+                    assert visitor.sigterm() == 0, visitor.last_words()
+                visits += 1
+                ends = trial.ends()
+                steady.wait(lambda ends=ends: trial.answered(ends), f"past visit {visits}", STALL_S)
+            assert visits >= 5
+            trial.settle(steady.wait)
+            assert steady.count("rebalances_total") > visits, "nobody came"
+            events = steady.count("events_total")
+            assert steady.sigterm() == 0, steady.last_words()
+        assert not (findings := trial.judge()), "\n".join(findings)
+        assert events <= trial.summary["events"], "more was counted than there is"
+
+
+@pytest.mark.short_fault
+def test_two_processes_with_one_identity(broker: str, topic_prefix: str, tmp_path: Path, seed: int) -> None:
+    """The older one leaves with 1, and the newer one keeps what it has: no ping-pong."""
+    properties = {**SHORT_SESSION, "group.instance.id": "one"}
+    with Trial(
+        broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed, kafka={"properties": properties}
+    ) as trial:
+        with RunningDaemon(trial.config, tmp_path / "older.log") as older:
+            older.wait_ready()
+            trial.begin()
+            trial.wait_answered(older, "the first events")
+            with RunningDaemon(trial.config, tmp_path / "newer.log") as newer:
+                assert older.wait_end() == 1, older.last_words()
+                trial.wait_answered(newer, "the end of the older")
+                trial.settle(newer.wait)
+                assert newer.sigterm() == 0, newer.last_words()
+        assert not (findings := trial.judge()), "\n".join(findings)

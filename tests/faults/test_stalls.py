@@ -1,0 +1,53 @@
+"""A daemon that stalls at a point of a transaction while another takes its partitions over: it commits nothing then."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.broker.harness import SHORT_SESSION, RunningDaemon
+from tests.faults.trial import Trial
+
+PARTITIONS = 4
+POINTS = ("polled", "begun", "flushed", "offsets_sent")
+SLEEP_S = 16  # beyond the transaction's timeout, the time limit of a commit, and max.poll.interval.ms
+PROPERTIES = {**SHORT_SESSION, "max.poll.interval.ms": 8000}
+
+
+def stalling(trial: Trial, folder: Path, how: str, point: str) -> RunningDaemon:
+    command = [sys.executable, "-m", "tests.faults.stalling_daemon", how, point, "3", str(trial.config)]
+    return RunningDaemon(trial.config, folder / "stalls.log", command=command)
+
+
+CASES = [*(("freeze", point) for point in POINTS), (str(SLEEP_S), "begun"), (str(SLEEP_S), "flushed")]
+
+
+@pytest.mark.parametrize(
+    ("how", "point"),
+    [pytest.param(*case, marks=pytest.mark.short_fault if case == ("freeze", "flushed") else ()) for case in CASES],
+)
+def test_a_stalled_owner_commits_nothing_once_it_was_replaced(
+    broker: str, topic_prefix: str, tmp_path: Path, seed: int, how: str, point: str
+) -> None:
+    kafka = {"properties": PROPERTIES}
+    with Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed, kafka=kafka) as trial:
+        mark = trial.config.with_suffix(".stalls")
+        with stalling(trial, tmp_path, how, point) as first:
+            first.wait_ready()
+            trial.begin()
+            with RunningDaemon(trial.config, tmp_path / "other.log") as second:
+                second.wait(mark.exists, "beside one that stalls")
+                second.wait(lambda: second.partitions() == set(range(PARTITIONS)), "the owner of all partitions")
+                trial.wait_answered(second, "the stall")
+                if how == "freeze":
+                    first.thaw()
+                second.wait(lambda: first.exit_code is not None or first.ready(), "beside one that is back or gone")
+                trial.settle(second.wait)
+                # One that slept inside a call has to leave: nobody can tell what the call still does.
+                code = first.exit_code if first.exit_code is not None else first.sigterm()
+                assert code in {0, 1}, first.last_words()
+                assert second.sigterm() == 0, second.last_words()
+        assert mark.exists(), "nothing has stalled"
+        assert not (findings := trial.judge()), "\n".join(findings)

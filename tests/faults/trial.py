@@ -1,0 +1,98 @@
+"""A stream under load with all that judges it: what every fault test has in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from tests.broker.harness import RunningDaemon, end_offsets
+from tests.faults.judge import OffsetsWatch, OnlineReaders, aborted_records, open_transactions, verify
+from tests.faults.load import Load, make_stream
+
+STALL_S = 120.0  # without one more event answered, once nothing strikes any more
+
+
+class Trial:
+    """Topics, configuration, load and readers. `servers` is where the judges find the broker, whatever strikes it."""
+
+    def __init__(
+        self,
+        servers: str,
+        name: str,
+        folder: Path,
+        *,
+        partitions: int,
+        rate: float,
+        seed: int,
+        **sections: Any,
+    ) -> None:
+        self.servers, self.name, self.partitions = servers, name, partitions
+        self.config = make_stream(servers, name, folder, partitions=partitions, **sections)
+        self.load = Load(servers, f"{name}.in", partitions=partitions, rate=rate, seed=seed)
+        self.watch = OffsetsWatch(servers, name, f"{name}.in", partitions=partitions)
+        self._readers: OnlineReaders | None = None
+        self._closing = contextlib.ExitStack()
+        self.summary: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    @property
+    def readers(self) -> OnlineReaders:
+        """Once it has begun."""
+        assert self._readers is not None, "the trial has not begun"
+        return self._readers
+
+    def begin(self) -> None:
+        """Load and judges, once a daemon has been ready: it has made the topics that are its own."""
+        self._readers = OnlineReaders(self.servers, self.name, partitions=self.partitions)
+        for judge in (self._readers, self.watch, self.load):
+            self._closing.enter_context(judge)  # the load ends first
+
+    def ends(self) -> dict[int, int]:
+        """The end of the input now."""
+        return end_offsets(self.servers, f"{self.name}.in", partitions=self.partitions)
+
+    def answered(self, ends: dict[int, int]) -> bool:
+        """Whether the group has come so far."""
+        offsets = self.watch.offsets
+        return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
+
+    def wait_answered(self, daemon: RunningDaemon, what: str) -> None:
+        """Until something new was written, and all that then stands in the input is answered."""
+        written = self.load.written
+        daemon.wait(lambda: self.load.written > written, f"given an event after {what}", STALL_S)
+        ends = self.ends()
+        daemon.wait(lambda: self.answered(ends), f"past {what}", STALL_S)
+
+    def settle(self, wait: Callable[[Callable[[], bool], str], None]) -> None:
+        """No more load; `wait` until all of it is answered, and was seen by the readers."""
+        self.readers.load_ended()
+        self.load.finish()
+        ends = self.ends()
+        wait(lambda: self.answered(ends), "all answered")
+        wait(lambda: self.readers.events() >= sum(ends.values()), "all read by those who read all the while")
+
+    def judge(self) -> list[str]:
+        """All that is wrong. The daemons have stopped."""
+        self._closing.close()
+        code, self.summary = verify(self.config)
+        findings = []
+        if code != 0:
+            findings.append(f"verify ends with {code}: {self.summary['counts']}, {self.summary['unjudged']}")
+            findings += [str(finding) for finding in self.summary["findings"][:20]]
+        findings += [*self.readers.duplicates, *self.readers.differences(), *self.watch.fallen]
+        opened = open_transactions(self.servers, self.name, partitions=self.partitions)
+        findings += [f"{topic} has an open transaction at the end" for topic in opened]
+        if not self.watch.looks:
+            findings.append("the group's offsets could not be looked at once")
+        return findings
+
+    def aborted(self) -> int:
+        """Records that no read_committed reader is shown."""
+        return aborted_records(self.servers, f"{self.name}.out", partitions=self.partitions)
