@@ -32,6 +32,7 @@ from lstmstream.serve.phase import ALLOWED, Phase
 from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.restore import RestoreContext
 from lstmstream.serve.restores import Restores
+from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import Topics
 from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, Transport
@@ -73,6 +74,7 @@ class Daemon:
         self._timer = timer
         self._clock = clock
         self._partitions = Partitions()
+        self._seeks = Seeks(transport, config.input.topic, clock.monotonic_s)
         self._checkpointer = Checkpointer(
             topics.state,
             state_identity(config, engine.scorer.card),
@@ -117,6 +119,7 @@ class Daemon:
             self._checkpointer,
             observer,
             clock.monotonic_s,
+            seeks=self._seeks,
             batch_limit=self._batch_limit,
             on_topics=self._refusals.set_topics,
         )
@@ -189,7 +192,7 @@ class Daemon:
             self._handle_rebalance(polled)
         batch = polled.records.for_partitions(self._partitions.running_numbers())
         if self._check_membership(polled.membership):
-            self._check_positions(batch)
+            self._check_positions(batch, polled.positions)
             # What the open transaction has events of is not passed over: they are read again if it fails.
             with_records = batch.first_offsets().keys() | self._committer.pending_partitions()
             self._partitions.pass_over(polled.positions, with_records)
@@ -255,16 +258,14 @@ class Daemon:
 
     def _read_again(self, batch: RecordBatch) -> None:
         for number in batch.next_offsets():
-            self._transport.resume(number, self._partitions[number].next_offset)
+            self._seeks.resume(number, self._partitions[number].next_offset)
 
-    def _check_positions(self, batch: RecordBatch) -> None:
-        """Records before the position were processed already: a seek of the client was lost. Raises TryAgain."""
-        for number, offset in batch.first_offsets().items():
-            position = max(self._partitions[number].position, self._committer.pending_offset(number))
-            if offset < position:
-                raise TryAgain(
-                    f"{batch.topic}[{number}] returned offset {offset} again, although its position was {position}"
-                )
+    def _check_positions(self, batch: RecordBatch, positions: Mapping[int, int]) -> None:
+        """Raises TryAgain where a seek of the client was lost."""
+        first_offsets = batch.first_offsets()
+        pending = self._committer.pending_offset
+        processed = {number: max(self._partitions[number].position, pending(number)) for number in first_offsets}
+        self._seeks.check(first_offsets, positions, processed, self._partitions.running_numbers())
 
     def _process_batch(
         self,
@@ -300,7 +301,7 @@ class Daemon:
     def _restore_some(self, membership: Membership) -> None:
         """A slice of work for several restores; a partition goes live when its own is done."""
         for restored in self._restores.advance(membership, lambda: self._committer.pending is not None):
-            self._transport.resume(restored.partition, restored.offset)
+            self._seeks.resume(restored.partition, restored.offset)
             self._observer.on_restored(restored)
             self._recoveries = 0
             self._housekeeping.hurry()
@@ -370,7 +371,7 @@ class Daemon:
         for partition in self._partitions.running():
             found = committed.get(partition.number)
             if found is not None and found.offset == partition.position:
-                self._transport.resume(partition.number, partition.next_offset)
+                self._seeks.resume(partition.number, partition.next_offset)
             else:
                 log.warning("the group's offset has moved; restoring", extra={"partition": partition.number})
                 self._restart_restore(partition.number)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition
+from lstmstream.serve.seeks import Seeks
 from lstmstream.transport.ports import GroupMember
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,9 @@ STARVED_STALL_S = 60.0  # the same while other partitions keep the client busy: 
 class FetchGuard:
     """`on_poll` after each poll, `check` now and then."""
 
-    def __init__(self, member: GroupMember, observer: Observer, clock: Callable[[], float]) -> None:
+    def __init__(self, member: GroupMember, seeks: Seeks, observer: Observer, clock: Callable[[], float]) -> None:
         self._member = member
+        self._seeks = seeks
         self._observer = observer
         self._clock = clock
         self._last_poll_s = clock()
@@ -102,7 +104,7 @@ class FetchGuard:
                     },
                 )
                 self._observer.on_stalled_fetch("seek")
-                self._member.resume(partition.number, partition.next_offset)
+                self._seeks.resume(partition.number, partition.next_offset)
                 self._sought.add(partition.number)
         self._update_health()
 

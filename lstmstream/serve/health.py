@@ -20,6 +20,7 @@ STARTUP_CONDITIONS: Mapping[str, str] = {
 
 
 MAX_ERROR_CHARS = 300
+LOADING_S = 600.0  # to load the model: a large one, or CUDA, may take longer than a round of the loop ever does
 
 
 class Health:
@@ -66,6 +67,8 @@ class Health:
         """`what` is no longer in the way."""
         with self._lock:
             self._blocked.pop(what, None)
+            if what == "model":
+                self._last_heartbeat_s = self._clock()  # the loop comes next
 
     def heartbeat(self, now: float | None = None) -> None:
         """The loop went round. `now` is the clock's, for callers who have just read it."""
@@ -98,10 +101,15 @@ class Health:
             self._last_error = error[:MAX_ERROR_CHARS]
 
     def livez(self) -> tuple[bool, str]:
-        """Whether the loop has moved within `stall_after`, and a sentence that says so."""
+        """Whether the loop has moved within `stall_after`, and a sentence that says so.
+
+        Until the model is loaded there is no loop, and the limit is `LOADING_S`, if that is longer.
+        """
         with self._lock:
             still_s = self._clock() - self._last_heartbeat_s
-            phase = self._phase
+            phase, loading = self._phase, "model" in self._blocked
+        if loading and still_s <= LOADING_S:
+            return True, f"{phase}: the model is being loaded, for {still_s:.0f} s"
         if still_s > self._stall_after:
             return False, f"{phase}: the loop has made no progress for {still_s:.0f} s"
         return True, f"{phase}: the loop is making progress"

@@ -14,6 +14,7 @@ from lstmstream.serve.group_check import GroupCheck
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.open_transactions import OpenTransactions
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
+from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.topics import GONE_S, Topics, TopicWatch
 from lstmstream.transport.ports import PollResult, Transport
 
@@ -37,6 +38,7 @@ class Housekeeping:
         observer: Observer,
         clock: Callable[[], float],
         *,
+        seeks: Seeks,
         batch_limit: BatchLimit,
         on_topics: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda _settings: None,
     ) -> None:
@@ -51,7 +53,7 @@ class Housekeeping:
         self._partitions = partitions
         self._observer = observer
         self._clock = clock
-        self._fetch_guard = FetchGuard(transport, observer, clock)
+        self._fetch_guard = FetchGuard(transport, seeks, observer, clock)
         self._open_transactions = OpenTransactions(
             transport, clock, input_topic=config.input.topic, state_topic=config.state.topic
         )

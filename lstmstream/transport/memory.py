@@ -87,6 +87,7 @@ class MemoryBroker:
         self.rejoining: set[int] = (
             set()
         )  # members that have no generation in their next poll, and keep their partitions
+        self.misled: dict[int, int] = {}  # partition → how far behind the offset of its next seek the client goes on
         self.fault: Callable[[str], None] = lambda _point: None
         self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
         self._clock = clock
@@ -303,7 +304,9 @@ class MemoryTransport:
         self._broker.at("resume")
         epoch = (self._broker.assignment(self.member_id) or {}).get(partition)
         if epoch is not None:
-            self._positions[partition] = (epoch, offset)
+            end = self._broker.topics[self._input_topic].end(partition)
+            misled = min(self._broker.misled.pop(partition, 0), end - offset)
+            self._positions[partition] = (epoch, offset + misled)
 
     def committed_offsets(
         self, partitions: Collection[int], timeout_s: float = CALL_TIMEOUT_S

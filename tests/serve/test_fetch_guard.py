@@ -51,7 +51,7 @@ class World:
     def __init__(self, *positions: int) -> None:
         self.now_s = 1_000.0
         self.member, self.told = Member(), Told()
-        self.guard = FetchGuard(self.member, self.told, lambda: self.now_s)  # type: ignore[arg-type]
+        self.guard = FetchGuard(self.member, self.member, self.told, lambda: self.now_s)  # type: ignore[arg-type]
         states = StateStore(np.zeros(1, np.float32))
         self.partitions = [Partition(number, 1, states) for number in range(len(positions))]
         for partition, position in zip(self.partitions, positions, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lstmstream.serve.health import STARTUP_CONDITIONS, Health
+from lstmstream.serve.health import LOADING_S, STARTUP_CONDITIONS, Health
 
 
 class Clock:
@@ -16,6 +16,7 @@ class Clock:
 def test_a_loop_that_stands_still_is_dead_and_one_that_moves_again_lives() -> None:
     clock = Clock()
     health = Health(stall_after=30.0, clock=clock)
+    health.unblock("model")
     clock.now += 30.0
     assert health.livez()[0]
     clock.now += 0.001
@@ -26,9 +27,24 @@ def test_a_loop_that_stands_still_is_dead_and_one_that_moves_again_lives() -> No
     assert health.livez() == (True, "starting: the loop is making progress")
 
 
+def test_a_model_may_take_longer_to_load_than_a_round_of_the_loop() -> None:
+    clock = Clock()
+    health = Health(stall_after=30.0, clock=clock)
+    clock.now += LOADING_S
+    assert health.livez() == (True, "starting: the model is being loaded, for 600 s")
+    clock.now += 0.001
+    assert health.livez() == (False, "starting: the loop has made no progress for 600 s")
+    health.unblock("model")
+    clock.now += 30.0
+    assert health.livez() == (True, "starting: the loop is making progress")
+    clock.now += 0.001
+    assert not health.livez()[0]
+
+
 def test_an_old_time_does_not_take_progress_back() -> None:
     clock = Clock()
     health = Health(stall_after=30.0, clock=clock)
+    health.unblock("model")
     clock.now += 20.0
     health.heartbeat()
     health.heartbeat(0.0)

@@ -16,6 +16,7 @@ from lstmstream.serve.housekeeping import DOUBT_INTERVAL_S, INTERVAL_S, TOPICS_I
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import GONE_S, ensure_topics
 from lstmstream.transport.memory import MemoryTransport
@@ -79,6 +80,7 @@ class House:
             self.checkpointer,
             self.told,
             clock,
+            seeks=Seeks(transport, world.config().input.topic, clock),
             batch_limit=BatchLimit(world.config().batch.max_events),
         )
         self.points.clear()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lstmstream.serve.daemon import Daemon
-from lstmstream.transport.memory import FAULT_POINTS
+from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS, FAULT_POINTS
 from tests.serve.helpers import DATA, onnx_step
 from tests.serve.memory_world import PARTITIONS, STATES, Life
 from tests.serve.schedule_world import FATES, KINDS, OVERLAPS, Killed, ScheduleWorld
@@ -233,6 +233,11 @@ class Schedules(RuleBasedStateMachine):
         if partition in self.world.serving(daemon) & self.world.assigned(daemon):
             self.world.lose_seek(daemon, partition, back=records)
 
+    @rule(partition=st.integers(0, PARTITIONS - 1), records=st.integers(1, 30))
+    def mislead(self, partition: int, records: int) -> None:
+        """The next client that is told where to read there goes on so many records further."""
+        self.world.broker.misled[partition] = records
+
     @precondition(lambda self: len(self.world.daemons) < MAX_DAEMONS)
     @rule()
     def start(self) -> None:
@@ -282,6 +287,42 @@ class Schedules(RuleBasedStateMachine):
         if self.world.daemons:
             self.strike(strike, points)
             self.stop(number)
+
+    @rule(point=st.sampled_from(AT_LEAST_ONCE_POINTS), late=st.booleans(), stalled=st.booleans(), events=EVENTS)
+    def take_over_within(self, point: str, late: bool, stalled: bool, events: list[tuple[bytes | None, bytes]]) -> None:
+        """At this point of the next commit its author stalls, another member comes, and answers what it can.
+
+        `late`: the transaction is open for so long that the coordinator ends it. `stalled`: for so long that the group
+        drops the member, and that its successors write states of more events.
+        """
+
+        def act() -> None:
+            if late:
+                self.world.abort_transactions()
+            if stalled:
+                self.world.expire(self.world.busy[-1])
+                self.produce(events)
+            if len(self.world.daemons) < MAX_DAEMONS:
+                self.world.start()
+            others = [daemon for daemon in self.world.daemons if daemon not in self.world.busy]
+            for daemon in others * 15:
+                self.world.step(daemon)
+                self.world.now_s += 1 if stalled else 0
+
+        self.world.actions.append((point, act))
+
+    @precondition(some)
+    @rule(
+        point=st.sampled_from(AT_LEAST_ONCE_POINTS), late=st.booleans(), number=DAEMON, keys=st.lists(KEYS, min_size=1)
+    )
+    def stall_within_a_checkpoint(self, point: str, late: bool, number: int, keys: list[bytes | None]) -> None:
+        """The same where states are due, of keys that have events before and after the stall."""
+        events = [(key, b'{"amount": 5}') for key in keys]
+        self.produce(events)
+        self.world.settle()
+        self.world.now_s += 25
+        self.take_over_within(point, late, True, events)
+        self.step(number, 1)
 
     @rule(number=st.integers(0, 3), again=st.booleans())
     def arrive(self, number: int, again: bool) -> None:

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from lstmstream.errors import CannotServe
 from lstmstream.transport.memory import AT_LEAST_ONCE_POINTS
 from tests.serve.memory_world import INPUT, OUTPUT, PARTITIONS, STATES, FakeStep, World, card
-from tests.serve.test_invariant import Service
 
 OLD, NEW = "f" * 32, "e" * 32  # fingerprints
 RESET = {"on_model_change": "reset"}
@@ -262,14 +260,3 @@ def test_a_stalled_owner_does_not_write_over_its_successors_states(point: str) -
     world.settle()
     assert world.steps(b"a")[-1] == 28
     world.check()
-
-
-class AtLeastOnce(Service):
-    """Any schedule, as in test_invariant.py: what counts as written is written, whoever has stalled meanwhile."""
-
-    delivery = "at_least_once"
-
-
-TestAtLeastOnce = AtLeastOnce.TestCase
-TestAtLeastOnce.pytestmark = [pytest.mark.timeout(900)]
-TestAtLeastOnce.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
