@@ -20,7 +20,7 @@ from lstmstream.serve.state_records import Floor, StateIdentity, floor_key, pack
 EVENTS_PER_WRITE = 5  # states never take more than one write for five events
 WRITES_PER_TRANSACTION = 200  # or two fifths of the batch, if that is more: what a small batch waits for is latency
 WRITES_PER_TRANSACTION_ON_SHUTDOWN = 10_000  # a shutdown has little time
-STATE_BYTES_PER_TRANSACTION = 16 << 20  # of a shutdown: large states must arrive within the limits of a transaction
+STATE_BYTES_PER_TRANSACTION = 16 << 20  # large states must arrive within the limits of a transaction
 FLOOR_INTERVAL_S = 1.0
 NEARLY_DUE = 0.9  # of the interval: such rows go into the same transaction, so that an idle owner makes fewer of them
 
@@ -134,7 +134,7 @@ class Checkpointer:
         floors: dict[int, int] = {}
         offsets = dict(positions)
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
-        room = min(max_writes, self._writes_on_shutdown() if flush else usual)
+        room = min(max_writes, WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual, self._writes_of_size())
         # Partitions oldest first too: where the budget is short, the first of them would else take all of it.
         for partition in sorted(self._partitions.running(), key=_oldest_s):
             number = partition.number
@@ -161,10 +161,10 @@ class Checkpointer:
                 offsets[number] = position
         return CheckpointPlan([concatenate(records)] if records else [], written, floors, offsets, budget)
 
-    def _writes_on_shutdown(self) -> int:
+    def _writes_of_size(self) -> int:
         slabs = (partition.slab for partition in self._partitions.running())
         state_bytes = max((state_record_bytes(slab.rows.size) for slab in slabs), default=1)
-        return min(WRITES_PER_TRANSACTION_ON_SHUTDOWN, max(1, STATE_BYTES_PER_TRANSACTION // state_bytes))
+        return max(1, STATE_BYTES_PER_TRANSACTION // state_bytes)
 
     def initial_plan(self, partition: int, origin: int) -> CheckpointPlan:
         """The transaction that fixes where this identity's states begin, and the group's offset with it."""

@@ -30,6 +30,7 @@ from lstmstream.serve.state_records import (
     StateIdentity,
     floor_key,
     key_kind,
+    state_record_bytes,
     unpack_floor,
     unpack_key,
     unpack_state,
@@ -379,6 +380,22 @@ def test_a_transaction_takes_no_more_states_than_its_share() -> None:
     world.now_s += 11
     assert len(world.commit(0).written[0]) == WRITES_PER_TRANSACTION
     assert world.checkpointer.dirty_count() == 500
+    world.check()
+
+
+def test_a_transaction_has_so_many_bytes_of_states_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two fifths of a large batch, with large states, would not arrive within the limits of a transaction."""
+    world = World(1)
+    size = world.partitions[0].slab.rows.size
+    monkeypatch.setattr(checkpoint, "STATE_BYTES_PER_TRANSACTION", 300 * state_record_bytes(size))
+    for i in range(5_000):
+        world.produce(0, b"%d" % i, b"{}")
+    world.commit()
+    world.checkpointer.add_to_budget(10**9)
+    world.now_s += 11
+    for i in range(5_000):
+        world.produce(0, b"%d" % i, b"{}")
+    assert len(world.commit().written[0]) == 300
     world.check()
 
 
