@@ -21,10 +21,8 @@ from lstmstream.errors import Fatal, LstmstreamError, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Client, GroupConsumer, Producer
-from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import ErrorKind, ProducerFenced
-from lstmstream.transport.diagnosis import diagnose
-from lstmstream.transport.kafka_admin import CLOSE_TIMEOUT_S, KafkaAdmin
+from lstmstream.transport.kafka_admin import CLOSE_TIMEOUT_S, KafkaAdmin, client_of, diagnosis_of
 from lstmstream.transport.partitioner import partitions_of
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
@@ -34,7 +32,6 @@ from lstmstream.transport.ports import (
     PollResult,
     Transport,
 )
-from lstmstream.transport.security import security_settings
 
 log = logging.getLogger(__name__)
 
@@ -247,8 +244,7 @@ class KafkaTransport(KafkaAdmin):
         self, partitions: Collection[int], timeout_s: float = CALL_TIMEOUT_S
     ) -> dict[int, CommittedOffset]:
         """See GroupMember."""
-        topic = self._input_topic
-        return self._ask(lambda admin: admin.committed(topic, partitions, timeout_s), timeout_s)
+        return self.group_offsets(self._input_topic, partitions, timeout_s)
 
     def group_members(self) -> Sequence[MemberInfo]:
         """See GroupMember."""
@@ -394,21 +390,14 @@ class KafkaTransport(KafkaAdmin):
 def open_kafka_transport(config: Config) -> KafkaTransport:
     """The transport that a configuration asks for; nothing is connected yet. Raises CannotServe."""
     instance = config.kafka.properties.get("group.instance.id")
-    servers, security = config.kafka.bootstrap_servers, security_settings(config.kafka.security, config.folder)
     return KafkaTransport(
-        open_client(
-            config.kafka.client,
-            servers=servers,
-            group=config.name,
-            properties=config.kafka.properties,
-            security=security,
-        ),
+        client_of(config),
         group=config.name,
         input_topic=config.input.topic,
         exactly_once=config.delivery == "exactly_once",
         instance=None if instance is None else str(instance),
         transaction_timeout_s=int(config.kafka.properties.get("transaction.timeout.ms", 10_000)) / 1000,
-        diagnose=lambda: diagnose(servers, security),
+        diagnose=diagnosis_of(config),
     )
 
 

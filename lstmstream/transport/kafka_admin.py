@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
+from lstmstream.config import Config
 from lstmstream.errors import CannotServe, LstmstreamError, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import CallBound, ClientThread
 from lstmstream.transport.clients import Admin, Client, Reader
+from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import decide
-from lstmstream.transport.diagnosis import Diagnosis
-from lstmstream.transport.ports import CALL_TIMEOUT_S, LogReader, TopicInfo
+from lstmstream.transport.diagnosis import Diagnosis, diagnose
+from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, LogReader, TopicInfo
+from lstmstream.transport.security import security_settings
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +96,12 @@ class KafkaAdmin:
         """The first offset at or after a time, None where there is no such record. Raises TryAgain."""
         return self._ask(lambda admin: admin.offset_for_time(topic, partition, timestamp_ms, CALL_TIMEOUT_S))
 
+    def group_offsets(
+        self, topic: str, partitions: Collection[int], timeout_s: float = CALL_TIMEOUT_S
+    ) -> dict[int, CommittedOffset]:
+        """The group's offsets, once no transaction is pending on them; see GroupMember. Raises TryAgain."""
+        return self._ask(lambda admin: admin.committed(topic, partitions, timeout_s), timeout_s)
+
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """See Admin. It has a consumer of its own, so that several may be open."""
 
@@ -124,6 +133,28 @@ class KafkaAdmin:
             return error
         problem = self._client.problem(error)
         return None if problem is None else decide(problem, static_member=self._static_member)
+
+
+def open_kafka_admin(config: Config) -> KafkaAdmin:
+    """Topics and offsets, as a configuration says; it reads and writes nothing as a member of the group."""
+    return KafkaAdmin(client_of(config), diagnose=diagnosis_of(config))
+
+
+def client_of(config: Config) -> Client:
+    """The client library that a configuration asks for; nothing is connected yet. Raises CannotServe."""
+    return open_client(
+        config.kafka.client,
+        servers=config.kafka.bootstrap_servers,
+        group=config.name,
+        properties=config.kafka.properties,
+        security=security_settings(config.kafka.security, config.folder),
+    )
+
+
+def diagnosis_of(config: Config) -> Callable[[], str]:
+    """Why its brokers cannot be used."""
+    security = security_settings(config.kafka.security, config.folder)
+    return lambda: diagnose(config.kafka.bootstrap_servers, security)
 
 
 class WatchedReader:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from lstmstream.config import load_config
 from lstmstream.errors import CannotServe, Fatal, TryAgain
 from lstmstream.model import load_model
 from lstmstream.row_progress import RowProgress
-from lstmstream.transport.kafka import open_kafka_transport
+from lstmstream.transport.kafka_admin import open_kafka_admin
+from lstmstream.verify.broker import LIMIT_S, PatientBroker, Stopped
 from lstmstream.verify.findings import MEANING, Finding
 from lstmstream.verify.run import Verification
 from lstmstream.verify.topics import Limits
@@ -41,13 +44,15 @@ def verify(
         raise CannotServe("--follow and --to cannot be used together: give one of them")
     loaded = load_config(config)
     model = load_model(loaded.model, base=loaded.folder)
-    transport = open_kafka_transport(loaded)
+    stopping = stopping or (lambda: False)
+    kafka = open_kafka_admin(loaded)
+    broker = PatientBroker(kafka, limit_s=math.inf if follow else LIMIT_S, stopping=stopping, say=_say)
     progress = RowProgress("verify")
     try:
         try:
-            transport.connect()
+            kafka.connect()
             verification = Verification(
-                transport,
+                broker,
                 loaded,
                 model,
                 limits=limits,
@@ -55,12 +60,14 @@ def verify(
                 tolerance=tolerance,
                 on_progress=progress.update,
             )
-            _run(verification, follow=follow, as_json=as_json, stopping=stopping or (lambda: False))
+            _run(verification, follow=follow, as_json=as_json, stopping=stopping)
         except (TryAgain, Fatal) as error:
             raise CannotServe(f"the topics cannot be read: {error}") from error
+        except Stopped as error:
+            raise CannotServe("stopped before the end; nothing was judged") from error
     finally:
         progress.close()
-        transport.close(1.0)
+        kafka.close(1.0)
     summary = verification.summary()
     if as_json:
         if follow:
@@ -73,19 +80,22 @@ def verify(
 
 
 def _run(verification: Verification, *, follow: bool, as_json: bool, stopping: Callable[[], bool]) -> None:
-    verification.round()
-    if not follow:
-        return
     said = 0
-    while True:
-        kept = verification.comparison.findings.kept
-        for finding in kept[said:]:
-            print(orjson.dumps(finding.to_dict()).decode() if as_json else finding, flush=True)
-        said = len(kept)
-        if stopping():
-            return
-        time.sleep(ROUND_S)
-        verification.round()
+    verification.round()
+    with suppress(Stopped):  # what was judged before is still so
+        while follow:
+            kept = verification.comparison.findings.kept
+            for finding in kept[said:]:
+                print(orjson.dumps(finding.to_dict()).decode() if as_json else finding, flush=True)
+            said = len(kept)
+            if stopping():
+                return
+            time.sleep(ROUND_S)
+            verification.round()
+
+
+def _say(text: str) -> None:
+    print(f"verify: {text}", file=sys.stderr, flush=True)
 
 
 def _fraction(sample: str | None) -> float:

@@ -9,12 +9,13 @@ from typing import Any
 from lstmstream.config import Config
 from lstmstream.model import Model
 from lstmstream.records import RecordBatch
+from lstmstream.verify.broker import PatientBroker
 from lstmstream.verify.compare import Comparison
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION, Outputs
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
 from lstmstream.verify.published import Source, dead_letter_headers, prediction_source
-from lstmstream.verify.topics import Broker, Limits, committed_offsets, find_topics, plan, read
+from lstmstream.verify.topics import Limits, committed_offsets, find_topics, plan
 
 ANOTHER_CPU = 1e-5  # how far scores may lie apart where bits are not promised
 OnProgress = Callable[[int, float], None]  # events so far, and the fraction of all records from 0 to 1
@@ -25,7 +26,7 @@ class Verification:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: PatientBroker,
         config: Config,
         model: Model,
         *,
@@ -58,6 +59,7 @@ class Verification:
             self.ranges,
         )
         self._positions = {number: given.start for number, given in self.ranges.items()}
+        self._judged = dict(self._positions)  # up to where the last round has come
         self._output_positions: dict[tuple[str, int], int] = {}  # by kind of record and partition
         self._first_sources: dict[tuple[str, int], dict[int, int]] = {}  # of outputs that do not begin at 0
         self._done = self._total = 0
@@ -73,7 +75,7 @@ class Verification:
         self._total = self._done + sum(end - self._positions[number] for number, end in ends.items())
         self._total += sum(end - self._output_positions[place] for place, end in outputs.items())
         for number, end in ends.items():
-            for records in read(self._broker, self.topics.input, number, self._positions[number], end):
+            for records in self._broker.read(self.topics.input, number, self._positions[number], end):
                 self.comparison.take_input(records)
                 self._progress(records, count=True)
             self._positions[number] = end
@@ -81,7 +83,7 @@ class Verification:
         self.comparison.take_held()
         for (record, partition), end in outputs.items():
             topic, start = self.topics.outputs[record], self._output_positions[record, partition]
-            for records in read(self._broker, topic, partition, start, end):
+            for records in self._broker.read(topic, partition, start, end):
                 self._note_first_sources(record, partition, records)
                 self.comparison.take_output(record, records)
                 self._progress(records)
@@ -89,6 +91,7 @@ class Verification:
         self._set_complete_from()
         self._committed = committed_offsets(self._broker, self.topics)
         self.comparison.finish(self._committed)
+        self._judged = dict(self._positions)
 
     def _output_ends(self) -> dict[tuple[str, int], int]:
         """Up to the high watermarks, so that what is in doubt now is waited for. Predictions before dead letters."""
@@ -153,7 +156,7 @@ class Verification:
                 {
                     "partition": number,
                     "from": max(given.first, given.start),
-                    "to": self._positions[number],
+                    "to": self._judged[number],
                     "group_offset": self._committed.get(number),
                 }
                 for number, given in sorted(self.ranges.items())

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from lstmstream.config import Config
-from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.errors import CannotServe
 from lstmstream.model import Card
-from lstmstream.records import RecordBatch
-from lstmstream.transport.ports import CommittedOffset, LogReader, TopicInfo
+from lstmstream.verify.broker import PatientBroker
 from lstmstream.verify.compare import PartitionRange
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION
 from lstmstream.verify.floors import describe, identity_of, read_origins
 
 Bound = int | None  # an offset, for every partition; None: no bound
-_SILENCE_S = 60.0  # without a step forward, though the end is not reached
-
-
-class Broker(Protocol):
-    """What is needed of a transport."""
-
-    def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
-        """The topics that exist."""
-
-    def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
-        """(beginning, high watermark)."""
-
-    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
-        """The first offset at or after a time, None where there is none."""
-
-    def committed_offsets(self, partitions: Collection[int]) -> dict[int, CommittedOffset]:
-        """The group's offsets, once no transaction is pending on them."""
-
-    def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
-        """A reader of committed records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +37,7 @@ class Topics:
     state: str
 
 
-def find_topics(config: Config, broker: Broker) -> Topics:
+def find_topics(config: Config, broker: PatientBroker) -> Topics:
     """Raises CannotServe where something cannot be judged from these topics."""
     outputs = {PREDICTION: config.output.topic, DEAD_LETTER: config.dead_letter.topic}
     if config.output.alerts_topic is not None:
@@ -83,16 +59,16 @@ def find_topics(config: Config, broker: Broker) -> Topics:
     return Topics(config.input.topic, partitions, outputs, counts, frozenset(hashed), config.state.topic)
 
 
-def committed_offsets(broker: Broker, topics: Topics) -> dict[int, int]:
+def committed_offsets(broker: PatientBroker, topics: Topics) -> dict[int, int]:
     """How far the group has come. Raises CannotServe where it has not begun."""
-    found = _retrying(lambda: broker.committed_offsets(range(topics.partitions)))
+    found = broker.group_offsets(topics.input, range(topics.partitions))
     if not found:
         raise CannotServe("the group has no committed offset: there is nothing to verify yet")
     return {partition: committed.offset for partition, committed in found.items()}
 
 
 def plan(
-    broker: Broker, config: Config, card: Card, topics: Topics, committed: dict[int, int], limits: Limits
+    broker: PatientBroker, config: Config, card: Card, topics: Topics, committed: dict[int, int], limits: Limits
 ) -> dict[int, PartitionRange]:
     """What to read and judge of each partition. Raises CannotServe where no partition can be judged."""
     wanted = identity_of(config, card)
@@ -105,7 +81,7 @@ def plan(
             continue
         beginning, _ = broker.offset_range(topics.input, partition)
         states = broker.offset_range(topics.state, partition)
-        origins, others = read_origins(read(broker, topics.state, partition, *states), wanted)
+        origins, others = read_origins(broker.read(topics.state, partition, *states), wanted)
         strangers |= {describe(identity): None for identity in others}
         if origins.topic_id and origins.topic_id != topic_id:
             raise CannotServe(
@@ -129,53 +105,10 @@ def plan(
     return ranges
 
 
-def _bound(broker: Broker, topic: str, partition: int, bound: Bound, default: int, *, time: bool) -> int:
+def _bound(broker: PatientBroker, topic: str, partition: int, bound: Bound, default: int, *, time: bool) -> int:
     if bound is None:
         return default
     if not time:
         return bound
     found = broker.offset_for_time(topic, partition, bound)
     return broker.offset_range(topic, partition)[1] if found is None else found
-
-
-def read(broker: Broker, topic: str, partition: int, start: int, end: int) -> Iterator[RecordBatch]:
-    """The committed records of start..end (end not included). Raises CannotServe where they do not come."""
-    if start >= end:
-        return
-    reader = broker.open_reader(topic, partition, start, end)
-    try:
-        yield from _read_all(reader, topic, partition)
-    finally:
-        reader.close()
-
-
-def _read_all(reader: LogReader, topic: str, partition: int) -> Iterator[RecordBatch]:
-    """The records up to the reader's end."""
-    moved_s = time.monotonic()
-    while reader.position < reader.end:
-        before = reader.position
-        problem = "an open transaction holds them back, or the broker is not healthy"
-        try:
-            records = reader.next(0.5)
-        except TryAgain as error:
-            records, problem = RecordBatch.empty(topic), str(error)
-        if reader.position > before:
-            moved_s = time.monotonic()
-        elif time.monotonic() - moved_s > _SILENCE_S:
-            raise CannotServe(
-                f"{topic}[{partition}]: no records at {reader.position} of {reader.end} for {_SILENCE_S:g} s: {problem}"
-            )
-        if len(records):
-            yield records
-
-
-def _retrying(call: Callable[[], dict[int, CommittedOffset]]) -> dict[int, CommittedOffset]:
-    """A transaction may be pending on the offsets for a while."""
-    deadline_s = time.monotonic() + _SILENCE_S
-    while True:
-        try:
-            return call()
-        except TryAgain as error:
-            if time.monotonic() > deadline_s:
-                raise CannotServe(f"the group's offsets cannot be read: {error}") from error
-            time.sleep(0.2)

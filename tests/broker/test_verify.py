@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kafka import KafkaProducer, TopicPartition
 
 from tests.broker.harness import (
@@ -113,7 +114,10 @@ def test_it_says_what_it_cannot_judge_once_events_were_deleted(broker: str, topi
 
 
 def test_it_follows_a_daemon_that_runs(broker: str, topic_prefix: str, served: Path, tmp_path: Path) -> None:
-    """It sees nothing wrong while predictions come, and finds a wrong one at once."""
+    """It sees nothing wrong while they come, finds a wrong one at once, and takes no static member's place."""
+    settings = yaml.safe_load(served.read_text())
+    settings["kafka"]["properties"] = {**settings["kafka"].get("properties", {}), "group.instance.id": "one"}
+    served.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "lstmstream", "verify", str(served), "--follow", "--json"]
     with RunningDaemon(served, tmp_path / "log3") as daemon:
         daemon.wait_ready()

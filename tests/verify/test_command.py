@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lstmstream.errors import CannotServe
-from lstmstream.verify import command
+from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.verify import broker, command
 from lstmstream.verify.command import verify
 from lstmstream.verify.run import Verification
 from tests.models import random_model
@@ -31,7 +31,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VerifyWorld:
     made.serve()
     config = made.config()
     monkeypatch.setattr(command, "load_config", lambda _path: config)
-    monkeypatch.setattr(command, "open_kafka_transport", lambda _config: Opened(made.broker, INPUT))
+    monkeypatch.setattr(command, "open_kafka_admin", lambda _config: Opened(made.broker, INPUT))
     return made
 
 
@@ -100,3 +100,67 @@ def test_follow_prints_each_finding_once(
     assert finding["kind"] == "duplicate"
     assert summary["counts"]["duplicate"] == 1
     assert "findings" not in summary
+
+
+class Outage:
+    """A broker that fails for so many calls once it has answered others."""
+
+    def __init__(self, *, after: int, calls: int) -> None:
+        self.left, self.calls, self.failed = after, calls, 0
+        self.over = False
+
+    def __call__(self, point: str) -> None:
+        if point == "connect":
+            return
+        if self.left:
+            self.left -= 1
+        elif self.failed < self.calls:
+            self.failed += 1
+            raise TryAgain("the broker is away")
+        else:
+            self.over = True
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time does not pass between two tries, and each failure is said."""
+    monkeypatch.setattr(broker, "RETRY_S", 0.0)
+    monkeypatch.setattr(broker, "SAID_AFTER_S", -1.0)
+    monkeypatch.setattr(command, "ROUND_S", 0.0)
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("calls", [1, 2, 7])
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_broker_that_fails_for_a_while_is_waited_for(
+    world: VerifyWorld, capsys: pytest.CaptureFixture[str], calls: int, follow: bool
+) -> None:
+    """Wherever it fails, nothing is read twice or left out."""
+    most = 0
+    for at in range(0, 60, 3):
+        outage = Outage(after=at, calls=calls)
+        world.broker.fault = outage
+        assert verify(Path("c.yaml"), follow=follow, stopping=lambda: outage.over) == 0  # noqa: B023
+        told = capsys.readouterr().err.splitlines()
+        assert all("the broker" in line for line in told)
+        assert len(told) % 2 == 0, "what is said of a failure is taken back"
+        most = max(most, outage.failed)
+    assert most == calls
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_broker_that_stays_away(
+    world: VerifyWorld, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be judged what cannot be read. --follow waits until it is told to stop, and judges what it has read."""
+    outage = Outage(after=100, calls=10**6)
+    world.broker.fault = outage
+    assert verify(Path("c.yaml"), follow=True, stopping=lambda: outage.failed > 100) == 0
+    printed = capsys.readouterr()
+    assert "60 events: " in printed.out
+    assert printed.err.endswith("still trying: the broker is away\n")
+    with pytest.raises(CannotServe, match="stopped before the end; nothing was judged"):
+        verify(Path("c.yaml"), follow=True, stopping=lambda: True)
+    monkeypatch.setattr(command, "LIMIT_S", 0.0)
+    with pytest.raises(CannotServe, match="the topics cannot be read, for 0 s: the broker is away"):
+        verify(Path("c.yaml"))

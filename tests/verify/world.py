@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from lstmstream.model import Card, Model, load_model
 from lstmstream.model.card import StatePart, StateSpec
 from lstmstream.serve.step import OnnxStep
 from lstmstream.transport.memory import LogRecord, MemoryTransport
+from lstmstream.transport.ports import CommittedOffset
+from lstmstream.verify.broker import PatientBroker
 from lstmstream.verify.run import Verification
 from tests.models import write
 from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World
@@ -25,7 +27,10 @@ NOW_MS = 1_700_000_000_000
 
 
 class VerifyTransport(MemoryTransport):
-    """With the one question that only `verify` asks."""
+    """With the questions that only `verify` asks."""
+
+    def group_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, CommittedOffset]:
+        return self.committed_offsets(partitions)
 
     def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         log = self._broker.topics[topic].logs[partition]
@@ -59,7 +64,9 @@ class VerifyWorld(World):
 
     def verification(self, *, config: Config | None = None, **options: Any) -> Verification:
         transport = VerifyTransport(self.broker, INPUT)
-        return Verification(transport, config or self.config(), options.pop("model", self.model), **options)
+        return Verification(
+            PatientBroker(transport), config or self.config(), options.pop("model", self.model), **options
+        )
 
     def log(self, topic: str, partition: int = 0) -> list[LogRecord]:
         """The records of a partition, to be altered."""
