@@ -47,6 +47,7 @@ class App:
     environment: Mapping[str, str] = field(default_factory=dict)
     is_daemon: bool = False
     warm_up_factor: float = 1.0
+    optional: bool = False  # run only where it is asked for
 
     def variables(self, job: Job) -> dict[str, str]:
         """The environment variables that it gets beside those of the benchmark."""
@@ -92,13 +93,14 @@ def make_apps(abilities: Abilities, cache: Path) -> list[App]:
         apps += [_daemon(EXACTLY_ONCE, client, workers=2) for client in ("confluent", "kafka-python")]
     if abilities.compiled_codec:
         apps += [_daemon(EXACTLY_ONCE, client, pure=True) for client in ("confluent", "kafka-python")]
+    apps += [_daemon(EXACTLY_ONCE, client, checkpoint_interval="1s") for client in ("confluent", "kafka-python")]
     return [*apps, *_peers(cache)]
 
 
 def choose_apps(apps: Sequence[App], wanted: str | None) -> list[App]:
     """Those whose name is in the comma-separated list, or begins with one of its words. Raises ValueError."""
     if wanted is None:
-        return list(apps)
+        return [app for app in apps if not app.optional]
     words = [word.strip() for word in wanted.split(",") if word.strip()]
     for word in words:
         if not any(app.name.startswith(word) for app in apps):
@@ -106,9 +108,17 @@ def choose_apps(apps: Sequence[App], wanted: str | None) -> list[App]:
     return [app for app in apps if any(app.name.startswith(word) for word in words)]
 
 
-def _daemon(guarantee: str, client: str, *, workers: int = 1, pure: bool = False) -> App:
+def _daemon(
+    guarantee: str, client: str, *, workers: int = 1, pure: bool = False, checkpoint_interval: str | None = None
+) -> App:
+    """`checkpoint_interval`: another than the default of 30 s, after which a run of the benchmark is mostly over."""
     suffix = (f"-{workers}-workers" if workers > 1 else "") + ("-pure" if pure else "")
     extra = (f", {workers} workers" if workers > 1 else "") + (", codec off" if pure else "")
+    state: dict[str, str] = {}
+    if checkpoint_interval is not None:
+        state["checkpoint_interval"] = checkpoint_interval
+        suffix += "-checkpoints"
+        extra += f", states every {checkpoint_interval}"
 
     def command(job: Job) -> list[str]:
         config = {
@@ -119,6 +129,7 @@ def _daemon(guarantee: str, client: str, *, workers: int = 1, pure: bool = False
             "input": {"topic": job.input},
             "output": {"topic": job.output, "include": ["ts"]},
             "batch": {"max_events": BATCH},
+            "state": state,
             "http": {"port": 0},
         }
         path = job.folder / "daemon.yaml"
@@ -134,6 +145,7 @@ def _daemon(guarantee: str, client: str, *, workers: int = 1, pure: bool = False
         command=command,
         environment={"LSTMSTREAM_CODEC": "pure"} if pure else {},
         is_daemon=True,
+        optional=checkpoint_interval is not None,
     )
 
 

@@ -365,6 +365,9 @@ def test_the_installed_daemon_can_be_asked() -> None:
 def test_apps_are_chosen_by_the_beginning_of_their_names() -> None:
     assert {app.guarantee for app in choose_apps(APPS, "lstmstream-at-least")} == {AT_LEAST_ONCE}
     assert [app.name for app in choose_apps(APPS, "reference, quix")] == ["quix-streams", "reference"]
+    with_states = "lstmstream-exactly-once-kafka-python-checkpoints"
+    assert [app.name for app in choose_apps(APPS, with_states)] == [with_states]
+    assert with_states not in [app.name for app in choose_apps(APPS, None)]
     with pytest.raises(ValueError, match="no app is called flink; there are: lstmstream-exactly-once-confluent"):
         choose_apps(APPS, "reference,flink")
 

@@ -71,6 +71,11 @@ class RunningDaemon:
         return self._process.poll()
 
     @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
+    @property
     def log_lines(self) -> list[dict[str, Any]]:
         """The JSON lines of its log so far."""
         lines = []

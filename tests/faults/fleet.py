@@ -13,7 +13,6 @@ from tests.broker.harness import RunningDaemon
 
 SETTLE_S = 180.0  # for all that is left, once nothing strikes any more
 SCRAPE_S = 1.0
-RESTART_S = 0.5  # before a daemon that ended is started again
 
 
 class Worker:
@@ -38,7 +37,6 @@ class Worker:
 
     def start_again(self) -> None:
         """A new life, as the last one is over."""
-        time.sleep(RESTART_S)
         self.daemon = self._start()
 
     def look(self) -> None:
@@ -81,10 +79,13 @@ class Worker:
 
 
 class Fleet:
-    """The workers of one configuration; every second one is a static member."""
+    """The workers of one configuration."""
 
-    def __init__(self, config: Path, workers: int) -> None:
-        self.workers = [Worker(number, config, static=number % 2 == 0) for number in range(workers)]
+    def __init__(
+        self, config: Path, workers: int, *, static: Callable[[int], bool] = lambda number: number % 2 == 0
+    ) -> None:
+        """`static`: whether the worker of this number is a static member; unless said otherwise, every second one."""
+        self.workers = [Worker(number, config, static=static(number)) for number in range(workers)]
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from lstmstream.config import load_config
 from lstmstream.model import load_model
-from lstmstream.transport.kafka import open_kafka_transport
+from lstmstream.transport.kafka_admin import open_kafka_admin
+from lstmstream.verify.broker import PatientBroker
 from lstmstream.verify.run import Verification
 from tests.broker.answers import Digest
 from tests.broker.harness import Follower, admin, in_transaction, read_all
@@ -27,14 +28,14 @@ MAX_LISTED = 20
 def verify(config: Path) -> tuple[int, dict[str, Any]]:
     """`lstmstream verify CONFIG` in this process: its exit code and its summary."""
     loaded = load_config(config)
-    transport = open_kafka_transport(loaded)
+    kafka = open_kafka_admin(loaded)
     try:
-        transport.connect()
-        verification = Verification(transport, loaded, load_model(loaded.model, base=loaded.folder))
+        kafka.connect()
+        verification = Verification(PatientBroker(kafka), loaded, load_model(loaded.model, base=loaded.folder))
         verification.round()
         return verification.exit_code, verification.summary()
     finally:
-        transport.close(1.0)
+        kafka.close(1.0)
 
 
 def source_of(record: Any) -> tuple[int, int]:
@@ -100,6 +101,19 @@ class OnlineReaders:
             for partition in list(self._last):
                 self._end_silence(partition, time.monotonic())
             self._last.clear()
+
+    def begin_silences(self) -> None:
+        """Forget the longest silence so far, and begin to count anew."""
+        now = time.monotonic()
+        with self._lock:
+            self._longest = (0.0, -1, 0.0)
+            self._last = dict.fromkeys(range(self._partitions), now)
+
+    def longest_silence_s(self) -> float:
+        """Of a partition, up to now."""
+        now = time.monotonic()
+        with self._lock:
+            return max(self._longest[0], *(now - since for since in self._last.values()))
 
     def longest_silence(self) -> str:
         """Of a partition, while the load ran, from its first answer on."""

@@ -1,0 +1,118 @@
+"""How long a partition is silent after one of several daemons was killed or restarted, on this machine.
+
+    python -m benchmarks.takeover [--client NAME] [--kills N] [--restarts N] [--rate EVENTS] [--partitions P]
+
+Three daemons serve a steady stream, with a session timeout of 6 s. One of them is killed with -9 again and again:
+members that are static and are started again at once, and members that are not, whose place the others take once the
+session timeout is over. Then two daemons, one of which is stopped by SIGTERM and started again. The silence of a
+partition is the time between two of its predictions as a read_committed reader gets them; of each kill or restart the
+longest counts. At the end `lstmstream verify` judges what was published; exit code 1 if it finds anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from lstmstream.dev.broker import DevBroker
+from tests.broker import harness
+from tests.faults.fleet import Fleet, Worker
+from tests.faults.trial import Trial
+
+SETTLE_S = 2.0  # after all is answered: the group is at rest, and each partition has had predictions
+
+
+def measure(
+    folder: Path,
+    servers: str,
+    name: str,
+    strike: Callable[[Worker], object],
+    *,
+    workers: int,
+    static: bool,
+    times: int,
+    partitions: int,
+    rate: float,
+) -> list[float]:
+    """The longest silence of a partition, in seconds, for each time that `strike` was done to one of the workers."""
+    silences = []
+    folder.mkdir()
+    with (
+        Trial(servers, name, folder, partitions=partitions, rate=rate, seed=1) as trial,
+        Fleet(trial.config, workers, static=lambda _number: static) as fleet,
+    ):
+        fleet.wait_ready()
+        trial.begin()
+        for number in range(times):
+            wait_answered(trial, fleet)
+            time.sleep(SETTLE_S)
+            trial.readers.begin_silences()
+            strike(fleet.workers[number % workers])
+            fleet.wait_ready()
+            wait_answered(trial, fleet)
+            silences.append(trial.readers.longest_silence_s())
+            print(f"{name} {number + 1}: {silences[-1]:.2f} s", file=sys.stderr, flush=True)
+        trial.settle(fleet.wait)
+        fleet.stop()
+        findings = trial.judge()
+    if findings:
+        raise SystemExit("\n".join(findings))
+    return silences
+
+
+def wait_answered(trial: Trial, fleet: Fleet) -> None:
+    """Until the readers have all that stands in the input now."""
+    ends = trial.ends()
+    fleet.wait(lambda: trial.answered(ends), "all answered")
+    fleet.wait(lambda: trial.readers.events() >= sum(ends.values()), "all read")
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.takeover", description="Silence after kill or restart.")
+    parser.add_argument("--client", choices=["kafka-python", "confluent"], default="confluent")
+    parser.add_argument("--kills", type=int, default=20, help="of each kind")
+    parser.add_argument("--restarts", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=2000.0, help="events a second")
+    parser.add_argument("--partitions", type=int, default=12)
+    given = parser.parse_args()
+    harness.CLIENT = given.client
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="lstmstream-takeover-") as folder:
+        broker = DevBroker(Path(folder) / "broker")
+        servers = broker.up(port=0)
+        try:
+            for what, name, strike, workers, static, times in (
+                ("kill -9 of one of 3, static, started at once", "static", Worker.kill9, 3, True, given.kills),
+                ("kill -9 of one of 3, session timeout 6 s", "dynamic", Worker.kill9, 3, False, given.kills),
+                ("restart of one of 2, static", "restart", Worker.stop_and_start, 2, True, given.restarts),
+                ("restart of one of 2", "dynamic-restart", Worker.stop_and_start, 2, False, given.restarts),
+            ):
+                silences = measure(
+                    Path(folder) / name,
+                    servers,
+                    name,
+                    strike,
+                    workers=workers,
+                    static=static,
+                    times=times,
+                    partitions=given.partitions,
+                    rate=given.rate,
+                )
+                rows.append((what, silences))
+        finally:
+            broker.down(wipe=True)
+    print(f"{given.client}, {given.rate:g} events/s, {given.partitions} partitions\n")
+    print("| | times | median, s | longest, s |\n| --- | --- | --- | --- |")
+    for what, silences in rows:
+        print(f"| {what} | {len(silences)} | {median(silences):.2f} | {max(silences):.2f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
