@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from benchmarks.throughput.models import write_models
@@ -74,7 +75,7 @@ def run(servers: str, folder: Path, *, events: int, every: int) -> int:
         daemon.wait_ready()
         for number in range(1, LOOKS + 1):
             due = events * number // LOOKS
-            daemon.wait(lambda due=due: answered(servers) >= due, f"past {due} events", STALL_S)
+            daemon.wait(partial(has_answered, servers, due), f"past {due} events", STALL_S)
             resident, files, threads = look(daemon)
             failures = sum(daemon.metrics()["lstmstream_transactions_total", (("outcome", how),)] for how in FAILED)
             print(
@@ -85,6 +86,11 @@ def run(servers: str, folder: Path, *, events: int, every: int) -> int:
     out = sum(end_offsets(servers, f"{NAME}.out", partitions=PARTITIONS).values())
     print(f"\nexit code {code}; {sum(ends.values()):,} events, {out:,} offsets in the output topic, markers included")
     return int(code != 0)
+
+
+def has_answered(servers: str, events: int) -> bool:
+    """Whether so many are."""
+    return answered(servers) >= events
 
 
 def answered(servers: str) -> int:
