@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from lstmstream.config import Config
@@ -20,7 +20,7 @@ from lstmstream.records import RecordBatch, concatenate
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
 from lstmstream.serve.clock import Clock
-from lstmstream.serve.committer import COMMIT_TIMEOUT_S, Committer
+from lstmstream.serve.committer import Committer
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.housekeeping import Housekeeping
@@ -34,6 +34,7 @@ from lstmstream.serve.restore import RestoreContext
 from lstmstream.serve.restores import Restores
 from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.state import StateStore
+from lstmstream.serve.time_limits import BACKOFF_S, backoffs, commit_timeout_s, longest_batch_s
 from lstmstream.serve.topics import Topics
 from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, Transport
 
@@ -43,7 +44,6 @@ POLL_TIMEOUT_S = 0.25  # a shutdown waits for its end
 POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 QUIET_S = 10.0
-BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
 
 
 class Daemon:
@@ -98,7 +98,7 @@ class Daemon:
             compressed=properties.get("compression.type", "none") != "none",
             wall_s=clock.wall_s,
         )
-        self._batch_limit = BatchLimit(config.batch.max_events)
+        self._batch_limit = BatchLimit(config.batch.max_events, longest_s=longest_batch_s(config))
         self._committer = Committer(
             transport,
             engine,
@@ -135,6 +135,7 @@ class Daemon:
             config.on_model_change,
             config.input.on_foreign_commit,
             clock.monotonic_s,
+            self._batch_limit,
             set(),
         )
         self._restores = Restores(context, self._partitions, observer, self._failures)
@@ -277,7 +278,9 @@ class Daemon:
         timeout_s: float | None = None,
     ) -> None:
         """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
+        began_s = self._clock.monotonic_s()
         result = self._engine.process(batch, self._refusals)
+        self._batch_limit.on_processed(len(batch), self._clock.monotonic_s() - began_s)
         full = len(batch) >= self._batch_limit.now
         # After a failure its end is waited for, and beside a restore: both are about what is committed.
         overlap = full and not flush and not self._recoveries and not self._partitions.restoring()
@@ -484,16 +487,3 @@ class Daemon:
 
     def _log_level(self) -> int:
         return logging.DEBUG if self._quiet and not self._stopping else logging.INFO
-
-
-def commit_timeout_s(config: Config) -> float:
-    """More than the broker gives a transaction; but the loop must be seen to move meanwhile."""
-    open_s = int(config.kafka.properties.get("transaction.timeout.ms", 10_000)) / 1000
-    return max(COMMIT_TIMEOUT_S, min(open_s + 2.0, 0.9 * config.http.stall_after))
-
-
-def backoffs() -> Iterator[float]:
-    """Seconds to wait after the first, second, ... failure in a row."""
-    yield from BACKOFF_S
-    while True:
-        yield BACKOFF_S[-1]

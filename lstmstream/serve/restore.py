@@ -16,6 +16,7 @@ import numpy as np
 
 from lstmstream.errors import CannotServe, UnreadableRecords
 from lstmstream.records import Bools, Ints, RecordBatch
+from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import input_partitions, is_ours
 from lstmstream.serve.engine import Engine
@@ -54,6 +55,7 @@ class RestoreContext(NamedTuple):
     on_model_change: str  # fail | reset
     on_foreign_commit: str  # fail | accept
     clock: Callable[[], float]
+    batch_limit: BatchLimit
     warned: set[str]  # what was said once and holds for all partitions
 
 
@@ -84,6 +86,7 @@ class Restore:
         )
         self._loaded = self._nothing_loaded()
         self._replay_from = 0
+        self._unplayed: RecordBatch | None = None  # was read, and is still to be replayed
         self._answered = answered  # where the group's offset was when we last knew it to be our own
         self._foreign = False  # the group's offset was set by somebody else
         self._floor_position = 0
@@ -96,7 +99,8 @@ class Restore:
     @property
     def remaining(self) -> int:
         """Records still to be read in this phase."""
-        return 0 if self._reader is None else max(0, self._reader.end - self._reader.position)
+        unplayed = 0 if self._unplayed is None else len(self._unplayed)
+        return unplayed if self._reader is None else unplayed + max(0, self._reader.end - self._reader.position)
 
     @property
     def committed_offset(self) -> int | None:
@@ -142,7 +146,8 @@ class Restore:
         return StateLoader(self.partition, self._context.checkpointer.identity.digest, self._errors)
 
     def close(self) -> None:
-        """Free its reader."""
+        """Free its reader, and what was read."""
+        self._unplayed = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -337,16 +342,13 @@ class Restore:
             self._open_reader(self._context.input_topic, self._replay_from, self._committed.offset)
         reader = self._reader
         assert reader is not None
-        if reader.position < reader.end:
-            batch = self._next_batch(reader, deadline_s)
-            if batch is not None and len(batch):
-                number = self.partition.number
-                changed = self._context.engine.replay(batch).get(number)
-                if changed is not None:
-                    self.partition.dirty.mark_only(changed)
-                self._replayed += len(batch)
-                self._min_timestamp_ms = min(self._min_timestamp_ms, batch.min_timestamp_ms()[number])
+        if self._unplayed is None and reader.position < reader.end:
+            self._unplayed = self._next_batch(reader, deadline_s)
+        if self._unplayed is not None:
+            self._replay_some(self._unplayed)
             return
+        if reader.position < reader.end:
+            return  # a batch was passed over
         if self._foreign:  # from here on it is our own, so that this is said once
             position, origin = self._committed.offset, self.partition.origin
             plan = self._context.checkpointer.position_plan(self.partition.number, origin, self._replay_from, position)
@@ -355,6 +357,20 @@ class Restore:
         self._run(self._committed.offset, floor=self._replay_from, floor_position=self._floor_position)
         self.partition.dirty.enqueue_marked(self._context.clock(), self._min_timestamp_ms)
         self._context.checkpointer.add_to_budget(self._replayed)
+
+    def _replay_some(self, batch: RecordBatch) -> None:
+        """The first of its events, so many that the loop is not held up; the rest stays for later."""
+        limit, number, clock = self._context.batch_limit, self.partition.number, self._context.clock
+        count = min(len(batch), limit.of_time)
+        if count:
+            events, began_s = batch.slice(0, count), clock()
+            changed = self._context.engine.replay(events).get(number)
+            limit.on_processed(count, clock() - began_s)
+            if changed is not None:
+                self.partition.dirty.mark_only(changed)
+            self._replayed += count
+            self._min_timestamp_ms = min(self._min_timestamp_ms, events.min_timestamp_ms()[number])
+        self._unplayed = batch.slice(count, len(batch)) if count < len(batch) else None
 
     def _run(self, position: int, *, floor: int, floor_position: int | None = None) -> None:
         self.close()

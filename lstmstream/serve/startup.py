@@ -10,7 +10,7 @@ from lstmstream.config import Config
 from lstmstream.errors import TryAgain
 from lstmstream.model import Card
 from lstmstream.serve.clock import Clock
-from lstmstream.serve.daemon import Daemon, backoffs
+from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.dead_letter_log import DeadLetterLog
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.failure_log import FailureLog
@@ -20,6 +20,7 @@ from lstmstream.serve.heartbeat import Heartbeat
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import HealthObserver, MetricsObserver, Observer, Observers, StageTimer
 from lstmstream.serve.step_model import StepModel
+from lstmstream.serve.time_limits import backoffs
 from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.transport.ports import Transport
 

@@ -90,6 +90,7 @@ class MemoryBroker:
         self.misled: dict[int, int] = {}  # partition → how far behind the offset of its next seek the client goes on
         self.fault: Callable[[str], None] = lambda _point: None
         self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
+        self.read_records = 7  # of one read outside the group: few, so that slices are real
         self._clock = clock
         self._generation = 0
         self._assignments: dict[int, dict[int, int]] = {}  # member → partition → epoch
@@ -400,7 +401,7 @@ class MemoryTransport:
 
 
 class MemoryReader:
-    """A LogReader (see transport/ports.py); a few records at a time, so that slices are real."""
+    """A LogReader (see transport/ports.py)."""
 
     def __init__(self, broker: MemoryBroker, topic: str, partition: int, start: int, end: int) -> None:
         self.position = start
@@ -417,7 +418,7 @@ class MemoryReader:
             raise TryAgain(f"{self._topic}[{self._partition}]@{self.position} is out of range")
         first = bisect_left(log, self.position, key=lambda record: record.offset)
         end = self._broker.transactions.stable_end(self._topic, self._partition, self.end)
-        found = [record for record in log[first : first + 7] if record.offset < end]
+        found = [record for record in log[first : first + self._broker.read_records] if record.offset < end]
         self.position = found[-1].offset + 1 if found else max(self.position, end)
         return _batch(self._topic, [(self._partition, record) for record in found])
 

@@ -103,6 +103,7 @@ class World:
             on_model_change,
             on_foreign_commit,
             clock,
+            BatchLimit(4096),
             set(),
         )
 

@@ -78,7 +78,7 @@ def test_a_refused_prediction_becomes_a_dead_letter(dead: set[int], delivery: st
     for _ in range(13):
         amounts(world, [1.0])
         world.settle()
-    assert daemon._batch_limit.now == 4096, "it has grown again"
+    assert daemon._batch_limit.of_failures == 4096, "it has grown again"
 
 
 def test_a_refused_alert_takes_its_prediction_with_it() -> None:
