@@ -98,14 +98,17 @@ def make_apps(abilities: Abilities, cache: Path) -> list[App]:
 
 
 def choose_apps(apps: Sequence[App], wanted: str | None) -> list[App]:
-    """Those whose name is in the comma-separated list, or begins with one of its words. Raises ValueError."""
+    """Those in the comma-separated list; a word that is no name stands for all that begin with it. Or ValueError."""
     if wanted is None:
         return [app for app in apps if not app.optional]
-    words = [word.strip() for word in wanted.split(",") if word.strip()]
-    for word in words:
-        if not any(app.name.startswith(word) for app in apps):
+    names = {app.name for app in apps}
+    chosen: set[str] = set()
+    for word in [word.strip() for word in wanted.split(",") if word.strip()]:
+        found = {word} & names or {name for name in names if name.startswith(word)}
+        if not found:
             raise ValueError(f"no app is called {word}; there are: {', '.join(app.name for app in apps)}")
-    return [app for app in apps if any(app.name.startswith(word) for word in words)]
+        chosen |= found
+    return [app for app in apps if app.name in chosen]
 
 
 def _daemon(

@@ -28,7 +28,7 @@ def parse_options(description: str, arguments: Sequence[str] | None) -> argparse
     workload.add_argument("--hidden", type=_positive, default=64, help="units of each LSTM layer (64)")
     workload.add_argument("--layers", type=_positive, default=1, help="(1)")
     run = parser.add_argument_group("what is run")
-    run.add_argument("--apps", help="only those whose names begin with one of these words, separated by commas")
+    run.add_argument("--apps", help="only those with these names, or names that begin so, separated by commas")
     run.add_argument("--list", action="store_true", help="print the names of all apps and end")
     run.add_argument("--rounds", type=int, help="of throughput; 0 leaves it out (5; 1 with --quick)")
     run.add_argument("--quick", action="store_true", help="shows that all of it works; its figures say little")

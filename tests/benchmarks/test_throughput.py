@@ -367,6 +367,7 @@ def test_apps_are_chosen_by_the_beginning_of_their_names() -> None:
     assert [app.name for app in choose_apps(APPS, "reference, quix")] == ["quix-streams", "reference"]
     with_states = "lstmstream-exactly-once-kafka-python-checkpoints"
     assert [app.name for app in choose_apps(APPS, with_states)] == [with_states]
+    assert [app.name for app in choose_apps(APPS, "lstmstream-exactly-once-kafka-python")] == [with_states[:-12]]
     assert with_states not in [app.name for app in choose_apps(APPS, None)]
     with pytest.raises(ValueError, match="no app is called flink; there are: lstmstream-exactly-once-confluent"):
         choose_apps(APPS, "reference,flink")
