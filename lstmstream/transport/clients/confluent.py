@@ -14,7 +14,6 @@ What remains:
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -57,9 +56,11 @@ from lstmstream.transport.clients.confluent_settings import (
     OF_PRODUCER,
     OTHER_NAMES,
     PRODUCER,
+    READER,
 )
 from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.clients.offset_metadata import metadata_of
+from lstmstream.transport.clients.other_library import OtherReader
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, MemberInfo, TopicInfo
@@ -69,8 +70,6 @@ log = logging.getLogger(__name__)
 _library_log = logging.getLogger("kafka.librdkafka")  # it writes to standard error otherwise
 
 _DESCRIBE_S = 5.0
-OPINION_S = 2.0  # that another library may take
-_NO_END = 1 << 62
 if TYPE_CHECKING:
     from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient
 
@@ -101,6 +100,7 @@ class ConfluentClient:
             **for_librdkafka(security),
             "logger": _library_log,
         }
+        self._other_reader = OtherReader(lambda *at: self._other_client().reader(*at))
         self._fetch_limit = FetchLimit("fetch.max.bytes", "max.partition.fetch.bytes")
         self._batch_bytes = BatchBytes(int(self._given.get("batch.size", PRODUCER["batch.size"])))
 
@@ -135,7 +135,7 @@ class ConfluentClient:
 
     def reader(self, topic: str, partition: int, start: int) -> ConfluentReader:
         """See Client. The library wants a group's name, and does not join it."""
-        settings = {**CONSUMER, **self._settings(OF_CONSUMER), "group.id": self._group}
+        settings = {**CONSUMER, **READER, **self._settings(OF_CONSUMER), "group.id": self._group}
         settings = self._fetch_limit.apply(settings)
         return ConfluentReader(settings, TopicPartition(topic, partition, start), self._other_opinion)
 
@@ -182,17 +182,8 @@ class ConfluentClient:
 
     def _other_opinion(self, topic: str, partition: int, start: int, max_records: int) -> tuple[RecordBatch, int]:
         """What kafka-python, which every installation has, reads there: see OtherOpinion."""
-        client = self._other_client()
-        deadline_s = time.monotonic() + OPINION_S
         try:
-            reader = client.reader(topic, partition, start)
-            try:
-                while True:
-                    records, position = reader.read(start, _NO_END, 0.2)
-                    if position > start or time.monotonic() > deadline_s:
-                        break
-            finally:
-                reader.close()
+            records, position = self._other_reader.read(topic, partition, start)
         except kafka.errors.KafkaError as error:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT, f"{topic}[{partition}]@{start}: {error}")) from error
         if len(records) > max_records:

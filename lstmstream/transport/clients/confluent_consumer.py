@@ -249,7 +249,7 @@ class ConfluentReader:
         if start != self._position:
             self._consumer.seek(TopicPartition(topic, partition, start))
         self._position = -1  # until this has worked
-        records, ends, undecodable = _consume(self._consumer, topic, timeout_s, _READ_RECORDS)
+        records, ends, undecodable = _consume(self._consumer, topic, timeout_s, _READ_RECORDS, up_to_end=True)
         position = ends.get(partition, start)
         now_s = time.monotonic()
         sought = False
@@ -277,11 +277,12 @@ class ConfluentReader:
 
 
 def _consume(
-    consumer: Consumer, topic: str, timeout_s: float, max_records: int
+    consumer: Consumer, topic: str, timeout_s: float, max_records: int, *, up_to_end: bool = False
 ) -> tuple[RecordBatch, dict[int, int], set[int]]:
     """Records as soon as there are any, the ends of partitions that were read so far, and what cannot be decoded.
 
-    Ends are offsets by partition; of what the library cannot decode it is the partitions.
+    Ends are offsets by partition; of what the library cannot decode it is the partitions. `up_to_end`: the end of a
+    partition is news too.
 
     `Consumer.consume` waits out its timeout even when it has some: hence one record by `poll`, the rest at once.
     """
@@ -297,7 +298,7 @@ def _consume(
             messages += consumer.consume(max_records - 1, 0)
         if any(message.error() is not None for message in messages):
             messages = _without_events(messages, ends, undecodable)
-        if messages or undecodable or time.monotonic() >= deadline:
+        if messages or undecodable or (up_to_end and ends) or time.monotonic() >= deadline:
             return _to_batch(topic, messages), ends, undecodable
 
 

@@ -73,6 +73,7 @@ CONSUMER: dict[str, Any] = {
     "fetch.error.backoff.ms": 100,
     "fetch.queue.backoff.ms": 2,  # a second of pause when the queue is full otherwise: a quarter of the throughput
 }
+READER: dict[str, Any] = {"fetch.wait.max.ms": 10}  # so long does the end of a partition keep a restore waiting
 MEMBER: dict[str, Any] = {"partition.assignment.strategy": "cooperative-sticky", "max.poll.interval.ms": 60_000}
 PRODUCER: dict[str, Any] = {
     "acks": "all",

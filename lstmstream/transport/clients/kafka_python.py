@@ -21,7 +21,7 @@ from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader
 from lstmstream.transport.clients.kafka_python_network import Network, Turns
 from lstmstream.transport.clients.kafka_python_producer import KafkaPythonProducer
-from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER
+from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER, READER
 from lstmstream.transport.clients.offset_metadata import up_to_end
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import PROPERTY_DEFAULTS, broker_problem
@@ -49,6 +49,7 @@ class KafkaPythonClient:
         self._properties = properties
         self._given = given
         self._turns = Turns()
+        self._broker_version: Any = None  # as the last object has found it: to ask again costs the next one 0.1 s
         self._fetch_limit = FetchLimit("fetch_max_bytes", "max_partition_fetch_bytes")
         known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
         unknown = sorted(name for name in properties if name.replace(".", "_") not in known)
@@ -82,7 +83,7 @@ class KafkaPythonClient:
     def reader(self, topic: str, partition: int, start: int) -> KafkaPythonReader:
         """See Client."""
         given = {name: value for name, value in self._given.items() if name != "group_instance_id"}
-        consumer = self._make(KafkaConsumer, self._fetch_limit.apply({**CONSUMER, **given}))
+        consumer = self._make(KafkaConsumer, self._fetch_limit.apply({**CONSUMER, **READER, **given}))
         return KafkaPythonReader(consumer, TopicPartition(topic, partition), start)
 
     def producer(self, transactional_id: str | None) -> KafkaPythonProducer:
@@ -101,15 +102,18 @@ class KafkaPythonClient:
             networks.append(Network(self._turns, wanted["bootstrap_timeout_ms"] / 1000, settings))
             return networks[-1]
 
-        settings = {name: value for name, value in {**wanted, **self._common}.items() if name in kind.DEFAULT_CONFIG}
+        wanted = {**wanted, **self._common, "api_version": self._broker_version}
+        settings = {name: value for name, value in wanted.items() if name in kind.DEFAULT_CONFIG}
         try:
-            return kind(**settings, kafka_client=network)
+            made = kind(**settings, kafka_client=network)
         except BaseException as error:
             for left in networks:
                 left.close()
             if isinstance(error, AssertionError | ValueError | TypeError | NotImplementedError | ImportError):
                 raise kerr.KafkaConfigurationError(str(error)) from error  # how it turns some settings down
             raise
+        self._broker_version = networks[-1]._manager.broker_version
+        return made
 
     def problem(self, error: BaseException) -> Problem | None:
         """See Client. Often it is a bare KafkaError with the cause among its arguments."""

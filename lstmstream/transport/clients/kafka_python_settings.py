@@ -30,6 +30,7 @@ CONSUMER: dict[str, Any] = {
     "max_partition_fetch_bytes": 2 << 20,
     "fetch_max_wait_ms": 500,  # of an idle daemon it is most of the work
 }
+READER: dict[str, Any] = {"retry_backoff_ms": 5}  # of the partition's leader: each restore opens two readers
 MEMBER: dict[str, Any] = {
     "partition_assignment_strategy": [CooperativeStickyAssignor],
     "max_poll_interval_ms": 60_000,
