@@ -34,8 +34,8 @@ test: .venv/.test .venv-dev/.package ## all tests, each once; those that need ne
 	@.venv-dev/bin/python -m coverage combine --quiet
 	@.venv-dev/bin/python -m coverage report --sort=cover # without the daemons that tests start as processes
 
+# kafka-python leaves sockets open whose broker was killed; some are collected after the last test.
 test-faults: .venv-dev/.package ## every fault on real brokers, both clients, about half an hour; `python -m tests.faults.chaos --help` for longer runs
-	# kafka-python leaves sockets open whose broker was killed; some are collected after the last test.
 	LSTMSTREAM_TEST_FAULTS=1 .venv-dev/bin/python -m pytest -W "ignore:unclosed:ResourceWarning" tests/faults $(PYTEST_ARGS)
 
 check: .venv-dev/.package ## style, types, imports, dependencies
