@@ -428,7 +428,9 @@ class Daemon:
             return
         polled = self._transport.poll(POLL_TIMEOUT_S, 1)
         if polled.assignment == self._partitions.assignment():
-            self._partitions.pass_over(polled.positions, polled.records.first_offsets().keys())
+            records = polled.records.for_partitions(self._partitions.running_numbers())
+            self._check_positions(records, polled.positions)
+            self._partitions.pass_over(polled.positions, records.first_offsets().keys())
 
     def _recover_for_shutdown(self) -> None:
         """Learn the last transaction's outcome and what is still ours; no restore goes on. Raises TryAgain.

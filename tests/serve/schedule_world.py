@@ -112,8 +112,10 @@ class ScheduleWorld(World):
     # -- actions
 
     def step(self, daemon: Daemon) -> None:
-        with suppress(Killed):
-            super().step(daemon)
+        """Of one that has died meanwhile, nothing."""
+        if daemon in self.daemons:
+            with suppress(Killed):
+                super().step(daemon)
 
     def stop(self, daemon: Daemon) -> int:
         try:
@@ -161,18 +163,20 @@ class ScheduleWorld(World):
             elif fate == "expired":
                 self.expire(author)
                 if take_over:
-                    self._let_others_work()
+                    self.start()
+                    self.let_others_work(round_s=0.1)
                 return  # the same
             raise TryAgain(f"a transaction whose fate is: {fate}")
 
         self.actions.append((point, act))
 
-    def _let_others_work(self) -> None:
-        self.start()
+    def let_others_work(self, *, round_s: float) -> None:
+        """Those that are within no call, for some rounds; one may die in the midst of it."""
         for _ in range(15):
-            for daemon in [daemon for daemon in self.daemons if daemon not in self.busy]:
-                self.step(daemon)
-            self.now_s += 0.1
+            for daemon in list(self.daemons):
+                if daemon not in self.busy:
+                    self.step(daemon)
+            self.now_s += round_s
 
     def arrive(self, number: int = 0, *, again: bool = False) -> None:
         """A request that nobody waits for any longer arrives."""

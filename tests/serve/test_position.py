@@ -100,6 +100,26 @@ def test_events_that_wait_are_skipped_after_an_error(caplog: pytest.LogCaptureFi
     check(world, caplog, "in[0] skipped offset 6: it returned 8 after 6")
 
 
+def test_events_that_wait_are_skipped_right_before_a_stop() -> None:
+    """A stop looks for control records at the position: what the client has skipped is none."""
+    world = World()
+    produce(world, 12)
+    world.start()
+    world.settle()
+    world.kill(world.daemons[0])
+    produce(world, 3)
+    world.broker.misled[0] = 3
+    daemon = world.start()
+    while 0 not in world.serving(daemon):
+        world.step(daemon)
+    assert world.stop(daemon) == 0
+    assert world.broker.offsets[0] == 12
+    world.start()
+    world.settle()
+    world.check()
+    world.check_states()
+
+
 def test_a_stretch_without_records_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     """Control records, compaction and aborted transactions leave such stretches behind many a committed offset."""
     world = World()

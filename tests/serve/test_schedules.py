@@ -304,10 +304,7 @@ class Schedules(RuleBasedStateMachine):
                 self.produce(events)
             if len(self.world.daemons) < MAX_DAEMONS:
                 self.world.start()
-            others = [daemon for daemon in self.world.daemons if daemon not in self.world.busy]
-            for daemon in others * 15:
-                self.world.step(daemon)
-                self.world.now_s += 1 if stalled else 0
+            self.world.let_others_work(round_s=1.0 if stalled else 0.0)
 
         self.world.actions.append((point, act))
 
