@@ -36,7 +36,7 @@ from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.time_limits import BACKOFF_S, backoffs, commit_timeout_s, longest_batch_s
 from lstmstream.serve.topics import Topics
-from lstmstream.transport.ports import CALL_TIMEOUT_S, Membership, PollResult, Transport
+from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, Membership, PollResult, Transport
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ class Daemon:
         )
         self._restores = Restores(context, self._partitions, observer, self._failures)
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
+        self._token: object = None  # of the membership under which the partitions were last known to be ours
         self._failed = False  # the transport failed and has not recovered yet
         self._recoveries = 0  # since the last commit
         self._last_recovery_s = -math.inf  # when it began
@@ -191,6 +192,8 @@ class Daemon:
         if self._membership is None or polled.assignment != self._partitions.assignment():
             self._committer.wait()  # nothing is given up in the middle of a transaction
             self._handle_rebalance(polled)
+        if polled.membership.valid and polled.membership.token != self._token:
+            self._check_retained(polled.membership)
         batch = polled.records.for_partitions(self._partitions.running_numbers())
         if self._check_membership(polled.membership):
             self._check_positions(batch, polled.positions)
@@ -246,6 +249,26 @@ class Daemon:
         self._observer.on_unblocked("assignment")
         log.info("partitions assigned", extra={"partitions": sorted(now), "new": sorted(assigned)})
         self._update_phase()
+
+    def _check_retained(self, membership: Membership) -> None:
+        """A new generation: whether others have had our partitions meanwhile, of which no client says so for certain.
+
+        kafka-python was seen to keep those of a static member that slept through its session, when others had had
+        them and had died. Raises TryAgain.
+        """
+        self._committer.wait()
+        self._restore_moved(self._transport.committed_offsets(self._partitions.running_numbers()))
+        for restore in self._partitions.restoring():
+            restore.check_again()
+        self._token = membership.token
+
+    def _restore_moved(self, committed: Mapping[int, CommittedOffset]) -> None:
+        """Go on where the group's offset is our position; restore the others again."""
+        for partition in self._partitions.running():
+            found = committed.get(partition.number)
+            if found is None or found.offset != partition.position:
+                log.warning("the group's offset has moved; restoring", extra={"partition": partition.number})
+                self._restart_restore(partition.number)
 
     def _check_membership(self, membership: Membership) -> bool:
         """Whether anything may be committed. A member that was dropped from the group is not fenced by the broker."""
@@ -371,13 +394,9 @@ class Daemon:
         self._committer.resolve(committed)
         for restore in self._partitions.restoring():
             restore.check_again()
+        self._restore_moved(committed)
         for partition in self._partitions.running():
-            found = committed.get(partition.number)
-            if found is not None and found.offset == partition.position:
-                self._seeks.resume(partition.number, partition.next_offset)
-            else:
-                log.warning("the group's offset has moved; restoring", extra={"partition": partition.number})
-                self._restart_restore(partition.number)
+            self._seeks.resume(partition.number, partition.next_offset)
         self._failed = False
 
     # -- the end
@@ -445,10 +464,9 @@ class Daemon:
         self._membership = polled.membership
         if not polled.membership.valid:
             return
-        changed = [p for p in self._partitions if polled.assignment.get(p.number) != p.epoch]
-        still_assigned = [p.number for p in changed if p.number in polled.assignment]
+        still_assigned = [p.number for p in self._partitions if p.number in polled.assignment]
         committed = self._transport.committed_offsets(still_assigned) if still_assigned else {}
-        for partition in changed:
+        for partition in self._partitions:
             found = committed.get(partition.number)
             if partition.restore is None and found is not None and found.offset == partition.position:
                 partition.epoch = polled.assignment[partition.number]

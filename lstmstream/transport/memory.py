@@ -171,6 +171,15 @@ class MemoryBroker:
             self._rebalance(sum(map(len, self._assignments.values())) + len(mine))
         self._generation += 1
 
+    def come_back(self, member_id: int, kept: dict[int, int]) -> None:
+        """A member that was dropped is back, and its client has not noticed that it had lost these partitions."""
+        self._assignments[member_id] = kept
+        for other, theirs in self._assignments.items():
+            if other != member_id:
+                for partition in kept:
+                    theirs.pop(partition, None)
+        self._generation += 1
+
     def assignment(self, member_id: int) -> dict[int, int] | None:
         """Partition → epoch of a member; None for one that is not in the group."""
         return self._assignments.get(member_id)
