@@ -1,7 +1,7 @@
 """A member that sleeps through its session: others have its partitions, answer and go, and its client notices nothing.
 
-kafka-python was seen to do so with a static member that was frozen: when it was back, its partitions were its own, under
-the same assignment as before, though another member had answered their events meanwhile.
+kafka-python was seen to do so with a frozen static member: when it was back, its partitions were its own, under the
+same assignment as before, though another member had answered their events meanwhile.
 """
 
 from __future__ import annotations

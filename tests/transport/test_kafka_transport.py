@@ -14,7 +14,7 @@ from lstmstream.errors import Fatal, OwnershipLost, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport import kafka, kafka_admin
 from lstmstream.transport.clients import Fetched
-from lstmstream.transport.clients.other_library import OPINION_S
+from lstmstream.transport.clients.confluent import OPINION_S
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import Membership

@@ -14,9 +14,11 @@ What remains:
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import kafka.errors
@@ -60,7 +62,6 @@ from lstmstream.transport.clients.confluent_settings import (
 )
 from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.clients.offset_metadata import metadata_of
-from lstmstream.transport.clients.other_library import OtherReader
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.error_codes import broker_problem
 from lstmstream.transport.ports import CommittedOffset, MemberInfo, TopicInfo
@@ -70,6 +71,8 @@ log = logging.getLogger(__name__)
 _library_log = logging.getLogger("kafka.librdkafka")  # it writes to standard error otherwise
 
 _DESCRIBE_S = 5.0
+OPINION_S = 2.0  # that another library may take
+_NO_END = 1 << 62
 if TYPE_CHECKING:
     from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient
 
@@ -100,7 +103,6 @@ class ConfluentClient:
             **for_librdkafka(security),
             "logger": _library_log,
         }
-        self._other_reader = OtherReader(lambda *at: self._other_client().reader(*at))
         self._fetch_limit = FetchLimit("fetch.max.bytes", "max.partition.fetch.bytes")
         self._batch_bytes = BatchBytes(int(self._given.get("batch.size", PRODUCER["batch.size"])))
 
@@ -182,8 +184,17 @@ class ConfluentClient:
 
     def _other_opinion(self, topic: str, partition: int, start: int, max_records: int) -> tuple[RecordBatch, int]:
         """What kafka-python, which every installation has, reads there: see OtherOpinion."""
+        client = self._other_client
+        deadline_s = time.monotonic() + OPINION_S
         try:
-            records, position = self._other_reader.read(topic, partition, start)
+            reader = client.reader(topic, partition, start)
+            try:
+                while True:
+                    records, position = reader.read(start, _NO_END, 0.2)
+                    if position > start or time.monotonic() > deadline_s:
+                        break
+            finally:
+                reader.close()
         except kafka.errors.KafkaError as error:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT, f"{topic}[{partition}]@{start}: {error}")) from error
         if len(records) > max_records:
@@ -205,7 +216,7 @@ class ConfluentClient:
     @contextmanager
     def _other_admin(self) -> Iterator[KafkaPythonAdmin]:
         try:
-            admin = self._other_client().admin()
+            admin = self._other_client.admin()
             try:
                 yield admin
             finally:
@@ -213,7 +224,9 @@ class ConfluentClient:
         except (kafka.errors.KafkaError, OSError) as error:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT, str(error))) from error
 
+    @cached_property
     def _other_client(self) -> KafkaPythonClient:
+        """One for all questions, since it remembers the broker's version: to find it out takes most of a question."""
         from lstmstream.transport.clients.kafka_python import KafkaPythonClient  # noqa: PLC0415 - hardly ever needed
 
         properties = {name: value for name, value in self._properties.items() if name in _OF_OTHER_OPINION}

@@ -142,13 +142,10 @@ class KafkaPythonReader:
     def __init__(self, consumer: Any, at: TopicPartition, start: int) -> None:
         read_by_batch(consumer)
         self._consumer = consumer
-        self.move(at, start)
-
-    def move(self, at: TopicPartition, start: int) -> None:
-        """Read another partition from now on."""
-        self._at, self._position = at, start
-        self._consumer.assign([at])
-        self._consumer.seek(at, start)
+        self._at = at
+        self._position = start
+        consumer.assign([at])
+        consumer.seek(at, start)
 
     def read(self, start: int, end: int, timeout_s: float) -> tuple[RecordBatch, int]:
         """See Reader."""
