@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _YEAR_D = 365.25
+_UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 
 
 def format_duration(seconds: float) -> str:
@@ -22,3 +23,19 @@ def format_duration(seconds: float) -> str:
 
 def _in_unit(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
+
+
+def short_duration(seconds: float) -> str:
+    """The exact length of time, to the millisecond, in the largest unit that divides it, as options are written: 7d."""
+    milliseconds = round(seconds * 1000)
+    unit = next(unit for unit, size in _UNITS_MS.items() if milliseconds % size == 0)
+    return f"{milliseconds // _UNITS_MS[unit]}{unit}"
+
+
+def parse_short_duration(text: str) -> float:
+    """The seconds of a text that `short_duration` wrote. Raises ValueError for another one."""
+    digits = text.rstrip("dhms")
+    unit = text.removeprefix(digits)
+    if unit not in _UNITS_MS:
+        raise ValueError(f"{text!r} is not a duration")
+    return int(digits) * _UNITS_MS[unit] / 1000

@@ -7,11 +7,12 @@ from typing import Any
 
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.training_data import overlap
+from lstmstream.formats.durations import short_duration
 from lstmstream.history.events import Events
 from lstmstream.history.split import SPLIT_NAMES, TEST, VALIDATION, Split
 from lstmstream.model.card import Card
-from lstmstream.train.export import NetworkSpec
-from lstmstream.train.schema import TrainConfig
+from lstmstream.train.export import FeatureEncoder, NetworkSpec
+from lstmstream.train.schema import Features, TrainConfig
 
 _PURPOSE = {"classify": "to classify", "forecast": "to forecast", "anomaly": "to detect anomalies"}
 _HAS = {True: "has it", False: "does not have it"}
@@ -97,6 +98,20 @@ def _feature_conflicts(config: TrainConfig, base: NetworkSpec, clock: dict[str, 
         same_field = number.name == base_number.name
         if same_field and "log" in number.model_fields_set and number.log != base_number.log:
             yield f"features.numbers.{number.name}.log: the model of --init {_HAS[base_number.log]}; remove it"
+    yield from _history_conflicts(features, encoder)
+
+
+def _history_conflicts(features: Features, encoder: FeatureEncoder) -> Iterator[str]:
+    base = encoder.history
+    for column, number in enumerate(features.numbers):
+        pairs = [] if base is None else zip(base.columns, base.windows_s, strict=True)
+        windows = [short_duration(window) for index, window in pairs if index == column]
+        configured = [short_duration(window) for window in number.history]
+        if "history" in number.model_fields_set and configured != windows:
+            yield (
+                f"features.numbers.{number.name}.history: is {', '.join(configured) or 'none'}, and the model of --init"
+                f" has {', '.join(windows) or 'none'}; remove it"
+            )
 
 
 def _target_conflicts(config: TrainConfig, card: Card, classes: list[str]) -> Iterator[str]:
