@@ -128,9 +128,13 @@ def category_features(encoder: FeatureEncoder) -> tuple[Feature, ...]:
 
 def transform_rows(encoder: FeatureEncoder, events: Events, rows: Ints) -> Floats:
     """The dense inputs [..., D] of the events at the rows [...]."""
-    x, elapsed, timestamp = (np.asarray(column[rows]) for column in (events.x, events.elapsed, events.timestamp))
-    statistics = None if events.statistics is None else np.asarray(events.statistics[rows])
-    return transform(encoder, x, elapsed, timestamp, statistics)
+    return transform(
+        encoder,
+        np.asarray(events.x[rows]),
+        np.asarray(events.elapsed[rows]),
+        np.asarray(events.timestamp[rows]),
+        None if events.statistics is None else np.asarray(events.statistics[rows]),
+    )
 
 
 def transform(

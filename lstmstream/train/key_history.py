@@ -37,7 +37,7 @@ def key_statistics(events: Events, history: History, scale: Callable[[Floats], F
     """
     count = len(history)
     columns = list(history.columns)
-    out = _empty(events, 3 * count)
+    out: Floats = _empty(events, 3 * count)
     windows = np.array(history.windows_s, np.float32)
     order = np.argsort(-events.lengths, kind="stable")  # longest first: each round is a prefix
     starts, lengths = events.starts[:-1][order], events.lengths[order]
@@ -76,7 +76,8 @@ def history_inputs(encoder: FeatureEncoder, statistics: Floats, values: Floats, 
     raw = _raw_inputs(history, statistics, values, missing)
     centre = np.array(history.centre, np.float32)
     inverse = np.array([1 / scale for scale in history.scale], np.float32)
-    return np.clip((raw - centre) * inverse, -encoder.limit, encoder.limit)
+    scaled: Floats = np.clip((raw - centre) * inverse, -encoder.limit, encoder.limit)
+    return scaled
 
 
 def _raw_inputs(history: History, statistics: Floats, values: Floats, missing: Bools) -> Floats:

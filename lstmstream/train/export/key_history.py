@@ -58,7 +58,9 @@ def add_history_nodes(graph: GraphBuilder, encoder: FeatureEncoder, numbers: str
     limits = [graph.scalar("history_lowest", -encoder.limit), graph.scalar("history_highest", encoder.limit)]
     inputs = graph.node("Clip", [scaled, *limits], "history")
 
-    present = graph.node("Cast", [graph.node("Not", [absent], "history_there")], "history_present", to=TensorProto.FLOAT)
+    present = graph.node(
+        "Cast", [graph.node("Not", [absent], "history_there")], "history_present", to=TensorProto.FLOAT
+    )
     new_count = graph.node("Add", [count, present], "history_count_out")
     at_least_one = graph.node("Max", [new_count, one], "history_divisor")  # with the event it is at least 1
     gain = graph.node("Div", [present, at_least_one], "history_gain")
