@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 _YEAR_D = 365.25
+_SHORT = re.compile(r"(\d+)(ms|s|m|h|d)")
 _UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 
 
@@ -34,8 +37,7 @@ def short_duration(seconds: float) -> str:
 
 def parse_short_duration(text: str) -> float:
     """The seconds of a text that `short_duration` wrote. Raises ValueError for another one."""
-    digits = text.rstrip("dhms")
-    unit = text.removeprefix(digits)
-    if unit not in _UNITS_MS:
-        raise ValueError(f"{text!r} is not a duration")
-    return int(digits) * _UNITS_MS[unit] / 1000
+    match = _SHORT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration in one unit")
+    return int(match[1]) * _UNITS_MS[match[2]] / 1000

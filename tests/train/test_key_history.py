@@ -145,9 +145,12 @@ def test_many_equal_values_are_no_deviation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 2])
-def test_it_comes_back_from_the_file(tmp_path: Path, window: int | None) -> None:
+@pytest.mark.parametrize("elapsed", [False, True])
+def test_it_comes_back_from_the_file(tmp_path: Path, window: int | None, *, elapsed: bool) -> None:
     pairs = [(0, 1e-3), (3, 90.0), (3, 3600.0), (0, 36_500 * DAY), (1, 123_456.789)]
     encoder = with_history(encoder_of_everything(), pairs)
+    if not elapsed:
+        encoder = replace(encoder, elapsed=None)  # the graph reads it for the history alone
     made = random_torch_network(encoder, Architecture("lstm", 1, 4, window=window), Anomaly((0,))).to_spec(
         calibration=CALIBRATION
     )
@@ -198,6 +201,7 @@ def test_training_has_the_inputs_of_the_formulas(
             rows = slice(events.starts[key], events.starts[key + 1])
             expected = history_in_float64(encoder, np.asarray(events.x[rows]), np.asarray(events.elapsed[rows]))
             np.testing.assert_allclose(dense[rows, -12:], expected, rtol=1e-4, atol=2e-5)
+        assert history.centre[-3:] == (0, 0, 0)  # where the number is missing the deviation is 0
         training = dense[dataset.split.rows(TRAIN)]
         assert np.abs(training[:, -12:-3].mean(axis=0)).max() < 1e-4
         assert np.sqrt((training[:, -12:] ** 2).mean(axis=0)) == pytest.approx(np.ones(12), rel=1e-3)
