@@ -30,7 +30,7 @@ METRICS = ("ap", "cp100", "auc")
 
 def config(terminal: str, seed: int, training: dict[str, Any]) -> dict[str, Any]:
     """The training configuration; `training` are options of that section."""
-    numbers: list[Any] = [{"name": "amount", "log": True, "history": ["1d", "7d", "30d"]}]
+    numbers: list[Any] = [{"name": "amount", "history": ["1d", "7d", "30d"]}]
     if terminal == "outside":
         numbers += [*TERMINAL_PLAIN, *({"name": name, "log": True} for name in TERMINAL_LOGGED)]
     return CONFIG | {
@@ -60,7 +60,7 @@ def one_week(events: pl.DataFrame, begins: str, options: argparse.Namespace, see
     week = options.days == "7"
     seen = events.filter(pl.col("day").is_between(day - WARM_UP_DAYS if week else 0, day + 20))
     first = day if week else 0
-    training = {} if week else {"epochs": 3, "batch": 64, "learning_rate": 0.004}
+    training = {} if week else {"epochs": 3}
     model = train(folder, training_data(seen, first, day + 7), config(options.terminal, seed, training))
     scored = seen.with_columns(score(folder, seen, model))
     return scored.filter(pl.col("day") >= day + 14).select(TRANSACTION_ID="id", score="score")
