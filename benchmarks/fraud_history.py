@@ -5,6 +5,16 @@
 The protocol of fraud_weeks.py: seven training days (`--days all`: all days before the labels are known), the test week
 two weeks after the training week began. Events before the training days only warm up the states, in training and in
 scoring. The features of the terminal need another key, so they come with the event as in fraud_weeks.py, or not at all.
+
+Measured with one seed, means of the four weeks, beside those of fraud_weeks.py with all features made outside:
+
+    training days  customer's features   average precision  card precision@100  AUC
+    7              made outside          0.741              0.292
+    7              history, log amount   0.735              0.293               0.894
+    7              history, amount       0.746              0.293               0.893
+    all            history, amount       0.758              0.294               0.887
+
+Five minutes per seed for seven days, fifteen for all, on a busy core.
 """
 
 from __future__ import annotations
