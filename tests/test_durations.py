@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from lstmstream.formats.durations import format_duration
+from lstmstream.formats.durations import format_duration, parse_short_duration, short_duration
 
 DAY_S = 86_400
 
@@ -27,3 +29,18 @@ DAY_S = 86_400
 )
 def test_a_length_of_time_is_in_a_unit_that_fits(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.001, "1ms"), (1.5, "1500ms"), (45, "45s"), (90, "90s"), (3600, "1h"), (86_400 * 7, "7d"), (3.1536e9, "36500d")],
+)
+def test_the_exact_duration_in_one_unit(seconds: float, text: str) -> None:
+    assert short_duration(seconds) == text
+    assert parse_short_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["7", "d", "7y", "1h30m", "1.5s"])
+def test_another_text_is_no_short_duration(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        parse_short_duration(text)

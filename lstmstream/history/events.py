@@ -47,6 +47,7 @@ class Events:
     timed: bool = True  # whether the data have timestamps; else rows count as a second apart
     notes: tuple[str, ...] = ()  # what the user should know of the files, one line each
     sha256: str = ""  # of the rows in the order they were read
+    statistics: Floats | None = None  # [N, H] of the key's earlier events, where the model's inputs include them
     scratch: tempfile.TemporaryDirectory[str] | None = None  # the folder of arrays on disk; owned by the events
 
     def __len__(self) -> int:

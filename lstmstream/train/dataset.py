@@ -21,7 +21,7 @@ from lstmstream.history.split import SPLIT_NAMES, TRAIN, VALIDATION, Split, spli
 from lstmstream.records import Bools
 from lstmstream.train import data_checks
 from lstmstream.train.export import FeatureEncoder, NetworkSpec
-from lstmstream.train.features import category_features, fit_encoder
+from lstmstream.train.features import add_statistics, category_features, fit_encoder, scale_history
 from lstmstream.train.fine_tuning import overlap_warnings
 from lstmstream.train.loss import make_loss_mask
 from lstmstream.train.schema import TrainConfig
@@ -95,8 +95,11 @@ def prepare_dataset(
         flag_missing = config.training.mask > 0
         encoder = fit_encoder(events, split.rows(TRAIN), config.features, flag_missing=flag_missing)
         data_checks.check_scale(encoder)
+        events = add_statistics(events, encoder)
+        encoder = scale_history(encoder, events, split.rows(TRAIN))
     else:
         encoder = base.encoder
+        events = add_statistics(events, encoder)
     data_checks.check_memory(config, len(events.keys), encoder.width)
     events = encode_categories(events, category_features(encoder))
     return Dataset(config, fields, events, split, loss_masks, encoder, tuple(warnings), base_records)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from lstmstream.history.events import Events, row_slices
 from lstmstream.model.card import Feature
 from lstmstream.records import Floats, Ints
 from lstmstream.train.export import Category, Elapsed, FeatureEncoder, Number
+from lstmstream.train.key_history import fit_history, history_inputs, history_pairs, key_statistics
 from lstmstream.train.schema import CategoryField, Features, NumberField
 
 MAX_SAMPLE_ROWS = 1_000_000  # rows that scaling is fitted on, evenly over the training split
@@ -28,9 +30,9 @@ def fit_encoder(events: Events, rows: Ints, options: Features, *, flag_missing: 
     """The encoder, fitted on the rows `rows` [n] alone.
 
     With `flag_missing` every number gets a missing flag, even if no value is missing in these rows. The embedding
-    tables are zeros: they only give the number of codes and the width.
+    tables are zeros: they only give the number of codes and the width. `scale_history` fits what is left of a history.
     """
-    sample = rows if len(rows) <= MAX_SAMPLE_ROWS else rows[:: -(-len(rows) // MAX_SAMPLE_ROWS)]
+    sample = _sample(rows)
     x = np.asarray(events.x[sample])
     numbers = tuple(
         _fit_number(option, x[:, column], flag_missing=flag_missing) for column, option in enumerate(options.numbers)
@@ -41,7 +43,40 @@ def fit_encoder(events: Events, rows: Ints, options: Features, *, flag_missing: 
         fitted = _fit_number(NumberField(name="elapsed", log=True), seconds, flag_missing=True)
         elapsed = Elapsed(fitted.centre, fitted.scale)
     categories = tuple(_fit_category(option, events, column, rows) for column, option in enumerate(options.categories))
-    return FeatureEncoder(numbers, categories, elapsed, options.hour_of_day, options.day_of_week)
+    return FeatureEncoder(
+        numbers,
+        categories,
+        elapsed,
+        options.hour_of_day,
+        options.day_of_week,
+        history=history_pairs([number.history for number in options.numbers]),
+    )
+
+
+def add_statistics(events: Events, encoder: FeatureEncoder) -> Events:
+    """The events with the statistics of each key's earlier events, where the encoder has a history."""
+    if encoder.history is None:
+        return events
+
+    def scaled(raw: Floats) -> Floats:
+        return scale_numbers(encoder.numbers, raw, encoder.limit)
+
+    return replace(events, statistics=key_statistics(events, encoder.history, scaled))
+
+
+def scale_history(encoder: FeatureEncoder, events: Events, rows: Ints) -> FeatureEncoder:
+    """The encoder with its history's inputs scaled by the rows `rows` [n]; `events` have their statistics."""
+    if encoder.history is None or events.statistics is None:
+        return encoder
+    sample = _sample(rows)
+    x = np.asarray(events.x[sample])
+    values = scale_numbers(encoder.numbers, x, encoder.limit)
+    fitted = fit_history(encoder.history, np.asarray(events.statistics[sample]), values, np.isnan(x))
+    return replace(encoder, history=fitted)
+
+
+def _sample(rows: Ints) -> Ints:
+    return rows if len(rows) <= MAX_SAMPLE_ROWS else rows[:: -(-len(rows) // MAX_SAMPLE_ROWS)]
 
 
 def _fit_number(option: NumberField, raw: Floats, *, flag_missing: bool) -> Number:
@@ -91,10 +126,24 @@ def category_features(encoder: FeatureEncoder) -> tuple[Feature, ...]:
     )
 
 
-def transform(encoder: FeatureEncoder, x: Floats, elapsed: Floats, timestamp: Ints) -> Floats:
+def transform_rows(encoder: FeatureEncoder, events: Events, rows: Ints) -> Floats:
+    """The dense inputs [..., D] of the events at the rows [...]."""
+    return transform(
+        encoder,
+        np.asarray(events.x[rows]),
+        np.asarray(events.elapsed[rows]),
+        np.asarray(events.timestamp[rows]),
+        None if events.statistics is None else np.asarray(events.statistics[rows]),
+    )
+
+
+def transform(
+    encoder: FeatureEncoder, x: Floats, elapsed: Floats, timestamp: Ints, statistics: Floats | None = None
+) -> Floats:
     """The dense inputs [..., D] of raw x [..., F], elapsed [...] in seconds and timestamp [...] in ms since 1970.
 
-    The columns are those of the export package's docstring, without the embeddings.
+    The columns are those of the export package's docstring, without the embeddings. `statistics` [..., 3J] are needed
+    for an encoder with a history (key_history.py).
     """
     numbers = list(encoder.numbers)
     raw = x
@@ -111,6 +160,9 @@ def transform(encoder: FeatureEncoder, x: Floats, elapsed: Floats, timestamp: In
         blocks.append(_sine_and_cosine(timestamp, _DAY_MS, 0))
     if encoder.day_of_week:
         blocks.append(_sine_and_cosine(timestamp, 7 * _DAY_MS, _THURSDAY * _DAY_MS))
+    if encoder.history is not None:
+        assert statistics is not None, "an encoder with a history needs the statistics of the earlier events"
+        blocks.append(history_inputs(encoder, statistics, blocks[0], np.isnan(x)))
     return np.concatenate(blocks, axis=-1, dtype=np.float32) if blocks else np.zeros((*x.shape[:-1], 0), np.float32)
 
 
@@ -141,3 +193,11 @@ def missing_flag_columns(encoder: FeatureEncoder) -> Sequence[int | None]:
         columns.append(column if number.flag_missing else None)
         column += number.flag_missing
     return columns
+
+
+def deviation_columns(encoder: FeatureEncoder) -> Sequence[tuple[int, int]]:
+    """Each number with a history, and the index among the dense inputs of one of its deviations from it."""
+    if encoder.history is None:
+        return ()
+    first = encoder.dense_width - len(encoder.history)
+    return [(column, first + index) for index, column in enumerate(encoder.history.columns)]

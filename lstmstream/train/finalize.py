@@ -169,11 +169,8 @@ def _check_export(
     keys = np.linspace(0, len(events.keys) - 1, min(CHECKED_KEYS, len(events.keys))).astype(int)
     for key in keys.tolist():
         rows = np.arange(events.starts[key], min(events.starts[key + 1], events.starts[key] + CHECKED_EVENTS))
-        x = np.asarray(events.x[rows])
-        dense = features.transform(
-            dataset.encoder, x, np.asarray(events.elapsed[rows]), np.asarray(events.timestamp[rows])
-        )
-        arrays = (dense, np.asarray(events.codes[rows]), np.isnan(x))
+        dense = features.transform_rows(dataset.encoder, events, rows)
+        arrays = (dense, np.asarray(events.codes[rows]), np.isnan(np.asarray(events.x[rows])))
         inputs, codes, missing = (torch.from_numpy(array)[None] for array in arrays)
         expected = predict_sequences(network, inputs, codes, missing, torch.tensor([len(rows)]), calibration)
         for ours, theirs in zip((score, prediction), expected, strict=True):

@@ -7,18 +7,19 @@ from typing import Any
 
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.training_data import overlap
+from lstmstream.formats.durations import short_duration
 from lstmstream.history.events import Events
 from lstmstream.history.split import SPLIT_NAMES, TEST, VALIDATION, Split
 from lstmstream.model.card import Card
-from lstmstream.train.export import NetworkSpec
-from lstmstream.train.schema import TrainConfig
+from lstmstream.train.export import FeatureEncoder, NetworkSpec
+from lstmstream.train.schema import Features, TrainConfig
 
 _PURPOSE = {"classify": "to classify", "forecast": "to forecast", "anomaly": "to detect anomalies"}
 _HAS = {True: "has it", False: "does not have it"}
 
 
 def config_for_fine_tuning(config: TrainConfig, base: NetworkSpec, card: Card) -> TrainConfig:
-    """The configuration with the architecture, the clock features and the classes of the model to fine-tune.
+    """The configuration with the architecture, clock, history and classes of the model to fine-tune.
 
     `base` and `card` are that model's. Raises CannotServe with a line for each option that asks for something else.
     """
@@ -44,10 +45,14 @@ def config_for_fine_tuning(config: TrainConfig, base: NetworkSpec, card: Card) -
     ]
     if problems:
         raise CannotServe(*problems)
+    numbers = [
+        number.model_copy(update={"history": windows})
+        for number, windows in zip(config.features.numbers, _windows_s(base.encoder), strict=True)
+    ]
     return config.model_copy(
         update={
             "model": config.model.model_copy(update=architecture),
-            "features": config.features.model_copy(update=clock),
+            "features": config.features.model_copy(update=clock | {"numbers": numbers}),
             "target": config.target.model_copy(update={"classes": config.target.classes or classes}),
         }
     )
@@ -97,6 +102,28 @@ def _feature_conflicts(config: TrainConfig, base: NetworkSpec, clock: dict[str, 
         same_field = number.name == base_number.name
         if same_field and "log" in number.model_fields_set and number.log != base_number.log:
             yield f"features.numbers.{number.name}.log: the model of --init {_HAS[base_number.log]}; remove it"
+    yield from _history_conflicts(features, encoder)
+
+
+def _history_conflicts(features: Features, encoder: FeatureEncoder) -> Iterator[str]:
+    for number, base_windows in zip(features.numbers, _windows_s(encoder), strict=False):
+        if "history" in number.model_fields_set and number.history != base_windows:
+            configured, existing = (
+                ", ".join(map(short_duration, windows)) or "none" for windows in (number.history, base_windows)
+            )
+            yield (
+                f"features.numbers.{number.name}.history: is {configured}, and the model of --init has {existing};"
+                " remove it"
+            )
+
+
+def _windows_s(encoder: FeatureEncoder) -> list[list[float]]:
+    """The windows of each number's history."""
+    windows: list[list[float]] = [[] for _ in encoder.numbers]
+    if encoder.history is not None:
+        for column, window in zip(encoder.history.columns, encoder.history.windows_s, strict=True):
+            windows[column].append(window)
+    return windows
 
 
 def _target_conflicts(config: TrainConfig, card: Card, classes: list[str]) -> Iterator[str]:

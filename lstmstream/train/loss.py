@@ -134,7 +134,8 @@ def augment(
     """The dense inputs [B, T, D] with noise on the numbers, and a fraction of the numbers shown as missing.
 
     `absent` [B, T, F] marks numbers that are missing: they get no noise. `noise` is a standard deviation in scaled
-    units, `generator` a torch.Generator. Elapsed and the clock stay.
+    units, `generator` a torch.Generator. Elapsed, the clock and the statistics of earlier events stay; only how far a
+    hidden number is from them is hidden too.
     """
     count = len(encoder.numbers)
     if not count or not (mask_fraction or noise):
@@ -150,4 +151,6 @@ def augment(
         for column, flag in enumerate(features.missing_flag_columns(encoder)):
             if flag is not None:
                 dense[..., flag].masked_fill_(masked[..., column], 1.0)
+        for column, deviation in features.deviation_columns(encoder):
+            dense[..., deviation].masked_fill_(masked[..., column], 0.0)
     return dense

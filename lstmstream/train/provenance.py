@@ -144,6 +144,7 @@ def settings_digest(dataset: Dataset) -> str:
         [repr(number) for number in encoder.numbers],
         repr(encoder.elapsed),
         [encoder.hour_of_day, encoder.day_of_week, encoder.limit],
+        repr(encoder.history),
         [[category.name, category.vocabulary, category.table.shape] for category in encoder.categories],
     ]
     split = hashlib.sha256(dataset.split.labels.tobytes()).hexdigest()

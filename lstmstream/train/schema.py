@@ -40,6 +40,7 @@ from lstmstream.train.types import (
     Fraction,
     IsoTime,
     LogPosition,
+    Windows,
     as_list,
     expand_names,
 )
@@ -90,6 +91,11 @@ class NumberField(Section):
     log: bool = Field(default=False, description="Apply sign(v) log(1 + |v|) first: for amounts, counts, sizes.")
     scale: Literal["standard", "robust", "none"] = Field(
         "standard", description="Scale by mean and standard deviation, by median and quartiles, or not at all."
+    )
+    history: Windows = Field(
+        [],
+        description="Time constants, such as [1d, 7d, 30d]: for each the network also sees how many earlier events the"
+        " key has had, their mean and deviation, and how far the value is from them.",
     )
 
 

@@ -268,9 +268,7 @@ class Trainer:
     def _inputs(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """The dense inputs [B, T, D] and the category codes [B, T, C] of a batch."""
         events, rows = self.events, batch.rows
-        dense = features.transform(
-            self.objective.encoder, events.x[rows], events.elapsed[rows], np.asarray(events.timestamp[rows])
-        )
+        dense = features.transform_rows(self.objective.encoder, events, rows)
         return torch.from_numpy(dense).to(self.device), torch.from_numpy(events.codes[rows]).to(self.device)
 
     # --- between epochs ---------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import math
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
-from lstmstream.config.types import Float32, StrictInt
+from lstmstream.config.types import Duration, Float32, StrictInt
 from lstmstream.errors import BadRecord
 from lstmstream.formats.timestamps import spells_number, timestamp_ms
 
@@ -25,6 +25,21 @@ def expand_names(value: object) -> object:
 def as_list(value: object) -> object:
     """Expand the short form of a list: a single text is short for a list of one."""
     return [value] if isinstance(value, str) else value
+
+
+def _windows(value: object) -> object:
+    """Expand the short form: `7d` is short for a list of one, `1d, 7d` for two of them."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _distinct_windows(value: list[float]) -> list[float]:
+    if len(value) > MAX_WINDOWS:
+        raise ValueError(f"has {len(value)} windows; list {MAX_WINDOWS} at most")
+    if not all(window > 0 for window in value):
+        raise ValueError("has a window of 0; write durations such as 1d")
+    if len(set(value)) < len(value):
+        raise ValueError("has a window twice; list each once")
+    return value
 
 
 def _is_epoch(text: str) -> bool:
@@ -62,9 +77,11 @@ def _class_weights(value: object) -> object:
     return [float(one) for one in value] if isinstance(value, list) else value
 
 
+MAX_WINDOWS = 16  # of one number
 Float = Float32
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Count = Annotated[StrictInt, Field(ge=1)]
 IsoTime = Annotated[str, BeforeValidator(_iso_time)]
 LogPosition = Annotated[str | int, PlainValidator(_log_position)]
+Windows = Annotated[list[Duration], BeforeValidator(_windows), AfterValidator(_distinct_windows)]
 ClassWeights = Annotated[Literal["none", "balanced"] | list[float], PlainValidator(_class_weights)]

@@ -39,6 +39,10 @@ def _data_conflicts(config: TrainConfig) -> Iterator[Conflict]:
             if getattr(config.features, name):
                 text = "needs data.timestamp, because the daemon feeds real event times; set that, or remove this"
                 yield Conflict((f"features.{name}", "data.timestamp", "data.from"), text)
+        for index, number in enumerate(config.features.numbers):
+            if number.history:
+                text = "needs data.timestamp, because the daemon feeds real event times; set that, or remove this"
+                yield Conflict((f"features.numbers.{index}.history", "data.timestamp", "data.from"), text)
 
 
 def _feature_conflicts(config: TrainConfig) -> Iterator[Conflict]:

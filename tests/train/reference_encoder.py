@@ -35,3 +35,28 @@ def encode_in_float64(encoder: FeatureEncoder, feed: dict[str, np.ndarray]) -> n
     for index, category in enumerate(encoder.categories):
         rest += list(category.table[feed["categories"][:, index]].T)
     return np.stack([*numbers, *flags, *rest], axis=1)
+
+
+def history_in_float64(encoder: FeatureEncoder, x: np.ndarray, elapsed: np.ndarray) -> np.ndarray:
+    """The inputs [T, 4J] of one key's events, `x` [T, F] and `elapsed` [T], by weighted sums of earlier ones."""
+    history = encoder.history
+    assert history is not None
+    bare = FeatureEncoder(encoder.numbers, limit=encoder.limit)
+    values = encode_in_float64(bare, {"x": x})[:, : len(encoder.numbers)]
+    time = np.cumsum(np.nan_to_num(elapsed.astype(np.float64)))
+    blocks = np.zeros((4, len(x), len(history.columns)))
+    for pair, (column, window) in enumerate(zip(history.columns, history.windows_s, strict=True)):
+        present = ~np.isnan(x[:, column])
+        for now in range(len(x)):
+            earlier = np.flatnonzero(present[:now])
+            weights = np.exp(-(time[now] - time[earlier]) / window)
+            count = weights.sum()
+            mean = np.average(values[earlier, column], weights=weights) if count else 0.0
+            variance = np.average((values[earlier, column] - mean) ** 2, weights=weights) if count else 0.0
+            usual = count * mean / (count + 0.1)
+            spread = (count * variance + 0.1) / (count + 0.1)
+            z = (values[now, column] - usual) / np.sqrt(spread)
+            z = np.clip(z, -20, 20) if present[now] else 0.0
+            blocks[:, now, pair] = np.log1p(count), np.log(spread), usual, z
+    raw = np.concatenate(list(blocks), axis=-1)
+    return np.clip((raw - np.array(history.centre)) / np.array(history.scale), -encoder.limit, encoder.limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,9 +10,9 @@ import torch
 
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput
-from lstmstream.train.export import Category, Elapsed, FeatureEncoder, Number
+from lstmstream.train.export import Category, Elapsed, FeatureEncoder, History, Number
 from lstmstream.train.network import Architecture, Classes, TaskHead, TorchNetwork
-from tests.train.reference_encoder import encode_in_float64
+from tests.train.reference_encoder import encode_in_float64, history_in_float64
 
 ELEVEN_DAYS_S = 11 * 86400.0
 LSTM_AND_GRU = [Architecture("lstm", 2, 6), Architecture("gru", 2, 6), Architecture("lstm", 2, 6, projection=4)]
@@ -39,6 +40,16 @@ def encoder_of_everything(limit: float = 1e4) -> FeatureEncoder:
     )
 
 
+def with_history(encoder: FeatureEncoder, pairs: Sequence[tuple[int, float]]) -> FeatureEncoder:
+    """The encoder with a history of these numbers and windows in seconds, scaled somehow."""
+    columns, windows = zip(*pairs, strict=True)
+    count = len(pairs)
+    generator = np.random.default_rng(count)
+    centre = np.append(generator.normal(size=3 * count), np.zeros(count)).astype(np.float32)
+    scale = generator.uniform(0.5, 2, 4 * count).astype(np.float32)
+    return replace(encoder, history=History(columns, windows, tuple(centre.tolist()), tuple(scale.tolist())))
+
+
 def encoder_of_numbers(*, log: bool = False) -> FeatureEncoder:
     """Numbers and nothing else."""
     return FeatureEncoder(tuple(Number(name, centre=0.5, scale=2.0, log=log) for name in ("amount", "balance", "age")))
@@ -61,7 +72,13 @@ class Sequences:
         if encoder.hour_of_day or encoder.day_of_week:
             flat["timestamp"] = self.timestamp.ravel()
         flat["categories"] = np.zeros((keys * steps, len(encoder.categories)), np.int64)
-        dense = encode_in_float64(encoder, flat)[:, : encoder.dense_width].reshape(keys, steps, -1).astype(np.float32)
+        plain = replace(encoder, history=None)
+        dense = encode_in_float64(plain, flat)[:, : plain.dense_width].reshape(keys, steps, -1)
+        if encoder.history is not None:
+            pairs = zip(self.x, self.elapsed, strict=True)
+            history = np.stack([history_in_float64(encoder, x, elapsed) for x, elapsed in pairs])
+            dense = np.concatenate([dense, history], axis=-1)
+        dense = dense.astype(np.float32)
         missing = torch.from_numpy(np.isnan(self.x))
         return torch.from_numpy(dense), torch.from_numpy(self.codes), missing, torch.from_numpy(self.lengths)
 

@@ -2,7 +2,7 @@
 
 Needs numpy and onnx, not torch: weights come as plain arrays in torch's layout. Does not train and reads no data.
 
-The network for one event of each of N keys; the state row is h0, c0, h1, c1, ...:
+The network for one event of each of N keys; the state row is h0, c0, h1, c1, ..., then what head and history keep:
 
     encoder    x, elapsed, timestamp, categories -> one row of inputs for each event, in this order
                  1. each number: sign(v) * log(1 + |v|) with `log`; minus `centre`, divided by `scale`; 0 where it is
@@ -11,7 +11,8 @@ The network for one event of each of N keys; the state row is h0, c0, h1, c1, ..
                  3. for each number with `flag_missing` a column that is 1 where it is missing, else 0;
                     then one for elapsed that is 1 on the key's first event
                  4. hour of day: sin, cos (phase 0 at midnight UTC); day of week: sin, cos (phase 0 on Monday 00:00 UTC)
-                 5. for each category its row of the embedding table (row 0: unknown or missing)
+                 5. statistics of the key's earlier events (key_history.py), which are in the state row
+                 6. for each category its row of the embedding table (row 0: unknown or missing)
     layers     stacked LSTM or GRU layers (cells.py); with a window, over the key's last T events
     head       dense, with sigmoid (score is the probability of the one class), softmax (class 0 is the usual class;
                score is 1 minus its probability) or no activation (score is the first column);
@@ -39,6 +40,7 @@ from lstmstream.train.export.checks import validate
 from lstmstream.train.export.encoder import add_encoder_nodes
 from lstmstream.train.export.graph import IR_VERSION, OPSET, GraphBuilder
 from lstmstream.train.export.heads import add_head
+from lstmstream.train.export.key_history import HISTORY_STATE, HISTORY_STATE_OUT
 from lstmstream.train.export.network_spec import (
     AnomalyHead,
     Array,
@@ -50,6 +52,7 @@ from lstmstream.train.export.network_spec import (
     ForecastHead,
     Gru,
     HeadSpec,
+    History,
     Layer,
     Lstm,
     NetworkSpec,
@@ -71,6 +74,7 @@ __all__ = [
     "ForecastHead",
     "Gru",
     "HeadSpec",
+    "History",
     "Layer",
     "Lstm",
     "NetworkSpec",
@@ -165,11 +169,14 @@ def build(spec: NetworkSpec) -> onnx.ModelProto:
         inputs.append(graph.value_info("categories", TensorProto.INT64, len(encoder.categories)))
     if encoder.hour_of_day or encoder.day_of_week:
         inputs.append(graph.value_info("timestamp", TensorProto.INT64))
-    if encoder.elapsed is not None:
+    if encoder.elapsed is not None or encoder.history is not None:
         inputs.append(graph.value_info("elapsed", TensorProto.FLOAT))
     inputs.append(graph.value_info("state", TensorProto.FLOAT, size))
-    hidden = add_recurrent_layers(graph, spec, add_encoder_nodes(graph, encoder))
-    predicted = add_head(graph, encoder, spec.head, hidden)
+    network_state, network_out = ("state", "state_out") if encoder.history is None else _split_off_history(graph, spec)
+    hidden = add_recurrent_layers(graph, spec, add_encoder_nodes(graph, encoder), network_state, network_out)
+    predicted = add_head(graph, encoder, spec.head, hidden, network_out)
+    if encoder.history is not None:
+        graph.node("Concat", [network_out, HISTORY_STATE_OUT], "state_out", axis=1)
     outputs = [
         graph.value_info("state_out", TensorProto.FLOAT, size),
         graph.value_info("score", TensorProto.FLOAT),
@@ -177,6 +184,14 @@ def build(spec: NetworkSpec) -> onnx.ModelProto:
     ]
     proto = helper.make_graph(graph.nodes, "step", inputs, outputs, graph.weights)
     return helper.make_model(proto, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
+
+
+def _split_off_history(graph: GraphBuilder, spec: NetworkSpec) -> tuple[str, str]:
+    """Adds HISTORY_STATE, the end of the state row; returns the names of the rest of the row, before and after."""
+    history = spec.history_state_size
+    sizes = graph.weight("state_sizes", np.array([spec.state.size - history, history], np.int64))
+    graph.multi_output_node("Split", ["state", sizes], ["network_state", HISTORY_STATE], "state_split", axis=1)
+    return "network_state", "network_state_out"
 
 
 def read_network(model: Model) -> NetworkSpec:

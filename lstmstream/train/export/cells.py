@@ -22,14 +22,15 @@ ONNX_ACTIVATION = {"tanh": "Tanh", "relu": "Relu"}
 HEAD_STATE = "head_state_in"  # the tensor [N, spec.head_state_size]
 
 
-def add_recurrent_layers(graph: GraphBuilder, spec: NetworkSpec, encoded: str) -> str:
+def add_recurrent_layers(graph: GraphBuilder, spec: NetworkSpec, encoded: str, state: str, state_out: str) -> str:
     """Adds one step of all layers on the tensor `encoded` [N, width]; returns the name of the last layer's h [N, P].
 
-    Adds `state_out`, or, where the head has a state too, `layers_out` without the head's part (and HEAD_STATE).
+    `state` has the parts of layers and head. Adds the tensor `state_out`, or, where the head has a state too,
+    `layers_out` without the head's part (and HEAD_STATE).
     """
     axis = graph.weight("axis_0", np.array([0], np.int64))  # a sequence of length 1
     inputs = graph.node("Unsqueeze", [encoded, axis], "encoded_step")
-    row = graph.node("Unsqueeze", ["state", axis], "state_step")
+    row = graph.node("Unsqueeze", [state, axis], "state_step")
     head_part = "head_state_step"
     widths = [size for layer in spec.layers for _, size, _ in layer.state_parts]
     parts = [f"{letter}{index}_in" for index, layer in enumerate(spec.layers) for letter, _, _ in layer.state_parts]
@@ -51,8 +52,8 @@ def add_recurrent_layers(graph: GraphBuilder, spec: NetworkSpec, encoded: str) -
             weights = _add_weights(graph, layer, index)
             new_state = _add_step(graph, layer, weights, last_h, parts[:count], f"{index}")
             new_parts, parts, last_h = [*new_parts, *new_state], parts[count:], new_state[0]
-    state = graph.node("Concat", new_parts, "state_out_step", axis=2) if len(new_parts) > 1 else new_parts[0]
-    graph.node("Squeeze", [state, axis], "layers_out" if spec.head_state_size else "state_out")
+    moved = graph.node("Concat", new_parts, "state_out_step", axis=2) if len(new_parts) > 1 else new_parts[0]
+    graph.node("Squeeze", [moved, axis], "layers_out" if spec.head_state_size else state_out)
     if spec.head_state_size:
         graph.node("Squeeze", [head_part, axis], HEAD_STATE)
     return graph.node("Squeeze", [last_h, axis], "hidden")

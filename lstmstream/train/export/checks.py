@@ -9,12 +9,14 @@ from lstmstream.train.export.network_spec import (
     DenseHead,
     FeatureEncoder,
     ForecastHead,
+    History,
     Layer,
     Lstm,
     NetworkSpec,
 )
 
 MAX_SCALE = 1e30  # of centre and scale; float32 ends at 3e38
+MIN_WINDOW_S, MAX_WINDOW_S = 1e-3, 36_500 * 86_400.0  # of a history
 MAX_WINDOW = 500  # events; each is a copy of all layers in the graph
 
 
@@ -88,7 +90,28 @@ def _validate_encoder(encoder: FeatureEncoder) -> None:
     for name, centre, scale in scaled:
         if not (abs(centre) < MAX_SCALE and 1 / MAX_SCALE < scale < MAX_SCALE):  # NaN fails too
             raise ValueError(f"{name}: centre {centre} and scale {scale} should be below 1e30, scale above 1e-30")
+    if encoder.history is not None:
+        _validate_history(encoder, encoder.history)
     for category in encoder.categories:
         codes = len(category.vocabulary or ()) or category.buckets or 0
         if category.table.ndim != 2 or category.table.shape[0] != codes + 1:
             raise ValueError(f"category {category.name}: {codes} codes need a table of {codes + 1} rows")
+
+
+def _validate_history(encoder: FeatureEncoder, history: History) -> None:
+    count = len(history)
+    if not count or len(history.windows_s) != count or not all(0 <= c < len(encoder.numbers) for c in history.columns):
+        raise ValueError(
+            f"history: columns {history.columns} should be indices of the {len(encoder.numbers)} numbers,"
+            f" and windows {history.windows_s} as many"
+        )
+    if not all(MIN_WINDOW_S <= window <= MAX_WINDOW_S for window in history.windows_s):
+        raise ValueError(f"history: windows {history.windows_s} should be from 1 ms to 100 years")
+    if len(set(encoder.history_names)) != count:
+        raise ValueError(f"history: the same window twice in {', '.join(encoder.history_names)}")
+    if not len(history.centre) == len(history.scale) == 4 * count:
+        raise ValueError(f"history: {len(history.centre)} centres and {len(history.scale)} scales, not {4 * count}")
+    if not all(abs(value) < MAX_SCALE for value in history.centre) or not all(
+        1 / MAX_SCALE < value < MAX_SCALE for value in history.scale
+    ):
+        raise ValueError("history: centres and scales should be below 1e30, scales above 1e-30")

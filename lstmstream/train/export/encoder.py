@@ -11,6 +11,7 @@ import numpy as np
 from onnx import TensorProto
 
 from lstmstream.train.export.graph import VECTOR_COLUMNS, GraphBuilder
+from lstmstream.train.export.key_history import add_history_nodes
 from lstmstream.train.export.network_spec import FeatureEncoder, Number, as_float32
 
 DAY_MS = 86_400_000
@@ -20,10 +21,15 @@ MISSING = "missing"  # the tensor of the same shape: whether the value is missin
 
 
 def add_encoder_nodes(graph: GraphBuilder, encoder: FeatureEncoder) -> str:
-    """Adds the encoder's nodes and weights; returns the name of the tensor of inputs [N, encoder.width]."""
+    """Adds the encoder's nodes and weights; returns the name of the tensor of inputs [N, encoder.width].
+
+    With a history, it takes HISTORY_STATE and adds HISTORY_STATE_OUT.
+    """
     blocks = _add_numeric(graph, encoder)
     if encoder.hour_of_day or encoder.day_of_week:
         blocks.append(_add_clock(graph, encoder))
+    if encoder.history is not None:
+        blocks.append(add_history_nodes(graph, encoder, NUMBERS, MISSING))
     for index, category in enumerate(encoder.categories):
         column = graph.weight(f"column_{index}", np.array(index, np.int64))
         codes = graph.node("Gather", ["categories", column], f"codes_{index}", axis=1)

@@ -44,8 +44,8 @@ MAX_Z = 100.0
 MAX_JUMP = 3.0  # in levels: the normalized error is clipped to it before it enters the moment
 
 
-def add_head(graph: GraphBuilder, encoder: FeatureEncoder, head: HeadSpec, hidden: str) -> int:
-    """Adds `prediction` and `score`, and `state_out` for an anomaly head; returns the width P of `prediction`.
+def add_head(graph: GraphBuilder, encoder: FeatureEncoder, head: HeadSpec, hidden: str, state_out: str) -> int:
+    """Adds `prediction` and `score`, and for an anomaly head `state_out`; returns the width P of `prediction`.
 
     `hidden` names the last layer's h [N, H].
     """
@@ -53,7 +53,7 @@ def add_head(graph: GraphBuilder, encoder: FeatureEncoder, head: HeadSpec, hidde
         return _add_dense_head(graph, head, hidden)
     if isinstance(head, ForecastHead):
         return _add_forecast_head(graph, encoder, head, hidden)
-    return _add_anomaly_head(graph, encoder, head, hidden)
+    return _add_anomaly_head(graph, encoder, head, hidden, state_out)
 
 
 def _add_dense_head(graph: GraphBuilder, head: DenseHead, hidden: str) -> int:
@@ -85,7 +85,9 @@ def _add_forecast_head(graph: GraphBuilder, encoder: FeatureEncoder, head: Forec
     return len(columns)
 
 
-def _add_anomaly_head(graph: GraphBuilder, encoder: FeatureEncoder, head: AnomalyHead, hidden: str) -> int:
+def _add_anomaly_head(
+    graph: GraphBuilder, encoder: FeatureEncoder, head: AnomalyHead, hidden: str, state_out: str
+) -> int:
     count = len(head.columns)
     weights = [graph.weight("head_weight", as_float32(head.weight)), graph.weight("head_bias", as_float32(head.bias))]
     parts = ["means_in", "log_scales_in", "has_forecast_in", "power_in"]
@@ -103,7 +105,7 @@ def _add_anomaly_head(graph: GraphBuilder, encoder: FeatureEncoder, head: Anomal
     means = graph.node("Add", ["changes", now], "means") if head.residual else "changes"
     _add_raw_prediction(graph, encoder, head.columns, means)
     has = graph.node("Max", [parts[2], graph.scalar("has", 1)], "has_forecast_out")
-    graph.node("Concat", ["layers_out", means, scales, has, moment], "state_out", axis=1)
+    graph.node("Concat", ["layers_out", means, scales, has, moment], state_out, axis=1)
     return count
 
 

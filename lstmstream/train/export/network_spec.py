@@ -12,9 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmstream.formats.durations import short_duration
 from lstmstream.model import Feature, StatePart, StateSpec
 
 Array = NDArray[np.float32]
+HISTORY = "history"  # the first word of the names of its parts of the state
+HISTORY_STATISTICS = ("count", "mean", "variance")  # of each pair of a number and a window
 Activation = Literal["tanh", "relu"]
 
 
@@ -48,6 +51,22 @@ class Elapsed:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """Statistics of a key's earlier events: J pairs of a number and a window. key_history.py has the formulas.
+
+    The inputs are four blocks of J columns: logs of counts, logs of variances, means, deviations of the present value.
+    """
+
+    columns: tuple[int, ...]  # [J] indices into the encoder's numbers
+    windows_s: tuple[float, ...]  # [J] time constants
+    centre: tuple[float, ...]  # [4J] of the inputs; 0 for the deviations
+    scale: tuple[float, ...]  # [4J]
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureEncoder:
     """From the raw event to the inputs of the first layer; the package docstring gives their order."""
 
@@ -57,6 +76,7 @@ class FeatureEncoder:
     hour_of_day: bool = False
     day_of_week: bool = False
     limit: float = 1e4  # scaled values are clipped to +-limit, so that no finite event can overflow the layers
+    history: History | None = None
 
     @property
     def width(self) -> int:
@@ -66,10 +86,19 @@ class FeatureEncoder:
 
     @property
     def dense_width(self) -> int:
-        """D: number of inputs that are not embeddings: numbers, elapsed, missing flags, clock."""
+        """D: number of inputs that are not embeddings: numbers, elapsed, missing flags, clock, history."""
         flags = sum(number.flag_missing for number in self.numbers)
         clock = 2 * (self.hour_of_day + self.day_of_week)
-        return int(len(self.numbers) + flags + 2 * (self.elapsed is not None) + clock)
+        history = 4 * len(self.history) if self.history is not None else 0
+        return int(len(self.numbers) + flags + 2 * (self.elapsed is not None) + clock + history)
+
+    @property
+    def history_names(self) -> tuple[str, ...]:
+        """[J] The number and the window of each pair, as `amount.7d`."""
+        if self.history is None:
+            return ()
+        pairs = zip(self.history.columns, self.history.windows_s, strict=True)
+        return tuple(f"{self.numbers[column].name}.{short_duration(window)}" for column, window in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +245,7 @@ class NetworkSpec:
 
     @property
     def state(self) -> StateSpec:
-        """The state row: h0, c0, h1, c1, ... (h only for GRU) or the window; then the state of the head."""
+        """The state row: h0, c0, h1, c1, ... (h only for GRU) or the window; then the states of head and history."""
         parts: list[StatePart] = []
         initial: list[float] = []
 
@@ -236,12 +265,20 @@ class NetworkSpec:
             add("forecast", (2, len(self.head.columns)), 0)  # means, then logs of scales
             add("has_forecast", (1,), 0)
             add("power", (1,), self.head.calibration.initial_moment)
+        for statistic in HISTORY_STATISTICS:
+            for name in self.encoder.history_names:
+                add(f"{HISTORY}.{name}.{statistic}", (1,), 0)
         return StateSpec(len(initial), tuple(initial), tuple(parts))
 
     @property
     def head_state_size(self) -> int:
-        """Number of values at the end of the state row that belong to the head."""
+        """Number of values after those of the layers that belong to the head."""
         return 2 * len(self.head.columns) + 2 if isinstance(self.head, AnomalyHead) else 0
+
+    @property
+    def history_state_size(self) -> int:
+        """Number of values at the end of the state row that belong to the history."""
+        return len(HISTORY_STATISTICS) * len(self.encoder.history_names)
 
 
 def as_float32(values: Any) -> Array:

@@ -12,11 +12,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from lstmstream.formats.durations import parse_short_duration
 from lstmstream.model import Card
 from lstmstream.train.export.cells import from_onnx_gates
 from lstmstream.train.export.encoder import DAY_MS
 from lstmstream.train.export.heads import COLUMNS
 from lstmstream.train.export.network_spec import (
+    HISTORY,
+    HISTORY_STATISTICS,
     Activation,
     AnomalyHead,
     Array,
@@ -28,6 +31,7 @@ from lstmstream.train.export.network_spec import (
     ForecastHead,
     Gru,
     HeadSpec,
+    History,
     Layer,
     Lstm,
     NetworkSpec,
@@ -76,7 +80,7 @@ def parse_network(graph: onnx.GraphProto, card: Card) -> NetworkSpec:
 
 def _parse_encoder(saved: _SavedGraph) -> FeatureEncoder:
     card, weights = saved.card, saved.weights
-    elapsed = "elapsed" in saved.inputs
+    elapsed = "elapsed_column" in saved.nodes
     count = len(card.numbers) + elapsed
     logs = weights["wants_log"] if "wants_log" in weights else np.full(count, saved.operator("log") == "Log")
     flagged = weights["flagged"] if "flagged" in weights else range(count if "flags" in saved.nodes else 0)
@@ -99,6 +103,20 @@ def _parse_encoder(saved: _SavedGraph) -> FeatureEncoder:
         hour_of_day=hour,
         day_of_week=waves > 2 * hour,
         limit=float(weights["highest"]) if count else FeatureEncoder().limit,
+        history=_parse_history(saved) if "history_columns" in weights else None,
+    )
+
+
+def _parse_history(saved: _SavedGraph) -> History:
+    weights, last = saved.weights, f".{HISTORY_STATISTICS[0]}"
+    names = [part.name for part in saved.card.state.parts if part.name.startswith(f"{HISTORY}.")]
+    windows = [name.removesuffix(last).rpartition(".")[2] for name in names if name.endswith(last)]
+    columns = tuple(int(column) for column in weights["history_columns"])
+    return History(
+        columns,
+        tuple(map(parse_short_duration, windows)),
+        tuple(float(value) for value in weights["history_centre"]),
+        tuple(float(value) for value in 1 / weights["history_inverse_scale"].astype(np.float64)),
     )
 
 

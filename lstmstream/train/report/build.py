@@ -12,6 +12,7 @@ from lstmstream.records import Floats, Ints
 from lstmstream.train import features
 from lstmstream.train.advice import score_note, training_advice
 from lstmstream.train.dataset import Dataset
+from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.finalize import TrainedModel
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import split_facts, summarize
@@ -28,12 +29,7 @@ def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config
 
     def dense_inputs(rows: Ints) -> Floats:
         """The network's dense inputs [n, D] at the rows [n]."""
-        return features.transform(
-            dataset.encoder,
-            np.asarray(events.x[rows]),
-            np.asarray(events.elapsed[rows]),
-            np.asarray(events.timestamp[rows]),
-        )
+        return features.transform_rows(dataset.encoder, events, rows)
 
     classify = config.task == "classify"
     training = np.flatnonzero(dataset.loss_masks[SPLIT_NAMES[TRAIN]]) if classify else split.rows(TRAIN)
@@ -74,6 +70,7 @@ def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config
             ),
             "batch": trainer.batch_text,
             "state": f"{card.state.size} values, {4 * card.state.size:,} bytes per key",
+            **_history_fact(dataset.encoder),
             "fingerprint": card.fingerprint,
             "training stopped": result.stop_reason,
             "split": split.description,
@@ -83,3 +80,10 @@ def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config
         warnings=dataset.warnings,
         score_note=score_note(events.classes, trainer.objective.class_weights) if classify else "",
     )
+
+
+def _history_fact(encoder: FeatureEncoder) -> dict[str, str]:
+    """Which numbers have statistics of the key's earlier events, and their windows; empty where none has."""
+    if encoder.history is None:
+        return {}
+    return {"history": ", ".join(encoder.history_names) + ": count, mean, deviation of the key's earlier events"}
