@@ -24,7 +24,7 @@ class Worker:
         self.busy = False
         self.ends: list[str] = []  # lives that ended by themselves
         self._folder = config.parent
-        self._config = _own_config(config, number) if static else config
+        self._config = own_config(config, number) if static else config
         self._lives = 0
         self._counted = self._counted_before = 0.0  # `events_total` of this life, and of those before it
         self._scraped = 0.0
@@ -138,7 +138,8 @@ def last_error(daemon: RunningDaemon) -> str:
     return str(errors[-1].get("message")) if errors else daemon.last_words(3)
 
 
-def _own_config(config: Path, number: int) -> Path:
+def own_config(config: Path, number: int) -> Path:
+    """The same configuration, of a static member."""
     settings: dict[str, Any] = yaml.safe_load(config.read_text())
     properties: Mapping[str, Any] = settings["kafka"].get("properties", {})
     settings["kafka"]["properties"] = {**properties, "group.instance.id": f"worker-{number}"}

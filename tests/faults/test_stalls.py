@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker.harness import SHORT_SESSION, RunningDaemon
+from tests.faults.fleet import own_config
 from tests.faults.trial import Trial
 
 PARTITIONS = 4
@@ -50,4 +51,26 @@ def test_a_stalled_owner_commits_nothing_once_it_was_replaced(
                 assert code in {0, 1}, first.last_words()
                 assert second.sigterm() == 0, second.last_words()
         assert mark.exists(), "nothing has stalled"
+        assert not (findings := trial.judge()), "\n".join(findings)
+
+
+@pytest.mark.short_fault
+def test_a_static_member_that_slept_while_another_came_and_went(
+    broker: str, topic_prefix: str, tmp_path: Path, seed: int
+) -> None:
+    """When it wakes, its partitions are its own again. kafka-python gives them back as if nobody had had them."""
+    kafka = {"properties": SHORT_SESSION}
+    with Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed, kafka=kafka) as trial:
+        with RunningDaemon(own_config(trial.config, 0), tmp_path / "static.log") as static:
+            static.wait_ready()
+            trial.begin()
+            trial.wait_answered(static, "the first events")
+            static.freeze()
+            with RunningDaemon(trial.config, tmp_path / "other.log") as other:
+                other.wait(lambda: other.partitions() == set(range(PARTITIONS)), "the owner of all partitions")
+                trial.wait_answered(other, "the freeze")
+                other.kill9()
+            static.thaw()
+            trial.settle(static.wait)
+            assert static.sigterm() == 0, static.last_words()
         assert not (findings := trial.judge()), "\n".join(findings)
