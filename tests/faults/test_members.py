@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.broker.harness import SHORT_SESSION, RunningDaemon
+from tests.broker.proxy import Api, KafkaProxy
+from tests.faults.test_requests import behind
 from tests.faults.trial import Trial
 
 PARTITIONS = 6
@@ -57,4 +59,35 @@ def test_two_processes_with_one_identity(broker: str, topic_prefix: str, tmp_pat
                 trial.wait_answered(newer, "the end of the older")
                 trial.settle(newer.wait)
                 assert newer.sigterm() == 0, newer.last_words()
+        assert not (findings := trial.judge()), "\n".join(findings)
+
+
+@pytest.mark.short_fault
+def test_partitions_go_on_while_a_rebalance_waits_for_a_dead_member(
+    broker: str, topic_prefix: str, tmp_path: Path, seed: int
+) -> None:
+    """It waits for the whole session of that member. The others have their partitions until they give them up."""
+    kafka = {"properties": {**SHORT_SESSION, "session.timeout.ms": 25_000}}
+    with (
+        Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed, kafka=kafka) as trial,
+        KafkaProxy(broker) as proxy,
+        RunningDaemon(behind(proxy, trial.config), tmp_path / "steady.log") as steady,
+    ):
+        steady.wait_ready()
+        trial.begin()
+        with RunningDaemon(trial.config, tmp_path / "dead.log") as dead:
+            dead.wait(lambda: len(dead.partitions()) == PARTITIONS // 2, "the owner of half of the partitions")
+            dead.kill9()
+        steady.wait(lambda: len(steady.partitions()) == PARTITIONS // 2, "without the other half")
+        owned, joins = steady.partitions(), proxy.seen(Api.JOIN_GROUP)
+        with RunningDaemon(trial.config, tmp_path / "new.log") as new:
+            steady.wait(lambda: proxy.seen(Api.JOIN_GROUP) > joins, "in a rebalance")
+            for _ in range(3):
+                written = trial.load.written
+                steady.wait(lambda written=written: trial.load.written > written + 200, "given more events")
+                ends = {number: end for number, end in trial.ends().items() if number in owned}
+                steady.wait(lambda ends=ends: trial.answered(ends), "past them")
+            assert not any(line["message"] == "partitions assigned" for line in new.log_lines), "nobody was waited for"
+            trial.settle(new.wait)
+            assert [steady.sigterm(), new.sigterm()] == [0, 0], steady.last_words()
         assert not (findings := trial.judge()), "\n".join(findings)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.broker.harness import SHORT_SESSION, RunningDaemon
+from tests.broker.proxy import Api, KafkaProxy
 from tests.faults.fleet import own_config
+from tests.faults.test_requests import behind
 from tests.faults.trial import Trial
 
 PARTITIONS = 4
@@ -54,23 +57,32 @@ def test_a_stalled_owner_commits_nothing_once_it_was_replaced(
         assert not (findings := trial.judge()), "\n".join(findings)
 
 
+LATE_S = 14.0  # beyond the session, and time for another member to take over and to answer
+
+
 @pytest.mark.short_fault
-def test_a_static_member_that_slept_while_another_came_and_went(
+def test_a_member_that_was_dropped_within_a_rebalance(
     broker: str, topic_prefix: str, tmp_path: Path, seed: int
 ) -> None:
-    """When it wakes, its partitions are its own again. kafka-python gives them back as if nobody had had them."""
-    kafka = {"properties": SHORT_SESSION}
-    with Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed, kafka=kafka) as trial:
-        with RunningDaemon(own_config(trial.config, 0), tmp_path / "static.log") as static:
-            static.wait_ready()
-            trial.begin()
-            trial.wait_answered(static, "the first events")
-            static.freeze()
-            with RunningDaemon(trial.config, tmp_path / "other.log") as other:
-                other.wait(lambda: other.partitions() == set(range(PARTITIONS)), "the owner of all partitions")
-                trial.wait_answered(other, "the freeze")
-                other.kill9()
-            static.thaw()
-            trial.settle(static.wait)
-            assert static.sigterm() == 0, static.last_words()
+    """Another member comes and goes meanwhile. kafka-python then keeps its partitions as if nobody had had them."""
+    with (
+        Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed) as trial,
+        KafkaProxy(broker) as proxy,
+        RunningDaemon(behind(proxy, own_config(trial.config, 0)), tmp_path / "late.log") as late,
+    ):
+        late.wait_ready()
+        trial.begin()
+        trial.wait_answered(late, "the first events")
+        fault = proxy.delay(Api.SYNC_GROUP, LATE_S, times=1, client=f"lstmstream-{topic_prefix}")
+        with RunningDaemon(own_config(trial.config, 1), tmp_path / "other.log") as other:
+            other.wait(lambda: bool(fault.struck), "in a rebalance")
+            until = time.monotonic() + LATE_S
+            other.wait(lambda: other.partitions() == set(range(PARTITIONS)), "the owner of all partitions")
+            trial.wait_answered(other, "the rebalance")
+            time.sleep(max(0.0, until - 1.0 - time.monotonic()))
+            other.kill9()
+        with RunningDaemon(own_config(trial.config, 1), tmp_path / "again.log") as other:
+            other.wait_ready()
+            trial.settle(other.wait)
+            assert [late.sigterm(), other.sigterm()] == [0, 0], late.last_words()
         assert not (findings := trial.judge()), "\n".join(findings)

@@ -62,11 +62,18 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     on_partitions_lost = on_partitions_revoked
 
     def poll(self, timeout_s: float, max_events: int) -> Fetched:
-        """See GroupConsumer."""
+        """See GroupConsumer.
+
+        The library reads nothing while a rebalance goes on, which may wait a whole session for a member that has died.
+        But the partitions that this member has are its own until it gives them up.
+        """
         timeout_ms = int(timeout_s * 1000)
         records = _poll(
             self._consumer, self._topic, timeout_ms if self._settled else max(timeout_ms, _JOIN_MS), max_events
         )
+        if not len(records) and self._consumer._coordinator.need_rejoin():
+            fetched, _ = self._consumer._fetcher.fetch_records(max_events, timeout_ms=0)
+            records = _joined(self._topic, fetched)
         # group_metadata() is live: once the member was dropped it is (-1, ""), which the broker does not fence. So it
         # is taken with the records, and one that is not valid says so.
         member = self._consumer.group_metadata()
@@ -165,9 +172,10 @@ class KafkaPythonReader:
 
 def _poll(consumer: Any, topic: str, timeout_ms: int, max_records: int) -> RecordBatch:
     begin_poll(consumer._fetcher)
-    polled: Mapping[TopicPartition, Sequence[RecordBatch]] = consumer.poll(
-        timeout_ms=timeout_ms, max_records=max_records
-    )
+    return _joined(topic, consumer.poll(timeout_ms=timeout_ms, max_records=max_records))
+
+
+def _joined(topic: str, polled: Mapping[TopicPartition, Sequence[RecordBatch]]) -> RecordBatch:
     batches = list(chain.from_iterable(polled.values()))
     return concatenate(batches) if batches else RecordBatch.empty(topic)
 
