@@ -9,6 +9,7 @@ import kafka.errors as kerr
 import pytest
 from kafka import TopicPartition
 
+from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer
 from lstmstream.transport.kafka import Assignments
 
@@ -29,6 +30,9 @@ class Coordinator:
     def stable(self) -> bool:
         return True
 
+    def need_rejoin(self) -> bool:
+        return self.rejoining
+
 
 class FakeLibraryConsumer:
     def __init__(self) -> None:
@@ -36,7 +40,11 @@ class FakeLibraryConsumer:
         self.timeouts: list[int] = []
         self._coordinator = Coordinator()
         self._subscription = SimpleNamespace(assignment={})
-        self._fetcher = SimpleNamespace(_paused_partition_records={}, _paused_completed_fetches={})
+        self._fetcher = SimpleNamespace(
+            _paused_partition_records={},
+            _paused_completed_fetches={},
+            fetch_records=lambda _max_records, timeout_ms: ({}, True),
+        )
         self.told: list[tuple[Any, ...]] = []
 
     def pause(self, at: TopicPartition) -> None:
@@ -138,3 +146,23 @@ def test_a_commit_under_an_old_membership_is_refused(
     library.member = SimpleNamespace(generation_id=4, member_id="m", group_instance_id=None)
     with pytest.raises(kerr.CommitFailedError, match="rebalanced"):
         consumer.commit({}, before, 1.0)
+
+
+def test_what_was_fetched_is_handed_out_during_a_rebalance(
+    consumer: KafkaPythonConsumer, library: FakeLibraryConsumer
+) -> None:
+    """The library's own poll gives nothing until the group is complete."""
+    waiting = RecordBatch.empty("in")
+    asked: list[int] = []
+
+    def fetch_records(max_records: int, timeout_ms: int) -> tuple[dict[TopicPartition, list[RecordBatch]], bool]:
+        asked.append(max_records)
+        assert timeout_ms == 0, "the poll has waited already"
+        return {TopicPartition("in", 0): [waiting]}, False
+
+    library._fetcher.fetch_records = fetch_records
+    consumer.poll(0.1, 7)
+    assert not asked
+    library._coordinator.rejoining = True
+    assert consumer.poll(0.1, 7).records.topic == "in"
+    assert asked == [7]
