@@ -20,6 +20,7 @@ import orjson
 from lstmstream.errors import CannotServe
 from lstmstream.model import onnx_proto
 from lstmstream.model.card import FORMAT, Card, is_finite
+from lstmstream.model.channels import has_channels, with_channels
 from lstmstream.model.onnx_proto import FLOAT, INT64, quote_untrusted
 
 CARD_KEY = "lstmstream"  # of the file's metadata_props
@@ -46,13 +47,21 @@ class Model:
 def load_model(reference: str | Path, *, base: Path | None = None, max_bytes: int = MAX_BYTES) -> Model:
     """Read and check the model `builtin:NAME` or the file at a path, relative to `base` (default: working directory).
 
+    `builtin:NAME:FIELD,FIELD` names the fields of a model that takes any (see channels.py).
+
     Raises CannotServe, and nothing else, with one line for each fault of the file.
     """
-    path = _resolve(str(reference), base)
+    path, fields = _resolve(str(reference), base)
     raw = _read_file(path, max_bytes)
     try:
         proto = onnx_proto.parse(raw)
         card = _read_card(proto)
+        if fields is not None:
+            card = with_channels(proto, card, fields)
+            card = replace(card, fingerprint=fingerprint(proto, card))
+            _check(proto, card)
+        elif str(reference).startswith(BUILTIN) and has_channels(card):
+            raise CannotServe(f"name the numbers that it is to watch: {reference}:FIELD or {reference}:FIELD,FIELD")
         content = _attach_card(proto, card)
     except ValueError as error:
         raise CannotServe(f"model {path}: {error}; give a file written by lstmstream train or import") from error
@@ -160,17 +169,18 @@ def _brief(value: object) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def _resolve(reference: str, base: Path | None) -> Path:
+def _resolve(reference: str, base: Path | None) -> tuple[Path, list[str] | None]:
+    """The file, and the names of fields that were given with it."""
     if not reference.startswith(BUILTIN):
-        return Path(os.path.abspath((base or Path()) / reference))  # noqa: PTH100 -- resolve() would follow links
-    name = reference.removeprefix(BUILTIN)
+        return Path(os.path.abspath((base or Path()) / reference)), None  # noqa: PTH100 -- resolve() follows links
+    name, named, fields = reference.removeprefix(BUILTIN).partition(":")
     path = _BUILTIN_DIR / f"{name}.onnx"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or not path.is_file():
         shipped = ", ".join(sorted(BUILTIN + file.stem for file in _BUILTIN_DIR.glob("*.onnx"))) or "none"
         raise CannotServe(
             f"model {quote_untrusted(reference)}: there is no such model in the package; use one of: {shipped}"
         )
-    return path
+    return path, [field.strip() for field in fields.split(",")] if named else None
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:

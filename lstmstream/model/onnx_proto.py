@@ -314,6 +314,11 @@ def tensor_type(value_info: Proto) -> tuple[int, list[int | str]] | None:
     ]
 
 
+def set_columns(value_info: Proto, columns: int) -> None:
+    """Declare another size of the second axis."""
+    value_info.type.tensor_type.shape.dim[1].dim_value = columns
+
+
 def opset(model: Proto) -> int:
     """Return the version of the standard operators."""
     return max(int(entry.version) for entry in model.opset_import if entry.domain in _STANDARD)
