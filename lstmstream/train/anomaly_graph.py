@@ -36,7 +36,8 @@ from lstmstream.train.expressions import Formulas, Tensor
 SLOW_ROWS = 4000.0  # of the mean and deviation that scale a channel
 WINSOR = 4.0  # deviations, of what may move them
 Z_MAX = 20.0
-FAR = 1e30  # a distance that no centre has; a step between two values that was never seen
+X_MAX, X_MIN = 1e37, 1e-30  # beyond them a value counts as that, and a deviation below as that
+FAR = 1e38  # a distance that no centre has; a step between two values that was never seen
 START_ROWS = 150  # before the first centre
 LEAST_RATE = 0.007  # of a centre
 SHAPES = {"short": (32, 5), "middle": (32, 8), "long": (64, 25)}  # centres, and values of each
@@ -54,7 +55,7 @@ SPIKE = 5.0  # times the usual error of the forecast: such a row counts at once
 QUIET_ROWS, GAP_S = 250, 86_400.0  # after a gap
 
 CHANNEL_PARTS: dict[str, tuple[int, ...]] = {
-    "scale": (5,),  # mean, variance, least step between two values, last x, rows
+    "scale": (5,),  # mean, deviation, least step between two values, last x, rows
     "ring": (RING,),
     **{f"{name}_centres": (k, width) for name, (k, width) in SHAPES.items()},
     **{f"{name}_counts": (k,) for name, (k, _) in SHAPES.items()},
@@ -97,7 +98,9 @@ def anomaly_model() -> tuple[bytes, Card]:
     ]
     made = helper.make_graph(graph.nodes, "anomaly", inputs, outputs, graph.weights)
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    card = Card("anomaly", "1", "anomaly", (Feature("value", "number"),), state, ("state_out", "score", "prediction"), 0.5)
+    card = Card(
+        "anomaly", "1", "anomaly", (Feature("value", "number"),), state, ("state_out", "score", "prediction"), 0.5
+    )
     return proto.SerializeToString(), card
 
 
@@ -126,7 +129,9 @@ def _add_step(f: Formulas, size: int) -> list[object]:
     own, rest = f.split_at(f.given("state"), KEY_FLOATS)
     channels = f.reshape_like(rest, x, CHANNEL_FLOATS)  # [N, C, CHANNEL_FLOATS]
     missing = f.apply("IsNaN", x)
-    before = dict(zip(CHANNEL_PARTS, f.split(channels, [int(np.prod(shape)) for shape in CHANNEL_PARTS.values()]), strict=True))
+    before = dict(
+        zip(CHANNEL_PARTS, f.split(channels, [int(np.prod(shape)) for shape in CHANNEL_PARTS.values()]), strict=True)
+    )
     after, readings = _Channel(f, x, missing, before).step()
     kept = f.where(f.unsqueeze(missing), channels, f.join(*[after[name] for name in CHANNEL_PARTS]))
     zero = f.constant(0.0)
@@ -148,8 +153,8 @@ class _Channel:
 
     def __init__(self, f: Formulas, x: Tensor, missing: Tensor, before: dict[str, Tensor]) -> None:
         self.f, self.before = f, before
-        self.mean, self.variance, self.least_step, self.last_x, self.rows = f.split(before["scale"], [1] * 5)
-        self.x = f.where(f.unsqueeze(missing), self.last_x, f.unsqueeze(x))
+        self.mean, self.deviation, self.least_step, self.last_x, self.rows = f.split(before["scale"], [1] * 5)
+        self.x = f.clip(f.where(f.unsqueeze(missing), self.last_x, f.unsqueeze(x)), -X_MAX, X_MAX)
         self.after: dict[str, Tensor] = {}
 
     def rate(self, rows: float) -> Tensor:
@@ -160,11 +165,11 @@ class _Channel:
         f, before, after = self.f, self.before, self.after
         z = self.scaled()
         ring = after["ring"] = f.join(f.last(before["ring"], RING - 1), z)
-        groups = f.mean(f.reshape(ring, 0, 0, RING // 4, 4))
+        groups = f.reshape(f.total(f.reshape(ring, 0, 0, RING // 4, 4), 4), 0, 0, RING // 4) / 4.0
         windows = {
             "short": f.last(ring, 5),
             "middle": f.last(ring, 8),
-            "long": groups - f.mean(groups, keep=True),
+            "long": groups - f.sum(groups, 3, RING // 4, keep=True) / (RING / 4),
         }
         started = self.rows >= float(START_ROWS)
         distances = {name: self.distance(name, window, started) for name, window in windows.items()}
@@ -188,17 +193,19 @@ class _Channel:
         mean, last_x = f.where(first, x, self.mean), f.where(first, x, self.last_x)
         step = f.abs(x - last_x)
         least = f.where((step > 0.0) & (step < self.least_step), step, self.least_step)
-        floor = f.maximum(f.abs(mean) * 1e-6, 1e-12)
+        floor = f.maximum(f.abs(mean) * 1e-6, X_MIN)
         floor = f.where(least < FAR / 2, f.maximum(floor, least * 0.5), floor)
-        deviation = f.maximum(f.sqrt(self.variance), floor)
+        deviation = f.maximum(self.deviation, floor)
         away = x - mean
         z = f.clip(away / deviation, -Z_MAX, Z_MAX)
         limit = deviation * WINSOR
         away = f.where(rows > 50.5, f.clip(away, -limit, limit), away)
         rate = self.rate(SLOW_ROWS)
-        moved = rate * away
-        variance = (1.0 - rate) * (self.variance + moved * away)
-        self.after["scale"] = f.join(mean + moved, variance, least, x, rows + 1.0)
+        # variance' = (1 - rate) (variance + rate away^2), in units in which no square overflows
+        unit = f.maximum(f.maximum(self.deviation, f.abs(away)), X_MIN)
+        before, now = self.deviation / unit, away / unit
+        kept = unit * f.sqrt((1.0 - rate) * (before * before + rate * now * now))
+        self.after["scale"] = f.join(mean + rate * away, kept, least, x, rows + 1.0)
         return z
 
     def distance(self, name: str, window: Tensor, started: Tensor) -> Tensor:
@@ -209,7 +216,7 @@ class _Channel:
         centres = f.reshape(flat, 0, 0, count, width)
         away = f.unsqueeze(window, 2) - centres
         index = f.constant(np.arange(count))
-        squares = f.where(index < used, f.sum(away * away), FAR)
+        squares = f.where(index < used, f.sum(away * away, 4, width), FAR)
         nearest = f.apply("ArgMin", squares, axis=-1, keepdims=1).as_float()
         some = used > 0.5
         distance = f.where(some, f.sqrt(f.min(squares, keep=True) / float(width)), 0.0)
@@ -231,14 +238,14 @@ class _Channel:
         f, size = self.f, ORDER + 1
         regressors, weights = self.before["regressors"], self.before["weights"]
         covariance = f.reshape(self.before["covariance"], 0, 0, size, size)
-        error = z - f.sum(weights * regressors, keep=True)
-        gain = f.sum(covariance * f.unsqueeze(regressors, 2))
-        divisor = f.sum(gain * regressors, keep=True) + FORGETTING
+        error = z - f.sum(weights * regressors, 3, size, keep=True)
+        gain = f.sum(covariance * f.unsqueeze(regressors, 2), 4, size)
+        divisor = f.sum(gain * regressors, 3, size, keep=True) + FORGETTING
         self.after["weights"] = weights + gain / divisor * f.clip(error, -3.0, 3.0)
         outer = f.unsqueeze(gain, 3) * f.unsqueeze(gain, 2)
         covariance = (covariance - outer / f.unsqueeze(divisor, 3)) / FORGETTING
         flat = f.reshape(covariance, 0, 0, size * size)
-        trace = f.sum(flat * f.constant(np.eye(size).ravel()), keep=True)
+        trace = f.sum(flat * f.constant(np.eye(size).ravel()), 3, size * size, keep=True)
         bound = MAX_TRACE * size
         self.after["covariance"] = flat * f.where(trace > bound, bound / trace, 1.0)
         self.after["regressors"] = f.join(z, f.first(regressors, ORDER - 1), f.last(regressors, 1))
@@ -249,8 +256,8 @@ class _Channel:
         f = self.f
         usual, rows = f.split(self.before["hours"], [HOURS] * 2)
         now = f.hour_of_day("timestamp", HOURS, DAY_MS)  # [N, 1, HOURS], 1 at the hour
-        seen = f.sum(rows * now, keep=True)
-        residual = z - f.sum(usual * now, keep=True)
+        seen = f.only(rows * now, keep=True)
+        residual = z - f.only(usual * now, keep=True)
         new = f.maximum(1.0 / (seen + 1.0), 0.1) * residual
         self.after["hours"] = f.join(usual + now * new, rows + now)
         before = self.before["residual"]
@@ -265,7 +272,7 @@ class _Channel:
         square = step * step
         fast, slow = fast + self.rate(16.0) * (square - fast), slow + self.rate(1000.0) * (square - slow)
         self.after["differences"] = f.join(fast, slow, z)
-        return f.abs(f.log((fast + 1e-3) / (slow + 1e-3)))
+        return f.abs(f.log((fast + 1e-3) / (slow + 1e-3), 1))
 
     def ratios(self, middle: Tensor, long: Tensor, error: Tensor, started: Tensor) -> Tensor:
         """Each over its running mean."""
@@ -309,7 +316,15 @@ class _Channel:
         return f.where(some, values / reference / f.constant([1.0, LEVEL_WEIGHT]), 0.0)
 
     def move_blocks(
-        self, part: str, ring: str, values: Tensor, count: Tensor, *, block_rows: int, blocks: int, ranks: tuple[int, ...]
+        self,
+        part: str,
+        ring: str,
+        values: Tensor,
+        count: Tensor,
+        *,
+        block_rows: int,
+        blocks: int,
+        ranks: tuple[int, ...],
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
         """(rings, maxima of the present block, references), counts, and whether a block was complete before."""
         f, width = self.f, len(ranks)
@@ -325,7 +340,7 @@ class _Channel:
         largest = f.top(f.where(f.unsqueeze(there, 2), rings, -1.0), max(ranks))  # [N, C, width, max(ranks)]
         wanted = f.minimum(filled, f.constant(ranks)) - 1.0  # [N, C, width]
         chosen = f.constant(np.arange(max(ranks))).equals(f.unsqueeze(wanted, 3)).as_float()
-        reference = f.where(closes, f.sum(largest * chosen), self.before[f"{part}_reference"])
+        reference = f.where(closes, f.only(largest * chosen), self.before[f"{part}_reference"])
         new_count = f.join(f.where(closes, 0.0, rows + 1.0), f.where(closes, done + 1.0, done))
         kept = f.reshape(rings, 0, 0, width * blocks)
         return (kept, f.where(closes, 0.0, now), reference), new_count, done > 0.5
@@ -336,13 +351,13 @@ def _fuse(f: Formulas, own: Tensor, top: Tensor, elapsed: Tensor) -> tuple[Tenso
     forecast, rank, rows, hold, boost, quiet = f.split(own, [1] * 6)
     middle, long, error, events, novelty = f.split(top, [1, 1, 1, 5, 2])
     forecast = forecast + f.maximum(1.0 / (rows + 1.0), 1.0 / 40) * (error - forecast)
-    logs = f.log(f.join(middle + 1.0, long + 1.0, forecast + 1.0, (error + 1e-3) / SPIKE))
+    logs = f.log(f.join(middle + 1.0, long + 1.0, forecast + 1.0, (error + 1e-3) / SPIKE), 4)
     usual, spike = f.split(logs, [3, 1])
-    rank = rank + f.maximum(1.0 / (rows + 1.0), 1.0 / 12) * (f.sum(usual, keep=True) - rank)
+    rank = rank + f.maximum(1.0 / (rows + 1.0), 1.0 / 12) * (f.total(usual, 3) - rank)
     ranked = rank + f.maximum(spike, 0.0)
 
     cut = f.minimum(events, 5.0)
-    joined = f.power(f.mean(cut * cut * cut, keep=True), 1 / 3)
+    joined = f.power(f.total(cut * cut * cut, 5) / 5.0, 1 / 3, 1)
     held = hold - 1.0
     hold = f.maximum(held, 0.0)
     boost = boost * (1 - 1 / BOOST_ROWS)

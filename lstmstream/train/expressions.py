@@ -5,7 +5,7 @@ Each operator adds a node to a GraphBuilder. Numbers become float32 scalars. Com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from lstmstream.train.export.graph import GraphBuilder
+from lstmstream.train.export.graph import VECTOR_COLUMNS, GraphBuilder
 
 Operand: TypeAlias = "Tensor | float"
 
@@ -125,33 +125,51 @@ class Formulas:
         return self.apply("Concat", *tensors, axis=-1)
 
     def where(self, condition: Tensor, one: Operand, other: Operand) -> Tensor:
+        """One where the condition holds, else the other."""
         return self.apply("Where", condition, one, other)
 
     def maximum(self, one: Operand, other: Operand) -> Tensor:
+        """Element by element."""
         return self.apply("Max", one, other)
 
     def minimum(self, one: Operand, other: Operand) -> Tensor:
+        """Element by element."""
         return self.apply("Min", one, other)
 
     def clip(self, tensor: Tensor, low: Operand, high: Operand) -> Tensor:
+        """Between two bounds."""
         return self.minimum(self.maximum(tensor, low), high)
 
     def abs(self, tensor: Tensor) -> Tensor:
+        """Element by element."""
         return self.apply("Abs", tensor)
 
     def sqrt(self, tensor: Tensor) -> Tensor:
+        """Element by element."""
         return self.apply("Sqrt", tensor)
 
-    def sum(self, tensor: Tensor, axis: int = -1, *, keep: bool = False) -> Tensor:
-        return self.apply("ReduceSum", tensor, self.integers(axis), keepdims=int(keep))
+    def only(self, tensor: Tensor, *, keep: bool = False) -> Tensor:
+        """The one value along the last axis that is not 0."""
+        return self.apply("ReduceSum", tensor, self.integers(-1), keepdims=int(keep))
 
-    def mean(self, tensor: Tensor, axis: int = -1, *, keep: bool = False) -> Tensor:
-        return self.apply("ReduceMean", tensor, self.integers(axis), keepdims=int(keep))
+    def sum(self, tensor: Tensor, rank: int, width: int, *, keep: bool = False) -> Tensor:
+        """Along the last of `rank` axes, which has so many columns: on a multiple of 16, see `_in_vectors`."""
+        pads = self.integers(*[0] * (2 * rank - 1), -width % VECTOR_COLUMNS)
+        return self.apply("ReduceSum", self.apply("Pad", tensor, pads), self.integers(-1), keepdims=int(keep))
+
+    def total(self, tensor: Tensor, width: int) -> Tensor:
+        """The sum of a few columns, as one column."""
+        first, *others = self.split(tensor, [1] * width)
+        for other in others:
+            first = first + other
+        return first
 
     def max(self, tensor: Tensor, axis: int = -1, *, keep: bool = False) -> Tensor:
+        """Along an axis."""
         return self.apply("ReduceMax", tensor, self.integers(axis), keepdims=int(keep))
 
     def min(self, tensor: Tensor, axis: int = -1, *, keep: bool = False) -> Tensor:
+        """Along an axis."""
         return self.apply("ReduceMin", tensor, self.integers(axis), keepdims=int(keep))
 
     def reshape(self, tensor: Tensor, *shape: int) -> Tensor:
@@ -183,10 +201,8 @@ class Formulas:
         return self.apply("Unsqueeze", tensor, self.integers(axis))
 
     def floor(self, tensor: Tensor) -> Tensor:
+        """Element by element."""
         return self.apply("Floor", tensor)
-
-    def power(self, tensor: Tensor, exponent: float) -> Tensor:
-        return self.apply("Pow", tensor, exponent)
 
     def top(self, tensor: Tensor, count: int) -> Tensor:
         """The largest so many along the last axis, the largest first."""
@@ -196,9 +212,21 @@ class Formulas:
         self._graph.multi_output_node("TopK", inputs, names, f"topk{self._made}", axis=-1)
         return Tensor(self, names[0])
 
-    def log(self, tensor: Tensor) -> Tensor:
-        """In a multiple of 16 columns: where it is narrower, its bits depend on what is beside it (facts of the runtime)."""
-        return self.apply("Log", tensor)
+    def log(self, tensor: Tensor, columns: int) -> Tensor:
+        """Of a tensor with so many columns."""
+        return self._in_vectors(tensor, columns, lambda wide: self.apply("Log", wide))
+
+    def power(self, tensor: Tensor, exponent: float, columns: int) -> Tensor:
+        """Of a tensor with so many columns."""
+        return self._in_vectors(tensor, columns, lambda wide: self.apply("Pow", wide, exponent))
+
+    def _in_vectors(self, tensor: Tensor, columns: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """On a multiple of 16 columns: on fewer, the bits of a row depend on the rows beside it."""
+        ones = self.constant(np.ones(-columns % VECTOR_COLUMNS))
+        shape = self.apply(
+            "Concat", self.apply("Shape", tensor, end=-1), self.integers(-columns % VECTOR_COLUMNS), axis=0
+        )
+        return self.first(function(self.join(tensor, self.apply("Expand", ones, shape))), columns)
 
     def hour_of_day(self, timestamp: str, hours: int, day_ms: int) -> Tensor:
         """[N, 1, hours], 1 at the hour of the timestamps [N]."""

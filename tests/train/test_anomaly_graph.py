@@ -1,0 +1,192 @@
+"""The graph of `builtin:anomaly` beside its formulas written once more, row by row, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lstmstream.errors import CannotServe
+from lstmstream.model import load_model
+from lstmstream.serve.step import OnnxStep
+from lstmstream.serve.step_model import StepInput
+from lstmstream.train.anomaly_graph import CHANNEL_FLOATS, KEY_FLOATS, anomaly_model
+from tests.train.reference_anomaly import Detector
+
+Rows = NDArray[np.float32]
+MINUTES_MS, START_MS = 300_000, 1_700_000_000_000
+
+
+def opened(*fields: str) -> OnnxStep:
+    return OnnxStep(load_model(f"builtin:anomaly:{','.join(fields)}"), device="cpu")
+
+
+def walked(
+    step: OnnxStep, series: list[Rows], *, gaps: dict[int, float] | None = None, sizes: tuple[int, ...] = (10**6,)
+) -> tuple[NDArray[np.float32], Rows]:
+    """Predictions [N, T, 4] of N series [T, C], and the states after them. Calls take so many keys in turn."""
+    count, rows = len(series), len(series[0])
+    state = np.tile(np.array(step.card.state.initial, np.float32), (count, 1))
+    out = np.empty((count, rows, 4), np.float32)
+    for row in range(rows):
+        elapsed = np.float32(np.nan if row == 0 else (gaps or {}).get(row, MINUTES_MS / 1000))
+        start, turn = 0, row
+        while start < count:
+            end = min(count, start + sizes[turn % len(sizes)])
+            keys, turn = end - start, turn + 1
+            given = StepInput(
+                np.array([one[row] for one in series[start:end]]),
+                np.empty((keys, 0), np.int64),
+                np.full(keys, START_MS + row * MINUTES_MS),
+                np.full(keys, elapsed),
+                state[start:end],
+            )
+            result = step.step(given)
+            assert result.prediction is not None
+            state[start:end], out[start:end, row] = result.state, result.prediction
+            assert result.score.tolist() == result.prediction[:, 1].tolist()
+            start = end
+    return out, state
+
+
+def ordinary(rows: int, channels: int, seed: int) -> Rows:
+    """A wave with noise, a spike, a new level, a flat stretch, and values that are missing."""
+    random, time = np.random.default_rng(seed), np.arange(rows)[:, np.newaxis]
+    made = np.sin(time / (5 + np.arange(channels))) * 3 + random.standard_normal((rows, channels)) * 0.3 + 100
+    made[rows // 2] += 12
+    made[rows * 3 // 4 :] += 4
+    made[rows * 4 // 5 : rows * 5 // 6] = made[rows * 4 // 5]
+    made[random.random((rows, channels)) < 0.03] = np.nan
+    return made.astype(np.float32)
+
+
+def test_the_package_has_what_the_builder_makes() -> None:
+    content, card = anomaly_model()
+    shipped = load_model("builtin:anomaly:value")
+    assert shipped.card.state == card.state
+    assert card.state.size == KEY_FLOATS + CHANNEL_FLOATS
+    import onnx
+
+    def nodes(given: bytes) -> list[bytes]:
+        graph = onnx.load_from_string(given).graph
+        return [one.SerializeToString(deterministic=True) for one in [*graph.node, *graph.initializer]]
+
+    assert nodes(shipped.content) == nodes(content)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_graph_does_what_the_formulas_say(channels: int) -> None:
+    rows = 900
+    series = ordinary(rows, channels, seed=channels)
+    gaps = {500: 2 * 86_400.0}
+    found, _ = walked(opened(*"abc"[:channels]), [series], gaps=gaps)
+    detector = Detector(channels)
+    expected = np.array(
+        [
+            detector.step(value, gaps.get(row, MINUTES_MS / 1000), START_MS + row * MINUTES_MS)
+            for row, value in enumerate(series.astype(np.float64))
+        ]
+    )
+    np.testing.assert_allclose(found[0, :, 1:], expected[:, 1:], rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(found[0, 150:, 0], expected[150:, 0], rtol=2e-2, atol=2e-2)
+    assert expected[:, 1].max() > 0.5, "there is an alarm"
+    assert expected[:, 2].max() > 0.9
+
+
+def test_bits_do_not_depend_on_the_batch() -> None:
+    """States of many rows, since those of the first have zeros where later ones have not."""
+    series = [ordinary(400, 2, seed=seed) * np.float32(10.0 ** (seed % 7 - 3)) for seed in range(70)]
+    step = opened("a", "b")
+    together, states = walked(step, series)
+    apart, others = walked(step, series, sizes=(1, 3, 7, 64))
+    assert together.tobytes() == apart.tobytes()
+    assert states.tobytes() == others.tobytes()
+
+
+def test_the_unit_does_not_matter() -> None:
+    series = ordinary(500, 1, seed=5)
+    found, _ = walked(opened("a"), [series, series * 1024, series / 4096])
+    for other in (found[1], found[2]):
+        np.testing.assert_allclose(other[:, 1:], found[0, :, 1:], rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_of_later_rows_is_known() -> None:
+    series = ordinary(400, 1, seed=6)
+    changed = series.copy()
+    changed[300:] = 7
+    found, _ = walked(opened("a"), [series, changed])
+    assert found[0, :300].tobytes() == found[1, :300].tobytes()
+    assert found[0, 300:].tobytes() != found[1, 300:].tobytes()
+
+
+def test_a_channel_that_is_missing_changes_nothing() -> None:
+    """Its state rests, and the readings are those of the other channel."""
+    series = ordinary(400, 1, seed=7)
+    with_missing = np.concatenate([series, np.full_like(series, np.nan)], axis=1)
+    alone, _ = walked(opened("a"), [series])
+    both, state = walked(opened("a", "b"), [with_missing])
+    assert alone.tobytes() == both.tobytes()
+    initial = np.array(opened("a", "b").card.state.initial, np.float32)
+    assert state[0, -CHANNEL_FLOATS:].tobytes() == initial[-CHANNEL_FLOATS:].tobytes()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(700),
+        np.full(700, 3e38),
+        np.tile([-3e38, 3e38], 350),
+        np.tile([1e-40, -1e-40, 0.0, 1e38], 175),
+        np.concatenate([np.zeros(690), [1e30] * 10]),
+    ],
+    ids=["zeros", "largest", "both ends", "any size", "a jump"],
+)
+def test_extremes_stay_finite(values: NDArray[np.float64]) -> None:
+    found, state = walked(opened("a"), [values.astype(np.float32)[:, np.newaxis]])
+    assert np.isfinite(found).all()
+    assert np.isfinite(state).all()
+
+
+def test_a_constant_raises_no_alarm_and_a_change_of_it_does() -> None:
+    series = np.full((1000, 1), 20.0, np.float32)
+    series[900:] = 21
+    found, _ = walked(opened("a"), [series])
+    assert found[0, :900, 1].max() < 0.5
+    assert found[0, 900:910, 2].max() >= 1.0
+
+
+def test_it_says_when_it_is_warm() -> None:
+    found, _ = walked(opened("a"), [ordinary(310, 1, seed=1)])
+    assert found[0, :, 3].tolist() == [0.0] * 300 + [1.0] * 10
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (
+            "builtin:anomaly",
+            "name the numbers that it is to watch: builtin:anomaly:FIELD or builtin:anomaly:FIELD,FIELD",
+        ),
+        ("builtin:anomaly:", "give 1 to 64 different names of fields"),
+        ("builtin:anomaly:a,,b", "give 1 to 64 different names of fields"),
+        ("builtin:anomaly:a, a", "give 1 to 64 different names of fields"),
+        ("builtin:anomaly:" + ",".join(f"f{number}" for number in range(65)), "give 1 to 64 different names of fields"),
+        ("builtin:demo:amount", "takes no names of fields: it has "),
+        ("builtin:none:amount", "there is no such model in the package; use one of: builtin:anomaly"),
+    ],
+)
+def test_names_of_fields_that_cannot_be(reference: str, message: str) -> None:
+    with pytest.raises(CannotServe, match=message):
+        load_model(reference)
+
+
+def test_the_card_of_several_fields(tmp_path: Path) -> None:
+    model = load_model("builtin:anomaly:cpu,disk.used, memory")
+    assert [feature.name for feature in model.card.features] == ["cpu", "disk.used", "memory"]
+    assert model.card.state.size == KEY_FLOATS + 3 * CHANNEL_FLOATS
+    assert model.card.fingerprint not in {load_model(f"builtin:anomaly:{names}").card.fingerprint for names in "ab"}
+    copied = tmp_path / "copy.onnx"
+    copied.write_bytes(model.content)
+    assert load_model(copied).card == model.card, "it is a model file like any other"
