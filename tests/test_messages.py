@@ -244,7 +244,11 @@ def test_an_option_of_the_training(changes: str, message: str, tmp_path: Path) -
     [
         ("m.onnx", None, "model FOLDER/m.onnx: does not exist; give the path of a model file, or builtin:NAME"),
         ("", None, "model FOLDER: is not a regular file; give the path of a model file"),
-        ("builtin:none", None, "model 'builtin:none': there is no such model in the package; use one of: builtin:demo"),
+        (
+            "builtin:none",
+            None,
+            "model 'builtin:none': there is no such model in the package; use one of: builtin:anomaly, builtin:demo",
+        ),
         (
             "m.onnx",
             b"",

@@ -209,7 +209,9 @@ class Config(Document):
     placeholders: ClassVar[Mapping[Keys, str]] = _PLACEHOLDERS
 
     name: Name = Field(description="Consumer group, and prefix of the daemon's own topics.")
-    model: ModelReference = Field(description="Model file, relative to this file's folder, or builtin:NAME.")
+    model: ModelReference = Field(
+        description="Model file, relative to this file's folder, or builtin:NAME; builtin:anomaly:FIELD,FIELD watches fields of yours."
+    )
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once",
         description="`at_least_once`: lower latency; a batch that is done again, after a crash for example, is"

@@ -14,7 +14,9 @@ class Centres:
     """A streaming k-means."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.centres, self.counts = most, [], []
+        self.most = most
+        self.centres: list[Any] = []
+        self.counts: list[int] = []
         self.usual, self.rows = 0.0, 0
 
     def distance(self, window: Any) -> float:
