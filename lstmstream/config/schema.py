@@ -210,7 +210,8 @@ class Config(Document):
 
     name: Name = Field(description="Consumer group, and prefix of the daemon's own topics.")
     model: ModelReference = Field(
-        description="Model file, relative to this file's folder, or builtin:NAME; builtin:anomaly:FIELD,FIELD watches fields of yours."
+        description="Model file, relative to this file's folder, or builtin:NAME; builtin:anomaly:FIELD,FIELD needs no"
+        " training."
     )
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once",
