@@ -19,7 +19,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training codec fuzz-codec lock audit sbom clean
+.PHONY: help demo test test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-accuracy codec fuzz-codec lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -59,6 +59,9 @@ bench-speed: .venv-dev/.package ## one daemon: throughput, latency, memory, time
 bench-stages: .venv-dev/.package ## CPU time per event of decoding, stepping and encoding, without a broker
 	.venv-dev/bin/python -m benchmarks.stages
 	.venv-dev/bin/python -m benchmarks.codec
+
+bench-accuracy: .venv-dev/.package ## the detector builtin:anomaly on public benchmarks; ACCURACY_ARGS="--data FOLDER"
+	.venv-dev/bin/python -m benchmarks.accuracy $(ACCURACY_ARGS)
 
 bench-gpu: .venv-dev/.package ## events a second with states on the host and on a GPU, and whether the scores agree
 	.venv-dev/bin/python -m benchmarks.gpu
