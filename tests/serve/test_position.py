@@ -16,6 +16,16 @@ def produce(world: World, count: int) -> None:
         world.produce(b"abc"[number % 3 :][:1], b'{"amount": %d}' % number, 0)
 
 
+def answered(events: int) -> World:
+    """By a daemon that was killed."""
+    world = World()
+    produce(world, events)
+    world.start()
+    world.settle()
+    world.kill(world.daemons[0])
+    return world
+
+
 def step_until_said(world: World, daemon: Daemon, caplog: pytest.LogCaptureFixture, word: str) -> None:
     for _ in range(50):
         if word in caplog.text:
@@ -58,11 +68,7 @@ def test_events_of_the_open_transaction_come_again(caplog: pytest.LogCaptureFixt
 
 def test_events_come_again_after_a_restore(caplog: pytest.LogCaptureFixture) -> None:
     """A client that reads from its beginning where it was told to read from the committed offset."""
-    world = World()
-    produce(world, 12)
-    world.start()
-    world.settle()
-    world.kill(world.daemons[0])
+    world = answered(12)
     produce(world, 3)
     daemon = world.start()
     for _ in range(50):
@@ -76,11 +82,7 @@ def test_events_come_again_after_a_restore(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize("events", [1, 3, 50])  # of those that wait; more: the client comes to the end, without records
 def test_events_that_wait_are_skipped_after_a_restore(events: int, caplog: pytest.LogCaptureFixture) -> None:
-    world = World()
-    produce(world, 12)
-    world.start()
-    world.settle()
-    world.kill(world.daemons[0])
+    world = answered(12)
     produce(world, 6)
     world.broker.misled[0] = events
     daemon = world.start()
@@ -102,11 +104,7 @@ def test_events_that_wait_are_skipped_after_an_error(caplog: pytest.LogCaptureFi
 
 def test_events_that_wait_are_skipped_right_before_a_stop() -> None:
     """A stop looks for control records at the position: what the client has skipped is none."""
-    world = World()
-    produce(world, 12)
-    world.start()
-    world.settle()
-    world.kill(world.daemons[0])
+    world = answered(12)
     produce(world, 3)
     world.broker.misled[0] = 3
     daemon = world.start()
@@ -122,11 +120,7 @@ def test_events_that_wait_are_skipped_right_before_a_stop() -> None:
 
 def test_a_stretch_without_records_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     """Control records, compaction and aborted transactions leave such stretches behind many a committed offset."""
-    world = World()
-    produce(world, 6)
-    world.start()
-    world.settle()
-    world.kill(world.daemons[0])
+    world = answered(6)
     world.broker.append_control("in", 0, 20)
     produce(world, 3)
     world.start()

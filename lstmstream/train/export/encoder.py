@@ -73,17 +73,9 @@ def _add_numeric(graph: GraphBuilder, encoder: FeatureEncoder) -> list[str]:
 
 def _add_log(graph: GraphBuilder, raw: str, which: list[bool]) -> str:
     """Adds sign(v) * log(1 + |v|) for the columns where `which` is true; the others pass unchanged."""
-    width = len(which)
     one = graph.weight("one", np.array(1, np.float32))
     shifted = graph.node("Add", [graph.node("Abs", [raw], "absolute"), one], "shifted")
-    if spare := -width % VECTOR_COLUMNS:  # the package docstring says why
-        pads = graph.weight("spare", np.array([0, 0, 0, spare], np.int64))
-        shifted = graph.node("Pad", [shifted, pads, one], "padded")
-    logs = graph.node("Log", [shifted], "log")
-    if spare:
-        bounds = [graph.weight(f"keep_{name}", np.array([value], np.int64))
-                  for name, value in (("from", 0), ("to", width), ("axis", 1))]  # fmt: skip
-        logs = graph.node("Slice", [logs, *bounds], "log_kept")
+    logs = graph.log(shifted, one, len(which))  # the package docstring says why
     signed = graph.node("Mul", [graph.node("Sign", [raw], "sign"), logs], "log_signed")
     if all(which):
         return signed

@@ -46,6 +46,24 @@ class GraphBuilder:
         """Adds a float32 initializer without axes; returns its name."""
         return self.weight(name, np.array(value, np.float32))
 
+    def log(self, positive: str, one: str, width: int, prefix: str = "") -> str:
+        """Adds the logs of a tensor [N, width], in a multiple of 16 columns; returns their name.
+
+        On fewer columns the bits of a row depend on the rows beside it. `one` is the name of a scalar.
+        """
+        spare = -width % VECTOR_COLUMNS
+        if spare:
+            pads = self.weight(f"{prefix}spare", np.array([0, 0, 0, spare], np.int64))
+            positive = self.node("Pad", [positive, pads, one], f"{prefix}padded")
+        logs = self.node("Log", [positive], f"{prefix}log")
+        if not spare:
+            return logs
+        bounds = [
+            self.weight(f"{prefix}keep_{name}", np.array([value], np.int64))
+            for name, value in (("from", 0), ("to", width), ("axis", 1))
+        ]
+        return self.node("Slice", [logs, *bounds], f"{prefix}log_kept")
+
     @staticmethod
     def value_info(name: str, element_type: int, columns: int | None = None) -> onnx.ValueInfoProto:
         """Declares an input or output of the graph, [N] or [N, columns]."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from lstmstream.train.export.graph import VECTOR_COLUMNS, GraphBuilder
+from lstmstream.train.export.graph import GraphBuilder
 from lstmstream.train.export.network_spec import HISTORY_STATISTICS, FeatureEncoder, as_float32
 
 HISTORY_STATE = "history_state_in"  # the tensor [N, 3J]: counts, means, variances
@@ -103,18 +103,4 @@ def _add_inputs(
     known = graph.node("Where", [absent, "history_zero", clipped], "history_z")
     positive = graph.node("Concat", [graph.node("Add", [count, one], "history_shifted"), spread], "history_positive",
                           axis=1)  # fmt: skip
-    return graph.node("Concat", [_add_log(graph, positive, one, 2 * pairs), usual, known], "history_raw", axis=1)
-
-
-def _add_log(graph: GraphBuilder, positive: str, one: str, width: int) -> str:
-    """Adds the logs of the tensor `positive` [N, width], in a multiple of 16 columns; returns their name."""
-    spare = -width % VECTOR_COLUMNS
-    if spare:
-        pads = graph.weight("history_spare", np.array([0, 0, 0, spare], np.int64))
-        positive = graph.node("Pad", [positive, pads, one], "history_padded")
-    logs = graph.node("Log", [positive], "history_log")
-    if spare:
-        bounds = [graph.weight(f"history_keep_{name}", np.array([value], np.int64))
-                  for name, value in (("from", 0), ("to", width), ("axis", 1))]  # fmt: skip
-        logs = graph.node("Slice", [logs, *bounds], "history_log_kept")
-    return logs
+    return graph.node("Concat", [graph.log(positive, one, 2 * pairs, "history_"), usual, known], "history_raw", axis=1)
