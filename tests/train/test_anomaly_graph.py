@@ -14,6 +14,7 @@ from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput
 from lstmstream.train.anomaly_graph import CHANNEL_FLOATS, KEY_FLOATS, anomaly_model
 from tests.train.reference_anomaly import Detector
+from tests.verify.world import VerifyWorld, events, fill
 
 Rows = NDArray[np.float32]
 MINUTES_MS, START_MS = 300_000, 1_700_000_000_000
@@ -190,3 +191,20 @@ def test_the_card_of_several_fields(tmp_path: Path) -> None:
     copied = tmp_path / "copy.onnx"
     copied.write_bytes(model.content)
     assert load_model(copied).card == model.card, "it is a model file like any other"
+
+
+def test_a_daemon_serves_it_and_verify_agrees() -> None:
+    """Through a crash, whose states are those of the state topic."""
+    world = VerifyWorld(Path("builtin:anomaly:amount"), state={"checkpoint_interval": "5s"})
+    fill(world, events(150, bad=0.0))
+    daemon = world.start(world.onnx_step())
+    world.settle()
+    world.now_s += 10
+    for _ in range(3):
+        world.step(daemon)
+    world.kill(daemon)
+    fill(world, events(150, seed=2, bad=0.0))
+    world.serve()
+    done = world.verify()
+    assert done.exit_code == 0, done.summary()
+    assert done.summary()["predictions"] == 300
