@@ -60,11 +60,10 @@ def test_a_stalled_owner_commits_nothing_once_it_was_replaced(
 LATE_S = 14.0  # beyond the session, and time for another member to take over and to answer
 
 
-@pytest.mark.short_fault
 def test_a_member_that_was_dropped_within_a_rebalance(
     broker: str, topic_prefix: str, tmp_path: Path, seed: int
 ) -> None:
-    """Another member comes and goes meanwhile. kafka-python then keeps its partitions as if nobody had had them."""
+    """Another member comes and goes meanwhile. See also tests/serve/test_slept.py, which needs no luck with the time."""
     with (
         Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed) as trial,
         KafkaProxy(broker) as proxy,
