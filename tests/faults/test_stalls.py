@@ -63,7 +63,7 @@ LATE_S = 14.0  # beyond the session, and time for another member to take over an
 def test_a_member_that_was_dropped_within_a_rebalance(
     broker: str, topic_prefix: str, tmp_path: Path, seed: int
 ) -> None:
-    """Another member comes and goes meanwhile. See also tests/serve/test_slept.py, which needs no luck with the time."""
+    """Another member comes and goes meanwhile. tests/serve/test_slept.py has the same without luck."""
     with (
         Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed) as trial,
         KafkaProxy(broker) as proxy,
