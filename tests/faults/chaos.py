@@ -184,6 +184,7 @@ def run(
         with trial, Fleet(trial.config, workers) as fleet:
             fleet.wait_ready()
             trial.begin()
+            fleet.wait(lambda: trial.load.written > 0, "given events")
             Faults(seed, fleet, broker, outcome, kinds=kinds).strike_until(time.monotonic() + seconds)
             trial.settle(fleet.wait)
             outcome.findings += fleet.stop()
