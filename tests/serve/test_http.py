@@ -94,6 +94,7 @@ def test_metrics_in_openmetrics_for_who_asks(side: Side) -> None:
 
 
 def test_live_until_the_loop_stands_still(side: Side) -> None:
+    side.health.unblock("model")
     assert side.ask("/livez")[0] == 200
     side.clock.now = 31.0
     status, headers, body = side.ask("/livez")
