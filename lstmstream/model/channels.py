@@ -6,6 +6,7 @@ are as many such stretches of the row, one behind the other, and `x` has C colum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,10 +29,10 @@ def with_channels(proto: onnx_proto.Proto, card: Card, names: Sequence[str]) -> 
         raise CannotServe(f"{card.name} takes no names of fields: it has {len(card.features)} of its own")
     if not 1 <= len(names) <= MAX_CHANNELS or len(set(names)) < len(names) or not all(names):
         raise CannotServe(f"give 1 to {MAX_CHANNELS} different names of fields, separated by commas")
-    size = sum(_floats(part) for part in card.state.parts if part.name.startswith(_OWN))
-    first = card.state.size - size  # the channel's stretch is the last one of the row
     own = [part for part in card.state.parts if part.name.startswith(_OWN)]
-    parts = [part for part in card.state.parts if not part.name.startswith(_OWN)]
+    parts = [part for part in card.state.parts if part not in own]
+    size = sum(math.prod(part.shape) for part in own)
+    first = card.state.size - size  # the channel's stretch is the last one of the row
     for number in range(len(names)):
         parts += [
             StatePart(f"{number}.{part.name.removeprefix(_OWN)}", part.offset + number * size, part.shape)
@@ -45,10 +46,3 @@ def with_channels(proto: onnx_proto.Proto, card: Card, names: Sequence[str]) -> 
             onnx_proto.set_columns(value, len(initial))
     features = tuple(Feature(name, "number") for name in names)
     return replace(card, features=features, state=StateSpec(len(initial), initial, tuple(parts)))
-
-
-def _floats(part: StatePart) -> int:
-    size = 1
-    for dimension in part.shape:
-        size *= dimension
-    return size
