@@ -16,6 +16,7 @@ from onnx import TensorProto
 from lstmstream.train.export.graph import VECTOR_COLUMNS, GraphBuilder
 
 Operand: TypeAlias = "Tensor | float"
+_END = int(np.iinfo(np.int64).max)  # of a slice: the last one too
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +179,19 @@ class Formulas:
 
     def last(self, tensor: Tensor, count: int) -> Tensor:
         """The last so many along the last axis."""
-        far = np.iinfo(np.int64).max
-        return self.apply("Slice", tensor, self.integers(-count), self.integers(far), self.integers(-1))
+        return self._slice(tensor, -count, _END)
 
     def first(self, tensor: Tensor, count: int) -> Tensor:
         """The first so many along the last axis."""
-        return self.apply("Slice", tensor, self.integers(0), self.integers(count), self.integers(-1))
+        return self._slice(tensor, 0, count)
 
     def split_at(self, tensor: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The first `count` along the last axis, and the others."""
-        far = np.iinfo(np.int64).max
-        rest = self.apply("Slice", tensor, self.integers(count), self.integers(far), self.integers(-1))
+        rest = self._slice(tensor, count, _END)
         return self.first(tensor, count), rest
+
+    def _slice(self, tensor: Tensor, start: int, end: int) -> Tensor:
+        return self.apply("Slice", tensor, self.integers(start), self.integers(end), self.integers(-1))
 
     def reshape_like(self, flat: Tensor, rows: Tensor, width: int) -> Tensor:
         """[N, C * width] as [N, C, width], where `rows` is [N, C]: also with N = 0."""
