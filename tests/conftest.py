@@ -72,7 +72,7 @@ def either_codec(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-# `make test` runs twice: first in the environment of the base install, which has neither torch nor polars and so shows
+# `make test` runs most tests in the environment of the base install, which has neither torch nor polars and so shows
 # that the daemon, `score` and `evaluate` need neither; then what is left, in the environment that has everything.
 NEED_TORCH = ("train", "importer")  # folders
 NEED_POLARS = "*_tables.py"  # tests of CSV and Parquet
@@ -97,7 +97,7 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "broker" in getattr(item, "fixturenames", ()):
+        if "broker" in getattr(item, "fixturenames", ()) or item.path.is_relative_to(HERE / "faults"):
             item.add_marker(pytest.mark.broker)  # so that `-m "not broker"` runs everywhere
         needed = needs(item.path)
         if "torch" in needed:
