@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain, UnreadableRecords
@@ -11,10 +11,10 @@ from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.diagnosis import diagnose
 from lstmstream.transport.kafka_admin import KafkaAdmin
-from lstmstream.transport.ports import LogReader
+from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.transport.security import SecuritySettings
 
-_SILENCE_S = 60.0  # without a step forward, though the end is not reached: the broker is gone
+log = logging.getLogger(__name__)
 
 
 def read_topic(
@@ -41,13 +41,13 @@ def read_topic(
             kafka.connect()
         except TryAgain as error:
             raise CannotServe(f"kafka.bootstrap_servers: {', '.join(servers)} cannot be reached ({error})") from error
-        yield from _read(kafka, topic, start, end)
+        yield from _read(PatientBroker(kafka, say=_say), topic, start, end)
     except UnreadableRecords as error:
         raise CannotServe(
             f"data.topic: {error.problem}. Set data.start to {error.next_offset}, or data.end to {error.first}, to"
             " leave it out"
         ) from error
-    except (TryAgain, Fatal) as error:
+    except Fatal as error:
         raise CannotServe(f"data.topic: {topic!r} cannot be read: {error}") from error
     finally:
         kafka.close(1.0)
@@ -56,39 +56,25 @@ def read_topic(
 _OPEN = SecuritySettings()
 
 
-def _read(kafka: KafkaAdmin, topic: str, start: str | int, end: str | int) -> Iterator[RecordBatch]:
-    described = kafka.describe([topic])
+def _say(text: str) -> None:
+    log.warning("reading history: %s", text)
+
+
+def _read(broker: PatientBroker, topic: str, start: str | int, end: str | int) -> Iterator[RecordBatch]:
+    described = broker.describe([topic])
     if topic not in described:
         raise CannotServe(f"data.topic: there is no topic {topic!r}")
     partitions = range(described[topic].partitions)
-    ends = [_offset(kafka, topic, partition, end, "data.end") for partition in partitions]
-    starts = [_offset(kafka, topic, partition, start, "data.start") for partition in partitions]
+    ends = [_offset(broker, topic, partition, end, "data.end") for partition in partitions]
+    starts = [_offset(broker, topic, partition, start, "data.start") for partition in partitions]
     for partition in partitions:
-        if starts[partition] < ends[partition]:
-            reader = kafka.open_reader(topic, partition, starts[partition], ends[partition])
-            try:
-                yield from _read_all(reader, topic)
-            finally:
-                reader.close()
+        yield from broker.read(topic, partition, starts[partition], ends[partition])
 
 
-def _read_all(reader: LogReader, topic: str) -> Iterator[RecordBatch]:
-    moved = time.monotonic()
-    while reader.position < reader.end:
-        before = reader.position
-        records = reader.next(0.5)
-        if reader.position > before:
-            moved = time.monotonic()
-        elif time.monotonic() - moved > _SILENCE_S:
-            raise CannotServe(f"data.topic: {topic!r} returned no records for {_SILENCE_S:g} s; is the broker healthy?")
-        if len(records):
-            yield records
-
-
-def _offset(kafka: KafkaAdmin, topic: str, partition: int, bound: str | int, option: str) -> int:
+def _offset(broker: PatientBroker, topic: str, partition: int, bound: str | int, option: str) -> int:
     """The first offset of a partition at or after the bound."""
-    first, _ = kafka.offset_range(topic, partition)
-    last = kafka.last_stable_offsets(topic, [partition])[partition]  # beyond it a reader may wait for ever
+    first, _ = broker.offset_range(topic, partition)
+    last = broker.last_stable_offsets(topic, [partition])[partition]  # beyond it a reader may wait for ever
     if bound == "earliest":
         return first
     if bound == "latest":
@@ -99,5 +85,5 @@ def _offset(kafka: KafkaAdmin, topic: str, partition: int, bound: str | int, opt
         moment = timestamp_ms(bound, option)
     except BadRecord as bad:
         raise CannotServe(f"{option}: {bound!r} is not earliest, latest, an offset or an ISO 8601 time") from bad
-    found = kafka.offset_for_time(topic, partition, moment)
+    found = broker.offset_for_time(topic, partition, moment)
     return last if found is None else found

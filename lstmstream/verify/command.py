@@ -17,7 +17,7 @@ from lstmstream.errors import CannotServe, Fatal, TryAgain
 from lstmstream.model import load_model
 from lstmstream.row_progress import RowProgress
 from lstmstream.transport.kafka_admin import open_kafka_admin
-from lstmstream.verify.broker import LIMIT_S, PatientBroker, Stopped
+from lstmstream.transport.patient_broker import LIMIT_S, PatientBroker, Stopped
 from lstmstream.verify.findings import MEANING, Finding
 from lstmstream.verify.run import Verification
 from lstmstream.verify.topics import Limits

@@ -9,7 +9,7 @@ from typing import Any
 from lstmstream.config import Config
 from lstmstream.model import Model
 from lstmstream.records import RecordBatch
-from lstmstream.verify.broker import PatientBroker
+from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.verify.compare import Comparison
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION, Outputs
 from lstmstream.verify.expected import settings_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe
 from lstmstream.model import Card
-from lstmstream.verify.broker import PatientBroker
+from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.verify.compare import PartitionRange
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION
 from lstmstream.verify.floors import describe, identity_of, read_origins

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from lstmstream.config import load_config
 from lstmstream.model import load_model
 from lstmstream.transport.kafka_admin import open_kafka_admin
-from lstmstream.verify.broker import PatientBroker
+from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.verify.run import Verification
 from tests.broker.answers import Digest
 from tests.broker.harness import Follower, admin, in_transaction, read_all

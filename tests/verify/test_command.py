@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lstmstream.errors import CannotServe, TryAgain
-from lstmstream.verify import broker, command
+from lstmstream.transport import patient_broker
+from lstmstream.verify import command
 from lstmstream.verify.command import verify
 from lstmstream.verify.run import Verification
 from tests.models import random_model
@@ -124,8 +125,8 @@ class Outage:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time does not pass between two tries, and each failure is said."""
-    monkeypatch.setattr(broker, "RETRY_S", 0.0)
-    monkeypatch.setattr(broker, "SAID_AFTER_S", -1.0)
+    monkeypatch.setattr(patient_broker, "RETRY_S", 0.0)
+    monkeypatch.setattr(patient_broker, "SAID_AFTER_S", -1.0)
     monkeypatch.setattr(command, "ROUND_S", 0.0)
 
 

@@ -16,8 +16,8 @@ from lstmstream.model import Card, Model, load_model
 from lstmstream.model.card import StatePart, StateSpec
 from lstmstream.serve.step import OnnxStep
 from lstmstream.transport.memory import LogRecord, MemoryTransport
+from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.transport.ports import CommittedOffset
-from lstmstream.verify.broker import PatientBroker
 from lstmstream.verify.run import Verification
 from tests.models import write
 from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World
@@ -31,6 +31,9 @@ class VerifyTransport(MemoryTransport):
 
     def group_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, CommittedOffset]:
         return self.committed_offsets(partitions)
+
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        return self.stable_end_offsets(partitions)
 
     def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         log = self._broker.topics[topic].logs[partition]

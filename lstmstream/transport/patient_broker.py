@@ -1,4 +1,4 @@
-"""The broker as a verification asks it: while it cannot be used, again and again."""
+"""The broker as a command asks it that reads topics: while it cannot be used, again and again."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class Broker(Protocol):
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """(beginning, high watermark)."""
+
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """Up to where committed records can be read, by partition."""
 
     def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """The first offset at or after a time, None where there is none."""
@@ -72,6 +75,11 @@ class PatientBroker:
         """See Broker."""
         what = f"the offsets of {topic}[{partition}] cannot be read"
         return self._ask(what, lambda: self._broker.offset_range(topic, partition))
+
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """See Broker."""
+        what = f"the offsets of {topic} cannot be read"
+        return self._ask(what, lambda: self._broker.last_stable_offsets(topic, partitions))
 
     def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
         """See Broker."""
