@@ -20,10 +20,9 @@ from lstmstream.config import Config
 from lstmstream.errors import Fatal, LstmstreamError, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import ClientThread
-from lstmstream.transport.clients import Client, GroupConsumer, Producer
+from lstmstream.transport.clients import Client, GroupConsumer
 from lstmstream.transport.decisions import ErrorKind, ProducerFenced
-from lstmstream.transport.kafka_admin import CLOSE_TIMEOUT_S, KafkaAdmin, client_of, diagnosis_of
-from lstmstream.transport.partitioner import partitions_of
+from lstmstream.transport.kafka_admin import KafkaAdmin, client_of, diagnosis_of
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
     CommittedOffset,
@@ -32,6 +31,7 @@ from lstmstream.transport.ports import (
     PollResult,
     Transport,
 )
+from lstmstream.transport.writer import CLOSE_TIMEOUT_S, GroupOffsets, Writer, left_s
 
 log = logging.getLogger(__name__)
 
@@ -69,70 +69,6 @@ class Assignments:
             return dict(self._assigned)
 
 
-class _Writer:
-    """The producers of one attempt; after any error they are thrown away, and others are made."""
-
-    def __init__(self, transactional: ClientThread[Producer], plain: ClientThread[Producer] | None) -> None:
-        self.transactional = transactional
-        self.plain = plain  # of at_least_once, for outputs
-        self.in_transaction = False
-        self._partition_counts: dict[str, int] = {}
-
-    def write(self, producer: ClientThread[Producer], batches: Sequence[RecordBatch], deadline: float) -> None:
-        """Hand over, flush, and look at every acknowledgement: nothing is in flight afterwards, nothing was dropped."""
-        for batch in batches:
-            if len(batch):
-                self._send(producer, batch, deadline)
-        left = _left(deadline)
-        producer.call(lambda p: p.flush(left), left)
-
-    def _send(self, producer: ClientThread[Producer], batch: RecordBatch, deadline: float) -> None:
-        topic = batch.topic
-        count = self._partition_counts.get(topic)
-        if count is None:
-            left = _left(deadline)
-            count = self._partition_counts[topic] = producer.call(lambda p: p.partition_count(topic, left), left)
-        partitions = partitions_of(batch, count)
-        if max(partitions) >= count:  # a client would wait for such a partition to come
-            raise TryAgain(f"topic {topic!r} has only {count} partitions")
-        producer.call(lambda p: p.send(batch, partitions), _left(deadline))
-
-    def transact(
-        self,
-        batches: Sequence[RecordBatch],
-        topic: str,
-        offsets: Mapping[int, CommittedOffset],
-        membership: Membership,
-        deadline: float,
-    ) -> None:
-        """One transaction. Between its calls nothing of it can go on by itself: a call that is late is the last."""
-        producer = self.transactional
-        self.in_transaction = True
-        producer.call(lambda p: p.begin(), _left(deadline))
-        self.write(producer, batches, deadline)
-        left = _left(deadline)
-        producer.call(lambda p: p.send_offsets(topic, offsets, membership, left), left)
-        left = _left(deadline)
-        producer.call(lambda p: p.commit(left), left)
-        self.in_transaction = False
-
-    def discard(self) -> None:
-        """Never raises."""
-        for producer in (self.transactional, self.plain):
-            if producer is not None:
-                _discard(producer)
-
-    def close(self, deadline: float) -> None:
-        """Discard, but end an open transaction first: a reader would wait for its timeout otherwise. Never raises."""
-        if self.in_transaction and not self.transactional.stuck:
-            left = min(CLOSE_TIMEOUT_S, _left(deadline))
-            try:
-                self.transactional.call(lambda p: p.abort(left), left)
-            except LstmstreamError as error:
-                log.info("an open transaction is left to its timeout: %s", error)
-        self.discard()
-
-
 class KafkaTransport(KafkaAdmin):
     """A Transport (see ports.py) over one client library."""
 
@@ -164,7 +100,7 @@ class KafkaTransport(KafkaAdmin):
         self._consumer_broken = False
         self._polled: Mapping[int, int] = {}  # the assignment that the last poll handed out
         self._consumer: ClientThread[GroupConsumer] | None = None
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self._outage = False  # the last recovery failed
         self._outage_end_s = -math.inf  # of the last one
         self._helpless_since_s: float | None = None  # recoveries fail, and nothing is wrong with the network
@@ -192,7 +128,7 @@ class KafkaTransport(KafkaAdmin):
 
     def _join(self, deadline: float) -> None:
         if self._consumer is not None:
-            limit_s = 0.0 if self._consumer.stuck else min(CLOSE_TIMEOUT_S, _left(deadline) / 2)
+            limit_s = 0.0 if self._consumer.stuck else min(CLOSE_TIMEOUT_S, left_s(deadline) / 2)
             self._consumer.end(lambda consumer: consumer.close(limit_s), limit_s)
             self._consumer = None
         self._polled = {}
@@ -203,7 +139,7 @@ class KafkaTransport(KafkaAdmin):
             "consumer",
             lambda: self._client.group_consumer(self._input_topic, assignments),
             lambda consumer: consumer.close(CLOSE_TIMEOUT_S),
-            _left(deadline),
+            left_s(deadline),
         )
         self._consumer_broken = False
 
@@ -275,9 +211,9 @@ class KafkaTransport(KafkaAdmin):
             if writer.plain is not None:
                 writer.write(writer.plain, outputs, deadline)
             if writer.plain is None or any(len(batch) for batch in states):  # only a transaction fences states
-                writer.transact(transactional, self._input_topic, with_nonce, membership, deadline)
+                writer.transact(transactional, GroupOffsets(self._input_topic, with_nonce, membership), deadline)
             else:
-                left = _left(deadline)
+                left = left_s(deadline)
                 self._member().call(lambda consumer: consumer.commit(with_nonce, membership, left), left)
         except ProducerFenced as error:
             if time.monotonic() - began_s < self._transaction_timeout_s:
@@ -326,32 +262,18 @@ class KafkaTransport(KafkaAdmin):
             self._writer.discard()
             self._writer = None
         if self._doubtful or self._outage:  # librdkafka's admin client was seen never to answer again after an outage
-            self._reconnect(_left(deadline))
+            self._reconnect(left_s(deadline))
         if self._joined and self._consumer is None:  # it could not be replaced the last time
             self._join(deadline)
         elif self._consumer is not None:
             self._keep_alive(self._consumer, deadline)
-        plain = None if self._exactly_once else self._producer(None, deadline)
-        try:
-            transactional = self._producer(self._transactional_id, deadline)
-        except BaseException:
-            if plain is not None:
-                _discard(plain)
-            raise
-        writer = _Writer(transactional, plain)
-        try:
-            left = _left(deadline)
-            transactional.call(lambda producer: producer.init_transactions(left), left)
-        except BaseException:
-            writer.discard()
-            raise
-        self._writer = writer
+        self._writer = self.open_writer(self._transactional_id, left_s(deadline), plain_too=not self._exactly_once)
 
     def _keep_alive(self, consumer: ClientThread[GroupConsumer], deadline: float) -> None:
         """An outage may last longer than the group waits for a poll. A consumer that did not survive it is replaced."""
         if not consumer.stuck:
             try:
-                consumer.call(lambda c: c.keep_alive(), min(_KEEP_ALIVE_S, _left(deadline)))
+                consumer.call(lambda c: c.keep_alive(), min(_KEEP_ALIVE_S, left_s(deadline)))
             except TryAgain as error:
                 log.info("the consumer reports an error: %s", error)
         if consumer.stuck or self._consumer_broken:
@@ -364,9 +286,9 @@ class KafkaTransport(KafkaAdmin):
         if self._writer is not None:
             self._writer.close(deadline)
         if self._consumer is not None:
-            self._consumer.end(lambda consumer: consumer.close(_left(deadline)), _left(deadline) + 0.2)
+            self._consumer.end(lambda consumer: consumer.close(left_s(deadline)), left_s(deadline) + 0.2)
         self._writer = self._consumer = None
-        super().close(max(0.2, _left(deadline)))
+        super().close(max(0.2, left_s(deadline)))
 
     # -- clients
 
@@ -375,11 +297,6 @@ class KafkaTransport(KafkaAdmin):
         if problem is not None and problem.kind is ErrorKind.CONSUMER_BROKEN:
             self._consumer_broken = True  # `recover` makes another one
         return super()._to_error(error)
-
-    def _producer(self, transactional_id: str | None, deadline: float) -> ClientThread[Producer]:
-        name = "producer" if transactional_id is None else "transactional-producer"
-        make = lambda: self._client.producer(transactional_id)  # noqa: E731 - bound to this id
-        return self._open(name, make, lambda producer: producer.discard(), _left(deadline))
 
     def _member(self) -> ClientThread[GroupConsumer]:
         if self._consumer is None:
@@ -399,16 +316,6 @@ def open_kafka_transport(config: Config) -> KafkaTransport:
         transaction_timeout_s=int(config.kafka.properties.get("transaction.timeout.ms", 10_000)) / 1000,
         diagnose=diagnosis_of(config),
     )
-
-
-def _discard(producer: ClientThread[Producer]) -> None:
-    """Now, beside whatever call is running, which ends with it; and once more for one that is still being made."""
-    producer.interrupt(lambda p: p.discard())
-    producer.end(lambda p: p.discard(), timeout_s=0.0)
-
-
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - time.monotonic())
 
 
 if TYPE_CHECKING:

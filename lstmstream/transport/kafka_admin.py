@@ -11,19 +11,19 @@ from lstmstream.config import Config
 from lstmstream.errors import CannotServe, LstmstreamError, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import CallBound, ClientThread
-from lstmstream.transport.clients import Admin, Client, Reader
+from lstmstream.transport.clients import Admin, Client, Producer, Reader
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import decide
 from lstmstream.transport.diagnosis import Diagnosis, diagnose
 from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, LogReader, TopicInfo
 from lstmstream.transport.security import security_settings
+from lstmstream.transport.writer import CLOSE_TIMEOUT_S, Writer, discard, left_s
 
 log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 T = TypeVar("T")
 
-CLOSE_TIMEOUT_S = 2.0  # for a client that is no longer needed
 SILENT_S, LONGEST_SILENT_S = 15.0, 120.0  # a reader that gets no further is replaced, less and less often
 FAILURES = 3  # of a reader, in a row, before it is replaced
 READ_GRACE_S = 5.0  # a reader may take so much longer than it is told, while it connects or asks another library
@@ -111,6 +111,28 @@ class KafkaAdmin:
 
         return WatchedReader(open_at, start, end, self._client.fetch_less)
 
+    def open_writer(self, transactional_id: str, timeout_s: float, *, plain_too: bool = False) -> Writer:
+        """New producers; whatever an earlier one of this transactional id left open is ended, and it is fenced.
+
+        `plain_too`: also one without transactions. Raises as a commit does.
+        """
+        deadline = time.monotonic() + timeout_s
+        plain = self._producer(None, deadline) if plain_too else None
+        try:
+            transactional = self._producer(transactional_id, deadline)
+        except BaseException:
+            if plain is not None:
+                discard(plain)
+            raise
+        writer = Writer(transactional, plain)
+        try:
+            left = left_s(deadline)
+            transactional.call(lambda producer: producer.init_transactions(left), left)
+        except BaseException:
+            writer.discard()
+            raise
+        return writer
+
     def close(self, timeout_s: float) -> None:
         """Free the admin client; readers are closed by whoever opened them. Never raises."""
         if self._admin is not None:
@@ -124,6 +146,11 @@ class KafkaAdmin:
         answer = self._admin.call(question, timeout_s)
         self._doubtful = False
         return answer
+
+    def _producer(self, transactional_id: str | None, deadline: float) -> ClientThread[Producer]:
+        name = "producer" if transactional_id is None else "transactional-producer"
+        make = lambda: self._client.producer(transactional_id)  # noqa: E731 - bound to this id
+        return self._open(name, make, lambda producer: producer.discard(), left_s(deadline))
 
     def _open(self, name: str, make: Callable[[], C], close: Callable[[C], None], timeout_s: float) -> ClientThread[C]:
         return ClientThread.open(name, make, self._to_error, self._bound, close=close, timeout_s=timeout_s)
