@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lstmstream import __version__, codec
+from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
 
@@ -22,9 +23,10 @@ app = typer.Typer(
 )
 model = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect model files.")
 app.add_typer(model, name="model")
+app.add_typer(dead_letter, name="dead-letter")
 app.add_typer(dev, name="dev")
 
-PLANNED_COMMANDS = ("check", "state", "dead-letter")
+PLANNED_COMMANDS = ("check", "state")
 
 
 def main() -> NoReturn:

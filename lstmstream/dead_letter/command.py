@@ -1,0 +1,218 @@
+"""`lstmstream dead-letter list | show | replay`: options, what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from lstmstream.config import Config, load_config
+from lstmstream.dead_letter.letters import Filter, Letter, Place, read_letters
+from lstmstream.dead_letter.replay import Change, Outcome, Replay, set_fields
+from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain
+from lstmstream.formats.timestamps import format_iso, timestamp_ms
+from lstmstream.logs import escape_untrusted
+from lstmstream.transport.kafka_admin import KafkaAdmin, open_kafka_admin
+from lstmstream.transport.patient_broker import PatientBroker
+
+STAGES = ("decode", "validate", "late", "step", "publish")
+REASON_CHARS = 120  # on the screen
+MAX_REFUSED = 20  # on the screen
+
+
+def make_filter(
+    *,
+    stage: str | None,
+    reason: str | None,
+    key: str | None,
+    since: str | None,
+    until: str | None,
+    places: Sequence[str] = (),
+) -> Filter:
+    """What the options mean. Raises CannotServe."""
+    if stage is not None and stage not in STAGES:
+        raise CannotServe(f"--stage {stage}: there is no such stage; they are {', '.join(STAGES)}")
+    chosen = frozenset(map(Place.parse, places))
+    return Filter(stage, reason, key, _time("--from", since), _time("--to", until), chosen)
+
+
+def list_letters(config: Path, filter_: Filter, *, limit: int, as_json: bool) -> int:
+    """Print the last of those that are meant, one a line, and how many there are of each stage. Raises CannotServe."""
+    stages: Counter[str] = Counter()
+    replayed = 0
+    last: deque[Letter] = deque(maxlen=limit)
+    with _opened(config) as (loaded, _kafka, broker):
+        for letter in read_letters(broker, loaded.dead_letter.topic, filter_):
+            stages[letter.stage] += 1
+            replayed += letter.replayed
+            last.append(letter)
+    if as_json:
+        for letter in last:
+            print(orjson.dumps(letter.to_dict()).decode())
+        return 0
+    for letter in last:
+        print(_line(letter))
+    parts = ", ".join(f"{count:,} {stage}" for stage, count in stages.most_common())
+    total = sum(stages.values())
+    shown = f"; the last {len(last):,} are shown (--limit)" if len(last) < total else ""
+    print(
+        f"{total:,} dead letters{': ' if parts else ''}{parts}; {replayed:,} of them replayed{shown}", file=sys.stderr
+    )
+    return 0
+
+
+def show_letter(config: Path, place: str, *, as_json: bool) -> int:
+    """Print one with all that it has. Raises CannotServe."""
+    wanted = Place.parse(place)
+    with _opened(config) as (loaded, _kafka, broker):
+        topic = loaded.dead_letter.topic
+        letter = next(read_letters(broker, topic, Filter(places=frozenset([wanted]))), None)
+    if letter is None:
+        raise CannotServe(f"topic {topic!r} has no dead letter {wanted}; `dead-letter list` prints their places")
+    if as_json:
+        print(orjson.dumps(letter.to_dict(), option=orjson.OPT_INDENT_2).decode())
+        return 0
+    of, partition, offset = letter.source
+    rows = {
+        "event": f"{of}[{partition}]@{offset}",
+        "time": _time_text(letter),
+        "stage": letter.stage,
+        "reason": escape_untrusted(letter.reason, 10_000),
+        "replayed": "yes" if letter.replayed else "no",
+        "key": "none" if letter.key is None else escape_untrusted(letter.key, 1_000),
+        **{f"header {escape_untrusted(name)}": escape_untrusted(value or b"", 1_000) for name, value in letter.headers},
+    }
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:<{width}}  {text}")
+    print("value" if letter.value is not None else "no value")
+    if letter.value is not None:
+        print(_pretty(letter.value))
+    return 0
+
+
+def replay_letters(
+    config: Path,
+    filter_: Filter,
+    *,
+    everything: bool,
+    settings: Sequence[str] = (),
+    edit: bool = False,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Write the events back to the input topic. 1 if some could not be; raises CannotServe."""
+    if filter_ == Filter() and not everything:
+        raise CannotServe("say which dead letters: by their places, --stage, --reason, --key, --from, --to, or --all")
+    if settings and edit:
+        raise CannotServe("--set and --edit cannot be used together: give one of them")
+    change: Change | None = set_fields(parse_settings(settings)) if settings else edit_value if edit else None
+    with _opened(config) as (loaded, kafka, broker):
+        if dry_run:
+            found = [
+                letter for letter in read_letters(broker, loaded.dead_letter.topic, filter_) if not letter.replayed
+            ]
+            for letter in found:
+                print(_line(letter) if change is None else f"{_line(letter)}\n{_changed(change, letter)}")
+            print(f"{len(found):,} dead letters would be replayed", file=sys.stderr)
+            return 0
+        outcome = Replay(kafka, broker, loaded, change=change).run(filter_)
+    _print_outcome(outcome, loaded, as_json=as_json)
+    return 1 if outcome.refused else 0
+
+
+def parse_settings(settings: Sequence[str]) -> Mapping[str, Any]:
+    """FIELD=VALUE each; a value that is JSON is that, any other is text. Raises CannotServe."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not name or not separator:
+            raise CannotServe(f"--set {setting}: is not FIELD=VALUE")
+        try:
+            found[name] = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            found[name] = text
+    return found
+
+
+def edit_value(letter: Letter) -> bytes:
+    """The value as a person leaves it in $VISUAL or $EDITOR. Raises BadRecord where the editor fails."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory(prefix="lstmstream-") as folder:
+        file = Path(folder) / f"dead-letter-{letter.place}.json"
+        file.write_bytes(letter.value or b"")
+        ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
+        if ended.returncode:
+            raise BadRecord("replay", f"{editor!r} ended with exit code {ended.returncode}")
+        return file.read_bytes().rstrip(b"\n")
+
+
+@contextmanager
+def _opened(config: Path) -> Iterator[tuple[Config, KafkaAdmin, PatientBroker]]:
+    loaded = load_config(config)
+    kafka = open_kafka_admin(loaded)
+    say: Callable[[str], None] = lambda text: print(f"dead-letter: {text}", file=sys.stderr, flush=True)  # noqa: E731
+    try:
+        kafka.connect()
+        yield loaded, kafka, PatientBroker(kafka, say=say)
+    except (TryAgain, Fatal) as error:
+        raise CannotServe(f"the topics cannot be used: {error}") from error
+    finally:
+        kafka.close(1.0)
+
+
+def _time(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return timestamp_ms(text, option)
+    except BadRecord as bad:
+        raise CannotServe(f"{option} {text}: is not an ISO 8601 time") from bad
+
+
+def _time_text(letter: Letter) -> str:
+    return format_iso(letter.timestamp_ms) if letter.timestamp_ms >= 0 else "none"
+
+
+def _line(letter: Letter) -> str:
+    key = "" if letter.key is None else f"  key {escape_untrusted(letter.key, 40)}"
+    reason = escape_untrusted(letter.reason, REASON_CHARS)
+    replayed = "  (replayed)" if letter.replayed else ""
+    return f"{letter.place!s:<10}  {_time_text(letter)}  {letter.stage:<8}{key}  {reason}{replayed}"
+
+
+def _pretty(value: bytes) -> str:
+    try:
+        return orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
+    except orjson.JSONDecodeError:
+        return escape_untrusted(value, 100_000)
+
+
+def _changed(change: Change, letter: Letter) -> str:
+    try:
+        return f"    {escape_untrusted(change(letter), 1_000)}"
+    except BadRecord as bad:
+        return f"    cannot be changed: {bad!s}"
+
+
+def _print_outcome(outcome: Outcome, config: Config, *, as_json: bool) -> None:
+    if as_json:
+        refused = [{**letter.to_dict(), "refused": why} for letter, why in outcome.refused]
+        replayed = [letter.to_dict() for letter in outcome.replayed]
+        print(orjson.dumps({"replayed": replayed, "refused": refused}, option=orjson.OPT_INDENT_2).decode())
+        return
+    for letter, why in outcome.refused[:MAX_REFUSED]:
+        print(f"{letter.place}: not replayed: {escape_untrusted(why, REASON_CHARS)}", file=sys.stderr)
+    if len(outcome.refused) > MAX_REFUSED:
+        print(f"and {len(outcome.refused) - MAX_REFUSED:,} more", file=sys.stderr)
+    text = f"{len(outcome.replayed):,} events were written to {config.input.topic}"
+    print(text + (f"; {len(outcome.refused):,} could not be replayed" if outcome.refused else ""), file=sys.stderr)
