@@ -21,6 +21,7 @@ from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, PollResult
 from lstmstream.transport.security import SecuritySettings
 from tests.broker.harness import admin, in_transaction
+from tests.broker.proxy import Api, KafkaProxy
 
 NOW_MS = 1_700_000_000_000
 SHORT = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
@@ -51,6 +52,13 @@ def names(broker: str, topic_prefix: str) -> Names:
     return found
 
 
+@pytest.fixture
+def proxy(broker: str) -> Iterator[KafkaProxy]:
+    """Before the broker; it outlives the clients of `make` where it is named before that."""
+    with KafkaProxy(broker) as made:
+        yield made
+
+
 Make = Callable[..., KafkaTransport]
 
 
@@ -59,12 +67,14 @@ def make(broker: str, names: Names, client: str) -> Iterator[Make]:
     """Makes members of the group, connected and joined; closed when the test is over."""
     made: list[KafkaTransport] = []
 
-    def joined(*, exactly_once: bool = True, instance: str | None = None, **properties: int | str) -> KafkaTransport:
+    def joined(
+        *, exactly_once: bool = True, instance: str | None = None, servers: str = broker, **properties: int | str
+    ) -> KafkaTransport:
         given: dict[str, int | str] = {**SHORT, **{k.replace("_", "."): v for k, v in properties.items()}}
         if instance is not None:
             given["group.instance.id"] = instance
         library = open_client(
-            client, servers=[broker], group=names.group, properties=given, security=SecuritySettings()
+            client, servers=[servers], group=names.group, properties=given, security=SecuritySettings()
         )
         transport = KafkaTransport(
             library, group=names.group, input_topic=names.input, exactly_once=exactly_once, instance=instance
@@ -593,6 +603,24 @@ def test_a_member_of_an_old_generation_commits_nothing(broker: str, make: Make, 
     commit(transport, now.membership, {mine: 1}, [batch(names.output, [b"fine"])])
     assert values_in(broker, names.output) == [b"fine"]
     assert b"zombie" in values_in(broker, names.output, committed=False), "the fault was real"
+
+
+def test_a_new_generation_counts_only_with_its_partitions(
+    broker: str, proxy: KafkaProxy, make: Make, names: Names
+) -> None:
+    """The libraries name it as soon as their join is answered. Some of the old partitions may have a new owner then."""
+    transport = make(servers=proxy.servers)
+    before = until_assigned(transport)
+    waiting = proxy.delay(Api.SYNC_GROUP, 3.0)
+    second = make()
+    poll_until(transport, lambda _: bool(waiting.struck), second)  # its join is answered, its partitions are not
+    for _ in range(10):
+        polled = transport.poll(0.05, 100)
+        assert polled.assignment == before.assignment
+        assert not polled.membership.valid, "the new generation is not that of these partitions"
+    waiting.lift()
+    now = until_assigned(transport, 1, second)
+    assert now.membership.token != before.membership.token
 
 
 def test_committed_offsets_do_not_wait_for_a_rebalance(make: Make, names: Names) -> None:

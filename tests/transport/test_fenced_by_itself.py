@@ -15,6 +15,8 @@ from lstmstream.transport.kafka import Assignments
 from lstmstream.transport.security import SecuritySettings
 
 MINE = b"CGMDv2:\x01\x00\x00\x00g\x00one-1\x00\x00one\x00"
+NEXT = b"CGMDv2:\x02\x00\x00\x00g\x00one-1\x00\x00one\x00"  # of the next generation
+DROPPED = b"CGMDv2:\xff\xff\xff\xffg\x00one-1\x00\x00one\x00"
 
 
 def no_other_opinion(*_: object) -> Any:
@@ -38,12 +40,22 @@ class FakeLibraryConsumer:
     """Polls nothing, then ends for good."""
 
     member = "one-1"
+    metadata = MINE
     messages: list[Any]
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.messages = [None, FatalMessage()]
 
     def subscribe(self, topics: list[str], **callbacks: Any) -> None: ...
+
+    def incremental_assign(self, partitions: list[Any]) -> None: ...
+
+    def incremental_unassign(self, partitions: list[Any]) -> None: ...
+
+    def pause(self, partitions: list[Any]) -> None: ...
+
+    def offsets_for_times(self, partitions: list[Any], timeout: float) -> list[Any]:
+        return []
 
     def poll(self, timeout: float) -> Any:
         return self.messages.pop(0) if self.messages else None
@@ -52,7 +64,7 @@ class FakeLibraryConsumer:
         return []
 
     def consumer_group_metadata(self) -> bytes:
-        return MINE
+        return self.metadata
 
     def memberid(self) -> str:
         return self.member
@@ -73,6 +85,7 @@ def test_a_fence_is_judged_each_time(
     monkeypatch.setattr(confluent_consumer, "Consumer", FakeLibraryConsumer)
     client = open_client("confluent", servers=["a:1"], group="g", properties={}, security=SecuritySettings())
     consumer = ConfluentConsumer({}, "in", Assignments(iter(range(9))), lambda: member_in_group, no_other_opinion)
+    consumer._on_assign(consumer._consumer, [])
     assert consumer.poll(0.0, 10).membership.valid
     monkeypatch.setattr(FakeLibraryConsumer, "member", member_after)
     for _ in range(2):  # the library says it once, and gives nothing from then on
@@ -87,7 +100,7 @@ def test_a_fence_is_judged_each_time(
     ("token", "valid"),
     [
         (MINE, True),
-        (b"CGMDv2:\xff\xff\xff\xffg\x00one-1\x00\x00one\x00", False),  # no generation
+        (DROPPED, False),  # no generation
         (b"CGMDv2:\x01\x00\x00\x00g\x00\x00\x01", False),  # no member
         (b"CGMDv9:\x01\x00\x00\x00g\x00one-1\x00\x01", False),  # of a version that is not known
         (b"", False),
@@ -95,3 +108,20 @@ def test_a_fence_is_judged_each_time(
 )
 def test_a_snapshot_without_a_member_is_not_valid(token: bytes, valid: bool) -> None:
     assert confluent_consumer._is_member(token) is valid
+
+
+def test_a_new_generation_counts_once_its_partitions_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confluent_consumer, "Consumer", FakeLibraryConsumer)
+    consumer = ConfluentConsumer({}, "in", Assignments(iter(range(9))), lambda: "one-1", no_other_opinion)
+    library: Any = consumer._consumer
+    library.messages = []
+    assert not consumer.poll(0.0, 10).membership.valid, "the first join is answered, and nothing is assigned yet"
+    consumer._on_assign(library, [])
+    assert consumer.poll(0.0, 10).membership.valid
+    library.metadata = NEXT
+    assert not consumer.poll(0.0, 10).membership.valid, "some of the partitions may have another owner"
+    consumer._on_revoke(library, [])
+    assert consumer.poll(0.0, 10).membership.valid
+    library.metadata = DROPPED
+    consumer._on_revoke(library, [])
+    assert not consumer.poll(0.0, 10).membership.valid

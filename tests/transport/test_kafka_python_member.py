@@ -8,10 +8,17 @@ from typing import Any
 import kafka.errors as kerr
 import pytest
 from kafka import TopicPartition
+from kafka.coordinator.base import MemberState
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer
 from lstmstream.transport.kafka import Assignments
+
+
+def member(
+    generation: int = 3, member_id: str = "m", instance: str | None = None, state: MemberState = MemberState.STABLE
+) -> SimpleNamespace:
+    return SimpleNamespace(generation_id=generation, member_id=member_id, group_instance_id=instance, state=state)
 
 
 class Coordinator:
@@ -36,7 +43,7 @@ class Coordinator:
 
 class FakeLibraryConsumer:
     def __init__(self) -> None:
-        self.member = SimpleNamespace(generation_id=3, member_id="m", group_instance_id="one")
+        self.member = member(instance="one")
         self.timeouts: list[int] = []
         self._coordinator = Coordinator()
         self._subscription = SimpleNamespace(assignment={})
@@ -79,14 +86,29 @@ def consumer(library: FakeLibraryConsumer) -> KafkaPythonConsumer:
     return KafkaPythonConsumer(library, "in", Assignments(iter(range(9))))
 
 
-@pytest.mark.parametrize(("generation", "member"), [(-1, ""), (-1, "m"), (3, "")])
+@pytest.mark.parametrize(("generation", "member_id"), [(-1, ""), (-1, "m"), (3, "")])
 def test_a_member_that_was_dropped_is_not_valid(
-    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer, generation: int, member: str
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer, generation: int, member_id: str
 ) -> None:
     """The library goes on with (-1, ""), which the broker does not fence."""
     assert consumer.poll(0.0, 1).membership.valid
-    library.member = SimpleNamespace(generation_id=generation, member_id=member, group_instance_id=None)
+    library.member = member(generation, member_id)
     assert not consumer.poll(0.0, 1).membership.valid
+
+
+def test_a_new_generation_counts_once_its_partitions_are_there(
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer
+) -> None:
+    library.member = member(3, state=MemberState.REBALANCING)
+    assert not consumer.poll(0.0, 1).membership.valid, "the first join is answered, and nothing is assigned yet"
+    library.member = member(3)
+    assert consumer.poll(0.0, 1).membership.valid
+    library.member = member(3, state=MemberState.REBALANCING)
+    assert consumer.poll(0.0, 1).membership.valid, "the partitions are its own while the group waits for others"
+    library.member = member(4, state=MemberState.REBALANCING)
+    assert not consumer.poll(0.0, 1).membership.valid, "some may have another owner"
+    library.member = member(4)
+    assert consumer.poll(0.0, 1).membership.valid
 
 
 def test_what_is_assigned_is_silent_until_it_is_resumed(
@@ -120,7 +142,7 @@ def test_what_was_fetched_before_a_partition_was_resumed_is_dropped(
 def test_a_poll_is_long_enough_to_join(library: FakeLibraryConsumer, consumer: KafkaPythonConsumer) -> None:
     consumer.poll(0.005, 1)
     consumer.poll(0.005, 1)
-    library.member = SimpleNamespace(generation_id=-1, member_id="", group_instance_id=None)
+    library.member = member(-1, "", state=MemberState.UNJOINED)
     consumer.poll(0.005, 1)
     consumer.poll(0.005, 1)
     assert library.timeouts == [50, 5, 5, 50]
@@ -143,7 +165,7 @@ def test_a_commit_under_an_old_membership_is_refused(
     library: FakeLibraryConsumer, consumer: KafkaPythonConsumer
 ) -> None:
     before = consumer.poll(0.0, 1).membership
-    library.member = SimpleNamespace(generation_id=4, member_id="m", group_instance_id=None)
+    library.member = member(4)
     with pytest.raises(kerr.CommitFailedError, match="rebalanced"):
         consumer.commit({}, before, 1.0)
 

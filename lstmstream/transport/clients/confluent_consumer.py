@@ -70,6 +70,7 @@ class ConfluentConsumer:
         self._listener = listener
         self._member_of_instance = member_of_instance
         self._member = ""  # our id in the group, as it was last
+        self._token = b""  # the group's metadata as they were when our partitions were assigned
         self._broken = False
         self._positions: dict[int, int] = {}  # of resumed partitions
         self._told: set[int] = set()  # partitions that were told where to read, and have given nothing since
@@ -86,6 +87,7 @@ class ConfluentConsumer:
         pending, and at 0 for records that retention has taken. The end is given as a number, because the library loses
         a seek that comes while it asks for the end itself.
         """
+        self._token = consumer.consumer_group_metadata()
         consumer.incremental_assign(self._at_end(consumer, assigned))
         consumer.pause(assigned)
         self._forget(assigned)
@@ -101,6 +103,7 @@ class ConfluentConsumer:
         return [TopicPartition(self._topic, at.partition, OFFSET_END if at.error else at.offset) for at in found]
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        self._token = consumer.consumer_group_metadata()
         consumer.incremental_unassign(revoked)
         self._forget(revoked)
         self._listener.revoked([at.partition for at in revoked])
@@ -126,9 +129,17 @@ class ConfluentConsumer:
         self._suspects |= dict.fromkeys(undecodable & set(self._positions), 0.0)
         if not len(records):
             records = self._look_at_suspects(max_events)
-        token = self._consumer.consumer_group_metadata()  # live, so it is taken with the records
         self._member = self._consumer.memberid() or self._member
-        return Fetched(records, Membership(token, _is_member(token), self._member), dict(self._positions))
+        return Fetched(records, self._membership(), dict(self._positions))
+
+    def _membership(self) -> Membership:
+        """Valid if its generation is the one that our partitions were assigned in: each rebalance calls back.
+
+        The library's metadata are live: they name a new generation as soon as a join is answered, while the partitions
+        are still those of the one before. Some may have another owner by then.
+        """
+        live = self._consumer.consumer_group_metadata()
+        return Membership(live, _is_member(live) and live == self._token, self._member)
 
     def _advance(self, records: RecordBatch, ends: dict[int, int]) -> RecordBatch:
         """Move the positions on; the records without those behind others that the library left out.

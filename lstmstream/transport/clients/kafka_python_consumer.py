@@ -12,6 +12,7 @@ import kafka.errors as kerr
 import numpy as np
 from kafka import TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.coordinator.base import MemberState
 from kafka.structs import OffsetAndMetadata
 
 from lstmstream.records import RecordBatch, concatenate
@@ -37,6 +38,7 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._resumed: set[int] = set()
         self._settled = False  # the last poll found the member in its group
+        self._generation: tuple[int, str] | None = None  # and member id, as they were when our partitions were assigned
         consumer.subscribe([topic], listener=self)
         # A leader that joins before it knows the topic's partitions was seen to assign none, and to leave it at that.
         if not consumer.partitions_for_topic(topic):
@@ -74,15 +76,24 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         if not len(records) and self._consumer._coordinator.need_rejoin():
             fetched, _ = self._consumer._fetcher.fetch_records(max_events, timeout_ms=0)
             records = _joined(self._topic, fetched)
-        # group_metadata() is live: once the member was dropped it is (-1, ""), which the broker does not fence. So it
-        # is taken with the records, and one that is not valid says so.
-        member = self._consumer.group_metadata()
-        valid = member.generation_id >= 0 and bool(member.member_id)
-        self._settled = valid
+        membership = self._membership()
+        self._settled = membership.valid
         if self._fenced():
-            raise kerr.FencedInstanceIdError(member.group_instance_id)
-        membership = Membership(member, valid, member.member_id)
+            raise kerr.FencedInstanceIdError(self._consumer.group_metadata().group_instance_id)
         return Fetched(records, membership, self._positions())
+
+    def _membership(self) -> Membership:
+        """Valid if its generation is the one that our partitions were assigned in.
+
+        group_metadata() is live. Once the member was dropped it is (-1, ""), which the broker does not fence. And as
+        soon as a join is answered it names the new generation, while the partitions are still those of the one before:
+        some may have another owner by then. Java's client, too, takes a generation only together with its partitions.
+        """
+        live = self._consumer.group_metadata()
+        if live.state is MemberState.STABLE:
+            self._generation = (live.generation_id, live.member_id)
+        in_group = live.generation_id >= 0 and bool(live.member_id)
+        return Membership(live, in_group and self._generation == (live.generation_id, live.member_id), live.member_id)
 
     def keep_alive(self) -> None:
         """See GroupConsumer."""
