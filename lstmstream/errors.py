@@ -29,6 +29,10 @@ class TryAgain(LstmstreamError):
     """A temporary fault of the broker or the network. The transaction in progress is lost."""
 
 
+class OutcomeUnknown(TryAgain):
+    """The transaction was about to be committed: whether it was, the group's offsets tell."""
+
+
 class RecordRefused(TryAgain):
     """The broker refuses a record for good: its time, its key, its form or its size. The transaction is lost.
 

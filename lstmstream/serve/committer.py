@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
-from lstmstream.errors import RecordRefused, TryAgain
+from lstmstream.errors import OutcomeUnknown, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import WRITES_PER_TRANSACTION_ON_SHUTDOWN, Checkpointer, CheckpointPlan
@@ -102,6 +102,7 @@ class Committer:
         self._sequence = 0
         self._running: Future[float] | None = None  # the clock's time at the end of the transaction
         self._began_s = 0.0
+        self._outcome_unknown = False  # of the pending transaction: it was about to be committed
         self.pending: PendingTransaction | None = None
 
     @property
@@ -151,10 +152,19 @@ class Committer:
         if running is not None:
             self._finish(lambda: self._wait_for(running))
 
+    def looks_aborted(self, committed: Mapping[int, CommittedOffset]) -> bool:
+        """Whether the group's offsets show nothing of a pending transaction that may have been committed.
+
+        Then they should be asked for once more, a little later: a coordinator that has just taken over answers without
+        what its high watermark has not passed yet.
+        """
+        return self._outcome_unknown and self.pending is not None and not self.pending.was_committed(committed)
+
     def resolve(self, committed: Mapping[int, CommittedOffset]) -> None:
         """Learn the outcome of the pending transaction from the group's offsets, asked for after `recover`."""
         assert self._running is None, "the transaction is still open"
         pending, self.pending = self.pending, None
+        self._outcome_unknown = False
         batches = 0 if pending is None or pending.result is None else 1
         while self._engine.in_flight > batches:  # batches that never came to be submitted
             self._engine.rollback()
@@ -220,7 +230,8 @@ class Committer:
             self._refusals.note(result, error)
             self._batch_limit.on_refused(events)
             raise
-        except TryAgain:
+        except TryAgain as error:
+            self._outcome_unknown = isinstance(error, OutcomeUnknown)
             self._batch_limit.on_failure(events)
             self._write_limit.on_failure(writes)
             raise

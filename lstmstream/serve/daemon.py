@@ -44,6 +44,7 @@ POLL_TIMEOUT_S = 0.25  # a shutdown waits for its end
 POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 QUIET_S = 10.0
+SECOND_LOOK_S = 1.0  # a new coordinator's high watermark comes with the next fetch of its followers
 
 
 class Daemon:
@@ -391,6 +392,9 @@ class Daemon:
         """Go on from the committed offsets, with the states that belong to them. Raises TryAgain."""
         concerned = self._partitions.running_numbers() | self._committer.pending_partitions()
         committed = self._transport.committed_offsets(concerned, timeout_s)
+        if self._committer.looks_aborted(committed):
+            self._clock.sleep(SECOND_LOOK_S)
+            committed = self._transport.committed_offsets(concerned, timeout_s)
         self._committer.resolve(committed)
         for restore in self._partitions.restoring():
             restore.check_again()

@@ -29,6 +29,7 @@ from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, T
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5  # after a failure
+DOUBT_S = 5.0  # so long must the group's offset lie before what was answered, until that counts
 
 
 class RestorePhase(Enum):
@@ -95,6 +96,7 @@ class Restore:
         self.retry_at_s = 0.0  # clock time; it failed a moment ago
         self.failures = 0
         self._unsure = False  # whether the committed offset is still the one that it works towards
+        self._doubted_since_s: float | None = None  # it lies before what was answered
 
     @property
     def remaining(self) -> int:
@@ -106,6 +108,11 @@ class Restore:
     def committed_offset(self) -> int | None:
         """The group's offset that it works towards, once it is known."""
         return None if self._committed is None else self._committed.offset
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it asks once more for the group's offset, at `retry_at_s`."""
+        return self._doubted_since_s is not None and self.phase is RestorePhase.CHOOSE
 
     def check_again(self) -> None:
         """The transport failed: it goes on only if the committed offset is still the one that it works towards."""
@@ -125,7 +132,7 @@ class Restore:
         deadline_s = clock() + slice_s
         if self._unsure:
             self._check_committed()
-        while self.phase is not RestorePhase.DONE and clock() < deadline_s:
+        while self.phase is not RestorePhase.DONE and self.retry_at_s <= clock() < deadline_s:
             if self.phase is RestorePhase.LOOK_UP:
                 self._look_up()
             elif self.phase is RestorePhase.LOAD:
@@ -198,13 +205,20 @@ class Restore:
         # First: after a topic was made again, another offset does not help.
         if floor is not None and (changed := self._errors.topics_changed(floor, context.checkpointer.topic)):
             raise changed
+        rows = self.partition.slab.index.rows()
+        of_floor = self._loaded.origins(rows) == (-1 if floor is None else floor.origin)  # others cannot be used
+        if floor is not None:
+            newest = int(self.partition.slab.last_offset[rows[of_floor]].max(initial=-1))
+            self._answered = max(self._answered, floor.position, floor.offset, newest + 1)
+        if (-1 if committed is None else committed.offset) < self._answered and self._doubts_committed():
+            return
         if committed is not None and not beginning <= committed.offset <= end:
             raise self._topics_made_again(floor) or self._errors.outside(committed.offset, beginning, end)
         if committed is None and (floor is not None or loaded.others):
-            position = None if floor is None else max(floor.position, floor.offset, self._answered)
+            position = None if floor is None else self._answered
             raise self._topics_made_again(floor) or self._errors.offsets_gone(position)
         if floor is not None and committed is not None:
-            self._continue(floor, committed, beginning)
+            self._continue(floor, committed, beginning, rows, of_floor)
         elif committed is None:
             self._check_growth()
             self._start_empty(membership, beginning if context.start == "earliest" else end)
@@ -215,6 +229,25 @@ class Restore:
             raise self._errors.other_identity(ours, loaded.others.values())
         else:
             raise self._errors.no_states(committed.offset)
+
+    def _doubts_committed(self) -> bool:
+        """Whether to ask once more for the group's offset, which lies before what was answered.
+
+        A coordinator that has just started reads its log up to an old high watermark, and was seen to answer with the
+        offsets of long before.
+        """
+        now_s = self._context.clock()
+        if self._doubted_since_s is None:
+            self._doubted_since_s = now_s
+            log.info(
+                "the group's offset lies before what was answered; asking again for %g s",
+                DOUBT_S,
+                extra={"partition": self.partition.number, "answered": self._answered},
+            )
+        if now_s - self._doubted_since_s >= DOUBT_S:
+            return False
+        self._unsure, self.retry_at_s = True, now_s + RETRY_S
+        return True
 
     def _topics_made_again(self, floor: Floor | None) -> CannotServe | None:
         """Whether that explains what is wrong: while the daemon runs it may not have been noticed yet."""
@@ -248,15 +281,13 @@ class Restore:
         self.partition.begin_states(origin)
         self._run(origin, floor=origin)
 
-    def _continue(self, floor: Floor, group: CommittedOffset, beginning: int) -> None:
-        """This identity's states are there: drop those that cannot be used, and replay the input since the floor."""
+    def _continue(self, floor: Floor, group: CommittedOffset, beginning: int, rows: Ints, of_floor: Bools) -> None:
+        """This identity's states are there: drop those that cannot be used, and replay the input since the floor.
+
+        `rows` and `of_floor`: as `_drop_unusable` takes them.
+        """
         committed = group.offset
         self._floor_position = max(floor.position, floor.offset)
-        slab = self.partition.slab
-        rows = slab.index.rows()
-        of_floor = self._loaded.origins(rows) == floor.origin  # others began elsewhere, and cannot be used
-        newest = int(slab.last_offset[rows[of_floor]].max(initial=-1))
-        self._answered = max(self._answered, self._floor_position, newest + 1)
         reason = self._drop_unusable(floor, committed, rows, of_floor)
         self._replay_from = floor.offset if reason is None else floor.origin
         self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so

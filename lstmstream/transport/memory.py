@@ -16,7 +16,7 @@ from zlib import crc32
 
 import numpy as np
 
-from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.errors import CannotServe, OutcomeUnknown, TryAgain
 from lstmstream.records import BY_KEY, Headers, RecordBatch
 from lstmstream.transport.memory_transactions import Transactions
 from lstmstream.transport.ports import (
@@ -369,7 +369,7 @@ class MemoryTransport:
             self._broker.at("commit")
             self._check_fence(membership)
             self._broker.transactions.write_offsets(offsets, nonce)
-        self._broker.at("committed")
+            self._broker.at("committed")
         self._usable = True
 
     def _transact(
@@ -383,8 +383,12 @@ class MemoryTransport:
         self._broker.at("sent")
         self._check_fence(membership)
         transactions.add_offsets(author, epoch, offsets, nonce)
-        self._broker.at("commit")
-        transactions.commit(author, epoch)
+        try:
+            self._broker.at("commit")
+            transactions.commit(author, epoch)
+            self._broker.at("committed")
+        except TryAgain as error:
+            raise OutcomeUnknown(str(error)) from error
 
     def _check_fence(self, membership: Membership) -> None:
         if self._broker.fenced(membership.token):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lstmstream.errors import LstmstreamError, TryAgain
+from lstmstream.errors import LstmstreamError, OutcomeUnknown, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Producer
@@ -69,7 +69,10 @@ class Writer:
             left = left_s(deadline)
             producer.call(lambda p: p.send_offsets(topic, of, membership, left), left)
         left = left_s(deadline)
-        producer.call(lambda p: p.commit(left), left)
+        try:
+            producer.call(lambda p: p.commit(left), left)
+        except TryAgain as error:
+            raise OutcomeUnknown(str(error)) from error
         self.in_transaction = False
 
     def discard(self) -> None:

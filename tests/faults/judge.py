@@ -21,6 +21,7 @@ from tests.broker.answers import Digest
 from tests.broker.harness import Follower, admin, in_transaction, read_all
 
 WATCH_S = 0.2  # between two looks at the group's offsets
+STALE_S = 3.0  # a coordinator that has just started may answer with offsets of before
 ASK_S = 5.0
 MAX_LISTED = 20
 
@@ -152,6 +153,7 @@ class OffsetsWatch(Thread):
         self.fallen: list[str] = []
         self.looks = 0
         self.offsets: dict[int, int] = {}
+        self._lower: dict[int, float] = {}  # since when a partition's is lower than before
         # It is not a member of the group, and what it asks for has an end whatever becomes of the broker.
         settings = {"bootstrap.servers": servers, "group.id": group, "isolation.level": "read_uncommitted"}
         self._consumer = Consumer({**settings, "log_level": 0})
@@ -173,12 +175,17 @@ class OffsetsWatch(Thread):
                 found = self._consumer.committed(self._partitions, timeout=ASK_S)
                 now = {at.partition: at.offset for at in found if at.error is None and at.offset >= 0}
                 self.looks += bool(now)
-                self.fallen += [
-                    f"the group's offset of partition {partition} fell from {offset} to {now[partition]}"
-                    for partition, offset in self.offsets.items()
-                    if now.get(partition, offset) < offset
-                ]
-                self.offsets = {**self.offsets, **now}
+                lower = {p: now[p] for p, offset in self.offsets.items() if now.get(p, offset) < offset}
+                self._lower = {p: since for p, since in self._lower.items() if p in lower}
+                for partition, offset in lower.items():
+                    since_s = self._lower.setdefault(partition, time.monotonic())
+                    if time.monotonic() - since_s > STALE_S:
+                        before = self.offsets[partition]
+                        self.fallen.append(
+                            f"the group's offset of partition {partition} fell from {before} to {offset}"
+                        )
+                        self.offsets[partition] = offset
+                self.offsets |= {p: offset for p, offset in now.items() if p not in lower}
         self._consumer.close()
 
 

@@ -194,9 +194,11 @@ class World:
             life.daemon.stop()
 
     def step(self, daemon: Daemon) -> None:
-        """One round of its loop."""
+        """One round of its loop. What doubts the group's offset is asked again at once: nobody waits here."""
         with self._busy(daemon):
             daemon.run_once()
+        doubtful = [restore for restore in daemon._partitions.restoring() if restore.doubtful]
+        self.now_s = max([self.now_s, *(restore.retry_at_s for restore in doubtful)])
 
     @contextmanager
     def _busy(self, daemon: Daemon) -> Iterator[None]:

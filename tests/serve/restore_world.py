@@ -185,6 +185,7 @@ class World:
             restored = restore.advance(self.membership, slice_s)
             if restored is not None:
                 return restored
+            self.now_s = max(self.now_s, restore.retry_at_s)
         raise AssertionError("it never ends")
 
     def restored(self) -> Partition:

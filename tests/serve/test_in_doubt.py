@@ -90,6 +90,33 @@ def test_an_idle_checkpoint_that_went_through_is_not_written_twice() -> None:
     assert world.metric(daemon, "state_checkpoints_total") == 1
 
 
+def test_offsets_from_before_a_commit_that_went_through_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that has just taken over may answer without the last commit, for a moment."""
+    world = World()
+    daemon = world.start()
+    events(world, b"a", 12, partition=0)
+    world.settle()
+    transport = world.transports[id(daemon)]
+    ask, before_s = transport.committed_offsets, 0.0
+    stale = ask([0, 1, 2])
+    world.faults.append("committed")
+
+    def answer(partitions: Any, *limits: float) -> Any:
+        nonlocal before_s
+        found = ask(partitions, *limits)
+        before_s = before_s or world.now_s
+        return found if world.now_s > before_s + 0.5 else {number: stale[number] for number in partitions}
+
+    monkeypatch.setattr(transport, "committed_offsets", answer)
+    events(world, b"a", 3, partition=0)
+    world.step(daemon)
+    assert before_s, "the outcome was asked for"
+    for _ in range(5):
+        world.step(daemon)
+    assert world.steps(b"a") == list(range(1, 16)), "none is answered twice"
+    world.check()
+
+
 @pytest.mark.parametrize("point", ["begin", "commit"])
 def test_another_members_commit_is_not_taken_for_ones_own(point: str) -> None:
     """An event of partition 2 and a due state of partition 0 fail together; another answers that same event.

@@ -389,6 +389,33 @@ def test_an_offset_that_was_moved_back_says_which_events_are_answered_again(
         assert (said["first"], said["last"], said["partition"]) == (*expected, 0)
 
 
+@pytest.mark.parametrize("stale", [None, 0, 1, 3, 4])
+@pytest.mark.parametrize(("floor", "state"), [(5, 5), (5, 2), (2, 5)])
+def test_an_offset_of_long_before_is_asked_for_again(
+    stale: int | None, floor: int, state: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A coordinator that has just started may answer so, for a moment; also as if the group had no offset."""
+    caplog.set_level("INFO")
+    world = World()
+    world.produce(b"a", b"b", b"a", b"b", b"a")
+    world.write(b"a", at=state)
+    world.write(b"b", at=max(floor, 2))
+    world.write_floor(floor)
+    world.broker.truncate(INPUT, 0, before=1)
+    if stale is not None:
+        world.commit_offset(stale)
+    restore = world.begin()
+    while not restore.doubtful:
+        assert restore.advance(world.membership, 1.0) is None
+    assert "asking again for 5 s" in caplog.text
+    world.now_s += 4.9
+    assert restore.advance(world.membership, 1.0) is None
+    world.commit_offset(5)
+    restored = world.finish(restore)
+    assert (restored.offset, world.broker.offsets[0]) == (5, 5)
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
+
+
 def test_an_offset_that_was_moved_back_before_the_states_began_is_refused() -> None:
     world = World()
     world.produce(b"a", b"b", b"a", b"b", b"a")

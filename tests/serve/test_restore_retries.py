@@ -161,7 +161,7 @@ def test_an_input_that_cannot_be_opened_leaves_the_choice_as_it_was(offset: int,
     world.faults += ["open_reader", "open_reader"]
     while world.faults:
         with pytest.raises(TryAgain):
-            restore.advance(world.membership, 0.1)
+            world.finish(restore, 0.1)
     assert world.finish(restore).offset == offset
     assert world.partitions[0].floor == (20 if offset == 40 else 0)
     world.check()
