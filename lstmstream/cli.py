@@ -26,7 +26,7 @@ app.add_typer(model, name="model")
 app.add_typer(dead_letter, name="dead-letter")
 app.add_typer(dev, name="dev")
 
-PLANNED_COMMANDS = ("check", "state")
+PLANNED_COMMANDS = ("state",)
 
 
 def main() -> NoReturn:
@@ -365,6 +365,25 @@ def verify(
         as_json=as_json,
         stopping=stopping,
     )
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")],
+    records: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Number of the newest records of the input to look at.")
+    ] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Check whether a daemon of this configuration could serve.
+
+    Looks at configuration, model, broker, topics, the group's offsets and real records; writes nothing.
+
+    Exits with 1 if a check has failed.
+    """
+    from lstmstream.check.command import check as run_checks
+
+    return run_checks(config, records=records, as_json=as_json)
 
 
 @dev.command()

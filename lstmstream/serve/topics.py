@@ -66,13 +66,13 @@ def ensure_topics(config: Config, admin: Admin, state_floats: int | None = None)
 
     `state_floats`: of a state row.
     """
-    owned = _owned_topics(config)
+    owned = owned_topics(config)
     found = admin.describe([config.input.topic, *sorted(owned)])
     if config.input.topic not in found or not found[config.input.topic].partitions:
         raise MissingTopics(f"input.topic: topic {config.input.topic!r} does not exist; create it, or correct the name")
     source = found[config.input.topic]
     findings = check_settings(config, found, state_floats)
-    problems = _partition_problems(config, found, source) + [finding.text for finding in findings if finding.error]
+    problems = partition_problems(config, found, source) + [finding.text for finding in findings if finding.error]
     if problems:
         raise CannotServe(*problems)
     missing = sorted(owned - found.keys())
@@ -220,7 +220,7 @@ def _prediction_topics(config: Config) -> set[str]:
     return {topic for topic in (config.output.topic, config.output.alerts_topic) if topic is not None}
 
 
-def _owned_topics(config: Config) -> set[str]:
+def owned_topics(config: Config) -> set[str]:
     """The topics that the daemon makes where they are missing."""
     return {*_prediction_topics(config), config.dead_letter.topic, config.state.topic}
 
@@ -235,7 +235,8 @@ def _settings(config: Config, name: str, source: TopicInfo, state_floats: int | 
     return {}
 
 
-def _partition_problems(config: Config, found: Mapping[str, TopicInfo], source: TopicInfo) -> list[str]:
+def partition_problems(config: Config, found: Mapping[str, TopicInfo], source: TopicInfo) -> list[str]:
+    """What is wrong with the number of partitions of the state topic; `source` is the input."""
     state = found.get(config.state.topic)
     if state is None or state.partitions == source.partitions:
         return []

@@ -1,0 +1,310 @@
+"""What is looked at, one line each: a check that fails names the remedy. Nothing is written, and no group is joined."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from lstmstream import codec
+from lstmstream.config import Config, load_config
+from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.formats.field_names import listed, names_of, similar_name
+from lstmstream.formats.json_documents import ABSENT, locate
+from lstmstream.logs import escape_untrusted, message_kind
+from lstmstream.records import RecordBatch, concatenate, partition_numbers
+from lstmstream.serve.config_warnings import config_warnings
+from lstmstream.serve.engine import Result
+from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.step import OnnxStep
+from lstmstream.serve.topic_settings import check_settings, roles
+from lstmstream.serve.topics import owned_topics, partition_problems
+from lstmstream.transport.partitioner import partitions_of
+from lstmstream.transport.patient_broker import PatientBroker
+from lstmstream.transport.ports import CommittedOffset, TopicInfo
+
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")  # one of them: they share a folder
+CLOCK_MS = 60_000  # records may be so far in the future
+REASONS = 3  # of dead letters
+OWN_PARTITION = 0.99  # this share of the keyed records lies where murmur2 of the key says
+
+
+class Status(Enum):
+    """Of a check."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+class Check(NamedTuple):
+    """One line."""
+
+    name: str
+    status: Status
+    text: str
+
+
+class Kafka(Protocol):
+    """As much of KafkaAdmin as is needed."""
+
+    def connect(self) -> None:
+        """Raises TryAgain, CannotServe."""
+
+
+def ok(name: str, text: str) -> Check:
+    """It is as it should be."""
+    return Check(name, Status.OK, text)
+
+
+def warning(name: str, text: str) -> Check:
+    """A daemon would serve all the same."""
+    return Check(name, Status.WARNING, text)
+
+
+def failed(name: str, text: str) -> Check:
+    """A daemon would not serve, or not as it should."""
+    return Check(name, Status.FAILED, text)
+
+
+def check_packages() -> Iterator[Check]:
+    """What is installed."""
+    found = []
+    for name in RUNTIMES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    if len(found) > 1:
+        yield failed(
+            "packages",
+            f"{' and '.join(found)} are installed together, and each overwrites files of the other; uninstall all of"
+            " them, then install one",
+        )
+    else:
+        yield ok("packages", f"{', '.join(found)}; codec: {codec.describe()}")
+
+
+def check_config(path: Path) -> Iterator[Check | Config]:
+    """The checks, then the configuration if it can be used."""
+    try:
+        config = load_config(path)
+    except CannotServe as error:
+        yield from (failed("configuration", problem) for problem in error.problems)
+        return
+    warnings = config_warnings(config)
+    yield from (warning("configuration", text) for text in warnings)
+    if not warnings:
+        yield ok("configuration", f"{path} is valid; the daemon's name and group: {config.name}")
+    yield config
+
+
+def check_model(config: Config) -> Iterator[Check | OnnxStep]:
+    """The checks, then the model if it can be used."""
+    try:
+        model, step = load_step_model(config)
+    except CannotServe as error:
+        yield from (failed("model", problem) for problem in error.problems)
+        return
+    card = model.card
+    fields = listed([feature.name for feature in card.features])
+    text = f"{card.name} {card.version} on {step.device}, a state of {4 * card.state.size:,} bytes per key"
+    yield ok("model", f"{text}; it reads {fields}")
+    threshold = config.output.threshold if config.output.threshold is not None else card.threshold
+    if threshold is None:
+        yield warning("model", "it has no threshold, so nothing is an alert; set output.threshold to have alerts")
+    yield step
+
+
+class TopicChecks:
+    """Everything that the broker is asked for."""
+
+    def __init__(self, broker: PatientBroker, config: Config, step: OnnxStep | None, *, records: int) -> None:
+        """`step`: None where the model cannot be used. `records`: how many are looked at."""
+        self._broker, self._config, self._step = broker, config, step
+        self._records = records
+        self._found: dict[str, TopicInfo] = {}
+
+    def run(self) -> Iterator[Check]:
+        """All of them. Raises CannotServe where the broker stops answering."""
+        config = self._config
+        self._found = self._broker.describe([name for _, name in roles(config)])
+        source = self._found.get(config.input.topic)
+        yield from self._topics(source)
+        if source is None or not source.partitions:
+            return
+        yield from self._settings(source)
+        ranges = {number: self._broker.offset_range(config.input.topic, number) for number in range(source.partitions)}
+        yield from self._offsets(ranges)
+        sample = self._sample(ranges)
+        if not len(sample):
+            yield warning("records", f"{config.input.topic} has no records to look at; check again once there are some")
+            return
+        yield from self._keys(sample, source.partitions)
+        yield from self._times(sample)
+        if self._step is not None:
+            yield from self._events(sample, self._step)
+
+    def _topics(self, source: TopicInfo | None) -> Iterator[Check]:
+        config = self._config
+        if source is None or not source.partitions:
+            text = f"input.topic: topic {config.input.topic!r} does not exist; create it, or correct the name"
+            yield failed("topics", text)
+            return
+        yield ok("topics", f"input.topic {config.input.topic}, partitions: {source.partitions}")
+        missing = sorted(owned_topics(config) - self._found.keys())
+        if missing and config.create_topics:
+            yield ok("topics", f"the daemon creates {listed(missing)} at its start")
+        elif missing:
+            yield failed("topics", f"{listed(missing)} do not exist, and create_topics is false; create them")
+
+    def _settings(self, source: TopicInfo) -> Iterator[Check]:
+        problems = partition_problems(self._config, self._found, source)
+        size = None if self._step is None else self._step.card.state.size
+        findings = check_settings(self._config, self._found, size)
+        yield from (failed("topic settings", text) for text in problems)
+        yield from ((failed if finding.error else warning)("topic settings", finding.text) for finding in findings)
+        if not problems and not findings:
+            yield ok("topic settings", "retention, compaction, sizes, timestamps and replication are as they should be")
+
+    def _offsets(self, ranges: dict[int, tuple[int, int]]) -> Iterator[Check]:
+        config = self._config
+        committed = self._broker.group_offsets(config.input.topic, list(ranges))
+        if not committed:
+            place = "the beginning" if config.input.start == "earliest" else "the end"
+            yield ok("group", f"{config.name} has no offsets yet: it starts at {place} of the input (input.start)")
+            return
+        gone = {p: at for p, at in committed.items() if not ranges[p][0] <= at.offset <= ranges[p][1]}
+        for number, at in gone.items():
+            first, end = ranges[number]
+            yield failed(
+                "group",
+                f"the group's offset of {config.input.topic}[{number}] is {at.offset}, and the topic has {first} to"
+                f" {end}: events were deleted before they were answered, or the topic is another one",
+            )
+        if not gone:
+            yield ok("group", f"{config.name} is {_lag(committed, ranges):,} records behind the end of the input")
+
+    def _sample(self, ranges: dict[int, tuple[int, int]]) -> RecordBatch:
+        """The newest committed records, from all partitions."""
+        topic = self._config.input.topic
+        share = max(1, self._records // len(ranges))
+        ends = self._broker.last_stable_offsets(topic, list(ranges))
+        batches = [RecordBatch.empty(topic)]
+        for number, (first, _) in ranges.items():
+            batches += self._broker.read(topic, number, max(first, ends[number] - share), ends[number])
+        return concatenate(batches)
+
+    def _keys(self, sample: RecordBatch, partitions: int) -> Iterator[Check]:
+        keyed = np.array([key is not None for key in sample.keys])
+        field = self._config.input.key
+        if field is None and not keyed.all():
+            count = int((~keyed).sum())
+            yield failed(
+                "keys",
+                f"{count:,} of {len(sample):,} records have no key, and share one state per partition; give the records"
+                " a key, or set input.key to a field",
+            )
+        if partitions == 1 or not keyed.any():
+            return
+        with_key = sample.take(np.flatnonzero(keyed))
+        expected = np.array(partitions_of(_by_key(with_key), partitions))
+        share = float(np.mean(expected == with_key.partitions))
+        if share >= OWN_PARTITION:
+            yield ok("keys", "the records lie in the partitions that Kafka's default partitioner gives their keys")
+        else:
+            yield from self._other_partitioner(with_key, share)
+
+    def _other_partitioner(self, records: RecordBatch, share: float) -> Iterator[Check]:
+        places: dict[bytes | None, set[int]] = {}
+        for key, partition in zip(records.keys, records.partitions.tolist(), strict=True):
+            places.setdefault(key, set()).add(partition)
+        torn = [key for key, of in places.items() if len(of) > 1]
+        if torn:
+            yield failed(
+                "keys",
+                f"records of {len(torn):,} of {len(places):,} keys lie in several partitions, such as"
+                f" {escape_untrusted(torn[0] or b'', 40)}: each partition has a state of its own for it. All producers"
+                " must partition by the record key, with the same partitioner",
+            )
+        else:
+            yield ok("keys", f"the producers use a partitioner of their own ({share:.0%} lie where murmur2 says)")
+
+    def _times(self, sample: RecordBatch) -> Iterator[Check]:
+        newest_ms, now_ms = int(sample.timestamps.max()), time.time() * 1000
+        if newest_ms > now_ms + CLOCK_MS:
+            yield warning(
+                "clock",
+                f"the newest record is {(newest_ms - now_ms) / 1000:,.0f} s in the future: the clock of this machine"
+                " or of a producer is wrong",
+            )
+        else:
+            yield ok("clock", "no record comes from the future")
+
+    def _events(self, sample: RecordBatch, step: OnnxStep) -> Iterator[Check]:
+        engine = make_engine(self._config, step)
+        for number in partition_numbers(sample.partitions):
+            engine.scorer.states.open(number)
+        result = engine.process(sample)
+        engine.rollback()
+        letters = result.dead_letters
+        total, alerts = len(sample), int(result.predictions.alert.sum())
+        text = f"{total:,} records give {total - len(letters):,} predictions, {alerts:,} of them alerts"
+        if not letters:
+            yield ok("records", text)
+        else:
+            kinds = Counter(message_kind(letter.message) for letter in letters)
+            first = {message_kind(letter.message): letter for letter in reversed(letters)}
+            for kind, count in kinds.most_common(REASONS):
+                letter = first[kind]
+                place = f"{sample.topic}[{sample.partitions[letter.index]}]@{sample.offsets[letter.index]}"
+                report = failed if count == total else warning
+                yield report(
+                    "records", f"{count:,} of {total:,} become dead letters: {letter.message} (first: {place})"
+                )
+            yield ok("records", text) if len(letters) < total else failed("records", text)
+        yield from self._fields(result, step)
+
+    def _fields(self, result: Result, step: OnnxStep) -> Iterator[Check]:
+        events = len(result.decoded.observations.index)
+        if not events:
+            return
+        names = names_of(result.decoded.documents)
+        missing = result.decoded.field_counts.missing
+        carried = [*self._config.output.include, *filter(None, [self._config.output.key])]
+        absent = [feature.name for place, feature in enumerate(step.card.features) if missing[place] == events]
+        for name in absent:
+            similar = similar_name(name, names)
+            hint = f"; did you mean {similar!r}?" if similar is not None else f"; they have {listed(names)}"
+            yield failed("fields", f"the model reads {name!r}, and none of {events:,} events has it{hint}")
+        unused = [name for name in carried if all(locate(d, name) is ABSENT for d in result.decoded.documents)]
+        for name in unused:
+            yield warning("fields", f"output.include or output.key names {name!r}, and none of the events has it")
+        if not absent and not unused:
+            yield ok("fields", "the events have all fields that the model and the configuration name")
+
+
+def check_broker(kafka: Kafka, config: Config) -> Check:
+    """Whether it can be reached."""
+    servers = ", ".join(config.kafka.bootstrap_servers)
+    try:
+        kafka.connect()
+    except (TryAgain, CannotServe) as error:
+        return failed("broker", f"{servers}: {error}")
+    return ok("broker", f"{servers} can be reached")
+
+
+def _by_key(records: RecordBatch) -> RecordBatch:
+    return RecordBatch.to_write(
+        records.topic, np.full(len(records), -1), records.timestamps, records.keys, records.values
+    )
+
+
+def _lag(committed: dict[int, CommittedOffset], ranges: dict[int, tuple[int, int]]) -> int:
+    return sum(ranges[number][1] - at.offset for number, at in committed.items())
