@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,8 +85,9 @@ def make_stages_engine(
     hidden: int = 64,
     layers: int = 1,
     partitions: int = PARTITIONS,
+    **output: Any,
 ) -> Engine:
-    """An engine for the events of `make_batches`, with all partitions open."""
+    """An engine for the events of `make_batches`, with all partitions open. `output`: settings of that section."""
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(
             Path(folder), hidden=hidden, layers=layers, numbers=NUMBERS, categories={"merchant_id": 1000},
@@ -97,7 +99,7 @@ def make_stages_engine(
                 "model": str(model),
                 "kafka": {"bootstrap_servers": "nowhere:1"},
                 "input": {"topic": "in", "key": "card_id", "timestamp": "ts", "max_future": "3650d"},
-                "output": {"topic": "out"},
+                "output": {"topic": "out", **output},
             }
         )
         _, step = load_step_model(config)

@@ -203,13 +203,20 @@ class Predictions:
     prediction: Floats | None  # [M, P]
     alert: Bools  # [M]
     steps: Ints  # [M] observations that the key's state has seen, this one included
+    # [A, G] by how much each feature raised the score of each of the A alerts, NaN where it is missing. None: not asked
+    reasons: Floats | None = None
 
     def take(self, rows: Ints) -> Predictions:
         """Those at `rows`."""
+        reasons = None
+        if self.reasons is not None:
+            number = np.cumsum(self.alert) - 1  # of the alert
+            reasons = self.reasons[number[rows[self.alert[rows]]]]
         return Predictions(
             self.index[rows],
             self.score[rows],
             None if self.prediction is None else self.prediction[rows],
             self.alert[rows],
             self.steps[rows],
+            reasons,
         )

@@ -82,7 +82,7 @@ def test_the_least_that_runs_has_the_documented_defaults(load: Load, tmp_path: P
     assert (config.input.format, config.input.start, config.input.late) == ("json", "earliest", "apply")
     assert config.input.max_bytes == 10_000_000
     assert (config.output.topic, config.output.alerts_topic, config.output.threshold) == ("predictions", None, None)
-    assert (config.output.include, config.output.key) == ([], None)
+    assert (config.output.include, config.output.reasons, config.output.key) == ([], 0, None)
     assert config.dead_letter.topic == "card-fraud.dead-letter"
     assert (config.state.topic, config.state.checkpoint_interval) == ("card-fraud.state", 30.0)
     assert (config.state.ttl, config.state.replay, config.state.max_keys, config.state.dir) == (
@@ -650,6 +650,7 @@ def test_a_key_that_is_a_number_is_unknown(load: Load) -> None:
         ("input.max_bytes", "size"),
         ("input.key", "field"),
         ("output.include", "list of fields"),
+        ("output.reasons", "integer 0 to 1,000"),
         ("output.threshold", "number"),
         ("batch.max_events", "integer 1 to 100,000"),
         ("state.max_keys", "integer from 1"),

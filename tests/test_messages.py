@@ -61,7 +61,10 @@ def problems(action: Callable[[], Any], folder: Path) -> list[str]:
     [
         ("input: {topic: null}", "input.topic: is missing; set it (topic to read events from)"),
         ("inptu: {}", "inptu: unknown key; did you mean input?"),
-        ("output: {zzz: 1}", "output.zzz: unknown key; known keys here: topic, alerts_topic, threshold, include, key"),
+        (
+            "output: {zzz: 1}",
+            "output.zzz: unknown key; known keys here: topic, alerts_topic, threshold, include, reasons, key",
+        ),
         ("http: {'port:9108': null}", "http.port…: unknown key; put a space after the colon"),
         (
             "http: {token_file: secret}",

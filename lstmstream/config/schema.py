@@ -130,6 +130,11 @@ class Output(Section):
         None, description="Scores at or above this are alerts. Default: the model card's threshold."
     )
     include: FieldPaths = Field([], description="Fields of the event to copy into its prediction.")
+    reasons: Annotated[StrictInt, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Maximum number of features that an alert names as its reasons, largest first; 0: none. An alert"
+        " then costs one more model step per feature.",
+    )
     key: FieldPath | None = Field(
         None, description="Field that becomes the record key of the predictions. Default: the entity key."
     )

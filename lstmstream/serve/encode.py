@@ -15,9 +15,20 @@ import orjson
 from lstmstream.errors import BadRecord
 from lstmstream.formats.values import key_text
 from lstmstream.model import Card
-from lstmstream.records import BY_KEY, DeadLetter, Floats, Headers, Ints, Predictions, RecordBatch, UnreadableValue
+from lstmstream.records import (
+    BY_KEY,
+    Bools,
+    DeadLetter,
+    Floats,
+    Headers,
+    Ints,
+    Predictions,
+    RecordBatch,
+    UnreadableValue,
+)
 from lstmstream.serve.decode import Decoded
 from lstmstream.serve.event_fields import EventFields
+from lstmstream.serve.reasons import feature_names
 from lstmstream.serve.rows import Rows
 
 # Forms of a dead letter, each plainer than the one before: what its topic refuses is written in the next one.
@@ -58,17 +69,21 @@ class Encoder:
         include: Sequence[str] = (),
         output_key: str | None = None,
         from_file: bool = False,
+        reasons: int = 0,
     ) -> None:
         """`include` names fields of the event that a prediction carries along, `output_key` the one that keys it.
 
         Neither decides whether an event counts: a field that cannot be written as JSON is left out, and where
         `output_key` finds no string or integer the key is null. `from_file`: the source is a file and a row.
+        `reasons`: how many of them an alert has at most.
         """
         self._topics = topics
         self._names = [orjson.dumps(name) + b":" for name in include]
         self._included = EventFields(include)
         self._output_key = None if output_key is None else (output_key, EventFields([output_key]))
         self._from_file = from_file
+        self._max_reasons = reasons
+        self._features = [b'{"feature":%b,"size":' % orjson.dumps(name) for name in feature_names(card)]
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
 
@@ -136,6 +151,8 @@ class Encoder:
             rows.texts(b',"prediction":[', _row_texts(predictions.prediction))
             end = b"]"
         rows.flags(end + b',"alert":', predictions.alert)
+        if predictions.reasons is not None:
+            rows.texts(b"", self._reasons(predictions.alert, predictions.reasons))
         rows.integers(b',"steps":', predictions.steps)
         name = orjson.dumps(records.topic)
         if self._from_file:
@@ -149,6 +166,20 @@ class Encoder:
             self._add_event(rows, texts)
             end = b"}}"
         return rows.join(end)
+
+    def _reasons(self, alert: Bools, sizes: Floats) -> list[bytes]:
+        """[M] The member `reasons` of each prediction that is an alert; `sizes` [A, G] as Predictions has them."""
+        order = np.argsort(-sizes, axis=1, kind="stable")[:, : self._max_reasons]  # NaN comes last
+        largest = np.take_along_axis(sizes, order, axis=1)
+        raised = largest > 0
+        texts = iter(_number_texts(largest[raised]))
+        members = [b""] * len(alert)
+        for row, features, count in zip(
+            np.flatnonzero(alert).tolist(), order.tolist(), raised.sum(axis=1).tolist(), strict=True
+        ):
+            named = [self._features[feature] + next(texts) + b"}" for feature in features[:count]]
+            members[row] = b',"reasons":[%b]' % b",".join(named)
+        return members
 
     def _add_event(self, rows: Rows, columns: list[list[bytes]]) -> None:
         """The member `event` without its closing bracket; what is absent is left out."""

@@ -34,7 +34,7 @@ def make_engine(
     from_file: bool = False,
     timer: Timer = no_timer,
 ) -> Engine:
-    """The engine that answers as the config says. `key_hashed`: see OutputTopics."""
+    """The engine that answers as the config says. `key_hashed`: see OutputTopics. Raises CannotServe."""
     card = step.card
     decoder = Decoder(
         card,
@@ -49,8 +49,10 @@ def make_engine(
         include=config.output.include,
         output_key=config.output.key,
         from_file=from_file,
+        reasons=config.output.reasons,
     )
-    return Engine(decoder, Scorer(step, _meaning(config, card), timer=timer), encoder, timer=timer)
+    scorer = Scorer(step, _meaning(config, card), timer=timer, reasons=config.output.reasons > 0)
+    return Engine(decoder, scorer, encoder, timer=timer)
 
 
 def _meaning(config: Config, card: Card) -> Meaning:

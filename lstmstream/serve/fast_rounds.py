@@ -136,6 +136,64 @@ class HostMover:
         return rounds.outputs()
 
 
+class WatchingMover(HostMover):
+    """Notes what the model met at some of the events."""
+
+    def __init__(self, model: StepModel, watched: Bools) -> None:
+        """`watched` [M], in the order of the rounds."""
+        super().__init__(model)
+        self._watched = watched
+        self.met: StepInput  # at the watched events, in the order of the rounds, once all have moved
+
+    def move(
+        self, states: BatchStates, events: StepInput, expired: Bools | None
+    ) -> tuple[Floats, Floats | None] | None:
+        """See Mover."""
+        rounds = _WatchedRounds(rounds_of(self._model, events), self._watched, len(states.initial))
+        rows = _moved_rows(rounds, states, states.initial, expired)
+        if rows is None:
+            return None
+        states.rows = rows
+        at = np.flatnonzero(self._watched)
+        self.met = StepInput(
+            events.x[at], events.categories[at], events.timestamp[at], events.elapsed[at], rounds.states
+        )
+        return rounds.outputs()
+
+
+class _WatchedRounds:
+    """Rounds that keep the states which the watched events met."""
+
+    def __init__(self, rounds: Rounds, watched: Bools, size: int) -> None:
+        self._rounds = rounds
+        self._watched = watched
+        self._number = np.cumsum(watched) - 1  # of the watched events
+        self.states: Floats = np.empty((np.count_nonzero(watched), size), np.float32)
+
+    def step(self, start: int, stop: int, state: Floats) -> Floats:
+        """See Rounds."""
+        watched = np.flatnonzero(self._watched[start:stop])
+        self.states[self._number[start + watched]] = state[watched]
+        return self._rounds.step(start, stop, state)
+
+    def step_key(self, events: Ints, state: Floats) -> Floats | None:
+        """See Rounds: from one watched event to the next."""
+        done = 0
+        for stop in [*np.flatnonzero(self._watched[events]).tolist(), len(events)]:
+            if stop > done:
+                moved = self._rounds.step_key(events[done:stop], state)
+                if moved is None:
+                    return None
+                state, done = moved, stop
+            if stop < len(events):
+                self.states[self._number[events[stop]]] = state[0]
+        return state
+
+    def outputs(self) -> tuple[Floats, Floats | None]:
+        """See Rounds."""
+        return self._rounds.outputs()
+
+
 def _moved_rows(rounds: Rounds, states: BatchStates, initial: Floats, expired: Bools | None) -> Floats | None:
     """[K, S] The states after all rounds; None where one is not finite."""
     rows, bounds = states.stored.before(), states.round_bounds.tolist()

@@ -27,7 +27,7 @@ DEAD_LETTER_STAGES = ("decode", "validate", "late", "step", "publish")
 LATE_POLICIES = ("apply", "score", "drop")
 STALLED_FETCH_ACTIONS = ("seek", "rejoin")
 OUTCOMES = ("committed", "aborted", "unknown")
-STAGES = ("poll", "decode", "gather", "step", "stage", "encode", "commit")
+STAGES = ("poll", "decode", "gather", "step", "stage", "reasons", "encode", "commit")
 
 _EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _SECONDS = (1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

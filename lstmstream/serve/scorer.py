@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from lstmstream.model import Card
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers
-from lstmstream.serve.fast_rounds import DeviceModel, HostMover, MovedStates, Mover, run_rounds
+from lstmstream.serve.fast_rounds import DeviceModel, HostMover, MovedStates, Mover, WatchingMover, run_rounds
+from lstmstream.serve.reasons import Occlusion
 from lstmstream.serve.state import BatchStates, StateStore
 from lstmstream.serve.step_model import StepInput, StepModel
 
@@ -70,16 +72,43 @@ class _RoundOutputs:
     expired: int = 0
     resets: int = 0
 
+    @classmethod
+    def of(cls, count: int) -> Self:
+        """Nothing yet, of M = `count` observations."""
+        return cls(
+            score=np.empty(count, dtype=np.float32),
+            prediction=None,
+            steps=np.empty(count, dtype=np.int64),
+            answered=np.zeros(count, dtype=np.bool_),
+        )
+
+
+class _Met(NamedTuple):
+    """What one observation of each of n slots meets, by lines 4 to 8 of docs/semantics.md."""
+
+    given: StepInput
+    seen: Bools  # [n] whether the key has a state that counts
+    late: Bools  # [n]
+    expired: Bools  # [n]
+    afresh: Bools  # [n] whether its state is discarded after too many failures
+
 
 class Scorer:
     """Scores observations and moves their keys' states. `score` is followed by `commit` or `rollback`."""
 
     def __init__(
-        self, model: StepModel, meaning: Meaning, *, timer: Timer = no_timer, mover: Mover | None = None
+        self,
+        model: StepModel,
+        meaning: Meaning,
+        *,
+        timer: Timer = no_timer,
+        mover: Mover | None = None,
+        reasons: bool = False,
     ) -> None:
         """`timer(stage)` is a context manager around each stage, for whoever owns a clock.
 
         `mover`: where state rows are, and what moves them there; None: as the model has it, else on the host.
+        `reasons`: alerts have them. Raises CannotServe where the model cannot give any.
         """
         self._model = model
         self._ttl_ms = meaning.ttl_ms
@@ -87,6 +116,7 @@ class Scorer:
         self._reset_after = meaning.reset_after
         self._threshold = None if meaning.threshold is None else np.float32(meaning.threshold)
         self._timer = timer
+        self._occlusion = Occlusion(model) if reasons else None
         initial = np.array(model.card.state.initial, dtype=np.float32)
         if mover is None and isinstance(model, DeviceModel):
             mover = model.device_mover()
@@ -103,12 +133,14 @@ class Scorer:
         outputs, changed = self._run_rounds(observations)
         kept = np.flatnonzero(outputs.answered)
         score = outputs.score[kept]
+        alert = np.zeros(len(kept), np.bool_) if self._threshold is None else score >= self._threshold
         predictions = Predictions(
             index=observations.index[kept],
             score=score,
             prediction=None if outputs.prediction is None else outputs.prediction[kept],
-            alert=np.zeros(len(kept), np.bool_) if self._threshold is None else score >= self._threshold,
+            alert=alert,
             steps=outputs.steps[kept],
+            reasons=self._reasons(observations, kept[alert], score[alert]),
         )
         dead_letters = [
             DeadLetter(int(observations.index[i]), stage, message) for i, (stage, message) in outputs.rejected.items()
@@ -137,13 +169,7 @@ class Scorer:
         with self._timer("gather"):
             states = self.states.gather(observations.partitions, observations.keys)
             first_change = np.full(len(states.steps), -1, dtype=np.int64)
-        count = len(observations.index)
-        outputs = _RoundOutputs(
-            score=np.empty(count, dtype=np.float32),
-            prediction=None,
-            steps=np.empty(count, dtype=np.int64),
-            answered=np.zeros(count, dtype=np.bool_),
-        )
+        outputs = _RoundOutputs.of(len(observations.index))
         with self._timer("step"):
             moved = run_rounds(
                 self._mover,
@@ -161,16 +187,45 @@ class Scorer:
             self.states.apply(states)
         return outputs, _changed_rows(states, first_change)
 
-    def _run_round(
-        self, observations: Observations, chosen: Ints, states: BatchStates, outputs: _RoundOutputs, first_change: Ints
-    ) -> None:
-        """One observation of each of the first n slots: lines 4 to 13 of docs/semantics.md."""
+    def _reasons(self, observations: Observations, alerts: Ints, score: Floats) -> Floats | None:
+        """[A, G] Of the observations `alerts` [A] of the newest batch, with their scores [A]: see Predictions."""
+        if self._occlusion is None:
+            return None
+        if not len(alerts):
+            return np.empty((0, len(self._occlusion.names)), np.float32)
+        with self._timer("reasons"):
+            return self._occlusion.sizes(self._met_by(observations, alerts), score)
+
+    def _met_by(self, observations: Observations, chosen: Ints) -> StepInput:
+        """What the model met at `chosen` of the newest batch's observations, in their order.
+
+        The states in between are not kept, so the keys' observations up to there are done again, on copies.
+        """
+        wanted = np.zeros(len(observations.index), np.bool_)
+        wanted[chosen] = True
+        states = self.states.newest_before().up_to(wanted)
+        order = states.by_round
+        watcher = WatchingMover(self._model, wanted[order])
+        moved = run_rounds(watcher, observations, states, ttl_ms=self._ttl_ms, late_moves=self._late == "apply")
+        met = self._met_in_rounds(observations, wanted, states) if moved is None else watcher.met
+        return met.take(np.argsort(order[wanted[order]]))
+
+    def _met_in_rounds(self, observations: Observations, wanted: Bools, states: BatchStates) -> StepInput:
+        """The same in the order of the rounds, where not every observation moves its state."""
+        outputs, first_change = _RoundOutputs.of(len(wanted)), np.full(len(states.steps), -1, dtype=np.int64)
+        found = []
+        for start, end in itertools.pairwise(states.round_bounds):
+            here = states.by_round[start:end]
+            found.append(self._meet(observations, here, states).given.take(np.flatnonzero(wanted[here])))
+            self._run_round(observations, here, states, outputs, first_change)
+        return StepInput(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _meet(self, observations: Observations, chosen: Ints, states: BatchStates) -> _Met:
+        """One observation of each of the first n slots: lines 4 to 8 of docs/semantics.md."""
         n = len(chosen)
         timestamp = observations.timestamps[chosen]
         steps, last = states.steps[:n], states.last_timestamp[:n]
-
-        failures = states.failures[:n]
-        afresh = failures >= self._reset_after  # line 4
+        afresh = states.failures[:n] >= self._reset_after  # line 4
         seen = (steps > 0) & ~afresh
         late = seen & (timestamp < last)  # line 5
         elapsed = np.where(seen, np.maximum(0, timestamp - last) / 1000, np.nan).astype(np.float32)  # line 7
@@ -183,9 +238,18 @@ class Scorer:
                 elapsed[expired] = np.nan
         if afresh.any():
             state = np.where(afresh[:, None], self.states.initial, state)
-        out = self._model.step(
-            StepInput(observations.x[chosen], observations.categories[chosen], timestamp, elapsed, state)
-        )
+        given = StepInput(observations.x[chosen], observations.categories[chosen], timestamp, elapsed, state)
+        return _Met(given, seen, late, expired, afresh)
+
+    def _run_round(
+        self, observations: Observations, chosen: Ints, states: BatchStates, outputs: _RoundOutputs, first_change: Ints
+    ) -> None:
+        """One observation of each of the first n slots: lines 4 to 13 of docs/semantics.md."""
+        n = len(chosen)
+        given, seen, late, expired, afresh = self._meet(observations, chosen, states)
+        timestamp, state = given.timestamp, given.state
+        steps, last, failures = states.steps[:n], states.last_timestamp[:n], states.failures[:n]
+        out = self._model.step(given)
 
         dropped = late if self._late == "drop" else np.zeros(n, dtype=np.bool_)  # line 6
         answered = out.finite() & ~dropped  # line 10

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmstream.records import Floats, Ints, partition_numbers
+from lstmstream.records import Bools, Floats, Ints, partition_numbers
 from lstmstream.serve.key_table import Key, KeyTable
 from lstmstream.serve.row_memory import RowMemory
-from lstmstream.serve.state_rows import BatchRows, HostBackend, StateBackend
+from lstmstream.serve.state_rows import BatchRows, HostBackend, LooseRows, StateBackend
 
 CLEAN = -1  # in place of an offset: the state topic has this row
 _FIRST_CAPACITY = 256
@@ -168,6 +168,34 @@ class BatchStates:
         self._rows = None
         self.stored.restore()
 
+    def up_to(self, wanted: Bools) -> BatchStates:
+        """The states of the keys of the `wanted` observations [M], each with its observations up to the last of these.
+
+        All that it has is a copy, which nothing puts in its place.
+        """
+        sizes = np.diff(self.round_bounds)
+        rounds = np.repeat(np.arange(len(sizes)), sizes)
+        slots = np.arange(len(rounds)) - self.round_bounds[rounds]
+        counts = np.zeros(len(self.steps), dtype=np.int64)
+        chosen = wanted[self.by_round]
+        counts[slots[chosen]] = rounds[chosen] + 1  # rounds ascend: that of the last one stays
+        kept = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        place = np.empty_like(counts)
+        place[kept] = np.arange(len(kept))
+        needed = np.flatnonzero(rounds < counts[slots])
+        return BatchStates(
+            LooseRows(self.stored.before()[kept]),
+            self.initial,
+            self.steps[kept],
+            self.last_timestamp[kept],
+            self.last_offset[kept],
+            self.failures[kept],
+            self.by_round[needed[np.lexsort((place[slots[needed]], rounds[needed]))]],
+            _round_bounds(counts[kept]),
+            self.partitions[kept],
+            self.row_numbers[kept],
+        )
+
     def numbers(self) -> BatchStates:
         """With number arrays of its own, and no copy of the rows; the others are shared."""
         return BatchStates(
@@ -251,6 +279,10 @@ class StateStore:
             states.failures[where] = slab.failures[rows]
         self._in_flight.append(_Undo(states.numbers(), created))
         return states
+
+    def newest_before(self) -> BatchStates:
+        """What the newest batch in flight found. Its numbers are not to be changed."""
+        return self._in_flight[-1].before
 
     def apply(self, states: BatchStates) -> None:
         """Write the batch's new states into the slabs; `rollback` takes them back."""

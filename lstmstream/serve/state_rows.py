@@ -129,6 +129,24 @@ class HostBatchRows:
         self.write(self._before)
 
 
+class LooseRows:
+    """BatchRows that belong to no slab: what becomes of them is seen by nobody else."""
+
+    def __init__(self, rows: Floats) -> None:
+        """`rows` [K, S]."""
+        self._rows = rows
+
+    def before(self) -> Floats:
+        """See BatchRows."""
+        return self._rows
+
+    def write(self, values: Floats) -> None:
+        """See BatchRows: there is no place to write to."""
+
+    def restore(self) -> None:
+        """See BatchRows: nothing was written."""
+
+
 class HostBackend:
     """The StateBackend of a model on the CPU."""
 

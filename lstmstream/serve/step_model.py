@@ -30,6 +30,12 @@ class StepInput(NamedTuple):
             self.state[start:end],
         )
 
+    def take(self, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> StepInput:
+        """A copy of the rows at `rows`."""
+        return StepInput(
+            self.x[rows], self.categories[rows], self.timestamp[rows], self.elapsed[rows], self.state[rows]
+        )
+
 
 class StepOutput(NamedTuple):
     """What the model said of N keys."""

@@ -46,6 +46,7 @@ class Settings(NamedTuple):
     ttl_ms: int | None = None
     late: str = "apply"
     threshold: float | None = None
+    reasons: int = 0  # that an alert has at most
     reset_after: int = 10
     max_bytes: int = 10_000_000
     max_future_ms: int = 365 * 86_400_000
@@ -63,6 +64,7 @@ def settings_of(config: Config, card: Card, *, sample: float = 1.0) -> Settings:
         ttl_ms=None if ttl is None else round(ttl * 1000),
         late=config.input.late,
         threshold=card.threshold if threshold is None else threshold,
+        reasons=config.output.reasons,
         reset_after=config.state.reset_after_failures,
         max_bytes=config.input.max_bytes,
         max_future_ms=round(config.input.max_future * 1000),
@@ -82,6 +84,7 @@ class Expected(NamedTuple):
     score: float = _NAN
     prediction: Floats | None = None
     alert: bool = False
+    reasons: bytes | None = None  # JSON text of those of an alert; None: it has none
     steps: int = 0
     event: bytes | None = None  # JSON text of the fields that are carried along
 
@@ -108,6 +111,7 @@ class Recomputation:
         self._initial = model.initial
         self._numbers = [(feature.name, feature.size) for feature in card.numbers]
         self._categories = [(feature.name, _Codes(feature)) for feature in card.categories]
+        self._occluded = _features_by_name(card) if settings.reasons else {}
         self._states: dict[bytes | None, _KeyState] = {}
 
     def expect(self, timestamp_ms: int, key: bytes | None, value: bytes | None) -> Expected:
@@ -122,7 +126,7 @@ class Recomputation:
             self._read_features(fields)
             if self._settings.key is not None and not self._is_sampled(entity):
                 return Expected(sampled=False, key=entity)
-            output, steps = self._step(entity, time_ms)
+            output, steps, reasons = self._step(entity, time_ms)
         except Refused as refused:
             return Expected(stage=refused.stage, key=entity, with_value=not isinstance(refused, TooLarge))
         return Expected(
@@ -131,7 +135,8 @@ class Recomputation:
             time_ms=time_ms,
             score=output.score,  # type: ignore[arg-type]  # a float32, so that its text is that of one
             prediction=output.prediction,
-            alert=self._threshold is not None and bool(output.score >= self._threshold),
+            alert=self._is_alert(output),
+            reasons=reasons,
             steps=steps,
             event=self._carried(fields) if self._settings.include else None,
         )
@@ -169,8 +174,8 @@ class Recomputation:
             text = read_category(fields[name] if name in fields else find(fields, name))
             self._model.categories[0, column] = 0 if text is None else codes.code(text)
 
-    def _step(self, key: bytes | None, time_ms: int) -> tuple[RowOutput, int]:
-        """Lines 4 to 13: the output and the `steps` of the prediction."""
+    def _step(self, key: bytes | None, time_ms: int) -> tuple[RowOutput, int, bytes | None]:
+        """Lines 4 to 13: the output, and `steps` and `reasons` of the prediction."""
         settings, kept = self._settings, self._states.get(key)
         discarded = kept is not None and kept.failures >= settings.reset_after
         known = None if discarded else kept
@@ -191,13 +196,37 @@ class Recomputation:
                 if self._model.run(self._initial).finite:
                     known.failures += 1
             raise Refused("step")
+        reasons = self._reasons(state, output)
         if late and settings.late == "score":
-            return output, steps
+            return output, steps, reasons
         if kept is None:
             kept = self._states[key] = _KeyState(output.state)
         kept.last_ms = max(kept.last_ms, time_ms) if known is not None else time_ms
         kept.state, kept.steps, kept.failures = output.state, steps + 1, 0
-        return output, steps + 1
+        return output, steps + 1, reasons
+
+    def _is_alert(self, output: RowOutput) -> bool:
+        return self._threshold is not None and bool(output.score >= self._threshold)
+
+    def _reasons(self, state: Floats, output: RowOutput) -> bytes | None:
+        """The features without which this event's score would be lower, and by how much, largest first."""
+        if not self._settings.reasons or not self._is_alert(output):
+            return None
+        model, found = self._model, []
+        x, categories, elapsed = model.x.copy(), model.categories.copy(), model.elapsed.copy()
+        for name, (numbers, codes) in self._occluded.items():
+            model.x[0, numbers] = _NAN
+            model.categories[0, codes] = 0
+            if name == "elapsed":
+                model.elapsed[0] = _NAN
+            with np.errstate(over="ignore", invalid="ignore"):
+                size = output.score - model.run(state).score
+            if np.isfinite(size) and size > 0:
+                found.append((name, size))
+            model.x[:], model.categories[:], model.elapsed[:] = x, categories, elapsed
+        found.sort(key=lambda one: one[1], reverse=True)
+        named = [{"feature": name, "size": size} for name, size in found[: self._settings.reasons]]
+        return orjson.dumps(named, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def _record_key(self, fields: dict[str, Any], key: bytes | None) -> bytes | None:
         if self._settings.output_key is None:
@@ -215,6 +244,22 @@ class Recomputation:
             if text is not None:
                 members.append(orjson.dumps(name) + b":" + text)
         return b"{%b}" % b",".join(members)
+
+
+def _features_by_name(card: Card) -> dict[str, tuple[list[int], list[int]]]:
+    """Name → columns of `x` and of `categories`; last `elapsed`, which may be a field's name too."""
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    numbers = categories = 0
+    for feature in card.features:
+        columns = found.setdefault(feature.name, ([], []))
+        if feature.kind == "number":
+            columns[0].extend(range(numbers, numbers + feature.size))
+            numbers += feature.size
+        else:
+            columns[1].append(categories)
+            categories += 1
+    found.setdefault("elapsed", ([], []))
+    return found
 
 
 class _Codes:
@@ -245,12 +290,13 @@ class Renderer:
         prediction = b""
         if expected.prediction is not None:
             prediction = b',"prediction":' + orjson.dumps(expected.prediction, option=orjson.OPT_SERIALIZE_NUMPY)
-        return b'{%b,"timestamp":"%b","score":%b%b,"alert":%b,"steps":%d%b%d,"offset":%d}%b}' % (
+        return b'{%b,"timestamp":"%b","score":%b%b,"alert":%b%b,"steps":%d%b%d,"offset":%d}%b}' % (
             _key_member(expected.key),
             iso_text(expected.time_ms).encode(),
             orjson.dumps(expected.score, option=orjson.OPT_SERIALIZE_NUMPY),
             prediction,
             b"true" if expected.alert else b"false",
+            b"" if expected.reasons is None else b',"reasons":' + expected.reasons,
             expected.steps,
             self._after_steps,
             partition,

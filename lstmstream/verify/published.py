@@ -79,7 +79,33 @@ def differences(expected: bytes, found: bytes | None, tolerance: float) -> Itera
             continue
         if tolerance and name == "alert" and _close(wanted.get("score"), score, tolerance):
             continue  # the score lies at the threshold
+        if tolerance and name == "reasons" and _close_reasons(wanted, there, tolerance):
+            continue
         yield name, want, have
+
+
+def _close_reasons(wanted: dict[str, Any], there: dict[str, Any], tolerance: float) -> bool:
+    """Whether the reasons are the same for scores that may differ by `tolerance`: then a size may by twice that.
+
+    So may the order, and which of the smallest are among those that an alert has at most.
+    """
+    if wanted.get("alert") != there.get("alert"):
+        return True  # only one of the two has reasons; whether that may be is said of `alert`
+    try:
+        one, other = ({r["feature"]: float(r["size"]) for r in record["reasons"]} for record in (wanted, there))
+    except (KeyError, TypeError, ValueError):
+        return False
+    allowed = 2 * tolerance * max(1.0, abs(wanted["score"]), *one.values())
+    return _fits(one, other, allowed) and _fits(other, one, allowed)
+
+
+def _fits(one: dict[str, float], other: dict[str, float], allowed: float) -> bool:
+    """Whether each size of `one` is that of `other`; one that is not there must not be larger than its smallest."""
+    smallest = min(other.values(), default=0.0) if len(other) >= len(one) else 0.0
+    return all(
+        abs(size - other[name]) <= allowed if name in other else size <= smallest + allowed
+        for name, size in one.items()
+    )
 
 
 def _close(want: Any, have: Any, tolerance: float) -> bool:

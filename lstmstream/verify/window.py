@@ -56,6 +56,7 @@ class Window:
         self._columns = columns
         self.alerts = bytearray()
         self._events: dict[int, bytes] = {}
+        self._reasons: dict[int, bytes] = {}
         self._interned: dict[bytes | None, bytes | None] = {}
 
     def __len__(self) -> int:
@@ -98,6 +99,8 @@ class Window:
         self.alerts.append(expected.alert)
         if expected.event is not None:
             self._events[len(self.offsets) - 1] = expected.event
+        if expected.reasons is not None:
+            self._reasons[len(self.offsets) - 1] = expected.reasons
 
     def _intern(self, key: bytes | None) -> bytes | None:
         return self._interned.setdefault(key, key)
@@ -125,6 +128,7 @@ class Window:
             score=np.float32(self._scores[row]),  # type: ignore[arg-type]  # see Recomputation
             prediction=prediction,
             alert=bool(self.alerts[row]),
+            reasons=self._reasons.get(row),
             steps=self._steps[row],
             event=self._events.get(row),
         )

@@ -85,6 +85,7 @@ def engine(
     alerts: str | None = ALERTS,
     include: Sequence[str] = (),
     output_key: str | None = None,
+    reasons: int = 0,
     **decoding: Any,
 ) -> Engine:
     """`model`: a name in tests/data, or a StepModel. The last arguments are the decoder's."""
@@ -92,8 +93,8 @@ def engine(
     meaning = Meaning(ttl_ms, late, step.card.threshold if threshold is _CARD_THRESHOLD else threshold)
     made = Engine(
         Decoder(step.card, **decoding),
-        Scorer(step, meaning),
-        Encoder(step.card, OutputTopics(OUT, alerts, LETTERS), include=include, output_key=output_key),
+        Scorer(step, meaning, reasons=reasons > 0),
+        Encoder(step.card, OutputTopics(OUT, alerts, LETTERS), include=include, output_key=output_key, reasons=reasons),
     )
     for partition in partitions:
         made.scorer.states.open(partition)

@@ -67,6 +67,7 @@ class Reference:
         late: str = "apply",
         reset_after: int = 10,
         topic: str = "in",
+        reasons: int = 0,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -78,6 +79,7 @@ class Reference:
         self.memory: dict[tuple[int, bytes | None], Remembered] = {}
         self.failures: dict[tuple[int, bytes | None], int] = {}  # events in a row that failed on the state alone
         self.reset_after = reset_after
+        self.reasons = reasons
 
     def answer(self, event: Event) -> Answer | str:
         try:
@@ -122,7 +124,24 @@ class Reference:
             steps += 1
             self.memory[mine] = Remembered(out["state_out"][0], steps, last)
             self.failures[mine] = 0
-        return self._text(event, fields, key, timestamp, steps, out)
+        reasons = self._reasons(x, categories, timestamp, elapsed, state, out["score"][0]) if self.reasons else ""
+        return self._text(event, fields, key, timestamp, steps, out, reasons)
+
+    def _reasons(
+        self, x: list[float], categories: list[int], timestamp: int, elapsed: float, state: Any, score: np.float32
+    ) -> str:
+        """A run of the model without each field, and one without the time since the last event."""
+        numbers = [f["name"] for f in self.card["features"] if f["kind"] == "number"]
+        texts = [f["name"] for f in self.card["features"] if f["kind"] == "category"]
+        sizes = {}
+        for name in [*(f["name"] for f in self.card["features"]), "elapsed"]:
+            less = [NAN if number == name else value for number, value in zip(numbers, x, strict=True)]
+            unknown = [0 if text == name else code for text, code in zip(texts, categories, strict=True)]
+            since = NAN if name == "elapsed" else elapsed
+            sizes[name] = score - self._model(less, unknown, timestamp, since, state)["score"][0]
+        largest = sorted((name for name in sizes if sizes[name] > 0), key=lambda name: -sizes[name])[: self.reasons]
+        named = [f'{{"feature":{quoted(name)},"size":{float32_text(sizes[name])}}}' for name in largest]
+        return f"[{','.join(named)}]"
 
     def _model(self, x: list[float], categories: list[int], timestamp: int, elapsed: float, state: Any) -> Any:
         given = {
@@ -136,7 +155,9 @@ class Reference:
         fed = {name: value for name, value in given.items() if name in self.inputs}
         return dict(zip(outputs, self.session.run(outputs, fed), strict=True))
 
-    def _text(self, event: Event, fields: Any, key: bytes | None, timestamp: int, steps: int, out: Any) -> Answer:
+    def _text(
+        self, event: Event, fields: Any, key: bytes | None, timestamp: int, steps: int, out: Any, reasons: str
+    ) -> Answer:
         score = out["score"][0]
         threshold = self.card["threshold"]
         alert = threshold is not None and bool(score >= np.float32(threshold))
@@ -154,6 +175,8 @@ class Reference:
         if "prediction" in out:
             answer.append(("prediction", f"[{','.join(map(float32_text, out['prediction'][0]))}]"))
         answer.append(("alert", "true" if alert else "false"))
+        if alert and reasons:
+            answer.append(("reasons", reasons))
         answer.append(("steps", str(steps)))
         answer.append(("model", quoted(self.card["name"])))
         answer.append(("version", quoted(self.card["version"])))

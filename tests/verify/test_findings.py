@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from lstmstream.errors import CannotServe
@@ -15,6 +16,7 @@ from lstmstream.serve.scorer import Scorer
 from lstmstream.transport import memory
 from lstmstream.transport.memory import LogRecord
 from lstmstream.transport.partitioner import murmur2
+from lstmstream.verify.published import differences
 from lstmstream.verify.run import Verification
 from lstmstream.verify.topics import Limits
 from tests.models import MAGIC, poisoned_model, random_model
@@ -94,8 +96,77 @@ def test_a_sound_daemon_passes(tmp_path: Path, late: str, ttl: str | None, deliv
     assert 20 < summary["alerts"] < summary["predictions"]
 
 
-def test_daemons_that_are_killed_and_stopped_pass(tmp_path: Path) -> None:
-    world = made(tmp_path)
+def test_reasons_are_recomputed(tmp_path: Path) -> None:
+    world = made(tmp_path, output={"threshold": 0.6, "reasons": 2})
+    world.serve()
+    done = world.verify()
+    assert kinds(done) == {}
+    assert done.summary()["alerts"] > 20
+    log = world.log(OUTPUT, 1)
+    rows = [row for row, record in enumerate(log) if len(json.loads(record.value or b"").get("reasons", ())) == 2][:3]
+    for row, change in zip(rows, (larger_by_a_little, with_another_name, without_the_second), strict=True):
+        value = log[row].value or b""
+        reasons = json.loads(value)["reasons"]
+        old = orjson.dumps(reasons)
+        change(reasons)
+        assert old in value
+        log[row] = log[row]._replace(value=value.replace(old, orjson.dumps(reasons)))
+    done = world.verify()
+    assert (kinds(done), fields(done)) == ({"wrong": 3}, {"reasons"})
+    assert kinds(world.verify(tolerance=1e-4)) == {"wrong": 2}
+
+
+def larger_by_a_little(reasons: list[dict[str, Any]]) -> None:
+    reasons[0]["size"] += 1e-4
+
+
+def with_another_name(reasons: list[dict[str, Any]]) -> None:
+    reasons[0]["feature"] = "note"
+
+
+def without_the_second(reasons: list[dict[str, Any]]) -> None:
+    del reasons[1]
+
+
+def test_alerts_without_the_reasons_that_they_should_have(world: VerifyWorld) -> None:
+    config = world.config(output={**world.settings["output"], "reasons": 2})
+    done = world.verify(config=config)
+    assert fields(done) == {"reasons"}
+    assert kinds(done)["wrong"] == 2 * world.verify().summary()["alerts"]  # of the prediction and of its alert
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "near"),
+    [
+        ({"a": 0.5, "b": 0.2}, {"a": 0.51, "b": 0.2}, True),
+        ({"a": 0.5, "b": 0.2}, {"a": 0.53, "b": 0.2}, False),
+        ({"a": 0.5, "b": 0.49}, {"b": 0.5, "a": 0.49}, True),  # another order
+        ({"a": 0.5, "b": 0.2}, {"a": 0.5, "c": 0.21}, True),  # of two that are nearly as large, the other one
+        ({"a": 0.5, "b": 0.2}, {"a": 0.5, "c": 0.3}, False),
+        ({"a": 0.5, "b": 0.2}, {"a": 0.5}, False),
+        ({"a": 0.5, "b": 0.01}, {"a": 0.5}, True),
+        ({"a": 0.5}, {"a": 0.5, "b": 0.2}, False),
+        ({}, {"a": 0.015}, True),
+        ({}, None, False),
+        ({"a": 0.5}, 7, False),
+    ],
+)
+def test_sizes_of_reasons_that_are_tolerated(wanted: Any, there: Any, near: bool) -> None:
+    def record(reasons: Any) -> bytes:
+        value: dict[str, Any] = {"score": 0.9, "alert": True}
+        if isinstance(reasons, dict):
+            reasons = [{"feature": name, "size": size} for name, size in reasons.items()]
+        if reasons is not None:
+            value["reasons"] = reasons
+        return json.dumps(value).encode()
+
+    found = list(differences(record(wanted), record(there), 0.01))
+    assert [name for name, _, _ in found] == ([] if near else ["reasons"])
+
+
+@pytest.mark.parametrize("reasons", [0, 2])
+def test_daemons_that_are_killed_and_stopped_pass(tmp_path: Path, reasons: int) -> None:
+    world = made(tmp_path, output={"threshold": 0.6, "include": ["note", "amount"], "reasons": reasons})
     first, second = world.start(world.onnx_step()), world.start(world.onnx_step())
     for _ in range(12):
         world.step(first)

@@ -20,6 +20,7 @@ from tests.serve.hostile_events import hostile_event
 from tests.serve.reference import Event
 
 NOW_MS = 1_700_000_000_000
+THRESHOLD = 0.4
 INCLUDE = ("other", "place", "spectrum", "amount", "channel", "é", "a b")
 
 
@@ -29,11 +30,17 @@ def test_hostile_events_mean_what_they_mean_to_the_engine(tmp_path: Path, seed: 
     model = load_model(random_model(tmp_path, numbers=("amount", "place.risk", "risk"), categories=categories))
     fields = {"key": "id", "timestamp": "at"}
     made = engine(
-        OnnxStep(model, device="cpu"), include=INCLUDE, output_key="shop", max_future_ms=365 * 86_400_000, **fields
+        OnnxStep(model, device="cpu"),
+        include=INCLUDE,
+        output_key="shop",
+        max_future_ms=365 * 86_400_000,
+        threshold=THRESHOLD,
+        reasons=3,
+        **fields,
     )
-    settings = Settings(include=INCLUDE, output_key="shop", threshold=model.card.threshold, **fields)
+    settings = Settings(include=INCLUDE, output_key="shop", threshold=THRESHOLD, reasons=3, **fields)
     own, renderer = Recomputation(RowModel(model), model.card, settings), Renderer(model, "in")
-    source, predictions = random.Random(seed), 0
+    source, predictions, with_reasons = random.Random(seed), 0, 0
     for offset in range(1500):
         value = hostile_event(source)
         (message,) = (
@@ -49,7 +56,9 @@ def test_hostile_events_mean_what_they_mean_to_the_engine(tmp_path: Path, seed: 
             predictions += 1
             assert renderer.render(expected, 0, offset) == message.value, value
             assert expected.record_key == message.key
+            with_reasons += b'"reasons":[{' in (message.value or b"")
     assert predictions > 100
+    assert predictions > with_reasons > 20
 
 
 @pytest.mark.parametrize(
