@@ -5,7 +5,8 @@
 FOLDER has a folder for each set, and `scorers/` with a program for each. Each series is a stream of events in their
 order, and a reading knows the events up to its own. The tables have the same figures of plain detectors and of rules
 that read no data, each with one configuration, and of what others published. With --phases N each of Numenta's files
-starts at N different rows. Readings are kept in --out: --reuse takes those, to make tables and page again in a minute.
+starts at N different rows. The last table says what a threshold means: alerts where there is no anomaly. Readings are
+kept in --out: --reuse takes those, to make tables and page again in a minute.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.accuracy import product
+from benchmarks.accuracy.alert_rates import alert_rates, by_kind, noise_series
 from benchmarks.accuracy.detectors import BASELINES, Readings
 from benchmarks.accuracy.judging import JUDGES, OWN
 from benchmarks.accuracy.published import SOURCES, published
@@ -110,6 +112,9 @@ def main() -> int:
         result = measure(name, given.data.absolute(), kept, phases=given.phases, files=given.files)
         print(f"## {name}\n\n{result.table.markdown()}\n", flush=True)
         results.append(result)
+    noise = noise_series()
+    sets = {**by_kind(noise, kept.own("noise", [noise])[0]), **{one.name: (one.series, one.own) for one in results}}
+    print(f"## alerts in 10,000 events without anomaly (events)\n\n{alert_rates(sets).markdown()}\n", flush=True)
     if given.report:
         write_report(given.report, given.data.absolute(), results)
         say(f"wrote {given.report}")

@@ -23,7 +23,8 @@ from benchmarks.accuracy.series import Numbers, Range, Series, ranges_of
 OWN = "builtin:anomaly"
 OWN_THRESHOLD = 0.5
 SPLITS = 20
-ALARM_ROWS, MAX_ALARMED, THRESHOLDS = 100, 0.052, 80  # of SMAP/MSL
+ALARM_ROWS, MAX_ALARMED, QUANTILES = 100, 0.052, 60  # of SMAP/MSL
+THRESHOLDS = np.arange(0.3, 0.95, 0.005)
 PROFILES = ("standard", "reward_low_FP_rate", "reward_low_FN_rate")
 
 Found = Mapping[str, Sequence[Sequence[Readings]]]  # of each detector, by phase and series
@@ -183,8 +184,8 @@ def judge_alarms(data: Path, series: Sequence[Series], found: Found) -> Table:
             own = [_counts(scorer, series, alarms, OWN_THRESHOLD)]
             rows.append(row(f"{OWN}, novelty 1", own, fits=False))
         counted = np.concatenate([alarm[one.first :] for one, alarm in zip(series, alarms, strict=True)])
-        tried = np.unique(np.quantile(counted, 1 - np.geomspace(1e-5, 0.05, THRESHOLDS)))
-        tried = np.append(tried[tried > 0], np.inf)
+        quantiles = np.quantile(counted, 1 - np.geomspace(1e-5, 0.05, QUANTILES))
+        tried = np.unique(np.concatenate([quantiles, THRESHOLDS, [np.inf]]))
         rows.append(row(name, [_counts(scorer, series, alarms, float(one)) for one in tried], fits=True))
     heads = ("detector", "F0.5 of ranges", "ranges found", "false ranges", "rows alarmed", "F0.5, other half")
     return Table(heads, rows)

@@ -69,6 +69,7 @@ class Encoder:
         self._included = EventFields(include)
         self._output_key = None if output_key is None else (output_key, EventFields([output_key]))
         self._from_file = from_file
+        self._warm_column = card.warm_column
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
 
@@ -135,6 +136,9 @@ class Encoder:
         if predictions.prediction is not None:
             rows.texts(b',"prediction":[', _row_texts(predictions.prediction))
             end = b"]"
+            if self._warm_column is not None:
+                rows.flags(end + b',"warm":', predictions.prediction[:, self._warm_column] >= 1)
+                end = b""
         rows.flags(end + b',"alert":', predictions.alert)
         rows.integers(b',"steps":', predictions.steps)
         name = orjson.dumps(records.topic)

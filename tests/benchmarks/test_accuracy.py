@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.detectors import BASELINES, only_largest
+from benchmarks.accuracy.alert_rates import alert_rates, by_kind, noise_series, quiet
+from benchmarks.accuracy.detectors import BASELINES, Readings, only_largest
 from benchmarks.accuracy.judging import Table, alarm_ranges, halves, mask_of
 from benchmarks.accuracy.pictures import Scored, caption, cases, counted, picture
 from benchmarks.accuracy.product import predictions
@@ -132,3 +133,19 @@ def test_pictures_show_what_was_caught_missed_and_falsely_raised() -> None:
         assert sum(kind.startswith("value") for kind in drawn if kind) == 4
         assert ("truth" in drawn) == (case.kind != "false")
         assert ("alarm" in drawn) == (case.kind != "missed")
+
+
+def test_alert_rates_count_where_nothing_is_labelled() -> None:
+    one = series_of(noise(1500), truth=((900, 910),))
+    assert np.flatnonzero(~quiet(one)).tolist() == [*range(200), *range(700, 1111)]
+    score = np.zeros(1500)
+    score[[100, 600, 900, 1400]] = [0.9, 0.5, 0.9, 0.6]  # in the warm-up, quiet, labelled, quiet
+    table = alert_rates({"one": ([one], [Readings(score, score, score)])})
+    assert table.heads == ("threshold", "one (889)")
+    assert ("0.5", "22.5") in table.rows
+    assert ("0.6", "11.2") in table.rows
+    assert ("0.7", "0.0") in table.rows
+    made = noise_series()
+    kinds = by_kind(made, [Readings(score, score, score)] * len(made))
+    assert {len(series) for series, _ in kinds.values()} == {4}
+    assert len(kinds) == 5
