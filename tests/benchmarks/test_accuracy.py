@@ -61,7 +61,7 @@ def test_ewma_z_is_the_formula() -> None:
 
 def test_a_score_counts_where_it_is_the_largest_for_a_while() -> None:
     score = np.zeros(400)
-    score[[10, 11, 50, 200]] = [0.5, 0.6, 0.4, 0.3]
+    score[[10, 11, 12, 50, 200]] = [0.5, 0.6, 0.6, 0.4, 0.3]
     assert np.flatnonzero(only_largest(score)).tolist() == [10, 11, 200]
 
 
