@@ -118,6 +118,35 @@ def test_its_score_command_prints_what_it_shows(tmp_path: Path) -> None:
         assert one["source"] == {"file": "events.jsonl", "row": other["source"]["row"]}
 
 
+def test_its_detector_takes_three_commands(tmp_path: Path) -> None:
+    """The first writes a configuration, by which events of a sensor give alerts once it is warm."""
+    *write, run, read = plain("echo ").splitlines()
+    echo, text, arrow, name = shlex.split("\n".join(write))
+    assert (echo, arrow, name) == ("echo", ">", "sensors.yaml")
+    (tmp_path / name).write_text(text)
+    config = load_config(tmp_path / name, {})
+    assert shlex.split(run) == ["lstmstream", "run", name]
+    assert shlex.split(read)[:7] == [
+        "python",
+        "-m",
+        "kafka.consumer",
+        "-b",
+        "127.0.0.1:9092",
+        "-t",
+        config.output.alerts_topic,
+    ]
+    events, out = tmp_path / "events.jsonl", tmp_path / "out.jsonl"
+    rows = [{"sensor": "s1", "temperature": 20 + row % 7, "pressure": 1000 + row % 3} for row in range(400)]
+    rows[380]["pressure"] = 2000
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score = {"out": str(out), "key": None, "timestamp": None, "dead_letters": None, "no_timestamp": True}
+    assert score_file(str(tmp_path / name), str(events), **score) == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["key"] for record in found if record["alert"]][:1] == ["s1"]
+    assert min(record["steps"] for record in found if record["alert"]) > 200
+    assert found[380]["alert"]
+
+
 def test_it_lists_what_is_not_implemented() -> None:
     planned = next(line for line in README.splitlines() if "**planned**" in line)
     assert set(re.findall(r"`([\w-]+)`", planned)) == set(PLANNED_COMMANDS)

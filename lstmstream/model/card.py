@@ -15,6 +15,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.model.onnx_proto import quote_untrusted
 
 FORMAT = 1
+WARM = "warm"  # the column of `prediction` that says whether the state has seen enough: 1 and more
 MAX_ARRAY_SIZE = 65_536  # numbers of one field; each event has as many in memory
 _TASKS = ("anomaly", "classify", "forecast")
 
@@ -73,6 +74,7 @@ class Card:
     fingerprint: str = ""
     training: dict[str, Any] = field(default_factory=dict)  # data digest, metrics, versions, seed, date
     reference: dict[str, Any] = field(default_factory=dict)  # histograms of score and features, for drift
+    prediction_names: tuple[str, ...] = ()  # of the columns of `prediction`, where the model names them
     format: ClassVar[int] = FORMAT
 
     @property
@@ -90,6 +92,11 @@ class Card:
         """The columns of `categories`, in order."""
         return tuple(feature for feature in self.features if feature.kind == "category")
 
+    @property
+    def warm_column(self) -> int | None:
+        """The column of `prediction` that becomes `warm` of a record; None where the model has none."""
+        return self.prediction_names.index(WARM) if WARM in self.prediction_names else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the card as JSON values, in the order that people read it in."""
         parts = [{"name": part.name, "offset": part.offset, "shape": list(part.shape)} for part in self.state.parts]
@@ -101,6 +108,7 @@ class Card:
             "features": [feature.to_dict() for feature in self.features],
             "state": {"size": self.state.size, "initial": list(self.state.initial), "parts": parts},
             "outputs": list(self.outputs),
+            **({"prediction_names": list(self.prediction_names)} if self.prediction_names else {}),
             "threshold": self.threshold,
             "fingerprint": self.fingerprint,
             "training": self.training,
@@ -199,6 +207,10 @@ def _parse_card(value: object, problems: list[str]) -> Card | None:
     if not all(isinstance(output, str) for output in outputs):
         fields.wrong("outputs", "must be a list of text values")
         outputs = ()
+    names = tuple(fields.items("prediction_names")) if "prediction_names" in fields.left else ()
+    if not all(isinstance(name, str) and name and name.isprintable() for name in names) or len(set(names)) < len(names):
+        fields.wrong("prediction_names", "must be a list of different text values")
+        names = ()
     threshold = fields.left.pop("threshold", None)
     if threshold is not None and not is_finite(threshold):
         fields.wrong("threshold", "must be a finite number or null")
@@ -214,6 +226,7 @@ def _parse_card(value: object, problems: list[str]) -> Card | None:
         fingerprint=fields.string("fingerprint", empty=True),
         training=fields.object("training"),
         reference=fields.object("reference"),
+        prediction_names=names,
     )
     fields.reject_rest()
     return card

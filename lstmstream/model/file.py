@@ -143,6 +143,7 @@ def describe(model: Model) -> list[str]:
         f"fingerprint  {card.fingerprint}",
         f"inputs       {', '.join(name for name in _INPUTS if name in model.graph_inputs)}",
         f"outputs      {', '.join(card.outputs)}",
+        *([f"prediction   {', '.join(card.prediction_names)}"] if card.prediction_names else []),
         f"threshold    {'none' if card.threshold is None else card.threshold}",
         f"features     {len(card.features)}",
     ]
@@ -274,6 +275,17 @@ def _graph_problems(graph: onnx_proto.Proto, card: Card) -> Iterator[str]:
     if sorted(card.outputs) != sorted(outputs):
         in_graph = ", ".join(map(quote_untrusted, sorted(outputs)))
         yield f"card.outputs: are {', '.join(map(quote_untrusted, card.outputs))}, but the graph has {in_graph}"
+    yield from _names_problems(graph, card)
+
+
+def _names_problems(graph: onnx_proto.Proto, card: Card) -> Iterator[str]:
+    if not card.prediction_names:
+        return
+    declared = [onnx_proto.tensor_type(value) for value in graph.output if value.name == "prediction"]
+    columns = declared[0][1][-1] if declared and declared[0] else 0
+    names = len(card.prediction_names)
+    if columns != names:
+        yield f"card.prediction_names: are {names}, but the graph's prediction has {columns} columns"
 
 
 def _shape_problems(where: str, value: onnx_proto.Proto, element: int, columns: int | None, why: str) -> Iterator[str]:

@@ -84,6 +84,7 @@ class Encoder:
         self._from_file = from_file
         self._max_reasons = reasons
         self._features = [b'{"feature":%b,"size":' % orjson.dumps(name) for name in feature_names(card)]
+        self._warm_column = card.warm_column
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
 
@@ -150,6 +151,9 @@ class Encoder:
         if predictions.prediction is not None:
             rows.texts(b',"prediction":[', _row_texts(predictions.prediction))
             end = b"]"
+            if self._warm_column is not None:
+                rows.flags(end + b',"warm":', predictions.prediction[:, self._warm_column] >= 1)
+                end = b""
         rows.flags(end + b',"alert":', predictions.alert)
         if predictions.reasons is not None:
             rows.texts(b"", self._reasons(predictions.alert, predictions.reasons))

@@ -7,7 +7,8 @@ It has no trained weights. For each of C channels (numbers of an event) it keeps
   the nearest centre says how unusual it is. A new centre is opened where that is farther than usual;
 - an autoregression over 16 values, by recursive least squares with forgetting: its error says how far z is from the
   forecast;
-- the usual z of each hour of the day; the variance of differences, fast and slow; a slow level.
+- the usual z of each hour of the day; the variance of differences, fast and slow; a slow level;
+- how long x has not changed, and the longest that it did not before.
 
 Three readings of that, each the largest of all channels (`prediction`):
 
@@ -15,10 +16,12 @@ Three readings of that, each the largest of all channels (`prediction`):
   added up and smoothed over 12 rows;
 - `events` (the `score`): an alarm at 0.5. Five measures, each over the 6th largest of its maxima in the last 128 blocks
   of 25 rows, joined by the mean of their cubes. After an alarm comes silence of 30 rows, and a threshold that is higher
-  for a while;
+  for a while. Also an alarm, once: a value that used to change and has stayed for 60 rows, and for 4 times longer than
+  ever before;
 - `novelty`: 1 and more where something is larger than all that was seen in the last 256 blocks of 50 rows.
 
-`warm` is 1 once 300 rows were seen. A channel whose value is missing rests. N keys are independent of each other.
+`warm` is 1 once 200 rows were seen. Until then `events` and `novelty` are 0. A channel whose value is missing rests. N
+keys are independent of each other.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from lstmstream.model import Card, write_model
-from lstmstream.model.card import Feature, StatePart, StateSpec
+from lstmstream.model.card import WARM, Feature, StatePart, StateSpec
 from lstmstream.train.export.graph import IR_VERSION, OPSET, GraphBuilder
 from lstmstream.train.expressions import Formulas, Tensor
 
@@ -51,6 +54,8 @@ BLOCK_ROWS, BLOCKS, RANK = 25, 128, 6  # of `events`
 NOVEL_BLOCK_ROWS, NOVEL_BLOCKS = 50, 256
 NOVEL_FLOOR, LEVEL_WEIGHT = 0.1, 1.75
 HOLD_ROWS, BOOST, BOOST_ROWS = 30, 0.6, 150.0
+FLAT_ROWS, FLAT_TIMES, FLAT_CHANGES = 60.0, 4.0, 100.0  # of a value that hangs; it has changed so often before
+WARM_ROWS = 200.0
 SPIKE = 5.0  # times the usual error of the forecast: such a row counts at once
 QUIET_ROWS, GAP_S = 250, 86_400.0  # after a gap
 
@@ -67,6 +72,7 @@ CHANNEL_PARTS: dict[str, tuple[int, ...]] = {
     "residual": (1,),  # of the hour, smoothed
     "differences": (3,),  # fast and slow variance, last z
     "level": (1,),
+    "flat": (3,),  # rows with this value, longest such stretch before, changes
     "smooth": (3,),  # distances of short and middle, level
     "ratios": (3, 2),  # running mean and rows, of middle, long and forecast error
     "blocks": (5, BLOCKS),
@@ -99,7 +105,14 @@ def anomaly_model() -> tuple[bytes, Card]:
     made = helper.make_graph(graph.nodes, "anomaly", inputs, outputs, graph.weights)
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     card = Card(
-        "anomaly", "1", "anomaly", (Feature("value", "number"),), state, ("state_out", "score", "prediction"), 0.5
+        name="anomaly",
+        version="1",
+        task="anomaly",
+        features=(Feature("value", "number"),),
+        state=state,
+        outputs=("state_out", "score", "prediction"),
+        threshold=0.5,
+        prediction_names=("rank", "score", "novelty", WARM),
     )
     return proto.SerializeToString(), card
 
@@ -135,7 +148,7 @@ def _add_step(f: Formulas, size: int) -> list[object]:
     after, readings = _Channel(f, x, missing, before).step()
     kept = f.where(f.unsqueeze(missing), channels, f.join(*[after[name] for name in CHANNEL_PARTS]))
     zero = f.constant(0.0)
-    top = f.max(f.where(f.unsqueeze(missing), zero, readings), 1)  # [N, 10]
+    top = f.max(f.where(f.unsqueeze(missing), zero, readings), 1)  # [N, 11]
     new_own, score, prediction = _fuse(f, own, top, elapsed)
     flat = f.apply("Flatten", kept, axis=1)
     f.apply("Concat", new_own, flat, axis=1, output="state_out")
@@ -184,7 +197,19 @@ class _Channel:
         events = self.blocks(f.join(short, middle, f.abs(residual), f.abs(z), spread))
         novelty = self.novelty(f.join(middle, slow))
         after["block_count"] = f.join(self.event_count, self.novel_count)
-        return after, f.join(ratios, events, novelty)
+        return after, f.join(ratios, events, novelty, self.hangs())
+
+    def hangs(self) -> Tensor:
+        """1 in the row in which x has not changed for too long, else 0."""
+        f = self.f
+        rows, longest, changes = f.split(self.before["flat"], [1] * 3)
+        same = self.x.equals(self.last_x) & (self.rows > 0.5)
+        now = f.where(same, rows + 1.0, 1.0)
+        longest = f.where(same, longest, f.maximum(longest, rows))
+        changes = f.where(same, changes, changes + 1.0)
+        self.after["flat"] = f.join(now, longest, changes)
+        limit = f.maximum(longest * FLAT_TIMES, FLAT_ROWS)
+        return (now.equals(limit) & (changes > FLAT_CHANGES)).as_float()
 
     def scaled(self) -> Tensor:
         """z, and the mean and deviation moved."""
@@ -347,9 +372,9 @@ class _Channel:
 
 
 def _fuse(f: Formulas, own: Tensor, top: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The key's own floats [N, 6], the score [N, 1] and the prediction [N, 4] of the largest readings [N, 10]."""
+    """The key's own floats [N, 6], the score [N, 1] and the prediction [N, 4] of the largest readings [N, 11]."""
     forecast, rank, rows, hold, boost, quiet = f.split(own, [1] * 6)
-    middle, long, error, events, novelty = f.split(top, [1, 1, 1, 5, 2])
+    middle, long, error, events, novelty, hangs = f.split(top, [1, 1, 1, 5, 2, 1])
     forecast = forecast + f.maximum(1.0 / (rows + 1.0), 1.0 / 40) * (error - forecast)
     logs = f.log(f.join(middle + 1.0, long + 1.0, forecast + 1.0, (error + 1e-3) / SPIKE), 4)
     usual, spike = f.split(logs, [3, 1])
@@ -361,17 +386,17 @@ def _fuse(f: Formulas, own: Tensor, top: Tensor, elapsed: Tensor) -> tuple[Tenso
     held = hold - 1.0
     hold = f.maximum(held, 0.0)
     boost = boost * (1 - 1 / BOOST_ROWS)
-    level = f.where(hold > 0.5, 0.0, joined / (boost + 1.0))
+    level = f.maximum(f.where(hold > 0.5, 0.0, joined / (boost + 1.0)), hangs)
     alarm = level >= 1.0
     hold = f.where(alarm, float(HOLD_ROWS), hold)
     boost = boost + alarm.as_float() * BOOST
 
     gap = f.unsqueeze(elapsed > GAP_S, 1)
     quiet = f.where(gap, float(QUIET_ROWS), quiet)
-    novel = f.where(quiet > 0.5, 0.0, f.max(novelty, keep=True))
+    warm = (rows >= WARM_ROWS).as_float()
+    novel = f.where(quiet > 0.5, 0.0, f.max(novelty, keep=True)) * warm
     quiet = f.maximum(quiet - 1.0, 0.0)
-    warm = (rows >= 2.0 * START_ROWS).as_float()
-    score = level / (level + 1.0)
+    score = level / (level + 1.0) * warm
     return f.join(forecast, rank, rows + 1.0, hold, boost, quiet), score, f.join(ranked, score, novel, warm)
 
 

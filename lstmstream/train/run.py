@@ -32,6 +32,11 @@ def train(path: Path, *, out: Path | None = None, resume: bool = False, init: st
     out = _output_path(config, out)
     base = base_training = None
     if init is not None:
+        if init.split(":")[:2] == ["builtin", "anomaly"]:
+            raise CannotServe(
+                f"--init {init}: it has no weights to train, since it learns each key's ways as events come; serve it"
+                " as it is, with output.threshold for fewer or more alerts (docs/anomaly.md), or train without --init"
+            )
         base_model = load_model(init)
         base = read_network(base_model)
         base_training = base_model.card.training

@@ -282,6 +282,7 @@ class Renderer:
     """The bytes of a prediction."""
 
     def __init__(self, model: Model, topic: str) -> None:
+        self._warm_column = model.card.warm_column
         names = orjson.dumps({"model": model.card.name, "version": model.card.version})[1:-1]
         self._after_steps = b"," + names + b',"source":{"topic":' + orjson.dumps(topic) + b',"partition":'
 
@@ -290,6 +291,8 @@ class Renderer:
         prediction = b""
         if expected.prediction is not None:
             prediction = b',"prediction":' + orjson.dumps(expected.prediction, option=orjson.OPT_SERIALIZE_NUMPY)
+            if self._warm_column is not None:
+                prediction += b',"warm":' + (b"true" if expected.prediction[self._warm_column] >= 1 else b"false")
         return b'{%b,"timestamp":"%b","score":%b%b,"alert":%b%b,"steps":%d%b%d,"offset":%d}%b}' % (
             _key_member(expected.key),
             iso_text(expected.time_ms).encode(),

@@ -174,6 +174,9 @@ class Reference:
         answer.append(("score", float32_text(score)))
         if "prediction" in out:
             answer.append(("prediction", f"[{','.join(map(float32_text, out['prediction'][0]))}]"))
+            names = self.card.get("prediction_names", [])
+            if "warm" in names:
+                answer.append(("warm", "true" if out["prediction"][0][names.index("warm")] >= 1 else "false"))
         answer.append(("alert", "true" if alert else "false"))
         if alert and reasons:
             answer.append(("reasons", reasons))

@@ -42,6 +42,7 @@ def encode(
     event_ms: int = NOW_MS,
     alerts_topic: str | None = None,
     key_hashed: Collection[str] = (),
+    names: tuple[str, ...] = (),
     **named: Any,
 ) -> list[Message]:
     """What is written for one record with a prediction: partition 2, offset 48213."""
@@ -63,7 +64,8 @@ def encode(
         np.array([alert]),
         np.array([41]),
     )
-    made = Encoder(CARD, OutputTopics(OUT, alerts_topic, LETTERS, key_hashed), **named)
+    card = dataclasses.replace(CARD, prediction_names=names)
+    made = Encoder(card, OutputTopics(OUT, alerts_topic, LETTERS, key_hashed), **named)
     decoded = Decoded(observations, [], [parse_document(document)], FieldCounts(NONE, NONE))
     return flatten(made.encode(records, decoded, predictions, []))
 
@@ -91,6 +93,19 @@ TIME = b'"timestamp":"2026-01-05T10:31:07.123Z"'
         (
             {"prediction": [0.5, -1e-10, 3.0], "alert": True},
             b'{"key":"c000123",%b,"score":0.0312,"prediction":[0.5,-1e-10,3.0],"alert":true,%b}' % (TIME, TAIL),
+        ),
+        (
+            {"prediction": [0.5, 1.0], "names": ("rank", "warm")},
+            b'{"key":"c000123",%b,"score":0.0312,"prediction":[0.5,1.0],"warm":true,"alert":false,%b}' % (TIME, TAIL),
+        ),
+        (
+            {"prediction": [0.0, 1.0], "names": ("warm", "rank"), "include": ["a"]},
+            b'{"key":"c000123",%b,"score":0.0312,"prediction":[0.0,1.0],"warm":false,"alert":false,%b,"event":{}}'
+            % (TIME, TAIL),
+        ),
+        (
+            {"prediction": [0.5, 1.0], "names": ("rank", "other")},
+            b'{"key":"c000123",%b,"score":0.0312,"prediction":[0.5,1.0],"alert":false,%b}' % (TIME, TAIL),
         ),
         ({"prediction": []}, b'{"key":"c000123",%b,"score":0.0312,"prediction":[],"alert":false,%b}' % (TIME, TAIL)),
         (

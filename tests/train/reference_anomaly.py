@@ -92,6 +92,7 @@ class Channel:
         self.regressors[16] = 1.0
         self.hours, self.hour_rows, self.residual = np.zeros(24), np.zeros(24), 0.0
         self.fast = self.slow = self.last_z = self.level = 0.0
+        self.flat_rows = self.longest_flat = self.changes = 0
         self.smooth = np.zeros(3)
         self.ratios = [Ratio() for _ in range(3)]
         self.blocks = [Blocks(25, 128, 6) for _ in range(5)]
@@ -101,6 +102,7 @@ class Channel:
         return max(1 / (self.rows + 1), 1 / rows)
 
     def step(self, x: float, timestamp_ms: int) -> list[float]:
+        hangs = self.hangs(x)
         z = self.scaled(x)
         self.ring = np.append(self.ring[1:], z)
         groups = self.ring.reshape(25, 4).mean(axis=1)
@@ -130,7 +132,15 @@ class Channel:
         events = [block.of(value) for block, value in zip(self.blocks, measures, strict=True)]
         novelty = [self.novel[0].of(middle), self.novel[1].of(slow) / 1.75]
         self.rows += 1
-        return [*ratios, *events, *novelty]
+        return [*ratios, *events, *novelty, hangs]
+
+    def hangs(self, x: float) -> float:
+        if self.rows and x == self.last_x:
+            self.flat_rows += 1
+        else:
+            self.longest_flat = max(self.longest_flat, self.flat_rows)
+            self.flat_rows, self.changes = 1, self.changes + 1
+        return float(self.flat_rows == max(60, 4 * self.longest_flat) and self.changes > 100)
 
     def scaled(self, x: float) -> float:
         if not self.rows:
@@ -175,7 +185,7 @@ class Detector:
 
     def step(self, values: Any, elapsed_s: float, timestamp_ms: int) -> tuple[float, float, float, float]:
         """rank, events, novelty, warm"""
-        top = np.zeros(10)
+        top = np.zeros(11)
         for channel, value in zip(self.channels, values, strict=True):
             if not math.isnan(value):
                 top = np.maximum(top, channel.step(float(value), timestamp_ms))
@@ -187,13 +197,13 @@ class Detector:
         joined = float(np.mean(np.minimum(top[3:8], 5.0) ** 3)) ** (1 / 3)
         self.hold = max(self.hold - 1, 0)
         self.boost *= 1 - 1 / 150
-        level = 0.0 if self.hold else joined / (1 + self.boost)
+        level = max(0.0 if self.hold else joined / (1 + self.boost), top[10])
         if level >= 1:
             self.hold, self.boost = 30, self.boost + 0.6
         if elapsed_s > 86_400:
             self.quiet = 250
-        novelty = 0.0 if self.quiet else float(max(top[8], top[9]))
+        warm = float(self.rows >= 200)
+        novelty = 0.0 if self.quiet else float(max(top[8], top[9])) * warm
         self.quiet = max(self.quiet - 1, 0)
-        warm = float(self.rows >= 300)
         self.rows += 1
-        return ranked, level / (level + 1), novelty, warm
+        return ranked, level / (level + 1) * warm, novelty, warm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
+from lstmstream.serve.score import score_file
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput
 from lstmstream.train.anomaly_graph import CHANNEL_FLOATS, KEY_FLOATS, anomaly_model
@@ -158,9 +160,43 @@ def test_a_constant_raises_no_alarm_and_a_change_of_it_does() -> None:
     assert found[0, 900:910, 2].max() >= 1.0
 
 
+def test_a_value_that_hangs_raises_one_alarm() -> None:
+    """Where it never did for so long: a stretch of 30 rows before makes it 120 of them."""
+    made = np.random.default_rng(8).standard_normal((1200, 1)).astype(np.float32) * 0.01
+    made[::2] += 1  # a jitter that no other measure notices when it stops
+    hanging, used_to = made.copy(), made.copy()
+    hanging[700:] = used_to[700:] = made[700]
+    used_to[400:430] = made[400]
+    found, state = walked(opened("a"), [hanging, used_to])
+    detectors = [Detector(1), Detector(1)]
+    for detector, series, readings in zip(detectors, (hanging, used_to), found, strict=True):
+        for row, value in enumerate(series.astype(np.float64)):
+            expected = detector.step(value, MINUTES_MS / 1000, START_MS + row * MINUTES_MS)
+            assert readings[row, 1] == pytest.approx(expected[1], rel=2e-3, abs=2e-4)
+    assert found[0, 759, 1] >= 0.5
+    assert found[1, 759, 1] < 0.5
+    assert found[1, 819, 1] >= 0.5
+    card = opened("a").card
+    part = next(part for part in card.state.parts if part.name == "0.flat")
+    assert state[:, part.offset : part.offset + 3].tolist() == [[500, 1, 701], [500, 30, 672]]
+
+
 def test_it_says_when_it_is_warm() -> None:
+    """And is silent before."""
     found, _ = walked(opened("a"), [ordinary(310, 1, seed=1)])
-    assert found[0, :, 3].tolist() == [0.0] * 300 + [1.0] * 10
+    assert found[0, :, 3].tolist() == [0.0] * 200 + [1.0] * 110
+    assert found[0, :200, 1:3].max() == 0
+    assert found[0, 200, 1] > 0
+
+
+def test_records_say_whether_it_is_warm(tmp_path: Path) -> None:
+    data, out = tmp_path / "events.jsonl", tmp_path / "out.jsonl"
+    data.write_text("".join(f'{{"time":{START_MS + row},"a":{row % 7}}}\n' for row in range(310)))
+    columns = {"key": None, "timestamp": "time", "dead_letters": None}
+    assert score_file("builtin:anomaly:a", str(data), out=str(out), no_key=True, **columns) == 0
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["warm"] for record in records] == [False] * 200 + [True] * 110
+    assert list(records[0])[2:6] == ["score", "prediction", "warm", "alert"]
 
 
 @pytest.mark.parametrize(

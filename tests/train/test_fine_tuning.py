@@ -99,6 +99,12 @@ def test_fine_tuning_another_network_is_refused(tmp_path: Path) -> None:
             train(write_config(tmp_path, **sections), init=str(tmp_path / "old.onnx"))
 
 
+@pytest.mark.parametrize("reference", ["builtin:anomaly", "builtin:anomaly:amount,dist"])
+def test_the_detector_that_ships_has_nothing_to_fine_tune(tmp_path: Path, reference: str) -> None:
+    with pytest.raises(CannotServe, match="it has no weights to train"):
+        train(write_config(tmp_path), init=reference)
+
+
 def test_fine_tuning_keeps_the_order_of_the_classes(tmp_path: Path) -> None:
     kinds = {"rest": ["usual", "odd", "rare"], "new": ["odd", "rare", "usual"]}  # most frequent first
     frame = purchases(tmp_path / "history.csv")
