@@ -61,9 +61,10 @@ def test_a_layers_gradient_is_that_of_its_steps(cell: str) -> None:
     for now in inputs.split(1, 1):
         output, state = layer(now, state)
         outputs.append(output)
-    gradients = []
-    for output in (at_once, torch.cat(outputs, 1)):
-        gradients.append(torch.autograd.grad(output.square().sum(), list(layer.parameters())))
+    gradients = [
+        torch.autograd.grad(output.square().sum(), list(layer.parameters()))
+        for output in (at_once, torch.cat(outputs, 1))
+    ]
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
@@ -103,7 +104,8 @@ def test_s4d_begins_with_the_papers_poles() -> None:
     torch.testing.assert_close(pole, torch.exp(step * a).to(torch.complex64))
     exact = (torch.exp(step * a) - 1) / a  # by zero-order hold
     torch.testing.assert_close(gain, exact.to(torch.complex64), rtol=1e-3, atol=0)  # of a pole in float32
-    assert (step.min() >= 1e-3) and (step.max() <= 0.1)
+    assert step.min() >= 1e-3
+    assert step.max() <= 0.1
 
 
 def test_every_cell_has_a_layer_and_a_title() -> None:
