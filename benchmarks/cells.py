@@ -6,8 +6,8 @@ Each model is trained by `lstmstream train` and its test split, the last 15 % of
 score`, with the state of the events before. Series:
 
     nyc_taxi, ec2_cpu   two NAB files in DATA/nab; mean absolute error of the next value, over that of the last value
-    waves               generated: 20 keys, two sines and noise; the same
-    recall              generated: 60 keys, label: was the number 20 events ago positive; share of errors, 0.5 is chance
+    waves               generated: 10 keys, two sines and noise; the same
+    recall              generated: 40 keys, label: was the number 5 events ago positive; share of errors, 0.5 is chance
 
 A step is one call for 1,024 keys with one thread, the median of 30, divided by 1,024.
 """
@@ -37,7 +37,7 @@ from lstmstream.train.schema import CELL_TITLES
 
 BATCH, CALLS = 1024, 30
 TEST = 0.15
-LAG = 20  # events, of `recall`
+LAG = 5  # events, of `recall`
 START_S, STEP_S = 1_767_225_600, 300
 NAB = {"nyc_taxi": "realKnownCause/nyc_taxi.csv", "ec2_cpu": "realAWSCloudwatch/ec2_cpu_utilization_24ae8d.csv"}
 
@@ -49,16 +49,16 @@ def nab_series(data: Path, name: str) -> pl.DataFrame:
 
 
 def waves(_: Path) -> pl.DataFrame:
-    """20 keys of 600 events."""
+    """10 keys of 400 events."""
     random = np.random.default_rng(0)
-    now, phase = np.arange(600), random.uniform(0, 6, (20, 2, 1))
+    now, phase = np.arange(400), random.uniform(0, 6, (10, 2, 1))
     clean = np.sin(now / 8 + phase[:, 0]) + 0.7 * np.sin(now / 3.1 + phase[:, 1])
     return _frame(clean + random.normal(0, 0.1, clean.shape))
 
 
 def recall(_: Path) -> pl.DataFrame:
-    """60 keys of 400 events with their labels."""
-    values = np.random.default_rng(1).normal(size=(60, 400))
+    """40 keys of 200 events with their labels."""
+    values = np.random.default_rng(1).normal(size=(40, 200))
     label = np.roll(values, LAG, axis=1) > 0
     label[:, :LAG] = False
     return _frame(values).with_columns(label=pl.Series(label.T.ravel()).cast(pl.Int64))
