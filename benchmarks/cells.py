@@ -9,7 +9,8 @@ score`, with the state of the events before. Series:
     waves               generated: 10 keys, two sines and noise; the same
     recall              generated: 40 keys, label: was the number 5 events ago positive; share of errors, 0.5 is chance
 
-A step is one call for 1,024 keys with one thread, the median of 30, divided by 1,024.
+A step is one call for 1,024 keys with one thread, the fastest of 100, divided by 1,024: other programs
+only add to it. The smallest of the models counts.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lstmstream.serve.step import OnnxStep
 from lstmstream.train.run import train
 from lstmstream.train.schema import CELL_TITLES
 
-BATCH, CALLS = 1024, 30
+BATCH, CALLS = 1024, 100
 TEST = 0.15
 LAG = 5  # events, of `recall`
 START_S, STEP_S = 1_767_225_600, 300
@@ -138,7 +139,7 @@ def step_ns(step: OnnxStep) -> float:
         started = time.perf_counter_ns()
         step.step(given)
         times.append(time.perf_counter_ns() - started)
-    return float(np.median(times)) / BATCH
+    return min(times) / BATCH
 
 
 def main() -> None:
@@ -160,7 +161,8 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     results.append((name, measure(Path(folder), frame, cell, options, seed)))
         errors = [np.median([one["error"] for at, one in results if at == name]) for name in options.only]
-        ns, state, spent = (np.median([one[what] for _, one in results]) for what in ("ns", "bytes", "s"))
+        state, spent = (np.median([one[what] for _, one in results]) for what in ("bytes", "s"))
+        ns = min(one["ns"] for _, one in results)
         print(
             f"| {title} | {' | '.join(f'{e:.3f}' for e in errors)} | {ns:.0f} | {state:.0f} | {spent:.1f} |", flush=True
         )
