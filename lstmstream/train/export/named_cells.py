@@ -195,7 +195,7 @@ def _add_log_sigmoid(graph: GraphBuilder, value: str, hidden: int, tag: str) -> 
     return graph.node("Sub", [lowest, logs], f"f{tag}_log")
 
 
-NAMED_CELLS: dict[str, CellKind] = {
+NAMED_CELLS: dict[CellName, CellKind] = {
     "mingru": CellKind((("h", 1, 0.0),), _mingru_shapes, _add_mingru),
     "minlstm": CellKind((("h", 1, 0.0),), _minlstm_shapes, _add_minlstm),
     "slstm": CellKind((("h", 1, 0.0), ("c", 1, 0.0), ("n", 1, 0.0), ("m", 1, EMPTY_LOG)), _slstm_shapes, _add_slstm),

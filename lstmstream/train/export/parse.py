@@ -145,7 +145,7 @@ def _parse_layer(saved: _SavedGraph, index: int, window: int | None) -> Layer:
         if all(full in weights for full in names.values()):
             arrays = {name: np.ascontiguousarray(weights[full].T) for name, full in names.items()}
             values = {letter: all_initial(letter) for letter, _, _ in kind.state}
-            return NamedLayer(cell, arrays, values)  # type: ignore[arg-type]
+            return NamedLayer(cell, arrays, values)
     if f"W{index}" in weights:
         activations = [
             text for one in saved.nodes[f"h{tag}_out"].attribute if one.name == "activations" for text in one.strings
