@@ -19,7 +19,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-broker test-rest test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-accuracy codec fuzz-codec lock audit sbom clean
+.PHONY: help demo test test-broker test-rest test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -88,6 +88,9 @@ bench-verify: .venv-dev/.package ## `lstmstream verify` over 200,000 events on a
 bench-training: .venv-dev/.package ## `lstmstream train`: speed, memory, and the trainer beside plain PyTorch loops
 	.venv-dev/bin/python -m benchmarks.training
 	.venv-dev/bin/python -m benchmarks.training_loops
+
+bench-cells: .venv-dev/.package ## the cells of `lstmstream train`: accuracy, cost of a step, state; CELLS_ARGS="--data FOLDER"
+	.venv-dev/bin/python -m benchmarks.cells $(CELLS_ARGS)
 
 codec: $(CODEC) ## the compiled codec, where there is a C compiler; all works without it
 

@@ -122,6 +122,9 @@ TYPE_NAMES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "
               9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16"}  # fmt: skip
 _FLOAT16, _BFLOAT16 = 10, 16
 _STANDARD = frozenset({"", "ai.onnx"})
+# Recurrences with a state tensor that ONNX Runtime has in its own domain; the standard has both since opset 27.
+_CONTRIBUTED_DOMAIN = "com.microsoft"
+_CONTRIBUTED = frozenset({"CausalConvWithState", "LinearAttention"})
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
@@ -236,7 +239,7 @@ def safety_problems(model: Proto) -> list[str]:
     problems += [
         f"opset_import: operator domain {quote_untrusted(opset.domain)} is not accepted, only the standard one"
         for opset in model.opset_import
-        if opset.domain not in _STANDARD
+        if opset.domain not in {*_STANDARD, _CONTRIBUTED_DOMAIN}  # its operators are checked one by one
     ]
     for located in walk(model):
         if located.kind == "NodeProto":
@@ -254,7 +257,13 @@ def safety_problems(model: Proto) -> list[str]:
 
 def _node_problems(located: Located) -> Iterator[str]:
     node = located.message
-    if node.domain not in _STANDARD:
+    if node.domain == _CONTRIBUTED_DOMAIN:
+        if node.op_type not in _CONTRIBUTED:
+            yield (
+                f"{located.where}: operator {quote_untrusted(node.op_type)} of domain {_CONTRIBUTED_DOMAIN!r} is not"
+                f" accepted, only {' and '.join(sorted(_CONTRIBUTED))} of it; export the model with standard operators"
+            )
+    elif node.domain not in _STANDARD:
         yield f"{located.where}: operator domain {quote_untrusted(node.domain)} is not accepted, only the standard one"
     if node.overload:
         yield f"{located.where}: an overload (a local function) is not accepted; inline it and export again"

@@ -20,6 +20,7 @@ from lstmstream.records import Bools, Floats, Ints
 from lstmstream.train.batching import MAX_BATCH
 from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.export.checks import MAX_SCALE
+from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.leaks import leak_warnings
 from lstmstream.train.precision import coarse_numbers, constant_note
 from lstmstream.train.schema import TrainConfig
@@ -79,11 +80,15 @@ def check_memory(config: TrainConfig, keys: int, width: int) -> None:
     `width` is the number of the network's inputs.
     """
     model, training = config.model, config.training
-    state = (model.projection or model.hidden) + (model.hidden if model.cell == "lstm" else 0)
+    scanned = model.cell in NAMED_CELLS
+    if scanned:
+        state = model.hidden * sum(count for _, count, _ in NAMED_CELLS[model.cell].state)
+    else:
+        state = (model.projection or model.hidden) + (model.hidden if model.cell == "lstm" else 0)
     states = 0 if model.window else 4 * keys * state * model.layers
     steps = model.window or training.steps
     batch_size = training.batch or MAX_BATCH
-    batch = batch_size * steps * (_BYTES_PER_UNIT * 4 * model.hidden * model.layers + 8 * width)
+    batch = batch_size * steps * (_BYTES_PER_UNIT * (8 if scanned else 4) * model.hidden * model.layers + 8 * width)
     free = _free_bytes()
     if free is not None and states + batch > free:
         raise CannotServe(

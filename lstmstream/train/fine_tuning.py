@@ -25,7 +25,7 @@ def config_for_fine_tuning(config: TrainConfig, base: NetworkSpec, card: Card) -
     """
     first = base.layers[0]
     architecture = {
-        "cell": type(first).__name__.lower(),
+        "cell": first.cell,
         "layers": len(base.layers),
         "hidden": first.hidden,
         "projection": first.width if first.width != first.hidden else None,

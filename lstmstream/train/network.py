@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lstmstream.train.export.heads import MAX_LOG_SCALE
+from lstmstream.train.export.named_cells import CellName
 from lstmstream.train.export.network_spec import (
     Activation,
     AnomalyHead,
@@ -27,21 +28,23 @@ from lstmstream.train.export.network_spec import (
     HeadSpec,
     Layer,
     Lstm,
+    NamedLayer,
     NetworkSpec,
 )
+from lstmstream.train.recurrent_layers import NAMED_LAYERS, NamedCellLayer
 
-State = tuple[Tensor, ...]  # one [rows, width] for each of h0, c0, h1, c1, ... (h0, h1, ... for GRU)
+State = tuple[Tensor, ...]  # one [rows, width] for each part of each layer, as h0, c0, h1, c1, ... of an LSTM
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """The recurrent layers."""
 
-    cell: Literal["lstm", "gru"] = "lstm"
+    cell: CellName = "lstm"
     layers: int = 1
     hidden: int = 64
     projection: int | None = None  # number of values in h; LSTM only
-    activation: Activation = "tanh"
+    activation: Activation = "tanh"  # relu for LSTM and GRU only
     dropout: float = 0.0  # after every layer, the last one included
     window: int | None = None  # the network sees only the last `window` events
 
@@ -74,7 +77,7 @@ TaskHead = Classes | Forecast | Anomaly  # what the outputs of a network mean
 
 
 class _RecurrentLayer(nn.Module):  # type: ignore[misc] # torch is untyped here
-    """One recurrent layer over [B, T, I]: torch's own, or for relu a loop over T with the same weights."""
+    """An LSTM or GRU layer over [B, T, I]: torch's own, or for relu a loop over T with the same weights."""
 
     def __init__(self, width: int, architecture: Architecture) -> None:
         super().__init__()
@@ -92,6 +95,10 @@ class _RecurrentLayer(nn.Module):  # type: ignore[misc] # torch is untyped here
             self.state_widths["c"] = hidden
         for letter, size in self.state_widths.items():
             self.register_buffer(f"initial_{letter}", torch.zeros(size))
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        return tuple(self.state_widths)
 
     def initial_state(self, rows: int) -> State:
         return tuple(getattr(self, f"initial_{letter}").repeat(rows, 1) for letter in self.state_widths)
@@ -137,7 +144,7 @@ class TorchNetwork(nn.Module):  # type: ignore[misc] # torch is untyped here
             nn.init.normal_(embedding.weight, std=0.1)
             nn.init.zeros_(embedding.weight[0].data)  # unknown or missing: neutral
         widths = [encoder.width] + [architecture.projection or architecture.hidden] * architecture.layers
-        self.layers = nn.ModuleList(_RecurrentLayer(width, architecture) for width in widths[:-1])
+        self.layers = nn.ModuleList(_make_layer(width, architecture) for width in widths[:-1])
         self.dropout = nn.Dropout(architecture.dropout)
         self.head = nn.Linear(widths[-1], _output_width(task_head))
         if getattr(task_head, "residual", False):
@@ -166,7 +173,7 @@ class TorchNetwork(nn.Module):  # type: ignore[misc] # torch is untyped here
         hidden = torch.cat([dense, *embedded], -1)
         new_state: list[Tensor] = []
         for layer in self.layers:
-            count = len(layer.state_widths)
+            count = len(layer.letters)
             hidden, layer_state = layer(hidden, state[:count])
             hidden, state, new_state = self.dropout(hidden), state[count:], [*new_state, *layer_state]
         return self._apply_residual(self.head(hidden), dense), tuple(new_state)
@@ -215,8 +222,13 @@ def load_weights(network: TorchNetwork, spec: NetworkSpec) -> None:
     for index, category in enumerate(spec.encoder.categories):
         arrays[f"embeddings.{index}.weight"] = category.table
     for index, layer in enumerate(spec.layers):
-        if isinstance(layer, Lstm) != (architecture.cell == "lstm") or layer.activation != architecture.activation:
-            raise ValueError(f"layer {index}: another cell or activation ({type(layer).__name__}, {layer.activation})")
+        if (layer.cell, layer.activation) != (architecture.cell, architecture.activation):
+            raise ValueError(f"layer {index}: another cell or activation ({layer.cell}, {layer.activation})")
+        if isinstance(layer, NamedLayer):
+            if index < len(network.layers):
+                own_arrays = network.layers[index].state_arrays(layer)
+                arrays |= {f"layers.{index}.{name}": values for name, values in own_arrays.items()}
+            continue
         weights = {"weight_ih": layer.weight_ih, "weight_hh": layer.weight_hh}
         weights |= dict(zip(("bias_ih", "bias_hh"), np.split(layer.bias, 2), strict=True))
         if isinstance(layer, Lstm) and layer.projection is not None:
@@ -235,13 +247,15 @@ def load_weights(network: TorchNetwork, spec: NetworkSpec) -> None:
         shape, own_shape = (tuple(values[name].shape) if name in values else None for values in (arrays, own))
         if shape != own_shape:
             raise ValueError(f"{name}: shape {shape}, this network has {own_shape}")
-    network.load_state_dict({name: torch.from_numpy(np.array(values, np.float32)) for name, values in arrays.items()})
+    network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in arrays.items()})
 
 
 def _validate(encoder: FeatureEncoder, architecture: Architecture, task_head: TaskHead) -> None:
     projection, hidden = architecture.projection, architecture.hidden
     if projection is not None and (architecture.cell != "lstm" or not 0 < projection < hidden):
         raise ValueError(f"projection {projection}: only for lstm, at least 1 and smaller than hidden ({hidden})")
+    if architecture.activation != "tanh" and architecture.cell not in {"lstm", "gru"}:
+        raise ValueError(f"activation {architecture.activation}: only for lstm and gru")
     if isinstance(task_head, Classes):
         if task_head.count < 1:
             raise ValueError(f"classes: {task_head.count} should be 1 or more")
@@ -257,7 +271,15 @@ def _output_width(task_head: TaskHead) -> int:
     return len(task_head.columns) * (task_head.horizon if isinstance(task_head, Forecast) else 2)
 
 
-def _layer_spec(layer: _RecurrentLayer) -> Layer:
+def _make_layer(width: int, architecture: Architecture) -> _RecurrentLayer | NamedCellLayer:
+    if architecture.cell in NAMED_LAYERS:
+        return NAMED_LAYERS[architecture.cell](width, architecture.hidden)
+    return _RecurrentLayer(width, architecture)
+
+
+def _layer_spec(layer: _RecurrentLayer | NamedCellLayer) -> Layer:
+    if isinstance(layer, NamedCellLayer):
+        return layer.to_layer()
     rnn, activation = layer.rnn, layer.architecture.activation
     weights = (_to_array(rnn.weight_ih_l0), _to_array(rnn.weight_hh_l0))
     bias = np.concatenate([_to_array(rnn.bias_ih_l0), _to_array(rnn.bias_hh_l0)])

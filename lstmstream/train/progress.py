@@ -18,6 +18,7 @@ from rich.text import Text
 from lstmstream.history.split import SPLIT_NAMES
 from lstmstream.train.dataset import Dataset
 from lstmstream.train.report.report import Report
+from lstmstream.train.schema import CELL_TITLES
 from lstmstream.train.trainer import EpochMetrics, Progress, Trainer, TrainingResult
 
 MAX_LISTED = 8  # classes with their counts
@@ -93,7 +94,7 @@ class ConsoleProgress:
         """Shows the training within the block: the network's size, and on a terminal a progress bar."""
         model = self._dataset.config.model
         self._result = trainer.result
-        layers = f"{model.layers} x {model.cell.upper()}({model.hidden})"
+        layers = f"{model.layers} x {CELL_TITLES[model.cell]}({model.hidden})"
         self.print(f"{layers}, {trainer.network.parameter_count:,} parameters, on {trainer.device.type}")
         self.print(f"batches of {trainer.batch_text}")
         if self._console.is_terminal:

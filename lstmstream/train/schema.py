@@ -47,6 +47,15 @@ from lstmstream.train.types import (
 from lstmstream.train.validation import training_conflicts
 
 Task = Literal["forecast", "classify", "anomaly"]
+Cell = Literal["lstm", "gru", "mingru", "minlstm", "slstm", "s4d"]
+CELL_TITLES: dict[Cell, str] = {
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "mingru": "minGRU",
+    "minlstm": "minLSTM",
+    "slstm": "sLSTM",
+    "s4d": "S4D",
+}
 
 
 class KafkaSource(Kafka):
@@ -177,8 +186,8 @@ class SplitOptions(Section):
 class ModelOptions(Section):
     """`model`: the architecture of the network."""
 
-    cell: Annotated[Literal["lstm", "gru"], BeforeValidator(lower)] = Field(
-        "lstm", description="Type of the recurrent cell."
+    cell: Annotated[Cell, BeforeValidator(lower)] = Field(
+        "lstm", description="Type of the recurrent cell; docs/training.md says which one to choose."
     )
     layers: Annotated[StrictInt, Field(ge=1, le=16)] = Field(1, description="Number of recurrent layers.")
     hidden: Annotated[StrictInt, Field(ge=1, le=8192)] = Field(64, description="Hidden size of each layer.")
@@ -186,7 +195,9 @@ class ModelOptions(Section):
         None, description="Project h to this size; LSTM only, must be smaller than `hidden`. Default: no projection."
     )
     dropout: Fraction = Field(0.0, description="Fraction of each layer's outputs that is dropped during training.")
-    activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the cell; relu as in Keras' LSTM.")
+    activation: Literal["tanh", "relu"] = Field(
+        "tanh", description="Activation of an LSTM or GRU; relu as in Keras' LSTM."
+    )
     window: Annotated[StrictInt, Field(ge=1, le=500)] | None = Field(
         None,
         description="The network sees only this many of the last events, which the state holds. Default: all events.",

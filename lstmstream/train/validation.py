@@ -106,13 +106,16 @@ def _split_conflicts(split: SplitOptions) -> Iterator[Conflict]:
 
 def _model_conflicts(config: TrainConfig) -> Iterator[Conflict]:
     model = config.model
-    if model.projection is not None and model.cell == "gru":
+    if model.projection is not None and model.cell != "lstm":
         yield Conflict(
             ("model.projection", "model.cell"), "only an LSTM has a projection; remove it, or use cell: lstm"
         )
     elif model.projection is not None and model.projection >= model.hidden:
         text = f"{model.projection} must be less than model.hidden ({model.hidden}); change one of them"
         yield Conflict(("model.projection", "model.hidden"), text)
+    if model.activation != "tanh" and model.cell not in {"lstm", "gru"}:
+        text = f"{model.cell} has its own activations; remove it, or use cell: lstm or gru"
+        yield Conflict(("model.activation", "model.cell"), text)
     if config.training.monitor == "average_precision" and config.task != "classify":
         yield Conflict(("training.monitor", "task"), "average_precision needs task: classify; use loss")
 

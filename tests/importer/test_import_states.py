@@ -50,6 +50,55 @@ def test_one_state_is_found_whatever_its_name(tmp_path: Path, before: str, after
         assert [(part.name, part.shape) for part in card.state.parts] == [(before, (H,))]
 
 
+def contributed(path: Path, operator: str, domain: str = "com.microsoft") -> Path:
+    """A step around one operator of ONNX Runtime's own domain."""
+    if operator == "CausalConvWithState":
+        weights = {"kernel": draw(F, 1, 3), "axis": np.array([2]), "O": draw(F, 2, seed=2)}
+        nodes = [
+            helper.make_node("Unsqueeze", ["x", "axis"], ["channels"]),
+            helper.make_node(operator, ["channels", "kernel", "", "past"], ["all", "present"], domain=domain),
+            helper.make_node("Squeeze", ["all", "axis"], ["flat"]),
+        ]
+        shape: list[Any] = ["batch", F, 2]
+    else:
+        weights = {"W": draw(F, 3 * H), "axis": np.array([1]), "O": draw(H, 2, seed=2)}
+        heads = {"q_num_heads": 1, "kv_num_heads": 1, "update_rule": "linear"}
+        nodes = [
+            helper.make_node("MatMul", ["x", "W"], ["flat_qkv"]),
+            helper.make_node("Unsqueeze", ["flat_qkv", "axis"], ["qkv"]),
+            helper.make_node("Split", ["qkv"], ["q", "k", "v"], axis=2, num_outputs=3),
+            helper.make_node(operator, ["q", "k", "v", "past"], ["all", "present"], domain=domain, **heads),
+            helper.make_node("Squeeze", ["all", "axis"], ["flat"]),
+        ]
+        shape = ["batch", 1, H, H]
+    nodes.append(helper.make_node("MatMul", ["flat", "O"], ["y"]))
+    tensors = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(
+        nodes, "step", [value("x", ["batch", F]), value("past", shape)],
+        [value("y", ["batch", 2]), value("present", shape)], tensors,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(domain, 1)]
+    path.write_bytes(helper.make_model(graph, ir_version=8, opset_imports=opsets).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("operator", ["CausalConvWithState", "LinearAttention"])
+def test_recurrences_of_onnx_runtimes_own_domain_are_taken(tmp_path: Path, operator: str) -> None:
+    card = check(contributed(tmp_path / "a.onnx", operator), {"past": "present"})
+    assert [part.name for part in card.state.parts] == ["past"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "message"),
+    [
+        ("QuickGelu", "com.microsoft", r"operator 'QuickGelu' of domain 'com.microsoft' is not accepted, only Causal"),
+        ("LinearAttention", "com.example", r"('LinearAttention'): operator domain 'com.example' is not accepted"),
+    ],
+)
+def test_other_operators_of_other_domains_are_named(tmp_path: Path, operator: str, domain: str, message: str) -> None:
+    assert message in refusal(contributed(tmp_path / "a.onnx", operator, domain))
+
+
 @pytest.mark.parametrize("form", ["plain", "if", "scan", "loop"])
 @pytest.mark.parametrize("batch", ["batch", 1, 8])
 def test_the_state_is_kept_wherever_it_is_computed(tmp_path: Path, form: str, batch: Any) -> None:

@@ -11,11 +11,13 @@ import torch
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput
 from lstmstream.train.export import Category, Elapsed, FeatureEncoder, History, Number
+from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.network import Architecture, Classes, TaskHead, TorchNetwork
 from tests.train.reference_encoder import encode_in_float64, history_in_float64
 
 ELEVEN_DAYS_S = 11 * 86400.0
 LSTM_AND_GRU = [Architecture("lstm", 2, 6), Architecture("gru", 2, 6), Architecture("lstm", 2, 6, projection=4)]
+NAMED = [Architecture(cell, 2, 6) for cell in NAMED_CELLS]
 RELU = [replace(architecture, activation="relu") for architecture in LSTM_AND_GRU]
 MIN_LENGTH, MAX_LENGTH = 3, 30  # events of a key
 

@@ -15,6 +15,7 @@ from lstmstream.model import load_model
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput
 from lstmstream.train.export import Calibration, FeatureEncoder, NetworkSpec, build, export, read_network
+from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.network import Anomaly, Architecture, Classes, Forecast, TaskHead, TorchNetwork, load_weights
 from lstmstream.train.predict import anomaly_scores, forward_sequences, normalized_error, predict_sequences
 from tests.models import poisoned_model
@@ -48,6 +49,7 @@ CELLS = {
     "gru": Architecture("gru"),
     "lstm-projected": Architecture("lstm", projection=3),
     "lstm-relu": Architecture("lstm", activation="relu"),
+    **{cell: Architecture(cell) for cell in NAMED_CELLS},
     "gru-relu": Architecture("gru", activation="relu"),
     "lstm-relu-projected": Architecture("lstm", projection=2, activation="relu"),
 }
@@ -191,7 +193,7 @@ def test_weights_come_back_from_the_file(tmp_path: Path, task_head: str, cell: s
     network = random_torch_network(encoder, architecture, TARGETS[task_head])
     for layer in network.layers:  # not what a network begins with, but what an imported one may have
         for name, values in layer.named_buffers(recurse=False):
-            values.add_({"initial_h": 0.3, "initial_c": -0.2}[name])
+            values.add_({"initial_h": 0.3, "initial_c": -0.2}.get(name, 0.1))
     made = network.to_spec(calibration=CALIBRATION)
     first = export(tmp_path / "a.onnx", made, name="m", version="1", training={"seed": 1})
 

@@ -16,6 +16,7 @@ from lstmstream.evaluation.command import evaluate
 from lstmstream.history.split import TEST
 from lstmstream.model import load_model
 from lstmstream.train.dataset import prepare_dataset
+from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.run import train
 from lstmstream.train.schema import load_training
 from tests.train.histories import purchases, scores, write_config
@@ -76,6 +77,18 @@ def test_fine_tuning_keeps_the_scaling_and_starts_with_the_weights(tmp_path: Pat
     old, new = (scores(tmp_path / name, tmp_path / "history.csv", tmp_path) for name in ("old.onnx", "new.onnx"))
     for one, other in zip(old, new, strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("cell", NAMED_CELLS)
+def test_every_cell_is_trained_scored_and_fine_tuned(tmp_path: Path, cell: str) -> None:
+    train(write_config(tmp_path, model={"cell": cell, "layers": 2, "dropout": 0.1}), out=tmp_path / "old.onnx")
+    file = write_config(tmp_path, training={"epochs": 1, "learning_rate": 1e-9})  # the cell is that of --init
+    train(file, out=tmp_path / "new.onnx", init=str(tmp_path / "old.onnx"))
+    old, new = (scores(tmp_path / name, tmp_path / "history.csv", tmp_path) for name in ("old.onnx", "new.onnx"))
+    assert [one["score"] for one in new] == pytest.approx([one["score"] for one in old], abs=1e-5)
+    assert len({one["score"] for one in old}) > len(old) // 2
+    letters = [f"{letter}{layer}" for layer in range(2) for letter, _, _ in NAMED_CELLS[cell].state]
+    assert [part.name for part in load_model(tmp_path / "new.onnx").card.state.parts] == letters
 
 
 def test_fine_tuning_another_network_is_refused(tmp_path: Path) -> None:

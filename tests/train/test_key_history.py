@@ -53,7 +53,7 @@ HISTORY = {
 
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "mingru", "s4d"])
 @pytest.mark.parametrize("task_head", [Classes(1), Classes(3), Forecast((0, 3), 2), Anomaly((1, 0))])
 def test_graph_and_network_agree(tmp_path: Path, task_head: TaskHead, cell: str, window: int | None) -> None:
     encoder = with_history(encoder_of_everything(), PAIRS)

@@ -24,6 +24,7 @@ from lstmstream.train.network import (
 from lstmstream.train.predict import forward_sequences
 from tests.train.sequences import (
     LSTM_AND_GRU,
+    NAMED,
     RELU,
     encode_random,
     encoder_of_everything,
@@ -76,13 +77,13 @@ def test_a_relu_lstm_as_keras_has_it() -> None:
     assert h.any()
 
 
-@pytest.mark.parametrize("architecture", LSTM_AND_GRU + RELU, ids=str)
+@pytest.mark.parametrize("architecture", LSTM_AND_GRU + RELU + NAMED, ids=str)
 def test_batches_with_the_state_carried_on_give_what_the_whole_sequence_gives(architecture: Architecture) -> None:
     encoder = encoder_of_everything()
     dense, codes, *_ = encode_random(encoder)
     network = random_torch_network(encoder, architecture, Forecast((0,), 2))
     whole, after = network(dense, codes, network.initial_state(9))
-    kept = tuple(torch.zeros_like(part) for part in network.initial_state(12))
+    kept = tuple(part.clone() for part in network.initial_state(12))
     rows = torch.tensor([11, 3, 4, 0, 1, 9, 8, 7, 2])  # where each key's state lies
     outputs = []
     for start in (0, 10, 17):
@@ -113,7 +114,7 @@ def test_the_initial_weights() -> None:
     assert [part.shape for part in network.initial_state(3)] == [(3, 5)] * 4
 
 
-@pytest.mark.parametrize("architecture", [*LSTM_AND_GRU, *RELU, replace(LSTM_AND_GRU[0], window=4)], ids=str)
+@pytest.mark.parametrize("architecture", [*LSTM_AND_GRU, *RELU, *NAMED, replace(LSTM_AND_GRU[0], window=4)], ids=str)
 @pytest.mark.parametrize(
     "task_head", [Classes(3), Forecast((0, 1), 2), Anomaly((2,))], ids=lambda one: type(one).__name__
 )
@@ -151,7 +152,8 @@ def with_shop_count(count: int) -> TorchNetwork:
         (changed(hidden=7), r"layers\.0\.initial_h: shape \(6,\), this network has \(7,\)"),
         (changed(layers=3), r"layers\.2\.initial_h: shape None, this network has"),
         (changed(layers=1), r"layers\.1\.rnn\.weight_ih_l0: shape \(24, 6\), this network has None"),
-        (changed(cell="gru"), r"layer 0: another cell or activation \(Lstm, tanh\)"),
+        (changed(cell="gru"), r"layer 0: another cell or activation \(lstm, tanh\)"),
+        (changed(cell="mingru"), r"layer 0: another cell or activation \(lstm, tanh\)"),
         (changed(activation="relu"), "layer 0: another cell or activation"),
         (changed(projection=3), r"layers\.0\.initial_h: shape \(6,\), this network has \(3,\)"),
         (changed(window=3), "window None; this network has .* 3"),
@@ -175,6 +177,8 @@ def test_weights_of_another_shape_are_refused_by_name(make: Callable[[], TorchNe
     [
         (Architecture("gru", 1, 8, projection=2), Classes(), "projection 2: only for lstm"),
         (Architecture("lstm", 1, 8, projection=8), Classes(), "projection 8: .* smaller than hidden"),
+        (Architecture("s4d", 1, 8, activation="relu"), Classes(), "activation relu: only for lstm and gru"),
+        (Architecture("mingru", 1, 8, projection=2), Classes(), "projection 2: only for lstm"),
         (Architecture(), Classes(0), "classes: 0"),
         (Architecture(), Forecast(()), r"columns \(\)"),
         (Architecture(), Anomaly((4,)), r"columns \(4,\): should be indices of the encoder's 4 numbers"),

@@ -344,6 +344,14 @@ ANOMALY = "task: anomaly, target: {field: null}"
             "model: {cell: GRU, projection: 8}",
             ["model.projection: only an LSTM has a projection; remove it, or use cell: lstm"],
         ),
+        (
+            "model: {cell: mingru, projection: 8}",
+            ["model.projection: only an LSTM has a projection; remove it, or use cell: lstm"],
+        ),
+        (
+            "model: {cell: s4d, activation: relu}",
+            ["model.activation: s4d has its own activations; remove it, or use cell: lstm or gru"],
+        ),
         ("model: {projection: 64}", ["model.projection: 64 must be less than model.hidden (64); change one of them"]),
         (
             "threshold: {rule: alerts_per_day}",

@@ -14,6 +14,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.history.split import TEST
 from lstmstream.train import features
 from lstmstream.train.dataset import Dataset, prepare_dataset
+from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.predict import forward_sequences
 from lstmstream.train.trainer import EpochMetrics, Progress, Trainer, TrainingResult
@@ -34,7 +35,7 @@ def run(trainer: Trainer, *, stop_after: int | None = None) -> TrainingResult:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", *NAMED_CELLS])
 def test_batches_give_what_whole_sequences_give(tmp_path: Path, task: str, cell: str) -> None:
     dataset, trainer = dataset_and_trainer(
         tmp_path, task=task, model={"hidden": 8, "layers": 2, "cell": cell}, training={"steps": 3, "batch": 5}

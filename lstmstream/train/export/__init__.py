@@ -2,7 +2,8 @@
 
 Needs numpy and onnx, not torch: weights come as plain arrays in torch's layout. Does not train and reads no data.
 
-The network for one event of each of N keys; the state row is h0, c0, h1, c1, ..., then what head and history keep:
+The network for one event of each of N keys; the state row is what the layers (of an LSTM h0, c0,
+h1, c1, ...), then head and history keep:
 
     encoder    x, elapsed, timestamp, categories -> one row of inputs for each event, in this order
                  1. each number: sign(v) * log(1 + |v|) with `log`; minus `centre`, divided by `scale`; 0 where it is
@@ -13,7 +14,7 @@ The network for one event of each of N keys; the state row is h0, c0, h1, c1, ..
                  4. hour of day: sin, cos (phase 0 at midnight UTC); day of week: sin, cos (phase 0 on Monday 00:00 UTC)
                  5. statistics of the key's earlier events (key_history.py), which are in the state row
                  6. for each category its row of the embedding table (row 0: unknown or missing)
-    layers     stacked LSTM or GRU layers (cells.py); with a window, over the key's last T events
+    layers     stacked LSTM or GRU layers (cells.py), or others (named_cells.py); with a window, over the last T events
     head       dense, with sigmoid (score is the probability of the one class), softmax (class 0 is the usual class;
                score is 1 minus its probability) or no activation (score is the first column);
                or a forecast (score is its first column), or an anomaly score (heads.py)
@@ -55,6 +56,7 @@ from lstmstream.train.export.network_spec import (
     History,
     Layer,
     Lstm,
+    NamedLayer,
     NetworkSpec,
     Number,
     as_float32,
@@ -77,6 +79,7 @@ __all__ = [
     "History",
     "Layer",
     "Lstm",
+    "NamedLayer",
     "NetworkSpec",
     "Number",
     "build",

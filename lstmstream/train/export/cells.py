@@ -1,7 +1,8 @@
 """The recurrent layers as graph nodes: one event for each of N keys, or the last T events of each in window mode.
 
 Plain LSTMs are ONNX's LSTM operator over a sequence of length 1. GRUs and projected LSTMs are written in cell form
-(matrix products and activations), which is faster there. Tensors have the operator's three axes, [1, N, width].
+(matrix products and activations), which is faster there; so are the cells of named_cells.py. Tensors have the
+operator's three axes, [1, N, width].
 
 Window mode: the state part `window` holds the last T encoded rows, oldest first, of which the last `filled` are in use.
 The layers run over all T rows from their initial values; before the first row in use they are held at these values.
@@ -9,21 +10,22 @@ The layers run over all T rows from their initial values; before the first row i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmstream.train.export.graph import GraphBuilder
-from lstmstream.train.export.network_spec import Array, Gru, Layer, Lstm, NetworkSpec, as_float32
+from lstmstream.train.export.named_cells import NAMED_CELLS
+from lstmstream.train.export.network_spec import Array, Gru, Layer, Lstm, NamedLayer, NetworkSpec, as_float32
 
 ONNX_ACTIVATION = {"tanh": "Tanh", "relu": "Relu"}
 HEAD_STATE = "head_state_in"  # the tensor [N, spec.head_state_size]
 
 
 def add_recurrent_layers(graph: GraphBuilder, spec: NetworkSpec, encoded: str, state: str, state_out: str) -> str:
-    """Adds one step of all layers on the tensor `encoded` [N, width]; returns the name of the last layer's h [N, P].
+    """Adds one step of all layers on the tensor `encoded` [N, width]; returns the name of the last output [N, P].
 
     `state` has the parts of layers and head. Adds the tensor `state_out`, or, where the head has a state too,
     `layers_out` without the head's part (and HEAD_STATE).
@@ -50,8 +52,8 @@ def add_recurrent_layers(graph: GraphBuilder, spec: NetworkSpec, encoded: str, s
         for index, layer in enumerate(spec.layers):
             count = len(layer.state_parts)
             weights = _add_weights(graph, layer, index)
-            new_state = _add_step(graph, layer, weights, last_h, parts[:count], f"{index}")
-            new_parts, parts, last_h = [*new_parts, *new_state], parts[count:], new_state[0]
+            last_h, new_state = _add_step(graph, layer, weights, last_h, parts[:count], f"{index}")
+            new_parts, parts = [*new_parts, *new_state], parts[count:]
     moved = graph.node("Concat", new_parts, "state_out_step", axis=2) if len(new_parts) > 1 else new_parts[0]
     graph.node("Squeeze", [moved, axis], "layers_out" if spec.head_state_size else state_out)
     if spec.head_state_size:
@@ -60,7 +62,7 @@ def add_recurrent_layers(graph: GraphBuilder, spec: NetworkSpec, encoded: str, s
 
 
 def _add_window(graph: GraphBuilder, spec: NetworkSpec, newest: str) -> tuple[list[str], str]:
-    """Adds all layers over the window; returns the new state parts and the last layer's h after the newest row."""
+    """Adds all layers over the window; returns the new state parts and the last layer's output at the newest row."""
     rows, width = spec.window or 0, spec.encoder.width
     parts = ["window_in", newest]
     if rows > 1:
@@ -83,15 +85,16 @@ def _add_window(graph: GraphBuilder, spec: NetworkSpec, newest: str) -> tuple[li
         layer_input = row_input
         for index, layer in enumerate(spec.layers):
             tag = f"{index}_{row}"
-            new_state = _add_step(graph, layer, weights[index], layer_input, states[index], tag)
+            output, new_state = _add_step(graph, layer, weights[index], layer_input, states[index], tag)
+            is_state = output == new_state[0]
             if used is not None:
                 held = zip(new_state, initial[index], layer.state_parts, strict=True)
                 new_state = [
                     graph.node("Where", [used, value, start], f"{letter}{tag}_kept")
                     for value, (start, _), (letter, _, _) in held
                 ]
-            states[index], layer_input = new_state, new_state[0]
-    return [window, filled], states[-1][0]
+            states[index], layer_input = new_state, new_state[0] if is_state else output
+    return [window, filled], layer_input
 
 
 def _add_initial_state(graph: GraphBuilder, layer: Layer, index: int, filled: str) -> list[tuple[str, str]]:
@@ -107,8 +110,13 @@ def _add_initial_state(graph: GraphBuilder, layer: Layer, index: int, filled: st
     return names
 
 
-def _add_weights(graph: GraphBuilder, layer: Layer, index: int) -> list[str]:
-    """Adds the layer's weights; returns their names in the order that `_add_step` takes."""
+def _add_weights(graph: GraphBuilder, layer: Layer, index: int) -> Mapping[str, str] | list[str]:
+    """Adds the layer's weights; returns their names as `_add_step` takes them."""
+    if isinstance(layer, NamedLayer):
+        return {
+            name: graph.weight(named_weight(layer.cell, index, name), as_float32(layer.weights[name]).T)
+            for name in NAMED_CELLS[layer.cell].weight_shapes(1, 1)
+        }
     halves = np.split(as_float32(layer.bias), 2)
     if uses_operator(layer):
         names = [
@@ -132,13 +140,30 @@ def _add_weights(graph: GraphBuilder, layer: Layer, index: int) -> list[str]:
 
 
 def _add_step(
-    graph: GraphBuilder, layer: Layer, weights: list[str], inputs: str, state: Sequence[str], tag: str
-) -> list[str]:
-    """Adds one step of one layer; returns the new parts of its state, h first."""
+    graph: GraphBuilder,
+    layer: Layer,
+    weights: Mapping[str, str] | list[str],
+    inputs: str,
+    state: Sequence[str],
+    tag: str,
+) -> tuple[str, list[str]]:
+    """Adds one step of one layer; returns its output and the new parts of its state."""
+    if isinstance(layer, NamedLayer):
+        assert isinstance(weights, Mapping)
+        return NAMED_CELLS[layer.cell].add_step(graph, weights, inputs, state, layer.hidden, tag)
+    assert isinstance(weights, list)
     if isinstance(layer, Gru):
-        return _add_gru_cell(graph, layer, weights, inputs, state[0], tag)
-    if not uses_operator(layer):
-        return _add_lstm_cell(graph, layer, weights, inputs, state, tag)
+        new_state = _add_gru_cell(graph, layer, weights, inputs, state[0], tag)
+    elif uses_operator(layer):
+        new_state = _add_lstm_operator(graph, layer, weights, inputs, state, tag)
+    else:
+        new_state = _add_lstm_cell(graph, layer, weights, inputs, state, tag)
+    return new_state[0], new_state
+
+
+def _add_lstm_operator(
+    graph: GraphBuilder, layer: Lstm, weights: list[str], inputs: str, state: Sequence[str], tag: str
+) -> list[str]:
     outputs = ["", f"h{tag}_out", f"c{tag}_out"]
     other: dict[str, Any] = {} if layer.activation == "tanh" else {"activations": ["Sigmoid", "Relu", "Relu"]}
     operands = [inputs, *weights, "", *state]
@@ -181,7 +206,12 @@ def _add_products(graph: GraphBuilder, weights: list[str], inputs: str, h: str, 
     ]
 
 
-def uses_operator(layer: Layer) -> bool:
+def named_weight(cell: str, index: int, name: str) -> str:
+    """The name in the graph of a weight of a NamedLayer."""
+    return f"{cell}{index}.{name}"
+
+
+def uses_operator(layer: Lstm | Gru) -> bool:
     """Whether the layer is written as ONNX's LSTM operator, not in cell form."""
     return isinstance(layer, Lstm) and layer.projection is None
 

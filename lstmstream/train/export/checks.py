@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.export.network_spec import (
     AnomalyHead,
     DenseHead,
@@ -12,6 +13,7 @@ from lstmstream.train.export.network_spec import (
     History,
     Layer,
     Lstm,
+    NamedLayer,
     NetworkSpec,
 )
 
@@ -43,6 +45,9 @@ def validate(spec: NetworkSpec) -> None:
 
 
 def _validate_layer(index: int, layer: Layer, width: int) -> None:
+    if isinstance(layer, NamedLayer):
+        _validate_named_layer(index, layer, width)
+        return
     h, gates = layer.hidden, 4 if isinstance(layer, Lstm) else 3
     out = h
     if isinstance(layer, Lstm) and layer.projection is not None:
@@ -62,6 +67,20 @@ def _validate_layer(index: int, layer: Layer, width: int) -> None:
             raise ValueError(f"layer {index} {name}: shape {np.shape(values)}, should be {shape}")
     if layer.activation not in {"tanh", "relu"}:
         raise ValueError(f"layer {index} activation: {layer.activation!r} should be tanh or relu")
+
+
+def _validate_named_layer(index: int, layer: NamedLayer, width: int) -> None:
+    kind = NAMED_CELLS[layer.cell]
+    shapes = kind.weight_shapes(width, layer.hidden)
+    states = {f"initial_{letter}": (count * layer.hidden,) for letter, count, _ in kind.state}
+    given = {**layer.weights, **{f"initial_{letter}": values for letter, values in layer.initial.items()}}
+    for name in dict.fromkeys([*shapes, *given]):
+        shape = np.shape(given[name]) if name in given else None
+        wanted = (shapes | states).get(name)
+        if shape != wanted:
+            raise ValueError(f"layer {index} {name}: shape {shape}, should be {wanted}")
+    if layer.activation != "tanh":
+        raise ValueError(f"layer {index} activation: {layer.activation!r}; {layer.cell} has its own")
 
 
 def _validate_forecast(encoder: FeatureEncoder, head: ForecastHead | AnomalyHead) -> None:

@@ -6,14 +6,16 @@ is the same network in torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmstream.formats.durations import short_duration
 from lstmstream.model import Feature, StatePart, StateSpec
+from lstmstream.train.export.named_cells import NAMED_CELLS, CellName
 
 Array = NDArray[np.float32]
 HISTORY = "history"  # the first word of the names of its parts of the state
@@ -109,6 +111,8 @@ class Lstm:
     c' = f c + i act(g); h' = o act(c'), multiplied by `projection` where there is one.
     """
 
+    cell: ClassVar[CellName] = "lstm"
+
     weight_ih: Array  # [4H, I]
     weight_hh: Array  # [4H, P]
     bias: Array  # [8H] input biases, then recurrent biases
@@ -140,6 +144,8 @@ class Gru:
     n = act(W x + b + r (R h + b')); h' = n + z (h - n). ONNX calls this form linear_before_reset, Keras reset_after.
     """
 
+    cell: ClassVar[CellName] = "gru"
+
     weight_ih: Array  # [3H, I]
     weight_hh: Array  # [3H, H]
     bias: Array  # [6H] input biases, then recurrent biases
@@ -162,7 +168,36 @@ class Gru:
         return (("h", self.width, self.initial_h),)
 
 
-Layer = Lstm | Gru
+@dataclass(frozen=True, slots=True)
+class NamedLayer:
+    """One layer of a cell of named_cells.py, which has its formulas and the names and shapes of its weights."""
+
+    cell: CellName
+    weights: Mapping[str, Array]  # by name, matrices as [out, in]
+    initial: Mapping[str, Array] = field(default_factory=dict)  # by letter; the cell's own values where not given
+    activation: Activation = "tanh"  # the only one
+
+    @property
+    def hidden(self) -> int:
+        """H: number of units."""
+        bias = "bias_in" if self.cell == "s4d" else "bias"
+        return int(self.weights[bias].size) // NAMED_CELLS[self.cell].weight_shapes(1, 1)[bias][0]
+
+    @property
+    def width(self) -> int:
+        """Number of outputs, which the next layer gets: H."""
+        return self.hidden
+
+    @property
+    def state_parts(self) -> tuple[tuple[str, int, Array | None], ...]:
+        """What the layer remembers: letter, number of values, initial values."""
+        return tuple(
+            (letter, count * self.hidden, self.initial.get(letter, np.full(count * self.hidden, value, np.float32)))
+            for letter, count, value in NAMED_CELLS[self.cell].state
+        )
+
+
+Layer = Lstm | Gru | NamedLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +280,7 @@ class NetworkSpec:
 
     @property
     def state(self) -> StateSpec:
-        """The state row: h0, c0, h1, c1, ... (h only for GRU) or the window; then the states of head and history."""
+        """The state row: those of the layers (h0, c0, h1, c1, ... of an LSTM) or the window, of head and history."""
         parts: list[StatePart] = []
         initial: list[float] = []
 

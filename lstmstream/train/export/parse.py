@@ -14,9 +14,10 @@ from onnx import numpy_helper
 
 from lstmstream.formats.durations import parse_short_duration
 from lstmstream.model import Card
-from lstmstream.train.export.cells import from_onnx_gates
+from lstmstream.train.export.cells import from_onnx_gates, named_weight
 from lstmstream.train.export.encoder import DAY_MS
 from lstmstream.train.export.heads import COLUMNS
+from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.export.network_spec import (
     HISTORY,
     HISTORY_STATISTICS,
@@ -34,6 +35,7 @@ from lstmstream.train.export.network_spec import (
     History,
     Layer,
     Lstm,
+    NamedLayer,
     NetworkSpec,
     Number,
 )
@@ -73,9 +75,15 @@ def parse_network(graph: onnx.GraphProto, card: Card) -> NetworkSpec:
     shapes = {part.name: part.shape for part in card.state.parts}
     window = int(shapes["window"][0]) if "window" in shapes else None
     layers: list[Layer] = []
-    while f"W{len(layers)}" in saved.weights or f"weight_ih{len(layers)}" in saved.weights:
+    while any(name in saved.weights for name in _first_weights(len(layers))):
         layers.append(_parse_layer(saved, len(layers), window))
     return NetworkSpec(_parse_encoder(saved), tuple(layers), _parse_head(saved), window)
+
+
+def _first_weights(index: int) -> list[str]:
+    """A weight that layer `index` has, for each way of writing it."""
+    named = [named_weight(cell, index, next(iter(kind.weight_shapes(1, 1)))) for cell, kind in NAMED_CELLS.items()]
+    return [f"W{index}", f"weight_ih{index}", *named]
 
 
 def _parse_encoder(saved: _SavedGraph) -> FeatureEncoder:
@@ -124,11 +132,20 @@ def _parse_layer(saved: _SavedGraph, index: int, window: int | None) -> Layer:
     weights = saved.weights
     tag = f"{index}" if window is None else f"{index}_0"
 
-    def initial(letter: str) -> Array | None:
+    def all_initial(letter: str) -> Array:
         name = f"{letter}{index}"
-        values = saved.initial_values(name) if window is None else weights[f"{name}_initial"]
+        return saved.initial_values(name) if window is None else weights[f"{name}_initial"]
+
+    def initial(letter: str) -> Array | None:
+        values = all_initial(letter)
         return values if values.any() else None
 
+    for cell, kind in NAMED_CELLS.items():
+        names = {name: named_weight(cell, index, name) for name in kind.weight_shapes(1, 1)}
+        if all(full in weights for full in names.values()):
+            arrays = {name: np.ascontiguousarray(weights[full].T) for name, full in names.items()}
+            values = {letter: all_initial(letter) for letter, _, _ in kind.state}
+            return NamedLayer(cell, arrays, values)
     if f"W{index}" in weights:
         activations = [
             text for one in saved.nodes[f"h{tag}_out"].attribute if one.name == "activations" for text in one.strings

@@ -16,6 +16,7 @@ from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.finalize import TrainedModel
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import split_facts, summarize
+from lstmstream.train.schema import CELL_TITLES
 from lstmstream.train.trainer import Trainer
 
 
@@ -34,7 +35,7 @@ def build_report(dataset: Dataset, trainer: Trainer, model: TrainedModel, config
     classify = config.task == "classify"
     training = np.flatnonzero(dataset.loss_masks[SPLIT_NAMES[TRAIN]]) if classify else split.rows(TRAIN)
     others = compute_baselines(dataset.task_spec, events, evaluated, rows, training=training, dense=dense_inputs)
-    cell = config.model.cell.upper()
+    cell = CELL_TITLES[config.model.cell]
     card = model.card
     return Report(
         name=config.name,

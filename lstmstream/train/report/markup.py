@@ -85,7 +85,7 @@ def page(report: Report, drawn: Sequence[Plot], *, head: str, tail: str, license
 def _subtitle(report: Report) -> str:
     summary = report.summary
     verb = {"classify": "Classifies", "forecast": "Forecasts", "anomaly": "Detects anomalies"}[report.task]
-    article = "an" if report.cell == "LSTM" else "a"
+    article = "an" if report.cell[0] in "LSs" else "a"
     return (
         f"{verb} with {article} {escaped(report.cell)} &middot; {summary.rows:,} events of {summary.keys:,} keys"
         f" &middot; {format_time(summary.start_ms)} to {format_time(summary.end_ms)} UTC"

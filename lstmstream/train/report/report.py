@@ -21,7 +21,7 @@ class Report:
     name: str
     version: str
     task: str  # classify | forecast | anomaly
-    cell: str  # LSTM or GRU
+    cell: str  # as LSTM
     config: str  # the text of the configuration
     keys: Sequence[str]  # names by the index in Evaluated.sequence
     summary: DataSummary
