@@ -24,6 +24,7 @@ from lstmstream.config.types import (
     ModelReference,
     Name,
     Protocol,
+    ScalarText,
     Secret,
     Section,
     Servers,
@@ -91,6 +92,24 @@ class Kafka(Section):
     )
 
 
+class SilentEvents(Section):
+    """`input.silent`: which events move their key's state without a prediction."""
+
+    field: FieldPath | None = Field(
+        None,
+        description="Field that marks events without a prediction, such as labels that arrive late: they update the"
+        " state of their key as any other event does.",
+    )
+    equals: ScalarText | None = Field(
+        None, description="The value of that field in such events: text, a whole number or a boolean."
+    )
+
+    @property
+    def mark(self) -> tuple[str, str] | None:
+        """The field and its value; None where every event has a prediction."""
+        return None if self.field is None or self.equals is None else (self.field, self.equals)
+
+
 class Input(Section):
     """`input`: the events."""
 
@@ -103,6 +122,7 @@ class Input(Section):
     start: Literal["earliest", "latest"] = Field(
         "earliest", description="Where to begin when the group has no committed offset."
     )
+    silent: SilentEvents
     late: Literal["apply", "score", "drop"] = Field(
         "apply",
         description="Events older than the newest of their key: update the state, score only, or dead-letter them.",

@@ -131,6 +131,13 @@ def _non_empty(value: SecretStr) -> SecretStr:
     return value
 
 
+def scalar_text(value: object) -> object:
+    """Convert a boolean or a whole number to its text, as an event's value is; return anything else unchanged."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else value
+
+
 def _single_line(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("is empty or contains unprintable characters; write it on one line")
@@ -146,6 +153,7 @@ Milliseconds = Annotated[StrictInt, Field(ge=0, le=_INT32_MAX)]
 PositiveMs = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
 ByteCount = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
 SingleLine = Annotated[str, AfterValidator(_single_line)]
+ScalarText = Annotated[str, BeforeValidator(scalar_text)]
 Name = Annotated[str, AfterValidator(group_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
 ModelReference = Annotated[str, AfterValidator(_model)]

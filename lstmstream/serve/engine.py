@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from lstmstream.records import DeadLetter, Predictions, RecordBatch
 from lstmstream.serve.decode import Decoded, Decoder
 from lstmstream.serve.encode import Encoder, Outputs
@@ -16,7 +18,7 @@ from lstmstream.serve.scorer import ChangedRows, Scorer, Timer, no_timer
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a batch of N records gave: each is one prediction or one dead letter."""
+    """What a batch of N records gave: each is one prediction, one dead letter, or silent."""
 
     records: RecordBatch
     predictions: Predictions
@@ -27,6 +29,7 @@ class Result:
     expired: int
     resets: int
     decoded: Decoded  # the events as they were read
+    silent_events: int  # states moved without a prediction
 
 
 class Engine:
@@ -49,7 +52,8 @@ class Engine:
         with self._timer("encode"):
             # In the input's order, whatever the rounds.
             dead_letters = sorted(decoded.dead_letters + scored.dead_letters, key=lambda letter: letter.index)
-            predictions = scored.predictions
+            predictions = _without_silent(scored.predictions, decoded)
+            silent_events = len(scored.predictions.index) - len(predictions.index)
             outputs = self._encoder.encode(records, decoded, predictions, dead_letters)
             # Again for what is put in its place: forms only ever get plainer, so that this ends.
             while refusals is not None and (accepted := refusals.check(records, predictions, dead_letters, outputs)):
@@ -65,6 +69,7 @@ class Engine:
             scored.expired,
             scored.resets,
             decoded,
+            silent_events,
         )
 
     def replay(self, records: RecordBatch) -> dict[int, ChangedRows]:
@@ -83,3 +88,10 @@ class Engine:
     def rollback(self) -> None:
         """Take the states of the newest batch in flight back."""
         self.scorer.rollback()
+
+
+def _without_silent(predictions: Predictions, decoded: Decoded) -> Predictions:
+    if not decoded.silent.any():
+        return predictions
+    silent = decoded.observations.index[decoded.silent]
+    return predictions.take(np.flatnonzero(~np.isin(predictions.index, silent)))

@@ -42,6 +42,7 @@ def make_engine(
         timestamp=config.input.timestamp,
         max_bytes=config.input.max_bytes,
         max_future_ms=None if from_file else round(config.input.max_future * 1000),
+        silent=config.input.silent.mark,
     )
     encoder = Encoder(
         card,

@@ -139,6 +139,8 @@ def _print_summary(summary: dict[str, Any], *, listed: bool) -> None:
         f"{summary['events']:,} events{whose}: {summary['predictions']:,} predictions, {summary['alerts']:,} alerts,"
         f" {summary['dead_letters']:,} dead letters in {summary['seconds']:.1f} s"
     )
+    if summary["silent"]:
+        print(f"{summary['silent']:,} events have no answer, as input.silent says")
     if summary["repeated"]:
         print(f"{summary['repeated']:,} records were repeated, as delivery at_least_once allows")
     if summary["others"]:
