@@ -128,6 +128,7 @@ def score(
         str | None, typer.Option(help="Column of the event time. Default: the config's or the card's.")
     ] = None,
     dead_letters: Annotated[Path | None, typer.Option(help="File for the dead letters, JSONL.")] = None,
+    events: Annotated[Path | None, typer.Option(help="File for the events of output.events, JSONL.")] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="All events belong to one key.")] = False,
     no_timestamp: Annotated[
         bool, typer.Option("--no-timestamp", help="Events have no timestamp; use the time at which they are read.")
@@ -156,6 +157,7 @@ def score(
             no_key=no_key,
             no_timestamp=no_timestamp,
             profile=profile,
+            events=events,
         )
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it

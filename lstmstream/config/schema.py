@@ -16,6 +16,7 @@ from lstmstream.config.options import KeysOf
 from lstmstream.config.paths import Keys
 from lstmstream.config.properties import Properties, given_properties
 from lstmstream.config.types import (
+    AddedFields,
     Duration,
     FieldPath,
     FieldPaths,
@@ -141,6 +142,20 @@ class Input(Section):
     )
 
 
+class OutputEvents(Section):
+    """`output.events`: the events once more, with outputs of the model added, for a next stage."""
+
+    topic: Topic | None = Field(
+        None, description="Topic that receives each event that has a prediction once more, with the fields of `add`."
+    )
+    key: FieldPath | None = Field(None, description="Field that becomes their record key. Default: the entity key.")
+    add: AddedFields = Field(
+        {},
+        description="Fields to add: name → `score`, `alert`, `steps` or `prediction[0]`. An event that has one of them"
+        " already, or no key, becomes a dead letter.",
+    )
+
+
 class Output(Section):
     """`output`: the predictions."""
 
@@ -158,6 +173,7 @@ class Output(Section):
     key: FieldPath | None = Field(
         None, description="Field that becomes the record key of the predictions. Default: the entity key."
     )
+    events: OutputEvents
 
 
 class DeadLetters(Section):

@@ -102,6 +102,18 @@ def _field_path(value: str) -> str:
     return value
 
 
+def _plain_field(value: str) -> str:
+    if "." in value:
+        raise ValueError("contains a dot, which leads to a nested field; use a name without dots")
+    return _field_path(value)
+
+
+def _output_value(value: str) -> str:
+    if not re.fullmatch(r"score|alert|steps|prediction\[\d{1,6}\]", value, re.ASCII):
+        raise ValueError("is not an output of the model; use score, alert, steps, or prediction[0] and so on")
+    return value
+
+
 def _servers(value: list[str]) -> list[str]:
     if not value:
         raise ValueError("is empty; write host:port, or several separated by commas")
@@ -159,6 +171,7 @@ Topic = Annotated[str, AfterValidator(_topic)]
 ModelReference = Annotated[str, AfterValidator(_model)]
 FieldPath = Annotated[str, AfterValidator(_field_path)]
 FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]
+AddedFields = dict[Annotated[str, AfterValidator(_plain_field)], Annotated[str, AfterValidator(_output_value)]]
 Servers = Annotated[list[str], BeforeValidator(_split), AfterValidator(_servers)]
 Secret = Annotated[SecretStr, AfterValidator(_non_empty)]
 Token = Annotated[SecretStr, AfterValidator(_token)]

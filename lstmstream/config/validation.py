@@ -22,6 +22,10 @@ def daemon_conflicts(config: Config) -> Iterator[Conflict]:
     yield from _not_implemented(config)
     yield from _topic_conflicts(config)
     yield from silent_conflicts(config.input.silent, "input.silent")
+    events = config.output.events
+    if events.topic is None and (events.key is not None or events.add):
+        paths = ("output.events.topic", "output.events.key" if events.key is not None else "output.events.add")
+        yield Conflict(paths, "is missing, and the other options of output.events have no effect without it; set it")
     yield from security_conflicts(config.kafka.security, config.folder)
     yield from _timing_conflicts(config)
 
@@ -57,6 +61,7 @@ def _topic_conflicts(config: Config) -> Iterator[Conflict]:
         ("input.topic", config.input.topic),
         ("output.topic", config.output.topic),
         ("output.alerts_topic", config.output.alerts_topic),
+        ("output.events.topic", config.output.events.topic),
         ("dead_letter.topic", config.dead_letter.topic),
         ("state.topic", config.state.topic),
     ):

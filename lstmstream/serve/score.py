@@ -41,20 +41,29 @@ def score_file(
     no_key: bool = False,
     no_timestamp: bool = False,
     profile: Path | None = None,
+    events: Path | None = None,
 ) -> int:
     """Answer the events of `data` in their order; all are of one partition. Returns the exit code.
 
     `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
     the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
-    reading. `profile`: the file of a profile. The exit code is 1 where there are rows and none could be scored.
+    reading. `profile`: the file of a profile. `events`: the file for those of `output.events`. The exit code is 1 where
+    there are rows and none could be scored.
     """
     columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
     config = score_config(config_or_model)
     model, step = load_step_model(config)
     _refuse_overwriting(
         {"the data": "/dev/stdin" if data == "-" else data, "the model": model.path, "the config": config_or_model},
-        {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters, "--profile": profile},
+        {
+            "--out": "/dev/stdout" if out == "-" else out,
+            "--dead-letters": dead_letters,
+            "--profile": profile,
+            "--events": events,
+        },
     )
+    if events is not None and config.output.events.topic is None:
+        raise CannotServe("--events: the config has no output.events, which says what to add to them; set it")
     timer, profiled = (
         StageTimer(time.perf_counter),
         None if profile is None else Profile(profile, f"lstmstream score {data}"),
@@ -74,6 +83,7 @@ def score_file(
             say(note)
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
+        enriched = files.enter_context(events.open("wb")) if events is not None else None
         progress = files.enter_context(closing(RowProgress(name, terminal=_draws_bar(out))))
         if profiled is not None:
             profiled.start()
@@ -82,6 +92,8 @@ def score_file(
             unseen.look(records)
             result = engine.process(records)
             _write(result, predictions, letters)
+            if enriched is not None and result.outputs.events is not None:
+                enriched.writelines((value or b"") + b"\n" for value in result.outputs.events.values)
             engine.commit()
             if rows.file.live:
                 predictions.flush()

@@ -115,7 +115,13 @@ def wanted_fields(config: Config, card: Card) -> list[str]:
     """Every field of an event that answers depend on, once: key and time first."""
     own = [
         name
-        for name in (config.input.key, config.input.timestamp, config.output.key, config.input.silent.field)
+        for name in (
+            config.input.key,
+            config.input.timestamp,
+            config.output.key,
+            config.output.events.key,
+            config.input.silent.field,
+        )
         if name is not None
     ]
     return list(dict.fromkeys([*own, *(feature.name for feature in card.features)]))
@@ -123,7 +129,7 @@ def wanted_fields(config: Config, card: Card) -> list[str]:
 
 def field_roles(config: Config, card: Card) -> FieldRoles:
     """What the fields of an event are read as."""
-    keys = (config.input.key, config.output.key)
+    keys = (config.input.key, config.output.key, config.output.events.key)
     marks = () if config.input.silent.field is None else (config.input.silent.field,)
     return FieldRoles(
         keys=tuple(name for name in keys if name is not None),
@@ -184,8 +190,11 @@ class ScoreInput:
         require_for_table(path)
         from lstmstream.formats.tables import count_rows, field_names, table_events  # noqa: PLC0415 -- needs polars
 
-        events = table_events(path, field_roles(config, card))  # raises for a file that is not a table
         present = field_names(path)
+        roles = field_roles(config, card)
+        if config.output.events.topic is not None:  # they have all fields
+            roles = roles._replace(passthrough=tuple(dict.fromkeys([*roles.passthrough, *present])))
+        events = table_events(path, roles)  # raises for a file that is not a table
         if missing := [name for name in wanted_fields(config, card) if name not in present]:
             raise CannotServe(unknown_fields(path, missing, present))
         if missing := [name for name in config.output.include if name not in present]:
