@@ -43,10 +43,10 @@ class KeyAndTime:
                 raise CannotServe(f"--{option} and --no-{option} contradict each other; give one of them")
 
 
-def score_config(config_or_model: str) -> Config:
+def score_config(config_or_model: str, stage: str | None = None) -> Config:
     """The YAML's config, or the least config around a model. Raises CannotServe."""
     if Path(config_or_model).suffix in {".yaml", ".yml"}:
-        config = load_config(Path(config_or_model))
+        config = load_config(Path(config_or_model), stage=stage)
     else:
         config = Config.model_validate(bare_config("score", config_or_model))
     return config.model_copy(update={"output": config.output.model_copy(update={"alerts_topic": None})})

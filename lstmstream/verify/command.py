@@ -37,12 +37,13 @@ def verify(
     follow: bool = False,
     as_json: bool = False,
     stopping: Callable[[], bool] | None = None,
+    stage: str | None = None,
 ) -> int:
     """Verify what a daemon of this configuration has published. Raises CannotServe where it cannot be judged."""
     fraction, limits = _fraction(sample), _limits(since, until)
     if follow and until is not None:
         raise CannotServe("--follow and --to cannot be used together: give one of them")
-    loaded = load_config(config)
+    loaded = load_config(config, stage=stage)
     model = load_model(loaded.model, base=loaded.folder)
     stopping = stopping or (lambda: False)
     kafka = open_kafka_admin(loaded)
