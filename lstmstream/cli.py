@@ -77,6 +77,9 @@ def run(
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Number of processes that share the partitions, one core each.")
     ] = 1,
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run one stage only, of a configuration with stages.")
+    ] = None,
     worker: Annotated[str | None, typer.Option(hidden=True, help="Set by --workers: number/count.")] = None,
     profile: Annotated[
         Path | None,
@@ -94,23 +97,28 @@ def run(
 
     stop = ShutdownSignal()  # first of all: importing the rest takes most of a second
     from lstmstream import logs
-    from lstmstream.config import load_config
+    from lstmstream.config import Config, load_config, load_stages
 
-    if workers > 1 and worker is None:
+    stages = load_stages(config) if stage is None and worker is None else ()
+    if worker is None and (workers > 1 or stages):
         from lstmstream.workers.supervisor import run as supervise
 
-        loaded = load_config(config)
+        configs: dict[str | None, Config] = {one.name: one.config for one in stages}
+        configs = configs or {stage: load_config(config, stage=stage)}
+        loaded = next(iter(configs.values()))
         logs.configure(loaded.log.level, loaded.log.format)
-        return supervise(loaded, config, workers, stop, profile=profile)
+        return supervise(configs, config, workers, stop, profile=profile)
     from lstmstream.serve.worker import open_worker, worker_config
 
     one = None if worker is None else open_worker(worker)
     from lstmstream.serve.process import run as serve
 
-    loaded = load_config(config)
+    loaded = load_config(config, stage=stage)
+    fields: dict[str, object] = {} if stage is None else {"stage_name": stage}
     if one is not None:
         loaded = worker_config(loaded, one.number)
-    logs.configure(loaded.log.level, loaded.log.format, fields=None if one is None else {"worker": one.number})
+        fields["worker"] = one.number
+    logs.configure(loaded.log.level, loaded.log.format, fields=fields or None)
     return serve(loaded, stop, one, profile=profile)
 
 
@@ -128,6 +136,8 @@ def score(
         str | None, typer.Option(help="Column of the event time. Default: the config's or the card's.")
     ] = None,
     dead_letters: Annotated[Path | None, typer.Option(help="File for the dead letters, JSONL.")] = None,
+    events: Annotated[Path | None, typer.Option(help="File for the events of output.events, JSONL.")] = None,
+    stage: Annotated[str | None, typer.Option(metavar="NAME", help="Score by one stage of the configuration.")] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="All events belong to one key.")] = False,
     no_timestamp: Annotated[
         bool, typer.Option("--no-timestamp", help="Events have no timestamp; use the time at which they are read.")
@@ -156,6 +166,8 @@ def score(
             no_key=no_key,
             no_timestamp=no_timestamp,
             profile=profile,
+            events=events,
+            stage=stage,
         )
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
@@ -342,6 +354,9 @@ def verify(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what a running daemon publishes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which stage, of a configuration with stages.")
+    ] = None,
 ) -> int:
     """Verify what a daemon has published.
 
@@ -364,6 +379,7 @@ def verify(
         follow=follow,
         as_json=as_json,
         stopping=stopping,
+        stage=stage,
     )
 
 
@@ -374,6 +390,9 @@ def check(
         int, typer.Option(min=1, max=100_000, help="Number of the newest records of the input to look at.")
     ] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which stage, of a configuration with stages.")
+    ] = None,
 ) -> int:
     """Check whether a daemon of this configuration could serve.
 
@@ -383,7 +402,7 @@ def check(
     """
     from lstmstream.check.command import check as run_checks
 
-    return run_checks(config, records=records, as_json=as_json)
+    return run_checks(config, records=records, as_json=as_json, stage=stage)
 
 
 @dev.command()

@@ -224,8 +224,9 @@ def test_every_key_can_be_overridden(load: Load) -> None:
     """A variable's name leads to the key, and its text wins over the file's."""
     for option in options():
         *sections, key = option.path.split(".", 1) if "properties" not in option.path else option.path.split(".", 2)
-        if sections == ["kafka"] and key.startswith("security."):
-            sections, key = ["kafka", "security"], key.removeprefix("security.")
+        for above, inner in (("kafka", "security"), ("input", "silent"), ("output", "events")):
+            if sections == [above] and key.startswith(f"{inner}."):
+                sections, key = [above, inner], key.removeprefix(f"{inner}.")
         name = "LSTMSTREAM_" + "__".join([*(sections or [""]), key]).replace(".", "_").upper()
         if not sections:
             name = f"LSTMSTREAM__{key.upper()}"

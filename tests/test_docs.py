@@ -30,6 +30,8 @@ OF_THE_READER = {
     "model.onnx",
     "mine.onnx",
     "pairs.jsonl",
+    "fraud.yaml",
+    "enriched.jsonl",
 }  # files that somebody who follows the README makes
 PACKAGE = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "lstmstream").rglob("*.py"))]
 

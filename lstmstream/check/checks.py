@@ -91,10 +91,10 @@ def check_packages() -> Iterator[Check]:
         yield ok("packages", f"{', '.join(found)}; codec: {codec.describe()}")
 
 
-def check_config(path: Path) -> Iterator[Check | Config]:
+def check_config(path: Path, stage: str | None) -> Iterator[Check | Config]:
     """The checks, then the configuration if it can be used."""
     try:
-        config = load_config(path)
+        config = load_config(path, stage=stage)
     except CannotServe as error:
         yield from (failed("configuration", problem) for problem in error.problems)
         return
@@ -255,7 +255,7 @@ class TopicChecks:
         engine.rollback()
         letters = result.dead_letters
         total, alerts = len(sample), int(result.predictions.alert.sum())
-        text = f"{total:,} records give {total - len(letters):,} predictions, {alerts:,} of them alerts"
+        text = f"{total:,} records give {len(result.predictions.index):,} predictions, {alerts:,} of them alerts"
         if not letters:
             yield ok("records", text)
         else:

@@ -29,10 +29,10 @@ SIGNS = {Status.OK: "✓", Status.WARNING: "!", Status.FAILED: "✗"}
 PLAIN = {Status.OK: "ok", Status.WARNING: "warning", Status.FAILED: "FAILED"}  # where the terminal has no such signs
 
 
-def check(path: Path, *, records: int, as_json: bool) -> int:
+def check(path: Path, *, records: int, as_json: bool, stage: str | None = None) -> int:
     """Print one line per check as it is made. 0, or 1 if one has failed."""
     results = []
-    for result in _checks(path, records):
+    for result in _checks(path, records, stage):
         results.append(result)
         if not as_json:
             print(_line(result), flush=True)
@@ -45,10 +45,10 @@ def check(path: Path, *, records: int, as_json: bool) -> int:
     return 1 if bad else 0
 
 
-def _checks(path: Path, records: int) -> Iterator[Check]:
+def _checks(path: Path, records: int, stage: str | None) -> Iterator[Check]:
     yield from check_packages()
     config, step = None, None
-    for found in check_config(path):
+    for found in check_config(path, stage):
         if isinstance(found, Config):
             config = found
         else:

@@ -21,5 +21,6 @@ from __future__ import annotations
 from lstmstream.config.load import load_config, options
 from lstmstream.config.options import Option
 from lstmstream.config.schema import Config, Security
+from lstmstream.config.stages import Stage, load_stages
 
-__all__ = ["Config", "Option", "Security", "load_config", "options"]
+__all__ = ["Config", "Option", "Security", "Stage", "load_config", "load_stages", "options"]

@@ -10,17 +10,30 @@ from lstmstream.config.diagnostics import validate
 from lstmstream.config.environment import apply_environment
 from lstmstream.config.options import Option, options_of
 from lstmstream.config.schema import Config
+from lstmstream.config.stages import stages_of
 from lstmstream.config.yaml_file import read_yaml
+from lstmstream.errors import CannotServe
 
 
-def load_config(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+def load_config(path: Path | None, environ: Mapping[str, str] = os.environ, *, stage: str | None = None) -> Config:
     """Return the configuration of the YAML file at `path` (None: no file), overridden by the variables in `environ`.
 
-    Raises CannotServe with one line for each fault, all of them at once.
+    `stage`: the one to take of a file with `stages`. Raises CannotServe with one line for each fault, all at once.
     """
     tree = {} if path is None else read_yaml(path)
+    folder = Path() if path is None else path.parent
+    if "stages" in tree:
+        found = {one.name: one.config for one in stages_of(tree, folder, environ)}
+        if stage not in found:
+            names = ", ".join(found)
+            raise CannotServe(
+                f"{path}: has the stages {names}; choose one of them with --stage NAME (dead-letter: --stage-name)"
+            )
+        return found[stage]
+    if stage is not None:
+        raise CannotServe(f"--stage {stage}: {path} has no stages; leave the option out")
     overrides = apply_environment(tree, options(), environ)
-    return validate(Config, tree, Path() if path is None else path.parent, overrides)
+    return validate(Config, tree, folder, overrides)
 
 
 def options() -> list[Option]:

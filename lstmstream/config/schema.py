@@ -16,6 +16,7 @@ from lstmstream.config.options import KeysOf
 from lstmstream.config.paths import Keys
 from lstmstream.config.properties import Properties, given_properties
 from lstmstream.config.types import (
+    AddedFields,
     Duration,
     FieldPath,
     FieldPaths,
@@ -24,6 +25,7 @@ from lstmstream.config.types import (
     ModelReference,
     Name,
     Protocol,
+    ScalarText,
     Secret,
     Section,
     Servers,
@@ -91,6 +93,24 @@ class Kafka(Section):
     )
 
 
+class SilentEvents(Section):
+    """`input.silent`: which events move their key's state without a prediction."""
+
+    field: FieldPath | None = Field(
+        None,
+        description="Field that marks events without a prediction, such as labels that arrive late: they update the"
+        " state of their key as any other event does.",
+    )
+    equals: ScalarText | None = Field(
+        None, description="The value of that field in such events: text, a whole number or a boolean."
+    )
+
+    @property
+    def mark(self) -> tuple[str, str] | None:
+        """The field and its value; None where every event has a prediction."""
+        return None if self.field is None or self.equals is None else (self.field, self.equals)
+
+
 class Input(Section):
     """`input`: the events."""
 
@@ -103,6 +123,7 @@ class Input(Section):
     start: Literal["earliest", "latest"] = Field(
         "earliest", description="Where to begin when the group has no committed offset."
     )
+    silent: SilentEvents
     late: Literal["apply", "score", "drop"] = Field(
         "apply",
         description="Events older than the newest of their key: update the state, score only, or dead-letter them.",
@@ -118,6 +139,20 @@ class Input(Section):
     )
     max_bytes: Size = Field(
         10_000_000, description="Maximum size of a record; a larger one becomes a dead letter without its value."
+    )
+
+
+class OutputEvents(Section):
+    """`output.events`: the events once more, with outputs of the model added, for a next stage."""
+
+    topic: Topic | None = Field(
+        None, description="Topic that receives each event that has a prediction once more, with the fields of `add`."
+    )
+    key: FieldPath | None = Field(None, description="Field that becomes their record key. Default: the entity key.")
+    add: AddedFields = Field(
+        {},
+        description="Fields to add: name → `score`, `alert`, `steps` or `prediction[0]`. An event that has one of them"
+        " already, or no key, becomes a dead letter.",
     )
 
 
@@ -138,6 +173,7 @@ class Output(Section):
     key: FieldPath | None = Field(
         None, description="Field that becomes the record key of the predictions. Default: the entity key."
     )
+    events: OutputEvents
 
 
 class DeadLetters(Section):

@@ -102,6 +102,18 @@ def _field_path(value: str) -> str:
     return value
 
 
+def _plain_field(value: str) -> str:
+    if "." in value:
+        raise ValueError("contains a dot, which leads to a nested field; use a name without dots")
+    return _field_path(value)
+
+
+def _output_value(value: str) -> str:
+    if not re.fullmatch(r"score|alert|steps|prediction\[\d{1,6}\]", value, re.ASCII):
+        raise ValueError("is not an output of the model; use score, alert, steps, or prediction[0] and so on")
+    return value
+
+
 def _servers(value: list[str]) -> list[str]:
     if not value:
         raise ValueError("is empty; write host:port, or several separated by commas")
@@ -131,6 +143,13 @@ def _non_empty(value: SecretStr) -> SecretStr:
     return value
 
 
+def scalar_text(value: object) -> object:
+    """Convert a boolean or a whole number to its text, as an event's value is; return anything else unchanged."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else value
+
+
 def _single_line(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("is empty or contains unprintable characters; write it on one line")
@@ -146,11 +165,13 @@ Milliseconds = Annotated[StrictInt, Field(ge=0, le=_INT32_MAX)]
 PositiveMs = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
 ByteCount = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
 SingleLine = Annotated[str, AfterValidator(_single_line)]
+ScalarText = Annotated[str, BeforeValidator(scalar_text)]
 Name = Annotated[str, AfterValidator(group_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
 ModelReference = Annotated[str, AfterValidator(_model)]
 FieldPath = Annotated[str, AfterValidator(_field_path)]
 FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]
+AddedFields = dict[Annotated[str, AfterValidator(_plain_field)], Annotated[str, AfterValidator(_output_value)]]
 Servers = Annotated[list[str], BeforeValidator(_split), AfterValidator(_servers)]
 Secret = Annotated[SecretStr, AfterValidator(_non_empty)]
 Token = Annotated[SecretStr, AfterValidator(_token)]

@@ -14,13 +14,18 @@ from lstmstream.config.properties import Properties
 from lstmstream.config.types import Mechanism
 
 if TYPE_CHECKING:
-    from lstmstream.config.schema import Config, Security
+    from lstmstream.config.schema import Config, Security, SilentEvents
 
 
 def daemon_conflicts(config: Config) -> Iterator[Conflict]:
     """Find every conflict of the daemon's configuration. Reads the certificate files."""
     yield from _not_implemented(config)
     yield from _topic_conflicts(config)
+    yield from silent_conflicts(config.input.silent, "input.silent")
+    events = config.output.events
+    if events.topic is None and (events.key is not None or events.add):
+        paths = ("output.events.topic", "output.events.key" if events.key is not None else "output.events.add")
+        yield Conflict(paths, "is missing, and the other options of output.events have no effect without it; set it")
     yield from security_conflicts(config.kafka.security, config.folder)
     yield from _timing_conflicts(config)
 
@@ -30,6 +35,14 @@ def security_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:
     yield from _login_conflicts(security)
     unreadable = list(_certificate_conflicts(security, folder))
     yield from unreadable or _content_conflicts(security, folder)
+
+
+def silent_conflicts(silent: SilentEvents, path: str) -> Iterator[Conflict]:
+    """Find a field without a value, or a value without a field, in the options at `path`."""
+    for name, other in (("field", "equals"), ("equals", "field")):
+        if getattr(silent, name) is None and getattr(silent, other) is not None:
+            text = f"is missing, and {other} has no effect without it; set it"
+            yield Conflict((f"{path}.{name}", f"{path}.{other}"), text)
 
 
 def _not_implemented(config: Config) -> Iterator[Conflict]:
@@ -48,6 +61,7 @@ def _topic_conflicts(config: Config) -> Iterator[Conflict]:
         ("input.topic", config.input.topic),
         ("output.topic", config.output.topic),
         ("output.alerts_topic", config.output.alerts_topic),
+        ("output.events.topic", config.output.events.topic),
         ("dead_letter.topic", config.dead_letter.topic),
         ("state.topic", config.state.topic),
     ):

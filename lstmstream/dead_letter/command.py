@@ -45,12 +45,12 @@ def make_filter(
     return Filter(stage, reason, key, _time("--from", since), _time("--to", until), chosen)
 
 
-def list_letters(config: Path, filter_: Filter, *, limit: int, as_json: bool) -> int:
+def list_letters(config: Path, filter_: Filter, *, limit: int, as_json: bool, stage_name: str | None = None) -> int:
     """Print the last of those that are meant, one a line, and how many there are of each stage. Raises CannotServe."""
     stages: Counter[str] = Counter()
     replayed = 0
     last: deque[Letter] = deque(maxlen=limit)
-    with _opened(config) as (loaded, _kafka, broker):
+    with _opened(config, stage_name) as (loaded, _kafka, broker):
         for letter in read_letters(broker, loaded.dead_letter.topic, filter_):
             stages[letter.stage] += 1
             replayed += letter.replayed
@@ -70,10 +70,10 @@ def list_letters(config: Path, filter_: Filter, *, limit: int, as_json: bool) ->
     return 0
 
 
-def show_letter(config: Path, place: str, *, as_json: bool) -> int:
+def show_letter(config: Path, place: str, *, as_json: bool, stage_name: str | None = None) -> int:
     """Print one with all that it has. Raises CannotServe."""
     wanted = Place.parse(place)
-    with _opened(config) as (loaded, _kafka, broker):
+    with _opened(config, stage_name) as (loaded, _kafka, broker):
         topic = loaded.dead_letter.topic
         letter = next(read_letters(broker, topic, Filter(places=frozenset([wanted]))), None)
     if letter is None:
@@ -109,6 +109,7 @@ def replay_letters(
     edit: bool = False,
     dry_run: bool = False,
     as_json: bool = False,
+    stage_name: str | None = None,
 ) -> int:
     """Write the events back to the input topic. 1 if some could not be; raises CannotServe."""
     if filter_ == Filter() and not everything:
@@ -116,7 +117,7 @@ def replay_letters(
     if settings and edit:
         raise CannotServe("--set and --edit cannot be used together: give one of them")
     change: Change | None = set_fields(parse_settings(settings)) if settings else edit_value if edit else None
-    with _opened(config) as (loaded, kafka, broker):
+    with _opened(config, stage_name) as (loaded, kafka, broker):
         if dry_run:
             found = [
                 letter for letter in read_letters(broker, loaded.dead_letter.topic, filter_) if not letter.replayed
@@ -157,8 +158,8 @@ def edit_value(letter: Letter) -> bytes:
 
 
 @contextmanager
-def _opened(config: Path) -> Iterator[tuple[Config, KafkaAdmin, PatientBroker]]:
-    loaded = load_config(config)
+def _opened(config: Path, stage: str | None) -> Iterator[tuple[Config, KafkaAdmin, PatientBroker]]:
+    loaded = load_config(config, stage=stage)
     kafka = open_kafka_admin(loaded)
     say: Callable[[str], None] = lambda text: print(f"dead-letter: {text}", file=sys.stderr, flush=True)  # noqa: E731
     try:

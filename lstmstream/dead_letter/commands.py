@@ -19,6 +19,7 @@ _Since = Annotated[
     str | None, typer.Option("--from", help="Only those whose record's timestamp is not before this (ISO 8601).")
 ]
 _Until = Annotated[str | None, typer.Option("--to", help="Only those whose record's timestamp is before this.")]
+_StageName = Annotated[str | None, typer.Option(metavar="NAME", help="Which stage, of a configuration with stages.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -32,6 +33,7 @@ def list_(
     until: _Until = None,
     limit: Annotated[int, typer.Option(min=1, help="Print the last of them, up to this many.")] = 100,
     as_json: _Json = False,
+    stage_name: _StageName = None,
 ) -> int:
     """List dead letters, one a line, and count them by stage.
 
@@ -40,7 +42,7 @@ def list_(
     from lstmstream.dead_letter.command import list_letters, make_filter
 
     filter_ = make_filter(stage=stage, reason=reason, key=key, since=since, until=until)
-    return list_letters(config, filter_, limit=limit, as_json=as_json)
+    return list_letters(config, filter_, limit=limit, as_json=as_json, stage_name=stage_name)
 
 
 @app.command()
@@ -48,11 +50,12 @@ def show(
     config: _Config,
     place: Annotated[str, typer.Argument(metavar="PLACE", help="partition@offset, as `list` prints it.")],
     as_json: _Json = False,
+    stage_name: _StageName = None,
 ) -> int:
     """Show one dead letter with its reason, headers and value."""
     from lstmstream.dead_letter.command import show_letter
 
-    return show_letter(config, place, as_json=as_json)
+    return show_letter(config, place, as_json=as_json, stage_name=stage_name)
 
 
 @app.command()
@@ -78,6 +81,7 @@ def replay(
         bool, typer.Option("--dry-run", help="Print what would be replayed, and write nothing.")
     ] = False,
     as_json: _Json = False,
+    stage_name: _StageName = None,
 ) -> int:
     """Write events back to the input topic, where the daemon scores them.
 
@@ -88,5 +92,12 @@ def replay(
 
     filter_ = make_filter(stage=stage, reason=reason, key=key, since=since, until=until, places=places or ())
     return replay_letters(
-        config, filter_, everything=everything, settings=set_ or (), edit=edit, dry_run=dry_run, as_json=as_json
+        config,
+        filter_,
+        everything=everything,
+        settings=set_ or (),
+        edit=edit,
+        dry_run=dry_run,
+        as_json=as_json,
+        stage_name=stage_name,
     )

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lstmstream.config.schema import SilentEvents
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.evaluation.alignment import TaskSpec, align_with_truth, evaluated_rows
 from lstmstream.evaluation.descriptions import format_interval, format_number, meaning
@@ -65,6 +66,7 @@ def evaluate(
         key=key or fields.get("key"),
         timestamp=timestamp or fields.get("timestamp"),
         target=label,
+        silent=SilentEvents.model_validate(fields.get("silent") or {}).mark,
     )
     for note in events.notes:
         print(f"lstmstream: {note}", file=sys.stderr)
@@ -75,6 +77,8 @@ def evaluate(
     spec, events = _with_classes(spec, events, prediction, label)
     spec = _with_horizon(spec, prediction)
     mask = None if since is None else _not_before(since, events)
+    if events.silent is not None:
+        mask = ~events.silent if mask is None else mask & ~events.silent
     evaluated = align_with_truth(spec, events, score, prediction, mask)
     _check_truth(evaluated, data, label)
     metrics = bootstrap_intervals(evaluated, card.threshold, resamples=resamples, k=k)

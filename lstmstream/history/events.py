@@ -19,7 +19,7 @@ from lstmstream.formats.values import label_text
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.read import order_note, read_chunks
 from lstmstream.model.card import Card, Feature
-from lstmstream.records import Floats, Ints
+from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.decode import category_code
 
 RAM_BYTES = 1_000_000_000  # of sorted rows; more than that is sorted on disk
@@ -43,6 +43,7 @@ class Events:
     texts: list[list[str]] = field(default_factory=list)  # C lists of category values, until `encode_categories`
     classes: tuple[str, ...] = ()  # values of the label
     split_names: tuple[str, ...] = ()  # values of the split field
+    silent: Bools | None = None  # [N] events without a prediction; None: there are none
     first_unsorted: str = ""  # key and row of the first row that is older than its key's latest; empty if none is
     timed: bool = True  # whether the data have timestamps; else rows count as a second apart
     notes: tuple[str, ...] = ()  # what the user should know of the files, one line each
@@ -104,15 +105,23 @@ def repeated_events(events: Events) -> int:
 
 
 def load_events_for_card(
-    files: Sequence[Path], card: Card, *, key: str | None, timestamp: str | None, target: str | None
+    files: Sequence[Path],
+    card: Card,
+    *,
+    key: str | None,
+    timestamp: str | None,
+    target: str | None,
+    silent: tuple[str, str] | None = None,
 ) -> Events:
-    """The events with the numbers and category codes of a model's card. `target` names the label's field.
+    """The events with the numbers and category codes of a model's card.
+
+    `target` names the label's field, `silent` the field of events without a prediction and its value there.
 
     Raises CannotServe.
     """
     numbers, categories = (tuple(feature.name for feature in group) for group in (card.numbers, card.categories))
     sizes = tuple(feature.size for feature in card.numbers)
-    events = load_events(files, Fields(key, timestamp, numbers, categories, label=target, sizes=sizes))
+    events = load_events(files, Fields(key, timestamp, numbers, categories, label=target, silent=silent, sizes=sizes))
     return encode_categories(events, card.categories)
 
 
@@ -189,6 +198,7 @@ def sort_events(chunks: Iterable[Chunk], fields: Fields, *, ram_bytes: int = RAM
         texts=[list(texts) for texts in encoder.categories],
         classes=tuple(encoder.labels),
         split_names=tuple(encoder.splits),
+        silent=rows["silent"] if fields.silent is not None else None,
         first_unsorted=encoder.first_unsorted,
         timed=fields.timestamp is not None,
         sha256=digest.hexdigest(),
@@ -207,6 +217,7 @@ def _row_type(fields: Fields) -> np.dtype[Any]:
             ("codes", np.int64, (len(fields.categories),)),
             ("label", np.int64),
             ("split", np.int64),
+            *([] if fields.silent is None else [("silent", np.bool_)]),
         ]
     )
 
@@ -237,6 +248,8 @@ class _RowEncoder:
             rows["codes"][:, column] = _encode(texts, codes)
         rows["label"] = _encode(chunk.label or [None] * len(chunk), self.labels) - 1
         rows["split"] = _encode(chunk.split or [None] * len(chunk), self.splits)
+        if chunk.silent is not None:
+            rows["silent"] = chunk.silent
         self._check_order(chunk, rows["key"])
         return rows
 

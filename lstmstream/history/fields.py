@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lstmstream.records import Floats, Ints
+from lstmstream.records import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Fields:
     categories: tuple[str, ...]
     label: str | None = None
     split: str | None = None  # the field that holds train, validation or test
+    silent: tuple[str, str] | None = None  # the field that marks events without a prediction, and its value there
     sizes: tuple[int, ...] = ()  # of each of `numbers`, above 1 for an array; () if all are single numbers
 
     @property
@@ -26,7 +27,8 @@ class Fields:
 
     def all(self) -> tuple[str, ...]:
         """Every field once, in the order above."""
-        single = [field for field in (self.key, self.timestamp, self.label, self.split) if field is not None]
+        mark = None if self.silent is None else self.silent[0]
+        single = [field for field in (self.key, self.timestamp, self.label, self.split, mark) if field is not None]
         return tuple(dict.fromkeys([*single, *self.numbers, *self.categories]))
 
 
@@ -41,6 +43,7 @@ class Chunk:
     categories: list[list[str | None]]  # C lists of M texts
     label: list[str | None] | None  # [M]; None without a label field
     split: list[str | None] | None  # [M]; None without a split field
+    silent: Bools | None = None  # [M]; None where every event has a prediction
 
     def __len__(self) -> int:
         return len(self.timestamp)

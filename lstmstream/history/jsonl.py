@@ -28,7 +28,7 @@ class JsonlReader:
         features = [Feature(name, "number", size=width) for name, width in widths]
         features += [Feature(name, "category", buckets=1) for name in fields.categories]
         card = Card("history", "1", "classify", tuple(features), StateSpec(1, (0.0,), ()), ())
-        self._decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp)
+        self._decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp, silent=fields.silent)
         self._fields = fields
         self._unseen = set(fields.all())
         self._empty = True
@@ -55,7 +55,7 @@ class JsonlReader:
     def _chunk(self, file: str, values: list[bytes], row: int, first_row: int) -> Chunk:
         count = len(values)
         self._empty = False
-        observations, dead_letters, documents, _ = self._decoder.decode(
+        observations, dead_letters, documents, _, silent = self._decoder.decode(
             RecordBatch(
                 topic=file,
                 partitions=np.zeros(count, np.int64),
@@ -83,6 +83,7 @@ class JsonlReader:
             categories=[texts(name, "category") for name in fields.categories],
             label=None if fields.label is None else texts(fields.label, "label"),
             split=None if fields.split is None else texts(fields.split, "split"),
+            silent=None if fields.silent is None else silent,
         )
 
     def _note_fields(self, documents: Sequence[dict[str, Any]]) -> None:

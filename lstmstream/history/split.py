@@ -87,6 +87,17 @@ class Split:
         return np.flatnonzero(self.labels == label)
 
 
+def without_silent(split: Split, events: Events) -> Split:
+    """The split in which events without a prediction only warm up the state."""
+    if events.silent is None:
+        return split
+    labels = np.where(events.silent, np.int8(NONE), split.labels)
+    for label, name in SPLIT_NAMES.items():
+        if (split.labels == label).any() and not (labels == label).any():
+            raise CannotServe(f"data.silent: all events of the {name} split are silent; check the field and its value")
+    return Split(labels, split.description)
+
+
 def split_events(events: Events, options: SplitOptions, seed: int) -> Split:
     """Assigns each event to a split. Raises CannotServe where a split that is needed would be empty."""
     if options.by == "time":

@@ -23,9 +23,9 @@ from lstmstream.formats.timestamps import (
     outside_years,
     timestamp_ms,
 )
-from lstmstream.formats.values import EXACT_DOUBLE_MAX, Role, number_array, text_of
+from lstmstream.formats.values import EXACT_DOUBLE_MAX, Role, canonical_text, number_array, text_of
 from lstmstream.history.fields import Chunk, Fields
-from lstmstream.records import Floats, Ints
+from lstmstream.records import Bools, Floats, Ints
 
 CHUNK_ROWS = 131_072
 _BLANK = "\0blank"  # a column name that no file has
@@ -73,6 +73,7 @@ def _columns(file: Path, scan: pl.LazyFrame, fields: Fields, *, csv: bool) -> li
     arrays = [name for name, width in zip(fields.numbers, fields.widths, strict=True) if width > 1]
     roles: list[tuple[ColumnRole, Sequence[str | None]]] = [
         ("key", [fields.key]), ("time", [fields.timestamp]), ("label", [fields.label]), ("split", [fields.split]),
+        ("category", [] if fields.silent is None else [fields.silent[0]]),
         ("number", [name for name in fields.numbers if name not in arrays]), ("array", arrays),
         ("category", fields.categories),
     ]  # fmt: skip
@@ -128,7 +129,14 @@ def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int],
         categories=[texts(name, "category") for name in fields.categories],
         label=None if fields.label is None else texts(fields.label, "label"),
         split=None if fields.split is None else texts(fields.split, "split"),
+        silent=None if fields.silent is None else _silent(texts(fields.silent[0], "category"), fields.silent[1]),
     )
+
+
+def _silent(texts: list[str | None], equals: str) -> Bools:
+    """[M] Which events have no prediction."""
+    wanted = canonical_text(equals)
+    return np.array([text == wanted for text in texts], dtype=np.bool_)
 
 
 def _texts(file: Path, series: pl.Series, rows: Sequence[int], role: Role) -> list[str | None]:

@@ -45,7 +45,7 @@ def fetch_topic(
     numbers = tuple(Feature(name, "number", size=width) for name, width in widths)
     categories = tuple(Feature(name, "category", buckets=1) for name in fields.categories)
     card = Card("history", "1", "classify", (*numbers, *categories), StateSpec(1, (0.0,), ()), ())
-    decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp)
+    decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp, silent=fields.silent)
     rejected, first_rejected, count = 0, "", 0
     with file.open("wb") as out:
         for records in read_topic(
@@ -57,7 +57,7 @@ def fetch_topic(
             security=security_settings(kafka.security, folder),
             client=kafka.client,
         ):
-            observations, dead_letters, documents, _ = decoder.decode(records)
+            observations, dead_letters, documents, *_ = decoder.decode(records)
             for letter in dead_letters:
                 partition, offset = records.partitions[letter.index], records.offsets[letter.index]
                 first_rejected = first_rejected or f"{source.topic}[{partition}]@{offset}: {letter.message}"

@@ -33,6 +33,7 @@ from lstmstream.model import Card, Feature
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, RecordBatch, UnreadableValue
 from lstmstream.serve.compiled_decode import EventColumns
 from lstmstream.serve.fast_decode import FastDecoder, LazyDocuments
+from lstmstream.serve.silent import SilentField
 
 
 class FieldCounts(NamedTuple):
@@ -49,6 +50,7 @@ class Decoded(NamedTuple):
     dead_letters: list[DeadLetter]  # by index
     documents: Sequence[Document]  # [N] the JSON objects; an empty one where there is none
     field_counts: FieldCounts
+    silent: Bools  # [observations] they have no prediction
 
 
 class Decoder:
@@ -62,14 +64,19 @@ class Decoder:
         timestamp: str | None = None,
         max_bytes: int = 10_000_000,
         max_future_ms: int | None = None,
+        silent: tuple[str, str] | None = None,
     ) -> None:
-        """`key` and `timestamp` name event fields (dots for nested ones); None takes the record's own."""
+        """`key` and `timestamp` name event fields (dots for nested ones); None takes the record's own.
+
+        `silent`: the field that marks events without a prediction, and its value in them.
+        """
         self._numbers = [(f.name, field_getter(f.name), f.size) for f in card.numbers]
         self._categories = [(f.name, field_getter(f.name), category_code(f)) for f in card.categories]
         self._key = None if key is None else (key, field_getter(key))
         self._timestamp = None if timestamp is None else (timestamp, field_getter(timestamp))
         self._max_bytes = max_bytes
         self._max_future_ms = max_future_ms
+        self._silent = None if silent is None else SilentField(*silent)
         codes = [code for _, _, code in self._categories]
         self._fast = FastDecoder(card, codes, key=key, timestamp=timestamp, max_bytes=max_bytes)
         kinds = [feature.kind for feature in card.features]  # in the card numbers and categories may be mixed
@@ -134,15 +141,28 @@ class Decoder:
     ) -> Decoded:
         keys, timestamps, x, categories, absent = columns
         index = np.arange(len(records), dtype=np.int64)
+        silent = self._read_silent(records, documents, rejects)
         observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
         if not rejects.by_index:
-            return Decoded(observations, [], documents, self._count(observations, absent))
+            return Decoded(observations, [], documents, self._count(observations, absent), silent)
         good = np.ones(len(records), dtype=np.bool_)
         good[list(rejects.by_index)] = False
         dead_letters = [rejects.by_index[i] for i in sorted(rejects.by_index)]
         rows = np.flatnonzero(good)
         observations = observations.take(rows)
-        return Decoded(observations, dead_letters, documents, self._count(observations, absent[rows]))
+        return Decoded(observations, dead_letters, documents, self._count(observations, absent[rows]), silent[rows])
+
+    def _read_silent(self, records: RecordBatch, documents: Sequence[Document], rejects: _Rejects) -> Bools:
+        """[N] Whether the event has no prediction."""
+        silent = np.zeros(len(records), dtype=np.bool_)
+        if self._silent is not None:
+            index = [i for i in range(len(records)) if i not in rejects.by_index]
+            found = self._silent.read(records.values, documents, index)
+            silent[index] = [mark is True for mark in found]
+            for i, mark in zip(index, found, strict=True):
+                if type(mark) is BadRecord:
+                    rejects.add(i, mark)
+        return silent
 
     def _count(self, observations: Observations, absent: Bools) -> FieldCounts:
         """`absent` [M, C]: whether the category is missing."""

@@ -27,6 +27,7 @@ from lstmstream.records import (
     UnreadableValue,
 )
 from lstmstream.serve.decode import Decoded
+from lstmstream.serve.enriched import Enriched, EventWriter
 from lstmstream.serve.event_fields import EventFields
 from lstmstream.serve.reasons import feature_names
 from lstmstream.serve.rows import Rows
@@ -43,6 +44,7 @@ class Outputs(NamedTuple):
     predictions: RecordBatch
     alerts: RecordBatch | None  # None: there is no topic for them
     dead_letters: RecordBatch
+    events: RecordBatch | None = None  # None: there is no topic for them
 
     def batches(self) -> list[RecordBatch]:
         """Those that hold records."""
@@ -70,12 +72,14 @@ class Encoder:
         output_key: str | None = None,
         from_file: bool = False,
         reasons: int = 0,
+        events: EventWriter | None = None,
     ) -> None:
         """`include` names fields of the event that a prediction carries along, `output_key` the one that keys it.
 
         Neither decides whether an event counts: a field that cannot be written as JSON is left out, and where
         `output_key` finds no string or integer the key is null. `from_file`: the source is a file and a row.
         `reasons`: how many of them an alert has at most.
+        `events` writes them once more for a next stage.
         """
         self._topics = topics
         self._names = [orjson.dumps(name) + b":" for name in include]
@@ -85,6 +89,7 @@ class Encoder:
         self._max_reasons = reasons
         self._features = [b'{"feature":%b,"size":' % orjson.dumps(name) for name in feature_names(card)]
         self._warm_column = card.warm_column
+        self.events = events
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
 
@@ -96,10 +101,12 @@ class Encoder:
         dead_letters: list[DeadLetter],
         *,
         now_ms: int = 0,
+        enriched: Enriched | None = None,
     ) -> Outputs:
         """Each in the order of the records; an alert is its prediction once more.
 
         `now_ms`, milliseconds since 1970 UTC, is the time of dead letters that cannot bear their record's own.
+        `enriched` is what `events` wrote for these predictions, if that is known.
         """
         index = predictions.index
         observed = np.searchsorted(decoded.observations.index, index).tolist()  # among the observations
@@ -123,6 +130,24 @@ class Encoder:
             published,
             self._alerts(published, records.partitions[index], predictions),
             self._dead_letters(records, dead_letters, now_ms),
+            self._events(records, decoded, predictions, enriched),
+        )
+
+    def _events(
+        self, records: RecordBatch, decoded: Decoded, predictions: Predictions, enriched: Enriched | None
+    ) -> RecordBatch | None:
+        if self.events is None:
+            return None
+        if enriched is None:
+            enriched = self.events.write(records, decoded, predictions)
+        index, topic = predictions.index, self.events.topic
+        return RecordBatch.to_write(
+            topic,
+            self._partitions(topic, records.partitions[index]),
+            records.timestamps[index],
+            enriched.keys,
+            enriched.values,
+            [records.headers[i] for i in index.tolist()],
         )
 
     def _alerts(self, published: RecordBatch, partitions: Ints, predictions: Predictions) -> RecordBatch | None:

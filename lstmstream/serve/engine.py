@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from lstmstream.records import DeadLetter, Predictions, RecordBatch
 from lstmstream.serve.decode import Decoded, Decoder
 from lstmstream.serve.encode import Encoder, Outputs
+from lstmstream.serve.enriched import Enriched
 from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.scorer import ChangedRows, Scorer, Timer, no_timer
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a batch of N records gave: each is one prediction or one dead letter."""
+    """What a batch of N records gave: each is one prediction, one dead letter, or silent."""
 
     records: RecordBatch
     predictions: Predictions
@@ -27,6 +30,7 @@ class Result:
     expired: int
     resets: int
     decoded: Decoded  # the events as they were read
+    silent_events: int  # states moved without a prediction
 
 
 class Engine:
@@ -49,8 +53,10 @@ class Engine:
         with self._timer("encode"):
             # In the input's order, whatever the rounds.
             dead_letters = sorted(decoded.dead_letters + scored.dead_letters, key=lambda letter: letter.index)
-            predictions = scored.predictions
-            outputs = self._encoder.encode(records, decoded, predictions, dead_letters)
+            predictions = _without_silent(scored.predictions, decoded)
+            silent_events = len(scored.predictions.index) - len(predictions.index)
+            predictions, dead_letters, enriched = self._enrich(records, decoded, predictions, dead_letters)
+            outputs = self._encoder.encode(records, decoded, predictions, dead_letters, enriched=enriched)
             # Again for what is put in its place: forms only ever get plainer, so that this ends.
             while refusals is not None and (accepted := refusals.check(records, predictions, dead_letters, outputs)):
                 predictions, dead_letters = accepted
@@ -65,7 +71,26 @@ class Engine:
             scored.expired,
             scored.resets,
             decoded,
+            silent_events,
         )
+
+    def _enrich(
+        self, records: RecordBatch, decoded: Decoded, predictions: Predictions, dead_letters: list[DeadLetter]
+    ) -> tuple[Predictions, list[DeadLetter], Enriched | None]:
+        """The events for a next stage. Where one cannot be written, it and its prediction become a dead letter.
+
+        No state depends on that, so that a replay, which writes nothing, gives the same.
+        """
+        writer = self._encoder.events
+        if writer is None:
+            return predictions, dead_letters, None
+        enriched = writer.write(records, decoded, predictions)
+        if not enriched.faults:
+            return predictions, dead_letters, enriched
+        letters = [DeadLetter(i, "publish", message) for i, message in enriched.faults.items()]
+        both = sorted([*dead_letters, *letters], key=lambda letter: letter.index)
+        kept = np.flatnonzero(~np.isin(predictions.index, list(enriched.faults)))
+        return predictions.take(kept), both, None
 
     def replay(self, records: RecordBatch) -> dict[int, ChangedRows]:
         """Move states by records that were answered before; the rows that changed, by partition."""
@@ -83,3 +108,10 @@ class Engine:
     def rollback(self) -> None:
         """Take the states of the newest batch in flight back."""
         self.scorer.rollback()
+
+
+def _without_silent(predictions: Predictions, decoded: Decoded) -> Predictions:
+    if not decoded.silent.any():
+        return predictions
+    silent = decoded.observations.index[decoded.silent]
+    return predictions.take(np.flatnonzero(~np.isin(predictions.index, silent)))

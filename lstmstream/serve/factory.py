@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lstmstream.config import Config
+from lstmstream.errors import CannotServe
 from lstmstream.model import Card, Model, load_model
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.device_choice import choose_step
 from lstmstream.serve.encode import Encoder, OutputTopics
 from lstmstream.serve.engine import Engine
+from lstmstream.serve.enriched import EventWriter, prediction_column
+from lstmstream.serve.model_checks import probe
 from lstmstream.serve.scorer import Meaning, Scorer, Timer, no_timer
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepModel
@@ -42,6 +45,7 @@ def make_engine(
         timestamp=config.input.timestamp,
         max_bytes=config.input.max_bytes,
         max_future_ms=None if from_file else round(config.input.max_future * 1000),
+        silent=config.input.silent.mark,
     )
     encoder = Encoder(
         card,
@@ -50,9 +54,28 @@ def make_engine(
         output_key=config.output.key,
         from_file=from_file,
         reasons=config.output.reasons,
+        events=_event_writer(config, step),
     )
     scorer = Scorer(step, _meaning(config, card), timer=timer, reasons=config.output.reasons > 0)
     return Engine(decoder, scorer, encoder, timer=timer)
+
+
+def _event_writer(config: Config, step: StepModel) -> EventWriter | None:
+    """Raises CannotServe where an output is to be added that the model does not have."""
+    events = config.output.events
+    if events.topic is None:
+        return None
+    prediction = step.step(probe(step.card, rows=1)).prediction
+    columns = 0 if prediction is None else prediction.shape[1]
+    problems = [
+        f"output.events.add.{name}: is {output}, and the predictions of model {step.card.name} have {columns} columns;"
+        f" use {f'prediction[0] to prediction[{columns - 1}], or ' if columns else ''}score"
+        for name, output in events.add.items()
+        if prediction_column(output) >= columns
+    ]
+    if problems:
+        raise CannotServe(*problems)
+    return EventWriter(events.topic, events.key, events.add)
 
 
 def _meaning(config: Config, card: Card) -> Meaning:

@@ -50,6 +50,7 @@ class Heartbeat(Observer):
         self._counts["predictions"] += len(result.predictions.score)
         self._counts["alerts"] += int(np.count_nonzero(result.predictions.alert))
         self._counts["late"] += result.late_events
+        self._counts["silent"] += result.silent_events
         self._dead_letters.update(letter.stage for letter in result.dead_letters)
         places = np.searchsorted(_LATENCY_BOUNDS_S, result.records.ages_s(self._wall_s()))
         self._latencies += np.bincount(places, minlength=len(self._latencies))
@@ -63,6 +64,8 @@ class Heartbeat(Observer):
         fields: dict[str, object] = {name: self._counts[name] for name in ("events", "predictions", "alerts")}
         fields["dead_letters"] = dict(sorted(self._dead_letters.items()))
         fields["late"] = self._counts["late"]
+        if self._counts["silent"]:
+            fields["silent"] = self._counts["silent"]
         fields["events_per_s"] = round(self._counts["events"] / spent_s, 1)
         if (p99_s := self._p99_s()) is not None:
             fields["latency_p99_s"] = p99_s

@@ -133,10 +133,11 @@ class Metrics:
             return BatchHistogram(f"lstmstream_{name}", documentation, bounds, registry, label)
 
         topic_partition = ("topic", "partition")
-        self.events = counter(
-            "events_total", "Input records that became a prediction or a dead letter, counted when committed."
-        )
+        self.events = counter("events_total", "Input records that were processed, counted when committed.")
         self.predictions = counter("predictions_total", "Predictions, counted when committed.")
+        self.silent_events = counter(
+            "silent_events_total", "Events that updated a state without a prediction (input.silent)."
+        )
         self.alerts = counter("alerts_total", "Predictions at or above the threshold, counted when committed.")
         self.dead_letters = counter(
             "dead_letters_total", "Dead-lettered records, by the stage that rejected them.", "stage", DEAD_LETTER_STAGES
@@ -245,6 +246,7 @@ class Metrics:
         expired: int = 0,
         resets: int = 0,
         checkpoints: int = 0,
+        silent: int = 0,
     ) -> None:
         """Count one batch. Call it when its transaction is committed, not before.
 
@@ -257,6 +259,7 @@ class Metrics:
         for stage, count in dead_letters.items():
             self.dead_letters.labels(_checked_label(stage, DEAD_LETTER_STAGES)).inc(count)
         self.late_events.labels(_checked_label(late_policy, LATE_POLICIES)).inc(late)
+        self.silent_events.inc(silent)
         self.state_expired.inc(expired)
         self.state_resets.inc(resets)
         self.state_checkpoints.inc(checkpoints)

@@ -230,6 +230,7 @@ class MetricsObserver(Observer):
             expired=result.expired,
             resets=result.resets,
             checkpoints=sum(map(len, plan.written.values())),
+            silent=result.silent_events,
         )
         counts = result.decoded.field_counts
         self._metrics.observe_fields(self._card, counts.missing, counts.unknown)

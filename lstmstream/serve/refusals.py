@@ -106,6 +106,7 @@ class Refusals:
         for batch, index in (
             (outputs.predictions, predictions.index),
             (outputs.alerts, predictions.index[predictions.alert]),
+            (outputs.events, predictions.index),
         ):
             if batch is not None:
                 refused |= {int(index[row]): f"{batch.topic}: {why}" for row, _, why in self._outside(batch)}

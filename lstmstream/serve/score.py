@@ -12,7 +12,7 @@ import time
 from base64 import b64encode
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import orjson
 
@@ -21,10 +21,11 @@ from lstmstream.formats.files import STANDARD_INPUT
 from lstmstream.records import Headers
 from lstmstream.row_progress import RowProgress
 from lstmstream.serve.engine import Result
-from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
-from lstmstream.serve.score_input import KeyAndTime, ScoreInput, score_config, with_key_and_time
+from lstmstream.serve.score_chain import configs_to_score, make_engines, process
+from lstmstream.serve.score_input import KeyAndTime, ScoreInput
 from lstmstream.serve.score_notes import FeaturesWithoutValues, LateRows, RefusedRows, UnseenFields, say
 
 BATCH_EVENTS = 4096
@@ -41,29 +42,39 @@ def score_file(
     no_key: bool = False,
     no_timestamp: bool = False,
     profile: Path | None = None,
+    events: Path | None = None,
+    stage: str | None = None,
 ) -> int:
     """Answer the events of `data` in their order; all are of one partition. Returns the exit code.
 
     `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
     the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
-    reading. `profile`: the file of a profile. The exit code is 1 where there are rows and none could be scored.
+    reading. `profile`: the file of a profile. `events`: the file for those of `output.events`. The exit code is 1 where
+    there are rows and none could be scored.
     """
     columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
-    config = score_config(config_or_model)
-    model, step = load_step_model(config)
+    configs = configs_to_score(config_or_model, stage)
+    loaded = [load_step_model(config) for config in configs]
+    model, step = loaded[0]
     _refuse_overwriting(
         {"the data": "/dev/stdin" if data == "-" else data, "the model": model.path, "the config": config_or_model},
-        {"--out": "/dev/stdout" if out == "-" else out, "--dead-letters": dead_letters, "--profile": profile},
+        {
+            "--out": "/dev/stdout" if out == "-" else out,
+            "--dead-letters": dead_letters,
+            "--profile": profile,
+            "--events": events,
+        },
     )
+    if events is not None and configs[0].output.events.topic is None:
+        raise CannotServe("--events: the config has no output.events, which says what to add to them; set it")
     timer, profiled = (
         StageTimer(time.perf_counter),
         None if profile is None else Profile(profile, f"lstmstream score {data}"),
     )
-    config = with_key_and_time(config, model, columns)
-    engine = make_engine(config, step, from_file=True, timer=timer)
-    engine.scorer.states.open(0)
+    engines = make_engines(configs, loaded, columns, timer)
+    config = configs[0]
     name = STANDARD_INPUT if data == "-" else data
-    refused = RefusedRows(name, kept=dead_letters is not None)
+    refused = [RefusedRows(name, kept=dead_letters is not None) for _ in engines]
     late = LateRows(name, config.input.late)
     batches = 0
     with ExitStack() as files:
@@ -74,20 +85,23 @@ def score_file(
             say(note)
         predictions = _open_out(out, files)
         letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
+        enriched = files.enter_context(events.open("wb")) if events is not None else None
+        files_of = [_Files(None, letters, enriched if number == 0 else None) for number in range(len(engines))]
+        files_of[-1] = files_of[-1]._replace(predictions=predictions)
         progress = files.enter_context(closing(RowProgress(name, terminal=_draws_bar(out))))
         if profiled is not None:
             profiled.start()
         for records in rows:
             batches += 1
             unseen.look(records)
-            result = engine.process(records)
-            _write(result, predictions, letters)
-            engine.commit()
+            for number, result in enumerate(process(engines, records)):
+                _write(result, files_of[number])
+                refused[number].add(result)
+                if number == 0:
+                    features.add(result)
+                    late.add(result.late_events if config.input.timestamp is not None else 0)
             if rows.file.live:
                 predictions.flush()
-            refused.add(result)
-            features.add(result)
-            late.add(result.late_events if config.input.timestamp is not None else 0)
             progress.update(rows.rows, rows.done)
         predictions.flush()
     if profiled is not None:
@@ -97,17 +111,26 @@ def score_file(
     late.finish()
     if not rows.rows:
         say(f"{name}: has no events")
-    return 1 if refused.finish(json=rows.file.kind == "jsonl") else 0
+    return max(int(one.finish(json=rows.file.kind == "jsonl")) for one in refused)
 
 
-def _write(result: Result, predictions: IO[bytes], letters: IO[bytes] | None) -> None:
-    for value in result.outputs.predictions.values:
-        predictions.write(value or b"")
-        predictions.write(b"\n")
-    if letters is not None:
-        dead = result.outputs.dead_letters
+class _Files(NamedTuple):
+    """What of a stage's results is written where."""
+
+    predictions: IO[bytes] | None
+    dead_letters: IO[bytes] | None
+    events: IO[bytes] | None
+
+
+def _write(result: Result, files: _Files) -> None:
+    outputs = result.outputs
+    for file, batch in ((files.predictions, outputs.predictions), (files.events, outputs.events)):
+        if file is not None and batch is not None:
+            file.writelines((value or b"") + b"\n" for value in batch.values)
+    if files.dead_letters is not None:
+        dead = outputs.dead_letters
         for value, headers in zip(dead.values, dead.headers, strict=True):
-            letters.write(_dead_letter_json(value, headers) + b"\n")
+            files.dead_letters.write(_dead_letter_json(value, headers) + b"\n")
 
 
 def _draws_bar(out: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lstmstream.config import Config, load_config
+from lstmstream.config.schema import SilentEvents
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
 from lstmstream.formats.field_names import unknown_fields
@@ -42,10 +43,10 @@ class KeyAndTime:
                 raise CannotServe(f"--{option} and --no-{option} contradict each other; give one of them")
 
 
-def score_config(config_or_model: str) -> Config:
+def score_config(config_or_model: str, stage: str | None = None) -> Config:
     """The YAML's config, or the least config around a model. Raises CannotServe."""
     if Path(config_or_model).suffix in {".yaml", ".yml"}:
-        config = load_config(Path(config_or_model))
+        config = load_config(Path(config_or_model), stage=stage)
     else:
         config = Config.model_validate(bare_config("score", config_or_model))
     return config.model_copy(update={"output": config.output.model_copy(update={"alerts_topic": None})})
@@ -77,7 +78,7 @@ def event_batch(topic: str, offsets: Ints, values: list[bytes | None]) -> Record
 
 
 def with_key_and_time(config: Config, model: Model, columns: KeyAndTime) -> Config:
-    """The config with the key and the timestamp that count: the command line's, the config's, or else the card's.
+    """The config with the key, the timestamp and the silent events that count: of the command line, config or card.
 
     A file has no record keys and no record timestamps, which the daemon would take. Without a timestamp, the moment of
     reading is taken where no answer depends on it. Raises CannotServe where nothing names the key, or the timestamp
@@ -87,6 +88,9 @@ def with_key_and_time(config: Config, model: Model, columns: KeyAndTime) -> Conf
     fields: dict[str, Any] = trained if isinstance(trained, dict) else {}
     key = None if columns.no_key else columns.key or config.input.key or fields.get("key")
     timestamp = None if columns.no_timestamp else columns.timestamp or config.input.timestamp or fields.get("timestamp")
+    silent = config.input.silent
+    if silent.field is None and (mark := fields.get("silent")):
+        silent = SilentEvents.model_validate(mark)
     problems = []
     # a card with fields and without a key: the model was trained on one key
     if key is None and not columns.no_key and not fields:
@@ -103,25 +107,36 @@ def with_key_and_time(config: Config, model: Model, columns: KeyAndTime) -> Conf
     if problems:
         raise CannotServe(*problems)
     return config.model_copy(
-        update={"input": config.input.model_copy(update={"key": key, "timestamp": timestamp})},
+        update={"input": config.input.model_copy(update={"key": key, "timestamp": timestamp, "silent": silent})},
     )
 
 
 def wanted_fields(config: Config, card: Card) -> list[str]:
     """Every field of an event that answers depend on, once: key and time first."""
-    own = [name for name in (config.input.key, config.input.timestamp, config.output.key) if name is not None]
+    own = [
+        name
+        for name in (
+            config.input.key,
+            config.input.timestamp,
+            config.output.key,
+            config.output.events.key,
+            config.input.silent.field,
+        )
+        if name is not None
+    ]
     return list(dict.fromkeys([*own, *(feature.name for feature in card.features)]))
 
 
 def field_roles(config: Config, card: Card) -> FieldRoles:
     """What the fields of an event are read as."""
-    keys = (config.input.key, config.output.key)
+    keys = (config.input.key, config.output.key, config.output.events.key)
+    marks = () if config.input.silent.field is None else (config.input.silent.field,)
     return FieldRoles(
         keys=tuple(name for name in keys if name is not None),
         times=() if config.input.timestamp is None else (config.input.timestamp,),
         numbers=tuple(feature.name for feature in card.numbers if feature.size == 1),
         arrays=tuple(feature.name for feature in card.numbers if feature.size > 1),
-        categories=tuple(feature.name for feature in card.categories),
+        categories=(*(feature.name for feature in card.categories), *marks),
         passthrough=tuple(config.output.include),
     )
 
@@ -175,8 +190,11 @@ class ScoreInput:
         require_for_table(path)
         from lstmstream.formats.tables import count_rows, field_names, table_events  # noqa: PLC0415 -- needs polars
 
-        events = table_events(path, field_roles(config, card))  # raises for a file that is not a table
         present = field_names(path)
+        roles = field_roles(config, card)
+        if config.output.events.topic is not None:  # they have all fields
+            roles = roles._replace(passthrough=tuple(dict.fromkeys([*roles.passthrough, *present])))
+        events = table_events(path, roles)  # raises for a file that is not a table
         if missing := [name for name in wanted_fields(config, card) if name not in present]:
             raise CannotServe(unknown_fields(path, missing, present))
         if missing := [name for name in config.output.include if name not in present]:

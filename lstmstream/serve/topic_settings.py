@@ -62,6 +62,7 @@ def roles(config: Config) -> list[tuple[str, str]]:
         ("input.topic", config.input.topic),
         ("output.topic", config.output.topic),
         ("output.alerts_topic", config.output.alerts_topic),
+        ("output.events.topic", config.output.events.topic),
         ("dead_letter.topic", config.dead_letter.topic),
         ("state.topic", config.state.topic),
     ]

@@ -98,6 +98,8 @@ def ensure_topics(config: Config, admin: Admin, state_floats: int | None = None)
     key_hashed = {name for name in owned if found[name].partitions != source.partitions}
     if config.output.key is not None:
         key_hashed |= _prediction_topics(config)
+    if config.output.events.topic is not None and config.output.events.key is not None:
+        key_hashed.add(config.output.events.topic)
     state_topic_id = found[config.state.topic].topic_id
     return Topics(
         source.partitions,
@@ -222,7 +224,8 @@ def _prediction_topics(config: Config) -> set[str]:
 
 def owned_topics(config: Config) -> set[str]:
     """The topics that the daemon makes where they are missing."""
-    return {*_prediction_topics(config), config.dead_letter.topic, config.state.topic}
+    events = {config.output.events.topic} if config.output.events.topic is not None else set()
+    return {*_prediction_topics(config), *events, config.dead_letter.topic, config.state.topic}
 
 
 def _settings(config: Config, name: str, source: TopicInfo, state_floats: int | None) -> dict[str, str]:
@@ -230,7 +233,7 @@ def _settings(config: Config, name: str, source: TopicInfo, state_floats: int | 
         needed = state_record_bytes(state_floats or 0) + STATE_ROOM_BYTES
         large = {"max.message.bytes": str(needed)} if needed > DEFAULT_MAX_MESSAGE_BYTES else {}
         return STATE_SETTINGS | large
-    if name == config.dead_letter.topic:
+    if name in {config.dead_letter.topic, config.output.events.topic}:  # the event, and something more
         return {"max.message.bytes": str(max_message_bytes(source) + DEAD_LETTER_ROOM_BYTES)}
     return {}
 

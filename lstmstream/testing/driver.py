@@ -154,6 +154,11 @@ class TestDriver:
         topic = self._config.output.alerts_topic
         return [] if topic is None else [_output(partition, record) for partition, record in self._fresh(topic)]
 
+    def read_events(self) -> list[Output]:
+        """The events of `output.events` since the last call, each with its JSON object as `value`."""
+        topic = self._config.output.events.topic
+        return [] if topic is None else [_output(partition, record) for partition, record in self._fresh(topic)]
+
     def read_dead_letters(self) -> list[DeadLetter]:
         """The dead letters since the last call."""
         return [_dead_letter(record) for _, record in self._fresh(self._config.dead_letter.topic)]

@@ -17,7 +17,7 @@ from lstmstream.formats.values import label_text
 from lstmstream.history.events import Events, encode_categories, load_events, order_classes
 from lstmstream.history.fields import Fields
 from lstmstream.history.read import resolve_paths
-from lstmstream.history.split import SPLIT_NAMES, TRAIN, VALIDATION, Split, split_events
+from lstmstream.history.split import SPLIT_NAMES, TRAIN, VALIDATION, Split, split_events, without_silent
 from lstmstream.records import Bools
 from lstmstream.train import data_checks
 from lstmstream.train.export import FeatureEncoder, NetworkSpec
@@ -79,11 +79,13 @@ def prepare_dataset(
     if config.target.field is not None:
         events = _order_classes(events, config, fine_tuning=base is not None)
         read_warnings = [*read_warnings, *_class_order_warning(events, config)]
-    split = split_events(events, config.split, config.training.seed)
+    all_events = split_events(events, config.split, config.training.seed)
+    seen = all_events.rows(TRAIN)  # with the silent ones, whose values are inputs too
+    split = without_silent(all_events, events)
     present = {label: name for label, name in SPLIT_NAMES.items() if (split.labels == label).any()}
     loss_masks = {name: make_loss_mask(events, split, config, label) for label, name in present.items()}
     problems = data_checks.errors(
-        events, split, config, {name: loss_masks[name] for name in (SPLIT_NAMES[TRAIN], SPLIT_NAMES[VALIDATION])}
+        events, all_events, config, {name: loss_masks[name] for name in (SPLIT_NAMES[TRAIN], SPLIT_NAMES[VALIDATION])}
     )
     if problems:
         raise CannotServe(*problems)
@@ -93,7 +95,7 @@ def prepare_dataset(
     warnings += overlap_warnings(events, split, base_records, base_training.get("seed"))
     if base is None:
         flag_missing = config.training.mask > 0
-        encoder = fit_encoder(events, split.rows(TRAIN), config.features, flag_missing=flag_missing)
+        encoder = fit_encoder(events, seen, config.features, flag_missing=flag_missing)
         data_checks.check_scale(encoder)
         events = add_statistics(events, encoder)
         encoder = scale_history(encoder, events, split.rows(TRAIN))
@@ -114,6 +116,7 @@ def event_fields(config: TrainConfig) -> Fields:
         categories=tuple(category.name for category in config.features.categories),
         label=config.target.field,
         split=config.split.field if config.split.by == "given" else None,
+        silent=config.data.silent.mark,
     )
 
 

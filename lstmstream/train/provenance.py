@@ -42,6 +42,7 @@ def training_provenance(
         "fields": {
             "key": config.data.key,
             "timestamp": config.data.timestamp,
+            **({} if config.data.silent.field is None else {"silent": config.data.silent.model_dump()}),
             "target": config.target.field,
             "classes": list(task_spec.classes),
             "targets": list(task_spec.targets),

@@ -19,7 +19,7 @@ from lstmstream.config.document import Conflict, Document
 from lstmstream.config.environment import apply_environment
 from lstmstream.config.options import Option, options_of
 from lstmstream.config.paths import Keys
-from lstmstream.config.schema import Kafka
+from lstmstream.config.schema import Kafka, SilentEvents
 from lstmstream.config.types import (
     Duration,
     FieldPath,
@@ -91,6 +91,7 @@ class Data(Section):
         description="Field that holds the event time, ISO 8601 or epoch. Default: rows in order, one second apart; with"
         " `from: kafka`, the record's timestamp.",
     )
+    silent: SilentEvents
 
 
 class NumberField(Section):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lstmstream.config.diagnostics import describe_errors
 from lstmstream.config.document import Conflict
-from lstmstream.config.validation import security_conflicts
+from lstmstream.config.validation import security_conflicts, silent_conflicts
 
 if TYPE_CHECKING:
     from lstmstream.train.schema import SplitOptions, TrainConfig
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def training_conflicts(config: TrainConfig) -> Iterator[Conflict]:
     """Find every conflict of a training configuration. With `data.from: kafka`, reads the certificate files."""
     yield from _data_conflicts(config)
+    yield from silent_conflicts(config.data.silent, "data.silent")
     yield from _feature_conflicts(config)
     yield from _target_conflicts(config)
     yield from _split_conflicts(config.split)

@@ -37,12 +37,13 @@ def verify(
     follow: bool = False,
     as_json: bool = False,
     stopping: Callable[[], bool] | None = None,
+    stage: str | None = None,
 ) -> int:
     """Verify what a daemon of this configuration has published. Raises CannotServe where it cannot be judged."""
     fraction, limits = _fraction(sample), _limits(since, until)
     if follow and until is not None:
         raise CannotServe("--follow and --to cannot be used together: give one of them")
-    loaded = load_config(config)
+    loaded = load_config(config, stage=stage)
     model = load_model(loaded.model, base=loaded.folder)
     stopping = stopping or (lambda: False)
     kafka = open_kafka_admin(loaded)
@@ -139,6 +140,8 @@ def _print_summary(summary: dict[str, Any], *, listed: bool) -> None:
         f"{summary['events']:,} events{whose}: {summary['predictions']:,} predictions, {summary['alerts']:,} alerts,"
         f" {summary['dead_letters']:,} dead letters in {summary['seconds']:.1f} s"
     )
+    if summary["silent"]:
+        print(f"{summary['silent']:,} events have no answer, as input.silent says")
     if summary["repeated"]:
         print(f"{summary['repeated']:,} records were repeated, as delivery at_least_once allows")
     if summary["others"]:

@@ -19,7 +19,7 @@ from lstmstream.verify.differences import (
     place_of,
     prediction_differences,
 )
-from lstmstream.verify.expected import Expected, Recomputation, Renderer, Settings
+from lstmstream.verify.expected import Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
 from lstmstream.verify.model import RowModel
 from lstmstream.verify.published import dead_letter_headers, parse, prediction_source
@@ -99,13 +99,16 @@ class Comparison:
             partition = self._partitions[number]
             given = partition.range
             kind = None
-            expected = partition.recomputation.expect(timestamp_ms, key, value) if offset >= given.own else _UNKNOWN
+            if offset >= given.own:
+                expected = partition.recomputation.expect(timestamp_ms, key, value)
+            else:
+                expected = partition.recomputation.expect_unknown(key, value)
             if not given.first <= offset < given.last:
                 kind = Row.OUTSIDE
             elif offset < given.own:
-                kind = Row.UNJUDGED
+                kind = Row.UNSAMPLED_SILENT if expected.silent else Row.UNJUDGED
                 self._leave_out(_OTHERS, number, offset)
-            is_prediction = kind is None and expected.sampled and expected.stage is None
+            is_prediction = kind is None and expected.sampled and expected.stage is None and not expected.silent
             rendered = self._renderer.render(expected, number, offset) if is_prediction else b""
             partition.window.add(offset, timestamp_ms, key, value, headers, expected, rendered, kind=kind)
 
@@ -196,7 +199,13 @@ class Comparison:
 
     def _judge_prediction(self, found: Found, partition: _Partition, row: int, kind: Row) -> None:
         window = partition.window
-        if kind in (Row.UNSAMPLED, Row.UNJUDGED) or not self._is_known(found, partition, row):
+        if kind in (Row.UNSAMPLED, Row.UNJUDGED):
+            return
+        if kind in (Row.SILENT, Row.UNSAMPLED_SILENT):
+            if not self._of_another_model(found) and not self._in_between(found, partition):
+                self._add("wrong", found, "the event should have none: see input.silent")
+            return
+        if not self._is_known(found, partition, row):
             return
         same = (
             hash(found.value) == window.hashes[row]
@@ -229,7 +238,7 @@ class Comparison:
         window = partition.window
         said = dead_letter_headers(found.headers)
         assert said is not None
-        if kind in (Row.UNSAMPLED, Row.UNJUDGED):
+        if kind in (Row.UNSAMPLED, Row.UNSAMPLED_SILENT, Row.UNJUDGED):
             return
         if kind not in (Row.DECODE, Row.VALIDATE) and not partition.knows(row):
             self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
@@ -290,6 +299,9 @@ class Comparison:
                 continue
             self.counts["events"] += 1
             if not seen & (SEEN_PREDICTION | SEEN_DEAD_LETTER):
+                if kind in (Row.SILENT, Row.UNSAMPLED_SILENT):
+                    self.counts["silent"] += 1
+                    continue
                 self._note_missing(number, partition, offset, Row(kind))
             elif self._lacks_alert(number, partition, row):
                 self.findings.add(Finding("missing", ALERT, number, offset, "there is no alert"))
@@ -370,4 +382,3 @@ def _one_by_one(records: RecordBatch) -> Iterator[tuple[int, int, int, bytes | N
 
 _STATE_GONE = "the input no longer has the first events of their keys"
 _OTHERS = "answered by another model or with other settings"
-_UNKNOWN = Expected()

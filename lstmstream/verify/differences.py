@@ -72,8 +72,9 @@ def dead_letter_differences(
 ) -> Iterator[Difference]:
     """Stage, key, value, timestamp and headers; a dead letter that its topic refuses may have less."""
     stage = STAGES.get(Row(window.kinds[row]))
-    if stage is None and said.stage != "publish":
-        yield "it should be a prediction", "stage", None, said.stage
+    if stage is None and (said.stage != "publish" or window.kinds[row] == Row.SILENT):
+        right = "it should have no answer" if window.kinds[row] == Row.SILENT else "it should be a prediction"
+        yield right, "stage", None, said.stage
     elif stage not in (None, said.stage):
         yield "the stage differs", "stage", stage, said.stage
     reduced, timestamp_ms, key = said.timestamp is not None, window.timestamps[row], window.input_keys[row]

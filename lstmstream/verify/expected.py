@@ -6,6 +6,7 @@ It keeps books of its own and shares no code with the engine, so that a mistake 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -51,6 +52,7 @@ class Settings(NamedTuple):
     max_bytes: int = 10_000_000
     max_future_ms: int = 365 * 86_400_000
     sample: float = 1.0  # fraction of the keys
+    silent: tuple[str, str] | None = None  # field and value of events without a prediction
 
 
 def settings_of(config: Config, card: Card, *, sample: float = 1.0) -> Settings:
@@ -69,15 +71,20 @@ def settings_of(config: Config, card: Card, *, sample: float = 1.0) -> Settings:
         max_bytes=config.input.max_bytes,
         max_future_ms=round(config.input.max_future * 1000),
         sample=sample,
+        silent=config.input.silent.mark,
     )
 
 
 class Expected(NamedTuple):
-    """A prediction, or a dead letter of `stage`, or nothing known of an event outside the sample."""
+    """A prediction, or a dead letter of `stage`, or nothing known of an event outside the sample.
+
+    `silent`: no prediction. Of an event outside the sample, or answered with other settings, it may be a dead letter.
+    """
 
     stage: str | None = None
     sampled: bool = True
     with_value: bool = True  # of a dead letter
+    silent: bool = False
     key: bytes | None = None  # entity key, where it is known
     record_key: bytes | None = None  # of the prediction
     time_ms: int = 0
@@ -117,19 +124,21 @@ class Recomputation:
     def expect(self, timestamp_ms: int, key: bytes | None, value: bytes | None) -> Expected:
         """What the record becomes; the state of its key goes on."""
         if self._settings.key is None and not self._is_sampled(key):
-            return Expected(sampled=False, key=key)
+            return self.expect_unknown(key, value)._replace(sampled=False)
         entity: bytes | None = None
         try:
             fields = self._read(key, value)
             entity = key if self._settings.key is None else read_key(find(fields, self._settings.key))
             time_ms = self._time_ms(timestamp_ms, fields)
             self._read_features(fields)
+            silent = self._is_silent(fields)
             if self._settings.key is not None and not self._is_sampled(entity):
-                return Expected(sampled=False, key=entity)
+                return Expected(sampled=False, key=entity, silent=silent)
             output, steps, reasons = self._step(entity, time_ms)
         except Refused as refused:
             return Expected(stage=refused.stage, key=entity, with_value=not isinstance(refused, TooLarge))
         return Expected(
+            silent=silent,
             key=entity,
             record_key=self._record_key(fields, entity),
             time_ms=time_ms,
@@ -140,6 +149,20 @@ class Recomputation:
             steps=steps,
             event=self._carried(fields) if self._settings.include else None,
         )
+
+    def expect_unknown(self, key: bytes | None, value: bytes | None) -> Expected:
+        """What is known of a record without the state of its key: whether it may be without an answer."""
+        silent = False
+        if self._settings.silent is not None:
+            with suppress(Refused):
+                silent = self._is_silent(self._read(key, value))
+        return Expected(key=key, silent=silent)
+
+    def _is_silent(self, fields: dict[str, Any]) -> bool:
+        if self._settings.silent is None:
+            return False
+        name, wanted = self._settings.silent
+        return read_category(find(fields, name)) == canonical(wanted)
 
     def _is_sampled(self, key: bytes | None) -> bool:
         return self._settings.sample >= 1 or crc32(b"" if key is None else key) < self._settings.sample * 2**32

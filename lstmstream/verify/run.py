@@ -165,6 +165,7 @@ class Verification:
             "predictions": counts[PREDICTION],
             "alerts": counts[ALERT],
             "dead_letters": counts[DEAD_LETTER],
+            "silent": counts["silent"],
             "repeated": counts["repeated"],
             "others": counts["others"],
             "not_judged": counts["not_judged"],

@@ -22,6 +22,8 @@ class Row(IntEnum):
     UNSAMPLED = 5  # some record, one only
     UNJUDGED = 6  # the same: the state that its model had is not known
     OUTSIDE = 7  # not asked for; it only takes part in its key's state
+    SILENT = 8  # no record: it only takes part in its key's state
+    UNSAMPLED_SILENT = 9  # no record, or a dead letter
 
 
 STAGES = {Row.DECODE: "decode", Row.VALIDATE: "validate", Row.LATE: "late", Row.STEP: "step"}
@@ -77,7 +79,9 @@ class Window:
         """The next event; `kind` stands in place of what is expected."""
         if kind is None:
             if not expected.sampled:
-                kind = Row.UNSAMPLED
+                kind = Row.UNSAMPLED_SILENT if expected.silent else Row.UNSAMPLED
+            elif expected.stage is None and expected.silent:
+                kind = Row.SILENT
             else:
                 kind = Row.PREDICTION if expected.stage is None else _BY_STAGE[expected.stage]
         self.offsets.append(offset)

@@ -69,8 +69,8 @@ class MergedMetrics:
         registry.register(_Collected([*self.collect(), *worker_metrics(workers, self)]))
         return registry
 
-    def read(self, number: int, run: int, families: Iterable[Metric]) -> None:
-        """Take what process `number` says, in its `run`-th life."""
+    def read(self, number: int, run: int, families: Iterable[Metric], stage: str | None = None) -> None:
+        """Take what process `number` says, in its `run`-th life. `stage` becomes a label: stages are not added up."""
         last = self._readings.get(number)
         if last is not None and last.run != run:
             for key, value in last.values.items():
@@ -80,17 +80,20 @@ class MergedMetrics:
         for family in families:
             new.kinds[family.name] = (family.type, family.documentation)
             for sample in family.samples:
-                new.values[family.name, sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+                new.values[family.name, sample.name, tuple(sorted(_with_stage(sample.labels, stage).items()))] = (
+                    sample.value
+                )
 
     def missed(self, number: int) -> None:
         """Process `number` does not answer: what it is at now is not known."""
         if number in self._readings:
             self._readings[number].answered = False
 
-    def value(self, number: int, name: str) -> float | None:
+    def value(self, number: int, name: str, stage: str | None = None) -> float | None:
         """A gauge without labels of one process; None where it is not known."""
         reading = self._readings.get(number)
-        return None if reading is None or not reading.answered else reading.values.get((name, name, ()))
+        labels = tuple(_with_stage({}, stage).items())
+        return None if reading is None or not reading.answered else reading.values.get((name, name, labels))
 
     def collect(self) -> Iterator[Metric]:
         """One family for each name, in the order in which the processes have them."""
@@ -134,8 +137,8 @@ def worker_metrics(workers: Iterable[WorkerStatus], merged: MergedMetrics) -> li
         "gauge",
     )
     for worker in workers:
-        labels = {"worker": str(worker.number)}
-        at_s = merged.value(worker.number, "lstmstream_last_progress_timestamp_seconds")
+        labels = _with_stage({"worker": str(worker.number)}, worker.stage)
+        at_s = merged.value(worker.number, "lstmstream_last_progress_timestamp_seconds", worker.stage)
         up.add_sample(up.name, labels, 0.0 if at_s is None else 1.0)
         restarts.add_sample(f"{restarts.name}_total", labels, float(max(0, worker.run - 1)))
         if at_s is not None:
@@ -155,3 +158,8 @@ class _Collected(Collector):
 
 def _is_counted(reading: Reading, key: Key) -> bool:
     return reading.kinds[key[0]][0] in {"counter", "histogram"}
+
+
+def _with_stage(labels: Mapping[str, str], stage: str | None) -> dict[str, str]:
+    """The label is not `stage`: that is of pipeline stages and of dead letters."""
+    return dict(labels) if stage is None else {**labels, "stage_name": stage}

@@ -68,7 +68,7 @@ class Pages:
 
     def not_found(self) -> bytes:
         """To any other path: it may be that of one worker."""
-        workers = {f"worker {one.number}": _address(one) for one in self._statuses()}
+        workers = {one.label: _address(one) for one in self._statuses()}
         body = {"error": "not found", "hint": "with --workers, ask one of the workers on this machine", **workers}
         return json_response(ok=False, body=body, otherwise=HTTPStatus.NOT_FOUND)
 
@@ -78,7 +78,7 @@ class Pages:
             reasons = self._not_ready(worker, answer)
             state = "ready" if not reasons else "not ready: " + "; ".join(reasons)
             restarts = f", started again {worker.run - 1} times" if worker.run > 1 else ""
-            rows.append(html.escape(f"worker {worker.number}: {_address(worker)}, {state}{restarts}"))
+            rows.append(html.escape(f"{worker.label}: {_address(worker)}, {state}{restarts}"))
         items = "\n".join(f"<li>{row}</li>" for row in rows)
         return html_response(_INDEX.format(version=__version__, count=len(rows), rows=items))
 
@@ -91,14 +91,14 @@ class Pages:
             else:
                 text = str(answer.json().get("reason", ""))
                 alive = alive and answer.status == HTTPStatus.OK
-            texts.append(f"worker {worker.number}: {text}")
+            texts.append(f"{worker.label}: {text}")
         return json_response(ok=alive, body={"live": alive, "reason": "; ".join(texts)})
 
     async def _readyz(self, _accept: str) -> bytes:
         reasons, phases = [], set()
         for worker, answer in await self._ask("/readyz"):
             phases.add(_phase(worker, answer))
-            reasons += [f"worker {worker.number}: {reason}" for reason in self._not_ready(worker, answer)]
+            reasons += [f"{worker.label}: {reason}" for reason in self._not_ready(worker, answer)]
         body = {"ready": not reasons, "phase": ", ".join(sorted(phases)), "reasons": reasons}
         return json_response(ok=not reasons, body=body)
 
@@ -109,7 +109,7 @@ class Pages:
                 if answer is None or answer.status != HTTPStatus.OK:
                     self._merged.missed(worker.number)
                 else:
-                    self._merged.read(worker.number, worker.run, parse(answer.body.decode()))
+                    self._merged.read(worker.number, worker.run, parse(answer.body.decode()), worker.stage)
             return metrics_response(self._merged.registry([worker for worker, _ in answers]), accept)
 
     def _not_ready(self, worker: WorkerStatus, answer: Answer | None) -> list[str]:

@@ -29,9 +29,17 @@ class WorkerStatus(NamedTuple):
     since_s: float  # of the monotonic clock: when it was started, or when it ended
     port: int | None  # of its endpoints, once it has told
     ended: str  # how it ended the last time, in words
+    stage: str | None = None  # whose process it is, where there are stages
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"worker {self.number}" if self.stage is None else f"stage {self.stage}, worker {self.number}"
 
 
-def worker_command(config: Path, number: int, count: int, profile: Path | None = None) -> list[str]:
+def worker_command(
+    config: Path, number: int, count: int, profile: Path | None = None, *, stage: str | None = None
+) -> list[str]:
     """The command of one worker, with the Python and from the place that this process runs from.
 
     With `profile`, each worker has a file of its own: p-0.json, p-1.json and so on for p.json.
@@ -40,22 +48,25 @@ def worker_command(config: Path, number: int, count: int, profile: Path | None =
     from_folder = sys.path[:1] == [str(Path.cwd())]
     safe_path = [] if from_folder else ["-P"]
     command = [sys.executable, *safe_path, "-m", "lstmstream", "run", str(config), "--worker", f"{number}/{count}"]
+    if stage is not None:
+        command += ["--stage", stage]
     if profile is not None:
-        command += ["--profile", str(profile.with_stem(f"{profile.stem}-{number}"))]
+        own = str(number) if stage is None else f"{stage}-{number}"
+        command += ["--profile", str(profile.with_stem(f"{profile.stem}-{own}"))]
     return command
 
 
 class WorkerProcess:
     """Starts again and again. Used by one thread; only `status` is for others."""
 
-    def __init__(self, number: int, command: Sequence[str]) -> None:
+    def __init__(self, number: int, command: Sequence[str], stage: str | None = None) -> None:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._received = b""
         self._handles_signals = False
         self._asked_to_stop = False
-        self.status = WorkerStatus(number, 0, running=False, since_s=0.0, port=None, ended="")
+        self.status = WorkerStatus(number, 0, running=False, since_s=0.0, port=None, ended="", stage=stage)
 
     @property
     def line(self) -> socket.socket | None:

@@ -8,7 +8,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lstmstream.config import Config
@@ -27,11 +27,26 @@ CANNOT_SERVE = 2  # the exit code that starting again would not change
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path, count: int, shutdown: ShutdownSignal, *, profile: Path | None = None) -> int:
-    """Run `count` workers with the configuration at `path` until a signal asks to stop. Exit codes are a daemon's."""
-    for text in config_warnings(config):
+def run(
+    configs: Mapping[str | None, Config],
+    path: Path,
+    count: int,
+    shutdown: ShutdownSignal,
+    *,
+    profile: Path | None = None,
+) -> int:
+    """Run `count` workers of each stage at `path` until a signal asks to stop. Exit codes are a daemon's.
+
+    `configs`: by the name of the stage; of a single daemon, by None.
+    """
+    for text in dict.fromkeys(text for config in configs.values() for text in config_warnings(config)):
         log.warning("%s", text)
-    workers = [WorkerProcess(number, worker_command(path, number, count, profile)) for number in range(count)]
+    config = next(iter(configs.values()))  # what the parent needs is the same for all
+    workers = [
+        WorkerProcess(place * count + number, worker_command(path, number, count, profile, stage=stage), stage)
+        for place, stage in enumerate(configs)
+        for number in range(count)
+    ]
     pages = Pages(lambda: [worker.status for worker in workers], stall_after_s=config.http.stall_after)
     try:
         http = HttpServer(config.http.host, config.http.port, pages.routes(), not_found=pages.not_found)
@@ -40,7 +55,7 @@ def run(config: Config, path: Path, count: int, shutdown: ShutdownSignal, *, pro
             log.error("%s", problem)  # noqa: TRY400 - for a person, not for a debugger
         return CANNOT_SERVE
     with http:
-        log.info("listening", extra={"host": config.http.host, "port": http.port, "workers": count})
+        log.info("listening", extra={"host": config.http.host, "port": http.port, "workers": len(workers)})
         supervisor = Supervisor(workers, stop_within_s=config.shutdown_timeout + GRACE_S)
         try:
             return supervisor.run(shutdown)
@@ -134,7 +149,6 @@ class Supervisor:
         return None if until_s is None else max(0.0, until_s - self._clock())
 
     def _start(self, worker: WorkerProcess) -> None:
-        number = worker.status.number
         try:
             worker.start(self._clock())
         except OSError as error:
@@ -143,7 +157,7 @@ class Supervisor:
             return
         assert worker.line is not None
         self._selector.register(worker.line, selectors.EVENT_READ, worker)
-        log.info("worker started", extra={"worker": number, "pid": worker.pid, "restarts": worker.status.run - 1})
+        log.info("worker started", extra={**_fields(worker), "pid": worker.pid, "restarts": worker.status.run - 1})
         if self._stop_by_s is not None:
             worker.terminate()
 
@@ -153,15 +167,14 @@ class Supervisor:
         now_s = self._clock()
         ran_s = now_s - worker.status.since_s
         code = worker.wait(now_s)
-        number = worker.status.number
         stopping = self._stop_by_s is not None
         if stopping and not worker.handles_signals and code in {-signal.SIGTERM, -signal.SIGINT}:
             code = 0  # somebody signalled all processes at once, and it had not begun
         if stopping:
             self._note(code)
-            log.info("worker ended", extra={"worker": number, "exit_code": code})
+            log.info("worker ended", extra={**_fields(worker), "exit_code": code})
         elif code == CANNOT_SERVE:
-            log.error("worker %d cannot serve (exit code 2; its log says why): stopping all", number)
+            log.error("%s cannot serve (exit code 2; its log says why): stopping all", worker.status.label)
             self._note(code)
             self._stop()
         else:
@@ -170,13 +183,13 @@ class Supervisor:
     def _start_later(self, worker: WorkerProcess, ran_s: float) -> None:
         wait_s = self._backoffs[worker].after(ran_s)
         self._due_s[worker] = self._clock() + wait_s
-        number, _, _, _, _, ended = worker.status
+        ended = worker.status.ended
         log.error(
-            "worker %d has ended (%s); starting it again in %g s",
-            number,
+            "%s has ended (%s); starting it again in %g s",
+            worker.status.label,
             ended,
             wait_s,
-            extra={"worker": number, "ran_s": round(ran_s, 1)},
+            extra={**_fields(worker), "ran_s": round(ran_s, 1)},
         )
 
     def _stop(self) -> None:
@@ -185,7 +198,7 @@ class Supervisor:
             self._stop_by_s = self._clock() + self._stop_within_s
             log.info("stopping the workers")
             for worker in self._due_s:  # it failed, and was not there to be stopped cleanly
-                log.warning("worker %d does not run: %s", worker.status.number, worker.status.ended)
+                log.warning("%s does not run: %s", worker.status.label, worker.status.ended)
                 self._exit_code = max(self._exit_code, 1)
         for worker in self._workers:
             if worker.status.running:
@@ -195,8 +208,8 @@ class Supervisor:
         for worker in self._workers:
             if worker.status.running:
                 log.error(
-                    "worker %d has not stopped within shutdown_timeout and %g s more; ending it",
-                    worker.status.number,
+                    "%s has not stopped within shutdown_timeout and %g s more; ending it",
+                    worker.status.label,
                     GRACE_S,
                 )
                 worker.kill()
@@ -205,3 +218,9 @@ class Supervisor:
     def _note(self, code: int) -> None:
         """Keep the worst: 2 needs a person, 1 for the supervisor of this process; a signal is a failure."""
         self._exit_code = max(self._exit_code, code if code in {0, 1, CANNOT_SERVE} else 1)
+
+
+def _fields(worker: WorkerProcess) -> dict[str, object]:
+    """What a log line says of it."""
+    status = worker.status
+    return {"worker": status.number} | ({} if status.stage is None else {"stage_name": status.stage})

@@ -75,7 +75,7 @@ def world(tmp_path: Path) -> VerifyWorld:
 @pytest.fixture
 def kafka(world: VerifyWorld, monkeypatch: pytest.MonkeyPatch) -> Opened:
     config, opened = world.config(), Opened(world)
-    monkeypatch.setattr(command, "load_config", lambda _path: config)
+    monkeypatch.setattr(command, "load_config", lambda _path, stage=None: config)
     monkeypatch.setattr(command, "open_kafka_admin", lambda _config: opened)
     monkeypatch.setattr(replay, "RETRY_S", 0.0)
     return opened
@@ -267,7 +267,7 @@ def test_an_event_whose_key_is_set_goes_to_the_partition_of_that_key(
     world.broker.append(INPUT, 0, b"7", b'{"amount": "x", "card": 7}', NOW_MS, [])
     world.serve()
     config, opened = world.config(), Opened(world)
-    monkeypatch.setattr(command, "load_config", lambda _path: config)
+    monkeypatch.setattr(command, "load_config", lambda _path, stage=None: config)
     monkeypatch.setattr(command, "open_kafka_admin", lambda _config: opened)
     assert replay_letters(CONFIG, Filter(), everything=True, settings=["card=7", "amount=1"]) == 0
     batch = opened.transactions[0][0]
@@ -287,7 +287,7 @@ def test_create_topics_false_names_the_topic_that_is_missing(
     kafka: Opened, world: VerifyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = world.config().model_copy(update={"create_topics": False})
-    monkeypatch.setattr(command, "load_config", lambda _path: config)
+    monkeypatch.setattr(command, "load_config", lambda _path, stage=None: config)
     with pytest.raises(
         CannotServe, match=r"topic 't\.dead-letter\.replayed' does not exist, and create_topics is false"
     ):

@@ -35,6 +35,7 @@ TEST_DRIVER = {
     " -> 'None'",
     "read_alerts": "(self) -> 'list[Output]'",
     "read_dead_letters": "(self) -> 'list[DeadLetter]'",
+    "read_events": "(self) -> 'list[Output]'",
     "read_predictions": "(self) -> 'list[Output]'",
     "restart": "(self) -> 'None'",
     "run": "(self) -> 'None'",

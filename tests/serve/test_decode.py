@@ -32,7 +32,7 @@ def decoder(**named: Any) -> Decoder:
 
 
 def letter(value: bytes | None, *, record_ms: int = 0, **named: Any) -> DeadLetter:
-    observations, letters, documents, _ = decoder(**named).decode(one(value, timestamp=record_ms))
+    observations, letters, documents, *_ = decoder(**named).decode(one(value, timestamp=record_ms))
     assert len(observations.index) == 0
     assert len(documents) == 1
     (found,) = letters
@@ -42,7 +42,7 @@ def letter(value: bytes | None, *, record_ms: int = 0, **named: Any) -> DeadLett
 
 def good(value: bytes | dict[str, Any], **named: Any) -> Observations:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    observations, letters, documents, _ = decoder(**named).decode(one(raw))
+    observations, letters, documents, *_ = decoder(**named).decode(one(raw))
     assert letters == []
     assert list(documents) == [json.loads(raw, parse_int=int_of)]
     return observations
@@ -486,7 +486,7 @@ def test_size_limit_comes_before_parsing() -> None:
 def test_neighbours_of_poison_are_untouched() -> None:
     values = [b'{"amount":1}', b"{", b'{"amount":2,"channel":"web"}', b'{"amount":true}', b'{"amount":1e39}', b"{}"]
     events = [Event(i % 2, i, 1000 + i, b"%d" % i, value) for i, value in enumerate(values)]
-    observations, letters, documents, _ = decoder().decode(batch(events))
+    observations, letters, documents, *_ = decoder().decode(batch(events))
     assert observations.index.tolist() == [0, 2, 5]
     assert observations.offsets.tolist() == [0, 2, 5]
     assert observations.partitions.tolist() == [0, 0, 1]
@@ -500,7 +500,7 @@ def test_neighbours_of_poison_are_untouched() -> None:
 
 
 def test_an_empty_batch() -> None:
-    observations, letters, documents, _ = decoder(key="id", timestamp="when").decode(batch([]))
+    observations, letters, documents, *_ = decoder(key="id", timestamp="when").decode(batch([]))
     assert (observations.x.shape, observations.categories.shape, letters, documents) == ((0, 2), (0, 2), [], [])
 
 
@@ -517,7 +517,7 @@ def test_an_array_feature_fills_as_many_columns() -> None:
         b'{"samples": [1, 1e39, 2]}',
     ]
     events = [Event(0, row, 0, b"k", value) for row, value in enumerate(values)]
-    observations, letters, _, counts = Decoder(card).decode(batch(events))
+    observations, letters, _, counts, _ = Decoder(card).decode(batch(events))
     assert (counts.missing.tolist(), counts.unknown.tolist()) == ([0, 1, 1], [0, 0, 0])
     nan = np.nan
     np.testing.assert_array_equal(observations.x, np.array([[1, 2, nan, 4.5, 5], [1, nan, nan, nan, nan]], np.float32))

@@ -21,6 +21,7 @@ PROMISED = {
     "alerts_total",
     "dead_letters_total",
     "late_events_total",
+    "silent_events_total",
     "records_without_key_total",
     "keys_in_several_partitions_total",
     "batch_events",

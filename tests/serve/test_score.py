@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lstmstream.records import RecordBatch
-from lstmstream.serve import score
+from lstmstream.serve import score, score_chain
 from lstmstream.serve.engine import Engine, Result
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.state import StateStore
@@ -42,7 +42,7 @@ def test_batches_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def states() -> StateStore:
         return made[0].scorer.states
 
-    monkeypatch.setattr(score, "make_engine", watched)
+    monkeypatch.setattr(score_chain, "make_engine", watched)
     monkeypatch.setattr(score, "BATCH_EVENTS", 10)
     data = tmp_path / "x.jsonl"
     data.write_text('{"amount":1}\n' * 35)

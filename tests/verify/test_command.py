@@ -31,7 +31,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VerifyWorld:
     fill(made, events(60, bad=0.2))
     made.serve()
     config = made.config()
-    monkeypatch.setattr(command, "load_config", lambda _path: config)
+    monkeypatch.setattr(command, "load_config", lambda _path, stage=None: config)
     monkeypatch.setattr(command, "open_kafka_admin", lambda _config: Opened(made.broker, INPUT))
     return made
 

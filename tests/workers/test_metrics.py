@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lstmstream.serve.metrics import Metrics
-from lstmstream.workers.metrics import GAUGES, MergedMetrics, parse
+from lstmstream.workers.metrics import GAUGES, MergedMetrics, parse, worker_metrics
 from lstmstream.workers.process import WorkerStatus
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -132,3 +132,23 @@ def test_every_gauge_has_a_rule(text: str) -> None:
         assert family.type in {"counter", "histogram", "gauge"}
         own = family.name.startswith("lstmstream_worker_")
         assert family.type != "gauge" or own or family.name in GAUGES, family.name
+
+
+def test_stages_are_not_added_up_and_each_has_its_label() -> None:
+    merged = MergedMetrics()
+    for number, stage in enumerate(["terminal", "terminal", "customer"]):
+        merged.read(number, 1, parse(worker_text(5)), stage)
+    found = {
+        sample.labels.get("stage_name"): sample.value
+        for family in merged.collect()
+        for sample in family.samples
+        if sample.name == "lstmstream_events_total"
+    }
+    assert found == {"terminal": 2 * found["customer"], "customer": found["customer"]}
+    assert found["customer"] > 0
+    statuses = [status(number)._replace(stage=stage) for number, stage in enumerate(["terminal", "customer"])]
+    up = next(family for family in worker_metrics(statuses, merged) if family.name == "lstmstream_worker_up")
+    assert [sample.labels for sample in up.samples] == [
+        {"worker": "0", "stage_name": "terminal"},
+        {"worker": "1", "stage_name": "customer"},
+    ]
