@@ -313,7 +313,8 @@ def first_node(proto: onnx.ModelProto) -> onnx.NodeProto:
     return proto.graph.node[0]
 
 
-EXTERNAL, FINITE, DOMAIN = "external data is not accepted", "not finite", "operator domain .* is not accepted"
+EXTERNAL, FINITE = "external data is not accepted", "not finite"
+NAMED = "node 0 .*'com.microsoft' is not accepted, only CausalConv"
 HOSTILE: dict[str, tuple[Edit, str]] = {
     "external weight": (lambda proto: outside(weight(proto)), f"initializer 'W0': {EXTERNAL}"),
     "external weight in memory": (
@@ -343,7 +344,7 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "sparse constant": (add_node(sparse_attribute()), "node 0 'thin' .*sparse weights are not accepted"),
     "function": (lambda proto: proto.functions.add(name="Relu", domain=""), "local functions are not accepted"),
     "training graph": (lambda proto: proto.training_info.add(), "training graphs are not accepted"),
-    "vendor operator": (set_fields(first_node, domain="com.microsoft"), "node 0 .*'com.microsoft' is not accepted, only Causal"),
+    "vendor operator": (set_fields(first_node, domain="com.microsoft"), NAMED),
     "ml operator": (set_fields(first_node, domain="ai.onnx.ml"), "node 0 .*'ai.onnx.ml' is not accepted"),
     "vendor operator in a branch": (
         add_node(branch(helper.make_node("Evil", [], [], name="evil", domain="evil"))),
