@@ -32,7 +32,7 @@ COLUMNS = (
     *("lag", "batch", "keys", "memory", "alerts", "dead", "model"),
 )
 WORDS = frozenset({"daemon", "address", "phase", "model"})
-LEFT_OUT = frozenset({"batch", "memory", "model"})  # where the terminal is narrower than
+LEFT_OUT = frozenset({"address", "batch", "memory", "model"})  # where the terminal is narrower than
 WIDE = 120  # columns
 
 
@@ -120,7 +120,7 @@ def _row(answer: Answer) -> dict[str, Text]:
     """The cells by column."""
     address = Text(urlsplit(answer.url).netloc)
     if answer.snapshot is None:
-        return {"address": address, "phase": Text("no answer", style="red")}
+        return {"daemon": address, "phase": Text("no answer", style="red")}
     now = answer.snapshot
     model, totals = now["model"], now["totals"]
     cells = {

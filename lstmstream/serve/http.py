@@ -127,16 +127,23 @@ class HttpServer:
         try:
             loop.run_forever()
         finally:
+            loop.remove_reader(self._socket)  # nothing more is accepted,
+            loop.run_until_complete(asyncio.sleep(0))  # and what just was gets its transport from an open server
             server.close()
-            if self._feed is not None and feeding is not None:
+            if feeding is not None:
                 feeding.cancel()
-                self._feed.close()
-            for connection in list(self._open):
-                connection.drop()
-            if waiting := asyncio.all_tasks(loop):
-                loop.run_until_complete(asyncio.wait(waiting))
+            for _ in range(2):  # the second time those that were just being accepted
+                self._drop_all()
+                if waiting := asyncio.all_tasks(loop):
+                    loop.run_until_complete(asyncio.wait(waiting))
             loop.run_until_complete(asyncio.sleep(0))  # let the transports close their sockets
             loop.close()
+
+    def _drop_all(self) -> None:
+        for connection in list(self._open):
+            connection.drop()
+        if self._feed is not None:
+            self._feed.close()
 
 
 class _Connection(asyncio.Protocol):

@@ -268,7 +268,7 @@
         gone("The daemon is gone");
       }
       lastAt = 0;
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS * (0.5 + Math.random()))); // not all pages at once
     }
   }
   setInterval(() => { // a machine that vanished ends no connection
