@@ -96,8 +96,11 @@ class LiveObserver(Observer):
         if rows or letters:
             now_s = self._wall_s()
             alerts = []
-            for row in rows:
-                value = result.outputs.predictions.values[row] or b""
+            published = result.outputs.alerts  # these have the reasons too
+            values = result.outputs.predictions.values
+            records_of = [values[row] for row in rows] if published is None else published.values[-len(rows) :]
+            for row, record in zip(rows, records_of if rows else (), strict=True):
+                value = record or b""
                 small = value if len(value) <= MAX_ALERT_BYTES else b""
                 alerts.append(Alert(now_s, float(predictions.score[row]), int(predictions.steps[row]), small))
             records = result.records
@@ -311,6 +314,8 @@ def _alert(alert: Alert, *, show_keys: bool) -> dict[str, Any]:
         return shown  # too large to keep
     shown |= {"timestamp": record["timestamp"], "partition": record["source"]["partition"]}
     shown["offset"] = record["source"]["offset"]
+    if "reasons" in record:
+        shown["reasons"] = [[one["feature"][:MAX_TEXT], one["size"]] for one in record["reasons"][:MAX_FIELDS]]
     if show_keys:
         shown["key"] = _short(record.get("key", record.get("key_base64")))
         fields = list(record.get("event", {}).items())[:MAX_FIELDS]

@@ -159,16 +159,18 @@
   function renderTables(now) {
     const fields = [...new Set(now.alerts.flatMap((alert) => Object.keys(alert.event || {})))].slice(0, 12);
     const keys = now.alerts.some((alert) => "key" in alert);
+    const reasons = now.alerts.some((alert) => alert.reasons);
     show("no-alerts", !now.alerts.length);
     show("alert-table", now.alerts.length > 0);
     const text = (value) => !known(value) ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
     table("alert-table",
-      [["at"], ...(keys ? [["key"]] : []), ["score", "n"], ["event time"], ["step", "n"], ...fields.map((name) => [name]), ["partition, offset", "n"]],
+      [["at"], ...(keys ? [["key"]] : []), ["score", "n"], ["event time"], ["step", "n"], ...(reasons ? [["reasons"]] : []), ...fields.map((name) => [name]), ["partition, offset", "n"]],
       now.alerts.map((alert) => [
         [clock(alert.at_s), "t"],
         ...(keys ? [["key" in alert ? alert.key === null ? "(none)" : text(alert.key) : "(too large to show)"]] : []),
         [Number(alert.score.toPrecision(4)).toString(), "n"],
         [alert.timestamp || "", "t"], [whole.format(alert.steps), "n"],
+        ...(reasons ? [[(alert.reasons || []).map(([name, size]) => `${name} ${size.toPrecision(2)}`).join(", "), "w"]] : []),
         ...fields.map((name) => [text((alert.event || {})[name])]),
         [known(alert.offset) ? `${alert.partition}, ${alert.offset}` : "", "n"],
       ]));
