@@ -77,6 +77,8 @@ class LiveObserver(Observer):
         self._alerts: deque[Alert] = deque(maxlen=MAX_ALERTS)
         self._rejected: dict[str, deque[Rejected]] = {s: deque(maxlen=MAX_REASONS) for s in DEAD_LETTER_STAGES}
         self._edges, self.reference = reference_scores(card)
+        # Of the scores' own type, or each search would convert them. Outliers count in the outermost bins.
+        self._bounds = self._edges[1:-1].astype(np.float32)
         self._scores: Ints = np.zeros(max(0, len(self._edges) - 1), dtype=np.int64)
         self.gauges: Gauges | None = None  # replaced as a whole, so that any thread may read it
 
@@ -112,7 +114,7 @@ class LiveObserver(Observer):
                         Rejected(now_s, letter.message, int(records.partitions[at]), int(records.offsets[at]))
                     )
         if len(self._scores) and len(predictions.score):
-            bins = np.searchsorted(self._edges[1:-1], predictions.score, side="right")  # outliers: outermost bins
+            bins = np.searchsorted(self._bounds, predictions.score, side="right")
             self._scores += np.bincount(bins, minlength=len(self._scores))
 
     def scores(self) -> Ints:

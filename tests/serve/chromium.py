@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools protocol with nothing but the standard library (a pipe, no WebSocket)."""
+"""A headless Chromium, driven over its DevTools protocol by the standard library alone: a pipe, no WebSocket."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ class Browser:
         """A click of the mouse in the middle of it."""
         find = f"document.querySelector({json.dumps(selector)})"
         self.value(f"{find}.scrollIntoView({{block: 'center'}})")
-        box = self.value(f"(() => {{ const b = {find}.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; }})()")
+        box = self.value(
+            f"(() => {{ const b = {find}.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; }})()"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 

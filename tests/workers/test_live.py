@@ -36,7 +36,18 @@ def test_two_workers_are_as_one_daemon() -> None:
     second.gauges([1])
     merged = merge([view(0, first), view(1, second)], show_keys=True, wall_s=whole.wall_s)
     expected = whole.snapshot()
-    for name in ("time", "name", "phase", "ready", "reasons", "model", "events_per_s", "totals", "latency", "batch_events"):
+    for name in (
+        "time",
+        "name",
+        "phase",
+        "ready",
+        "reasons",
+        "model",
+        "events_per_s",
+        "totals",
+        "latency",
+        "batch_events",
+    ):
         assert merged[name] == expected[name], name
     assert merged["batches_per_s"] == 4
     assert merged["scores"] == expected["scores"]
