@@ -69,7 +69,7 @@
     const axis = { stroke: color("--soft"), grid: { stroke: color("--grid"), width: 1 }, ticks: { stroke: color("--grid") }, font: "12px system-ui" };
     const options = {
       width: place.clientWidth, height: 170, legend: { show: false }, cursor: { show: false },
-      axes: [{ ...axis, space: 70, values: (_, splits) => splits.map(minute), ...extra.x }, { ...axis, size: 56, space: 30, ...extra.y }],
+      axes: [{ ...axis, space: 50, size: 30, values: (_, splits) => splits.map(minute), ...extra.x }, { ...axis, size: 56, space: 30, ...extra.y }],
       scales: extra.scales, series: [{}, ...series],
     };
     plots.set(id, new uPlot(options, data, place));
@@ -102,7 +102,7 @@
       { stroke: color("--s3"), width: 2, paths: steps, points: { show: false } },
     ], {
       scales: { x: { time: false, range: () => [0, scores.counts.length] }, y: { distr: 3, range: (_, least) => [Math.min(1e-5, least || 1e-5), 1] } },
-      y: { values: (_, splits) => splits.map((v) => Math.abs(Math.log10(v) % 1) < 1e-9 ? `${Number((100 * v).toPrecision(2))} %` : "") },
+      y: { grid: { show: false }, values: (_, splits) => splits.map((v) => Math.abs(Math.log10(v) % 1) < 1e-9 ? `${Number((100 * v).toPrecision(2))} %` : "") },
       x: { values: (_, splits) => splits.map(edge) },
     });
   }
