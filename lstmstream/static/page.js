@@ -188,7 +188,7 @@
     show("worker-section", Boolean(now.workers));
     if (now.workers) {
       table("worker-table", [["worker"], ["phase"], ["events per second", "n"], ["lag", "n"], ["started again", "n"], ["on this machine"]],
-        now.workers.map((one) => [[String(one.number)], [one.ready ? one.phase : `${one.phase}, not ready`], [rate(one.events_per_s), "n"],
+        now.workers.map((one) => [[one.stage ? `${one.number}, ${one.stage}` : String(one.number)], [one.ready ? one.phase : `${one.phase}, not ready`], [rate(one.events_per_s), "n"],
           [count(one.lag), "n"], [String(one.restarts), "n"], [one.address, "t"]]));
     }
   }

@@ -61,7 +61,12 @@ def merge(views: Sequence[WorkerView], *, show_keys: bool, wall_s: Callable[[], 
 
 
 def _worker(view: WorkerView) -> dict[str, Any]:
-    about: dict[str, Any] = {"number": view.number, "stage": view.stage, "address": view.address, "restarts": view.restarts}
+    about: dict[str, Any] = {
+        "number": view.number,
+        "stage": view.stage,
+        "address": view.address,
+        "restarts": view.restarts,
+    }
     if view.snapshot is None:
         return about | {"phase": "absent", "ready": False, "events_per_s": 0, "lag": None}
     one = view.snapshot

@@ -21,9 +21,10 @@ def worlds(count: int) -> list[LiveWorld]:
     return made
 
 
-def view(number: int, world: LiveWorld | None) -> WorkerView:
+def view(number: int, world: LiveWorld | None, stage: str | None = None) -> WorkerView:
     snapshot = None if world is None else json.loads(json.dumps(world.snapshot()))
-    return WorkerView(number, f"http://127.0.0.1:{number}", 0, snapshot, "it is starting")
+    label = f"worker {number}" if stage is None else f"stage {stage}, worker {number}"
+    return WorkerView(number, label, stage, f"http://127.0.0.1:{number}", 0, snapshot, "it is starting")
 
 
 def test_two_workers_are_as_one_daemon() -> None:
@@ -95,3 +96,14 @@ def test_while_none_answers() -> None:
     (world,) = worlds(1)
     half = merge([view(0, world), view(1, None)], show_keys=True)
     assert (half["ready"], half["phase"], half["name"]) == (False, "absent, running", "payments")
+
+
+def test_each_stage_has_partitions_of_its_own() -> None:
+    first, second = worlds(2)
+    first.gauges([4])
+    second.gauges([1])
+    second.health.block("broker", "the broker cannot be reached")
+    merged = merge([view(0, first, "cards"), view(1, second, "shops")], show_keys=True)
+    assert merged["lag"] == {"total": 5, "count": 2, "partitions": [["cards 0", 4, 7], ["shops 0", 1, 7]]}
+    assert [one["stage"] for one in merged["workers"]] == ["cards", "shops"]
+    assert merged["reasons"] == ["stage shops, worker 1: the broker cannot be reached"]
