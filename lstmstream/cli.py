@@ -337,6 +337,31 @@ def demo(
 
 
 @app.command()
+def top(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[URL]...", help="Addresses of daemons. Default: http://127.0.0.1:9108."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the live figures once, as JSON.")] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with http.token. Default: the variable LSTMSTREAM_HTTP__TOKEN, if the daemons have one."
+        ),
+    ] = None,
+) -> int:
+    """Watch daemons in the terminal.
+
+    Shows what their live pages show, a row for each, until Ctrl-C. With --once or --json exits with 1 if a daemon does
+    not answer.
+    """
+    from lstmstream.top import run_top
+
+    return run_top(urls or (), once=once, as_json=as_json, token_file=token_file)
+
+
+@app.command()
 def verify(
     config: Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")],
     sample: Annotated[

@@ -236,12 +236,21 @@ class Http(Section):
     port: Annotated[StrictInt, Field(ge=0, le=65535)] = Field(
         9108, description="Port to listen on; 0 takes any free port."
     )
-    token: Token | None = Field(None, description="Bearer token for `/state`; without a token there is no `/state`.")
+    token: Token | None = Field(
+        None,
+        description="Bearer token for `/live` and the page's figures, and for `/state`, which there is only with a"
+        " token. Without one, alerts on the page have keys and fields only where `http.host` is a loopback address.",
+    )
     stall_after: Annotated[Duration, Field(gt=0)] = Field(
         30.0,
         description="`/livez` returns 503 once the loop has made no progress for this long; `/readyz` also once input"
         " has waited for this long without a committed batch.",
     )
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
 
 
 class Config(Document):

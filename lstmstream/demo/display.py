@@ -28,10 +28,10 @@ _LINE_INTERVAL_S = 1.0  # between two lines where there is no terminal
 class Display:
     """A context manager: inside it, `show` refreshes the live table or prints a line every second."""
 
-    def __init__(self, *, events: int | None, metrics: str) -> None:
+    def __init__(self, *, events: int | None, page: str) -> None:
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._events, self._metrics = events, metrics
+        self._events, self._page = events, page
         self._next_line = 0.0
         self._alerts_shown = 0
 
@@ -79,7 +79,7 @@ class Display:
             f"from sending an event to reading its prediction, last {RECENT:,} predictions",
         )
         table.add_row("state", f"{now.keys:,} keys", f"{now.dead_letters:,} dead letters", "")
-        table.add_row("alerts", f"{now.alerts:,}", f"{now.true_alerts:,} true", self._metrics)
+        table.add_row("alerts", f"{now.alerts:,}", f"{now.true_alerts:,} true", self._page)
         return Panel(table, title=f"lstmstream demo, {now.seconds:.0f} s", subtitle="Ctrl-C to stop")
 
     def summary(self, tally: Tally, *, first_prediction: float | None, dead_letter_reason: str) -> None:

@@ -57,12 +57,13 @@ def run_demo(
     """
     started = time.monotonic()
     port = http_port or _free_port(METRICS_PORT)
-    display = Display(events=events, metrics=f"http://127.0.0.1:{port}/metrics")
+    display = Display(events=events, page=_page(port))
     rate = rate or (RATE_ENDLESS if events is None else RATE_WITH_END)
     world = World(customers=CUSTOMERS, terminals=TERMINALS, seed=seed)
     with _StopSignals() as stop, ExitStack() as cleanup:
         demo = _Demo(display, stop, cleanup, started=started, events=events)
         try:
+            display.note(f"live page, as soon as the daemon runs: {_page(port)}")
             servers, topics = demo.broker(bootstrap_servers)
             daemon = demo.daemon(servers, topics, port)
             code = demo.stream(daemon, servers, topics, world, rate)
@@ -216,7 +217,7 @@ class _Demo:
                     f"the daemon is not ready after {_READY_S:.0f} s; the end of its log:\n{daemon.last_lines()}"
                 )
             time.sleep(0.1)
-        self._display.note(f"daemon: ready; http://127.0.0.1:{port}/metrics and /readyz")
+        self._display.note(f"daemon: ready; live page: {_page(port)} (also /metrics and /readyz)")
         return daemon
 
     def stream(self, daemon: Daemon, servers: str, topics: Topics, world: World, rate: float) -> int:
@@ -308,6 +309,10 @@ def _quietly(action: Callable[[str], None], bootstrap_servers: str) -> None:
 
 def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+
+
+def _page(port: int) -> str:
+    return f"http://127.0.0.1:{port}/"
 
 
 def _free_port(preferred: int) -> int:

@@ -19,8 +19,6 @@ def config_warnings(config: Config) -> list[str]:
 def _idle_settings(config: Config) -> list[tuple[str, str]]:
     """Settings that belong to what is still to come."""
     idle = []
-    if config.http.token is not None:
-        idle.append(("http.token", "/state/<key>, which it guards,"))
     if "replay" in config.state.model_fields_set:
         idle.append(("state.replay", "on_model_change: replay"))
     return idle
@@ -28,9 +26,8 @@ def _idle_settings(config: Config) -> list[tuple[str, str]]:
 
 def unreachable_probes(config: Config) -> str | None:
     """What is wrong where a container's probes come from outside and only its own loopback is listened to."""
-    loopback = config.http.host in {"localhost", "::1"} or config.http.host.startswith("127.")
     in_container = "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, _CONTAINER_MARKS))
-    if not (loopback and in_container):
+    if not (config.http.loopback and in_container):
         return None
     return (
         f"http.host: {config.http.host} can be reached only from inside this container, not by probes or Prometheus;"

@@ -1,8 +1,9 @@
-"""`/metrics`, `/livez` and `/readyz` over HTTP/1.1, in a thread of its own, with a limit on everything.
+"""The endpoints and the live page over HTTP/1.1, in a thread of its own, with a limit on everything.
 
 One thread serves all connections without blocking, so a slow or hostile client costs a socket and a few kilobytes,
 never a thread. Each connection carries one request and is then closed. When too many are open, the oldest one is
 dropped: a probe gets through while 200 sockets are silent. No request is logged.
+`/live/events` alone does not end: its connections are counted apart, and live_feed.py sends to them.
 The server knows only what answers which path: `daemon_routes` for a daemon, `lstmstream.workers.pages` for several.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
+import hmac
+import ipaddress
 import json
 import os
 import re
@@ -24,10 +26,11 @@ from typing import Self, cast
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, generate_latest
 
-from lstmstream import __version__
 from lstmstream.errors import CannotServe
 from lstmstream.logs import escape_untrusted
 from lstmstream.serve.health import Health
+from lstmstream.serve.live_feed import Feed
+from lstmstream.serve.live_page import live_page
 
 MAX_CONNECTIONS = 64
 HEAD_LIMIT = 16_384  # bytes of request line and headers
@@ -40,36 +43,51 @@ LINGER_BYTES = 4_194_304
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")  # RFC 9112, section 2.2: a line may end in LF alone
 _JSON_TYPE = "application/json"
-_INDEX = """<!doctype html>
-<html lang="en"><title>lstmstream</title>
-<h1>lstmstream {version}</h1>
-<p>Phase {phase}, {state}.</p>
-<ul>
-<li><a href="/readyz">/readyz</a>: is it scoring events, and if not, why</li>
-<li><a href="/livez">/livez</a>: is the loop making progress</li>
-<li><a href="/metrics">/metrics</a>: for Prometheus</li>
-</ul>
-</html>
-"""
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
+    b"X-Content-Type-Options: nosniff\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
+)
+# With http.token set, these ask for it: they show keys. Without one, on a loopback address, they are for this machine.
+GUARDED_PATHS = frozenset({"/live", "/live/events"})
 
 
 # Takes the request's Accept header, returns a whole response (`json_response`, ...); it may first await others.
 Route = Callable[[str], bytes | Awaitable[bytes]]
 
 
+class Stream(bytes):
+    """The beginning of a response that has no end: the client joins the feed."""
+
+    feed: Feed
+
+    def __new__(cls, beginning: bytes, feed: Feed) -> Self:
+        """`beginning`: head and first events."""
+        stream = super().__new__(cls, beginning)
+        stream.feed = feed
+        return stream
+
+
 class HttpServer:
     """Serves from its construction until `close()`. Raises CannotServe if it cannot listen."""
 
     def __init__(
-        self, host: str, port: int, routes: Mapping[str, Route], *, not_found: Callable[[], bytes] | None = None
+        self,
+        host: str,
+        port: int,
+        routes: Mapping[str, Route],
+        *,
+        not_found: Callable[[], bytes] | None = None,
+        feed: Feed | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Port 0 takes any free port; the property `port` is the one taken. `routes`: by path.
 
-        `not_found`: the response to any other path.
+        `not_found`: the response to any other path. `feed` runs on this server's thread. `guard`: of GUARDED_PATHS.
         """
         self._socket = _listen(host, port)
         self._port = int(self._socket.getsockname()[1])
-        self._router = _Router(routes, not_found)
+        self._router = _Router(routes, not_found, guard)
+        self._feed = feed
         self._open: dict[_Connection, None] = {}  # oldest first
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="lstmstream-http", daemon=True)
@@ -105,16 +123,27 @@ class HttpServer:
             loop.create_server(lambda: _Connection(self._router, self._open), sock=self._socket, backlog=128)
         )
         loop.call_soon(self._serving.set)  # from here on `close` can stop the loop
+        feeding = None if self._feed is None else loop.create_task(self._feed.run())
         try:
             loop.run_forever()
         finally:
+            loop.remove_reader(self._socket)  # nothing more is accepted,
+            loop.run_until_complete(asyncio.sleep(0))  # and what just was gets its transport from an open server
             server.close()
-            for connection in list(self._open):
-                connection.drop()
-            if waiting := asyncio.all_tasks(loop):
-                loop.run_until_complete(asyncio.wait(waiting))
+            if feeding is not None:
+                feeding.cancel()
+            for _ in range(2):  # the second time those that were just being accepted
+                self._drop_all()
+                if waiting := asyncio.all_tasks(loop):
+                    loop.run_until_complete(asyncio.wait(waiting))
             loop.run_until_complete(asyncio.sleep(0))  # let the transports close their sockets
             loop.close()
+
+    def _drop_all(self) -> None:
+        for connection in list(self._open):
+            connection.drop()
+        if self._feed is not None:
+            self._feed.close()
 
 
 class _Connection(asyncio.Protocol):
@@ -127,6 +156,7 @@ class _Connection(asyncio.Protocol):
         self._responded = False
         self._discarded = 0
         self._task: asyncio.Task[None] | None = None
+        self._feed: Feed | None = None  # of the stream that it has become
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -172,9 +202,23 @@ class _Connection(asyncio.Protocol):
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
+        if self._feed is not None:
+            self._feed.leave(self._transport)
 
     async def _respond(self, head: bytes) -> None:
-        self._send(await self._router.respond(head))
+        response = await self._router.respond(head)
+        if isinstance(response, Stream):
+            self._begin_stream(response)
+        else:
+            self._send(response)
+
+    def _begin_stream(self, stream: Stream) -> None:
+        self._received.clear()
+        self._timer.cancel()
+        self._connections.pop(self, None)  # a probe must not drop it, nor it a probe
+        self._feed = stream.feed
+        self._transport.write(bytes(stream))
+        stream.feed.join(self._transport)
 
     def _on_timeout(self) -> None:
         self._send(_error(HTTPStatus.REQUEST_TIMEOUT))
@@ -191,7 +235,7 @@ class _Connection(asyncio.Protocol):
             self.resume_writing()
 
     def resume_writing(self) -> None:
-        if self._transport.is_closing():
+        if self._feed is not None or self._transport.is_closing():
             return
         self._timer.cancel()
         self._timer = self._loop.call_later(LINGER_S, self.drop)
@@ -202,9 +246,12 @@ class _Connection(asyncio.Protocol):
 class _Router:
     """Turns the head of a request into the bytes of its response."""
 
-    def __init__(self, routes: Mapping[str, Route], not_found: Callable[[], bytes] | None) -> None:
+    def __init__(
+        self, routes: Mapping[str, Route], not_found: Callable[[], bytes] | None, guard: Guard | None = None
+    ) -> None:
         self._routes = routes
         self._not_found = not_found
+        self._guard = Guard(None, local_only=False) if guard is None else guard
 
     async def respond(self, head: bytes) -> bytes:
         """Return the whole response to the request line and headers in `head`, without their final empty line."""
@@ -222,7 +269,9 @@ class _Router:
         if method not in {"GET", "HEAD"}:
             return _error(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
         try:
-            response = await self._route(_path(target), _header(lines, "accept"))
+            path = _path(target)
+            refused = self._guard.refuse(lines) if path in GUARDED_PATHS else None
+            response = await self._route(path, _header(lines, "accept")) if refused is None else refused
         except Exception:  # a failing metric must not end the thread that answers the probes
             response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
         return response if method == "GET" else response[: response.index(b"\r\n\r\n") + 4]
@@ -235,14 +284,35 @@ class _Router:
         return response if isinstance(response, bytes) else await response
 
 
-def daemon_routes(health: Health, registry: CollectorRegistry) -> Mapping[str, Route]:
-    """What one daemon answers, by path."""
+class Guard:
+    """Who may ask for what shows keys."""
 
-    def index(_accept: str) -> bytes:
-        ok, reasons = health.readyz()
-        state = "ready" if ok else "not ready: " + "; ".join(reasons)
-        page = _INDEX.format(version=__version__, phase=html.escape(health.phase), state=html.escape(state))
-        return html_response(page)
+    def __init__(self, token: str | None, *, local_only: bool) -> None:
+        """`local_only`: without a token, refuse requests to a name that is not of this machine.
+
+        A page of somebody else's, open in a browser on this machine, could otherwise read it all: its own name only
+        has to be made to point to 127.0.0.1 (DNS rebinding).
+        """
+        self._token = None if token is None else token.encode()
+        self._local_only = local_only
+
+    def refuse(self, lines: list[str]) -> bytes | None:
+        """The response to a request with these headers, if it may not be answered."""
+        if self._token is not None:
+            kind, _, given = _header(lines, "authorization").partition(" ")
+            if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._token):
+                return None
+            return _error(
+                HTTPStatus.UNAUTHORIZED, "WWW-Authenticate: Bearer\r\n", hint="send http.token as bearer token"
+            )
+        host = _header(lines, "host")
+        if self._local_only and host and not _is_local_name(host):
+            return _error(HTTPStatus.FORBIDDEN, hint="ask for 127.0.0.1 or localhost, or set http.token")
+        return None
+
+
+def daemon_routes(health: Health, registry: CollectorRegistry, feed: Feed | None = None) -> Mapping[str, Route]:
+    """What one daemon answers, by path."""
 
     def livez(_accept: str) -> bytes:
         ok, text = health.livez()
@@ -255,12 +325,28 @@ def daemon_routes(health: Health, registry: CollectorRegistry) -> Mapping[str, R
     def metrics(accept: str) -> bytes:
         return metrics_response(registry, accept)
 
-    return {"/": index, "/metrics": metrics, "/livez": livez, "/readyz": readyz}
+    return {"/metrics": metrics, "/livez": livez, "/readyz": readyz, **live_routes(feed)}
 
 
-def html_response(page: str) -> bytes:
-    """A page for people."""
-    return _response(HTTPStatus.OK, page.encode(), "text/html; charset=utf-8")
+def live_routes(feed: Feed | None) -> Mapping[str, Route]:
+    """The page for people, and what it shows; none without a feed."""
+    if feed is None:
+        return {}
+
+    def page(_accept: str) -> bytes:
+        text, policy = live_page()
+        extra = f"Content-Security-Policy: {policy}\r\nReferrer-Policy: no-referrer\r\n"
+        return _response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8", extra)
+
+    async def live(_accept: str) -> bytes:
+        return _response(HTTPStatus.OK, await feed.body(), _JSON_TYPE)
+
+    def events(_accept: str) -> bytes:
+        if feed.full:
+            return _error(HTTPStatus.SERVICE_UNAVAILABLE, "Retry-After: 5\r\n", hint="too many pages are open")
+        return Stream(_STREAM_HEAD + feed.first_events(), feed)
+
+    return {"/": page, "/live": live, "/live/events": events}
 
 
 def metrics_response(registry: CollectorRegistry, accept: str) -> bytes:
@@ -320,8 +406,21 @@ def _header(lines: list[str], name: str) -> str:
     return ""
 
 
-def _error(status: HTTPStatus, extra: str = "") -> bytes:
-    return _response(status, json.dumps({"error": status.phrase.lower()}).encode() + b"\n", _JSON_TYPE, extra)
+def _is_local_name(host: str) -> bool:
+    """Whether the Host header names this machine, or an address: neither can be another's name."""
+    name = host.rpartition("]")[0].lstrip("[") or host.partition(":")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _error(status: HTTPStatus, extra: str = "", *, hint: str | None = None) -> bytes:
+    body = {"error": status.phrase.lower()} | ({} if hint is None else {"hint": hint})
+    return _response(status, json.dumps(body).encode() + b"\n", _JSON_TYPE, extra)
 
 
 def _response(status: HTTPStatus, body: bytes, kind: str, extra: str = "") -> bytes:

@@ -89,6 +89,16 @@ class BatchHistogram(Collector):
             self._counts[label][bucket] += 1
             self._sums[label] += value
 
+    @property
+    def bounds(self) -> list[float]:
+        """Upper bounds of the buckets; one more bucket is above the last."""
+        return self._upper_bounds
+
+    def counts(self, label: str = "") -> Ints:
+        """Number of the values so far in each bucket [bounds + 1]."""
+        with self._lock:
+            return self._counts[label].copy()
+
     def totals(self) -> dict[str, tuple[int, float]]:
         """Number and sum of the values so far, by label value."""
         with self._lock:
@@ -279,6 +289,15 @@ class Metrics:
         events = sum(sample.value for family in self.events.collect() for sample in family.samples)
         stages = {stage: seconds for stage, (_, seconds) in self.stage_seconds.totals().items()}
         return int(events), self.batch_events.totals()[""][0], stages
+
+    def alert_total(self) -> int:
+        """Alerts so far."""
+        return int(sum(sample.value for family in self.alerts.collect() for sample in family.samples))
+
+    def dead_letter_totals(self) -> dict[str, int]:
+        """Dead letters so far, by stage."""
+        samples = [sample for family in self.dead_letters.collect() for sample in family.samples]
+        return {sample.labels["stage"]: int(sample.value) for sample in samples}
 
     def transaction(self, outcome: str, seconds: float | None = None) -> None:
         """Count one transaction with one of OUTCOMES; `seconds`: how long its commit took."""

@@ -14,7 +14,9 @@ from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.health import Health
-from lstmstream.serve.http import HttpServer, daemon_routes
+from lstmstream.serve.http import Guard, HttpServer, daemon_routes
+from lstmstream.serve.live import Live
+from lstmstream.serve.live_feed import Feed
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
@@ -61,13 +63,21 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
     clock = Clock()
     metrics = Metrics()
     health = Health(stall_after=config.http.stall_after)
-    http = HttpServer(config.http.host, config.http.port, daemon_routes(health, metrics.registry))
+    token = None if config.http.token is None else config.http.token.get_secret_value()
+    # A worker listens on the loopback address: whether others may see keys, its parent decides.
+    live = Live(config.name, metrics, health, show_keys=token is not None or config.http.loopback)
+    feed = Feed(live.take)
+    guard = Guard(token, local_only=config.http.loopback)
+    routes = daemon_routes(health, metrics.registry, feed)
+    http = HttpServer(config.http.host, config.http.port, routes, feed=feed, guard=guard)
     try:
         if worker is not None:
             worker.report_port(http.port)
         model, step = load_step_model(config)
         card = model.card
         metrics.model(name=card.name, version=card.version, fingerprint=card.fingerprint, device=step.device)
+        threshold = card.threshold if config.output.threshold is None else config.output.threshold
+        watching = live.start(card, step.device, threshold)
         health.unblock("model")
         log.info(
             "model loaded",
@@ -77,7 +87,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
                 "fingerprint": card.fingerprint,
                 "device": step.device,
                 "codec": codec.describe(),
-                "threshold": card.threshold if config.output.threshold is None else config.output.threshold,
+                "threshold": threshold,
             },
         )
         if growth := find_growth(step, seconds=GROWTH_S):
@@ -91,7 +101,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
         if profile is not None:
             profile.start()
         timer = StageTimer(clock.monotonic_s)
-        observer = make_observers(config, card, metrics, health, timer, clock)
+        observer = make_observers(config, card, metrics, health, timer, clock, watching)
         transport = open_kafka_transport(config)
         shutdown.on_request(lambda: transport.bound_calls(config.shutdown_timeout / 2))
         workers = worker.count if worker is not None and worker.number == 0 else 1  # one of them warns for all

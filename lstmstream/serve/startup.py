@@ -30,9 +30,15 @@ log = logging.getLogger(__name__)
 
 
 def make_observers(
-    config: Config, card: Card, metrics: Metrics, health: Health, timer: StageTimer, clock: Clock
+    config: Config,
+    card: Card,
+    metrics: Metrics,
+    health: Health,
+    timer: StageTimer,
+    clock: Clock,
+    *more: Observer,
 ) -> Observer:
-    """Everything that is told what the daemon does: metrics, health and the lines of the log."""
+    """Everything that is told what the daemon does: metrics, health, the lines of the log, and `more`."""
     counted = MetricsObserver(
         metrics,
         card,
@@ -49,6 +55,7 @@ def make_observers(
             Heartbeat(clock.monotonic_s, clock.wall_s),
             DeadLetterLog(clock.monotonic_s, config.dead_letter.topic),
             FieldChecks(card, carried, clock.monotonic_s),
+            *more,
         ]
     )
 

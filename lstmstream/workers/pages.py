@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from lstmstream import __version__
-from lstmstream.serve.http import Route, html_response, json_response, metrics_response
+from lstmstream.serve.http import Route, json_response, live_routes, metrics_response
+from lstmstream.serve.live_feed import Feed
+from lstmstream.serve.live_figures import Snapshot
 from lstmstream.serve.worker import LOOPBACK
+from lstmstream.workers.live import WorkerView, merge
 from lstmstream.workers.metrics import MergedMetrics, parse
 from lstmstream.workers.process import WorkerStatus
 
 ASK_TIMEOUT_S = 2.0
-
-_INDEX = """<!doctype html>
-<html lang="en"><title>lstmstream</title>
-<h1>lstmstream {version}: {count} workers</h1>
-<ul>
-{rows}
-</ul>
-<ul>
-<li><a href="/readyz">/readyz</a>: are all of them scoring events, and if not, why</li>
-<li><a href="/livez">/livez</a>: are all of them making progress</li>
-<li><a href="/metrics">/metrics</a>: for Prometheus, all of them added up</li>
-</ul>
-</html>
-"""
 
 
 class Answer(NamedTuple):
@@ -39,7 +26,7 @@ class Answer(NamedTuple):
     status: int
     body: bytes
 
-    def json(self) -> Mapping[str, Any]:
+    def json(self) -> dict[str, Any]:
         """The body, an object."""
         loaded = json.loads(self.body)
         return loaded if isinstance(loaded, dict) else {}
@@ -53,18 +40,27 @@ class Pages:
         statuses: Callable[[], Sequence[WorkerStatus]],
         *,
         stall_after_s: float,
+        token: str | None = None,
+        show_keys: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`stall_after_s`: how long a worker may be absent, or take to start, before the whole counts as dead."""
+        """`stall_after_s`: how long a worker may be absent, or take to start, before the whole counts as dead.
+
+        `token`: the workers', for their live figures. `show_keys`: whether alerts have the key and the event's fields.
+        """
         self._statuses = statuses
         self._stall_after_s = stall_after_s
         self._clock = clock
+        self._token = token
+        self._show_keys = show_keys
+        self.feed = Feed(self._live)  # for the HTTP server to run
         self._merged = MergedMetrics()
         self._merging = asyncio.Lock()  # an answer that was asked for earlier must not come after a later one
 
     def routes(self) -> Mapping[str, Route]:
         """By path."""
-        return {"/": self._index, "/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
+        own = {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
+        return {**own, **live_routes(self.feed)}
 
     def not_found(self) -> bytes:
         """To any other path: it may be that of one worker."""
@@ -72,15 +68,21 @@ class Pages:
         body = {"error": "not found", "hint": "with --workers, ask one of the workers on this machine", **workers}
         return json_response(ok=False, body=body, otherwise=HTTPStatus.NOT_FOUND)
 
-    async def _index(self, _accept: str) -> bytes:
-        rows = []
-        for worker, answer in await self._ask("/readyz"):
-            reasons = self._not_ready(worker, answer)
-            state = "ready" if not reasons else "not ready: " + "; ".join(reasons)
-            restarts = f", started again {worker.run - 1} times" if worker.run > 1 else ""
-            rows.append(html.escape(f"{worker.label}: {_address(worker)}, {state}{restarts}"))
-        items = "\n".join(f"<li>{row}</li>" for row in rows)
-        return html_response(_INDEX.format(version=__version__, count=len(rows), rows=items))
+    async def _live(self) -> Snapshot:
+        """The live figures of all, added up."""
+        views = [
+            WorkerView(
+                worker.number,
+                worker.label,
+                worker.stage,
+                _address(worker),
+                max(0, worker.run - 1),
+                answer.json() if answer is not None and answer.status == HTTPStatus.OK else None,
+                _absence(worker) if answer is None else f"it answers with {answer.status}",
+            )
+            for worker, answer in await self._ask("/live")
+        ]
+        return merge(views, show_keys=self._show_keys)
 
     async def _livez(self, _accept: str) -> bytes:
         alive, texts = True, []
@@ -122,24 +124,27 @@ class Pages:
     async def _ask(self, path: str) -> list[tuple[WorkerStatus, Answer | None]]:
         """Each worker with its answer; None where it does not run, or does not answer in time."""
         statuses = self._statuses()
-        return list(zip(statuses, await asyncio.gather(*(_ask(one, path) for one in statuses)), strict=True))
+        return list(
+            zip(statuses, await asyncio.gather(*(_ask(one, path, self._token) for one in statuses)), strict=True)
+        )
 
 
-async def _ask(worker: WorkerStatus, path: str) -> Answer | None:
+async def _ask(worker: WorkerStatus, path: str, token: str | None) -> Answer | None:
     if not worker.running or worker.port is None:
         return None
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            return await _get(worker.port, path)
+            return await _get(worker.port, path, token)
     except (OSError, ValueError):  # a TimeoutError is an OSError
         return None
 
 
-async def _get(port: int, path: str) -> Answer:
+async def _get(port: int, path: str, token: str | None) -> Answer:
     """Raises OSError, or ValueError where the answer is cut off."""
     reader, writer = await asyncio.open_connection(LOOPBACK, port)
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\n\r\n".encode())
+        authorization = "" if token is None else f"Authorization: Bearer {token}\r\n"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\n{authorization}\r\n".encode())
         received = await reader.read(-1)
     finally:
         writer.close()

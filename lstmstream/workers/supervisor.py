@@ -14,7 +14,7 @@ from pathlib import Path
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe
 from lstmstream.serve.config_warnings import config_warnings
-from lstmstream.serve.http import HttpServer
+from lstmstream.serve.http import Guard, HttpServer
 from lstmstream.shutdown import ShutdownSignal
 from lstmstream.workers.pages import Pages
 from lstmstream.workers.process import WorkerProcess, worker_command
@@ -47,9 +47,23 @@ def run(
         for place, stage in enumerate(configs)
         for number in range(count)
     ]
-    pages = Pages(lambda: [worker.status for worker in workers], stall_after_s=config.http.stall_after)
+    token = None if config.http.token is None else config.http.token.get_secret_value()
+    pages = Pages(
+        lambda: [worker.status for worker in workers],
+        stall_after_s=config.http.stall_after,
+        token=token,
+        show_keys=token is not None or config.http.loopback,
+    )
+    guard = Guard(token, local_only=config.http.loopback)
     try:
-        http = HttpServer(config.http.host, config.http.port, pages.routes(), not_found=pages.not_found)
+        http = HttpServer(
+            config.http.host,
+            config.http.port,
+            pages.routes(),
+            not_found=pages.not_found,
+            feed=pages.feed,
+            guard=guard,
+        )
     except CannotServe as error:
         for problem in error.problems:
             log.error("%s", problem)  # noqa: TRY400 - for a person, not for a debugger

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -19,6 +22,9 @@ from lstmstream import __version__
 from lstmstream.errors import CannotServe
 from lstmstream.serve import http as served
 from lstmstream.serve.health import Health
+from lstmstream.serve.live import Live
+from lstmstream.serve.live_feed import Feed
+from lstmstream.serve.metrics import Metrics
 
 
 class Clock:
@@ -36,7 +42,9 @@ class Side:
         self.health = Health(stall_after=30.0, clock=self.clock)
         self.registry = CollectorRegistry()
         Counter("demo_total", "Demo.", registry=self.registry).inc(3)
-        self.server = served.HttpServer("127.0.0.1", 0, served.daemon_routes(self.health, self.registry))
+        self.feed = Feed(Live("payments", Metrics(), self.health, show_keys=True).take)
+        routes = served.daemon_routes(self.health, self.registry, self.feed)
+        self.server = served.HttpServer("127.0.0.1", 0, routes, feed=self.feed)
 
     def ask(
         self, path: str, method: str = "GET", headers: dict[str, str] | None = None
@@ -126,14 +134,21 @@ def test_everything_else_is_not_found(side: Side, path: str) -> None:
     assert json.loads(body) == {"error": "not found"}
 
 
-def test_the_root_says_where_it_stands_and_what_else_there_is(side: Side) -> None:
-    side.health.set_phase("<restoring>")
+def test_the_root_is_a_page_that_loads_nothing_else(side: Side) -> None:
     status, headers, body = side.ask("/")
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     text = body.decode()
     assert __version__ in text
-    assert "&lt;restoring&gt;" in text
     assert all(f'href="{path}"' in text for path in ("/readyz", "/livez", "/metrics"))
+    assert "<!-- " not in text, "a place that was not filled"
+    assert not re.search(r'(src|href)="(https?:)?//', text)
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for kind in ("script", "style"):
+        for content in re.findall(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL):
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/nothing"])

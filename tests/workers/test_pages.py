@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -12,7 +13,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from lstmstream.serve.health import Health
-from lstmstream.serve.http import HttpServer, daemon_routes
+from lstmstream.serve.http import Guard, HttpServer, daemon_routes
+from lstmstream.serve.live import Live
+from lstmstream.serve.live_feed import Feed
+from lstmstream.serve.metrics import Metrics
 from lstmstream.workers import pages as served
 from lstmstream.workers.pages import Pages
 from lstmstream.workers.process import WorkerStatus
@@ -30,35 +34,47 @@ class Clock:
 class Side:
     """Two workers, as far as HTTP goes, and the server in front of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str | None = None) -> None:
         self.clock = Clock()
+        guard = Guard(token, local_only=True)
         self.healths = [Health(stall_after=STALL_S, clock=self.clock, blocked={}) for _ in range(2)]
         self.events = []
         self.servers = []
+        self.feeds: list[Feed] = []
         self.statuses = []
         for number, health in enumerate(self.healths):
             registry = CollectorRegistry()
             self.events.append(Counter("lstmstream_events_total", "Events.", registry=registry))
             Gauge("lstmstream_last_progress_timestamp_seconds", "Time.", registry=registry).set(1)
             health.set_phase("running")
-            server = HttpServer("127.0.0.1", 0, daemon_routes(health, registry))
+            feed = Feed(Live("payments", Metrics(), health, show_keys=True).take)
+            self.feeds.append(feed)
+            server = HttpServer("127.0.0.1", 0, daemon_routes(health, registry, feed), feed=feed, guard=guard)
             self.servers.append(server)
             self.statuses.append(WorkerStatus(number, 1, running=True, since_s=1000.0, port=server.port, ended=""))
-        pages = Pages(lambda: self.statuses, stall_after_s=STALL_S, clock=self.clock)
-        self.server = HttpServer("127.0.0.1", 0, pages.routes(), not_found=pages.not_found)
+        self.pages = pages = Pages(lambda: self.statuses, stall_after_s=STALL_S, token=token, clock=self.clock)
+        self.server = HttpServer(
+            "127.0.0.1", 0, pages.routes(), not_found=pages.not_found, feed=pages.feed, guard=guard
+        )
 
-    def ask(self, path: str, accept: str = "") -> tuple[int, bytes]:
+    def ask(self, path: str, accept: str = "", token: str = "") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
         try:
-            connection.request("GET", path, headers={"Accept": accept})
+            connection.request("GET", path, headers={"Accept": accept, "Authorization": f"Bearer {token}"})
             response = connection.getresponse()
             return response.status, response.read()
         finally:
             connection.close()
 
-    def json(self, path: str) -> tuple[int, dict[str, Any]]:
-        status, body = self.ask(path)
+    def json(self, path: str, token: str = "") -> tuple[int, dict[str, Any]]:
+        status, body = self.ask(path, token=token)
         return status, json.loads(body)
+
+    def tick(self) -> None:
+        """New live figures: of each worker that runs, and then of the parent."""
+        for feed, server in [*zip(self.feeds, self.servers, strict=True), (self.pages.feed, self.server)]:
+            if server._loop.is_running():
+                asyncio.run_coroutine_threadsafe(feed.tick(), server._loop).result(10)
 
     def end(self, number: int) -> None:
         """The worker is killed, and waits to be started again."""
@@ -179,9 +195,34 @@ def test_any_other_path_names_the_workers(side: Side) -> None:
     assert body["worker 1"] == f"http://127.0.0.1:{side.servers[1].port}"
 
 
-def test_a_page_for_people(side: Side) -> None:
+def test_the_page_shows_all_workers(side: Side) -> None:
     side.healths[1].block("x", "<waiting>")
+    side.tick()
     status, page = side.ask("/")
     assert status == 200
-    assert b"worker 1" in page
-    assert b"&lt;waiting&gt;" in page
+    assert b"/live/events" in page
+    status, live = side.json("/live")
+    assert status == 200
+    assert [(one["number"], one["ready"], one["restarts"]) for one in live["workers"]] == [(0, True, 0), (1, False, 0)]
+    assert live["workers"][0]["address"] == f"http://127.0.0.1:{side.servers[0].port}"
+    assert (live["ready"], live["reasons"]) == (False, ["worker 1: <waiting>"])
+
+
+def test_the_page_says_which_worker_does_not_answer(side: Side) -> None:
+    side.end(1)
+    side.tick()
+    _, live = side.json("/live")
+    assert live["phase"] == "absent, running"
+    assert live["reasons"] == ["worker 1: it has ended (signal SIGKILL) and is being started again"]
+    assert live["workers"][1]["phase"] == "absent"
+
+
+def test_the_workers_ask_for_the_token_too() -> None:
+    side = Side(token="s3cret")
+    try:
+        side.tick()
+        assert side.json("/live")[0] == 401
+        assert side.json("/live", "s3cret")[1]["reasons"] == []
+    finally:
+        for server in (side.server, *side.servers):
+            server.close()

@@ -72,7 +72,9 @@ def _ranking_baselines(report: Report) -> dict[str, Evaluated]:
 
 
 def _static(name: str) -> str:
-    return files("lstmstream.train.report").joinpath("static", name).read_text(encoding="utf-8")
+    """A file of the report's own, or of uPlot, which the live page has too."""
+    package = "lstmstream" if name.startswith("uPlot") else "lstmstream.train.report"
+    return files(package).joinpath("static", name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
