@@ -1,10 +1,12 @@
 """Card fraud, with the features of the customer's past computed by the product: `history` of the amount.
 
-    python -m benchmarks.fraud_history [--shared ../shared] [--seeds 1] [--terminal outside|none] [--days 7|all]
+    python -m benchmarks.fraud_history [--shared ../shared] [--seeds 1] [--terminal outside|product|none]
+        [--days 7|all] [--epochs N] [--hidden N]
 
 The protocol of fraud_weeks.py: seven training days (`--days all`: all days before the labels are known), the test week
 two weeks after the training week began. Events before the training days only warm up the states, in training and in
-scoring. The features of the terminal need another key, so they come with the event as in fraud_weeks.py, or not at all.
+scoring. The features of the terminal need another key: they come with the event as in fraud_weeks.py, or from a first
+stage of the product (`builtin:history:fraud`, fed by a report of each purchase seven days after it), or not at all.
 
 Measured, means of the four weeks, beside those of fraud_weeks.py with all features made outside:
 
@@ -29,23 +31,82 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
+import yaml
 
-from benchmarks.fraud_weeks import CONFIG, START, WEEKS, evaluate, read_transactions, score, to_events, train
+from benchmarks.fraud_weeks import (
+    CONFIG,
+    START,
+    WEEKS,
+    evaluate,
+    lstmstream,
+    read_transactions,
+    score,
+    to_events,
+    train,
+)
 
 WARM_UP_DAYS = 42
 TERMINAL_PLAIN = ("terminal_risk_7d", "terminal_risk_30d", "terminal_since")
 TERMINAL_LOGGED = ("terminal_count_30d", "terminal_streak")
 METRICS = ("ap", "cp100", "auc")
+DAY_MS = 86_400_000
+DELAY_MS = 7 * DAY_MS
+STAGE = {  # of the terminals; its topics are not used by `lstmstream score`
+    "name": "terminal",
+    "model": "builtin:history:fraud",
+    "kafka": {"bootstrap_servers": "localhost:9092"},
+    "input": {"topic": "transactions", "key": "terminal", "timestamp": "time"}
+    | {"silent": {"field": "kind", "equals": "report"}},
+    "output": {
+        "topic": "terminals",
+        "events": {
+            "topic": "by-customer",
+            "key": "customer",
+            "add": {
+                "terminal_risk_7d": "prediction[fraud.mean_7d]",
+                "terminal_risk_30d": "prediction[fraud.mean_30d]",
+                "terminal_count_30d": "prediction[fraud.count_30d]",
+                "terminal_streak": "prediction[fraud.run]",
+                "terminal_since": "prediction[fraud.run_age_s]",
+            },
+        },
+    },
+}
 
 
-def config(terminal: str, seed: int, training: dict[str, Any]) -> dict[str, Any]:
+def with_terminals(events: pl.DataFrame, terminal: pl.Series, folder: Path) -> pl.DataFrame:
+    """The events with the features of their terminals from a first stage; `terminal` [N] in their order.
+
+    The report of a purchase comes seven days after it, and before a purchase of the same moment.
+    """
+    settings, stream, out = folder / "terminal.yaml", folder / "stream.jsonl", folder / "by-customer.jsonl"
+    settings.write_text(yaml.safe_dump(STAGE), encoding="utf-8")
+    purchases = events.select("id", time=pl.col("time").cast(pl.Int64)).with_columns(terminal=terminal)
+    reports = purchases.select(
+        pl.lit(None, pl.Int64).alias("id"), pl.col("time") + DELAY_MS, "terminal", kind=pl.lit("report")
+    ).with_columns(fraud=events["fraud"])
+    both = pl.concat([reports, purchases.with_columns(pl.col("id").cast(pl.Int64))], how="diagonal")
+    both.sort("time", maintain_order=True).write_ndjson(stream)
+    lstmstream("score", settings, stream, "--events", out, "--out", folder / "terminals.jsonl")
+    added = list(STAGE["output"]["events"]["add"])  # type: ignore[index]
+    with out.open("rb") as lines:
+        rows = [[record["id"], *(record[name] for name in added)] for record in map(orjson.loads, lines)]
+    made = pl.DataFrame(rows, schema=["id", *added], orient="row").with_columns(pl.col("terminal_since") / 86_400)
+    joined = events.drop(added).join(made.with_columns(pl.col("id").cast(events["id"].dtype)), on="id", how="left")
+    assert joined.null_count().select(added).sum_horizontal()[0] == 0, "an event has no features"
+    return joined
+
+
+def config(terminal: str, seed: int, training: dict[str, Any], hidden: int) -> dict[str, Any]:
     """The training configuration; `training` are options of that section."""
     numbers: list[Any] = [{"name": "amount", "history": ["1d", "7d", "30d"]}]
-    if terminal == "outside":
+    if terminal != "none":
         numbers += [*TERMINAL_PLAIN, *({"name": name, "log": True} for name in TERMINAL_LOGGED)]
     return CONFIG | {
         "features": {"numbers": numbers, "elapsed": True},
+        "model": CONFIG["model"] | {"hidden": hidden},
         "training": CONFIG["training"] | training | {"seed": seed},
     }
 
@@ -71,8 +132,9 @@ def one_week(events: pl.DataFrame, begins: str, options: argparse.Namespace, see
     week = options.days == "7"
     seen = events.filter(pl.col("day").is_between(day - WARM_UP_DAYS if week else 0, day + 20))
     first = day if week else 0
-    training = {} if week else {"epochs": 3}
-    model = train(folder, training_data(seen, first, day + 7), config(options.terminal, seed, training))
+    training = {"epochs": options.epochs or (9 if week else 3)}
+    settings = config(options.terminal, seed, training, options.hidden)
+    model = train(folder, training_data(seen, first, day + 7), settings)
     scored = seen.with_columns(score(folder, seen, model))
     return scored.filter(pl.col("day") >= day + 14).select(TRANSACTION_ID="id", score="score")
 
@@ -83,10 +145,16 @@ def main() -> int:
     root = Path(__file__).resolve().parents[1]
     parser.add_argument("--shared", type=Path, default=root.parent / "shared", help="folder with fraud/ and scorers/")
     parser.add_argument("--seeds", type=int, default=1, help="number of runs, each with another seed")
-    parser.add_argument("--terminal", choices=["outside", "none"], default="outside", help="its features")
+    parser.add_argument("--terminal", choices=["outside", "product", "none"], default="outside")
     parser.add_argument("--days", choices=["7", "all"], default="7", help="of training")
+    parser.add_argument("--epochs", type=int, help="of training; default: 9, or 3 with all days")
+    parser.add_argument("--hidden", type=int, default=64, help="units of the LSTM")
     options = parser.parse_args()
-    events = to_events(read_transactions(options.shared))
+    raw = read_transactions(options.shared)
+    events = to_events(raw)
+    if options.terminal == "product":
+        with tempfile.TemporaryDirectory(prefix="lstmstream-terminals-") as name:
+            events = with_terminals(events, raw["TERMINAL_ID"].cast(pl.Int64), Path(name))
     means: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in range(options.seeds):
         began = time.monotonic()

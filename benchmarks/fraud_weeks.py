@@ -96,7 +96,7 @@ def train(folder: Path, events: pl.DataFrame, config: dict[str, Any], *, init: P
     events.write_parquet(folder / "events.parquet")
     settings, model = folder / "train.yaml", folder / "model.onnx"
     settings.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    _lstmstream("train", settings, "--out", model, *(() if init is None else ("--init", init)))
+    lstmstream("train", settings, "--out", model, *(() if init is None else ("--init", init)))
     return model
 
 
@@ -104,14 +104,15 @@ def score(folder: Path, events: pl.DataFrame, model: Path) -> pl.Series:
     """[N] The scores of the events by `lstmstream score`, in their order."""
     data, out = folder / "scored.parquet", folder / "scores.jsonl"
     events.select("customer", "time", *PLAIN, *LOGGED).write_parquet(data)
-    _lstmstream("score", model, data, "--key", "customer", "--timestamp", "time", "--out", out)
+    lstmstream("score", model, data, "--key", "customer", "--timestamp", "time", "--out", out)
     with out.open("rb") as lines:
         scores = [(record["source"]["row"], record["score"]) for record in map(orjson.loads, lines)]
     assert [row for row, _ in scores] == list(range(len(events))), "an event has no score"
     return pl.Series("score", [value for _, value in scores])
 
 
-def _lstmstream(*words: object) -> None:
+def lstmstream(*words: object) -> None:
+    """Run the command; SystemExit with its output where it fails."""
     command = [sys.executable, "-m", "lstmstream", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

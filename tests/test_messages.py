@@ -250,7 +250,10 @@ def test_an_option_of_the_training(changes: str, message: str, tmp_path: Path) -
         (
             "builtin:none",
             None,
-            "model 'builtin:none': there is no such model in the package; use one of: builtin:anomaly, builtin:demo",
+            (
+                "model 'builtin:none': there is no such model in the package; "
+                "use one of: builtin:anomaly, builtin:demo, builtin:history"
+            ),
         ),
         (
             "m.onnx",

@@ -151,8 +151,9 @@ class OutputEvents(Section):
     key: FieldPath | None = Field(None, description="Field that becomes their record key. Default: the entity key.")
     add: AddedFields = Field(
         {},
-        description="Fields to add: name → `score`, `alert`, `steps` or `prediction[0]`. An event that has one of them"
-        " already, or no key, becomes a dead letter.",
+        description="Fields to add: name → `score`, `alert`, `steps`, or a column of the prediction by its number or"
+        " its name in the model: `prediction[0]`, `prediction[fraud.mean_7d]`. An event that has one of them already,"
+        " or no key, becomes a dead letter.",
     )
 
 

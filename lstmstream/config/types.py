@@ -109,8 +109,11 @@ def _plain_field(value: str) -> str:
 
 
 def _output_value(value: str) -> str:
-    if not re.fullmatch(r"score|alert|steps|prediction\[\d{1,6}\]", value, re.ASCII):
-        raise ValueError("is not an output of the model; use score, alert, steps, or prediction[0] and so on")
+    if not re.fullmatch(r"score|alert|steps|prediction\[[^\[\]]{1,200}\]", value):
+        raise ValueError(
+            "is not an output of the model; use score, alert, steps, or a column of the prediction, by its number or"
+            " name: prediction[0]"
+        )
     return value
 
 

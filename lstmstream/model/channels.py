@@ -1,7 +1,8 @@
 """A model that keeps the same for each of its channels fits any number of them: `builtin:anomaly:cpu,memory`.
 
 Its file has one channel. The parts of its state whose names begin with `0.` are that channel's; with C channels there
-are as many such stretches of the row, one behind the other, and `x` has C columns.
+are as many such stretches of the row, one behind the other, and `x` has C columns. Columns of `prediction` whose names
+begin so are that channel's too: all of them, or none.
 """
 
 from __future__ import annotations
@@ -39,10 +40,19 @@ def with_channels(proto: onnx_proto.Proto, card: Card, names: Sequence[str]) -> 
             for part in own
         ]
     initial = card.state.initial[:first] + card.state.initial[first:] * len(names)
+    columns = [name.removeprefix(_OWN) for name in card.prediction_names if name.startswith(_OWN)]
+    prediction_names = tuple(f"{name}.{column}" for name in names for column in columns) or card.prediction_names
     for value in [*proto.graph.input, *proto.graph.output]:
-        if value.name == "x":
+        if value.name == "prediction" and columns:
+            onnx_proto.set_columns(value, len(prediction_names))
+        elif value.name == "x":
             onnx_proto.set_columns(value, len(names))
         elif value.name in ("state", "state_out"):
             onnx_proto.set_columns(value, len(initial))
     features = tuple(Feature(name, "number") for name in names)
-    return replace(card, features=features, state=StateSpec(len(initial), initial, tuple(parts)))
+    return replace(
+        card,
+        features=features,
+        state=StateSpec(len(initial), initial, tuple(parts)),
+        prediction_names=prediction_names,
+    )

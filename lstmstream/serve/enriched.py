@@ -5,7 +5,7 @@ The text of an event stays as it came, with the new members at its end, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,13 +31,17 @@ class Enriched(NamedTuple):
 class EventWriter:
     """Writes the events of one batch. Holds no data between calls."""
 
-    def __init__(self, topic: str, key: str | None, add: Mapping[str, str]) -> None:
-        """`key`: the field that keys them; None: the entity key. `add`: name → output of the model (config/schema)."""
+    def __init__(self, topic: str, key: str | None, add: Mapping[str, str], names: Sequence[str] = ()) -> None:
+        """`key`: the field that keys them; None: the entity key. `add`: name → output of the model (config/schema).
+
+        `names`: of the columns of the prediction, where the model names them.
+        """
         self.topic = topic
         self.rekeys = key is not None
         self._key = key
         self._add = {name: orjson.dumps(name) + b":" for name in add}
         self._outputs = list(add.values())
+        self._names = names
         self._fields = EventFields([*add, *([] if key is None else [key])])
 
     def write(self, records: RecordBatch, decoded: Decoded, predictions: Predictions) -> Enriched:
@@ -85,14 +89,21 @@ class EventWriter:
             column = predictions.score
         else:
             assert predictions.prediction is not None, "the factory checks this at the start"
-            column = predictions.prediction[:, prediction_column(output)]
+            at = prediction_column(output, self._names)
+            assert at is not None, "as above"
+            column = predictions.prediction[:, at]
         texts = orjson.dumps(np.ascontiguousarray(column), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         return [name + text for text in texts]
 
 
-def prediction_column(output: str) -> int:
-    """2 for `prediction[2]`, -1 for other outputs."""
-    return int(output[len("prediction[") : -1]) if output.startswith("prediction[") else -1
+def prediction_column(output: str, names: Sequence[str]) -> int | None:
+    """2 for `prediction[2]`, or for the third name; -1 for other outputs, None where no column has the name."""
+    if not output.startswith("prediction["):
+        return -1
+    column = output[len("prediction[") : -1]
+    if column in names:
+        return names.index(column)
+    return int(column) if column.isascii() and column.isdigit() else None
 
 
 def _with_members(value: bytes, members: bytes) -> bytes:

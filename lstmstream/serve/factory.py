@@ -67,15 +67,18 @@ def _event_writer(config: Config, step: StepModel) -> EventWriter | None:
         return None
     prediction = step.step(probe(step.card, rows=1)).prediction
     columns = 0 if prediction is None else prediction.shape[1]
+    names = step.card.prediction_names
+    there = f"prediction[0] to prediction[{columns - 1}], or " if columns else ""
+    named = f"; their names are {', '.join(names)}" if names else ""
     problems = [
         f"output.events.add.{name}: is {output}, and the predictions of model {step.card.name} have {columns} columns;"
-        f" use {f'prediction[0] to prediction[{columns - 1}], or ' if columns else ''}score"
+        f" use {there}score{named}"
         for name, output in events.add.items()
-        if prediction_column(output) >= columns
+        if (column := prediction_column(output, names)) is None or column >= columns
     ]
     if problems:
         raise CannotServe(*problems)
-    return EventWriter(events.topic, events.key, events.add)
+    return EventWriter(events.topic, events.key, events.add, names)
 
 
 def _meaning(config: Config, card: Card) -> Meaning:
