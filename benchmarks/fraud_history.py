@@ -63,7 +63,6 @@ STAGE = {  # of the terminals; its topics are not used by `lstmstream score`
         "topic": "terminals",
         "events": {
             "topic": "by-customer",
-            "key": "customer",
             "add": {
                 "terminal_risk_7d": "prediction[fraud.mean_7d]",
                 "terminal_risk_30d": "prediction[fraud.mean_30d]",
@@ -83,7 +82,7 @@ def with_terminals(events: pl.DataFrame, terminal: pl.Series, folder: Path) -> p
     """
     settings, stream, out = folder / "terminal.yaml", folder / "stream.jsonl", folder / "by-customer.jsonl"
     settings.write_text(yaml.safe_dump(STAGE), encoding="utf-8")
-    purchases = events.select("id", time=pl.col("time").cast(pl.Int64)).with_columns(terminal=terminal)
+    purchases = events.select("id", time=pl.col("time").dt.epoch("ms")).with_columns(terminal=terminal)
     reports = purchases.select(
         pl.lit(None, pl.Int64).alias("id"), pl.col("time") + DELAY_MS, "terminal", kind=pl.lit("report")
     ).with_columns(fraud=events["fraud"])

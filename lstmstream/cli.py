@@ -409,6 +409,26 @@ def verify(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write stream.yaml and train.yaml to.")] = Path(),
+    from_topic: Annotated[str, typer.Option(help="Topic whose newest records are looked at.")] = ...,  # type: ignore[assignment] # required
+    bootstrap_servers: Annotated[str, typer.Option(help="The brokers, separated by commas.")] = "127.0.0.1:9092",
+    name: Annotated[str | None, typer.Option(help="The daemon's name. Default: the topic's.")] = None,
+    records: Annotated[int, typer.Option(min=1, max=100_000, help="Number of records to look at.")] = 1000,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+) -> int:
+    """Propose configurations for the events of a topic.
+
+    Looks at real records and writes a daemon's configuration, with a detector that needs no training, and a training
+    configuration for the same fields.
+    """
+    from lstmstream.init.command import init as run_init
+
+    servers = [one.strip() for one in bootstrap_servers.split(",")]
+    return run_init(folder, topic=from_topic, servers=servers, name=name, records=records, force=force)
+
+
+@app.command()
 def check(
     config: Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")],
     records: Annotated[

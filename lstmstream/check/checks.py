@@ -18,7 +18,7 @@ from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.formats.field_names import listed, names_of, similar_name
 from lstmstream.formats.json_documents import ABSENT, locate
 from lstmstream.logs import escape_untrusted, message_kind
-from lstmstream.records import RecordBatch, concatenate, partition_numbers
+from lstmstream.records import RecordBatch, partition_numbers
 from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine
@@ -142,7 +142,7 @@ class TopicChecks:
         yield from self._settings(source)
         ranges = {number: self._broker.offset_range(config.input.topic, number) for number in range(source.partitions)}
         yield from self._offsets(ranges)
-        sample = self._sample(ranges)
+        sample = self._broker.newest(config.input.topic, source.partitions, self._records)
         if not len(sample):
             yield warning("records", f"{config.input.topic} has no records to look at; check again once there are some")
             return
@@ -190,16 +190,6 @@ class TopicChecks:
             )
         if not gone:
             yield ok("group", f"{config.name} is {_lag(committed, ranges):,} records behind the end of the input")
-
-    def _sample(self, ranges: dict[int, tuple[int, int]]) -> RecordBatch:
-        """The newest committed records, from all partitions."""
-        topic = self._config.input.topic
-        share = max(1, self._records // len(ranges))
-        ends = self._broker.last_stable_offsets(topic, list(ranges))
-        batches = [RecordBatch.empty(topic)]
-        for number, (first, _) in ranges.items():
-            batches += self._broker.read(topic, number, max(first, ends[number] - share), ends[number])
-        return concatenate(batches)
 
     def _keys(self, sample: RecordBatch, partitions: int) -> Iterator[Check]:
         keyed = np.array([key is not None for key in sample.keys])

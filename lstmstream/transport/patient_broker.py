@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from lstmstream.errors import CannotServe, TryAgain
-from lstmstream.records import RecordBatch
+from lstmstream.records import RecordBatch, concatenate
 from lstmstream.transport.ports import CommittedOffset, LogReader, TopicInfo
 
 LIMIT_S = 60.0  # without an answer, or without a step forward of a reader that has not reached its end
@@ -111,6 +111,15 @@ class PatientBroker:
                     yield records
         finally:
             reader.close()
+
+    def newest(self, topic: str, partitions: int, count: int) -> RecordBatch:
+        """The newest committed records, about as many of each partition, `count` in all."""
+        share = max(1, count // partitions)
+        batches = [RecordBatch.empty(topic)]
+        for number, end in self.last_stable_offsets(topic, range(partitions)).items():
+            first, _ = self.offset_range(topic, number)
+            batches += self.read(topic, number, max(first, end - share), end)
+        return concatenate(batches)
 
     def _ask(self, what: str, question: Callable[[], T]) -> T:
         while True:

@@ -1,0 +1,153 @@
+"""`lstmstream init`: reads a sample of the topic, and writes stream.yaml and train.yaml."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lstmstream.config import Config
+from lstmstream.config.diagnostics import validate
+from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain
+from lstmstream.formats.json_documents import Document, parse_document
+from lstmstream.init.fields import Proposal, profiles, propose
+from lstmstream.model.channels import MAX_CHANNELS
+from lstmstream.records import RecordBatch
+from lstmstream.transport.kafka_admin import open_kafka_admin
+from lstmstream.transport.patient_broker import PatientBroker
+
+LIMIT_S = 20.0  # a broker may take so long to answer
+KEYED = 0.99  # this share of the records with a key makes it the key
+
+
+def init(folder: Path, *, topic: str, servers: Sequence[str], name: str | None, records: int, force: bool) -> int:
+    """Write the two files into `folder`. Raises CannotServe."""
+    stream, train = folder / "stream.yaml", folder / "train.yaml"
+    for file in (stream, train):
+        if file.exists() and not force:
+            raise CannotServe(f"{file}: is there already; give another folder, or --force to write over it")
+    name = name or topic
+    sample = read_sample(topic, servers, name, records)
+    documents, bad = _documents(sample)
+    if not documents:
+        raise CannotServe(f"topic {topic!r}: none of its newest {len(sample):,} records is a JSON object")
+    keyed = sum(key is not None for key in sample.keys) >= KEYED * len(sample)
+    found = propose(profiles(documents), len(documents), keyed=keyed)
+    if not _watched(found):
+        raise CannotServe(f"topic {topic!r}: no field of its newest {len(documents):,} events is a number to watch")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream.write_text(stream_yaml(found, name=name, topic=topic, servers=servers), encoding="utf-8")
+        train.write_text(train_yaml(found, name=name, topic=topic, servers=servers), encoding="utf-8")
+    except OSError as error:
+        raise CannotServe(f"{error.filename}: {error.strerror}") from error
+    _report(found, len(documents), bad, stream, train)
+    return 0
+
+
+def read_sample(topic: str, servers: Sequence[str], name: str, records: int) -> RecordBatch:
+    """The newest records of the topic. Raises CannotServe."""
+    tree = {
+        "name": name,
+        "model": "builtin:demo",
+        "kafka": {"bootstrap_servers": list(servers)},
+        "input": {"topic": topic},
+        "output": {"topic": f"{topic}.predictions"},
+    }
+    kafka = open_kafka_admin(validate(Config, tree, Path.cwd()))
+    try:
+        kafka.connect()
+        broker = PatientBroker(kafka, limit_s=LIMIT_S)
+        described = broker.describe([topic])
+        if topic not in described:
+            raise CannotServe(f"topic {topic!r} does not exist; correct the name, or create it and write some events")
+        sample = broker.newest(topic, described[topic].partitions, records)
+    except (TryAgain, Fatal) as error:
+        raise CannotServe(f"topic {topic!r} cannot be read: {error}") from error
+    finally:
+        kafka.close(1.0)
+    if not len(sample):
+        raise CannotServe(f"topic {topic!r} has no records to look at; write some events first")
+    return sample
+
+
+def stream_yaml(found: Proposal, *, name: str, topic: str, servers: Sequence[str]) -> str:
+    """A daemon's configuration: the detector that needs no training, over the numbers."""
+    numbers = _watched(found)
+    key = f"key: {_flow(found.key)}" if found.key else "# no key: the record's is taken"
+    time = f"timestamp: {_flow(found.timestamp)}" if found.timestamp else "# no timestamp: the record's is taken"
+    include = _flow([*numbers[:3], *found.categories[:2]])
+    return f"""\
+# Made by `lstmstream init` from real records of the topic: check each line. All options: docs/reference.md
+name: {_flow(name)}        # the consumer group, and the prefix of the daemon's own topics
+# It learns each key's ways as events come. A model of your own: lstmstream train train.yaml
+model: {_flow("builtin:anomaly:" + ",".join(numbers))}
+kafka: {{bootstrap_servers: {_flow(list(servers))}}}
+input:
+  topic: {_flow(topic)}
+  {key}
+  {time}
+output:
+  topic: {_flow(f"{name}.predictions")}
+  alerts_topic: {_flow(f"{name}.alerts")}
+  include: {include}      # fields of the event that its prediction has too
+"""
+
+
+def train_yaml(found: Proposal, *, name: str, topic: str, servers: Sequence[str]) -> str:
+    """A training configuration for the same events, read from the topic."""
+    categories = f"  categories: {_flow(found.categories)}\n" if found.categories else ""
+    if found.label is None:
+        task, target = "anomaly", "# target: {field: …}      # a label, if there is one: the evaluation then uses it"
+    else:
+        task, target = "classify", f"target: {{field: {_flow(found.label)}}}"
+    data = {"from": "kafka", "topic": topic}
+    data |= {option: value for option, value in (("key", found.key), ("timestamp", found.timestamp)) if value}
+    return f"""\
+# Made by `lstmstream init` from real records of the topic: check each line. A guide: docs/training.md
+name: {_flow(name)}
+task: {task}
+data: {_flow(data)}
+kafka: {{bootstrap_servers: {_flow(list(servers))}}}
+features:
+  numbers: {_flow(found.numbers)}   # {{name: …, log: true}} for amounts and counts
+{categories}  elapsed: true
+{target}
+split: {{by: time, validation: 0.15, test: 0.15}}
+"""
+
+
+def _watched(found: Proposal) -> list[str]:
+    """The numbers for `builtin:anomaly`, whose names a comma would end."""
+    return [name for name in found.numbers if "," not in name][:MAX_CHANNELS]
+
+
+def _documents(sample: RecordBatch) -> tuple[list[Document], int]:
+    """The events that are JSON objects, and how many records are none."""
+    documents = []
+    for value in sample.values:
+        try:
+            documents.append(parse_document(value))
+        except BadRecord:
+            continue
+    return documents, len(sample) - len(documents)
+
+
+def _report(found: Proposal, events: int, bad: int, stream: Path, train: Path) -> None:
+    print(f"{events:,} events were looked at" + (f"; {bad:,} more records are no JSON objects" if bad else ""))
+    print(f"key         {found.key or 'that of the record'}")
+    print(f"timestamp   {found.timestamp or 'that of the record'}")
+    print(f"numbers     {', '.join(found.numbers)}")
+    for title, names in (("categories", found.categories), ("label", [found.label or ""]), ("left out", found.others)):
+        if any(names):
+            print(f"{title:<11} {', '.join(names)}")
+    print(f"\n{stream} and {train} are written. Now: lstmstream check {stream}", file=sys.stderr)
+
+
+def _flow(value: Any) -> str:
+    """YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,149 @@
+"""`lstmstream init`: what it takes fields for, and that what it writes can be used."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+from lstmstream.check.checks import Status, TopicChecks
+from lstmstream.config import load_config
+from lstmstream.errors import CannotServe
+from lstmstream.init import command
+from lstmstream.init.command import init
+from lstmstream.init.fields import profiles, propose
+from lstmstream.serve.factory import load_step_model
+from lstmstream.train.schema import load_training
+from lstmstream.transport.patient_broker import PatientBroker
+from tests.models import random_model
+from tests.verify.world import NOW_MS, VerifyTransport, VerifyWorld
+
+INPUT = "in"
+
+
+def payments(count: int = 300) -> list[dict[str, Any]]:
+    made = random.Random(3)
+    return [
+        {
+            "transaction_id": 10_000 + number,
+            "customer": f"c{made.randrange(40)}",
+            "time": NOW_MS + 1000 * number,
+            "amount": round(made.lognormvariate(3, 1), 2),
+            "merchant": made.choice(["food", "online", "travel"]),
+            "place": {"lat": made.uniform(47, 55), "city": f"city {number}"},
+            "attempts": made.randrange(1, 4),
+            "fraud": int(made.random() < 0.05),
+            "note": None,
+        }
+        for number in range(count)
+    ]
+
+
+def proposal(events: list[dict[str, Any]], *, keyed: bool = False) -> Any:
+    return propose(profiles(events), len(events), keyed=keyed)
+
+
+def test_what_it_takes_the_fields_of_payments_for() -> None:
+    found = proposal(payments())
+    assert (found.key, found.timestamp, found.label) == ("customer", "time", "fraud")
+    assert found.numbers == ["amount", "place.lat"]
+    assert found.categories == ["merchant", "attempts"]
+    assert found.others == ["transaction_id", "place.city"], "a counter, and text that is always another"
+    assert proposal(payments(), keyed=True).key is None
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [f"2026-01-0{1 + n % 9}T10:00:0{n % 10}Z" for n in range(50)],
+        [f"2026-01-0{1 + n % 9} 10:00:0{n % 10}" for n in range(50)],
+        [1_700_000_000 + n for n in range(50)],
+        [1_700_000_000.5 + n for n in range(50)],
+        [1_700_000_000_000 + n for n in range(50)],
+    ],
+)
+def test_times_as_people_write_them(times: list[Any]) -> None:
+    events = [{"sensor": f"s{n % 5}", "created_at": at, "value": n % 17 + 0.5} for n, at in enumerate(times)]
+    found = proposal(events)
+    assert (found.timestamp, found.key, found.numbers) == ("created_at", "sensor", ["value"])
+
+
+def test_what_is_not_a_time_or_a_key() -> None:
+    events = [{"reading": 1.7e9 + n * (-1) ** n, "code": f"{n % 3}-x", "x": n * 0.5} for n in range(60)]
+    found = proposal(events)
+    assert (found.timestamp, found.key) == (None, None)
+    assert found.numbers == ["reading", "x"]
+    assert found.categories == ["code"]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VerifyWorld:
+    made = VerifyWorld(random_model(tmp_path))
+
+    class Opened(VerifyTransport):
+        def close(self, timeout_s: float) -> None: ...
+
+    monkeypatch.setattr(command, "open_kafka_admin", lambda _config: Opened(made.broker, INPUT))
+    monkeypatch.setattr("lstmstream.check.checks.time.time", lambda: NOW_MS / 1000 + 900)
+    return made
+
+
+def run(folder: Path, *, force: bool = False, topic: str = INPUT) -> int:
+    return init(folder, topic=topic, servers=["127.0.0.1:9092"], name=None, records=1000, force=force)
+
+
+def test_what_it_writes_passes_the_checks(
+    world: VerifyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for event in payments():
+        partition = int(event["customer"][1:]) % 3
+        world.broker.append(INPUT, partition, None, orjson.dumps(event), event["time"], [])
+    assert run(tmp_path / "new") == 0
+    assert "key         customer" in capsys.readouterr().out
+    config = load_config(tmp_path / "new" / "stream.yaml")
+    assert (config.model, config.input.key, config.input.timestamp) == (
+        "builtin:anomaly:amount,place.lat",
+        "customer",
+        "time",
+    )
+    assert config.output.include == ["amount", "place.lat", "merchant", "attempts"]
+    _, step = load_step_model(config)
+    broker = PatientBroker(VerifyTransport(world.broker, INPUT))
+    assert [line for line in TopicChecks(broker, config, step, records=300).run() if line.status is Status.FAILED] == []
+
+    training = load_training(tmp_path / "new" / "train.yaml")
+    assert (training.task, training.target.field, training.data.topic) == ("classify", "fraud", INPUT)
+    assert [number.name for number in training.features.numbers] == ["amount", "place.lat"]
+
+
+def test_names_that_yaml_would_read_as_something_else(world: VerifyWorld, tmp_path: Path) -> None:
+    for number in range(50):
+        value = {"yes": f"k{number % 5}", "on: off, {x}": number % 13 + 0.5, "off": number % 11 + 0.5}
+        world.broker.append(INPUT, 0, b"k", orjson.dumps(value), NOW_MS, [])
+    assert run(tmp_path) == 0
+    tree = yaml.safe_load((tmp_path / "train.yaml").read_text(encoding="utf-8"))
+    assert tree["features"] == {"numbers": ["on: off, {x}", "off"], "categories": ["yes"], "elapsed": True}
+    assert load_config(tmp_path / "stream.yaml").model == "builtin:anomaly:off", "a comma would end the name"
+    assert (tree["task"], tree["data"]) == ("anomaly", {"from": "kafka", "topic": INPUT})
+
+
+def test_what_it_refuses(world: VerifyWorld, tmp_path: Path) -> None:
+    with pytest.raises(CannotServe, match="topic 'none' does not exist"):
+        run(tmp_path, topic="none")
+    with pytest.raises(CannotServe, match="topic 'in' has no records to look at"):
+        run(tmp_path)
+    world.broker.append(INPUT, 0, b"k", b"text", NOW_MS, [])
+    with pytest.raises(CannotServe, match="none of its newest 1 records is a JSON object"):
+        run(tmp_path)
+    world.broker.append(INPUT, 0, b"k", b'{"name": "a"}', NOW_MS, [])
+    with pytest.raises(CannotServe, match="no field of its newest 1 events is a number"):
+        run(tmp_path)
+    world.broker.append(INPUT, 0, b"k", b'{"x": 1.5}', NOW_MS, [])
+    assert run(tmp_path) == 0
+    with pytest.raises(CannotServe, match=r"stream\.yaml: is there already; give another folder, or --force"):
+        run(tmp_path)
+    assert run(tmp_path, force=True) == 0
