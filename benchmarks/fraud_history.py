@@ -16,6 +16,9 @@ Measured, means of the four weeks, beside those of fraud_weeks.py with all featu
     7              history, amount       outside     3      0.746 ± 0.001      0.293 ± 0.001       0.893 ± 0.003
     7              history, amount       none        1      0.343              0.104               0.680
     all            history, amount       outside     1      0.758              0.294               0.887
+    7              history, amount       product     2      0.740 ± 0.002      0.291 ± 0.001       0.892 ± 0.001
+    all            history, amount       product     1      0.754              0.293               0.890
+    all, 6 epochs  history, amount       product     1      0.755              0.293               0.886
 
 Two to ten minutes per seed for seven days, fifteen for all, on a busy core.
 """
