@@ -36,7 +36,7 @@ def test_a_run_is_profiled(tmp_path: Path, broker: str, topic_prefix: str) -> No
     (head,) = [text for text in said if text.startswith(f"{EVENTS:,} events in ")]
     assert head.endswith(f" and {batches:,.0f} batches")
     stages = [text.split()[0] for text in said if text.endswith("%")]
-    assert stages[:7] == ["poll", "decode", "gather", "step", "stage", "encode", "commit"]
+    assert stages[:8] == ["poll", "decode", "gather", "step", "stage", "reasons", "encode", "commit"]
     assert any(text.startswith("MainThread") for text in said)
     profile = json.loads(file.read_bytes())
     check_speedscope(profile)

@@ -69,7 +69,8 @@ def test_a_function_that_burns_time_has_its_share() -> None:
     for function, seconds in spent_s.items():
         share = seconds / sum(spent_s.values())
         assert found_s[function] / (found_s["burn_long"] + found_s["burn_short"]) == pytest.approx(share, abs=0.15)
-    assert found_s["burn"] == pytest.approx(found_s["burn_long"] + found_s["burn_short"])
+    # A sample may fall between the two, and on a busy machine it stands for as long as the sampler had to wait.
+    assert found_s["burn"] == pytest.approx(found_s["burn_long"] + found_s["burn_short"], rel=0.1)
 
 
 def test_each_thread_has_a_profile_but_the_sampler_has_none() -> None:

@@ -9,6 +9,7 @@ import kafka.errors as kerr
 import pytest
 from kafka import TopicPartition
 from kafka.coordinator.base import MemberState
+from kafka.future import Future
 
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer
@@ -27,6 +28,7 @@ class Coordinator:
     def __init__(self) -> None:
         self._lock = self
         self._heartbeat_enabled = True
+        self._join_task: Any = None
         self.rejoining = False
         self.group_instance_id: str | None = None
 
@@ -109,6 +111,21 @@ def test_a_new_generation_counts_once_its_partitions_are_there(
     assert not consumer.poll(0.0, 1).membership.valid, "some may have another owner"
     library.member = member(4)
     assert consumer.poll(0.0, 1).membership.valid
+
+
+def test_a_join_that_has_ended_between_two_polls_is_not_thrown_away(
+    library: FakeLibraryConsumer, consumer: KafkaPythonConsumer
+) -> None:
+    coordinator = library._coordinator
+    going_on = coordinator._join_task = Future()
+    consumer.poll(0.0, 1)
+    assert coordinator._join_task is going_on
+    going_on.success(b"assignment")
+    consumer.poll(0.0, 1)
+    found: list[bytes] = []
+    assert not coordinator._join_task.is_done, "the library waits for it, and does not begin another"
+    coordinator._join_task.add_callback(found.append)
+    assert found == [b"assignment"]
 
 
 def test_what_is_assigned_is_silent_until_it_is_resumed(

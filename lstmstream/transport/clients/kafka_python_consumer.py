@@ -70,6 +70,7 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         But the partitions that this member has are its own until it gives them up.
         """
         timeout_ms = int(timeout_s * 1000)
+        self._keep_join()
         records = _poll(
             self._consumer, self._topic, timeout_ms if self._settled else max(timeout_ms, _JOIN_MS), max_events
         )
@@ -81,6 +82,17 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._fenced():
             raise kerr.FencedInstanceIdError(self._consumer.group_metadata().group_instance_id)
         return Fetched(records, membership, self._positions())
+
+    def _keep_join(self) -> None:
+        """Have the library take a join that has ended since the last poll.
+
+        It throws the result away, assignment and all, and joins again: then the whole group rebalances once more, and
+        for as long as the end always comes between two polls.
+        """
+        coordinator = self._consumer._coordinator
+        join = coordinator._join_task
+        if join is not None and join.is_done:
+            coordinator._join_task = _EndedJoin(join)
 
     def _membership(self) -> Membership:
         """Valid if its generation is the one that our partitions were assigned in.
@@ -152,6 +164,15 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
     def close(self, timeout_s: float) -> None:
         """See GroupConsumer."""
         self._consumer.close(autocommit=False, timeout_ms=int(timeout_s * 1000))
+
+
+class _EndedJoin:
+    """A join that has ended, as the library waits for one that goes on."""
+
+    is_done = False
+
+    def __init__(self, join: Any) -> None:
+        self.add_callback, self.add_errback = join.add_callback, join.add_errback  # called at once
 
 
 class KafkaPythonReader:
