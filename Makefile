@@ -19,7 +19,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-broker test-rest test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock audit sbom clean
+.PHONY: help demo test test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -27,19 +27,12 @@ help:
 demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself
 	.venv/bin/lstmstream demo $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
 
-# Tests with a real Kafka mostly wait, so the others run beside them. Each half prints when it is done.
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
 	rm -rf .coverage
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-broker test-rest
+	.venv/bin/python -m coverage run -m pytest -m "not torch and not tables" $(PYTEST_ARGS)
+	.venv-dev/bin/python -m coverage run -m pytest -m "torch or tables" $(PYTEST_ARGS)
 	@.venv-dev/bin/python -m coverage combine --quiet
 	@.venv-dev/bin/python -m coverage report --sort=cover # without the daemons that tests start as processes
-
-test-broker: .venv/.test ## the half of `make test` that has a real Kafka
-	.venv/bin/python -m coverage run -m pytest -p no:cacheprovider -m "broker and not torch and not tables" $(PYTEST_ARGS)
-
-test-rest: .venv/.test .venv-dev/.package ## the other half
-	.venv/bin/python -m coverage run -m pytest -m "not broker and not torch and not tables" $(PYTEST_ARGS)
-	.venv-dev/bin/python -m coverage run -m pytest -m "torch or tables" $(PYTEST_ARGS)
 
 # kafka-python leaves sockets open whose broker was killed; some are collected after the last test.
 test-faults: .venv-dev/.package ## every fault on real brokers, both clients, about half an hour; `python -m tests.faults.chaos --help` for longer runs
