@@ -91,13 +91,14 @@ class GroupCheck:
             )
 
     def _check_others(self, members: Sequence[MemberInfo]) -> None:
-        for _, client_id, host, partitions in members:
+        for member in members:
+            client_id, host = member.client_id, member.host
             ours = client_id.startswith(CLIENT_ID_PREFIX) or client_id == self._client_id
-            if partitions and not ours and (client_id, host) not in self._said:
+            if member.partitions and not ours and (client_id, host) not in self._said:
                 self._said.add((client_id, host))
                 log.warning(
                     "another program is a member of the consumer group %r and has partitions of the input: while it has"
                     " them, their events get no prediction. Give it another group.id, or this daemon another name",
                     self._group,
-                    extra={"client_id": client_id, "host": host, "partitions": sorted(partitions)},
+                    extra={"client_id": client_id, "host": host, "partitions": sorted(member.partitions)},
                 )

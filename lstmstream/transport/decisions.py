@@ -20,7 +20,7 @@ class ErrorKind(Enum):
     TRANSIENT = auto()  # of the broker, the network or the group; everything that no other kind names
     CONSUMER_BROKEN = auto()  # this consumer is of no more use, and another one may be
     INSTANCE_FENCED = auto()  # another process has joined under our group.instance.id
-    PRODUCER_FENCED = auto()  # another producer has taken our transactional id
+    PRODUCER_FENCED = auto()  # by another one of our transactional id, or by the broker, whose patience had ended
     RECORD_REFUSED = auto()  # the broker will never take one of the records
     RECORD_TOO_LARGE = auto()  # the same, for its size
     RECORDS_GONE = auto()  # the position is outside of the log
@@ -35,10 +35,6 @@ class ErrorKind(Enum):
 REFUSED = frozenset({ErrorKind.RECORD_REFUSED, ErrorKind.RECORD_TOO_LARGE})
 # Of a write, which can be tried again: a batch that reached the broker damaged was damaged on its way.
 PASSING_OF_WRITES = frozenset({ErrorKind.TRANSIENT, ErrorKind.RECORD_UNREADABLE})
-
-
-class ProducerFenced(OwnershipLost):
-    """By another producer of our transactional id, or by the broker, because the transaction was open for too long."""
 
 
 class BadCredentials(CannotServe):
@@ -65,9 +61,7 @@ DECISIONS: Mapping[ErrorKind, Decision] = {
     ErrorKind.INSTANCE_FENCED: Decision(
         OwnershipLost, "another process has taken this one's group.instance.id: {problem}"
     ),
-    ErrorKind.PRODUCER_FENCED: Decision(
-        ProducerFenced, "another process has taken this one's group.instance.id: {problem}"
-    ),
+    ErrorKind.PRODUCER_FENCED: Decision(TryAgain, "the broker has fenced the producer: {problem}"),
     ErrorKind.RECORD_REFUSED: Decision(RecordRefused, "the broker refuses a record: {problem}"),
     ErrorKind.RECORD_TOO_LARGE: Decision(RecordRefused, "the broker refuses a record as too large: {problem}"),
     ErrorKind.RECORDS_GONE: Decision(
@@ -90,14 +84,9 @@ DECISIONS: Mapping[ErrorKind, Decision] = {
 }
 
 
-def decide(problem: Problem, *, static_member: bool) -> LstmstreamError:
-    """The error for the daemon. A fenced producer means another process only where two could share an id.
-
-    Without a group.instance.id the transactional id is random, so that its fence can only be our own successor's.
-    """
+def decide(problem: Problem) -> LstmstreamError:
+    """The error for the daemon."""
     kind = problem.kind
-    if kind is ErrorKind.PRODUCER_FENCED and not static_member:
-        kind = ErrorKind.TRANSIENT
     decision = DECISIONS[kind]
     if decision.error is RecordRefused:
         return RecordRefused(

@@ -17,11 +17,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lstmstream.config import Config
-from lstmstream.errors import Fatal, LstmstreamError, TryAgain
+from lstmstream.errors import Fatal, LstmstreamError, OwnershipLost, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Client, GroupConsumer
-from lstmstream.transport.decisions import ErrorKind, ProducerFenced
+from lstmstream.transport.decisions import ErrorKind
 from lstmstream.transport.kafka_admin import KafkaAdmin, client_of, diagnosis_of
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
@@ -80,7 +80,6 @@ class KafkaTransport(KafkaAdmin):
         input_topic: str,
         exactly_once: bool = True,
         instance: str | None = None,
-        transaction_timeout_s: float = 10.0,
         diagnose: Callable[[], str] = lambda: "",
     ) -> None:
         """`instance`: the group.instance.id, if there is one.
@@ -88,14 +87,14 @@ class KafkaTransport(KafkaAdmin):
         With it another process may follow under the same transactional id, so that it need not wait for this one's
         transaction to time out. Without, the id is random, and none can.
         """
-        super().__init__(client, static_member=instance is not None, diagnose=diagnose)
+        super().__init__(client, diagnose=diagnose)
         self._group = group
+        self._instance = instance
         self._input_topic = input_topic
         self._exactly_once = exactly_once
         self._transactional_id = f"{group}.{uuid.uuid4().hex if instance is None else instance}"
         self._epochs = itertools.count(1)
         self._assignments = Assignments(self._epochs)
-        self._transaction_timeout_s = transaction_timeout_s
         self._joined = False  # it was asked to: from then on it should have a consumer
         self._consumer_broken = False
         self._polled: Mapping[int, int] = {}  # the assignment that the last poll handed out
@@ -200,27 +199,19 @@ class KafkaTransport(KafkaAdmin):
     ) -> None:
         """See GroupMember. After any error the producers are of no more use: `recover` makes new ones."""
         assert offsets, "a transaction without offsets is not fenced"
-        began_s = time.monotonic()
-        deadline = began_s + timeout_s
+        deadline = time.monotonic() + timeout_s
         with_nonce = {partition: CommittedOffset(offset, nonce) for partition, offset in offsets.items()}
         writer = self._writer
         if writer is None:
             raise TryAgain("there is no producer")
         transactional = [*outputs, *states] if writer.plain is None else states
-        try:
-            if writer.plain is not None:
-                writer.write(writer.plain, outputs, deadline)
-            if writer.plain is None or any(len(batch) for batch in states):  # only a transaction fences states
-                writer.transact(transactional, GroupOffsets(self._input_topic, with_nonce, membership), deadline)
-            else:
-                left = left_s(deadline)
-                self._member().call(lambda consumer: consumer.commit(with_nonce, membership, left), left)
-        except ProducerFenced as error:
-            if time.monotonic() - began_s < self._transaction_timeout_s:
-                raise
-            # The broker fences the author of a transaction that it ends itself (KIP-588). Where another process has
-            # taken the place all the same, the consumer says so.
-            raise TryAgain(f"the broker ended a transaction that was open for too long: {error}") from error
+        if writer.plain is not None:
+            writer.write(writer.plain, outputs, deadline)
+        if writer.plain is None or any(len(batch) for batch in states):  # only a transaction fences states
+            writer.transact(transactional, GroupOffsets(self._input_topic, with_nonce, membership), deadline)
+        else:
+            left = left_s(deadline)
+            self._member().call(lambda consumer: consumer.commit(with_nonce, membership, left), left)
 
     def recover(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """See GroupMember. New producers, since the old ones are not to be trusted after an error.
@@ -267,7 +258,28 @@ class KafkaTransport(KafkaAdmin):
             self._join(deadline)
         elif self._consumer is not None:
             self._keep_alive(self._consumer, deadline)
+        self._check_replaced()
         self._writer = self.open_writer(self._transactional_id, left_s(deadline), plain_too=not self._exactly_once)
+
+    def _check_replaced(self) -> None:
+        """Raise OwnershipLost where the group has another member under our group.instance.id.
+
+        Asked before each new producer, which would fence that member's. That ours was fenced says nothing of it: a
+        process of the same id does so when it starts, before it joins, and so does the broker, when a transaction was
+        open for too long (KIP-588). A client without a member id is about to join again, and the broker may already
+        know the id that it will get.
+        """
+        if self._instance is None or self._consumer is None:
+            return
+        ours = self._consumer.call(lambda consumer: consumer.member_id(), CALL_TIMEOUT_S)
+        if not ours:
+            return
+        for member in self.group_members():
+            if member.group_instance_id == self._instance and member.member_id != ours:
+                raise OwnershipLost(
+                    f"another process has taken this one's group.instance.id: the group's member {self._instance!r} is"
+                    f" {member.member_id!r} at {member.host}, and this one is {ours!r}"
+                )
 
     def _keep_alive(self, consumer: ClientThread[GroupConsumer], deadline: float) -> None:
         """An outage may last longer than the group waits for a poll. A consumer that did not survive it is replaced."""
@@ -313,7 +325,6 @@ def open_kafka_transport(config: Config) -> KafkaTransport:
         input_topic=config.input.topic,
         exactly_once=config.delivery == "exactly_once",
         instance=None if instance is None else str(instance),
-        transaction_timeout_s=int(config.kafka.properties.get("transaction.timeout.ms", 10_000)) / 1000,
         diagnose=diagnosis_of(config),
     )
 

@@ -32,12 +32,9 @@ READ_GRACE_S = 5.0  # a reader may take so much longer than it is told, while it
 class KafkaAdmin:
     """An Admin (see ports.py)."""
 
-    def __init__(
-        self, client: Client, *, static_member: bool = False, diagnose: Callable[[], str] = lambda: ""
-    ) -> None:
+    def __init__(self, client: Client, *, diagnose: Callable[[], str] = lambda: "") -> None:
         """`diagnose`: why the brokers cannot be used, asked after a failure; empty where it does not know."""
         self._client = client
-        self._static_member = static_member
         self._admin: ClientThread[Admin] | None = None
         self._doubtful = False  # the admin client did not answer the last question
         self._bound = CallBound()
@@ -159,7 +156,7 @@ class KafkaAdmin:
         if isinstance(error, LstmstreamError):
             return error
         problem = self._client.problem(error)
-        return None if problem is None else decide(problem, static_member=self._static_member)
+        return None if problem is None else decide(problem)
 
 
 def open_kafka_admin(config: Config) -> KafkaAdmin:

@@ -52,6 +52,7 @@ class MemberInfo(NamedTuple):
     client_id: str
     host: str
     partitions: Collection[int]  # of the input topic; empty while a rebalance goes on
+    group_instance_id: str = ""  # of a static member
 
 
 class PollResult(NamedTuple):
@@ -144,7 +145,10 @@ class GroupMember(Protocol):
         """
 
     def recover(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        """After an error: end whatever transaction is open, one way or the other. Raises as `commit` does."""
+        """After an error: end whatever transaction is open, one way or the other. Raises as `commit` does.
+
+        Of two processes with one group.instance.id the one that the group no longer knows gets OwnershipLost here.
+        """
 
 
 class Transport(Admin, GroupMember, Protocol):

@@ -68,7 +68,12 @@ def make(broker: str, names: Names, client: str) -> Iterator[Make]:
     made: list[KafkaTransport] = []
 
     def joined(
-        *, exactly_once: bool = True, instance: str | None = None, servers: str = broker, **properties: int | str
+        *,
+        exactly_once: bool = True,
+        instance: str | None = None,
+        servers: str = broker,
+        join: bool = True,
+        **properties: int | str,
     ) -> KafkaTransport:
         given: dict[str, int | str] = {**SHORT, **{k.replace("_", "."): v for k, v in properties.items()}}
         if instance is not None:
@@ -81,7 +86,8 @@ def make(broker: str, names: Names, client: str) -> Iterator[Make]:
         )
         made.append(transport)
         transport.connect()
-        transport.join()
+        if join:
+            transport.join()
         return transport
 
     yield joined
@@ -747,9 +753,28 @@ def test_a_static_member_that_is_replaced_leaves(make: Make, names: Names) -> No
     membership = until_assigned(first).membership
     second = make(instance="one")
     until_assigned(second)
-    with pytest.raises(OwnershipLost):
+    with pytest.raises((OwnershipLost, TryAgain)):
         commit(first, membership, {0: 1}, [batch(names.output, [b"old"])])
     assert second.committed_offsets([0]) == {}
+    with pytest.raises(OwnershipLost):
+        first.recover()
+
+
+def test_the_later_of_two_static_members_survives_an_earlier_one_that_goes_on_until_it_has_joined(
+    broker: str, make: Make, names: Names
+) -> None:
+    """Starting fences the earlier one's producer. That one makes another, which fences the later one's."""
+    earlier = make(instance="one")
+    membership = until_assigned(earlier).membership
+    later = make(instance="one", join=False)
+    commit_at_last(earlier, membership, {0: 1}, [batch(names.output, [b"earlier"])])
+    later.join()
+    joined = until_assigned(later).membership
+    with pytest.raises(OwnershipLost):
+        earlier.recover()
+    commit_at_last(later, joined, {0: 2}, [batch(names.output, [b"later"])])
+    assert later.committed_offsets([0]) == {0: CommittedOffset(2, "n")}
+    assert values_in(broker, names.output) == [b"earlier", b"later"]
 
 
 def test_a_static_member_that_is_replaced_is_told_by_a_poll_too(make: Make) -> None:

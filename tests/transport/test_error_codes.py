@@ -75,7 +75,7 @@ def test_a_client_gives_the_kind_of_the_table(client: Client, code: int) -> None
 def test_a_refused_setting_is_named_with_its_value_and_its_bound(client: Client, code: int) -> None:
     problem = client.problem(raised(client, code))
     assert problem is not None
-    error = decide(problem, static_member=False)
+    error = decide(problem)
     assert type(error) is CannotServe
     assert all(words in str(error) for words in BOUNDS[code]), error
 
@@ -84,14 +84,14 @@ def test_a_refused_setting_is_named_with_its_value_and_its_bound(client: Client,
 def test_a_refused_record_is_no_broken_broker(client: Client, code: int) -> None:
     problem = client.problem(raised(client, code))
     assert problem is not None
-    error = decide(problem, static_member=False)
+    error = decide(problem)
     assert isinstance(error, RecordRefused)
     assert error.too_large == (code in (10, 18))
 
 
 def test_a_code_of_a_newer_broker_is_transient_and_is_named() -> None:
     problem = broker_problem(999, "what is this", {}, "g")
-    error = decide(problem, static_member=False)
+    error = decide(problem)
     assert type(error) is TryAgain
     assert str(error) == "what is this (unknown error, error 999)"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmstream.errors import Fatal, OwnershipLost, TryAgain
+from lstmstream.errors import Fatal, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport import kafka, kafka_admin
 from lstmstream.transport.clients import Fetched
@@ -107,26 +107,6 @@ def test_a_join_that_fails_is_made_good_by_the_next_recovery() -> None:
     client.fail.clear()
     transport.recover()
     assert transport.poll(0.0, 1).membership == MEMBERSHIP
-    transport.close(1.0)
-
-
-@pytest.mark.parametrize(
-    ("instance", "timeout_s", "error"),
-    [("one", 10.0, OwnershipLost), ("one", 0.0, TryAgain), (None, 10.0, TryAgain)],
-)
-def test_a_fenced_producer_is_another_process_only_if_the_transaction_was_young(
-    instance: str | None, timeout_s: float, error: type[Exception]
-) -> None:
-    """The broker fences the author of a transaction that it has ended itself, because it was open for too long."""
-    client = FakeClient()
-    transport = joined(client, instance=instance, transaction_timeout_s=timeout_s)
-    commit(transport)
-    client.fail["commit"] = ErrorKind.PRODUCER_FENCED
-    with pytest.raises(error):
-        commit(transport)
-    client.fail.clear()
-    transport.recover()
-    commit(transport)
     transport.close(1.0)
 
 

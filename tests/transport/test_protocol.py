@@ -15,7 +15,7 @@ from lstmstream.transport import kafka_admin
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
-from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo, Transport
+from lstmstream.transport.ports import CommittedOffset, MemberInfo, Membership, TopicInfo, Transport
 
 MEMBERSHIP = Membership("token", True, "m-1")
 
@@ -35,6 +35,8 @@ class FakeClient:
         self.calls: list[str] = []
         self.faults: dict[str, Callable[[], object]] = {}
         self.listener: AssignmentListener | None = None
+        self.member_id = "m-1"  # of the consumer
+        self.members: list[MemberInfo] = []  # of the group, as the broker has it
         self._made = 0
 
     def note(self, call: str) -> None:
@@ -124,6 +126,10 @@ class FakeAdmin:
         self._client.note("committed")
         return {}
 
+    def group_members(self, group: str, topic: str, timeout_s: float) -> Sequence[MemberInfo]:
+        self._client.note("group-members")
+        return self._client.members
+
     def close(self) -> None:
         self._client.note("close-admin")
 
@@ -136,6 +142,9 @@ class FakeConsumer:
     def poll(self, timeout_s: float, max_events: int) -> Fetched:
         self._client.note(f"poll {self._number}")
         return Fetched(RecordBatch.empty("in"), MEMBERSHIP, {})
+
+    def member_id(self) -> str:
+        return self._client.member_id
 
     def keep_alive(self) -> None:
         self._client.note("keep-alive")
@@ -301,12 +310,40 @@ def test_a_commit_without_producers_is_refused() -> None:
     assert "begin" not in client.take()
 
 
-def test_a_fence_is_another_process_only_with_an_instance_id() -> None:
-    for instance, expected in (("one", OwnershipLost), (None, TryAgain)):
-        client, transport = connected(instance=instance)
-        client.fail("commit", ErrorKind.PRODUCER_FENCED)
-        with pytest.raises(expected):
+def member(member_id: str, instance: str = "one") -> MemberInfo:
+    return MemberInfo(member_id, "lstmstream-g", "/10.0.0.7", [0], instance)
+
+
+@pytest.mark.parametrize(
+    ("instance", "member_id", "members", "replaced"),
+    [
+        ("one", "m-1", [member("m-1"), member("m-2", "two")], False),
+        ("one", "m-1", [member("m-1", "two"), member("m-2")], True),
+        ("one", "m-1", [member("m-2", "two")], False),  # it was dropped for its silence, and joins again
+        ("one", "", [member("m-2")], False),  # m-2 may be the id that it is about to get
+        (None, "m-1", [member("m-2", "")], False),
+    ],
+)
+def test_a_fenced_producer_is_another_process_only_where_the_group_says_so(
+    instance: str | None, member_id: str, members: list[MemberInfo], replaced: bool
+) -> None:
+    """A process that starts fences the one before, and joins later. Its own producer must not be fenced in turn."""
+    client, transport = connected(instance=instance)
+    client.fail("commit", ErrorKind.PRODUCER_FENCED)
+    with pytest.raises(TryAgain):
+        commit(transport, [batch("out")])
+    client.member_id, client.members = member_id, members
+    client.take()
+    if replaced:
+        with pytest.raises(OwnershipLost, match=r"'one' is 'm-2' at /10\.0\.0\.7, and this one is 'm-1'"):
+            transport.recover()
+        assert "init" not in client.take()
+        with pytest.raises(TryAgain, match="no producer"):
             commit(transport, [batch("out")])
+    else:
+        transport.recover()
+        assert client.take_but_discards()[-2:] == ["open-tx", "init"]
+        commit(transport, [batch("out")])
 
 
 def test_a_broken_consumer_is_replaced_by_recover() -> None:

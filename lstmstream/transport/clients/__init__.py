@@ -86,6 +86,9 @@ class GroupConsumer(Protocol):
     def poll(self, timeout_s: float, max_events: int) -> Fetched:
         """Up to `max_events` records, as soon as there are any."""
 
+    def member_id(self) -> str:
+        """That it has now; empty where it has none."""
+
     def keep_alive(self) -> None:
         """Tell the group that its member lives, while it does not poll. What was fetched may be lost by it."""
 

@@ -199,6 +199,10 @@ class ConfluentConsumer:
         with contextlib.suppress(KafkaException):
             self._consumer.seek(TopicPartition(self._topic, partition, offset))
 
+    def member_id(self) -> str:
+        """See GroupConsumer."""
+        return str(self._consumer.memberid() or "")
+
     def keep_alive(self) -> None:
         """See GroupConsumer. It also runs callbacks that wait; the library may fence itself while they do (below)."""
         self.poll(0.0, 1)

@@ -212,7 +212,10 @@ class KafkaPythonAdmin:
         for member in self._admin.describe_groups([group])[group]["members"]:
             assigned = (member["member_assignment"] or {}).get("assigned_partitions", ())
             partitions = [number for one in assigned if one["topic"] == topic for number in one["partitions"]]
-            found.append(MemberInfo(member["member_id"], member["client_id"], member["client_host"], partitions))
+            instance = member.get("group_instance_id") or ""
+            found.append(
+                MemberInfo(member["member_id"], member["client_id"], member["client_host"], partitions, instance)
+            )
         return found
 
     def committed(self, topic: str, partitions: Collection[int], timeout_s: float) -> dict[int, CommittedOffset]:

@@ -107,6 +107,10 @@ class KafkaPythonConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         in_group = live.generation_id >= 0 and bool(live.member_id)
         return Membership(live, in_group and self._generation == (live.generation_id, live.member_id), live.member_id)
 
+    def member_id(self) -> str:
+        """See GroupConsumer."""
+        return str(self._consumer.group_metadata().member_id or "")
+
     def keep_alive(self) -> None:
         """See GroupConsumer."""
         self._consumer._coordinator.heartbeat.poll()
