@@ -18,11 +18,11 @@ import orjson
 from lstmstream.config import Config, load_config
 from lstmstream.dead_letter.letters import Filter, Letter, Place, read_letters
 from lstmstream.dead_letter.replay import Change, Outcome, Replay, set_fields
-from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain
+from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.logs import escape_untrusted
 from lstmstream.transport.kafka_admin import KafkaAdmin, open_kafka_admin
-from lstmstream.transport.patient_broker import PatientBroker
+from lstmstream.transport.patient_broker import PatientBroker, connected
 
 STAGES = ("decode", "validate", "late", "step", "publish")
 REASON_CHARS = 120  # on the screen
@@ -162,13 +162,8 @@ def _opened(config: Path, stage: str | None) -> Iterator[tuple[Config, KafkaAdmi
     loaded = load_config(config, stage=stage)
     kafka = open_kafka_admin(loaded)
     say: Callable[[str], None] = lambda text: print(f"dead-letter: {text}", file=sys.stderr, flush=True)  # noqa: E731
-    try:
-        kafka.connect()
-        yield loaded, kafka, PatientBroker(kafka, say=say)
-    except (TryAgain, Fatal) as error:
-        raise CannotServe(f"the topics cannot be used: {error}") from error
-    finally:
-        kafka.close(1.0)
+    with connected(kafka, "the topics cannot be used", say=say) as broker:
+        yield loaded, kafka, broker
 
 
 def _time(option: str, text: str | None) -> int | None:

@@ -11,13 +11,13 @@ import yaml
 
 from lstmstream.config import Config
 from lstmstream.config.diagnostics import validate
-from lstmstream.errors import BadRecord, CannotServe, Fatal, TryAgain
+from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats.json_documents import Document, parse_document
 from lstmstream.init.fields import Proposal, profiles, propose
 from lstmstream.model.channels import MAX_CHANNELS
 from lstmstream.records import RecordBatch
 from lstmstream.transport.kafka_admin import open_kafka_admin
-from lstmstream.transport.patient_broker import PatientBroker
+from lstmstream.transport.patient_broker import connected
 
 LIMIT_S = 20.0  # a broker may take so long to answer
 KEYED = 0.99  # this share of the records with a key makes it the key
@@ -58,17 +58,11 @@ def read_sample(topic: str, servers: Sequence[str], name: str, records: int) -> 
         "output": {"topic": f"{topic}.predictions"},
     }
     kafka = open_kafka_admin(validate(Config, tree, Path.cwd()))
-    try:
-        kafka.connect()
-        broker = PatientBroker(kafka, limit_s=LIMIT_S)
+    with connected(kafka, f"topic {topic!r} cannot be read", limit_s=LIMIT_S) as broker:
         described = broker.describe([topic])
         if topic not in described:
             raise CannotServe(f"topic {topic!r} does not exist; correct the name, or create it and write some events")
         sample = broker.newest(topic, described[topic].partitions, records)
-    except (TryAgain, Fatal) as error:
-        raise CannotServe(f"topic {topic!r} cannot be read: {error}") from error
-    finally:
-        kafka.close(1.0)
     if not len(sample):
         raise CannotServe(f"topic {topic!r} has no records to look at; write some events first")
     return sample

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
-from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.errors import CannotServe, Fatal, TryAgain
 from lstmstream.records import RecordBatch, concatenate
 from lstmstream.transport.ports import CommittedOffset, LogReader, TopicInfo
 
@@ -15,6 +15,7 @@ LIMIT_S = 60.0  # without an answer, or without a step forward of a reader that 
 SAID_AFTER_S = 10.0  # a transaction may be pending for so long, and nothing is wrong
 RETRY_S = 0.2
 READ_S = 0.5
+CLOSE_S = 1.0
 
 T = TypeVar("T")
 
@@ -42,6 +43,9 @@ class Broker(Protocol):
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """A reader of committed records."""
+
+    def close(self, timeout_s: float) -> None:
+        """Free it."""
 
 
 class Stopped(Exception):
@@ -152,3 +156,22 @@ class PatientBroker:
         if silent_s > SAID_AFTER_S and not self._said:
             self._said = True
             self._say(f"{what}, still trying: {problem}")
+
+
+@contextmanager
+def connected(
+    broker: Broker,
+    what_failed: str,
+    *,
+    limit_s: float = LIMIT_S,
+    stopping: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Iterator[PatientBroker]:
+    """The broker of a command, which is connected here, and closed afterwards. What ends the command is CannotServe."""
+    try:
+        broker.connect()
+        yield PatientBroker(broker, limit_s=limit_s, stopping=stopping, say=say)
+    except (TryAgain, Fatal) as error:
+        raise CannotServe(f"{what_failed}: {error}") from error
+    finally:
+        broker.close(CLOSE_S)

@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 
 from lstmstream.config import load_config
-from lstmstream.errors import CannotServe, Fatal, TryAgain
+from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
 from lstmstream.row_progress import RowProgress
 from lstmstream.transport.kafka_admin import open_kafka_admin
-from lstmstream.transport.patient_broker import LIMIT_S, PatientBroker, Stopped
+from lstmstream.transport.patient_broker import LIMIT_S, Stopped, connected
 from lstmstream.verify.findings import MEANING, Finding
 from lstmstream.verify.run import Verification
 from lstmstream.verify.topics import Limits
@@ -46,12 +46,12 @@ def verify(
     loaded = load_config(config, stage=stage)
     model = load_model(loaded.model, base=loaded.folder)
     stopping = stopping or (lambda: False)
-    kafka = open_kafka_admin(loaded)
-    broker = PatientBroker(kafka, limit_s=math.inf if follow else LIMIT_S, stopping=stopping, say=_say)
+    limit_s = math.inf if follow else LIMIT_S
     progress = RowProgress("verify")
     try:
-        try:
-            kafka.connect()
+        with connected(
+            open_kafka_admin(loaded), "the topics cannot be read", limit_s=limit_s, stopping=stopping, say=_say
+        ) as broker:
             verification = Verification(
                 broker,
                 loaded,
@@ -62,13 +62,10 @@ def verify(
                 on_progress=progress.update,
             )
             _run(verification, follow=follow, as_json=as_json, stopping=stopping)
-        except (TryAgain, Fatal) as error:
-            raise CannotServe(f"the topics cannot be read: {error}") from error
-        except Stopped as error:
-            raise CannotServe("stopped before the end; nothing was judged") from error
+    except Stopped as error:
+        raise CannotServe("stopped before the end; nothing was judged") from error
     finally:
         progress.close()
-        kafka.close(1.0)
     summary = verification.summary()
     if as_json:
         if follow:

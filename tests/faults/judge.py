@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from lstmstream.config import load_config
 from lstmstream.model import load_model
 from lstmstream.transport.kafka_admin import open_kafka_admin
-from lstmstream.transport.patient_broker import PatientBroker
+from lstmstream.transport.patient_broker import connected
 from lstmstream.verify.run import Verification
 from tests.broker.answers import Digest
 from tests.broker.harness import Follower, admin, in_transaction, read_all
@@ -29,14 +29,10 @@ MAX_LISTED = 20
 def verify(config: Path) -> tuple[int, dict[str, Any]]:
     """`lstmstream verify CONFIG` in this process: its exit code and its summary."""
     loaded = load_config(config)
-    kafka = open_kafka_admin(loaded)
-    try:
-        kafka.connect()
-        verification = Verification(PatientBroker(kafka), loaded, load_model(loaded.model, base=loaded.folder))
+    with connected(open_kafka_admin(loaded), "the topics cannot be read") as broker:
+        verification = Verification(broker, loaded, load_model(loaded.model, base=loaded.folder))
         verification.round()
         return verification.exit_code, verification.summary()
-    finally:
-        kafka.close(1.0)
 
 
 def source_of(record: Any) -> tuple[int, int]:
