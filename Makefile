@@ -19,7 +19,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock audit sbom clean
+.PHONY: help demo test coverage test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -27,7 +27,12 @@ help:
 demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself
 	.venv/bin/lstmstream demo $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
 
+# Three at a time, since tests with a broker mostly wait. Each worker has a broker of its own.
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
+	.venv/bin/python -m pytest --numprocesses 3 --dist worksteal -m "not torch and not tables" $(PYTEST_ARGS)
+	.venv-dev/bin/python -m pytest --numprocesses 2 --dist worksteal -m "torch or tables" $(PYTEST_ARGS)
+
+coverage: .venv/.test .venv-dev/.package ## the same one after the other, and which lines of each file they run: about 90 minutes
 	rm -rf .coverage
 	.venv/bin/python -m coverage run -m pytest -m "not torch and not tables" $(PYTEST_ARGS)
 	.venv-dev/bin/python -m coverage run -m pytest -m "torch or tables" $(PYTEST_ARGS)
