@@ -30,7 +30,7 @@ demo: .venv/.package ## everything on this machine, from nothing to a scored str
 # Three at a time, since tests with a broker mostly wait. Each worker has a broker of its own.
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
 	.venv/bin/python -m pytest --numprocesses 3 --dist worksteal -m "not torch and not tables" $(PYTEST_ARGS)
-	.venv-dev/bin/python -m pytest --numprocesses 2 --dist worksteal -m "torch or tables" $(PYTEST_ARGS)
+	.venv-dev/bin/python -m pytest --numprocesses 2 --dist loadfile -m "torch or tables" $(PYTEST_ARGS)
 
 coverage: .venv/.test .venv-dev/.package ## the same one after the other, and which lines of each file they run: about 90 minutes
 	rm -rf .coverage

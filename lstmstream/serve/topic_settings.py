@@ -46,6 +46,15 @@ def check_settings(config: Config, found: Mapping[str, TopicInfo], state_floats:
     for option, name in roles(config):
         if name in found:
             topic = _Topic(option, name, found[name])
+            findings += _rights(topic, config)
+            if topic.info.settings_denied:
+                findings.append(
+                    topic.warning(
+                        "has settings that may not be read, so they are not checked; allow DESCRIBE_CONFIGS on it, or"
+                        " see docs/operations.md for what they must be"
+                    )
+                )
+                continue
             findings += _replication(topic)
             if option == "input.topic":
                 findings += _input(topic, config)
@@ -77,6 +86,20 @@ def max_message_bytes(topic: TopicInfo) -> int:
 def is_compacted(topic: TopicInfo) -> bool:
     """With or without deletion."""
     return "compact" in topic.settings.get("cleanup.policy", "delete")
+
+
+def _rights(topic: _Topic, config: Config) -> Iterator[Finding]:
+    """Before they are needed: states are read when a partition is taken over, dead letters are written now and then."""
+    needed = {"input.topic": ("READ",), "state.topic": ("READ", "WRITE")}.get(topic.option, ("WRITE",))
+    if topic.info.allowed is not None:
+        missing = [operation for operation in needed if operation not in topic.info.allowed]
+        if missing:
+            principal = config.kafka.security.username or "NAME"
+            options = " ".join(f"--operation {operation}" for operation in missing)
+            yield topic.error(
+                f"is closed to this user for {' and '.join(missing)}; allow it: kafka-acls --add"
+                f" --allow-principal 'User:{principal}' {options} --topic {topic.name}"
+            )
 
 
 class _Topic(NamedTuple):

@@ -207,10 +207,10 @@ HINTS: Mapping[int, str] = {
     ),
     19: "fewer replicas are in sync than the topic's min.insync.replicas",
     20: "fewer replicas are in sync than the topic's min.insync.replicas",
-    29: "the daemon reads the input and the state topic, and writes all others and the state topic",
-    30: "the daemon needs READ and DESCRIBE on the consumer group, which has the daemon's name",
+    29: "the daemon needs READ on the input topic, READ and WRITE on the state topic, and WRITE on all others",
+    30: "the daemon needs READ on the consumer group {group!r}, which has the daemon's name",
     31: "the daemon creates topics that are missing; with create_topics: false it does not",
-    53: "the daemon needs WRITE and DESCRIBE on transactional ids that begin with its name",
+    53: "the daemon needs WRITE on transactional ids that begin with its name, {group!r}",
     56: "the broker has a problem with its disk; see the broker's log",
     81: "the group already has as many members as the broker's group.max.size",
     89: "a quota of the broker is used up",
@@ -223,16 +223,16 @@ def broker_problem(code: int, text: str, properties: Mapping[str, int | str], gr
     kind = ErrorKind.TRANSIENT if known is None else known.kind
     if kind is ErrorKind.SETTING_REFUSED:
         return Problem(kind, refused_setting(code, text, properties, group))
-    return Problem(kind, describe(code, text))
+    return Problem(kind, describe(code, text, group))
 
 
-def describe(code: int, text: str) -> str:
+def describe(code: int, text: str, group: str) -> str:
     """A text with the name and the number of the error, and what is known about it."""
     known = CODES.get(code)
     name = "unknown error" if known is None else known.name
     hint = HINTS.get(code)
     full = text if name in text else f"{text} ({name}, error {code})".strip()
-    return full if hint is None else f"{full}: {hint}"
+    return full if hint is None else f"{full}: {hint.format(group=group)}"
 
 
 def refused_setting(code: int, text: str, properties: Mapping[str, int | str], group: str) -> str:

@@ -28,6 +28,12 @@ class TopicInfo(NamedTuple):
     partitions: int
     settings: Mapping[str, str]
     replicas: int = 0  # of the partition that has fewest; 0: not known
+    allowed: frozenset[str] | None = None  # what we may do there, in Kafka's words: READ, WRITE, …; None: not known
+
+    @property
+    def settings_denied(self) -> bool:
+        """Whether the settings may not be read; they are empty then."""
+        return self.allowed is not None and "DESCRIBE_CONFIGS" not in self.allowed
 
 
 class CommittedOffset(NamedTuple):

@@ -56,6 +56,37 @@ def test_sound_topics_give_nothing_to_say() -> None:
     assert findings("none", {}) == []
 
 
+DAEMON = frozenset({"DESCRIBE_CONFIGS", "READ", "WRITE"})
+
+
+@pytest.mark.parametrize(
+    ("topic", "allowed", "said"),
+    [
+        (INPUT, DAEMON - {"WRITE"}, None),
+        (OUTPUT, DAEMON - {"READ"}, None),
+        (STATES, DAEMON, None),
+        (INPUT, DAEMON - {"READ"}, "for READ; allow it: kafka-acls --add --allow-principal 'User:me' --operation READ"),
+        (LETTERS, DAEMON - {"WRITE"}, f"--operation WRITE --topic {LETTERS}"),
+        (STATES, DAEMON - {"READ", "WRITE"}, f"--operation READ --operation WRITE --topic {STATES}"),
+    ],
+)
+def test_a_right_that_is_missing_is_named_with_its_remedy(
+    topic: str, allowed: frozenset[str], said: str | None
+) -> None:
+    security = {"protocol": "SASL_SSL", "mechanism": "PLAIN", "username": "me", "password": "x"}
+    config = World(
+        output={"topic": OUTPUT, "alerts_topic": ALERTS}, kafka={"bootstrap_servers": "a:1", "security": security}
+    ).config()
+    found = check_settings(config, {topic: TopicInfo("id", 3, {}, 3, allowed)}, None)
+    assert [finding.error for finding in found if "closed to this user" in finding.text] == [True] * (said is not None)
+    assert said is None or said in found[0].text
+
+
+def test_settings_that_may_not_be_read_are_said_and_not_guessed() -> None:
+    found = check_settings(World().config(), {STATES: TopicInfo("id", 3, {}, 3, frozenset({"READ", "WRITE"}))}, 10**7)
+    assert [(finding.error, "DESCRIBE_CONFIGS" in finding.text) for finding in found] == [(False, True)]
+
+
 FINE, WARNING, ERROR = None, False, True
 CASES: list[tuple[dict[str, str], dict[str, bool | None]]] = [
     ({"cleanup.policy": "compact"}, {INPUT: ERROR, OUTPUT: WARNING, ALERTS: WARNING, LETTERS: WARNING}),

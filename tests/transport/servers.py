@@ -132,9 +132,17 @@ class Certificates:
     def key(self, name: str) -> Path:
         return self._folder / f"{name}.key"
 
-    def certificate(self, name: str, *, names: str = "IP:127.0.0.1", by: str = "root", days: int = 30) -> Path:
+    def certificate(
+        self,
+        name: str,
+        *,
+        names: str = "IP:127.0.0.1",
+        by: str = "root",
+        days: int = 30,
+        common_name: str = "broker",
+    ) -> Path:
         """Signed by an authority, for a server of these names; `days` may be negative."""
-        return self._sign(name, "/CN=broker", by, f"subjectAltName={names}", days=days)
+        return self._sign(name, f"/CN={common_name}", by, f"subjectAltName={names}", days=days)
 
     def _sign(self, name: str, subject: str, by: str | None, extension: str, *, days: int = 30) -> Path:
         key, request, certificate = (self._folder / f"{name}.{end}" for end in ("key", "csr", "pem"))

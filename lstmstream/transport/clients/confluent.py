@@ -250,8 +250,10 @@ class ConfluentAdmin:
 
     def describe(self, topics: Sequence[str], timeout_s: float) -> dict[str, TopicInfo]:
         """See Admin."""
-        found = {}
-        described = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout_s)
+        found: dict[str, TopicInfo] = {}
+        described = self._admin.describe_topics(
+            TopicCollection(list(topics)), include_authorized_operations=True, request_timeout=timeout_s
+        )
         for name, future in described.items():
             try:
                 topic = future.result()
@@ -260,17 +262,19 @@ class ConfluentAdmin:
                     continue
                 raise _of_topic(error, name) from error
             replicas = min((len(partition.replicas) for partition in topic.partitions), default=0)
-            found[name] = (_canonical(topic.topic_id), len(topic.partitions), replicas)
-        if not found:
-            return {}
-        resources = [ConfigResource(ResourceType.TOPIC, name) for name in found]
-        settings = {}
+            allowed = frozenset(operation.name for operation in topic.authorized_operations or ()) or None
+            found[name] = TopicInfo(_canonical(topic.topic_id), len(topic.partitions), {}, replicas, allowed)
+        readable = [name for name, info in found.items() if not info.settings_denied]
+        if not readable:
+            return found
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in readable]
         for resource, future in self._admin.describe_configs(resources, request_timeout=timeout_s).items():
             try:
-                settings[resource.name] = {entry.name: str(entry.value) for entry in future.result().values()}
+                settings = {entry.name: str(entry.value) for entry in future.result().values()}
             except KafkaException as error:
                 raise _of_topic(error, f"settings of {resource.name}") from error
-        return {name: TopicInfo(*about[:2], settings[name], about[2]) for name, about in found.items()}
+            found[resource.name] = found[resource.name]._replace(settings=settings)
+        return found
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
         """See Admin."""

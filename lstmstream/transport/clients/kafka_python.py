@@ -149,7 +149,7 @@ class KafkaPythonAdmin:
 
     def describe(self, topics: Sequence[str], timeout_s: float) -> dict[str, TopicInfo]:
         """See Admin."""
-        found = {}
+        found: dict[str, TopicInfo] = {}
         for topic in self._admin.describe_topics(list(topics)):
             if topic["error_code"] == kerr.UnknownTopicOrPartitionError.errno:
                 continue
@@ -158,22 +158,22 @@ class KafkaPythonAdmin:
                 raise error(f"topic {topic['name']!r}: {error.__name__}")
             partitions = topic["partitions"]
             replicas = min((len(partition["replica_nodes"]) for partition in partitions), default=0)
-            found[topic["name"]] = (str(topic["topic_id"]), len(partitions), replicas)
-        if not found:
-            return {}
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
+            allowed = frozenset(topic["authorized_operations"] or ()) or None
+            found[topic["name"]] = TopicInfo(str(topic["topic_id"]), len(partitions), {}, replicas, allowed)
+        readable = [name for name, info in found.items() if not info.settings_denied]
+        if not readable:
+            return found
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in readable]
         settings = self._admin.describe_configs(resources, config_filter="all")
         by_topic = settings[ConfigResourceType.TOPIC] if ConfigResourceType.TOPIC in settings else settings["topic"]
-        for name in found:
+        for name in readable:
             if not by_topic.get(name):  # an error of a single topic is told in no other way
                 raise kerr.UnknownTopicOrPartitionError(
                     f"the settings of topic {name!r} cannot be read; if this persists, grant the permission"
                     " DESCRIBE_CONFIGS"
                 )
-        return {
-            name: TopicInfo(topic_id, partitions, {k: _setting(v) for k, v in by_topic[name].items()}, replicas)
-            for name, (topic_id, partitions, replicas) in found.items()
-        }
+            found[name] = found[name]._replace(settings={k: _setting(v) for k, v in by_topic[name].items()})
+        return found
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
         """See Admin."""

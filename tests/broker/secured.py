@@ -1,0 +1,148 @@
+"""A broker that asks who one is, and lets in what it was told to: TLS, SCRAM, client certificates, an authorizer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its __all__
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
+
+from lstmstream.dev import broker as single
+from tests.transport.servers import Certificates
+
+USER, PASSWORD = "daemon", "p4ss \\ word' #"
+COMMON_NAME = "daemon-with-a-certificate"
+
+
+class Right(NamedTuple):
+    """What one ACL allows."""
+
+    kind: ResourceType
+    name: str
+    operation: AclOperation
+    prefixed: bool = False
+
+    def binding(self, principal: str) -> AclBinding:
+        pattern = ResourcePatternType.PREFIXED if self.prefixed else ResourcePatternType.LITERAL
+        return AclBinding(
+            self.kind, self.name, pattern, f"User:{principal}", "*", self.operation, AclPermissionType.ALLOW
+        )
+
+
+class SecuredBroker:
+    """Its addresses, and the certificates of its authority. Who comes to `plain` may do everything: the test itself."""
+
+    def __init__(self, plain: str, sasl: str, tls: str, certificates: Certificates) -> None:
+        self.plain, self.sasl, self.tls = plain, sasl, tls
+        self.certificates = certificates
+        self._admin = AdminClient({"bootstrap.servers": plain})
+
+    def scram(self) -> dict[str, Any]:
+        """`kafka` of a configuration, with user and password."""
+        security = {"protocol": "SASL_SSL", "mechanism": "SCRAM-SHA-512", "username": USER, "password": PASSWORD}
+        return {"bootstrap_servers": self.sasl, "security": {**security, "ca": str(self.certificates.root)}}
+
+    def mutual_tls(self) -> dict[str, Any]:
+        """`kafka` of a configuration, with a client's certificate."""
+        cert = self.certificates.certificate("client", common_name=COMMON_NAME)
+        paths = {"ca": self.certificates.root, "cert": cert, "key": self.certificates.key("client")}
+        return {
+            "bootstrap_servers": self.tls,
+            "security": {"protocol": "SSL", **{name: str(path) for name, path in paths.items()}},
+        }
+
+    def add_user(self) -> None:
+        """For `scram`."""
+        new = UserScramCredentialUpsertion(
+            USER, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), PASSWORD.encode()
+        )
+        for future in self._admin.alter_user_scram_credentials([new], request_timeout=20).values():
+            future.result()
+
+    def close(self) -> None:
+        """Before the broker stops, since a client would look for it again and again."""
+        del self._admin
+
+    @contextmanager
+    def allowing(self, rights: Collection[Right], principal: str) -> Iterator[None]:
+        """Those, and nothing else, for as long as it is entered."""
+        bindings = [right.binding(principal) for right in rights]
+        for future in self._admin.create_acls(bindings, request_timeout=20).values():
+            future.result()
+        try:
+            yield
+        finally:
+            filters = [_as_filter(binding) for binding in bindings]
+            for removed in self._admin.delete_acls(filters, request_timeout=20).values():
+                removed.result()
+
+
+def _as_filter(binding: AclBinding) -> Any:
+    return AclBindingFilter(
+        binding.restype,
+        binding.name,
+        binding.resource_pattern_type,
+        binding.principal,
+        binding.host,
+        binding.operation,
+        binding.permission_type,
+    )
+
+
+@contextmanager
+def secured_broker(folder: Path) -> Iterator[SecuredBroker]:
+    """Started here, stopped afterwards."""
+    certificates = Certificates(folder)
+    sasl_port = single._choose_port(0, None)
+    tls_port = single._choose_port(0, None, other_than=sasl_port)
+    store = folder / "server-with-key.pem"
+    server = certificates.certificate("server")
+    store.write_bytes(certificates.key("server").read_bytes() + server.read_bytes())
+    of_one_node = single._server_properties
+
+    def properties(data: Path, port: int, controller_port: int) -> str:
+        """Of a name that is there twice, the last counts."""
+        listeners = f"PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{sasl_port},SSL://127.0.0.1:{tls_port}"
+        return f"""\
+{of_one_node(data, port, controller_port)}
+listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners={listeners}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL,CONTROLLER:PLAINTEXT
+ssl.keystore.type=PEM
+ssl.keystore.location={store}
+ssl.truststore.type=PEM
+ssl.truststore.location={certificates.root}
+listener.name.ssl.ssl.client.auth=required
+sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=\
+org.apache.kafka.common.security.scram.ScramLoginModule required;
+ssl.principal.mapping.rules=RULE:^CN=([^,]+).*$/$1/
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+"""
+
+    broker = single.DevBroker(folder / "broker")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single, "_server_properties", properties)
+        plain = broker.up(port=0)
+    try:
+        made = SecuredBroker(plain, f"127.0.0.1:{sasl_port}", f"127.0.0.1:{tls_port}", certificates)
+        made.add_user()
+        yield made
+        made.close()
+    finally:
+        broker.down(wipe=True)
