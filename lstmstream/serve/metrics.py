@@ -189,6 +189,12 @@ class Metrics:
             "Last stable offset minus the group's position; absent while the broker cannot be asked.",
             topic_partition,
         )
+        self.consumer_lag_seconds = gauge(
+            "consumer_lag_seconds",
+            "Age of the oldest record that waits: since the last committed record's timestamp, or since the lag was last"
+            " 0, whichever is later; 0 while nothing waits, absent as the lag in records is.",
+            topic_partition,
+        )
         self.stalled_fetches = counter(
             "stalled_fetches_total",
             "Times that a partition returned no records although some were waiting, by the action taken.",
@@ -218,8 +224,9 @@ class Metrics:
         self.restore_seconds = gauge(
             "restore_seconds", "Duration of the last restore, or of the current one so far, in seconds."
         )
+        self.ready = gauge("ready", "1 while /readyz answers 200, else 0.")
         self._model_info = gauge("model_info", "The model in use.", ("name", "version", "fingerprint", "device"))
-        self._per_partition = (self.consumer_lag_records, self.state_floor_lag_records)
+        self._per_partition = (self.consumer_lag_records, self.consumer_lag_seconds, self.state_floor_lag_records)
         ProcessCollector(registry=registry)
 
     def model(self, *, name: str, version: str, fingerprint: str, device: str) -> None:
@@ -305,13 +312,15 @@ class Metrics:
         if seconds is not None:
             self.commit_seconds.observe_one(seconds)
 
-    def lag(self, topic: str, partition: int, records: int) -> None:
-        """Set the lag of an assigned partition: last stable offset minus position."""
+    def lag(self, topic: str, partition: int, records: int, age_s: float) -> None:
+        """Set the lag of an assigned partition: last stable offset minus position, and the age of the oldest record."""
         self.consumer_lag_records.labels(topic, str(partition)).set(records)
+        self.consumer_lag_seconds.labels(topic, str(partition)).set(age_s)
 
     def lose_lag(self, topic: str, partition: int) -> None:
         """Remove the lag of an assigned partition, while it is not known."""
         self.consumer_lag_records.remove(topic, str(partition))
+        self.consumer_lag_seconds.remove(topic, str(partition))
 
     def floor_lag(self, topic: str, partition: int, records: int) -> None:
         """Set the floor lag of an assigned partition: committed offset minus floor."""

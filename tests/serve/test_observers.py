@@ -174,8 +174,47 @@ def test_gauges_and_the_partitions_that_went() -> None:
     assert counted("rebalances_total") == 1
     assert counted("consumer_lag_records", topic="in", partition="0") == 3, "it may have stayed"
     counted.observer.on_close(0)
-    assert counted("consumer_lag_records", topic="in", partition="0") is None
-    assert counted("state_floor_lag_records", topic="in", partition="0") is None
+    for name in ("consumer_lag_records", "consumer_lag_seconds", "state_floor_lag_records"):
+        assert counted(name, topic="in", partition="0") is None
+
+
+def lag_s(counted: Counted, lag: int | None) -> float | None:
+    counted.observer.on_gauges(Gauges([PartitionGauges(0, 0, lag)], 0, 0, 0))
+    return counted("consumer_lag_seconds", topic="in", partition="0")
+
+
+def commit(counted: Counted, *timestamps_ms: int) -> None:
+    events = [Event(0, n, at_ms, b"a", b'{"amount":1}') for n, at_ms in enumerate(timestamps_ms)]
+    counted.observer.on_commit(engine(NumpyStep()).process(batch(events)), plan_of(), 0.0)
+
+
+def test_the_lag_in_seconds_is_the_age_of_the_last_committed_record_while_others_wait() -> None:
+    counted = Counted()
+    assert lag_s(counted, 0) == 0
+    counted.now_s = 2_000.0
+    assert lag_s(counted, 9) == 1_000, "of an unknown age, but not there when the lag was last 0"
+    commit(counted, 1_300_000, 1_400_000)
+    assert lag_s(counted, 7) == 600
+    counted.now_s += 5
+    assert lag_s(counted, 7) == 605, "nothing is committed: it grows"
+    assert lag_s(counted, None) is None, "what is not known is not said"
+    assert lag_s(counted, 0) == 0
+    counted.now_s += 3
+    commit(counted, 1_000_000)
+    assert lag_s(counted, 1) == 3, "the lag was 0 then, whatever the record's timestamp says"
+
+
+def test_the_lag_in_seconds_of_records_without_a_usable_timestamp() -> None:
+    counted = Counted()
+    assert lag_s(counted, 5) == 0, "first seen waiting now"
+    counted.now_s += 4
+    commit(counted, -1)
+    assert lag_s(counted, 5) == 4
+    commit(counted, 10**15)
+    counted.now_s += 6
+    assert lag_s(counted, 5) == 6, "a timestamp of the future is taken for now"
+    counted.observer.on_close(0)
+    assert lag_s(counted, 5) == 0, "it came back from another member"
 
 
 def test_restores_and_stalled_fetches() -> None:
