@@ -14,10 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from lstmstream.config import load_config
-from lstmstream.serve.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -60,7 +58,7 @@ def seconds(text: str) -> int:
 def test_every_base_image_is_pinned_by_digest() -> None:
     images = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
     images += [entry["image"] for entry in compose()["services"].values() if "build" not in entry]
-    assert len(images) == 5
+    assert len(images) == 6
     for image in images:
         assert PINNED.fullmatch(image), image
 
@@ -114,7 +112,9 @@ def test_the_builder_gets_what_it_copies_and_no_more() -> None:
 
 
 def test_compose_has_the_services_people_expect() -> None:
-    assert {"kafka", "topics", "lstmstream", "prometheus"} <= set(compose()["services"])
+    assert {"kafka", "topics", "lstmstream", "events", "prometheus", "grafana"} == set(compose()["services"])
+    monitoring = {name for name, here in compose()["services"].items() if here.get("profiles") == ["monitoring"]}
+    assert monitoring == {"prometheus", "grafana"}, "all others start without a profile"
 
 
 def test_the_daemon_in_compose_is_locked_down_and_has_time_to_hand_over() -> None:
@@ -128,7 +128,7 @@ def test_the_daemon_in_compose_is_locked_down_and_has_time_to_hand_over() -> Non
     assert daemon["volumes"] == ["./deploy/compose/stream.yaml:/etc/lstmstream/stream.yaml:ro"]
 
 
-@pytest.mark.parametrize("name", ["kafka", "topics", "lstmstream", "prometheus"])
+@pytest.mark.parametrize("name", ["kafka", "topics", "lstmstream", "events", "prometheus", "grafana"])
 def test_no_service_gains_rights_or_is_seen_from_outside(name: str) -> None:
     here = service(name)
     assert here["cap_drop"] == ["ALL"]
@@ -176,49 +176,28 @@ def test_the_parts_agree_with_each_other() -> None:
         {"job_name": "lstmstream", "static_configs": [{"targets": [f"lstmstream:{config.http.port}"]}]}
     ]
     assert service("lstmstream")["ports"] == [f"127.0.0.1:{config.http.port}:{config.http.port}"]
-    for name in ("lstmstream", "prometheus"):
+    for name in ("lstmstream", "prometheus", "grafana"):
         for volume in service(name)["volumes"]:
             source = volume.split(":")[0]
-            assert source in compose()["volumes"] or (ROOT / source).is_file(), volume
+            assert source in compose()["volumes"] or (ROOT / source).exists(), volume
 
 
-# -- the dashboard -----------------------------------------------------------------------------------------------------
-
-
-def panels() -> list[dict[str, Any]]:
-    dashboard = json.loads((ROOT / "deploy" / "grafana" / "lstmstream.json").read_text())
-    found: list[dict[str, Any]] = dashboard["panels"]
-    return found
-
-
-def queries(panel: dict[str, Any]) -> list[str]:
-    return [target["expr"] for target in panel["targets"]]
-
-
-def test_the_dashboard_asks_for_metrics_that_exist() -> None:
-    exported = {
-        sample
-        for family in Metrics(CollectorRegistry()).registry.collect()
-        for sample in (
-            [f"{family.name}_total"]
-            if family.type == "counter"
-            else [f"{family.name}_{end}" for end in ("sum", "count", "bucket")]
-            if family.type == "histogram"
-            else [family.name]
-        )
-    }
-    asked = [name for panel in panels() for query in queries(panel) for name in re.findall(r"\blstmstream_\w+", query)]
-    assert asked
-    assert set(asked) <= exported
-
-
-def test_the_dashboard_shows_the_time_per_event_and_stage() -> None:
-    (panel,) = [panel for panel in panels() if "stage" in panel["title"]]
-    (query,) = queries(panel)
-    assert query.startswith("sum by (stage) (rate(lstmstream_stage_seconds_sum{")
-    assert "rate(lstmstream_events_total{" in query
-    assert panel["targets"][0]["legendFormat"] == "{{stage}}"
-    assert panel["fieldConfig"]["defaults"]["unit"] == "s"
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "lstmstream.yml").read_text())["providers"]
+    grafana = service("grafana")
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    dashboard = mounts["./deploy/grafana/lstmstream.json"]
+    assert dashboard.rpartition("/")[0] == provider["options"]["path"]
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == dashboard
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    rules = [volume.split(":")[1] for volume in service("prometheus")["volumes"] if "rules.yml" in volume]
+    assert rules == [f"/etc/prometheus/{name}" for name in prometheus["rule_files"]]
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------
