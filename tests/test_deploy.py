@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -274,3 +275,35 @@ def test_a_package_that_is_not_the_locked_one_is_refused(tmp_path: Path) -> None
     locked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert locked.returncode != 0
     assert "DO NOT MATCH THE HASHES" in locked.stderr
+
+
+# -- systemd -----------------------------------------------------------------------------------------------------------
+
+UNIT = ROOT / "deploy" / "systemd" / "lstmstream.service"
+
+
+def unit() -> dict[str, str]:
+    lines = [line for line in UNIT.read_text(encoding="utf-8").splitlines() if "=" in line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_the_unit_restarts_what_a_restart_helps_and_gives_time_to_hand_over() -> None:
+    here = unit()
+    assert here["Restart"] == "on-failure"
+    assert here["RestartPreventExitStatus"] == "2"
+    assert int(here["TimeoutStopSec"]) > load_config(STREAM, {}).shutdown_timeout + 5
+    assert here["KillMode"] == "mixed", "workers are stopped by their parent"
+    assert "LSTMSTREAM_KAFKA__PROPERTIES__GROUP_INSTANCE_ID=%H" in here["Environment"]
+    assert here["DynamicUser"] == here["NoNewPrivileges"] == here["PrivateTmp"] == "yes"
+    assert here["ProtectSystem"] == "strict"
+    assert here["CapabilityBoundingSet"] == ""
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd-analyze on this machine")
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/lstmstream/bin/lstmstream", sys.executable))
+    done = subprocess.run([program, "verify", "--man=no", copy], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
