@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from lstmstream.config import load_config
+from tests.dockerfile import Step, instructions, stage, stages
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -25,16 +26,9 @@ COMPILER = "RUN apt-get update && apt-get install --yes --no-install-recommends 
 STREAM = ROOT / "deploy" / "compose" / "stream.yaml"
 
 
-def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, arguments), continued lines joined."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines()) if name]
-
-
-def last_stage() -> list[tuple[str, str]]:
-    steps = instructions()
-    start = max(place for place, (name, _) in enumerate(steps) if name == "FROM")
-    return steps[start:]
+def last_stage() -> list[Step]:
+    """What makes the image that is built by default, without what is built for it elsewhere."""
+    return stage("daemon")
 
 
 def compose() -> dict[str, Any]:
@@ -56,33 +50,50 @@ def seconds(text: str) -> int:
 # -- the image ---------------------------------------------------------------------------------------------------------
 
 
+IMAGES = ("daemon", "cuda", "train")
+
+
 def test_every_base_image_is_pinned_by_digest() -> None:
-    images = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
+    images = [rest.partition("=")[2] for name, rest in instructions() if (name, rest[:7]) == ("ARG", "PYTHON=")]
     images += [entry["image"] for entry in compose()["services"].values() if "build" not in entry]
-    assert len(images) == 6
+    assert len(images) == 5
     for image in images:
         assert PINNED.fullmatch(image), image
+    sources = {rest.split()[0] for name, rest in instructions() if name == "FROM"}
+    assert sources <= {"${PYTHON}", *stages()}, "all images are made from the pinned one"
 
 
-def test_the_image_runs_as_a_number_that_is_not_root() -> None:
-    users = [rest for name, rest in last_stage() if name == "USER"]
+def test_the_daemon_is_what_is_built_by_default() -> None:
+    assert list(stages())[-1] == "daemon"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_image_runs_as_a_number_that_is_not_root(image: str) -> None:
+    users = [rest for name, rest in stage(image) if name == "USER"]
     assert len(users) == 1
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", users[0])
 
 
-def test_the_image_holds_no_compiler_no_secret_and_nothing_unlocked() -> None:
-    names = [name for name, _ in last_stage()]
-    assert "RUN" not in names, "all that is installed comes from the first stage"
-    assert "ADD" not in [name for name, _ in instructions()]
-    first_stage = "\n".join(f"{name} {rest}" for name, rest in instructions()[: -len(last_stage())])
-    assert first_stage.count(COMPILER) == 1, "the codec is compiled in the first stage"
-    assert re.search(r"native/build\.py --required --out /opt/lstmstream/", first_stage)
-    everything = "\n".join(f"{name} {rest}" for name, rest in instructions()).replace(COMPILER, "")
+@pytest.mark.parametrize(("image", "lock"), [("daemon", "base"), ("cuda", "cuda"), ("train", "train")])
+def test_the_image_holds_no_compiler_no_secret_and_nothing_unlocked(image: str, lock: str) -> None:
+    assert not {"RUN", "ADD"} & {name for name, _ in stage(image)}, "all that is installed comes from other stages"
+    (copied,) = [rest.split() for name, rest in stage(image) if name == "COPY"]
+    assert copied == [f"--from=build-{lock}", "/opt/lstmstream", "/opt/lstmstream"]
+    builder = "\n".join(rest for name, rest in stage(f"build-{lock}") if name == "RUN")
+    assert f"-r requirements/{lock}.txt" in builder
+    assert "LSTMSTREAM_CODEC=compiled /opt/lstmstream/bin/lstmstream --version" in builder, "with the compiled codec"
+
+
+def test_nothing_is_installed_but_by_hash_and_nothing_but_the_codec_is_compiled() -> None:
+    everything = "\n".join(f"{name} {rest}" for name, rest in instructions())
+    assert everything.count(COMPILER) == 1, "the codec is compiled in a stage of its own"
+    assert len(re.findall(r"native/build\.py --required --out codec", everything)) == 1
+    everything = everything.replace(COMPILER, "")
     assert not re.search(r"apt|gcc|build-essential|password|secret|token", everything, re.IGNORECASE)
-    installs = re.findall(r"\binstall\b[^&]*", everything)
-    assert len(installs) == 3
+    installs = re.findall(r"\binstall\b[^&\n]*", everything)
+    assert len(installs) == 7
     for install in installs:
-        assert "--require-hashes" in install or "--no-deps --no-index" in install, install
+        assert "--require-hashes --only-binary :all:" in install or "--no-deps --no-index" in install, install
 
 
 def test_the_image_is_alive_while_the_daemon_is() -> None:
@@ -107,6 +118,12 @@ def test_the_builder_gets_what_it_copies_and_no_more() -> None:
     assert copied == sent
     for source in copied:
         assert (ROOT / source).exists(), source
+
+
+def test_the_image_for_gpus_has_one_runtime() -> None:
+    names = {requirement.partition("==")[0] for requirement in requirements(ROOT / "requirements" / "cuda.txt")}
+    assert "onnxruntime-gpu" in names
+    assert "onnxruntime" not in names
 
 
 # -- compose -----------------------------------------------------------------------------------------------------------
