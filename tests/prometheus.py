@@ -57,7 +57,8 @@ def panels() -> list[dict[str, Any]]:
 def queries(panel: dict[str, Any], **variables: str) -> list[str]:
     """What a panel asks for, as Grafana fills in its variables."""
     expressions = [str(target["expr"]) for target in panel["targets"]]
-    for name, value in {"job": "lstmstream", "instance": ".*", "topic": ".*", "__rate_interval": "20s", **variables}.items():
+    defaults = {"job": "lstmstream", "instance": ".*", "topic": ".*", "__rate_interval": "20s"}
+    for name, value in {**defaults, **variables}.items():
         expressions = [expression.replace(f"${name}", value) for expression in expressions]
     return expressions
 

@@ -1,4 +1,4 @@
-"""The Helm chart and the manifests made from it: restricted pods, members with names, and no more of them than partitions."""
+"""The Helm chart and the manifests made from it: restricted pods, members with names, no more than partitions."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_pod_is_a_static_member_and_has_time_to_hand_over(plain: dict[str, Man
     environment = {entry["name"]: entry for entry in container_of(plain)["env"]}
     name = environment["LSTMSTREAM_KAFKA__PROPERTIES__GROUP_INSTANCE_ID"]
     assert name["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
-    values = {entry: "lstmstream-0" for entry in environment}
+    values = dict.fromkeys(environment, "lstmstream-0")
     assert load_config(tmp_path / "stream.yaml", values).kafka.properties["group.instance.id"] == "lstmstream-0"
     assert pod_of(plain)["terminationGracePeriodSeconds"] > config.shutdown_timeout + 5
     stateful_set = plain["StatefulSet"]["spec"]
@@ -168,7 +168,8 @@ def test_the_autoscaler_goes_by_the_lag_and_never_above_the_partitions(plain: di
     (trigger,) = scaled["triggers"]
     assert trigger["type"] == "prometheus"
     monitor = plain["PodMonitor"]["metadata"]
-    assert f'lstmstream_consumer_lag_records{{job="{monitor["namespace"]}/{monitor["name"]}"}}' in trigger["metadata"]["query"]
+    lag = f'lstmstream_consumer_lag_records{{job="{monitor["namespace"]}/{monitor["name"]}"}}'
+    assert lag in trigger["metadata"]["query"]
     assert trigger["metadata"]["ignoreNullValues"] == "false", "an unknown lag is not a lag of 0"
 
 

@@ -85,6 +85,11 @@ def test_each_alert_is_seen_to_fire_and_not_to_fire_in_the_tests_of_promtool() -
     assert early <= {case["alertname"] for case in cases if not case.get("exp_alerts")}
 
 
+def test_each_alert_is_made_to_fire_by_a_fault_in_the_long_tests() -> None:
+    text = (ROOT / "tests" / "faults" / "test_alerts.py").read_text(encoding="utf-8")
+    assert set(ALERTS) == set(re.findall(r"\bLstmstream[A-Z]\w+", text))
+
+
 # -- the dashboard -----------------------------------------------------------------------------------------------------
 
 

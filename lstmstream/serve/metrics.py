@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from lstmstream.model import Card
@@ -62,6 +63,7 @@ class BatchHistogram(Collector):
         values = ("",) if label is None else tuple(label[1])
         self._counts: dict[str, NDArray[np.int64]] = {v: np.zeros(len(bounds) + 1, dtype=np.int64) for v in values}
         self._sums = dict.fromkeys(values, 0.0)
+        self._exemplars: dict[tuple[str, int], Exemplar] = {}  # by label value and bucket: the last one
         self._lock = threading.Lock()
         registry.register(self)
 
@@ -89,6 +91,12 @@ class BatchHistogram(Collector):
             self._counts[label][bucket] += 1
             self._sums[label] += value
 
+    def note_exemplar(self, value: float, labels: Mapping[str, str], at_s: float, label: str = "") -> None:
+        """An example of what was counted in the bucket of `value`, for OpenMetrics; `at_s`: seconds since 1970 UTC."""
+        bucket = bisect_left(self._upper_bounds, value)
+        with self._lock:
+            self._exemplars[label, bucket] = Exemplar(dict(labels), value, at_s)
+
     @property
     def bounds(self) -> list[float]:
         """Upper bounds of the buckets; one more bucket is above the last."""
@@ -113,8 +121,10 @@ class BatchHistogram(Collector):
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._label)
         with self._lock:
             rows = [(value, np.cumsum(counts).tolist(), self._sums[value]) for value, counts in self._counts.items()]
+            exemplars = dict(self._exemplars)
         for value, cumulative, total in rows:
-            buckets = list(zip(self._ends, cumulative, strict=True))
+            examples = (exemplars.get((value, bucket)) for bucket in range(len(self._ends)))
+            buckets = list(zip(self._ends, cumulative, examples, strict=True))
             family.add_metric([value] if self._label else [], buckets, total)
         return [family]
 
@@ -191,8 +201,8 @@ class Metrics:
         )
         self.consumer_lag_seconds = gauge(
             "consumer_lag_seconds",
-            "Age of the oldest record that waits: since the last committed record's timestamp, or since the lag was last"
-            " 0, whichever is later; 0 while nothing waits, absent as the lag in records is.",
+            "Age of the oldest record that waits: since the last committed record's timestamp, or since the lag was"
+            " last 0, whichever is later; 0 while nothing waits, absent as the lag in records is.",
             topic_partition,
         )
         self.stalled_fetches = counter(

@@ -15,6 +15,7 @@ from lstmstream.model import Card
 from lstmstream.serve.health import Health
 from lstmstream.serve.lag_age import LagAge
 from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.traces import slowest
 
 if TYPE_CHECKING:
     from lstmstream.serve.checkpoint import CheckpointPlan
@@ -236,6 +237,8 @@ class MetricsObserver(Observer):
             silent=result.silent_events,
         )
         self._lag_age.on_commit(result.records, now_s)
+        if traced := slowest(result.records, now_s):
+            self._metrics.event_latency_seconds.note_exemplar(traced.seconds, traced.trace, now_s)
         counts = result.decoded.field_counts
         self._metrics.observe_fields(self._card, counts.missing, counts.unknown)
         self._metrics.transaction("committed", duration_s)

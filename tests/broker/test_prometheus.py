@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a running daemon: what rules, dashboard and documents name is there, and each query works."""
+"""A real Prometheus scrapes a running daemon: what rules, dashboard and documents name is there; queries work."""
 
 from __future__ import annotations
 
