@@ -123,8 +123,10 @@ class BatchHistogram(Collector):
             rows = [(value, np.cumsum(counts).tolist(), self._sums[value]) for value, counts in self._counts.items()]
             exemplars = dict(self._exemplars)
         for value, cumulative, total in rows:
-            examples = (exemplars.get((value, bucket)) for bucket in range(len(self._ends)))
-            buckets = list(zip(self._ends, cumulative, examples, strict=True))
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for bucket, (end, count) in enumerate(zip(self._ends, cumulative, strict=True)):
+                example = exemplars.get((value, bucket))
+                buckets.append((end, count) if example is None else (end, count, example))
             family.add_metric([value] if self._label else [], buckets, total)
         return [family]
 

@@ -236,7 +236,7 @@ class MetricsObserver(Observer):
             checkpoints=sum(map(len, plan.written.values())),
             silent=result.silent_events,
         )
-        self._lag_age.on_commit(result.records, now_s)
+        self._lag_age.on_commit(result.records)
         if traced := slowest(result.records, now_s):
             self._metrics.event_latency_seconds.note_exemplar(traced.seconds, traced.trace, now_s)
         counts = result.decoded.field_counts

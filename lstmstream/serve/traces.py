@@ -29,11 +29,11 @@ def trace_of(headers: Headers) -> Mapping[str, str] | None:
 
 
 def slowest(records: RecordBatch, now_s: float) -> TracedLatency | None:
-    """The record that waited longest, if it has a trace: one look at the headers of one record, whatever the batch.
+    """The record that waited longest, if it has a trace. `now_s`: seconds since 1970 UTC.
 
-    `now_s`: seconds since 1970 UTC.
+    Nothing is searched where the last record has no headers: whoever traces puts them on all.
     """
-    if not len(records):
+    if not len(records) or not records.headers[-1]:
         return None
     row = int(np.argmin(np.where(records.timestamps < 0, np.iinfo(np.int64).max, records.timestamps)))
     trace = trace_of(records.headers[row]) if records.headers[row] and records.timestamps[row] >= 0 else None
