@@ -20,10 +20,8 @@ from typing import Any
 import pytest
 import yaml
 from confluent_kafka import Producer
-from kafka import KafkaConsumer
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
-from tests.broker.harness import SHORT_SESSION, Producing, RunningDaemon, create_topics, write_config
+from tests.broker.harness import Producing, RunningDaemon, create_topics, write_config
 from tests.broker.proxy import Api, KafkaProxy
 from tests.broker.test_workers import RunningWorkers, running
 from tests.models import random_model
@@ -179,23 +177,15 @@ def test_a_broker_that_takes_no_records(broker: str, name: str, tmp_path: Path, 
 
 
 def test_a_group_that_never_rests(broker: str, name: str, tmp_path: Path, prometheus: RunningPrometheus) -> None:
-    with RunningDaemon(demo_config(tmp_path, name, broker), tmp_path / "log") as daemon:
+    config = demo_config(tmp_path, name, broker)
+    with RunningDaemon(config, tmp_path / "log") as daemon:
         scrape(prometheus, daemon)
 
         def join_and_leave() -> None:
-            consumer = KafkaConsumer(
-                f"{name}.in",
-                bootstrap_servers=broker,
-                group_id=name,
-                enable_auto_commit=False,
-                partition_assignment_strategy=[CooperativeStickyAssignor],
-                session_timeout_ms=SHORT_SESSION["session.timeout.ms"],
-                heartbeat_interval_ms=SHORT_SESSION["heartbeat.interval.ms"],
-            )
-            deadline = time.monotonic() + 20
-            while not consumer.assignment() and time.monotonic() < deadline:
-                consumer.poll(timeout_ms=200)
-            consumer.close()
+            with RunningDaemon(config, tmp_path / "other.log") as other:
+                other.wait_ready()
+                other.wait(lambda: bool(other.partitions()), "serving a partition")
+                assert other.sigterm() == 0, other.last_words()
 
         wait_firing(prometheus, "LstmstreamRebalancing", look=join_and_leave)
 
