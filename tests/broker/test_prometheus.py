@@ -40,7 +40,7 @@ def test_every_metric_that_is_named_exists_and_every_query_works(
     with RunningWorkers(config, tmp_path / "log", workers=2) as daemon, RunningPrometheus(tmp_path) as prometheus:
         daemon.wait_ready()
         prometheus.set_targets([daemon.port or 0])
-        prometheus.wait(lambda: prometheus.query("lstmstream_ready"), "scraped")
+        prometheus.wait(lambda: prometheus.query("lstmstream_ready == 1"), "scraped")
         produce(broker, f"{name}.in", ((b"%d" % (n % 9), b"{}", None, n % 9 % PARTITIONS) for n in range(EVENTS)))
         counted = f"sum(rate(lstmstream_events_total[20s])) > 0 and sum(lstmstream_events_total) == {EVENTS}"
         prometheus.wait(lambda: prometheus.query(counted), "seen counting")
