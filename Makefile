@@ -1,6 +1,7 @@
 # `make demo` and `make test` are all that a person needs: each makes its own environment first, from locks with hashes.
 # Needed beforehand: make, Python 3.11 or newer with venv, Java 17 or newer, Maven. A C compiler
-# makes the compiled codec, where there is one.
+# makes the compiled codec, where there is one. Tests of the alerts, the dashboard and the chart need Prometheus (Debian,
+# Ubuntu: apt-get install prometheus) and Helm (go install helm.sh/helm/v3/cmd/helm@latest); without, they are skipped and say so.
 #
 #   .venv        what a user installs without extras; `make test` adds pytest. Neither torch nor polars is ever in it
 #   .venv-dev    everything: all extras, tests, checks
@@ -19,7 +20,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock audit sbom clean
+.PHONY: help demo test coverage test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock image-check manifests audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -29,6 +30,7 @@ demo: .venv/.package ## everything on this machine, from nothing to a scored str
 
 # Three at a time, since tests with a broker mostly wait. Each worker has a broker of its own.
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
+	@command -v prometheus >/dev/null || echo "no Prometheus: tests of alerts and dashboard are skipped (Debian, Ubuntu: apt-get install prometheus)"
 	.venv/bin/python -m pytest --numprocesses 3 --dist worksteal -m "not torch and not tables" $(PYTEST_ARGS)
 	.venv-dev/bin/python -m pytest --numprocesses 2 --dist loadfile -m "torch or tables" $(PYTEST_ARGS)
 
@@ -101,8 +103,14 @@ fuzz-codec: .venv-dev/.package ## hostile events through a codec that checks its
 lock: .venv-tools/.locked ## rewrite requirements/*.txt; UPGRADE=--upgrade takes the newest versions
 	UV=.venv-tools/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh
 
+image-check: .venv/.test ## build what is in the image without a container, from nothing, and start it; IMAGE=cuda or train
+	.venv/bin/python -m tests.dockerfile $(IMAGE)
+
+manifests: ## rewrite deploy/kubernetes from the Helm chart; needs helm
+	deploy/kubernetes/make.sh
+
 audit: .venv-tools/.locked ## known vulnerabilities of what the locks install
-	for lock in base train; do .venv-tools/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
+	for lock in base cuda train; do .venv-tools/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 sbom: .venv-tools/.locked ## dist/sbom.json, the bill of materials of the base install (CycloneDX)
 	mkdir -p dist

@@ -17,6 +17,7 @@ compile() { # compile FILE ARGUMENT... ; a lock that would say the same is not t
     "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
         --no-emit-index-url --no-emit-find-links --output-file "$new" "$@" >/dev/null
     sed -i "/^ *#  *-c /d" "$new" # that a constraint agreed says nothing of why the package is here
+    sed -i '/^$/d; /^# The following packages were excluded/d; /^# onnxruntime$/d' "$new" # of --no-emit-package
     cmp -s "$new" "$file" || cp "$new" "$file"
 }
 
@@ -27,6 +28,8 @@ fi
 compile "$everything" pyproject.toml --extra train --group build --group check --group test --group foreign
 compile requirements/base.txt pyproject.toml --constraints "$everything"
 compile requirements/train.txt pyproject.toml --extra train --constraints "$everything"
+# The two onnxruntimes share one import name, so the image for GPUs has only the one with CUDA.
+compile requirements/cuda.txt pyproject.toml --extra gpu --no-emit-package onnxruntime --constraints "$everything"
 for group in build check test foreign; do
     compile "requirements/$group.txt" --group "$group" --constraints "$everything"
 done

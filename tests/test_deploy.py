@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,10 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from lstmstream.config import load_config
-from lstmstream.serve.metrics import Metrics
+from tests.dockerfile import Step, instructions, stage, stages
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -26,16 +26,9 @@ COMPILER = "RUN apt-get update && apt-get install --yes --no-install-recommends 
 STREAM = ROOT / "deploy" / "compose" / "stream.yaml"
 
 
-def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, arguments), continued lines joined."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines()) if name]
-
-
-def last_stage() -> list[tuple[str, str]]:
-    steps = instructions()
-    start = max(place for place, (name, _) in enumerate(steps) if name == "FROM")
-    return steps[start:]
+def last_stage() -> list[Step]:
+    """What makes the image that is built by default, without what is built for it elsewhere."""
+    return stage("daemon")
 
 
 def compose() -> dict[str, Any]:
@@ -57,33 +50,50 @@ def seconds(text: str) -> int:
 # -- the image ---------------------------------------------------------------------------------------------------------
 
 
+IMAGES = ("daemon", "cuda", "train")
+
+
 def test_every_base_image_is_pinned_by_digest() -> None:
-    images = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
+    images = [rest.partition("=")[2] for name, rest in instructions() if (name, rest[:7]) == ("ARG", "PYTHON=")]
     images += [entry["image"] for entry in compose()["services"].values() if "build" not in entry]
     assert len(images) == 5
     for image in images:
         assert PINNED.fullmatch(image), image
+    sources = {rest.split()[0] for name, rest in instructions() if name == "FROM"}
+    assert sources <= {"${PYTHON}", *stages()}, "all images are made from the pinned one"
 
 
-def test_the_image_runs_as_a_number_that_is_not_root() -> None:
-    users = [rest for name, rest in last_stage() if name == "USER"]
+def test_the_daemon_is_what_is_built_by_default() -> None:
+    assert list(stages())[-1] == "daemon"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_image_runs_as_a_number_that_is_not_root(image: str) -> None:
+    users = [rest for name, rest in stage(image) if name == "USER"]
     assert len(users) == 1
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", users[0])
 
 
-def test_the_image_holds_no_compiler_no_secret_and_nothing_unlocked() -> None:
-    names = [name for name, _ in last_stage()]
-    assert "RUN" not in names, "all that is installed comes from the first stage"
-    assert "ADD" not in [name for name, _ in instructions()]
-    first_stage = "\n".join(f"{name} {rest}" for name, rest in instructions()[: -len(last_stage())])
-    assert first_stage.count(COMPILER) == 1, "the codec is compiled in the first stage"
-    assert re.search(r"native/build\.py --required --out /opt/lstmstream/", first_stage)
-    everything = "\n".join(f"{name} {rest}" for name, rest in instructions()).replace(COMPILER, "")
+@pytest.mark.parametrize(("image", "lock"), [("daemon", "base"), ("cuda", "cuda"), ("train", "train")])
+def test_the_image_holds_no_compiler_no_secret_and_nothing_unlocked(image: str, lock: str) -> None:
+    assert not {"RUN", "ADD"} & {name for name, _ in stage(image)}, "all that is installed comes from other stages"
+    (copied,) = [rest.split() for name, rest in stage(image) if name == "COPY"]
+    assert copied == [f"--from=build-{lock}", "/opt/lstmstream", "/opt/lstmstream"]
+    builder = "\n".join(rest for name, rest in stage(f"build-{lock}") if name == "RUN")
+    assert f"-r requirements/{lock}.txt" in builder
+    assert "LSTMSTREAM_CODEC=compiled /opt/lstmstream/bin/lstmstream --version" in builder, "with the compiled codec"
+
+
+def test_nothing_is_installed_but_by_hash_and_nothing_but_the_codec_is_compiled() -> None:
+    everything = "\n".join(f"{name} {rest}" for name, rest in instructions())
+    assert everything.count(COMPILER) == 1, "the codec is compiled in a stage of its own"
+    assert len(re.findall(r"native/build\.py --required --out codec", everything)) == 1
+    everything = everything.replace(COMPILER, "")
     assert not re.search(r"apt|gcc|build-essential|password|secret|token", everything, re.IGNORECASE)
-    installs = re.findall(r"\binstall\b[^&]*", everything)
-    assert len(installs) == 3
+    installs = re.findall(r"\binstall\b[^&\n]*", everything)
+    assert len(installs) == 7
     for install in installs:
-        assert "--require-hashes" in install or "--no-deps --no-index" in install, install
+        assert "--require-hashes --only-binary :all:" in install or "--no-deps --no-index" in install, install
 
 
 def test_the_image_is_alive_while_the_daemon_is() -> None:
@@ -110,11 +120,19 @@ def test_the_builder_gets_what_it_copies_and_no_more() -> None:
         assert (ROOT / source).exists(), source
 
 
+def test_the_image_for_gpus_has_one_runtime() -> None:
+    names = {requirement.partition("==")[0] for requirement in requirements(ROOT / "requirements" / "cuda.txt")}
+    assert "onnxruntime-gpu" in names
+    assert "onnxruntime" not in names
+
+
 # -- compose -----------------------------------------------------------------------------------------------------------
 
 
 def test_compose_has_the_services_people_expect() -> None:
-    assert {"kafka", "topics", "lstmstream", "prometheus"} <= set(compose()["services"])
+    assert {"kafka", "topics", "lstmstream", "events", "prometheus", "grafana"} == set(compose()["services"])
+    monitoring = {name for name, here in compose()["services"].items() if here.get("profiles") == ["monitoring"]}
+    assert monitoring == {"prometheus", "grafana"}, "all others start without a profile"
 
 
 def test_the_daemon_in_compose_is_locked_down_and_has_time_to_hand_over() -> None:
@@ -128,7 +146,7 @@ def test_the_daemon_in_compose_is_locked_down_and_has_time_to_hand_over() -> Non
     assert daemon["volumes"] == ["./deploy/compose/stream.yaml:/etc/lstmstream/stream.yaml:ro"]
 
 
-@pytest.mark.parametrize("name", ["kafka", "topics", "lstmstream", "prometheus"])
+@pytest.mark.parametrize("name", ["kafka", "topics", "lstmstream", "events", "prometheus", "grafana"])
 def test_no_service_gains_rights_or_is_seen_from_outside(name: str) -> None:
     here = service(name)
     assert here["cap_drop"] == ["ALL"]
@@ -176,49 +194,28 @@ def test_the_parts_agree_with_each_other() -> None:
         {"job_name": "lstmstream", "static_configs": [{"targets": [f"lstmstream:{config.http.port}"]}]}
     ]
     assert service("lstmstream")["ports"] == [f"127.0.0.1:{config.http.port}:{config.http.port}"]
-    for name in ("lstmstream", "prometheus"):
+    for name in ("lstmstream", "prometheus", "grafana"):
         for volume in service(name)["volumes"]:
             source = volume.split(":")[0]
-            assert source in compose()["volumes"] or (ROOT / source).is_file(), volume
+            assert source in compose()["volumes"] or (ROOT / source).exists(), volume
 
 
-# -- the dashboard -----------------------------------------------------------------------------------------------------
-
-
-def panels() -> list[dict[str, Any]]:
-    dashboard = json.loads((ROOT / "deploy" / "grafana" / "lstmstream.json").read_text())
-    found: list[dict[str, Any]] = dashboard["panels"]
-    return found
-
-
-def queries(panel: dict[str, Any]) -> list[str]:
-    return [target["expr"] for target in panel["targets"]]
-
-
-def test_the_dashboard_asks_for_metrics_that_exist() -> None:
-    exported = {
-        sample
-        for family in Metrics(CollectorRegistry()).registry.collect()
-        for sample in (
-            [f"{family.name}_total"]
-            if family.type == "counter"
-            else [f"{family.name}_{end}" for end in ("sum", "count", "bucket")]
-            if family.type == "histogram"
-            else [family.name]
-        )
-    }
-    asked = [name for panel in panels() for query in queries(panel) for name in re.findall(r"\blstmstream_\w+", query)]
-    assert asked
-    assert set(asked) <= exported
-
-
-def test_the_dashboard_shows_the_time_per_event_and_stage() -> None:
-    (panel,) = [panel for panel in panels() if "stage" in panel["title"]]
-    (query,) = queries(panel)
-    assert query.startswith("sum by (stage) (rate(lstmstream_stage_seconds_sum{")
-    assert "rate(lstmstream_events_total{" in query
-    assert panel["targets"][0]["legendFormat"] == "{{stage}}"
-    assert panel["fieldConfig"]["defaults"]["unit"] == "s"
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "lstmstream.yml").read_text())["providers"]
+    grafana = service("grafana")
+    mounts = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    dashboard = mounts["./deploy/grafana/lstmstream.json"]
+    assert dashboard.rpartition("/")[0] == provider["options"]["path"]
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == dashboard
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    rules = [volume.split(":")[1] for volume in service("prometheus")["volumes"] if "rules.yml" in volume]
+    assert rules == [f"/etc/prometheus/{name}" for name in prometheus["rule_files"]]
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------
@@ -295,3 +292,35 @@ def test_a_package_that_is_not_the_locked_one_is_refused(tmp_path: Path) -> None
     locked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert locked.returncode != 0
     assert "DO NOT MATCH THE HASHES" in locked.stderr
+
+
+# -- systemd -----------------------------------------------------------------------------------------------------------
+
+UNIT = ROOT / "deploy" / "systemd" / "lstmstream.service"
+
+
+def unit() -> dict[str, str]:
+    lines = [line for line in UNIT.read_text(encoding="utf-8").splitlines() if "=" in line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_the_unit_restarts_what_a_restart_helps_and_gives_time_to_hand_over() -> None:
+    here = unit()
+    assert here["Restart"] == "on-failure"
+    assert here["RestartPreventExitStatus"] == "2"
+    assert int(here["TimeoutStopSec"]) > load_config(STREAM, {}).shutdown_timeout + 5
+    assert here["KillMode"] == "mixed", "workers are stopped by their parent"
+    assert "LSTMSTREAM_KAFKA__PROPERTIES__GROUP_INSTANCE_ID=%H" in here["Environment"]
+    assert here["DynamicUser"] == here["NoNewPrivileges"] == here["PrivateTmp"] == "yes"
+    assert here["ProtectSystem"] == "strict"
+    assert here["CapabilityBoundingSet"] == ""
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd-analyze on this machine")
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/lstmstream/bin/lstmstream", sys.executable))
+    done = subprocess.run([program, "verify", "--man=no", copy], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from lstmstream.model import Card
@@ -62,6 +63,7 @@ class BatchHistogram(Collector):
         values = ("",) if label is None else tuple(label[1])
         self._counts: dict[str, NDArray[np.int64]] = {v: np.zeros(len(bounds) + 1, dtype=np.int64) for v in values}
         self._sums = dict.fromkeys(values, 0.0)
+        self._exemplars: dict[tuple[str, int], Exemplar] = {}  # by label value and bucket: the last one
         self._lock = threading.Lock()
         registry.register(self)
 
@@ -89,6 +91,12 @@ class BatchHistogram(Collector):
             self._counts[label][bucket] += 1
             self._sums[label] += value
 
+    def note_exemplar(self, value: float, labels: Mapping[str, str], at_s: float, label: str = "") -> None:
+        """An example of what was counted in the bucket of `value`, for OpenMetrics; `at_s`: seconds since 1970 UTC."""
+        bucket = bisect_left(self._upper_bounds, value)
+        with self._lock:
+            self._exemplars[label, bucket] = Exemplar(dict(labels), value, at_s)
+
     @property
     def bounds(self) -> list[float]:
         """Upper bounds of the buckets; one more bucket is above the last."""
@@ -113,8 +121,12 @@ class BatchHistogram(Collector):
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._label)
         with self._lock:
             rows = [(value, np.cumsum(counts).tolist(), self._sums[value]) for value, counts in self._counts.items()]
+            exemplars = dict(self._exemplars)
         for value, cumulative, total in rows:
-            buckets = list(zip(self._ends, cumulative, strict=True))
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for bucket, (end, count) in enumerate(zip(self._ends, cumulative, strict=True)):
+                example = exemplars.get((value, bucket))
+                buckets.append((end, count) if example is None else (end, count, example))
             family.add_metric([value] if self._label else [], buckets, total)
         return [family]
 
@@ -189,6 +201,12 @@ class Metrics:
             "Last stable offset minus the group's position; absent while the broker cannot be asked.",
             topic_partition,
         )
+        self.consumer_lag_seconds = gauge(
+            "consumer_lag_seconds",
+            "Age of the oldest record that waits: since the last committed record's timestamp, or since the lag was"
+            " last 0, whichever is later; 0 while nothing waits, absent as the lag in records is.",
+            topic_partition,
+        )
         self.stalled_fetches = counter(
             "stalled_fetches_total",
             "Times that a partition returned no records although some were waiting, by the action taken.",
@@ -218,8 +236,9 @@ class Metrics:
         self.restore_seconds = gauge(
             "restore_seconds", "Duration of the last restore, or of the current one so far, in seconds."
         )
+        self.ready = gauge("ready", "1 while /readyz answers 200, else 0.")
         self._model_info = gauge("model_info", "The model in use.", ("name", "version", "fingerprint", "device"))
-        self._per_partition = (self.consumer_lag_records, self.state_floor_lag_records)
+        self._per_partition = (self.consumer_lag_records, self.consumer_lag_seconds, self.state_floor_lag_records)
         ProcessCollector(registry=registry)
 
     def model(self, *, name: str, version: str, fingerprint: str, device: str) -> None:
@@ -305,13 +324,15 @@ class Metrics:
         if seconds is not None:
             self.commit_seconds.observe_one(seconds)
 
-    def lag(self, topic: str, partition: int, records: int) -> None:
-        """Set the lag of an assigned partition: last stable offset minus position."""
+    def lag(self, topic: str, partition: int, records: int, age_s: float) -> None:
+        """Set the lag of an assigned partition: last stable offset minus position, and the age of the oldest record."""
         self.consumer_lag_records.labels(topic, str(partition)).set(records)
+        self.consumer_lag_seconds.labels(topic, str(partition)).set(age_s)
 
     def lose_lag(self, topic: str, partition: int) -> None:
         """Remove the lag of an assigned partition, while it is not known."""
         self.consumer_lag_records.remove(topic, str(partition))
+        self.consumer_lag_seconds.remove(topic, str(partition))
 
     def floor_lag(self, topic: str, partition: int, records: int) -> None:
         """Set the floor lag of an assigned partition: committed offset minus floor."""

@@ -13,7 +13,9 @@ import numpy as np
 
 from lstmstream.model import Card
 from lstmstream.serve.health import Health
+from lstmstream.serve.lag_age import LagAge
 from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.traces import slowest
 
 if TYPE_CHECKING:
     from lstmstream.serve.checkpoint import CheckpointPlan
@@ -206,6 +208,7 @@ class MetricsObserver(Observer):
         self._late_policy = late_policy
         self._timer = timer
         self._wall_s = wall_s
+        self._lag_age = LagAge()
 
     def on_rebalance(self) -> None:
         """Count it."""
@@ -214,6 +217,7 @@ class MetricsObserver(Observer):
     def on_close(self, partition: int) -> None:
         """Its lag is not known any longer; where it was revoked, its new owner tells it."""
         self._metrics.remove_partition(self._input_topic, partition)
+        self._lag_age.remove(partition)
 
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Count the batch and its transaction."""
@@ -232,6 +236,9 @@ class MetricsObserver(Observer):
             checkpoints=sum(map(len, plan.written.values())),
             silent=result.silent_events,
         )
+        self._lag_age.on_commit(result.records)
+        if traced := slowest(result.records, now_s):
+            self._metrics.event_latency_seconds.note_exemplar(traced.seconds, traced.trace, now_s)
         counts = result.decoded.field_counts
         self._metrics.observe_fields(self._card, counts.missing, counts.unknown)
         self._metrics.transaction("committed", duration_s)
@@ -260,13 +267,16 @@ class MetricsObserver(Observer):
 
     def on_gauges(self, gauges: Gauges) -> None:
         """Set what is measured."""
+        now_s = self._wall_s()
         for partition in gauges.partitions:
             if partition.floor_lag is not None:
                 self._metrics.floor_lag(self._input_topic, partition.number, partition.floor_lag)
             if partition.consumer_lag is None:
                 self._metrics.lose_lag(self._input_topic, partition.number)
             else:
-                self._metrics.lag(self._input_topic, partition.number, partition.consumer_lag)
+                lag = partition.consumer_lag
+                age_s = self._lag_age.seconds(partition.number, lag, now_s)
+                self._metrics.lag(self._input_topic, partition.number, lag, age_s)
         self._metrics.state_keys.set(gauges.state_keys)
         self._metrics.state_bytes.set(gauges.state_bytes)
         self._metrics.restore_records_remaining.set(gauges.restore_records_remaining)

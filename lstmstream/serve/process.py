@@ -63,6 +63,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
     clock = Clock()
     metrics = Metrics()
     health = Health(stall_after=config.http.stall_after)
+    metrics.ready.set_function(lambda: float(health.readyz()[0]))
     token = None if config.http.token is None else config.http.token.get_secret_value()
     # A worker listens on the loopback address: whether others may see keys, its parent decides.
     live = Live(config.name, metrics, health, show_keys=token is not None or config.http.loopback)

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -28,6 +28,7 @@ PROMISED = {
     "stage_seconds",
     "event_latency_seconds",
     "consumer_lag_records",
+    "consumer_lag_seconds",
     "rebalances_total",
     "stalled_fetches_total",
     "transactions_total",
@@ -41,6 +42,7 @@ PROMISED = {
     "state_resets_total",
     "restore_records_remaining",
     "restore_seconds",
+    "ready",
     "model_info",
     "score",
 }
@@ -74,7 +76,7 @@ def batch(metrics: Metrics) -> None:
 
 def test_the_names_are_the_promised_ones_and_no_others(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.model(name="m", version="1", fingerprint="f", device="cpu")
-    metrics.lag("t", 0, 1)
+    metrics.lag("t", 0, 1, 0.5)
     metrics.floor_lag("t", 0, 1)
     names = set()
     for family in parse_text(generate_latest(registry).decode()):
@@ -160,11 +162,11 @@ def test_no_label_takes_a_value_that_was_not_announced(registry: CollectorRegist
 
 def test_a_lost_partition_is_forgotten(registry: CollectorRegistry, metrics: Metrics) -> None:
     for partition in (0, 1):
-        metrics.lag("t", partition, 7)
+        metrics.lag("t", partition, 7, 2.5)
         metrics.floor_lag("t", partition, 9)
     metrics.remove_partition("t", 0)
     metrics.remove_partition("t", 0)
-    for name, left in (("consumer_lag_records", 7), ("state_floor_lag_records", 9)):
+    for name, left in (("consumer_lag_records", 7), ("consumer_lag_seconds", 2.5), ("state_floor_lag_records", 9)):
         assert registry.get_sample_value(f"lstmstream_{name}", {"topic": "t", "partition": "0"}) is None
         assert registry.get_sample_value(f"lstmstream_{name}", {"topic": "t", "partition": "1"}) == left
 
@@ -177,6 +179,7 @@ def test_only_the_model_in_use_is_named(registry: CollectorRegistry, metrics: Me
     assert text.count("lstmstream_model_info{") == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-10, 2000, width=32) | st.sampled_from([0.0, 0.5, 1.0, 10.0]))))
 def test_whole_batches_count_as_one_value_at_a_time_does(batches: list[list[float]]) -> None:
     """prometheus-client's own histogram is the reference."""

@@ -6,7 +6,8 @@ import inspect
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from lstmstream.serve.checkpoint import CheckpointPlan
 from lstmstream.serve.engine import Result
@@ -22,6 +23,7 @@ from lstmstream.serve.observers import (
     StageTimer,
 )
 from lstmstream.serve.restore import Restored
+from lstmstream.serve.traces import trace_of
 from tests.serve.helpers import NumpyStep, batch, engine
 from tests.serve.reference import Event
 
@@ -174,8 +176,88 @@ def test_gauges_and_the_partitions_that_went() -> None:
     assert counted("rebalances_total") == 1
     assert counted("consumer_lag_records", topic="in", partition="0") == 3, "it may have stayed"
     counted.observer.on_close(0)
-    assert counted("consumer_lag_records", topic="in", partition="0") is None
-    assert counted("state_floor_lag_records", topic="in", partition="0") is None
+    for name in ("consumer_lag_records", "consumer_lag_seconds", "state_floor_lag_records"):
+        assert counted(name, topic="in", partition="0") is None
+
+
+def lag_s(counted: Counted, lag: int | None) -> float | None:
+    counted.observer.on_gauges(Gauges([PartitionGauges(0, 0, lag)], 0, 0, 0))
+    return counted("consumer_lag_seconds", topic="in", partition="0")
+
+
+def commit(counted: Counted, *timestamps_ms: int) -> None:
+    events = [Event(0, n, at_ms, b"a", b'{"amount":1}') for n, at_ms in enumerate(timestamps_ms)]
+    counted.observer.on_commit(engine(NumpyStep()).process(batch(events)), plan_of(), 0.0)
+
+
+def test_the_lag_in_seconds_is_the_age_of_the_last_committed_record_while_others_wait() -> None:
+    counted = Counted()
+    assert lag_s(counted, 0) == 0
+    counted.now_s = 2_000.0
+    assert lag_s(counted, 9) == 1_000, "of an unknown age, but not there when the lag was last 0"
+    commit(counted, 1_300_000, 1_400_000)
+    assert lag_s(counted, 7) == 600
+    counted.now_s += 5
+    assert lag_s(counted, 7) == 605, "nothing is committed: it grows"
+    assert lag_s(counted, None) is None, "what is not known is not said"
+    assert lag_s(counted, 0) == 0
+    counted.now_s += 3
+    commit(counted, 1_000_000)
+    assert lag_s(counted, 1) == 3, "the lag was 0 then, whatever the record's timestamp says"
+
+
+def test_the_lag_in_seconds_of_records_without_a_usable_timestamp() -> None:
+    counted = Counted()
+    assert lag_s(counted, 5) == 0, "first seen waiting now"
+    counted.now_s += 4
+    commit(counted, -1)
+    assert lag_s(counted, 5) == 4
+    commit(counted, 10**15)
+    counted.now_s += 6
+    assert lag_s(counted, 5) == 10, "a timestamp of the future says nothing"
+    counted.observer.on_close(0)
+    assert lag_s(counted, 5) == 0, "it came back from another member"
+
+
+TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_the_latency_has_the_trace_of_the_slowest_record_of_a_batch() -> None:
+    events = [Event(0, n, at_ms, b"a", b'{"amount":1}') for n, at_ms in enumerate((999_000, -1, 997_000))]
+    for headers, traced in (((("traceparent", TRACEPARENT),), True), ((("traceparent", b"\xff\n# 1"),), False)):
+        counted = Counted()
+        other = [("traceparent", TRACEPARENT.replace(b"4736", b"0000"))]
+        records = batch(events, headers=[other, other, headers])
+        counted.observer.on_commit(engine(NumpyStep()).process(records), plan_of(), 0.0)
+        text = generate_openmetrics(counted.metrics.registry).decode()
+        example = (
+            'lstmstream_event_latency_seconds_bucket{le="5.0"} 2.0 # {span_id="00f067aa0ba902b7",'
+            'trace_id="4bf92f3577b34da6a3ce929d0e0e4736"} 3.0 1000.0'
+        )
+        assert (example in text) is traced
+        assert text.count("trace_id") == traced
+        assert "trace_id" not in generate_latest(counted.metrics.registry).decode(), "the old format has no exemplars"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01",
+        b"00-4bf92f3577b34da6a3ce929d0e0e4736-" + b"0" * 16 + b"-01",
+        b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        TRACEPARENT.upper(),
+        TRACEPARENT + b"\n",
+        TRACEPARENT[:-1],
+    ],
+)
+def test_a_traceparent_that_is_none_is_no_trace(value: bytes | None) -> None:
+    assert trace_of([("other", TRACEPARENT), ("traceparent", value)]) is None
+
+
+def test_a_traceparent_of_a_later_version_may_be_longer() -> None:
+    assert trace_of([("traceparent", b"cc" + TRACEPARENT[2:] + b"-more")]) is not None
 
 
 def test_restores_and_stalled_fetches() -> None:

@@ -33,7 +33,7 @@ def worker_text(events: int = 0, *, keys: int = 0, lag: dict[int, int] | None = 
         metrics.transaction("committed", 0.01)
     metrics.state_keys.set(keys)
     for partition, records in (lag or {}).items():
-        metrics.lag("in", partition, records)
+        metrics.lag("in", partition, records, float(records))
     return generate_latest(metrics.registry).decode()
 
 

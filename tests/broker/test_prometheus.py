@@ -1,0 +1,63 @@
+"""A real Prometheus scrapes a running daemon: what rules, dashboard and documents name is there; queries work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.broker.harness import create_topics, produce, write_config
+from tests.broker.test_workers import RunningWorkers
+from tests.prometheus import METRIC, RECORDED, ROOT, RunningPrometheus, panels, queries, rules
+
+PARTITIONS = 2
+EVENTS = 400
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEPLOYED = [path for path in sorted((ROOT / "deploy").rglob("*")) if path.suffix in {".yml", ".yaml", ".json", ".tpl"}]
+IDLE = {"Alerts that fire"}  # panels that are empty while all is well
+
+
+def named() -> dict[str, str]:
+    """Each name of a metric or a recorded series, and a file that has it."""
+    found = {}
+    for path in [*DOCUMENTS, *DEPLOYED]:
+        text = path.read_text(encoding="utf-8")
+        if path in DOCUMENTS:
+            text = " ".join(re.findall(r"`([^`\n]+)`", text))
+        for name in [*METRIC.findall(text), *RECORDED.findall(text)]:
+            found[name] = str(path.relative_to(ROOT))
+    return found
+
+
+@pytest.mark.only_client("kafka-python")
+def test_every_metric_that_is_named_exists_and_every_query_works(
+    broker: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    name = topic_prefix
+    create_topics(broker, [f"{name}.in"], partitions=PARTITIONS)
+    config = write_config(tmp_path / "c.yaml", name=name, model=Path("builtin:demo"), servers=broker)
+    with RunningWorkers(config, tmp_path / "log", workers=2) as daemon, RunningPrometheus(tmp_path) as prometheus:
+        daemon.wait_ready()
+        prometheus.set_targets([daemon.port or 0])
+        prometheus.wait(lambda: prometheus.query("lstmstream_ready == 1"), "scraped")
+        produce(broker, f"{name}.in", ((b"%d" % (n % 9), b"{}", None, n % 9 % PARTITIONS) for n in range(EVENTS)))
+        counted = f"sum(rate(lstmstream_events_total[20s])) > 0 and sum(lstmstream_events_total) == {EVENTS}"
+        prometheus.wait(lambda: prometheus.query(counted), "seen counting")
+        prometheus.wait(lambda: prometheus.query("job:lstmstream_alerts:ratio_rate5m"), "recording")
+
+        lag = prometheus.query("lstmstream_consumer_lag_seconds")
+        assert {series["metric"]["partition"] for series in lag} == {str(n) for n in range(PARTITIONS)}
+        there = prometheus.names()
+        # A histogram is named without the ends of its series where a document speaks of it.
+        missing = {n: file for n, file in named().items() if n not in there and f"{n}_bucket" not in there}
+        assert missing == {}
+
+        for panel in panels():
+            answers = [prometheus.query(query) for query in queries(panel)]
+            assert any(answers) or panel["title"] in IDLE, (panel["title"], queries(panel))
+        for rule in rules():
+            prometheus.query(rule["expr"])
+        assert prometheus.firing() == set()
+        health = {rule["name"]: rule["health"] for g in prometheus.api("rules")["groups"] for rule in g["rules"]}
+        assert set(health.values()) == {"ok"}, health
