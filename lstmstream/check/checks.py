@@ -21,7 +21,7 @@ from lstmstream.logs import escape_untrusted, message_kind
 from lstmstream.records import RecordBatch, partition_numbers
 from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.engine import Result
-from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.topic_settings import check_settings, roles
 from lstmstream.serve.topics import owned_topics, partition_problems
@@ -238,7 +238,7 @@ class TopicChecks:
             yield ok("clock", "no record comes from the future")
 
     def _events(self, sample: RecordBatch, step: OnnxStep) -> Iterator[Check]:
-        engine = make_engine(self._config, step)
+        engine = make_engine(self._config, step, reader=open_reader(self._config))
         for number in partition_numbers(sample.partitions):
             engine.scorer.states.open(number)
         result = engine.process(sample)

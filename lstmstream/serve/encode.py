@@ -116,7 +116,7 @@ class Encoder:
             keys = [decoded.observations.keys[at] for at in observed]
         else:
             name, fields = self._output_key
-            (texts,) = fields.read(records.values, decoded.documents, index.tolist())
+            (texts,) = fields.read(decoded.values, decoded.documents, index.tolist())
             keys = [_output_key(text, name) for text in texts]
         published = RecordBatch.to_write(
             self._topics.predictions,
@@ -139,7 +139,7 @@ class Encoder:
         if self.events is None:
             return None
         if enriched is None:
-            enriched = self.events.write(records, decoded, predictions)
+            enriched = self.events.write(decoded, predictions)
         index, topic = predictions.index, self.events.topic
         return RecordBatch.to_write(
             topic,
@@ -191,7 +191,7 @@ class Encoder:
             rows.integers(b',"offset":', records.offsets[index])
         end = b"}}"
         if self._names:
-            texts = self._included.read(records.values, decoded.documents, index.tolist())
+            texts = self._included.read(decoded.values, decoded.documents, index.tolist())
             self._add_event(rows, texts)
             end = b"}}"
         return rows.join(end)

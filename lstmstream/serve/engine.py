@@ -84,7 +84,7 @@ class Engine:
         writer = self._encoder.events
         if writer is None:
             return predictions, dead_letters, None
-        enriched = writer.write(records, decoded, predictions)
+        enriched = writer.write(decoded, predictions)
         if not enriched.faults:
             return predictions, dead_letters, enriched
         letters = [DeadLetter(i, "publish", message) for i, message in enriched.faults.items()]

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe
+from lstmstream.formats.event_reader import EventReader
 from lstmstream.model import Card, Model, load_model
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.device_choice import choose_step
@@ -16,6 +17,7 @@ from lstmstream.serve.model_checks import probe
 from lstmstream.serve.scorer import Meaning, Scorer, Timer, no_timer
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepModel
+from lstmstream.transport.schema_registry import open_event_reader
 
 
 def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
@@ -29,6 +31,18 @@ def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
     return model, step
 
 
+def open_reader(config: Config) -> EventReader | None:
+    """What makes JSON objects of the input's records; None where they are. Raises CannotServe."""
+    source = config.input
+    return open_event_reader(
+        config.kafka,
+        record_format=source.format,
+        unwrap=source.unwrap,
+        max_bytes=source.max_bytes,
+        folder=config.folder,
+    )
+
+
 def make_engine(
     config: Config,
     step: StepModel,
@@ -36,8 +50,12 @@ def make_engine(
     key_hashed: Collection[str] = (),
     from_file: bool = False,
     timer: Timer = no_timer,
+    reader: EventReader | None = None,
 ) -> Engine:
-    """The engine that answers as the config says. `key_hashed`: see OutputTopics. Raises CannotServe."""
+    """The engine that answers as the config says. Raises CannotServe.
+
+    `key_hashed`: see OutputTopics. `reader`: of `open_event_reader`, where the records come from Kafka.
+    """
     card = step.card
     decoder = Decoder(
         card,
@@ -46,6 +64,7 @@ def make_engine(
         max_bytes=config.input.max_bytes,
         max_future_ms=None if from_file else round(config.input.max_future * 1000),
         silent=config.input.silent.mark,
+        reader=reader,
     )
     encoder = Encoder(
         card,
