@@ -35,7 +35,7 @@ def avro_reader(schema: Schema) -> Read:
         try:
             value = fastavro.schemaless_reader(data, parsed, None)
         except Exception as error:  # as above
-            raise BadRecord("decode", f"the value is not of its Avro schema: {_said(error)}") from error
+            raise BadRecord("decode", f"the value is not of its Avro schema: {_reason(error)}") from error
         if left := len(body) - data.tell():
             raise BadRecord("decode", f"the value is not of its Avro schema: {left} bytes are left at its end")
         return json_text(value)
@@ -101,7 +101,14 @@ class _Widths:
         return width
 
 
+def _reason(error: Exception) -> str:
+    """Not in the library's words, which may quote the value."""
+    if isinstance(error, EOFError):
+        return "it ends too early"
+    return "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else type(error).__name__
+
+
 def _said(error: Exception) -> str:
-    """The library's text, which may quote a value, on one line."""
+    """The library's text on one line."""
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -26,7 +26,7 @@ def json_text(value: Any) -> bytes:
         if b"null" in text and _has_infinity(value):  # orjson writes an infinite number as null, which is missing
             text = orjson.dumps(_with_infinities(value), default=_other, option=_OPTIONS)
     except (TypeError, RecursionError) as error:  # a lone surrogate, or too many levels
-        raise BadRecord("decode", f"the record cannot be written as JSON: {error}") from error
+        raise BadRecord("decode", f"the record cannot be written as JSON: {type(error).__name__}") from error
     return text
 
 

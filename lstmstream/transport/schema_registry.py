@@ -19,13 +19,15 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Re
 import orjson
 
 from lstmstream.config.schema import Kafka, SchemaRegistry
-from lstmstream.errors import SchemaRegistryDown
+from lstmstream.errors import CannotServe, SchemaRegistryDown
 from lstmstream.extras import require
 from lstmstream.formats.event_reader import EventReader, ReadBody, json_schema_body
 from lstmstream.formats.schemas import FramedReader, Schema, UnknownSchema
+from lstmstream.records import RecordBatch
 
 MAX_BYTES = 10_000_000  # of one answer
 MAX_REFERENCES = 200  # that one schema leads to
+LIMIT_S, RETRY_S = 60.0, 1.0  # how long a command waits for a registry, and between two looks
 PAUSES_S = (0.1, 0.4)  # before it is asked once more
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 _UNKNOWN = {404}  # of a number, or of a version that a schema refers to
@@ -91,9 +93,12 @@ class RegistryClient:
             count[0] += 1
             if count[0] > MAX_REFERENCES:
                 raise UnknownSchema(f"it refers to more than {MAX_REFERENCES} other schemas")
-            subject, version = quote(str(one["subject"]), safe=""), int(one["version"])
+            try:
+                name, subject, version = str(one["name"]), quote(str(one["subject"]), safe=""), int(one["version"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise UnknownSchema("it refers to another schema without name, subject and version") from error
             inner = self._ask(f"/subjects/{subject}/versions/{version}{self._query}")
-            references.append((str(one["name"]), self._with_references(inner, count)))
+            references.append((name, self._with_references(inner, count)))
         return Schema(str(answer.get("schemaType") or "AVRO"), text, tuple(references))
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -154,6 +159,20 @@ def open_event_reader(
     if record_format == "json" and unwrap is None:
         return None
     return EventReader(_body_reader(kafka, record_format, folder), unwrap, max_bytes=max_bytes)
+
+
+def read_patiently(reader: EventReader | None, records: RecordBatch, limit_s: float = LIMIT_S) -> RecordBatch:
+    """The records with JSON objects as values. Raises CannotServe where the registry is away for so long."""
+    if reader is None:
+        return records
+    give_up_s = time.monotonic() + limit_s
+    while True:
+        try:
+            return reader.read(records)
+        except SchemaRegistryDown as error:
+            if time.monotonic() >= give_up_s:
+                raise CannotServe(str(error)) from error
+            time.sleep(RETRY_S)
 
 
 def _body_reader(kafka: Kafka, record_format: str, folder: Path) -> ReadBody | None:

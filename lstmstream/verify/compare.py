@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,16 +93,18 @@ class Comparison:
 
     # -- the input
 
-    def take_input(self, records: RecordBatch) -> None:
-        """The next events of one or more partitions."""
-        for number, offset, timestamp_ms, key, value, headers in _one_by_one(records):
+    def take_input(self, records: RecordBatch, events: Sequence[bytes | None] | None = None) -> None:
+        """The next events of one or more partitions; `events`: their JSON, where the records have another format."""
+        for (number, offset, timestamp_ms, key, value, headers), event in zip(
+            _one_by_one(records), records.values if events is None else events, strict=True
+        ):
             partition = self._partitions[number]
             given = partition.range
             kind = None
             if offset >= given.own:
-                expected = partition.recomputation.expect(timestamp_ms, key, value)
+                expected = partition.recomputation.expect(timestamp_ms, key, event)
             else:
-                expected = partition.recomputation.expect_unknown(key, value)
+                expected = partition.recomputation.expect_unknown(key, event)
             if not given.first <= offset < given.last:
                 kind = Row.OUTSIDE
             elif offset < given.own:
