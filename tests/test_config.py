@@ -17,6 +17,7 @@ from lstmstream.config import Config, load_config, options
 from lstmstream.errors import CannotServe
 
 CANARY = "canary-hunter2"
+SECTIONS_INSIDE = (("kafka", "security"), ("kafka", "schema_registry"), ("input", "silent"), ("output", "events"))
 LEAST = """\
 name: card-fraud
 model: models/card-fraud.onnx
@@ -224,7 +225,7 @@ def test_every_key_can_be_overridden(load: Load) -> None:
     """A variable's name leads to the key, and its text wins over the file's."""
     for option in options():
         *sections, key = option.path.split(".", 1) if "properties" not in option.path else option.path.split(".", 2)
-        for above, inner in (("kafka", "security"), ("input", "silent"), ("output", "events")):
+        for above, inner in SECTIONS_INSIDE:
             if sections == [above] and key.startswith(f"{inner}."):
                 sections, key = [above, inner], key.removeprefix(f"{inner}.")
         name = "LSTMSTREAM_" + "__".join([*(sections or [""]), key]).replace(".", "_").upper()

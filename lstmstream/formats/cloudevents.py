@@ -88,7 +88,7 @@ def _check_version(text: bytes | None) -> None:
     if text is None:
         raise BadRecord("decode", "the CloudEvent has no specversion")
     if text != b'"1.0"':
-        raise BadRecord("decode", f"the CloudEvent's specversion is not {VERSION}, the only one that is supported")
+        raise BadRecord("decode", f"the CloudEvent's specversion is not {VERSION}, the only one supported")
 
 
 def _from_base64(text: bytes) -> bytes:

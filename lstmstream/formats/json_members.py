@@ -24,8 +24,11 @@ def read_members(value: bytes | None, what: str) -> dict[str, bytes]:
     try:
         return {name: bytes(raw) for name, raw in _decode(value.removeprefix(BOM_UTF8)).items()}
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        parse_document(value)  # says what is wrong in the words of all other events
-        raise BadRecord("decode", f"{what} is not a JSON object: {error}") from error
+        try:
+            parse_document(value)  # says what is wrong in the words of all other events
+        except BadRecord as bad:
+            raise BadRecord("decode", str(bad).replace("the value", what, 1)) from error
+        raise BadRecord("decode", f"{what} is not a JSON object: {type(error).__name__}") from error
 
 
 def with_members(value: bytes, members: Iterable[bytes]) -> bytes:

@@ -65,8 +65,8 @@ class RegistryClient:
         self._opener = _opener(registry, folder)
         self._headers = {"Accept": f"{_MEDIA_TYPE}, application/json", "User-Agent": "lstmstream"}
         if registry.username is not None and registry.password is not None:
-            login = f"{registry.username}:{registry.password.get_secret_value()}".encode()
-            self._headers["Authorization"] = f"Basic {b64encode(login).decode()}"
+            user = f"{registry.username}:{registry.password.get_secret_value()}".encode()
+            self._headers["Authorization"] = f"Basic {b64encode(user).decode()}"
 
     def schema(self, schema_id: int) -> Schema:
         """The schema and all that it refers to. Raises UnknownSchema."""
