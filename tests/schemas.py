@@ -19,7 +19,7 @@ def message_field(
     number: int, type_name: str, kind: int = FIELD.TYPE_MESSAGE, label: int = FIELD.LABEL_OPTIONAL
 ) -> FieldDescriptorProto:
     """A field of another message type, or of an enum."""
-    return FieldDescriptorProto(number=number, type_name=type_name, type=kind, label=label)
+    return FieldDescriptorProto(number=number, type_name=type_name, type=kind, label=label)  # type: ignore[arg-type]
 
 
 def proto_message(name: str, **fields: Field) -> DescriptorProto:

@@ -192,6 +192,16 @@ class Output(Section):
     """`output`: the predictions."""
 
     topic: Topic = Field(description="Topic of the predictions.")
+    format: Literal["json", "avro"] = Field(
+        "json",
+        description="Format of predictions and alerts. `avro`: with a schema that is registered in"
+        " kafka.schema_registry as `<topic>-value`.",
+    )
+    cloudevents: Literal["binary", "structured"] | None = Field(
+        None,
+        description="Make CloudEvents of predictions and alerts: with attributes in headers, or with an envelope."
+        " Default: neither.",
+    )
     alerts_topic: Topic | None = Field(None, description="Topic that receives a copy of each alert.")
     threshold: Float32 | None = Field(
         None, description="Scores at or above this are alerts. Default: the model card's threshold."

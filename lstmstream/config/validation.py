@@ -51,6 +51,11 @@ def silent_conflicts(silent: SilentEvents, path: str) -> Iterator[Conflict]:
 def _registry_conflicts(config: Config) -> Iterator[Conflict]:
     if config.input.format in WITH_REGISTRY:
         yield from needs_registry(config.kafka.schema_registry, "input.format", config.input.format)
+    if config.output.format == "avro":
+        yield from needs_registry(config.kafka.schema_registry, "output.format", config.output.format)
+        if config.output.cloudevents == "structured":
+            text = "structured is JSON, and cannot be used with output.format: avro; use binary"
+            yield Conflict(("output.cloudevents", "output.format"), text)
     yield from registry_conflicts(config.kafka.schema_registry, config.folder)
 
 

@@ -64,6 +64,11 @@ def read_cloudevent(value: bytes | None, headers: Headers) -> CloudEvent:
     return _structured(members)
 
 
+def is_own_header(name: str) -> bool:
+    """Whether a header says something of the CloudEvent that its record is, and so nothing of another record."""
+    return name.startswith(PREFIX) or name.lower() == CONTENT_TYPE
+
+
 def _content_type(headers: Headers) -> str:
     """In lower case and without parameters; empty where there is none. The last one counts."""
     found = b""

@@ -73,8 +73,11 @@ class RegistryClient:
         return self._with_references(self._ask(f"/schemas/ids/{schema_id}{self._query}"), [0])
 
     def register(self, subject: str, schema: str) -> int:
-        """The number of an Avro schema under this subject; registers it if it is not there. Raises UnknownSchema."""
-        found = self._ask(f"/subjects/{quote(subject, safe='')}/versions", {"schema": schema, "schemaType": "AVRO"})
+        """The number of an Avro schema under this subject; registers it if it is not there."""
+        try:
+            found = self._ask(f"/subjects/{quote(subject, safe='')}/versions", {"schema": schema, "schemaType": "AVRO"})
+        except UnknownSchema as error:
+            raise SchemaRegistryDown(f"{self._url}: the schema registry does not take {subject!r}: {error}") from error
         number = found.get("id")
         if type(number) is not int or not 0 <= number < 2**32:
             raise SchemaRegistryDown(f"{self._url}: the schema registry's answer has no id")

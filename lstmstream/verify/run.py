@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lstmstream.config import Config
@@ -15,6 +16,7 @@ from lstmstream.verify.compare import Comparison
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION, Outputs
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
+from lstmstream.verify.forms import Forms, carried
 from lstmstream.verify.published import Source, dead_letter_headers, prediction_source
 from lstmstream.verify.topics import Limits, committed_offsets, find_topics, plan
 
@@ -45,6 +47,7 @@ class Verification:
             max_bytes=config.input.max_bytes,
             folder=config.folder,
         )
+        self._forms = Forms(config)
         self._started_s = time.monotonic()
         self._on_progress = on_progress
         self.topics = find_topics(config, broker)
@@ -65,6 +68,7 @@ class Verification:
                 tolerance=self.tolerance,
             ),
             self.ranges,
+            carried=partial(carried, config),
         )
         self._positions = {number: given.start for number, given in self.ranges.items()}
         self._judged = dict(self._positions)  # up to where the last round has come
@@ -92,8 +96,9 @@ class Verification:
         for (record, partition), end in outputs.items():
             topic, start = self.topics.outputs[record], self._output_positions[record, partition]
             for records in self._broker.read(topic, partition, start, end):
-                self._note_first_sources(record, partition, records)
-                self.comparison.take_output(record, records)
+                published = records if record == DEAD_LETTER else self._forms.read(record, records)
+                self._note_first_sources(record, partition, published)
+                self.comparison.take_output(record, published)
                 self._progress(records)
             self._output_positions[record, partition] = end
         self._set_complete_from()
