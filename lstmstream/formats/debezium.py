@@ -29,7 +29,8 @@ def row_after(value: bytes) -> bytes:
         raise BadRecord("decode", f"the change is {_WITHOUT_ROW[operation]}, after which there is no row to score")
     if row == _NULL:
         raise BadRecord("decode", "the change has no row in its member 'after'")
-    read_members(row, "the member 'after' of the change")
+    if not row.startswith(b"{"):
+        read_members(row, "the member 'after' of the change")  # raises
     added = [b'"__op":' + operation]
     added += [b'"__ts_ms":' + change["ts_ms"]] if "ts_ms" in change else []
     if (source_ms := _source_time(change.get("source", _NULL))) is not None:
