@@ -681,6 +681,7 @@ def test_an_option_says_which_values_it_takes(path: str, kind: str) -> None:
         ({"url": "http://registry", "username": "u", "password": CANARY}, {}, "kafka.schema_registry.url"),
         ({"url": "https://registry", "ca": "missing"}, {}, "kafka.schema_registry.ca"),
         ({"url": "https://registry", "timeout": "0s"}, {}, "kafka.schema_registry.timeout"),
+        ({"url": "https://registry", "timeout": "8s"}, {}, "kafka.schema_registry.timeout"),
         (
             {"url": "http://registry"},
             {"output__format": "avro", "output__cloudevents": "structured"},

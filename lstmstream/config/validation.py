@@ -16,6 +16,7 @@ from lstmstream.config.types import Mechanism
 if TYPE_CHECKING:
     from lstmstream.config.schema import Config, SchemaRegistry, Security, SilentEvents
 
+REGISTRY_TRIES = 4  # a question is asked three times, with pauses
 WITH_REGISTRY = ("avro", "protobuf")  # formats whose schemas are in a registry
 
 
@@ -57,6 +58,10 @@ def _registry_conflicts(config: Config) -> Iterator[Conflict]:
             text = "structured is JSON, and cannot be used with output.format: avro; use binary"
             yield Conflict(("output.cloudevents", "output.format"), text)
     yield from registry_conflicts(config.kafka.schema_registry, config.folder)
+    registry = config.kafka.schema_registry
+    if registry.url is not None and registry.timeout * REGISTRY_TRIES >= config.http.stall_after:
+        text = f"must be less than http.stall_after / {REGISTRY_TRIES}, or /livez fails while it is asked; shorten it"
+        yield Conflict(("kafka.schema_registry.timeout", "http.stall_after"), text)
 
 
 def needs_registry(registry: SchemaRegistry, path: str, value: str) -> Iterator[Conflict]:

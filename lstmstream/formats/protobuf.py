@@ -25,6 +25,7 @@ from lstmstream.formats.wire_format import split_message_indexes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Convert = Callable[[Any], Any]
+MAX_MESSAGES = 100_000  # in one value: two bytes of it may be a message whose fields all have their defaults
 
 
 def protobuf_reader(schema: Schema) -> Read:
@@ -46,7 +47,7 @@ def protobuf_reader(schema: Schema) -> Read:
             made = classes[indexes] = message_factory.GetMessageClass(_message_type(descriptors, indexes))
         try:
             message = made.FromString(content)
-            value = objects.read(message)
+            value = objects.read_whole(message)
         except (DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             name = made.DESCRIPTOR.full_name
             raise BadRecord("decode", f"the value is not a Protobuf message {name}: {type(error).__name__}") from error
@@ -121,9 +122,17 @@ class _Objects:
 
     def __init__(self) -> None:
         self._fields: dict[str, list[tuple[str, bool, Convert | None]]] = {}
+        self._left = 0  # messages that may still come
 
-    def read(self, message: Message) -> dict[str, Any]:
-        """Field → value, those without a value left out."""
+    def read_whole(self, message: Message) -> dict[str, Any]:
+        """Field → value, those without a value left out. Raises BadRecord where it holds too many messages."""
+        self._left = MAX_MESSAGES
+        return self._read(message)
+
+    def _read(self, message: Message) -> dict[str, Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise BadRecord("decode", f"the value holds more than {MAX_MESSAGES:,} Protobuf messages")
         descriptor = message.DESCRIPTOR
         fields = self._fields.get(descriptor.full_name)
         if fields is None:
@@ -156,7 +165,7 @@ class _Objects:
             return None
         name = field.message_type.full_name
         known: Convert | None = _OF_WELL_KNOWN.get(name)
-        return self.read if known is None else known
+        return self._read if known is None else known
 
 
 def _same(value: Any) -> Any:

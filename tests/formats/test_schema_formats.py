@@ -290,6 +290,15 @@ def test_messages_in_messages_have_a_limit() -> None:
         reader(b"\0" + body)
 
 
+def test_messages_that_take_no_bytes_have_a_limit() -> None:
+    file, _ = protobuf_payment()
+    reader = protobuf_reader(Schema("PROTOBUF", file))
+    assert len(json.loads(reader(b"\0" + b"\x4a\x00" * 1000))["places"]) == 1000
+    with pytest.raises(BadRecord, match=r"^the value holds more than 100,000 Protobuf messages$"):
+        reader(b"\0" + b"\x4a\x00" * 100_000)
+    assert json.loads(reader(b"\0"))["places"] == []
+
+
 def test_a_protobuf_file_may_import_others() -> None:
     place = proto_file("geo", [proto_message("Place", city=(1, FIELD.TYPE_STRING))])
     order = proto_file("shop", [proto_message("Order", to=message_field(1, ".geo.Place"))], ["geo/place.proto"])
