@@ -416,16 +416,23 @@ def init(
     name: Annotated[str | None, typer.Option(help="The daemon's name. Default: the topic's.")] = None,
     records: Annotated[int, typer.Option(min=1, max=100_000, help="Number of records to look at.")] = 1000,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    record_format: Annotated[
+        str, typer.Option("--format", help="Format of the record values: json, json_schema, avro or protobuf.")
+    ] = "json",
+    unwrap: Annotated[str | None, typer.Option(help="Envelope of the events: after (Debezium) or cloudevents.")] = None,
+    schema_registry: Annotated[str | None, typer.Option(help="Address of the schema registry.")] = None,
 ) -> int:
     """Propose configurations for the events of a topic.
 
     Looks at real records and writes a daemon's configuration, with a detector that needs no training, and a training
     configuration for the same fields.
     """
+    from lstmstream.init.command import Wire
     from lstmstream.init.command import init as run_init
 
     servers = [one.strip() for one in bootstrap_servers.split(",")]
-    return run_init(folder, topic=from_topic, servers=servers, name=name, records=records, force=force)
+    wire = Wire(record_format, unwrap, schema_registry)
+    return run_init(folder, topic=from_topic, servers=servers, name=name, records=records, force=force, wire=wire)
 
 
 @app.command()

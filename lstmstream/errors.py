@@ -3,6 +3,7 @@
 LstmstreamError
 ├── BadRecord          one record is wrong: it becomes a dead letter, the stream goes on
 ├── TryAgain           the broker may recover: roll back, make a new producer, rewind, retry
+│   ├── SchemaRegistryDown  the broker may be well: read the same records again, and ask for the schema again
 │   └── RecordRefused  the broker will never take one of the records: find it, and publish a dead letter in its place
 ├── OwnershipLost      another process owns these keys or this transactional id: leave, commit nothing
 ├── Fatal              cannot continue, and a restart may help: exit code 1
@@ -27,6 +28,10 @@ class BadRecord(LstmstreamError):
 
 class TryAgain(LstmstreamError):
     """A temporary fault of the broker or the network. The transaction in progress is lost."""
+
+
+class SchemaRegistryDown(TryAgain):
+    """A schema is needed that is not known yet, and the registry cannot be asked for it now."""
 
 
 class OutcomeUnknown(TryAgain):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from lstmstream.errors import CannotServe
 
 PACKAGES = {
+    "avro": ("fastavro",),
     "tables": ("polars",),
     "import": ("onnx", "h5py", "safetensors"),
     "train": ("torch", "onnx", "optuna", "polars"),

@@ -17,6 +17,7 @@ from lstmstream.config import Config, load_config, options
 from lstmstream.errors import CannotServe
 
 CANARY = "canary-hunter2"
+SECTIONS_INSIDE = (("kafka", "security"), ("kafka", "schema_registry"), ("input", "silent"), ("output", "events"))
 LEAST = """\
 name: card-fraud
 model: models/card-fraud.onnx
@@ -224,7 +225,7 @@ def test_every_key_can_be_overridden(load: Load) -> None:
     """A variable's name leads to the key, and its text wins over the file's."""
     for option in options():
         *sections, key = option.path.split(".", 1) if "properties" not in option.path else option.path.split(".", 2)
-        for above, inner in (("kafka", "security"), ("input", "silent"), ("output", "events")):
+        for above, inner in SECTIONS_INSIDE:
             if sections == [above] and key.startswith(f"{inner}."):
                 sections, key = [above, inner], key.removeprefix(f"{inner}.")
         name = "LSTMSTREAM_" + "__".join([*(sections or [""]), key]).replace(".", "_").upper()
@@ -661,3 +662,50 @@ def test_a_key_that_is_a_number_is_unknown(load: Load) -> None:
 )
 def test_an_option_says_which_values_it_takes(path: str, kind: str) -> None:
     assert {option.path: option.kind for option in options()}[path] == kind
+
+
+@pytest.mark.parametrize(
+    ("registry", "changes", "path"),
+    [
+        ({}, {"input__format": "avro"}, "kafka.schema_registry.url"),
+        ({}, {"input__format": "protobuf"}, "kafka.schema_registry.url"),
+        ({}, {"output__format": "avro"}, "kafka.schema_registry.url"),
+        ({"url": "registry:8081"}, {}, "kafka.schema_registry.url"),
+        ({"url": "ftp://registry"}, {}, "kafka.schema_registry.url"),
+        ({"url": "http://"}, {}, "kafka.schema_registry.url"),
+        ({"url": "http://registry:99999"}, {}, "kafka.schema_registry.url"),
+        ({"url": "http://registry:8081/?a=b"}, {}, "kafka.schema_registry.url"),
+        ({"url": f"https://user:{CANARY}@registry"}, {}, "kafka.schema_registry.url"),
+        ({"url": "https://registry", "username": "u"}, {}, "kafka.schema_registry.password"),
+        ({"url": "https://registry", "password": CANARY}, {}, "kafka.schema_registry.username"),
+        ({"url": "http://registry", "username": "u", "password": CANARY}, {}, "kafka.schema_registry.url"),
+        ({"url": "https://registry", "ca": "missing"}, {}, "kafka.schema_registry.ca"),
+        ({"url": "https://registry", "timeout": "0s"}, {}, "kafka.schema_registry.timeout"),
+        ({"url": "https://registry", "timeout": "8s"}, {}, "kafka.schema_registry.timeout"),
+        (
+            {"url": "http://registry"},
+            {"output__format": "avro", "output__cloudevents": "structured"},
+            "output.cloudevents",
+        ),
+        ({}, {"input__format": "xml"}, "input.format"),
+        ({}, {"input__unwrap": "before"}, "input.unwrap"),
+    ],
+)
+def test_schema_registries_that_cannot_be(
+    load: Load, registry: dict[str, Any], changes: dict[str, Any], path: str
+) -> None:
+    given = {f"kafka__schema_registry__{name}": value for name, value in registry.items()}
+    (line,) = problems(load, tree(**given, **changes))
+    assert line.startswith(f"{path}: "), line
+    assert CANARY not in line
+
+
+def test_a_schema_registry(load: Load) -> None:
+    given = {"url": "https://registry.example.com:8081/apis/ccompat/v7/", "username": "u", "password": CANARY}
+    config = load(
+        tree(**{f"kafka__schema_registry__{name}": value for name, value in given.items()}, input__format="avro")
+    )
+    assert config.kafka.schema_registry.url == "https://registry.example.com:8081/apis/ccompat/v7"
+    assert CANARY not in repr(config)
+    insecure = {**given, "url": "http://registry:8081", "insecure": True}
+    load(tree(**{f"kafka__schema_registry__{name}": value for name, value in insecure.items()}))

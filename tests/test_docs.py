@@ -11,7 +11,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from lstmstream.config import options
+from lstmstream.config import Config, options
+from lstmstream.config.diagnostics import validate
 from lstmstream.serve.metrics import Metrics
 from lstmstream.train.schema import validate_training
 from lstmstream.workers.metrics import MergedMetrics, worker_metrics
@@ -74,6 +75,17 @@ def test_the_configurations_of_the_guide_to_training_are_good(tmp_path: Path) ->
     trees = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
     names = [validate_training(tree, tmp_path).name for tree in trees if "task" in tree]
     assert names == ["card-fraud", "card-fraud"]
+
+
+def test_the_configurations_of_the_guide_to_formats_are_good(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    least, *others = [
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
+    least["kafka"]["schema_registry"]["password"] = "from a file"
+    for tree in (least, *({**least, **other} for other in others)):
+        validate(Config, tree, tmp_path)
+    assert [other["input"]["unwrap"] for other in others] == ["cloudevents", "after"]
 
 
 def test_every_option_is_in_the_reference() -> None:

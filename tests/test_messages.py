@@ -63,7 +63,10 @@ def problems(action: Callable[[], Any], folder: Path) -> list[str]:
         ("inptu: {}", "inptu: unknown key; did you mean input?"),
         (
             "output: {zzz: 1}",
-            "output.zzz: unknown key; known keys here: topic, alerts_topic, threshold, include, reasons, key, events",
+            (
+                "output.zzz: unknown key; known keys here: topic, format, cloudevents, alerts_topic, threshold,"
+                " include, reasons, key, events"
+            ),
         ),
         ("http: {'port:9108': null}", "http.port…: unknown key; put a space after the colon"),
         (

@@ -14,20 +14,22 @@ import numpy as np
 
 from lstmstream import codec
 from lstmstream.config import Config, load_config
-from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.errors import CannotServe, SchemaRegistryDown, TryAgain
 from lstmstream.formats.field_names import listed, names_of, similar_name
 from lstmstream.formats.json_documents import ABSENT, locate
+from lstmstream.formats.schemas import UnknownSchema
 from lstmstream.logs import escape_untrusted, message_kind
 from lstmstream.records import RecordBatch, partition_numbers
 from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.engine import Result
-from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.topic_settings import check_settings, roles
 from lstmstream.serve.topics import owned_topics, partition_problems
 from lstmstream.transport.partitioner import partitions_of
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.transport.ports import CommittedOffset, TopicInfo
+from lstmstream.transport.schema_registry import RegistryClient
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")  # one of them: they share a folder
 CLOCK_MS = 60_000  # records may be so far in the future
@@ -149,7 +151,10 @@ class TopicChecks:
         yield from self._keys(sample, source.partitions)
         yield from self._times(sample)
         if self._step is not None:
-            yield from self._events(sample, self._step)
+            try:
+                yield from self._events(sample, self._step)
+            except SchemaRegistryDown as error:
+                yield failed("schema registry", str(error))
 
     def _topics(self, source: TopicInfo | None) -> Iterator[Check]:
         config = self._config
@@ -238,7 +243,7 @@ class TopicChecks:
             yield ok("clock", "no record comes from the future")
 
     def _events(self, sample: RecordBatch, step: OnnxStep) -> Iterator[Check]:
-        engine = make_engine(self._config, step)
+        engine = make_engine(self._config, step, reader=open_reader(self._config))
         for number in partition_numbers(sample.partitions):
             engine.scorer.states.open(number)
         result = engine.process(sample)
@@ -278,6 +283,19 @@ class TopicChecks:
             yield warning("fields", f"output.include or output.key names {name!r}, and none of the events has it")
         if not absent and not unused:
             yield ok("fields", "the events have all fields that the model and the configuration name")
+
+
+def check_registry(config: Config) -> Iterator[Check]:
+    """Whether it can be asked, where there is one."""
+    registry = config.kafka.schema_registry
+    if registry.url is None:
+        return
+    try:
+        RegistryClient(registry, config.folder).check()
+    except (SchemaRegistryDown, UnknownSchema) as error:
+        yield failed("schema registry", str(error))
+    else:
+        yield ok("schema registry", f"{registry.url} can be reached")
 
 
 def check_broker(kafka: Kafka, config: Config) -> Check:

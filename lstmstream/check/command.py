@@ -16,6 +16,7 @@ from lstmstream.check.checks import (
     check_config,
     check_model,
     check_packages,
+    check_registry,
     failed,
 )
 from lstmstream.config import Config
@@ -60,6 +61,7 @@ def _checks(path: Path, records: int, stage: str | None) -> Iterator[Check]:
             step = made
         else:
             yield made
+    yield from check_registry(config)
     try:
         kafka = open_kafka_admin(config)
     except CannotServe as error:

@@ -21,7 +21,13 @@ from lstmstream.logs import escape_untrusted
 AnyDocument = TypeVar("AnyDocument", bound=Document)
 Detail = dict[str, Any]  # one error as pydantic reports it
 
-_HIDDEN = ("kafka.security", "kafka.properties", "kafka.bootstrap_servers", "http.token")  # values never shown
+_HIDDEN = (  # values never shown
+    "kafka.security",
+    "kafka.schema_registry",
+    "kafka.properties",
+    "kafka.bootstrap_servers",
+    "http.token",
+)
 _MESSAGES = {  # by pydantic's type of error
     "string_type": "must be text; put it in quotes",
     "string_unicode": "contains characters that UTF-8 cannot represent; rewrite it",

@@ -21,6 +21,8 @@ from lstmstream.config.types import (
     FieldPath,
     FieldPaths,
     Float32,
+    Format,
+    HttpUrl,
     Mechanism,
     ModelReference,
     Name,
@@ -34,12 +36,14 @@ from lstmstream.config.types import (
     StrictInt,
     Token,
     Topic,
+    Unwrap,
     group_name,
     lower,
     upper,
 )
 from lstmstream.config.validation import daemon_conflicts
-from lstmstream.logs import Format, Level
+from lstmstream.logs import Format as LogFormat
+from lstmstream.logs import Level
 
 MAX_FUTURE_S = 365 * 86_400.0
 RESET_AFTER = 10
@@ -57,7 +61,7 @@ class Log(Section):
     """`log`: the log on standard error."""
 
     level: Annotated[Level, BeforeValidator(lower)] = Field("info", description="Minimum severity that is logged.")
-    format: Format = Field("json", description="`json`: one object per line. `console`: plain text for a terminal.")
+    format: LogFormat = Field("json", description="`json`: one object per line. `console`: plain text for a terminal.")
 
 
 class Security(Section):
@@ -78,6 +82,23 @@ class Security(Section):
     insecure: bool = Field(default=False, description="Allow SASL_PLAINTEXT, which sends the password unencrypted.")
 
 
+class SchemaRegistry(Section):
+    """`kafka.schema_registry`: where the schemas of Avro and Protobuf events are."""
+
+    url: HttpUrl | None = Field(
+        None, description="Address of the registry, with the API of Confluent's: http://host:8081 or https://…."
+    )
+    username: SingleLine | None = Field(None, description="User name for HTTP basic authentication.")
+    password: Secret | None = Field(
+        None, description="Password of that user; better set by an environment variable or a file."
+    )
+    ca: Path | None = Field(None, description="PEM file of the trusted certificate authorities. Default: the system's.")
+    timeout: Annotated[Duration, Field(gt=0, le=60)] = Field(
+        5.0, description="How long the registry may take for one answer."
+    )
+    insecure: bool = Field(default=False, description="Allow a password over http, which sends it unencrypted.")
+
+
 class Kafka(Section):
     """`kafka`: the broker and the client library."""
 
@@ -88,6 +109,7 @@ class Kafka(Section):
         "auto", description="Client library; `auto` uses the fastest one that is installed."
     )
     security: Security
+    schema_registry: SchemaRegistry
     properties: Annotated[dict[str, int | str], KeysOf(Properties), BeforeValidator(given_properties)] = Field(
         {}, description="Further settings of the client, under Kafka's dotted names."
     )
@@ -119,7 +141,16 @@ class Input(Section):
     timestamp: FieldPath | None = Field(
         None, description="Field that holds the event time, ISO 8601 or epoch. Default: the record's timestamp."
     )
-    format: Literal["json"] = Field("json", description="Format of the events.")
+    format: Format = Field(
+        "json",
+        description="Format of the record values. `avro` and `protobuf` take their schemas from kafka.schema_registry;"
+        " `json_schema`: JSON behind the prefix of a schema registry's serializer.",
+    )
+    unwrap: Unwrap | None = Field(
+        None,
+        description="Envelope around the event. `after`: the row after a change of Debezium. `cloudevents`: the data of"
+        " a CloudEvent, with its attributes as fields `ce_NAME`. Default: none.",
+    )
     start: Literal["earliest", "latest"] = Field(
         "earliest", description="Where to begin when the group has no committed offset."
     )
@@ -161,6 +192,16 @@ class Output(Section):
     """`output`: the predictions."""
 
     topic: Topic = Field(description="Topic of the predictions.")
+    format: Literal["json", "avro"] = Field(
+        "json",
+        description="Format of predictions and alerts. `avro`: with a schema that is registered in"
+        " kafka.schema_registry as `<topic>-value`.",
+    )
+    cloudevents: Literal["binary", "structured"] | None = Field(
+        None,
+        description="Make CloudEvents of predictions and alerts: with attributes in headers, or with an envelope."
+        " Default: neither.",
+    )
     alerts_topic: Topic | None = Field(None, description="Topic that receives a copy of each alert.")
     threshold: Float32 | None = Field(
         None, description="Scores at or above this are alerts. Default: the model card's threshold."

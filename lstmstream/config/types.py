@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
@@ -133,6 +134,19 @@ def _distinct(value: list[str]) -> list[str]:
     return value
 
 
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    try:
+        port_is_right = parts.port != 0
+    except ValueError:
+        port_is_right = False
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_right or not value.isprintable():
+        raise ValueError("is not an address; write it like http://registry:8081 or https://registry.example.com")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("has a user, a query or a fragment in it; set username and password beside it")
+    return value.rstrip("/")
+
+
 def _token(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
@@ -175,6 +189,7 @@ ModelReference = Annotated[str, AfterValidator(_model)]
 FieldPath = Annotated[str, AfterValidator(_field_path)]
 FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]
 AddedFields = dict[Annotated[str, AfterValidator(_plain_field)], Annotated[str, AfterValidator(_output_value)]]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Servers = Annotated[list[str], BeforeValidator(_split), AfterValidator(_servers)]
 Secret = Annotated[SecretStr, AfterValidator(_non_empty)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
@@ -187,11 +202,14 @@ VALUE_NAMES = {  # what the reference calls the values that these functions acce
     _field_path: "field",
     _distinct: "list of fields",
     _servers: "host:port, or a list of them",
+    _http_url: "http or https address",
     _token: "text",
     _non_empty: "text",
     _single_line: "text",
 }
 Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+Format = Literal["json", "json_schema", "avro", "protobuf"]
+Unwrap = Literal["after", "cloudevents"]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 

@@ -14,7 +14,10 @@ from lstmstream.config.properties import Properties
 from lstmstream.config.types import Mechanism
 
 if TYPE_CHECKING:
-    from lstmstream.config.schema import Config, Security, SilentEvents
+    from lstmstream.config.schema import Config, SchemaRegistry, Security, SilentEvents
+
+REGISTRY_TRIES = 4  # a question is asked three times, with pauses
+WITH_REGISTRY = ("avro", "protobuf")  # formats whose schemas are in a registry
 
 
 def daemon_conflicts(config: Config) -> Iterator[Conflict]:
@@ -27,6 +30,7 @@ def daemon_conflicts(config: Config) -> Iterator[Conflict]:
         paths = ("output.events.topic", "output.events.key" if events.key is not None else "output.events.add")
         yield Conflict(paths, "is missing, and the other options of output.events have no effect without it; set it")
     yield from security_conflicts(config.kafka.security, config.folder)
+    yield from _registry_conflicts(config)
     yield from _timing_conflicts(config)
 
 
@@ -43,6 +47,50 @@ def silent_conflicts(silent: SilentEvents, path: str) -> Iterator[Conflict]:
         if getattr(silent, name) is None and getattr(silent, other) is not None:
             text = f"is missing, and {other} has no effect without it; set it"
             yield Conflict((f"{path}.{name}", f"{path}.{other}"), text)
+
+
+def _registry_conflicts(config: Config) -> Iterator[Conflict]:
+    if config.input.format in WITH_REGISTRY:
+        yield from needs_registry(config.kafka.schema_registry, "input.format", config.input.format)
+    if config.output.format == "avro":
+        yield from needs_registry(config.kafka.schema_registry, "output.format", config.output.format)
+        if config.output.cloudevents == "structured":
+            text = "structured is JSON, and cannot be used with output.format: avro; use binary"
+            yield Conflict(("output.cloudevents", "output.format"), text)
+    yield from registry_conflicts(config.kafka.schema_registry, config.folder)
+    registry = config.kafka.schema_registry
+    if registry.url is not None and registry.timeout * REGISTRY_TRIES >= config.http.stall_after:
+        text = f"must be less than http.stall_after / {REGISTRY_TRIES}, or /livez fails while it is asked; shorten it"
+        yield Conflict(("kafka.schema_registry.timeout", "http.stall_after"), text)
+
+
+def needs_registry(registry: SchemaRegistry, path: str, value: str) -> Iterator[Conflict]:
+    """Find that the option at `path` has a value that needs a registry, and there is none."""
+    if registry.url is None:
+        text = f"is missing, and {path}: {value} needs it; set it to the address of the schema registry"
+        yield Conflict(("kafka.schema_registry.url", path), text)
+
+
+def registry_conflicts(registry: SchemaRegistry, folder: Path) -> Iterator[Conflict]:
+    """Find every conflict of `kafka.schema_registry`. The file `ca` is read."""
+    above = "kafka.schema_registry"
+    for name, other in (("username", "password"), ("password", "username")):
+        if getattr(registry, name) is None and getattr(registry, other) is not None:
+            yield Conflict((f"{above}.{name}", f"{above}.{other}"), f"is missing, and {other} needs it; set it")
+    plain = registry.url is not None and registry.url.lower().startswith("http:")
+    if plain and registry.password is not None and not registry.insecure:
+        text = "sends the password unencrypted; use https, or set insecure: true"
+        yield Conflict((f"{above}.url", f"{above}.insecure"), text)
+    if registry.ca is not None:
+        if plain:
+            yield Conflict((f"{above}.ca", f"{above}.url"), "needs TLS; use an https address, or remove it")
+        try:
+            read_small_file(folder / registry.ca)
+        except UnreadableFile as error:
+            yield Conflict((f"{above}.ca",), f"the file it names {error}; give the path of a PEM file")
+        else:
+            if (fault := ca_fault(folder / registry.ca)) is not None:
+                yield Conflict((f"{above}.ca",), fault)
 
 
 def _not_implemented(config: Config) -> Iterator[Conflict]:

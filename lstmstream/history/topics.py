@@ -14,10 +14,12 @@ import orjson
 
 from lstmstream.config.schema import Kafka
 from lstmstream.errors import CannotServe
+from lstmstream.formats.event_reader import EventReader
 from lstmstream.formats.json_documents import ABSENT, Document, locate
 from lstmstream.history.fields import Fields
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.serve.decode import Decoder
+from lstmstream.transport.schema_registry import read_patiently
 from lstmstream.transport.security import security_settings
 from lstmstream.transport.topic_reader import read_topic
 
@@ -34,9 +36,11 @@ class TopicRange:
 
 
 def fetch_topic(
-    kafka: Kafka, source: TopicRange, fields: Fields, file: Path, *, folder: Path
+    kafka: Kafka, source: TopicRange, fields: Fields, file: Path, *, folder: Path, reader: EventReader | None = None
 ) -> tuple[Fields, list[str]]:
     """Writes the records to `file` as JSON lines; relative paths of the security settings start from `folder`.
+
+    `reader`: what makes JSON objects of the records; None where they are.
 
     Returns the fields under their names in the file, and a warning where records were left out. Raises CannotServe
     where the topic cannot be read or has no usable record in the range.
@@ -48,7 +52,7 @@ def fetch_topic(
     decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp, silent=fields.silent)
     rejected, first_rejected, count = 0, "", 0
     with file.open("wb") as out:
-        for records in read_topic(
+        for raw in read_topic(
             kafka.bootstrap_servers,
             source.topic,
             source.start,
@@ -57,6 +61,7 @@ def fetch_topic(
             security=security_settings(kafka.security, folder),
             client=kafka.client,
         ):
+            records = read_patiently(reader, raw)
             observations, dead_letters, documents, *_ = decoder.decode(records)
             for letter in dead_letters:
                 partition, offset = records.partitions[letter.index], records.offsets[letter.index]

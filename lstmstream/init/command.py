@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -16,21 +16,50 @@ from lstmstream.formats.json_documents import Document, parse_document
 from lstmstream.init.fields import Proposal, profiles, propose
 from lstmstream.model.channels import MAX_CHANNELS
 from lstmstream.records import RecordBatch
+from lstmstream.serve.factory import open_reader
 from lstmstream.transport.kafka_admin import open_kafka_admin
 from lstmstream.transport.patient_broker import connected
+from lstmstream.transport.schema_registry import read_patiently
 
 LIMIT_S = 20.0  # a broker may take so long to answer
 KEYED = 0.99  # this share of the records with a key makes it the key
 
 
-def init(folder: Path, *, topic: str, servers: Sequence[str], name: str | None, records: int, force: bool) -> int:
+class Wire(NamedTuple):
+    """How the events are written."""
+
+    record_format: str = "json"
+    unwrap: str | None = None
+    schema_registry: str | None = None  # its address
+
+    def kafka(self, servers: Sequence[str]) -> dict[str, Any]:
+        """The section `kafka` of a configuration."""
+        registry = {} if self.schema_registry is None else {"schema_registry": {"url": self.schema_registry}}
+        return {"bootstrap_servers": list(servers), **registry}
+
+    def options(self) -> dict[str, str]:
+        """`format` and `unwrap`, where they are not the default."""
+        unwrap = {} if self.unwrap is None else {"unwrap": self.unwrap}
+        return ({} if self.record_format == "json" else {"format": self.record_format}) | unwrap
+
+
+def init(
+    folder: Path,
+    *,
+    topic: str,
+    servers: Sequence[str],
+    name: str | None,
+    records: int,
+    force: bool,
+    wire: Wire = Wire(),  # noqa: B008 - immutable
+) -> int:
     """Write the two files into `folder`. Raises CannotServe."""
     stream, train = folder / "stream.yaml", folder / "train.yaml"
     for file in (stream, train):
         if file.exists() and not force:
             raise CannotServe(f"{file}: is there already; give another folder, or --force to write over it")
     name = name or topic
-    sample = read_sample(topic, servers, name, records)
+    sample = read_sample(topic, servers, name, records, wire)
     documents, bad = _documents(sample)
     if not documents:
         raise CannotServe(f"topic {topic!r}: none of its newest {len(sample):,} records is a JSON object")
@@ -40,24 +69,26 @@ def init(folder: Path, *, topic: str, servers: Sequence[str], name: str | None, 
         raise CannotServe(f"topic {topic!r}: no field of its newest {len(documents):,} events is a number to watch")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream.write_text(stream_yaml(found, name=name, topic=topic, servers=servers), encoding="utf-8")
-        train.write_text(train_yaml(found, name=name, topic=topic, servers=servers), encoding="utf-8")
+        stream.write_text(stream_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
+        train.write_text(train_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
     except OSError as error:
         raise CannotServe(f"{error.filename}: {error.strerror}") from error
     _report(found, len(documents), bad, stream, train)
     return 0
 
 
-def read_sample(topic: str, servers: Sequence[str], name: str, records: int) -> RecordBatch:
-    """The newest records of the topic. Raises CannotServe."""
+def read_sample(topic: str, servers: Sequence[str], name: str, records: int, wire: Wire) -> RecordBatch:
+    """The newest records of the topic, with JSON objects as values. Raises CannotServe."""
     tree = {
         "name": name,
         "model": "builtin:demo",
-        "kafka": {"bootstrap_servers": list(servers)},
-        "input": {"topic": topic},
+        "kafka": wire.kafka(servers),
+        "input": {"topic": topic, **wire.options()},
         "output": {"topic": f"{topic}.predictions"},
     }
-    kafka = open_kafka_admin(validate(Config, tree, Path.cwd()))
+    config = validate(Config, tree, Path.cwd())
+    reader = open_reader(config)
+    kafka = open_kafka_admin(config)
     with connected(kafka, f"topic {topic!r} cannot be read", limit_s=LIMIT_S) as broker:
         described = broker.describe([topic])
         if topic not in described:
@@ -65,24 +96,25 @@ def read_sample(topic: str, servers: Sequence[str], name: str, records: int) -> 
         sample = broker.newest(topic, described[topic].partitions, records)
     if not len(sample):
         raise CannotServe(f"topic {topic!r} has no records to look at; write some events first")
-    return sample
+    return read_patiently(reader, sample, LIMIT_S)
 
 
-def stream_yaml(found: Proposal, *, name: str, topic: str, servers: Sequence[str]) -> str:
+def stream_yaml(found: Proposal, *, name: str, topic: str, servers: Sequence[str], wire: Wire = Wire()) -> str:  # noqa: B008
     """A daemon's configuration: the detector that needs no training, over the numbers."""
     numbers = _watched(found)
     key = f"key: {_flow(found.key)}" if found.key else "# no key: the record's is taken"
     time = f"timestamp: {_flow(found.timestamp)}" if found.timestamp else "# no timestamp: the record's is taken"
     include = _flow([*numbers[:3], *found.categories[:2]])
+    written = "".join(f"  {option}: {value}\n" for option, value in wire.options().items())
     return f"""\
 # Made by `lstmstream init` from real records of the topic: check each line. All options: docs/reference.md
 name: {_flow(name)}        # the consumer group, and the prefix of the daemon's own topics
 # It learns each key's ways as events come. A model of your own: lstmstream train train.yaml
 model: {_flow("builtin:anomaly:" + ",".join(numbers))}
-kafka: {{bootstrap_servers: {_flow(list(servers))}}}
+kafka: {_flow(wire.kafka(servers))}
 input:
   topic: {_flow(topic)}
-  {key}
+{written}  {key}
   {time}
 output:
   topic: {_flow(f"{name}.predictions")}
@@ -91,21 +123,21 @@ output:
 """
 
 
-def train_yaml(found: Proposal, *, name: str, topic: str, servers: Sequence[str]) -> str:
+def train_yaml(found: Proposal, *, name: str, topic: str, servers: Sequence[str], wire: Wire = Wire()) -> str:  # noqa: B008
     """A training configuration for the same events, read from the topic."""
     categories = f"  categories: {_flow(found.categories)}\n" if found.categories else ""
     if found.label is None:
         task, target = "anomaly", "# target: {field: …}      # a label, if there is one: the evaluation then uses it"
     else:
         task, target = "classify", f"target: {{field: {_flow(found.label)}}}"
-    data = {"from": "kafka", "topic": topic}
+    data = {"from": "kafka", "topic": topic, **wire.options()}
     data |= {option: value for option, value in (("key", found.key), ("timestamp", found.timestamp)) if value}
     return f"""\
 # Made by `lstmstream init` from real records of the topic: check each line. A guide: docs/training.md
 name: {_flow(name)}
 task: {task}
 data: {_flow(data)}
-kafka: {{bootstrap_servers: {_flow(list(servers))}}}
+kafka: {_flow(wire.kafka(servers))}
 features:
   numbers: {_flow(found.numbers)}   # {{name: …, log: true}} for amounts and counts
 {categories}  elapsed: true

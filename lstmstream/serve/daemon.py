@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from lstmstream.config import Config
-from lstmstream.errors import LstmstreamError, RecordRefused, TryAgain, UnreadableRecords
+from lstmstream.errors import LstmstreamError, RecordRefused, SchemaRegistryDown, TryAgain, UnreadableRecords
 from lstmstream.records import RecordBatch, concatenate
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
@@ -143,6 +143,7 @@ class Daemon:
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
         self._token: object = None  # of the membership under which the partitions were last known to be ours
         self._failed = False  # the transport failed and has not recovered yet
+        self._lacks_schema = False  # and the registry cannot be asked for it
         self._recoveries = 0  # since the last commit
         self._last_recovery_s = -math.inf  # when it began
         self._quiet = False  # in a recovery soon after another one: what is worth one line is not worth hundreds
@@ -303,13 +304,32 @@ class Daemon:
     ) -> None:
         """One micro-batch, one transaction: outputs, dead letters, due states and offsets together, or none of it."""
         began_s = self._clock.monotonic_s()
-        result = self._engine.process(batch, self._refusals)
+        try:
+            result = self._engine.process(batch, self._refusals)
+        except SchemaRegistryDown as error:
+            self._wait_for_schemas(batch, error)
+            return
+        if self._lacks_schema:
+            self._lacks_schema = False
+            self._observer.on_unblocked("schema registry")
         self._batch_limit.on_processed(len(batch), self._clock.monotonic_s() - began_s)
         full = len(batch) >= self._batch_limit.now
         # After a failure its end is waited for, and beside a restore: both are about what is committed.
         overlap = full and not flush and not self._recoveries and not self._partitions.restoring()
         self._committer.submit(result, membership, positions, flush=flush, overlap=overlap, timeout_s=timeout_s)
         self._recoveries = 0
+
+    def _wait_for_schemas(self, batch: RecordBatch, error: SchemaRegistryDown) -> None:
+        """Nothing of the batch has happened yet: read it again, a little later. Polls go on. Raises TryAgain."""
+        self._committer.wait()
+        self._lacks_schema = True
+        self._observer.on_blocked(
+            "schema registry", "the schema registry cannot be used; waiting. The log has its error"
+        )
+        self._observer.on_failure(str(error), len(batch))
+        self._failures.note("a schema is needed, asking again", error)
+        self._read_again(batch)
+        self._clock.sleep(BACKOFF_S[-1])
 
     # -- partitions
 

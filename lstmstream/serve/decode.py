@@ -18,6 +18,7 @@ import orjson
 
 from lstmstream.errors import BadRecord
 from lstmstream.formats.durations import format_duration
+from lstmstream.formats.event_reader import EventReader
 from lstmstream.formats.json_documents import Document, Getter, field_getter, parse_document
 from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, timestamp_ms
 from lstmstream.formats.values import (
@@ -51,6 +52,7 @@ class Decoded(NamedTuple):
     documents: Sequence[Document]  # [N] the JSON objects; an empty one where there is none
     field_counts: FieldCounts
     silent: Bools  # [observations] they have no prediction
+    values: Sequence[bytes | None]  # [N] the text of the JSON objects, whatever the format of the records
 
 
 class Decoder:
@@ -65,11 +67,14 @@ class Decoder:
         max_bytes: int = 10_000_000,
         max_future_ms: int | None = None,
         silent: tuple[str, str] | None = None,
+        reader: EventReader | None = None,
     ) -> None:
         """`key` and `timestamp` name event fields (dots for nested ones); None takes the record's own.
 
-        `silent`: the field that marks events without a prediction, and its value in them.
+        `silent`: the field that marks events without a prediction, and its value in them. `reader` makes JSON objects
+        of records in other formats and envelopes; None: they are JSON objects.
         """
+        self._reader = reader
         self._numbers = [(f.name, field_getter(f.name), f.size) for f in card.numbers]
         self._categories = [(f.name, field_getter(f.name), category_code(f)) for f in card.categories]
         self._key = None if key is None else (key, field_getter(key))
@@ -84,7 +89,12 @@ class Decoder:
         self._category_places = [place for place, kind in enumerate(kinds) if kind == "category"]
 
     def decode(self, records: RecordBatch) -> Decoded:
-        """The M good records as columns, and a dead letter for each of the other N - M."""
+        """The M good records as columns, and a dead letter for each of the other N - M.
+
+        Raises SchemaRegistryDown where a schema is not known and cannot be asked for now; nothing has changed then.
+        """
+        if self._reader is not None:
+            records = self._reader.read(records)
         found = self._fast.read(records)
         if found is None:
             return self._decode_each(records)
@@ -144,13 +154,15 @@ class Decoder:
         silent = self._read_silent(records, documents, rejects)
         observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
         if not rejects.by_index:
-            return Decoded(observations, [], documents, self._count(observations, absent), silent)
+            counts = self._count(observations, absent)
+            return Decoded(observations, [], documents, counts, silent, records.values)
         good = np.ones(len(records), dtype=np.bool_)
         good[list(rejects.by_index)] = False
         dead_letters = [rejects.by_index[i] for i in sorted(rejects.by_index)]
         rows = np.flatnonzero(good)
         observations = observations.take(rows)
-        return Decoded(observations, dead_letters, documents, self._count(observations, absent[rows]), silent[rows])
+        counts = self._count(observations, absent[rows])
+        return Decoded(observations, dead_letters, documents, counts, silent[rows], records.values)
 
     def _read_silent(self, records: RecordBatch, documents: Sequence[Document], rejects: _Rejects) -> Bools:
         """[N] Whether the event has no prediction."""

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
+from lstmstream.formats.cloudevents import is_own_header
 from lstmstream.formats.values import key_text
 from lstmstream.model import Card
 from lstmstream.records import (
@@ -29,6 +30,7 @@ from lstmstream.records import (
 from lstmstream.serve.decode import Decoded
 from lstmstream.serve.enriched import Enriched, EventWriter
 from lstmstream.serve.event_fields import EventFields
+from lstmstream.serve.output_form import OutputForm
 from lstmstream.serve.reasons import feature_names
 from lstmstream.serve.rows import Rows
 
@@ -45,10 +47,11 @@ class Outputs(NamedTuple):
     alerts: RecordBatch | None  # None: there is no topic for them
     dead_letters: RecordBatch
     events: RecordBatch | None = None  # None: there is no topic for them
+    texts: Sequence[bytes | None] | None = None  # the predictions as JSON, where `predictions` has another form
 
     def batches(self) -> list[RecordBatch]:
         """Those that hold records."""
-        return [batch for batch in self if batch is not None and len(batch)]
+        return [batch for batch in self if isinstance(batch, RecordBatch) and len(batch)]
 
 
 class OutputTopics(NamedTuple):
@@ -73,13 +76,16 @@ class Encoder:
         from_file: bool = False,
         reasons: int = 0,
         events: EventWriter | None = None,
+        form: OutputForm | None = None,
+        without_cloudevent: bool = False,
     ) -> None:
         """`include` names fields of the event that a prediction carries along, `output_key` the one that keys it.
 
         Neither decides whether an event counts: a field that cannot be written as JSON is left out, and where
         `output_key` finds no string or integer the key is null. `from_file`: the source is a file and a row.
         `reasons`: how many of them an alert has at most.
-        `events` writes them once more for a next stage.
+        `events` writes them once more for a next stage. `form`: of predictions and alerts; None: JSON.
+        `without_cloudevent`: the headers by which a record is a CloudEvent are not carried along.
         """
         self._topics = topics
         self._names = [orjson.dumps(name) + b":" for name in include]
@@ -90,6 +96,8 @@ class Encoder:
         self._features = [b'{"feature":%b,"size":' % orjson.dumps(name) for name in feature_names(card)]
         self._warm_column = card.warm_column
         self.events = events
+        self.form = form
+        self._without_cloudevent = without_cloudevent
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
 
@@ -116,7 +124,7 @@ class Encoder:
             keys = [decoded.observations.keys[at] for at in observed]
         else:
             name, fields = self._output_key
-            (texts,) = fields.read(records.values, decoded.documents, index.tolist())
+            (texts,) = fields.read(decoded.values, decoded.documents, index.tolist())
             keys = [_output_key(text, name) for text in texts]
         published = RecordBatch.to_write(
             self._topics.predictions,
@@ -124,14 +132,31 @@ class Encoder:
             records.timestamps[index],
             keys,
             values,
-            [records.headers[i] for i in index.tolist()],
+            self._headers(records, index),
         )
+        alerts = self._alerts(published, records.partitions[index], predictions)
+        if self.form is not None:
+            times = decoded.observations.timestamps[observed]
+            places = zip(records.partitions[index].tolist(), records.offsets[index].tolist(), strict=True)
+            sources = [f"{records.topic}-{partition}-{offset}" for partition, offset in places]
+            published = self.form.write("prediction", published, times, sources)
+            if alerts is not None:
+                rows = np.flatnonzero(predictions.alert)
+                alerts = self.form.write("alert", alerts, times[rows], [sources[row] for row in rows.tolist()])
         return Outputs(
             published,
-            self._alerts(published, records.partitions[index], predictions),
+            alerts,
             self._dead_letters(records, dead_letters, now_ms),
             self._events(records, decoded, predictions, enriched),
+            None if self.form is None else values,
         )
+
+    def _headers(self, records: RecordBatch, index: Ints) -> list[Headers]:
+        """Those of the records at `index` that are carried along."""
+        headers = [records.headers[i] for i in index.tolist()]
+        if not self._without_cloudevent:
+            return headers
+        return [[header for header in one if not is_own_header(header[0])] if one else one for one in headers]
 
     def _events(
         self, records: RecordBatch, decoded: Decoded, predictions: Predictions, enriched: Enriched | None
@@ -139,7 +164,7 @@ class Encoder:
         if self.events is None:
             return None
         if enriched is None:
-            enriched = self.events.write(records, decoded, predictions)
+            enriched = self.events.write(decoded, predictions)
         index, topic = predictions.index, self.events.topic
         return RecordBatch.to_write(
             topic,
@@ -147,7 +172,7 @@ class Encoder:
             records.timestamps[index],
             enriched.keys,
             enriched.values,
-            [records.headers[i] for i in index.tolist()],
+            self._headers(records, index),
         )
 
     def _alerts(self, published: RecordBatch, partitions: Ints, predictions: Predictions) -> RecordBatch | None:
@@ -191,7 +216,7 @@ class Encoder:
             rows.integers(b',"offset":', records.offsets[index])
         end = b"}}"
         if self._names:
-            texts = self._included.read(records.values, decoded.documents, index.tolist())
+            texts = self._included.read(decoded.values, decoded.documents, index.tolist())
             self._add_event(rows, texts)
             end = b"}}"
         return rows.join(end)

@@ -45,8 +45,11 @@ class Engine:
     def process(self, records: RecordBatch, refusals: Refusals | None = None) -> Result:
         """Answer N records, in order per key. The new states can still be rolled back.
 
-        What topics refuse is replaced as `refusals` says. No state depends on that.
+        What topics refuse is replaced as `refusals` says. No state depends on that. Raises SchemaRegistryDown before
+        anything has changed.
         """
+        if self._encoder.form is not None:
+            self._encoder.form.prepare()
         with self._timer("decode"):
             decoded = self._decoder.decode(records)
         scored = self.scorer.score(decoded.observations)
@@ -84,7 +87,7 @@ class Engine:
         writer = self._encoder.events
         if writer is None:
             return predictions, dead_letters, None
-        enriched = writer.write(records, decoded, predictions)
+        enriched = writer.write(decoded, predictions)
         if not enriched.faults:
             return predictions, dead_letters, enriched
         letters = [DeadLetter(i, "publish", message) for i, message in enriched.faults.items()]

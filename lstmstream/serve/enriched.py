@@ -12,12 +12,11 @@ import numpy as np
 import orjson
 
 from lstmstream.errors import BadRecord
+from lstmstream.formats.json_members import with_members
 from lstmstream.formats.values import key_text
-from lstmstream.records import Predictions, RecordBatch
+from lstmstream.records import Predictions
 from lstmstream.serve.decode import Decoded
 from lstmstream.serve.event_fields import EventFields
-
-_SPACE = b" \t\r\n"
 
 
 class Enriched(NamedTuple):
@@ -44,13 +43,13 @@ class EventWriter:
         self._names = names
         self._fields = EventFields([*add, *([] if key is None else [key])])
 
-    def write(self, records: RecordBatch, decoded: Decoded, predictions: Predictions) -> Enriched:
+    def write(self, decoded: Decoded, predictions: Predictions) -> Enriched:
         """One event for each prediction. Where there is a fault, neither key nor value may be used."""
         index = predictions.index.tolist()
         faults: dict[int, str] = {}
         if not index:
             return Enriched([], [], faults)
-        present = self._fields.read(records.values, decoded.documents, index)
+        present = self._fields.read(decoded.values, decoded.documents, index)
         for name, texts in zip(self._add, present, strict=False):
             for i, text in zip(index, texts, strict=True):
                 if text:
@@ -58,8 +57,7 @@ class EventWriter:
         keys = self._keys(decoded, index, present[-1] if self.rekeys else [], faults)
         added = list(zip(*(self._members(name, predictions) for name in range(len(self._outputs))), strict=True))
         values: list[bytes | None] = [
-            _with_members(records.values[i] or b"", b",".join(added[row]) if added else b"")
-            for row, i in enumerate(index)
+            with_members(decoded.values[i] or b"", added[row] if added else ()) for row, i in enumerate(index)
         ]
         return Enriched(keys, values, faults)
 
@@ -104,11 +102,3 @@ def prediction_column(output: str, names: Sequence[str]) -> int | None:
     if column in names:
         return names.index(column)
     return int(column) if column.isascii() and column.isdigit() else None
-
-
-def _with_members(value: bytes, members: bytes) -> bytes:
-    """The JSON object `value` with these members at its end."""
-    if not members:
-        return value
-    body = value.rstrip(_SPACE)[:-1].rstrip(_SPACE)
-    return b"%b%b%b}" % (body, b"" if body.endswith(b"{") else b",", members)

@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe
+from lstmstream.extras import require
+from lstmstream.formats.event_reader import EventReader
 from lstmstream.model import Card, Model, load_model
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.device_choice import choose_step
@@ -13,9 +15,11 @@ from lstmstream.serve.encode import Encoder, OutputTopics
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.enriched import EventWriter, prediction_column
 from lstmstream.serve.model_checks import probe
+from lstmstream.serve.output_form import AvroOutput, Kind, OutputForm
 from lstmstream.serve.scorer import Meaning, Scorer, Timer, no_timer
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepModel
+from lstmstream.transport.schema_registry import RegistryClient, open_event_reader
 
 
 def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
@@ -29,6 +33,36 @@ def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
     return model, step
 
 
+def open_reader(config: Config) -> EventReader | None:
+    """What makes JSON objects of the input's records; None where they are. Raises CannotServe."""
+    source = config.input
+    return open_event_reader(
+        config.kafka,
+        record_format=source.format,
+        unwrap=source.unwrap,
+        max_bytes=source.max_bytes,
+        folder=config.folder,
+    )
+
+
+def open_output_form(config: Config) -> OutputForm | None:
+    """The form of predictions and alerts; None where they are plain JSON. Raises CannotServe."""
+    output = config.output
+    if output.format == "json" and output.cloudevents is None:
+        return None
+    topics: dict[Kind, str] = {"prediction": output.topic}
+    if output.alerts_topic is not None:
+        topics["alert"] = output.alerts_topic
+    avro = None
+    if output.format == "avro":
+        require("avro", "output.format: avro")
+        from lstmstream.formats.avro_predictions import SCHEMA_TEXT, avro_prediction  # noqa: PLC0415 -- needs fastavro
+
+        registry = RegistryClient(config.kafka.schema_registry, config.folder)
+        avro = AvroOutput(avro_prediction, lambda topic: registry.register(f"{topic}-value", SCHEMA_TEXT))
+    return OutputForm(config.name, topics, avro=avro, cloudevents=output.cloudevents)
+
+
 def make_engine(
     config: Config,
     step: StepModel,
@@ -36,8 +70,14 @@ def make_engine(
     key_hashed: Collection[str] = (),
     from_file: bool = False,
     timer: Timer = no_timer,
+    reader: EventReader | None = None,
+    form: OutputForm | None = None,
 ) -> Engine:
-    """The engine that answers as the config says. `key_hashed`: see OutputTopics. Raises CannotServe."""
+    """The engine that answers as the config says. Raises CannotServe.
+
+    `key_hashed`: see OutputTopics. `reader`: of `open_reader`, where the records come from Kafka. `form`: of
+    `open_output_form`, where they go there.
+    """
     card = step.card
     decoder = Decoder(
         card,
@@ -46,6 +86,7 @@ def make_engine(
         max_bytes=config.input.max_bytes,
         max_future_ms=None if from_file else round(config.input.max_future * 1000),
         silent=config.input.silent.mark,
+        reader=reader,
     )
     encoder = Encoder(
         card,
@@ -55,6 +96,8 @@ def make_engine(
         from_file=from_file,
         reasons=config.output.reasons,
         events=_event_writer(config, step),
+        form=form,
+        without_cloudevent=config.input.unwrap == "cloudevents" or config.output.cloudevents is not None,
     )
     scorer = Scorer(step, _meaning(config, card), timer=timer, reasons=config.output.reasons > 0)
     return Engine(decoder, scorer, encoder, timer=timer)

@@ -33,4 +33,9 @@ def _unusual(config: Config) -> str:
         "max_future": (config.input.max_future, MAX_FUTURE_S),
         "reset_after_failures": (config.state.reset_after_failures, RESET_AFTER),
     }
-    return ", ".join(f"{name} {value:g}" for name, (value, default) in defaults.items() if value != default)
+    found = [f"{name} {value:g}" for name, (value, default) in defaults.items() if value != default]
+    if config.input.format != "json":
+        found.append(f"format {config.input.format}")
+    if config.input.unwrap is not None:
+        found.append(f"unwrap {config.input.unwrap}")
+    return ", ".join(found)

@@ -100,6 +100,8 @@ class LiveObserver(Observer):
             alerts = []
             published = result.outputs.alerts  # these have the reasons too
             values = result.outputs.predictions.values
+            if (texts := result.outputs.texts) is not None:  # they are published in another form
+                published, values = None, list(texts)
             records_of = [values[row] for row in rows] if published is None else published.values[-len(rows) :]
             for row, record in zip(rows, records_of if rows else (), strict=True):
                 value = record or b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lstmstream.errors import TryAgain
+from lstmstream.errors import SchemaRegistryDown, TryAgain
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
@@ -55,7 +55,8 @@ class Restores:
                 restored = restore.advance(membership, SLICE_S / len(active))
             except TryAgain as error:
                 restore.note_failure()
-                if in_doubt() or restore.failures % FAILURES_BEFORE_RECOVERY == 0:
+                recover = restore.failures % FAILURES_BEFORE_RECOVERY == 0 and not isinstance(error, SchemaRegistryDown)
+                if in_doubt() or recover:
                     raise
                 self._failures.note(f"restoring partition {restore.partition.number} failed, trying again", error)
                 continue

@@ -15,6 +15,7 @@ from lstmstream.config import Config, load_config
 from lstmstream.config.schema import SilentEvents
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
+from lstmstream.formats.event_reader import EventReader
 from lstmstream.formats.field_names import unknown_fields
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.files import DataFile
@@ -159,7 +160,10 @@ class ScoreInput:
         self.sought_fields: list[str] = []  # of JSON, whose fields are known at its end only
         self._topic = data
         self._limit = batch_events
+        self._reader: EventReader | None = None
         if self.file.kind == "jsonl":
+            if config.input.unwrap is not None:  # a table has no envelopes
+                self._reader = EventReader(None, config.input.unwrap, max_bytes=config.input.max_bytes)
             self.sought_fields = list(dict.fromkeys([*wanted_fields(config, card), *config.output.include]))
             self._lists = self.file.batches(batch_events)
         else:
@@ -171,7 +175,8 @@ class ScoreInput:
             values: list[bytes | None] = [line for line in lines if line]
             self.rows += len(lines)
             if values:
-                yield event_batch(self._topic, np.array(offsets, dtype=np.int64), values)
+                records = event_batch(self._topic, np.array(offsets, dtype=np.int64), values)
+                yield records if self._reader is None else self._reader.read(records)
 
     @property
     def done(self) -> float | None:

@@ -12,7 +12,7 @@ from lstmstream.model import Card
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.dead_letter_log import DeadLetterLog
-from lstmstream.serve.factory import make_engine
+from lstmstream.serve.factory import make_engine, open_output_form, open_reader
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.field_checks import FieldChecks
 from lstmstream.serve.health import Health
@@ -87,7 +87,14 @@ def start_daemon(
             workers,
             topics.partitions,
         )
-    engine = make_engine(config, step, key_hashed=topics.key_hashed, timer=timer)
+    engine = make_engine(
+        config,
+        step,
+        key_hashed=topics.key_hashed,
+        timer=timer,
+        reader=open_reader(config),
+        form=open_output_form(config),
+    )
     return Daemon(config, transport, topics, engine, observer, timer, clock, background)
 
 

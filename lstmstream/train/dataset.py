@@ -127,12 +127,20 @@ def _read_events(config: TrainConfig, fields: Fields) -> tuple[Events, Fields, S
         files = resolve_paths(config.data.path, config.folder, warnings)
         return load_events(files, fields), fields, warnings
     from lstmstream.history.topics import TopicRange, fetch_topic  # noqa: PLC0415 -- files need no Kafka client
+    from lstmstream.transport.schema_registry import open_event_reader  # noqa: PLC0415 -- as above
 
     with tempfile.TemporaryDirectory(prefix="lstmstream-") as folder:
         file = Path(folder) / "events.jsonl"
         assert config.data.topic is not None
         source = TopicRange(config.data.topic, config.data.start, config.data.end)
-        file_fields, warnings = fetch_topic(config.kafka, source, fields, file, folder=config.folder)
+        reader = open_event_reader(
+            config.kafka,
+            record_format=config.data.format,
+            unwrap=config.data.unwrap,
+            max_bytes=10_000_000,
+            folder=config.folder,
+        )
+        file_fields, warnings = fetch_topic(config.kafka, source, fields, file, folder=config.folder, reader=reader)
         return load_events([file], file_fields), fields, warnings
 
 

@@ -24,12 +24,14 @@ from lstmstream.config.types import (
     Duration,
     FieldPath,
     FieldPaths,
+    Format,
     Name,
     Section,
     Servers,
     SingleLine,
     StrictInt,
     Topic,
+    Unwrap,
     lower,
 )
 from lstmstream.config.yaml_file import read_yaml
@@ -74,7 +76,13 @@ class Data(Section):
         " by their value (part-2 before part-10). Relative to this file's folder.",
     )
     topic: Topic | None = Field(
-        None, description="With `from: kafka`: the topic, with JSON objects as the daemon reads them."
+        None, description="With `from: kafka`: the topic; its records are read as the daemon's."
+    )
+    format: Format = Field(
+        "json", description="With `from: kafka`: the format of the record values, as the daemon's `input.format`."
+    )
+    unwrap: Unwrap | None = Field(
+        None, description="With `from: kafka`: the envelope around the event, as the daemon's `input.unwrap`."
     )
     start: LogPosition = Field(
         "earliest", description="With `from: kafka`: `earliest`, an offset, or an ISO 8601 time."

@@ -9,7 +9,13 @@ from pydantic import ValidationError
 
 from lstmstream.config.diagnostics import describe_errors
 from lstmstream.config.document import Conflict
-from lstmstream.config.validation import security_conflicts, silent_conflicts
+from lstmstream.config.validation import (
+    WITH_REGISTRY,
+    needs_registry,
+    registry_conflicts,
+    security_conflicts,
+    silent_conflicts,
+)
 
 if TYPE_CHECKING:
     from lstmstream.train.schema import SplitOptions, TrainConfig
@@ -27,6 +33,9 @@ def training_conflicts(config: TrainConfig) -> Iterator[Conflict]:
     yield from _tune_conflicts(config)
     if config.data.source == "kafka":
         yield from security_conflicts(config.kafka.security, config.folder)
+        yield from registry_conflicts(config.kafka.schema_registry, config.folder)
+        if config.data.format in WITH_REGISTRY:
+            yield from needs_registry(config.kafka.schema_registry, "data.format", config.data.format)
 
 
 def _data_conflicts(config: TrainConfig) -> Iterator[Conflict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,12 +72,21 @@ class _Partition:
 class Comparison:
     """Takes the input first, then the outputs up to where they answer it; `finish` says what is missing."""
 
-    def __init__(self, model: Model, settings: Settings, outputs: Outputs, ranges: dict[int, PartitionRange]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        outputs: Outputs,
+        ranges: dict[int, PartitionRange],
+        carried: Callable[[Headers], Headers] = lambda headers: headers,
+    ) -> None:
+        """`carried`: those of an event's headers that its prediction has."""
         self.findings = Findings()
         self.counts: Counter[str] = Counter()
         self.unjudged: dict[str, dict[int, list[int]]] = {}  # reason → partition → first and last offset
         self._card = model.card
         self._outputs = outputs
+        self._carried = carried
         self._renderer = Renderer(model, outputs.input_topic)
         self._held: list[Found] = []
         row_model = RowModel(model)
@@ -93,16 +102,18 @@ class Comparison:
 
     # -- the input
 
-    def take_input(self, records: RecordBatch) -> None:
-        """The next events of one or more partitions."""
-        for number, offset, timestamp_ms, key, value, headers in _one_by_one(records):
+    def take_input(self, records: RecordBatch, events: Sequence[bytes | None] | None = None) -> None:
+        """The next events of one or more partitions; `events`: their JSON, where the records have another format."""
+        for (number, offset, timestamp_ms, key, value, headers), event in zip(
+            _one_by_one(records), records.values if events is None else events, strict=True
+        ):
             partition = self._partitions[number]
             given = partition.range
             kind = None
             if offset >= given.own:
-                expected = partition.recomputation.expect(timestamp_ms, key, value)
+                expected = partition.recomputation.expect(timestamp_ms, key, event)
             else:
-                expected = partition.recomputation.expect_unknown(key, value)
+                expected = partition.recomputation.expect_unknown(key, event)
             if not given.first <= offset < given.last:
                 kind = Row.OUTSIDE
             elif offset < given.own:
@@ -110,7 +121,9 @@ class Comparison:
                 self._leave_out(_OTHERS, number, offset)
             is_prediction = kind is None and expected.sampled and expected.stage is None and not expected.silent
             rendered = self._renderer.render(expected, number, offset) if is_prediction else b""
-            partition.window.add(offset, timestamp_ms, key, value, headers, expected, rendered, kind=kind)
+            partition.window.add(
+                offset, timestamp_ms, key, value, headers, expected, rendered, kind=kind, carried=self._carried(headers)
+            )
 
     def set_end(self, partition: int, end: int) -> None:
         """All events before it have been taken."""
@@ -211,7 +224,7 @@ class Comparison:
             hash(found.value) == window.hashes[row]
             and found.timestamp_ms == window.timestamps[row]
             and found.key == window.record_keys[row]
-            and header_hash(found.headers) == window.header_hashes[row]
+            and header_hash(found.headers) == window.carried_hash(row)
             and found.partition == place_of(found, window.record_keys[row], self._outputs)
         )
         if kind is Row.PREDICTION and same and (found.record == PREDICTION or window.alerts[row]):

@@ -64,7 +64,7 @@ def prediction_differences(
     if found.key != key:
         yield "the record differs", "record key", _text(key), _text(found.key)
     yield from _wrong_partition(found, place_of(found, key, outputs))
-    yield from _wrong_headers(found.headers, window.header_hashes[row])
+    yield from _wrong_headers(found.headers, window.carried_hash(row))
 
 
 def dead_letter_differences(

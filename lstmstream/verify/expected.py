@@ -1,6 +1,7 @@
 """What each event should have become: docs/semantics.md, lines 2 to 16, one event after the other.
 
-It keeps books of its own and shares no code with the engine, so that a mistake of one is not a mistake of both.
+It keeps books of its own and shares no code with the engine, so that a mistake of one is not a mistake of both. Only
+what JSON object a record of another format or envelope stands for is read by the code that the engine uses too.
 """
 
 from __future__ import annotations

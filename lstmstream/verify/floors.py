@@ -53,6 +53,10 @@ def identity_of(config: Config, card: Card) -> dict[str, str]:
         unusual.append(f"max_future {config.input.max_future:g}")
     if config.state.reset_after_failures != _DEFAULT_RESET_AFTER:
         unusual.append(f"reset_after_failures {config.state.reset_after_failures:g}")
+    if config.input.format != "json":
+        unusual.append(f"format {config.input.format}")
+    if config.input.unwrap:
+        unusual.append(f"unwrap {config.input.unwrap}")
     return {
         "fingerprint": card.fingerprint,
         "ttl": "none" if ttl is None else f"{round(ttl * 1000)}ms",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lstmstream.config import Config
 from lstmstream.model import Model
 from lstmstream.records import RecordBatch
 from lstmstream.transport.patient_broker import PatientBroker
+from lstmstream.transport.schema_registry import open_event_reader, read_patiently
 from lstmstream.verify.compare import Comparison
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION, Outputs
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
+from lstmstream.verify.forms import Forms, carried
 from lstmstream.verify.published import Source, dead_letter_headers, prediction_source
 from lstmstream.verify.topics import Limits, committed_offsets, find_topics, plan
 
@@ -37,6 +40,14 @@ class Verification:
     ) -> None:
         """Raises CannotServe where nothing can be judged."""
         self._broker, self._config, self._model = broker, config, model
+        self._reader = open_event_reader(
+            config.kafka,
+            record_format=config.input.format,
+            unwrap=config.input.unwrap,
+            max_bytes=config.input.max_bytes,
+            folder=config.folder,
+        )
+        self._forms = Forms(config)
         self._started_s = time.monotonic()
         self._on_progress = on_progress
         self.topics = find_topics(config, broker)
@@ -57,6 +68,7 @@ class Verification:
                 tolerance=self.tolerance,
             ),
             self.ranges,
+            carried=partial(carried, config),
         )
         self._positions = {number: given.start for number, given in self.ranges.items()}
         self._judged = dict(self._positions)  # up to where the last round has come
@@ -76,7 +88,7 @@ class Verification:
         self._total += sum(end - self._output_positions[place] for place, end in outputs.items())
         for number, end in ends.items():
             for records in self._broker.read(self.topics.input, number, self._positions[number], end):
-                self.comparison.take_input(records)
+                self.comparison.take_input(records, read_patiently(self._reader, records).values)
                 self._progress(records, count=True)
             self._positions[number] = end
             self.comparison.set_end(number, end)
@@ -84,8 +96,9 @@ class Verification:
         for (record, partition), end in outputs.items():
             topic, start = self.topics.outputs[record], self._output_positions[record, partition]
             for records in self._broker.read(topic, partition, start, end):
-                self._note_first_sources(record, partition, records)
-                self.comparison.take_output(record, records)
+                published = records if record == DEAD_LETTER else self._forms.read(record, records)
+                self._note_first_sources(record, partition, published)
+                self.comparison.take_output(record, published)
                 self._progress(records)
             self._output_positions[record, partition] = end
         self._set_complete_from()

@@ -59,6 +59,7 @@ class Window:
         self.alerts = bytearray()
         self._events: dict[int, bytes] = {}
         self._reasons: dict[int, bytes] = {}
+        self._carried_hashes: dict[int, int] = {}  # of rows whose prediction has fewer headers
         self._interned: dict[bytes | None, bytes | None] = {}
 
     def __len__(self) -> int:
@@ -75,8 +76,12 @@ class Window:
         rendered: bytes,
         *,
         kind: Row | None = None,
+        carried: Headers | None = None,
     ) -> None:
-        """The next event; `kind` stands in place of what is expected."""
+        """The next event; `kind` stands in place of what is expected.
+
+        `carried`: those of `headers` that a prediction has; None: all of them.
+        """
         if kind is None:
             if not expected.sampled:
                 kind = Row.UNSAMPLED_SILENT if expected.silent else Row.UNSAMPLED
@@ -92,6 +97,8 @@ class Window:
         self.input_keys.append(self._intern(key))
         self.value_hashes.append(hash(value if expected.with_value else None))
         self.header_hashes.append(header_hash(headers))
+        if carried is not None and len(carried) < len(headers):
+            self._carried_hashes[len(self.offsets) - 1] = header_hash(carried)
         self.record_keys.append(self._intern(expected.record_key))
         self.entities.append(self._intern(expected.key))
         self._times.append(expected.time_ms)
@@ -108,6 +115,10 @@ class Window:
 
     def _intern(self, key: bytes | None) -> bytes | None:
         return self._interned.setdefault(key, key)
+
+    def carried_hash(self, row: int) -> int:
+        """Of the headers that a prediction should have."""
+        return self._carried_hashes.get(row, self.header_hashes[row])
 
     def row(self, offset: int) -> int | None:
         """The row of an input offset, None where there is no event at it."""

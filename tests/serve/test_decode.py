@@ -517,7 +517,7 @@ def test_an_array_feature_fills_as_many_columns() -> None:
         b'{"samples": [1, 1e39, 2]}',
     ]
     events = [Event(0, row, 0, b"k", value) for row, value in enumerate(values)]
-    observations, letters, _, counts, _ = Decoder(card).decode(batch(events))
+    observations, letters, _, counts, *_ = Decoder(card).decode(batch(events))
     assert (counts.missing.tolist(), counts.unknown.tolist()) == ([0, 1, 1], [0, 0, 0])
     nan = np.nan
     np.testing.assert_array_equal(observations.x, np.array([[1, 2, nan, 4.5, 5], [1, nan, nan, nan, nan]], np.float32))
