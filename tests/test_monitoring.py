@@ -30,7 +30,7 @@ from tests.prometheus import (
     rules,
 )
 
-RULES_TEST = RULES.with_name("rules_test.yml")
+RULES_TESTS = [RULES.with_name("rules_test.yml"), RULES.with_name("rules_day_test.yml")]
 RUNBOOK = ROOT / "docs" / "runbook.md"
 ALERTS = [rule["alert"] for rule in alerts()]
 
@@ -53,9 +53,11 @@ def named(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("check", "config", CONFIG), ("check", "rules", RULES), ("test", "rules", RULES_TEST)], ids=str
+    "arguments",
+    [("check", "config", CONFIG), ("check", "rules", RULES), ("test", "rules", *RULES_TESTS)],
+    ids=["config", "rules", "tests of the rules"],
 )
-def test_promtool_accepts(arguments: tuple[str, str, Path]) -> None:
+def test_promtool_accepts(arguments: tuple[str | Path, ...]) -> None:
     done = subprocess.run(
         [find_program("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -78,7 +80,7 @@ def test_the_runbook_has_an_entry_for_each_alert_and_for_no_other() -> None:
 
 
 def test_each_alert_is_seen_to_fire_and_not_to_fire_in_the_tests_of_promtool() -> None:
-    tests = yaml.safe_load(RULES_TEST.read_text(encoding="utf-8"))["tests"]
+    tests = [test for path in RULES_TESTS for test in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]]
     cases = [case for test in tests for case in test.get("alert_rule_test", [])]
     assert {case["alertname"] for case in cases if case.get("exp_alerts")} == set(ALERTS)
     early = {rule["alert"] for rule in alerts() if "for" in rule}
