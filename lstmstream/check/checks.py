@@ -155,6 +155,8 @@ class TopicChecks:
                 yield from self._events(sample, self._step)
             except SchemaRegistryDown as error:
                 yield failed("schema registry", str(error))
+            except CannotServe as error:  # a package is missing
+                yield from (failed("records", problem) for problem in error.problems)
 
     def _topics(self, source: TopicInfo | None) -> Iterator[Check]:
         config = self._config

@@ -17,11 +17,14 @@ _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 def read_members(value: bytes | None, what: str) -> dict[str, bytes]:
     """Name → JSON text of the members of the object `value`; of duplicate names the last counts.
 
-    Raises BadRecord, stage `decode`. `what` begins the message where it is another JSON value than an object.
+    Raises BadRecord, stage `decode`. Members are not looked into, but for that they are UTF-8. `what` begins the
+    message where it is another JSON value than an object.
     """
     if value is None:
         raise BadRecord("decode", f"{what} is null")
     try:
+        if not value.isascii():
+            value.decode()  # msgspec does not look at the strings
         return {name: bytes(raw) for name, raw in _decode(value.removeprefix(BOM_UTF8)).items()}
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         try:

@@ -60,7 +60,7 @@ class RegistryClient:
         assert registry.url is not None, "the configuration was checked"
         self._url = registry.url
         self._timeout_s = registry.timeout
-        self._query = "?format=serialized" if serialized else ""
+        self._query, self._and_format = ("?format=serialized", "&format=serialized") if serialized else ("", "")
         self._sleep = sleep
         self._opener = _opener(registry, folder)
         self._headers = {"Accept": f"{_MEDIA_TYPE}, application/json", "User-Agent": "lstmstream"}
@@ -100,7 +100,8 @@ class RegistryClient:
                 name, subject, version = str(one["name"]), quote(str(one["subject"]), safe=""), int(one["version"])
             except (KeyError, TypeError, ValueError) as error:
                 raise UnknownSchema("it refers to another schema without name, subject and version") from error
-            inner = self._ask(f"/subjects/{subject}/versions/{version}{self._query}")
+            # One that was deleted since is still needed to read what was written with it.
+            inner = self._ask(f"/subjects/{subject}/versions/{version}?deleted=true{self._and_format}")
             references.append((name, self._with_references(inner, count)))
         return Schema(str(answer.get("schemaType") or "AVRO"), text, tuple(references))
 

@@ -19,6 +19,7 @@ from lstmstream.verify.differences import (
     place_of,
     prediction_differences,
 )
+from lstmstream.verify.envelopes import Event
 from lstmstream.verify.expected import Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
 from lstmstream.verify.model import RowModel
@@ -102,8 +103,8 @@ class Comparison:
 
     # -- the input
 
-    def take_input(self, records: RecordBatch, events: Sequence[bytes | None] | None = None) -> None:
-        """The next events of one or more partitions; `events`: their JSON, where the records have another format."""
+    def take_input(self, records: RecordBatch, events: Sequence[Event] | None = None) -> None:
+        """The next events of one or more partitions; `events`: of records in other formats."""
         for (number, offset, timestamp_ms, key, value, headers), event in zip(
             _one_by_one(records), records.values if events is None else events, strict=True
         ):

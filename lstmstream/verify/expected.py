@@ -1,7 +1,6 @@
 """What each event should have become: docs/semantics.md, lines 2 to 16, one event after the other.
 
-It keeps books of its own and shares no code with the engine, so that a mistake of one is not a mistake of both. Only
-what JSON object a record of another format or envelope stands for is read by the code that the engine uses too.
+It keeps books of its own and shares no code with the engine, so that a mistake of one is not a mistake of both.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import orjson
 from lstmstream.config import Config
 from lstmstream.model import Card, Feature, Model
 from lstmstream.records import Floats, UnreadableValue
+from lstmstream.verify.envelopes import Event
 from lstmstream.verify.model import RowModel, RowOutput
 from lstmstream.verify.values import (
     ABSENT,
@@ -122,7 +122,7 @@ class Recomputation:
         self._occluded = _features_by_name(card) if settings.reasons else {}
         self._states: dict[bytes | None, _KeyState] = {}
 
-    def expect(self, timestamp_ms: int, key: bytes | None, value: bytes | None) -> Expected:
+    def expect(self, timestamp_ms: int, key: bytes | None, value: Event) -> Expected:
         """What the record becomes; the state of its key goes on."""
         if self._settings.key is None and not self._is_sampled(key):
             return self.expect_unknown(key, value)._replace(sampled=False)
@@ -151,7 +151,7 @@ class Recomputation:
             event=self._carried(fields) if self._settings.include else None,
         )
 
-    def expect_unknown(self, key: bytes | None, value: bytes | None) -> Expected:
+    def expect_unknown(self, key: bytes | None, value: Event) -> Expected:
         """What is known of a record without the state of its key: whether it may be without an answer."""
         silent = False
         if self._settings.silent is not None:
@@ -168,9 +168,11 @@ class Recomputation:
     def _is_sampled(self, key: bytes | None) -> bool:
         return self._settings.sample >= 1 or crc32(b"" if key is None else key) < self._settings.sample * 2**32
 
-    def _read(self, key: bytes | None, value: bytes | None) -> dict[str, Any]:
+    def _read(self, key: bytes | None, value: Event) -> dict[str, Any]:
         if isinstance(value, UnreadableValue):
             raise Refused("decode")
+        if isinstance(value, dict):
+            return value
         if value is not None and len(value) + len(key or b"") > self._settings.max_bytes:
             raise TooLarge
         return read_object(value)

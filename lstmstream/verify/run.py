@@ -11,9 +11,9 @@ from lstmstream.config import Config
 from lstmstream.model import Model
 from lstmstream.records import RecordBatch
 from lstmstream.transport.patient_broker import PatientBroker
-from lstmstream.transport.schema_registry import open_event_reader, read_patiently
 from lstmstream.verify.compare import Comparison
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION, Outputs
+from lstmstream.verify.envelopes import Envelopes
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
 from lstmstream.verify.forms import Forms, carried
@@ -40,13 +40,7 @@ class Verification:
     ) -> None:
         """Raises CannotServe where nothing can be judged."""
         self._broker, self._config, self._model = broker, config, model
-        self._reader = open_event_reader(
-            config.kafka,
-            record_format=config.input.format,
-            unwrap=config.input.unwrap,
-            max_bytes=config.input.max_bytes,
-            folder=config.folder,
-        )
+        self._envelopes = Envelopes(config)
         self._forms = Forms(config)
         self._started_s = time.monotonic()
         self._on_progress = on_progress
@@ -88,7 +82,7 @@ class Verification:
         self._total += sum(end - self._output_positions[place] for place, end in outputs.items())
         for number, end in ends.items():
             for records in self._broker.read(self.topics.input, number, self._positions[number], end):
-                self.comparison.take_input(records, read_patiently(self._reader, records).values)
+                self.comparison.take_input(records, self._envelopes.read(records))
                 self._progress(records, count=True)
             self._positions[number] = end
             self.comparison.set_end(number, end)

@@ -45,7 +45,7 @@ def test_a_schema_and_what_it_refers_to(registry: Registry) -> None:
     place = Schema("AVRO", '"string"')
     middle = Schema("AVRO", '"int"', (("Place", place),))
     assert asked.schema(outer) == Schema("AVRO", '"long"', (("Middle", middle), ("Place", place)))
-    assert "GET /subjects/place%2Fvalue/versions/1" in registry.requests
+    assert "GET /subjects/place%2Fvalue/versions/1?deleted=true" in registry.requests
 
 
 def test_protobuf_is_asked_for_as_a_descriptor(registry: Registry) -> None:

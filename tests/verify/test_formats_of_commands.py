@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lstmstream.transport.schema_registry import open_event_reader
 from tests.models import random_model
 from tests.registry import Registry
 from tests.verify.test_formats import CATEGORIES, FormatWorld, as_avro, as_change, as_cloudevent, payments
-from tests.verify.world import INPUT, NOW_MS, VerifyTransport
+from tests.verify.world import INPUT, NOW_MS, OUTPUT, VerifyTransport
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +151,16 @@ def test_training_data(world: FormatWorld, registry: Registry, tmp_path: Path, m
     rows = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert sorted(row["amount"] for row in rows) == sorted(event["amount"] for event in payments())
     assert not warnings
+
+
+def test_a_package_that_is_missing(world: FormatWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmstream.extras.find_spec", lambda name: None if name == "fastavro" else name)
+    said = "input.format: avro needs fastavro; in a clone of lstmstream, run: pip install '.[avro]'"
+    with pytest.raises(CannotServe, match=re.escape(said)):
+        world.start(world.onnx_step())
+    with pytest.raises(CannotServe, match=r"output\.format: avro needs fastavro"):
+        world.start(world.onnx_step(), input={"topic": INPUT}, output={"topic": OUTPUT, "format": "avro"})
+    checks = TopicChecks(
+        PatientBroker(VerifyTransport(world.broker, INPUT)), world.config(), world.onnx_step(), records=9
+    )
+    assert [line.text for line in checks.run() if line.status is Status.FAILED] == [said]
