@@ -44,7 +44,7 @@ def make_all(folder: Path) -> None:
         program = [sys.executable, str(HERE / f"{name}_models.py"), str(folder / name)]
         running.append((name, subprocess.Popen(program, stdout=log, stderr=log, env=one_thread()), log))
     for name, process, log in running:
-        code = process.wait(timeout=280)
+        code = process.wait(timeout=840)
         log.close()
         assert code == 0, f"{name}: {(folder / f'{name}.log').read_text()[-3000:]}"
 

@@ -19,7 +19,7 @@ from tests.importer import source_files
 from tests.importer.torch_models import STEPS
 from tests.importer.torch_models import cases as torch_cases
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]  # the first one makes the files
 TOLERANCE = 1e-5
 
 KERAS_STEPS = (
