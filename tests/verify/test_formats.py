@@ -220,7 +220,9 @@ def test_what_cannot_be_read_is_a_dead_letter_with_its_bytes_and_reason(tmp_path
     assert world.verify().exit_code == 0
 
 
-def test_a_registry_that_is_away_is_waited_for(tmp_path: Path, registry: Registry) -> None:
+def test_a_registry_that_is_away_is_waited_for(
+    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
     """What needs no new schema is answered; then it is alive and not ready, and goes on by itself."""
     world = FormatWorld(random_model(tmp_path, categories=CATEGORIES), registry, format="avro")
     writer = as_avro(registry)
@@ -242,8 +244,10 @@ def test_a_registry_that_is_away_is_waited_for(tmp_path: Path, registry: Registr
     world.kill(daemon)
     daemon = world.start(world.onnx_step())  # has no schema to replay with
     for _ in range(12):
-        world.now_s += 1
+        world.now_s += 5
         world.step(daemon)
+    assert "restoring partition 0 failed, trying again" in caplog.text
+    assert "the broker failed" not in caplog.text
     assert len(world.answers()) == 70
     assert world.phase(daemon) == "restoring"
     registry.start()
