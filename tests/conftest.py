@@ -11,13 +11,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from lstmstream import codec
 from lstmstream.dev.broker import DevBroker
 
 OWN_BROKER = "LSTMSTREAM_TEST_BOOTSTRAP"
 HERE = Path(__file__).parent
+# A test waits for what it tests, never for a time: a busy machine is no failure.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 settings.register_profile("no-shrinking", phases=[Phase.explicit, Phase.generate])  # for tests/mutations.py
 
 
