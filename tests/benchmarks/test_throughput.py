@@ -195,17 +195,18 @@ def test_usage_counts_children() -> None:
 
 
 def test_what_was_started_ends_with_the_benchmark_even_by_sigkill(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
+    pid_file, guarded = tmp_path / "pid", tmp_path / "guarded"
     script = f"setsid sh -c 'echo $$ > {pid_file}; sleep 120' & sleep 120"  # as a supervisor with a worker
     code = (
         "import sys, time, pathlib\n"
         "from benchmarks.throughput.processes import Guard, Program\n"
         "with Guard() as guard:\n"
         f"    Program(['sh', '-c', {script!r}], {{}}, pathlib.Path({str(tmp_path / 'log')!r}), guard)\n"
+        f"    pathlib.Path({str(guarded)!r}).touch()\n"
         "    time.sleep(120)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+    wait_until(lambda: guarded.exists() and pid_file.exists() and pid_file.read_text() != "")
     pid = int(pid_file.read_text())
     process.send_signal(signal.SIGKILL)
     process.wait(30)

@@ -77,7 +77,7 @@ def test_hostile_text_stays_text(browser: Browser, served: Served) -> None:
     served.world.process(event, key=HOSTILE.encode())
     served.world.health.block("x", HOSTILE)
     browser.open(served.url)
-    browser.wait_for("document.querySelectorAll('#alert-table tbody tr').length === 1")
+    browser.wait_for("document.querySelectorAll('#alert-table tbody tr, #reasons li').length === 2")
     assert browser.text("#alert-table tbody td:nth-child(2)") == HOSTILE
     assert browser.text("#reasons li") == HOSTILE
     assert browser.value("document.querySelectorAll('img, main script').length") == 0
