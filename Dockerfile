@@ -1,7 +1,7 @@
 # Three images, each from its lock, on a slim Debian, as an unprivileged user that can write nowhere:
 #
-#   docker build -t lstmstream .                           the daemon: the base install, 213 MiB beside Python
-#   docker build -t lstmstream:cuda --target cuda .        the daemon with ONNX Runtime for NVIDIA GPUs, about 3 GB
+#   docker build -t lstmstream .                           the daemon: the base install, 207 MiB beside Python
+#   docker build -t lstmstream:cuda --target cuda .        the daemon with ONNX Runtime for NVIDIA GPUs, 2.4 GiB
 #   docker build -t lstmstream:train --target train .      `lstmstream train`, with torch, about 6 GB
 #
 #   docker run --read-only --cap-drop ALL -v "$PWD/stream.yaml:/etc/lstmstream/stream.yaml:ro" lstmstream
