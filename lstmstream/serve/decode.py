@@ -168,10 +168,10 @@ class Decoder:
         """[N] Whether the event has no prediction."""
         silent = np.zeros(len(records), dtype=np.bool_)
         if self._silent is not None:
-            index = [i for i in range(len(records)) if i not in rejects.by_index]
+            index = np.array([i for i in range(len(records)) if i not in rejects.by_index], dtype=np.int64)
             found = self._silent.read(records.values, documents, index)
             silent[index] = [mark is True for mark in found]
-            for i, mark in zip(index, found, strict=True):
+            for i, mark in zip(index.tolist(), found, strict=True):
                 if type(mark) is BadRecord:
                     rejects.add(i, mark)
         return silent
