@@ -144,11 +144,9 @@ def is_run(rows: Ints) -> bool:
     return len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all())
 
 
-def pick(items: Sequence[T], rows: Ints) -> list[T]:
-    """Those at `rows`. No Python code runs for each of a list."""
-    if is_run(rows) and isinstance(items, list):
-        return items[rows[0] : rows[-1] + 1]
-    return list(map(items.__getitem__, rows.tolist()))
+def pick(items: list[T], rows: Ints) -> list[T]:
+    """Those at `rows`. No Python code runs for each."""
+    return items[rows[0] : rows[-1] + 1] if is_run(rows) else list(map(items.__getitem__, rows.tolist()))
 
 
 def lengths(fields: list[bytes | None]) -> Ints:

@@ -52,7 +52,7 @@ class Decoded(NamedTuple):
     documents: Sequence[Document]  # [N] the JSON objects; an empty one where there is none
     field_counts: FieldCounts
     silent: Bools  # [observations] they have no prediction
-    values: Sequence[bytes | None]  # [N] the text of the JSON objects, whatever the format of the records
+    values: list[bytes | None]  # [N] the text of the JSON objects, whatever the format of the records
 
 
 class Decoder:

@@ -45,7 +45,7 @@ class EventFields:
         )
         self._decode = msgspec.json.Decoder(event).decode
 
-    def read(self, values: Sequence[bytes | None], documents: Sequence[Document], index: Ints) -> list[list[bytes]]:
+    def read(self, values: list[bytes | None], documents: Sequence[Document], index: Ints) -> list[list[bytes]]:
         """For each name the texts in the events at `index`; empty where it is absent or cannot be written as JSON.
 
         `documents` are the `values` parsed. An integer beyond 64 bits is written with its own digits.

@@ -352,8 +352,8 @@ class StateStore:
 def _slots(partitions: Ints, rows: Ints) -> tuple[Ints, Ints, Ints, Ints]:
     """Of M observations: (partition of each slot [K], its row number [K], `by_round` and `round_bounds`).
 
-    One sort: by partition, row and place in the batch, which are put side by side into one integer. No two are equal, so
-    that the fastest sort will do. An observation's place in `by_round` then follows from its round and slot.
+    One sort: by partition, row and place in the batch, which are put side by side into one integer. No two are equal,
+    so the fastest sort will do. An observation's place in `by_round` then follows from its round and its slot.
     """
     count = len(rows)
     row_bits, place_bits = int(rows.max(initial=0)).bit_length(), count.bit_length()
