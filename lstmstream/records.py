@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self, TypeVar
 
 import numpy as np
@@ -79,28 +80,27 @@ class RecordBatch:
 
     def sizes(self) -> Ints:
         """[N] bytes of key, value and headers of each record."""
-        columns = zip(self.keys, self.values, self.headers, strict=True)
-        sizes = [
-            len(key or b"") + len(value or b"") + (sum(len(n) + len(v or b"") for n, v in headers) if headers else 0)
-            for key, value, headers in columns
-        ]
-        return np.array(sizes, dtype=np.int64)
+        sizes = lengths(self.keys) + lengths(self.values)
+        if any(self.headers):
+            sizes += [sum(len(name) + len(value or b"") for name, value in of_record) for of_record in self.headers]
+        return sizes
 
     def take(self, rows: Ints) -> RecordBatch:
         """The records at `rows`."""
-        kept = rows.tolist()
+        if is_run(rows):
+            return self.slice(int(rows[0]), int(rows[-1]) + 1)
         return RecordBatch(
             self.topic,
             self.partitions[rows],
             self.offsets[rows],
             self.timestamps[rows],
-            [self.keys[i] for i in kept],
-            [self.values[i] for i in kept],
-            [self.headers[i] for i in kept],
+            pick(self.keys, rows),
+            pick(self.values, rows),
+            pick(self.headers, rows),
         )
 
     def slice(self, start: int, stop: int) -> RecordBatch:
-        """The records from `start` to before `stop`."""
+        """The records from `start` to before `stop`; the arrays are views."""
         return RecordBatch(
             self.topic,
             self.partitions[start:stop],
@@ -139,6 +139,22 @@ class RecordBatch:
         return {p: int(known[self.partitions == p].min()) for p in partition_numbers(self.partitions)}
 
 
+def is_run(rows: Ints) -> bool:
+    """Whether these are n, n + 1, n + 2, and so on: one at least."""
+    return len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all())
+
+
+def pick(items: list[T], rows: Ints) -> list[T]:
+    """Those at `rows`. No Python code runs for each."""
+    return items[rows[0] : rows[-1] + 1] if is_run(rows) else list(map(items.__getitem__, rows.tolist()))
+
+
+def lengths(fields: list[bytes | None]) -> Ints:
+    """[N] bytes of each; null has none."""
+    present = fields if None not in fields else [field or b"" for field in fields]
+    return np.fromiter(map(len, present), np.int64, len(present))  # type: ignore[arg-type]  # no None
+
+
 def partition_numbers(partitions: Ints) -> list[int]:
     """Those that occur in [N], ascending. Faster than to sort them; none is negative."""
     numbers: list[int] = np.flatnonzero(np.bincount(partitions)).tolist()
@@ -152,9 +168,9 @@ def concatenate(batches: Sequence[RecordBatch]) -> RecordBatch:
         np.concatenate([batch.partitions for batch in batches]),
         np.concatenate([batch.offsets for batch in batches]),
         np.concatenate([batch.timestamps for batch in batches]),
-        [key for batch in batches for key in batch.keys],
-        [value for batch in batches for value in batch.values],
-        [headers for batch in batches for headers in batch.headers],
+        list(chain.from_iterable([batch.keys for batch in batches])),
+        list(chain.from_iterable([batch.values for batch in batches])),
+        list(chain.from_iterable([batch.headers for batch in batches])),
     )
 
 
@@ -187,7 +203,7 @@ class Observations:
             self.index[rows],
             self.partitions[rows],
             self.offsets[rows],
-            [self.keys[i] for i in rows.tolist()],
+            pick(self.keys, rows),
             self.timestamps[rows],
             self.x[rows],
             self.categories[rows],

@@ -24,9 +24,14 @@ static int is_written_so(const char *start, const char *stop, int kinds)
     return stop - start <= 18 && !(number.negative && number.digits == 0); /* -0 is written as 0 */
 }
 
+typedef struct {
+    const char *text;
+    size_t length;
+} Name;
+
 /* The texts of the wanted members of one object, as begins and ends; both NULL for one that is absent, and the end NULL
  * for one that is to be read by Python code. -1 where all are. */
-static int find_members(const char *at, const char *end, PyObject *names, Py_ssize_t count, const char *found[][2])
+static int find_members(const char *at, const char *end, const Name *names, Py_ssize_t count, const char *found[][2])
 {
     memset(found, 0, (size_t)count * sizeof *found);
     at = skip_space(at);
@@ -45,8 +50,7 @@ static int find_members(const char *at, const char *end, PyObject *names, Py_ssi
         kinds = 0;
         if ((at = skip_value(value, end, 0, &kinds)) == NULL) return -1;
         for (Py_ssize_t i = 0; i < count; i++) {
-            PyObject *wanted = PyTuple_GetItem(names, i);
-            if ((size_t)PyBytes_Size(wanted) != length || memcmp(PyBytes_AsString(wanted), name, length) != 0) continue;
+            if (names[i].length != length || memcmp(names[i].text, name, length) != 0) continue;
             if (found[i][0] != NULL) return -1; /* twice: the last one counts, in Python */
             found[i][0] = value;
             found[i][1] = is_written_so(value, at, kinds) ? at : NULL;
@@ -60,18 +64,21 @@ static int find_members(const char *at, const char *end, PyObject *names, Py_ssi
 
 static PyObject *read_members(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *values, *names;
+    PyObject *values, *wanted;
+    Name names[MAX_NAMES];
     const char *found[MAX_NAMES][2];
-    if (!PyArg_ParseTuple(args, "OO", &values, &names)) return NULL;
-    if (!PyList_Check(values) || !PyTuple_Check(names) || PyTuple_Size(names) > MAX_NAMES) Py_RETURN_NONE;
-    Py_ssize_t rows = PyList_Size(values), count = PyTuple_Size(names);
+    if (!PyArg_ParseTuple(args, "OO", &values, &wanted)) return NULL;
+    if (!PyList_Check(values) || !PyTuple_Check(wanted) || PyTuple_Size(wanted) > MAX_NAMES) Py_RETURN_NONE;
+    Py_ssize_t rows = PyList_Size(values), count = PyTuple_Size(wanted);
     PyObject *columns = PyList_New(count);
     for (Py_ssize_t i = 0; columns != NULL && i < count; i++) {
-        PyObject *column = PyList_New(rows), *name = PyTuple_GetItem(names, i);
+        PyObject *column = PyList_New(rows), *name = PyTuple_GetItem(wanted, i);
         if (column == NULL || PyList_SetItem(columns, i, column) < 0) Py_CLEAR(columns);
         else if (!PyBytes_Check(name)) {
             PyErr_SetString(PyExc_TypeError, "read_members(list of bytes, tuple of bytes)");
             Py_CLEAR(columns);
+        } else {
+            names[i] = (Name){PyBytes_AsString(name), (size_t)PyBytes_Size(name)};
         }
     }
     for (Py_ssize_t row = 0; columns != NULL && row < rows; row++) { /* calls no Python code, so the list stays as it is */

@@ -113,6 +113,7 @@ typedef struct {
     int64_t timestamp_delta;
     const char *key, *value, *headers;
     Py_ssize_t key_length, value_length, headers_length; /* -1 is null */
+    Py_ssize_t size; /* of what follows the record's length */
 } Record;
 
 static int field_of(PyObject *list, Py_ssize_t row, const char **content, Py_ssize_t *length)
@@ -155,8 +156,8 @@ static PyObject *write_records(PyObject *Py_UNUSED(module), PyObject *args)
         if (field_of(keys, row, &record->key, &record->key_length) < 0) break;
         if (field_of(values, row, &record->value, &record->value_length) < 0) break;
         if (field_of(headers, row, &record->headers, &record->headers_length) < 0) break;
-        Py_ssize_t size = content_size(record, row);
-        total += size + varint_size(zigzag(size));
+        record->size = content_size(record, row);
+        total += record->size + varint_size(zigzag(record->size));
     }
     if (row < count) {
         PyErr_Clear();
@@ -165,7 +166,7 @@ static PyObject *write_records(PyObject *Py_UNUSED(module), PyObject *args)
         char *at = PyBytes_AsString(found);
         for (row = 0; row < count; row++) {
             const Record *record = &records[row];
-            at = write_varint(at, zigzag(content_size(record, row)));
+            at = write_varint(at, zigzag(record->size));
             *at++ = 0; /* attributes */
             at = write_varint(at, zigzag(record->timestamp_delta));
             at = write_varint(at, zigzag(row));

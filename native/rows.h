@@ -4,9 +4,11 @@ enum { TEXTS, INTEGERS, TIMES, FLAGS, KEYS, COLUMN_KINDS };
 
 typedef struct {
     int kind;
-    PyObject *prefix, *data; /* borrowed of the list of columns */
-    Py_buffer buffer;        /* of an array */
+    PyObject *data; /* borrowed of the list of columns */
+    Py_buffer buffer; /* of an array */
     int has_buffer;
+    const char *prefix, *text; /* `text`: of the row that is being written, where there is a list */
+    Py_ssize_t prefix_size, text_size;
 } Column;
 
 static char *write_integer(char *at, int64_t value)
@@ -48,27 +50,32 @@ static char *write_time(char *at, int64_t ms)
     return write_digits(at, of_day % 1000, 3);
 }
 
-/* The bytes at `row` of a column with a list; NULL for a key that JSON would write in another way, and for no bytes. */
-static const char *text_of(const Column *column, Py_ssize_t row, Py_ssize_t *size)
+/* Finds the bytes at `row` of a column with a list; -1 for a key that JSON would write in another way, and no bytes. */
+static int find_text(Column *column, Py_ssize_t row)
 {
     PyObject *item = PyList_GetItem(column->data, row);
-    if (item == NULL || !PyBytes_Check(item)) return NULL;
-    const char *text = PyBytes_AsString(item);
-    *size = PyBytes_Size(item);
-    for (Py_ssize_t i = 0; column->kind == KEYS && i < *size; i++)
-        if (text[i] < ' ' || text[i] > '~' || text[i] == '"' || text[i] == '\\') return NULL;
-    return text;
+    if (item == NULL || !PyBytes_Check(item)) return -1;
+    const char *text = column->text = PyBytes_AsString(item);
+    Py_ssize_t size = column->text_size = PyBytes_Size(item);
+    for (Py_ssize_t i = 0; column->kind == KEYS && i < size; i++)
+        if (text[i] < ' ' || text[i] > '~' || text[i] == '"' || text[i] == '\\') return -1;
+    return 0;
+}
+
+static inline char *append(char *at, const char *text, Py_ssize_t size)
+{
+    return (char *)memcpy(at, text, (size_t)size) + size;
 }
 
 /* One row of all columns, as bytes; NULL where it is declined or there is no memory. */
-static PyObject *write_row(const Column *columns, Py_ssize_t n_columns, PyObject *suffix, Py_ssize_t row, char **space,
+static PyObject *write_row(Column *columns, Py_ssize_t n_columns, PyObject *suffix, Py_ssize_t row, char **space,
                            Py_ssize_t *room)
 {
-    Py_ssize_t needed = PyBytes_Size(suffix), size = 0;
+    Py_ssize_t suffix_size = PyBytes_Size(suffix), needed = suffix_size;
     for (Py_ssize_t i = 0; i < n_columns; i++) {
-        const Column *column = &columns[i];
-        if (!column->has_buffer && text_of(column, row, &size) == NULL) return NULL;
-        needed += PyBytes_Size(column->prefix) + (column->has_buffer ? 24 : size + 8); /* at most "key":"" more */
+        Column *column = &columns[i];
+        if (!column->has_buffer && find_text(column, row) < 0) return NULL;
+        needed += column->prefix_size + (column->has_buffer ? 24 : column->text_size + 8); /* at most "key":"" more */
     }
     if (needed > *room) {
         char *larger = PyMem_Realloc(*space, (size_t)needed * 2);
@@ -79,8 +86,7 @@ static PyObject *write_row(const Column *columns, Py_ssize_t n_columns, PyObject
     char *at = *space;
     for (Py_ssize_t i = 0; i < n_columns; i++) {
         const Column *column = &columns[i];
-        size = PyBytes_Size(column->prefix);
-        at = (char *)memcpy(at, PyBytes_AsString(column->prefix), (size_t)size) + size;
+        at = append(at, column->prefix, column->prefix_size);
         if (column->kind == INTEGERS) {
             at = write_integer(at, ((int64_t *)column->buffer.buf)[row]);
         } else if (column->kind == TIMES) {
@@ -89,20 +95,21 @@ static PyObject *write_row(const Column *columns, Py_ssize_t n_columns, PyObject
             int flag = ((char *)column->buffer.buf)[row] != 0;
             at = (char *)memcpy(at, flag ? "true" : "false", 5) + (flag ? 4 : 5);
         } else {
-            if (column->kind == KEYS) at = (char *)memcpy(at, "\"key\":\"", 7) + 7;
-            const char *text = text_of(column, row, &size);
-            at = (char *)memcpy(at, text, (size_t)size) + size;
+            if (column->kind == KEYS) at = append(at, "\"key\":\"", 7);
+            at = append(at, column->text, column->text_size);
             if (column->kind == KEYS) *at++ = '"';
         }
     }
-    size = PyBytes_Size(suffix);
-    at = (char *)memcpy(at, PyBytes_AsString(suffix), (size_t)size) + size;
+    at = append(at, PyBytes_AsString(suffix), suffix_size);
     return PyBytes_FromStringAndSize(*space, at - *space);
 }
 
 static int open_column(Column *column, PyObject *description, Py_ssize_t count)
 {
-    if (!PyArg_ParseTuple(description, "iSO", &column->kind, &column->prefix, &column->data)) return -1;
+    PyObject *prefix;
+    if (!PyArg_ParseTuple(description, "iSO", &column->kind, &prefix, &column->data)) return -1;
+    column->prefix = PyBytes_AsString(prefix); /* which lives as long as the tuple */
+    column->prefix_size = PyBytes_Size(prefix);
     Py_ssize_t length = -1, width = column->kind == FLAGS ? 1 : 8;
     if (column->kind == TEXTS || column->kind == KEYS) {
         length = PyList_Check(column->data) ? PyList_Size(column->data) : -1;

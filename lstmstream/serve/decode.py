@@ -52,7 +52,7 @@ class Decoded(NamedTuple):
     documents: Sequence[Document]  # [N] the JSON objects; an empty one where there is none
     field_counts: FieldCounts
     silent: Bools  # [observations] they have no prediction
-    values: Sequence[bytes | None]  # [N] the text of the JSON objects, whatever the format of the records
+    values: list[bytes | None]  # [N] the text of the JSON objects, whatever the format of the records
 
 
 class Decoder:
@@ -168,10 +168,10 @@ class Decoder:
         """[N] Whether the event has no prediction."""
         silent = np.zeros(len(records), dtype=np.bool_)
         if self._silent is not None:
-            index = [i for i in range(len(records)) if i not in rejects.by_index]
+            index = np.array([i for i in range(len(records)) if i not in rejects.by_index], dtype=np.int64)
             found = self._silent.read(records.values, documents, index)
             silent[index] = [mark is True for mark in found]
-            for i, mark in zip(index, found, strict=True):
+            for i, mark in zip(index.tolist(), found, strict=True):
                 if type(mark) is BadRecord:
                     rejects.add(i, mark)
         return silent

@@ -23,9 +23,11 @@ from lstmstream.records import (
     Floats,
     Headers,
     Ints,
+    Observations,
     Predictions,
     RecordBatch,
     UnreadableValue,
+    pick,
 )
 from lstmstream.serve.decode import Decoded
 from lstmstream.serve.enriched import Enriched, EventWriter
@@ -117,14 +119,14 @@ class Encoder:
         `enriched` is what `events` wrote for these predictions, if that is known.
         """
         index = predictions.index
-        observed = np.searchsorted(decoded.observations.index, index).tolist()  # among the observations
-        values = self._values(records, decoded, predictions, observed)
-        keys: list[bytes | None]
-        if self._output_key is None:
-            keys = [decoded.observations.keys[at] for at in observed]
-        else:
+        observations = decoded.observations
+        if len(index) < len(observations.index):
+            observations = observations.take(np.searchsorted(observations.index, index))
+        values = self._values(records, decoded, predictions, observations)
+        keys = observations.keys
+        if self._output_key is not None:
             name, fields = self._output_key
-            (texts,) = fields.read(decoded.values, decoded.documents, index.tolist())
+            (texts,) = fields.read(decoded.values, decoded.documents, index)
             keys = [_output_key(text, name) for text in texts]
         published = RecordBatch.to_write(
             self._topics.predictions,
@@ -136,7 +138,7 @@ class Encoder:
         )
         alerts = self._alerts(published, records.partitions[index], predictions)
         if self.form is not None:
-            times = decoded.observations.timestamps[observed]
+            times = observations.timestamps
             places = zip(records.partitions[index].tolist(), records.offsets[index].tolist(), strict=True)
             sources = [f"{records.topic}-{partition}-{offset}" for partition, offset in places]
             published = self.form.write("prediction", published, times, sources)
@@ -153,7 +155,7 @@ class Encoder:
 
     def _headers(self, records: RecordBatch, index: Ints) -> list[Headers]:
         """Those of the records at `index` that are carried along."""
-        headers = [records.headers[i] for i in index.tolist()]
+        headers = pick(records.headers, index)
         if not self._without_cloudevent:
             return headers
         return [[header for header in one if not is_own_header(header[0])] if one else one for one in headers]
@@ -189,13 +191,14 @@ class Encoder:
         return np.full_like(partitions, BY_KEY) if topic in self._topics.key_hashed else partitions
 
     def _values(
-        self, records: RecordBatch, decoded: Decoded, predictions: Predictions, observed: list[int]
+        self, records: RecordBatch, decoded: Decoded, predictions: Predictions, observations: Observations
     ) -> list[bytes | None]:
-        if not observed:
+        """`observations`: those with a prediction."""
+        index, rows = predictions.index, Rows(len(predictions.index))
+        if not len(index):
             return []
-        index, rows = predictions.index, Rows(len(observed))
-        rows.keys(b"{", [decoded.observations.keys[at] for at in observed])
-        rows.times(b',"timestamp":"', decoded.observations.timestamps[observed])
+        rows.keys(b"{", observations.keys)
+        rows.times(b',"timestamp":"', observations.timestamps)
         rows.texts(b'Z","score":', _number_texts(predictions.score))
         end = b""
         if predictions.prediction is not None:
@@ -216,7 +219,7 @@ class Encoder:
             rows.integers(b',"offset":', records.offsets[index])
         end = b"}}"
         if self._names:
-            texts = self._included.read(decoded.values, decoded.documents, index.tolist())
+            texts = self._included.read(decoded.values, decoded.documents, index)
             self._add_event(rows, texts)
             end = b"}}"
         return rows.join(end)

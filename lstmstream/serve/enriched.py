@@ -49,7 +49,7 @@ class EventWriter:
         faults: dict[int, str] = {}
         if not index:
             return Enriched([], [], faults)
-        present = self._fields.read(decoded.values, decoded.documents, index)
+        present = self._fields.read(decoded.values, decoded.documents, predictions.index)
         for name, texts in zip(self._add, present, strict=False):
             for i, text in zip(index, texts, strict=True):
                 if text:

@@ -14,6 +14,7 @@ import msgspec
 
 from lstmstream import codec
 from lstmstream.formats.json_documents import ABSENT, Document, dump_finite, locate, may_be_rounded, parse_digits
+from lstmstream.records import Ints, pick
 
 _PLAIN_NAME = re.compile(r'[^\x00-\x1f."\\]+').fullmatch  # of a field of the event itself, written without escapes
 # A string without escapes, an integer of 18 digits, a float of 15 that is at least 0.001: orjson writes them so again.
@@ -44,14 +45,13 @@ class EventFields:
         )
         self._decode = msgspec.json.Decoder(event).decode
 
-    def read(
-        self, values: Sequence[bytes | None], documents: Sequence[Document], index: Sequence[int]
-    ) -> list[list[bytes]]:
+    def read(self, values: list[bytes | None], documents: Sequence[Document], index: Ints) -> list[list[bytes]]:
         """For each name the texts in the events at `index`; empty where it is absent or cannot be written as JSON.
 
         `documents` are the `values` parsed. An integer beyond 64 bits is written with its own digits.
         """
-        chosen = [values[i] or b"" for i in index]
+        taken = pick(values, index)
+        chosen: list[bytes] = [value or b"" for value in taken] if None in taken else taken  # type: ignore[assignment]
         found = dict(zip(self._top_level, self._read_top_level(chosen), strict=True))
         columns = []
         for name in self._names:
@@ -59,7 +59,7 @@ class EventFields:
             columns.append(
                 [
                     _text(documents[i], name, value) if text is None else text
-                    for i, text, value in zip(index, column, chosen, strict=True)
+                    for i, text, value in zip(index.tolist(), column, chosen, strict=True)
                 ]
                 if None in column
                 else column

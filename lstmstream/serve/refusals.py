@@ -17,7 +17,7 @@ import numpy as np
 
 from lstmstream.errors import CannotServe, Fatal, RecordRefused
 from lstmstream.formats.iso_columns import iso_texts
-from lstmstream.records import DeadLetter, Predictions, RecordBatch
+from lstmstream.records import DeadLetter, Predictions, RecordBatch, lengths
 from lstmstream.serve.encode import BARE, NOW, OWN_KEY, WITH_KEY, Outputs
 from lstmstream.serve.failure_log import FailureLog
 
@@ -66,8 +66,8 @@ class TopicBounds(NamedTuple):
                 if key is None:
                     yield row, WITH_KEY, "a compacted topic accepts no record without a key"
         # Headers are not counted here, for speed: the broker finds those.
-        if self.max_bytes is not None and _longest(batch.keys) + _longest(batch.values) > self.max_bytes:
-            sizes = np.fromiter(map(_size, batch.keys), np.int64) + np.fromiter(map(_size, batch.values), np.int64)
+        if self.max_bytes is not None:
+            sizes = lengths(batch.keys) + lengths(batch.values)
             for row in np.flatnonzero(sizes > self.max_bytes).tolist():
                 yield row, BARE, f"key and value have {sizes[row]} bytes, more than max.message.bytes={self.max_bytes}"
 
@@ -177,14 +177,6 @@ class Refusals:
 def _number(settings: Mapping[str, str], name: str) -> int | None:
     value = settings.get(name, "")
     return int(value) if value.isdigit() and int(value) < np.iinfo(np.int64).max // 2 else None
-
-
-def _size(part: bytes | None) -> int:
-    return 0 if part is None else len(part)
-
-
-def _longest(parts: list[bytes | None]) -> int:
-    return max(map(len, filter(None, parts)), default=0)
 
 
 def _time(timestamp_ms: int) -> str:

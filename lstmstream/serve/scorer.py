@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lstmstream.model import Card
-from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers
+from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers, pick
 from lstmstream.serve.fast_rounds import DeviceModel, HostMover, MovedStates, Mover, WatchingMover, run_rounds
 from lstmstream.serve.reasons import Occlusion
 from lstmstream.serve.state import BatchStates, StateStore
@@ -330,7 +330,7 @@ class Scorer:
         for partition in partition_numbers(observations.partitions):
             slab = self.states.slabs[partition]
             mine = np.flatnonzero(observations.partitions == partition)
-            rows, _ = slab.index.find_all([observations.keys[i] for i in mine.tolist()])
+            rows, _ = slab.index.find_all(pick(observations.keys, mine))
             fresh[mine] = (rows < 0) | (observations.offsets[mine] > slab.last_offset[rows])
         return observations if fresh.all() else observations.take(np.flatnonzero(fresh))
 

@@ -10,6 +10,7 @@ import orjson
 from lstmstream.errors import BadRecord
 from lstmstream.formats.json_documents import Document
 from lstmstream.formats.values import canonical_text, category_text
+from lstmstream.records import Ints
 from lstmstream.serve.event_fields import EventFields
 
 
@@ -29,9 +30,7 @@ class SilentField:
 
         self._is_silent = is_silent
 
-    def read(
-        self, values: Sequence[bytes | None], documents: Sequence[Document], index: Sequence[int]
-    ) -> list[bool | BadRecord]:
+    def read(self, values: list[bytes | None], documents: Sequence[Document], index: Ints) -> list[bool | BadRecord]:
         """Whether each event at `index` is silent, or why its value is refused. `documents` are the `values` parsed."""
         (texts,) = self._fields.read(values, documents, index)
         return list(map(self._is_silent, texts))

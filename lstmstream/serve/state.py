@@ -257,8 +257,9 @@ class StateStore:
     def gather(self, partitions: Ints, keys: list[Key]) -> BatchStates:
         """Copy out the states of M observations' keys; new keys come with the initial row and 0 steps."""
         created: list[tuple[int, list[Key]]] = []
-        slot_of, counts, slot_partitions, slot_rows = self._slots(partitions, keys, created)
-        distinct = len(counts)
+        rows = self._find_rows(partitions, keys, created)
+        slot_partitions, slot_rows, by_round, round_bounds = _slots(partitions, rows)
+        distinct = len(slot_rows)
         places = self._each_slab(slot_partitions, slot_rows)
         states = BatchStates(
             stored=self._backend.gather([(slab.rows, where, rows) for slab, where, rows in places], distinct),
@@ -267,8 +268,8 @@ class StateStore:
             last_timestamp=np.empty(distinct, dtype=np.int64),
             last_offset=np.empty(distinct, dtype=np.int64),
             failures=np.empty(distinct, dtype=np.int64),
-            by_round=_by_round(slot_of, counts),
-            round_bounds=_round_bounds(counts),
+            by_round=by_round,
+            round_bounds=round_bounds,
             partitions=slot_partitions,
             row_numbers=slot_rows,
         )
@@ -316,20 +317,13 @@ class StateStore:
             for i in reversed(unused.tolist()):  # so that the first to be made again gets the same row
                 slab.remove(keys[i])
 
-    def _slots(
-        self, partitions: Ints, keys: list[Key], created: list[tuple[int, list[Key]]]
-    ) -> tuple[Ints, Ints, Ints, Ints]:
-        """(slot of each observation [M], observations of each slot [K], the slot's partition [K], row number [K])."""
+    def _find_rows(self, partitions: Ints, keys: list[Key], created: list[tuple[int, list[Key]]]) -> Ints:
+        """[M] The row of each key in the slab of its partition."""
         rows = np.empty(len(keys), dtype=np.int64)
         cuts = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(keys)] if keys else [0]
         for start, end in pairwise(cuts):
             rows[start:end] = self._row_numbers(int(partitions[start]), keys[start:end], created)
-        codes, inverse, counts = np.unique((partitions << 40) | rows, return_inverse=True, return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        slot_of_code = np.empty(len(order), dtype=np.int64)
-        slot_of_code[order] = np.arange(len(order))
-        codes = codes[order]
-        return slot_of_code[inverse], counts[order], codes >> 40, codes & ((1 << 40) - 1)
+        return rows
 
     def _row_numbers(self, partition: int, keys: list[Key], created: list[tuple[int, list[Key]]]) -> Ints:
         slab = self.slabs[partition]
@@ -355,13 +349,30 @@ class StateStore:
         return [(self.slabs[p], w, row_numbers[w]) for p, w in zip(present, wheres, strict=True)]
 
 
-def _by_round(slot_of: Ints, counts: Ints) -> Ints:
-    """Observations ordered by (round, slot): a key's first observation is in round 0, its second in round 1, ..."""
-    by_slot = np.argsort(slot_of, kind="stable")
-    starts = np.cumsum(counts) - counts
-    number = np.empty(len(slot_of), dtype=np.int64)  # of the round
-    number[by_slot] = np.arange(len(slot_of)) - np.repeat(starts, counts)
-    return np.lexsort((slot_of, number))
+def _slots(partitions: Ints, rows: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Of M observations: (partition of each slot [K], its row number [K], `by_round` and `round_bounds`).
+
+    One sort: by partition, row and place in the batch, which are put side by side into one integer. No two are equal,
+    so the fastest sort will do. An observation's place in `by_round` then follows from its round and its slot.
+    """
+    count = len(rows)
+    row_bits, place_bits = int(rows.max(initial=0)).bit_length(), count.bit_length()
+    assert int(partitions.max(initial=0)).bit_length() + row_bits + place_bits < 64, "more rows than memory can hold"
+    tagged = np.sort(((partitions << row_bits | rows) << place_bits) | np.arange(count))
+    observations, codes = tagged & ((1 << place_bits) - 1), tagged >> place_bits
+    is_first = np.ones(count, dtype=np.bool_)
+    np.not_equal(codes[1:], codes[:-1], out=is_first[1:])
+    firsts = np.flatnonzero(is_first)  # of each key, ascending
+    counts = np.diff(firsts, append=count)
+    order = np.argsort(-counts, kind="stable")
+    slot_of_key = np.empty(len(order), dtype=np.int64)
+    slot_of_key[order] = np.arange(len(order))
+    key = np.cumsum(is_first) - 1
+    round_bounds = _round_bounds(counts[order])
+    by_round = np.empty(count, dtype=np.int64)
+    by_round[round_bounds[np.arange(count) - firsts[key]] + slot_of_key[key]] = observations
+    codes = codes[firsts[order]]
+    return codes >> row_bits, codes & ((1 << row_bits) - 1), by_round, round_bounds
 
 
 def _round_bounds(counts: Ints) -> Ints:

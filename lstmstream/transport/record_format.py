@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmstream import codec
-from lstmstream.records import Headers, Ints
+from lstmstream.records import Headers, Ints, lengths
 
 Bytes = NDArray[np.uint8]
 
@@ -190,7 +190,9 @@ def encode_records(
     """The records of one batch, not packed, without its head."""
     compiled = codec.load()
     if compiled is not None:
-        packed = [_headers(of_record) if of_record else None for of_record in headers]
+        packed: list[bytes | None] = [None] * len(headers)
+        if any(headers):
+            packed = [_headers(of_record) if of_record else None for of_record in headers]
         found: bytes | None = compiled.write_records(timestamp_deltas, keys, values, packed)
         if found is not None:
             return found
@@ -219,14 +221,10 @@ def _headers(headers: Headers) -> bytes:
     return b"".join(pieces)
 
 
-def record_bytes_at_most(
-    keys: Sequence[bytes | None], values: Sequence[bytes | None], headers: Sequence[Headers]
-) -> Ints:
+def record_bytes_at_most(keys: list[bytes | None], values: list[bytes | None], headers: list[Headers]) -> Ints:
     """[N] No encoded record is longer."""
     overhead = 5 + 1 + 10 + 5 + 5 + 5 + 5  # length, attributes, timestamp, offset, lengths of key and value, count
-    sizes = np.fromiter(map(len, [key or b"" for key in keys]), np.int64, len(keys))
-    sizes += np.fromiter(map(len, [value or b"" for value in values]), np.int64, len(values))
-    for row, of_record in enumerate(headers):
-        if of_record:
-            sizes[row] += sum(10 + 4 * len(name) + len(value or b"") for name, value in of_record)
-    return sizes + overhead
+    sizes = lengths(keys) + lengths(values) + overhead
+    if any(headers):
+        sizes += [sum(10 + 4 * len(name) + len(value or b"") for name, value in of_record) for of_record in headers]
+    return sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from lstmstream import codec
 from lstmstream.serve.row_memory import RowMemory
-from lstmstream.serve.state import CLEAN, BatchStates, KeyState, Slab, StateStore
+from lstmstream.serve.state import CLEAN, BatchStates, KeyState, Slab, StateStore, _slots
 from lstmstream.serve.state_rows import StateBackend
 from tests.serve.helpers import free_rows, snapshot
 
@@ -389,3 +390,23 @@ def test_what_was_gathered_is_a_copy(make_backend: MakeBackend) -> None:
     assert {steps for _, steps, *_ in snapshot(stream.store).values()} == {99}
     stream.store.rollback()
     stream.check()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 500])
+@pytest.mark.parametrize("keys", [1, 40, 1 << 31])
+def test_slots_and_rounds_are_those_of_the_definition(count: int, keys: int) -> None:
+    random = np.random.default_rng(count + keys)
+    partitions, rows = random.integers(0, 5, count), random.integers(0, keys, count)
+    of_slot, row_of_slot, by_round, bounds = _slots(partitions, rows)
+    keys_of = list(zip(partitions.tolist(), rows.tolist(), strict=True))
+    occurrences = Counter(keys_of)
+    slots = list(zip(of_slot.tolist(), row_of_slot.tolist(), strict=True))
+    assert slots == sorted(occurrences, key=lambda key: (-occurrences[key], key))
+    seen: Counter[tuple[int, int]] = Counter()
+    rounds: dict[int, list[tuple[int, int]]] = {}
+    for observation, key in enumerate(keys_of):
+        rounds.setdefault(seen[key], []).append((slots.index(key), observation))
+        seen[key] += 1
+    expected = [observation for number in sorted(rounds) for _, observation in sorted(rounds[number])]
+    assert by_round.tolist() == expected
+    assert bounds.tolist() == [0, *np.cumsum([len(rounds[number]) for number in sorted(rounds)]).tolist()]

@@ -11,7 +11,13 @@ import pytest
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.selector import NetworkSelector
 
-from lstmstream.transport.clients.kafka_python_network import Network, Turns, _connect_to_any
+from lstmstream.transport.clients.kafka_python_network import (
+    _RECEIVE_BYTES,
+    Network,
+    Turns,
+    _connect_to_any,
+    _Transport,
+)
 from tests.transport.servers import kafka, serving, silent
 
 
@@ -77,3 +83,42 @@ def test_failures_that_are_told_twice_count_once() -> None:
     for _ in range(2):
         turns.failed(servers, first.node_id)
     assert turns.current(servers) is not first
+
+
+def test_a_connection_takes_all_that_has_come_and_sees_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        net = NetworkSelector()
+        transport = _Transport(net, ours)
+        assert transport._sock_recv() == (b"", None), "nothing yet"
+        for size in (3, _RECEIVE_BYTES, _RECEIVE_BYTES + 1):
+            sent = bytes(range(256)) * (size // 256 + 1)
+            assert theirs.send(sent[:size]) == size
+            assert transport._sock_recv() == (sent[:size], None)
+        theirs.close()
+        rest, failure = transport._sock_recv()
+        assert rest == b""
+        assert "socket disconnected" in str(failure)
+        ours.close()
+        rest, failure = transport._sock_recv()
+        assert rest == b""
+        assert isinstance(failure, kerr.KafkaConnectionError)
+        net.close()
+
+
+def test_connections_without_tls_are_ours() -> None:
+    with serving(silent) as at:
+        network = Network(Turns(), 5.0, {"bootstrap_servers": [at], "reconnect_backoff_max_ms": 1000})
+        manager, found = network._manager, []
+
+        async def run() -> None:
+            found.append(await manager._build_transport(manager.cluster.bootstrap_brokers()[0]))
+
+        try:
+            manager._net.run(run)
+            assert type(found[0]) is _Transport
+            found[0].close()
+        finally:
+            network.close()

@@ -1,7 +1,8 @@
-"""How kafka-python's clients find a broker: what they get wrong at the addresses of `bootstrap_servers`.
+"""How kafka-python's clients find a broker and read from it.
 
-The library picks one of the addresses by chance and gives it all the time there is, so that one that is dead keeps a
-client from its neighbours, which are well; the same among the addresses of one host name.
+The library picks one of the `bootstrap_servers` by chance and gives it all the time there is, so that one that is dead
+keeps a client from its neighbours, which are well; the same among the addresses of one host name. And it takes what has
+come in pieces of 4 kB; here they are larger.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaTCPTransport
 
+_RECEIVE_BYTES = 64 << 10  # at a time; more would have the allocator ask the system for memory each time
 _LEAST_SHARE_S = 1.5  # of the time there is, for one address
 
 
@@ -61,12 +64,39 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         return super().update_backoff(node_id)
 
 
+class _Transport(KafkaTCPTransport):  # type: ignore[misc]
+    """A connection without TLS, whose pieces are never larger than 16 kB.
+
+    Each piece costs a system call, and then a wait for Python's lock, which the thread that computes may keep for 5 ms.
+    """
+
+    def _sock_recv(self) -> tuple[bytes, BaseException | None]:
+        """What has come, and why there will be no more."""
+        pieces: list[bytes] = []
+        failure: BaseException | None = None
+        while failure is None:
+            try:
+                piece = self._sock.recv(_RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                break
+            except Exception as error:
+                failure = kerr.KafkaConnectionError(error)
+                break
+            if not piece:
+                failure = kerr.KafkaConnectionError("socket disconnected")
+            pieces.append(piece)
+            if len(piece) < _RECEIVE_BYTES:  # what comes now, or the end, wakes the thread again
+                break
+        return b"".join(pieces), failure
+
+
 class Network(KafkaNetClient):  # type: ignore[misc]
     """The connections of one client object."""
 
     def __init__(self, turns: Turns, bootstrap_s: float, settings: dict[str, Any]) -> None:
         """`bootstrap_s`: how long the client looks for a broker; `settings` are the library's."""
         net_manager.create_connection = _connect_to_any
+        net_manager.KafkaTCPTransport = _Transport
         net = NetworkSelector(**settings)
         super().__init__(net, _Manager(net, turns, bootstrap_s, settings))
 

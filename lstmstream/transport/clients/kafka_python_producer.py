@@ -205,4 +205,7 @@ def _encode(at: TopicPartition, part: RecordBatch, config: Mapping[str, Any]) ->
 
 def _deltas(timestamps: Ints) -> list[int]:
     first = int(timestamps[0])
-    return [timestamp - first for timestamp in timestamps.tolist()]
+    if int(timestamps.max()) - int(timestamps.min()) < 1 << 63:
+        deltas: list[int] = (timestamps - first).tolist()
+        return deltas
+    return [timestamp - first for timestamp in timestamps.tolist()]  # beyond 64 bits
