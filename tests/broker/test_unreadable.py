@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ NOW_MS = 1_700_000_000_000
 @pytest.fixture(scope="module")
 def topic(broker: str) -> str:
     """Five records in three batches: of offset 0, of 1 to 3, and of 4."""
-    name = "unreadable.in"
+    name = f"unreadable-{uuid.uuid4().hex[:12]}.in"  # made again where tests of other files come between
     create_topics(broker, [name], partitions=1)
     fill(broker, name)
     return name
