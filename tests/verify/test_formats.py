@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import fastavro
 import pytest
 
 from lstmstream.formats.wire_format import frame
-from lstmstream.transport import schema_registry
 from tests.models import random_model
 from tests.registry import Registry
 from tests.schemas import FIELD, proto_file, proto_message
@@ -116,18 +115,6 @@ def as_avro_change(registry: Registry) -> Write:
     }
     number = registry.add("in-value", json.dumps(envelope))
     return lambda event, _number: (frame(number, avro_bytes(envelope, {"after": event, "op": "c"})), [])
-
-
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time passes between two questions."""
-    monkeypatch.setattr(schema_registry, "PAUSES_S", ())
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as running:
-        yield running
 
 
 class FormatWorld(VerifyWorld):

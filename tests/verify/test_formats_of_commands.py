@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,12 @@ from lstmstream.init import command
 from lstmstream.init.command import Wire, init
 from lstmstream.records import RecordBatch
 from lstmstream.serve.score import score_file
-from lstmstream.transport import schema_registry
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.transport.schema_registry import open_event_reader
 from tests.models import random_model
 from tests.registry import Registry
 from tests.verify.test_formats import CATEGORIES, FormatWorld, as_avro, as_change, as_cloudevent, payments
 from tests.verify.world import INPUT, NOW_MS, OUTPUT, VerifyTransport
-
-
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time passes between two questions."""
-    monkeypatch.setattr(schema_registry, "PAUSES_S", ())
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as running:
-        yield running
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from lstmstream.serve.live import LiveObserver
-from lstmstream.transport import schema_registry
 from lstmstream.transport.memory import LogRecord
 from tests.models import random_model
 from tests.registry import Registry
@@ -26,18 +25,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "binary": {"cloudevents": "binary"},
     "structured": {"cloudevents": "structured"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time passes between two questions."""
-    monkeypatch.setattr(schema_registry, "PAUSES_S", ())
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as running:
-        yield running
 
 
 def made(folder: Path, registry: Registry, output: dict[str, Any], **settings: Any) -> VerifyWorld:
