@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -15,8 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 import yaml
+
+from tests.programs import find_program
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
@@ -29,12 +29,9 @@ HISTOGRAM_ENDS = ("_bucket", "_sum", "_count")
 WAIT_S = 30.0
 
 
-def find_program(name: str) -> str:
+def find_prometheus(name: str = "prometheus") -> str:
     """The path of `prometheus` or `promtool`; skips the test on a machine that has neither."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"no {name} on this machine (Debian, Ubuntu: apt-get install prometheus)")
-    return found
+    return find_program(name, install="Debian, Ubuntu: apt-get install prometheus")
 
 
 def rules() -> list[dict[str, Any]]:
@@ -79,7 +76,7 @@ class RunningPrometheus:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{listener.getsockname()[1]}"
-        command = [find_program("prometheus"), f"--config.file={folder / 'prometheus.yml'}"]
+        command = [find_prometheus(), f"--config.file={folder / 'prometheus.yml'}"]
         command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={self.address}"]
         command += ["--enable-feature=exemplar-storage", "--log.level=warn"]
         self._log = folder / "prometheus.log"

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,6 +17,7 @@ import yaml
 
 from lstmstream.config import load_config
 from tests.dockerfile import Step, instructions, stage, stages
+from tests.programs import find_program
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -317,9 +317,7 @@ def test_the_unit_restarts_what_a_restart_helps_and_gives_time_to_hand_over() ->
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        pytest.skip("no systemd-analyze on this machine")
+    program = find_program("systemd-analyze", install="a part of systemd")
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/lstmstream/bin/lstmstream", sys.executable))
     done = subprocess.run([program, "verify", "--man=no", copy], capture_output=True, text=True, check=False)

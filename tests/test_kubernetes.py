@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from lstmstream.config import Config, load_config
+from tests.programs import find_program
 from tests.test_deploy import last_stage
 
 ROOT = Path(__file__).parent.parent
@@ -34,11 +34,7 @@ Manifest = dict[str, Any]
 
 
 def find_helm() -> str:
-    """Its path; skips the test on a machine that has none."""
-    found = shutil.which("helm") or shutil.which("helm", path=str(Path.home() / "go" / "bin"))
-    if found is None:
-        pytest.skip("no helm on this machine (with Go: go install helm.sh/helm/v3/cmd/helm@latest)")
-    return found
+    return find_program("helm", install="with Go: go install helm.sh/helm/v3/cmd/helm@latest")
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ from tests.prometheus import (
     ROOT,
     RULES,
     alerts,
-    find_program,
+    find_prometheus,
     panels,
     queries,
     rules,
@@ -59,7 +59,7 @@ def named(text: str) -> set[str]:
 )
 def test_promtool_accepts(arguments: tuple[str | Path, ...]) -> None:
     done = subprocess.run(
-        [find_program("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT
+        [find_prometheus("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.programs import find_program
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WAIT_S = 30.0
-
-
-def find_chromium() -> str:
-    """Its path; skips the test on a machine that has none."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip(f"no Chromium on this machine (looked for {', '.join(NAMES)})")
-    return found
 
 
 class Browser:
@@ -35,7 +26,7 @@ class Browser:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={folder}"]
         flags += ["--no-first-run", "--disable-background-networking", "about:blank"]
         self._process = subprocess.Popen(
-            ["bash", "-c", script, find_chromium(), *flags],
+            ["bash", "-c", script, find_program(*NAMES, install="Debian: apt-get install chromium"), *flags],
             pass_fds=(commands, answers),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
