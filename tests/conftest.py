@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from lstmstream import codec
 from lstmstream.dev.broker import DevBroker
+from tests.broker.harness import wait_for_coordinators
 
 OWN_BROKER = "LSTMSTREAM_TEST_BOOTSTRAP"
 HERE = Path(__file__).parent
@@ -38,6 +39,7 @@ def broker() -> Iterator[str]:
         development = DevBroker(Path(folder) / "broker")
         servers = development.up(port=0)
         try:
+            wait_for_coordinators(servers)
             yield servers
         finally:
             development.down(wipe=True)

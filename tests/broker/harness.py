@@ -235,6 +235,24 @@ def create_topics(servers: str, names: Sequence[str], *, partitions: int) -> Non
         )
 
 
+def wait_for_coordinators(servers: str) -> None:
+    """Makes a new broker create its topics of offsets and transactions, which it does at the first question only."""
+    deadline = time.monotonic() + 60
+    with admin(servers) as client:
+        while True:
+            try:
+                client.list_group_offsets("nobody")
+                break
+            except (CoordinatorNotAvailableError, NotCoordinatorError):
+                assert time.monotonic() < deadline, "the broker has no coordinator of groups"
+                time.sleep(0.1)
+    producer = KafkaProducer(bootstrap_servers=servers, transactional_id="nobody")
+    try:
+        producer.init_transactions()
+    finally:
+        producer.close()
+
+
 def delete_topics(servers: str, prefix: str, group: str) -> None:
     """Clears a broker that goes on without us of what a run left there."""
     with admin(servers) as client:
@@ -242,6 +260,21 @@ def delete_topics(servers: str, prefix: str, group: str) -> None:
         client.delete_topics(names, raise_errors=False)
         with contextlib.suppress(KafkaError):  # there was none yet, or its last member has only just been killed
             client.delete_groups([group])
+
+
+@contextlib.contextmanager
+def foreign_member(servers: str, topic: str, group: str, **settings: Any) -> Iterator[KafkaConsumer]:
+    """A consumer of another program, which has joined the group and owns partitions of the topic."""
+    consumer = KafkaConsumer(topic, bootstrap_servers=servers, group_id=group, **settings)
+    try:
+        consumer.partitions_for_topic(topic)  # a leader that joins before it knows them may assign none, for ever
+        deadline = time.monotonic() + 60
+        while not consumer.assignment():
+            assert time.monotonic() < deadline, "the consumer has been assigned no partition"
+            consumer.poll(timeout_ms=100)
+        yield consumer
+    finally:
+        consumer.close()
 
 
 @contextlib.contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaProducer
 
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.security import SecuritySettings
-from tests.broker.harness import create_topics
+from tests.broker.harness import create_topics, foreign_member
 
 SHORT = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
 
@@ -49,18 +49,11 @@ def test_the_members_of_the_group_are_named(broker: str, topic_prefix: str, tran
     topic = f"{topic_prefix}.in"
     transport.connect()
     assert transport.group_members() == []
-    other = KafkaConsumer(topic, bootstrap_servers=broker, group_id=topic_prefix, client_id="reports")
-    try:
-        deadline = time.monotonic() + 60
-        while not other.assignment():
-            assert time.monotonic() < deadline
-            other.poll(100)
+    with foreign_member(broker, topic, topic_prefix, client_id="reports"):
         (member,) = transport.group_members()
         assert (member.client_id, sorted(member.partitions)) == ("reports", [0, 1])
         assert "127.0.0.1" in member.host
-    finally:
-        other.close()
-        transport.close(5.0)
+    transport.close(5.0)
 
 
 def test_this_member_is_found_among_them(topic_prefix: str, transport: KafkaTransport) -> None:

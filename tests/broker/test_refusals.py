@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaProducer
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import KafkaError, for_code
 from kafka.protocol.admin import AlterClientQuotasRequest
@@ -22,6 +22,7 @@ from tests.broker.harness import (
     admin,
     committed_offsets,
     create_topics,
+    foreign_member,
     produce,
     read_all,
     write_config,
@@ -171,24 +172,16 @@ def test_a_setting_that_the_broker_refuses(
 def test_another_kind_of_consumer_in_the_group(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     name = topic_prefix
     create_topics(broker, [f"{name}.in"], partitions=1)
-    other = KafkaConsumer(
-        f"{name}.in",
-        bootstrap_servers=broker,
-        group_id=name,
-        partition_assignment_strategy=[RangePartitionAssignor],
-    )
-    try:
-        while not other.assignment():
-            other.poll(timeout_ms=200)
-        with RunningDaemon(configured(tmp_path, name, broker), tmp_path / "log") as daemon:
-            deadline = time.monotonic() + 60
-            while daemon.exit_code is None and time.monotonic() < deadline:
-                other.poll(timeout_ms=100)
-            assert daemon.exit_code == 2, daemon.last_words()
-            [error] = [line["message"] for line in daemon.log_lines if line["level"] == "error"]
-            assert error.startswith(f"name: the broker refuses {name!r}"), error
-    finally:
-        other.close()
+    with (
+        foreign_member(broker, f"{name}.in", name, partition_assignment_strategy=[RangePartitionAssignor]) as other,
+        RunningDaemon(configured(tmp_path, name, broker), tmp_path / "log") as daemon,
+    ):
+        deadline = time.monotonic() + 60
+        while daemon.exit_code is None and time.monotonic() < deadline:
+            other.poll(timeout_ms=100)
+        assert daemon.exit_code == 2, daemon.last_words()
+        [error] = [line["message"] for line in daemon.log_lines if line["level"] == "error"]
+        assert error.startswith(f"name: the broker refuses {name!r}"), error
 
 
 def set_produce_quota(servers: str, client_id: str, bytes_per_s: float) -> None:
