@@ -49,10 +49,12 @@ _STREAM_HEAD = (
 )
 # With http.token set, these ask for it: they show keys. Without one, on a loopback address, they are for this machine.
 GUARDED_PATHS = frozenset({"/live", "/live/events"})
+STATE_PREFIX = "/state/"  # guarded as well; the key follows
 
 
 # Takes the request's Accept header, returns a whole response (`json_response`, ...); it may first await others.
 Route = Callable[[str], bytes | Awaitable[bytes]]
+KeyRoute = Callable[[str], Awaitable[bytes]]  # takes what follows STATE_PREFIX, percent-encoded
 
 
 class Stream(bytes):
@@ -79,14 +81,16 @@ class HttpServer:
         not_found: Callable[[], bytes] | None = None,
         feed: Feed | None = None,
         guard: Guard | None = None,
+        state: KeyRoute | None = None,
     ) -> None:
         """Port 0 takes any free port; the property `port` is the one taken. `routes`: by path.
 
         `not_found`: the response to any other path. `feed` runs on this server's thread. `guard`: of GUARDED_PATHS.
+        `state`: the response to STATE_PREFIX and a key.
         """
         self._socket = _listen(host, port)
         self._port = int(self._socket.getsockname()[1])
-        self._router = _Router(routes, not_found, guard)
+        self._router = _Router(routes, not_found, guard, state)
         self._feed = feed
         self._open: dict[_Connection, None] = {}  # oldest first
         self._loop = asyncio.new_event_loop()
@@ -247,10 +251,15 @@ class _Router:
     """Turns the head of a request into the bytes of its response."""
 
     def __init__(
-        self, routes: Mapping[str, Route], not_found: Callable[[], bytes] | None, guard: Guard | None = None
+        self,
+        routes: Mapping[str, Route],
+        not_found: Callable[[], bytes] | None,
+        guard: Guard | None = None,
+        state: KeyRoute | None = None,
     ) -> None:
         self._routes = routes
         self._not_found = not_found
+        self._state = state
         self._guard = Guard(None, local_only=False) if guard is None else guard
 
     async def respond(self, head: bytes) -> bytes:
@@ -270,13 +279,18 @@ class _Router:
             return _error(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD\r\n")
         try:
             path = _path(target)
-            refused = self._guard.refuse(lines) if path in GUARDED_PATHS else None
+            guarded = path in GUARDED_PATHS or path.startswith(STATE_PREFIX)
+            refused = self._guard.refuse(lines) if guarded else None
             response = await self._route(path, _header(lines, "accept")) if refused is None else refused
         except Exception:  # a failing metric must not end the thread that answers the probes
             response = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
         return response if method == "GET" else response[: response.index(b"\r\n\r\n") + 4]
 
     async def _route(self, path: str, accept: str) -> bytes:
+        if path.startswith(STATE_PREFIX) and self._state is not None:
+            if not self._guard.has_token:
+                return _error(HTTPStatus.NOT_FOUND, hint="set http.token to look up states")
+            return await self._state(path.removeprefix(STATE_PREFIX))
         route = self._routes.get(path)
         if route is None:
             return _error(HTTPStatus.NOT_FOUND) if self._not_found is None else self._not_found()
@@ -295,6 +309,11 @@ class Guard:
         """
         self._token = None if token is None else token.encode()
         self._local_only = local_only
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a token is asked for."""
+        return self._token is not None
 
     def refuse(self, lines: list[str]) -> bytes | None:
         """The response to a request with these headers, if it may not be answered."""
@@ -339,7 +358,7 @@ def live_routes(feed: Feed | None) -> Mapping[str, Route]:
         return _response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8", extra)
 
     async def live(_accept: str) -> bytes:
-        return _response(HTTPStatus.OK, await feed.body(), _JSON_TYPE)
+        return ok_json(await feed.body())
 
     def events(_accept: str) -> bytes:
         if feed.full:
@@ -364,6 +383,11 @@ def json_response(*, ok: bool, body: Mapping[str, object], otherwise: int = HTTP
     """`body` as JSON, with status 200 if `ok`."""
     status = HTTPStatus.OK if ok else HTTPStatus(otherwise)
     return _response(status, json.dumps(body).encode() + b"\n", _JSON_TYPE)
+
+
+def ok_json(body: bytes) -> bytes:
+    """The response with a body that is JSON already."""
+    return _response(HTTPStatus.OK, body, _JSON_TYPE)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -21,6 +21,7 @@ from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.startup import make_observers, start_daemon
+from lstmstream.serve.state_lookup import StateLookup
 from lstmstream.serve.worker import Worker
 from lstmstream.shutdown import ShutdownSignal
 from lstmstream.transport.kafka import open_kafka_transport
@@ -70,7 +71,8 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
     feed = Feed(live.take)
     guard = Guard(token, local_only=config.http.loopback)
     routes = daemon_routes(health, metrics.registry, feed)
-    http = HttpServer(config.http.host, config.http.port, routes, feed=feed, guard=guard)
+    lookup = StateLookup()
+    http = HttpServer(config.http.host, config.http.port, routes, feed=feed, guard=guard, state=lookup.respond)
     try:
         if worker is not None:
             worker.report_port(http.port)
@@ -102,7 +104,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
         if profile is not None:
             profile.start()
         timer = StageTimer(clock.monotonic_s)
-        observer = make_observers(config, card, metrics, health, timer, clock, watching)
+        observer = make_observers(config, card, metrics, health, timer, clock, watching, lookup)
         transport = open_kafka_transport(config)
         shutdown.on_request(lambda: transport.bound_calls(config.shutdown_timeout / 2))
         workers = worker.count if worker is not None and worker.number == 0 else 1  # one of them warns for all
@@ -120,6 +122,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
         if daemon is None:
             transport.close(timeout_s=1.0)
             return 0
+        lookup.start(card, daemon.states)
         shutdown.on_request(daemon.stop)
         return daemon.run()
     finally:

@@ -1,7 +1,7 @@
 "use strict";
 // Draws what /live/events sends. Whatever comes from outside (keys, fields, reasons, names) is set as text, never as HTML.
 (() => {
-  const POINTS = 300, GONE_AFTER_MS = 5000, RETRY_MS = 2000;
+  const POINTS = 300, GONE_AFTER_MS = 5000, RETRY_MS = 2000, SHOWN_VALUES = 16;
   const at = (id) => document.getElementById(id);
   const figures = at("figures");
   let token = sessionStorage.getItem("lstmstream-token") || "";
@@ -150,6 +150,7 @@
     set("letters", count(totals.dead_letters));
     set("letter-share", totals.events ? `${percent(totals.dead_letters, totals.events)} of events` : "");
     show("scores", Boolean(now.scores));
+    show("key-section", Boolean(token)); // without http.token there are no states to look up
     renderTables(now);
     renderStages(now.stages);
     drawAll(now);
@@ -212,6 +213,36 @@
       value.textContent = `${(100 * share).toFixed(1)} %`;
     });
   }
+
+  // -- the state of one key
+
+  async function lookUp(key) {
+    let answer = {}, status = 0;
+    try {
+      const response = await fetch(`/state/${encodeURIComponent(key)}`, { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
+      status = response.status;
+      answer = await response.json();
+    } catch (error) {
+      answer = { hint: "the daemon is gone" };
+    }
+    const states = status === 200 ? answer.states : [];
+    const about = (state) => `partition ${state.partition}: ${count(state.steps)} events, the last at ${state.timestamp}`
+      + ` (offset ${state.offset}${state.committed ? "" : ", not committed yet"})`
+      + (state.failures ? `, ${count(state.failures)} failures in a row` : "");
+    set("key-answer", states.length ? states.map(about).join("; ") : `No state: ${answer.hint || answer.error || status}.`);
+    show("key-table", states.length > 0);
+    const several = states.length > 1;
+    table("key-table", [...(several ? [["model, partition"]] : []), ["part"], ["numbers", "n"], ["values"]],
+      states.flatMap((state) => Object.entries(state.parts).map(([name, part]) => {
+        const values = [part].flat(Infinity);
+        const text = values.slice(0, SHOWN_VALUES).map((one) => Number(one.toPrecision(4))).join(", ") + (values.length > SHOWN_VALUES ? ", …" : "");
+        return [...(several ? [[`${state.model}, ${state.partition}`]] : []), [name], [count(values.length), "n"], [text, "w"]];
+      })));
+  }
+  at("look-up").addEventListener("submit", (event) => {
+    event.preventDefault();
+    lookUp(at("key").value);
+  });
 
   // -- the connection: fetch instead of EventSource, which cannot send a token
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from lstmstream.serve.http import Route, json_response, live_routes, metrics_response
+from lstmstream.serve.http import STATE_PREFIX, Route, json_response, live_routes, metrics_response
 from lstmstream.serve.live_feed import Feed
 from lstmstream.serve.live_figures import Snapshot
 from lstmstream.serve.worker import LOOPBACK
@@ -66,6 +66,21 @@ class Pages:
         """To any other path: it may be that of one worker."""
         workers = {one.label: _address(one) for one in self._statuses()}
         body = {"error": "not found", "hint": "with --workers, ask one of the workers on this machine", **workers}
+        return json_response(ok=False, body=body, otherwise=HTTPStatus.NOT_FOUND)
+
+    async def state(self, target: str) -> bytes:
+        """The response to `/state/<target>`: what all workers have of the key."""
+        answers = await self._ask(f"{STATE_PREFIX}{target}")
+        found = [answer.json() for _, answer in answers if answer is not None and answer.status == HTTPStatus.OK]
+        if found:
+            states = [state for one in found for state in one["states"]]
+            return json_response(ok=True, body={**found[0], "states": states})
+        silent = [f"{worker.label}: {_absence(worker)}" for worker, answer in answers if answer is None]
+        refused = [answer for _, answer in answers if answer is not None and answer.status != HTTPStatus.NOT_FOUND]
+        if silent or refused:
+            hint = "; ".join([*silent, *(str(answer.json().get("hint", answer.status)) for answer in refused)])
+            return json_response(ok=False, body={"error": "not every worker has answered", "hint": hint})
+        body = {"error": "not found", "hint": "no worker has a state of this key"}
         return json_response(ok=False, body=body, otherwise=HTTPStatus.NOT_FOUND)
 
     async def _live(self) -> Snapshot:

@@ -61,6 +61,7 @@ def run(
             config.http.port,
             pages.routes(),
             not_found=pages.not_found,
+            state=pages.state,
             feed=pages.feed,
             guard=guard,
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
-from lstmstream.serve.http import Guard, HttpServer, daemon_routes
+from lstmstream.serve.http import Guard, HttpServer, daemon_routes, json_response
 from lstmstream.serve.live_feed import Feed
 from tests.serve.chromium import Browser
 from tests.serve.live_world import REFERENCE, LiveWorld
@@ -26,8 +27,17 @@ class Served:
         feed = Feed(self.world.live.take)
         routes = daemon_routes(self.world.health, self.world.metrics.registry, feed)
         guard = Guard(token, local_only=True)
-        self.server = HttpServer("127.0.0.1", port, routes, feed=feed, guard=guard)
+        self.server = HttpServer("127.0.0.1", port, routes, feed=feed, guard=guard, state=_state)
         self.url = f"http://127.0.0.1:{self.server.port}/"
+
+
+async def _state(target: str) -> bytes:
+    """What `/state/<key>` answers: two numbers and a matrix of one key."""
+    if unquote(target) != HOSTILE:
+        return json_response(ok=False, body={"error": "not found", "hint": "it is not here"}, otherwise=404)
+    parts = {"mean": 0.25, HOSTILE: [[0.1, -2.0], [3.0, 4.0]], "ring": list(range(40))}
+    state = {"partition": 3, "offset": 77, "committed": False, "timestamp": "2026-01-05T10:31:07.123Z", "steps": 41}
+    return json_response(ok=True, body={"key": HOSTILE, "states": [{**state, "failures": 2, "parts": parts}]})
 
 
 @pytest.fixture
@@ -131,6 +141,43 @@ def test_with_a_token_it_asks_for_it(browser: Browser) -> None:
     finally:
         browser.value("sessionStorage.clear()")
         served.server.close()
+
+
+def test_the_state_of_a_key_is_looked_up(browser: Browser) -> None:
+    served = Served(token="s3cret")
+    try:
+        browser.open(served.url, width=900)
+        browser.wait_for("!document.querySelector('#login').hidden")
+        browser.write("s3cret")
+        browser.press("Enter", 13, "\r")
+        browser.wait_for("!document.querySelector('#key-section').hidden")
+        browser.click("#key")
+        browser.write("nobody")
+        browser.press("Enter", 13, "\r")
+        browser.wait_for("document.querySelector('#key-answer').innerText === 'No state: it is not here.'")
+        browser.value("document.querySelector('#key').value = ''")
+        browser.click("#key")
+        browser.write(HOSTILE)
+        browser.click("#look-up button")
+        browser.wait_for("!document.querySelector('#key-table').hidden")
+        assert browser.text("#key-answer") == (
+            "partition 3: 41 events, the last at 2026-01-05T10:31:07.123Z (offset 77, not committed yet),"
+            " 2 failures in a row"
+        )
+        names = "[...document.querySelectorAll('#key-table tbody td:first-child')].map((one) => one.innerText)"
+        assert browser.value(names) == ["mean", HOSTILE, "ring"]
+        assert "0.1, -2, 3, 4" in browser.text("#key-table")
+        assert "14, 15, …" in browser.text("#key-table")
+        assert browser.value("document.documentElement.scrollWidth") <= 900
+    finally:
+        browser.value("sessionStorage.clear()")
+        served.server.close()
+
+
+def test_without_a_token_no_state_can_be_looked_up(browser: Browser, served: Served) -> None:
+    browser.open(served.url)
+    browser.wait_for("!document.querySelector('#figures').hidden")
+    assert browser.value("document.querySelector('#key-section').hidden")
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -7,13 +7,14 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from lstmstream.serve.health import Health
-from lstmstream.serve.http import Guard, HttpServer, daemon_routes
+from lstmstream.serve.http import Guard, HttpServer, daemon_routes, json_response
 from lstmstream.serve.live import Live
 from lstmstream.serve.live_feed import Feed
 from lstmstream.serve.metrics import Metrics
@@ -49,13 +50,30 @@ class Side:
             health.set_phase("running")
             feed = Feed(Live("payments", Metrics(), health, show_keys=True).take)
             self.feeds.append(feed)
-            server = HttpServer("127.0.0.1", 0, daemon_routes(health, registry, feed), feed=feed, guard=guard)
+            routes = daemon_routes(health, registry, feed)
+            state = partial(self._state, number)
+            server = HttpServer("127.0.0.1", 0, routes, feed=feed, guard=guard, state=state)
             self.servers.append(server)
             self.statuses.append(WorkerStatus(number, 1, running=True, since_s=1000.0, port=server.port, ended=""))
         self.pages = pages = Pages(lambda: self.statuses, stall_after_s=STALL_S, token=token, clock=self.clock)
         self.server = HttpServer(
-            "127.0.0.1", 0, pages.routes(), not_found=pages.not_found, feed=pages.feed, guard=guard
+            "127.0.0.1",
+            0,
+            pages.routes(),
+            not_found=pages.not_found,
+            feed=pages.feed,
+            guard=guard,
+            state=pages.state,
         )
+        self.states: dict[str, list[int]] = {}  # by key as it is asked for: the workers that have it
+        self.restoring: set[int] = set()
+
+    async def _state(self, number: int, target: str) -> bytes:
+        if number in self.states.get(target, []):
+            return json_response(ok=True, body={"key": target, "states": [{"partition": number}]})
+        if number in self.restoring:
+            return json_response(ok=False, body={"error": "not ready", "hint": "partitions 1 are being restored"})
+        return json_response(ok=False, body={"error": "not found"}, otherwise=404)
 
     def ask(self, path: str, accept: str = "", token: str = "") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
@@ -189,7 +207,7 @@ def test_metrics_in_the_format_that_is_asked_for(side: Side) -> None:
 
 
 def test_any_other_path_names_the_workers(side: Side) -> None:
-    status, body = side.json("/state/x")
+    status, body = side.json("/other")
     assert status == 404
     assert body["error"] == "not found"
     assert body["worker 1"] == f"http://127.0.0.1:{side.servers[1].port}"
@@ -223,6 +241,32 @@ def test_the_workers_ask_for_the_token_too() -> None:
         side.tick()
         assert side.json("/live")[0] == 401
         assert side.json("/live", "s3cret")[1]["reasons"] == []
+    finally:
+        for server in (side.server, *side.servers):
+            server.close()
+
+
+def test_the_state_of_a_key_is_that_of_the_worker_that_has_it() -> None:
+    side = Side(token="s3cret")
+    try:
+        assert side.json("/state/k%2f", token="s3cret") == (
+            404,
+            {"error": "not found", "hint": "no worker has a state of this key"},
+        )
+        side.states["k%2f"] = [1]
+        assert side.json("/state/k%2f", token="s3cret") == (200, {"key": "k%2f", "states": [{"partition": 1}]})
+        side.states["k%2f"] = [0, 1]
+        assert side.json("/state/k%2f", token="s3cret")[1]["states"] == [{"partition": 0}, {"partition": 1}]
+        side.restoring.add(1)
+        status, body = side.json("/state/other", token="s3cret")
+        assert (status, body["hint"]) == (503, "partitions 1 are being restored")
+        side.end(1)
+        status, body = side.json("/state/other", token="s3cret")
+        assert (status, body["hint"]) == (
+            503,
+            "worker 1: it has ended (signal SIGKILL) and is being started again",
+        )
+        assert side.json("/state/other", token="wrong")[0] == 401
     finally:
         for server in (side.server, *side.servers):
             server.close()
