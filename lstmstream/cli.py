@@ -13,6 +13,7 @@ from lstmstream import __version__, codec
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
+from lstmstream.states.commands import app as state
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,14 +26,15 @@ model = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect m
 app.add_typer(model, name="model")
 app.add_typer(dead_letter, name="dead-letter")
 app.add_typer(dev, name="dev")
+app.add_typer(state, name="state")
 
-PLANNED_COMMANDS = ("state",)
+PLANNED_COMMANDS = ("state delete",)
 
 
 def main() -> NoReturn:
     """Run the command and exit with its exit code."""
-    if len(sys.argv) > 1 and sys.argv[1] in PLANNED_COMMANDS:
-        fail(f"`lstmstream {sys.argv[1]}` is not implemented yet")
+    if (command := " ".join(sys.argv[1:3])) in PLANNED_COMMANDS:
+        fail(f"`lstmstream {command}` is not implemented yet")
     try:
         code = app(standalone_mode=False)
     except CannotServe as error:

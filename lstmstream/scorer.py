@@ -29,6 +29,7 @@ from lstmstream.serve.factory import load_step_model, make_engine
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.score_input import KeyAndTime, bare_config, event_batch, field_roles, with_key_and_time
 from lstmstream.serve.state_records import pack_states, unpack_key, unpack_state
+from lstmstream.serve.state_view import state_parts
 
 BATCH_ROWS = 4096
 _PARTITION = 0
@@ -237,11 +238,7 @@ class Scorer:
 
 def view_state(card: Card, state: engine_state.KeyState) -> KeyState:
     """A key's state by the names of its parts."""
-    parts = {}
-    for part in card.state.parts:
-        size = int(np.prod(part.shape, dtype=np.int64))
-        parts[part.name] = state.row[part.offset : part.offset + size].reshape(part.shape)
-    return KeyState(state.steps, format_iso(state.last_timestamp), parts)
+    return KeyState(state.steps, format_iso(state.last_timestamp), state_parts(card, state.row))
 
 
 def _event(row: Document, fields: list[tuple[str, ValueRole]]) -> bytes | BadRecord:

@@ -26,9 +26,9 @@ def lstmstream(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("command", ["state"])
+@pytest.mark.parametrize("command", ["state delete"])
 def test_a_command_that_is_not_implemented_says_so(command: str) -> None:
-    done = lstmstream(command, "x")
+    done = lstmstream(*command.split(), "x")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"lstmstream: `lstmstream {command}` is not implemented yet\n"
 

@@ -288,7 +288,7 @@ def test_a_model_file(reference: str, content: bytes | None, message: str, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["state", "stream.yaml"], "`lstmstream state` is not implemented yet"),
+        (["state", "delete", "stream.yaml"], "`lstmstream state delete` is not implemented yet"),
         (
             ["run", "stream.yaml", "--worker", "2"],
             "--worker is how `lstmstream run --workers` starts its workers; use --workers",

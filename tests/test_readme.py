@@ -149,4 +149,4 @@ def test_its_detector_takes_three_commands(tmp_path: Path) -> None:
 
 def test_it_lists_what_is_not_implemented() -> None:
     planned = next(line for line in README.splitlines() if "**planned**" in line)
-    assert set(re.findall(r"`([\w-]+)`", planned)) == set(PLANNED_COMMANDS)
+    assert set(re.findall(r"command `([\w -]+)`", planned)) == set(PLANNED_COMMANDS)

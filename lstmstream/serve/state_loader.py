@@ -47,14 +47,18 @@ class StateLoader:
         return self._origin_room()[rows]
 
     def read(self, reader: LogReader, timeout_s: float) -> None:
-        """A batch of state records, straight into the slab. Raises CannotServe, and what the reader raises."""
+        """The next batch of state records. Raises CannotServe, and what the reader raises."""
         try:
             batch = reader.next(timeout_s)
         except UnreadableRecords as error:  # states of unknown keys: they are rebuilt, as those of damaged records
             log.error("state records cannot be used: %s", error.problem)  # noqa: TRY400 - for a person
             self.damaged[b"batch %d" % error.first] = error.first
             reader.position = min(error.next_offset, reader.end)
-            return
+        else:
+            self.take(batch)
+
+    def take(self, batch: RecordBatch) -> None:
+        """A batch of state records, straight into the slab. Raises CannotServe."""
         ours: dict[bytes, int] = {}  # record key → index of its newest record
         for i, record_key in enumerate(batch.keys):
             offset = int(batch.offsets[i])

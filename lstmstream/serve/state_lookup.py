@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
-from base64 import b64encode
 from collections import deque
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-import numpy as np
 import orjson
 
-from lstmstream.formats.timestamps import format_iso
 from lstmstream.model import Card
-from lstmstream.records import Floats
 from lstmstream.serve.http import json_response, ok_json
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.state import KeyState, StateStore
+from lstmstream.serve.state_view import key_member, state_fields, state_parts
 
 if TYPE_CHECKING:
     from lstmstream.serve.checkpoint import CheckpointPlan
@@ -78,19 +74,10 @@ class StateLookup(Observer):
         return _refusal(HTTPStatus.NOT_FOUND, "not found", hint)
 
     def _shown(self, found: _Found) -> dict[str, Any]:
-        card, state = self._card, found.state
+        card = self._card
         assert card is not None
-        return {
-            "model": card.name,
-            "version": card.version,
-            "partition": found.partition,
-            "offset": state.last_offset,
-            "committed": found.committed,
-            "timestamp": format_iso(state.last_timestamp),
-            "steps": state.steps,
-            "failures": state.failures,
-            "parts": state_parts(card, state.row),
-        }
+        shown = {"model": card.name, "version": card.version, **state_fields(found.partition, found.state)}
+        return {**shown, "committed": found.committed, "parts": state_parts(card, found.state.row)}
 
     # -- on the loop's thread
 
@@ -130,23 +117,6 @@ class StateLookup(Observer):
         for partition, offset in result.records.next_offsets().items():
             if partition in self._positions:
                 self._positions[partition] = offset
-
-
-def key_member(key: bytes | None) -> dict[str, str | None]:
-    """`key`, or `key_base64` where it is not UTF-8, as predictions have it."""
-    try:
-        return {"key": None if key is None else key.decode()}
-    except UnicodeDecodeError:
-        return {"key_base64": b64encode(key or b"").decode()}
-
-
-def state_parts(card: Card, row: Floats) -> dict[str, Floats]:
-    """A state row [S] by the names of the card's parts, each in its shape."""
-    parts = {}
-    for part in card.state.parts:
-        values = row[part.offset : part.offset + math.prod(part.shape)]
-        parts[part.name] = np.ascontiguousarray(values.reshape(part.shape))
-    return parts
 
 
 def _refusal(status: HTTPStatus, error: str, hint: str) -> bytes:

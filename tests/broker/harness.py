@@ -22,7 +22,12 @@ import orjson
 import yaml
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import OffsetSpec
-from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+)
 from kafka.protocol.consumer.offsets import IsolationLevel
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -32,6 +37,7 @@ EXIT_S = 45.0  # after SIGTERM; the daemon's own limit is 30 s
 KEEP_FOR_EVER = {"retention.ms": "-1"}  # events bear times of years ago
 # A daemon that is killed is missed after the session timeout; 6 s is the least that a broker allows by default.
 SHORT_SESSION = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 1500}
+NO_COORDINATOR_YET = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
 
 CLIENT = "auto"  # of daemons whose config says nothing else; tests/broker/conftest.py sets it
 
@@ -243,7 +249,7 @@ def wait_for_coordinators(servers: str) -> None:
             try:
                 client.list_group_offsets("nobody")
                 break
-            except (CoordinatorNotAvailableError, NotCoordinatorError):
+            except NO_COORDINATOR_YET:
                 assert time.monotonic() < deadline, "the broker has no coordinator of groups"
                 time.sleep(0.1)
     producer = KafkaProducer(bootstrap_servers=servers, transactional_id="nobody")
@@ -310,10 +316,7 @@ def committed_offsets(servers: str, group: str) -> dict[int, int]:
     with admin(servers) as client:
         try:
             found = client.list_group_offsets(group)[group]
-        except (
-            CoordinatorNotAvailableError,
-            NotCoordinatorError,
-        ):  # the broker makes its topic of offsets when the first group comes
+        except NO_COORDINATOR_YET:  # the broker makes its topic of offsets when the first group comes
             return {}
     return {at.partition: int(offset.offset) for at, offset in found.items() if offset.offset >= 0}
 

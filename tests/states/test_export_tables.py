@@ -1,0 +1,24 @@
+"""`lstmstream state export` to Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from lstmstream.states.export import export_states
+from tests.states.world import CONFIG, exported
+from tests.verify.world import NOW_MS, VerifyWorld
+
+
+def test_parquet_has_the_same(world: VerifyWorld, tmp_path: Path) -> None:
+    out = tmp_path / "states.parquet"
+    assert export_states(CONFIG, out, prefix=None, partition=None, stage=None) == 0
+    frame, rows = pl.read_parquet(out), exported(tmp_path)
+    for name in ("key", "key_base64", "partition", "offset", "steps", "failures"):
+        assert frame[name].to_list() == [one.get(name) for one in rows], name
+    for part in world.model.card.state.parts:
+        parts = np.float32([np.ravel(one["parts"][part.name]) for one in rows])
+        assert frame[f"state.{part.name}"].to_numpy().tobytes() == parts.tobytes()
+    assert frame["timestamp"].dt.epoch("ms").min() == NOW_MS + 10_000

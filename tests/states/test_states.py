@@ -1,0 +1,150 @@
+"""`lstmstream state` over the broker in memory: the newest states that count, and what is printed and written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmstream.errors import CannotServe
+from lstmstream.serve.state_records import FLOOR
+from lstmstream.states.command import get_state, list_states
+from lstmstream.states.export import export_states
+from tests.models import random_model
+from tests.serve.memory_world import STATES
+from tests.states.world import CONFIG, KEYS, append, exported
+from tests.verify.world import VerifyWorld
+
+
+def listed(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[list[dict[str, Any]], str]:
+    capsys.readouterr()
+    options = {"prefix": None, "limit": 100, "stage": None, **options}
+    assert list_states(CONFIG, as_json=True, **options) == 0
+    printed = capsys.readouterr()
+    return [json.loads(line) for line in printed.out.splitlines()], printed.err
+
+
+@pytest.mark.usefixtures("world")
+def test_the_newest_state_of_each_key_is_listed_latest_event_first(capsys: pytest.CaptureFixture[str]) -> None:
+    found, said = listed(capsys)
+    assert [one.get("key", one.get("key_base64")) for one in found] == ["Zoë", "", "/w==", "b", "a2", "a"]
+    assert {one["steps"] for one in found} == {2}
+    assert found[-1] == {
+        "key": "a",
+        "partition": 0,
+        "offset": 2,
+        "timestamp": "2023-11-14T22:13:30Z",
+        "steps": 2,
+        "failures": 0,
+    }
+    assert said == "state: 6 states in 3 partitions\n"
+
+
+@pytest.mark.usefixtures("world")
+def test_only_some_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    found, said = listed(capsys, limit=2)
+    assert [one["key"] for one in found] == ["Zoë", ""]
+    assert said == "state: 6 states in 3 partitions; the 2 with the latest events are shown (--limit)\n"
+    assert [one["key"] for one in listed(capsys, prefix="a")[0]] == ["a2", "a"]
+    assert len(listed(capsys, prefix="")[0]) == len(KEYS)
+    assert listed(capsys, prefix="nobody") == ([], "state: 0 states in 3 partitions\n")
+
+
+@pytest.mark.usefixtures("world")
+def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list_states(CONFIG, prefix="a", limit=9, as_json=False, stage=None) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["a2", "2023-11-14T22:13:31Z", "2", "events", "1@2"],
+        ["a", "2023-11-14T22:13:30Z", "2", "events", "0@2"],
+    ]
+
+
+def test_a_state_is_what_the_daemon_had(world: VerifyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon = world.start(world.onnx_step())
+    world.settle()
+    slab = daemon.states.slabs[1]
+    row = slab.get(slab.index[b"a2"]).row
+    assert world.stop(daemon) == 0
+    capsys.readouterr()
+    assert get_state(CONFIG, "a2", as_json=True, stage=None) == 0
+    body = json.loads(capsys.readouterr().out)
+    (state,) = body["states"]
+    flat = np.concatenate([np.ravel(np.float32(values)) for values in state["parts"].values()])
+    assert flat.tobytes() == row.tobytes()
+    assert (body["key"], state["partition"], state["steps"], state["offset"]) == ("a2", 1, 2, 2)
+    assert get_state(CONFIG, "a2", as_json=False, stage=None) == 0
+    assert "steps" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("world")
+def test_a_key_without_a_state(capsys: pytest.CaptureFixture[str]) -> None:
+    assert get_state(CONFIG, "nobody", as_json=False, stage=None) == 1
+    assert "no state of key 'nobody' has been written yet" in capsys.readouterr().err
+
+
+def test_an_export_has_each_state_once(world: VerifyWorld, tmp_path: Path) -> None:
+    rows = exported(tmp_path)
+    assert sorted(one.get("key", one.get("key_base64")) for one in rows) == ["", "/w==", "Zoë", "a", "a2", "b"]
+    assert {one["partition"] for one in exported(tmp_path, partition=2)} == {2}
+    assert [one["key"] for one in exported(tmp_path, prefix="b")] == ["b"]
+    assert set(rows[0]["parts"]) == {part.name for part in world.model.card.state.parts}
+
+
+def test_states_of_another_model_are_named_and_not_shown(
+    world: VerifyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    before = world.model.card
+    other = VerifyWorld(random_model(tmp_path / "other", hidden=2, seed=9))
+    world.model, world.settings["model"] = other.model, other.settings["model"]
+    append(world, 2)
+    world.serve(on_model_change="reset")
+    found, said = listed(capsys)
+    assert {one["steps"] for one in found} == {1}
+    assert f"the topic also has states of model {before.name} version {before.version}" in said
+
+
+def test_states_that_no_floor_record_vouches_for_do_not_count(
+    world: VerifyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A restore does not use them either."""
+    log = world.log(STATES, 1)
+    log[:] = [record for record in log if record.key is not None and record.key[:1] != FLOOR]
+    assert {one["partition"] for one in listed(capsys)[0]} == {0, 2}
+    assert get_state(CONFIG, "a2", as_json=False, stage=None) == 1
+
+
+def test_a_damaged_record_is_counted(world: VerifyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    log = world.log(STATES, 0)
+    last = max(i for i, record in enumerate(log) if record.key is not None and record.key.endswith(b"a"))
+    value = log[last].value
+    assert value is not None
+    log[last] = log[last]._replace(value=value[:-1] + bytes([value[-1] ^ 1]))
+    found, said = listed(capsys)
+    assert "a" not in [one.get("key") for one in found]
+    assert "1 records are damaged" in said
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": Path("x.csv")}, "--out x.csv: the file's name must end with .jsonl or .parquet"),
+        ({"out": Path("/nowhere/x.jsonl")}, "--out /nowhere/x.jsonl: cannot be written (No such file or directory)"),
+        ({"out": Path("-"), "partition": 3}, "--partition 3: topic 't.state' has partitions 0 to 2"),
+    ],
+)
+def test_what_cannot_be_exported(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CannotServe) as raised:
+        export_states(CONFIG, **{"prefix": None, "partition": None, "stage": None, **options})
+    assert list(raised.value.problems) == [message]
+
+
+def test_a_daemon_that_never_ran(world: VerifyWorld) -> None:
+    del world.broker.topics[STATES]
+    with pytest.raises(CannotServe, match=r"state\.topic: there is no topic 't\.state'"):
+        list_states(CONFIG, prefix=None, limit=1, as_json=True, stage=None)
