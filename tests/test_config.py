@@ -117,7 +117,7 @@ def test_all_faults_are_reported_at_once_with_their_paths(load: Load) -> None:
 name: card-fraud
 model: m.onnx
 delivery: twice
-on_model_change: replay
+on_model_change: restart
 colour: red
 kafka:
   bootstrap_servers: localhost
@@ -433,7 +433,6 @@ def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any])
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"on_model_change": "replay"}, "on_model_change"),
         ({"state__dir": "/tmp"}, "state.dir"),
         ({"state__max_keys": 10}, "state.max_keys"),
     ],

@@ -107,7 +107,6 @@ def problems(action: Callable[[], Any], folder: Path) -> list[str]:
             "kafka: {properties: {sasl.jaas.config: x}}",
             "kafka.properties.sasl.jaas.config: cannot be set here: `kafka.security` has its own options; use those",
         ),
-        ("on_model_change: replay", "on_model_change: replay is not implemented yet; use fail or reset"),
         (
             "output: {alerts_topic: transactions}",
             (

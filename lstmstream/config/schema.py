@@ -241,7 +241,9 @@ class State(Section):
         description="A key starts with a fresh state after this many events in a row that fail because of its state.",
     )
     replay: Annotated[Duration, Field(gt=0)] = Field(
-        604_800.0, description="How far back in the input a new model's states are rebuilt from."
+        604_800.0,
+        description="With `on_model_change: replay`: how far back in the input a new model's states are rebuilt from,"
+        " by the records' timestamps, before the newest record that was answered.",
     )
     max_keys: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="Maximum number of keys in memory. Default: no limit."
@@ -312,7 +314,8 @@ class Config(Document):
     )
     on_model_change: Literal["fail", "reset", "replay"] = Field(
         "fail",
-        description="When the model has changed: stop, start with fresh states, or rebuild the states from the input.",
+        description="When the model, or a setting that decides what a state means, has changed: stop, start with fresh"
+        " states, or rebuild the states from the input (`state.replay`).",
     )
     create_topics: bool = Field(default=True, description="Create missing topics that the daemon owns.")
     shutdown_timeout: Annotated[Duration, Field(gt=0)] = Field(

@@ -94,8 +94,6 @@ def registry_conflicts(registry: SchemaRegistry, folder: Path) -> Iterator[Confl
 
 
 def _not_implemented(config: Config) -> Iterator[Conflict]:
-    if config.on_model_change == "replay":
-        yield Conflict(("on_model_change",), "replay is not implemented yet; use fail or reset")
     if config.state.dir is not None:
         yield Conflict(("state.dir",), "local snapshots are not implemented yet; remove it")
     if config.state.max_keys is not None:

@@ -156,7 +156,9 @@ class Checkpointer:
             news = floor > partition.floor or position > partition.floor_position
             if news and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S):
                 floors[number] = max(floor, partition.floor)
-                records.append(self.floor_record(number, partition.origin, floors[number], position))
+                records.append(
+                    self.floor_record(number, partition.origin, floors[number], position, partition.answers_from)
+                )
             if number in written or number in floors or position > partition.position:
                 offsets[number] = position
         return CheckpointPlan([concatenate(records)] if records else [], written, floors, offsets, budget)
@@ -173,9 +175,11 @@ class Checkpointer:
             [self.floor_record(partition, origin, origin, origin)], {}, floors, floors, self._write_budget
         )
 
-    def position_plan(self, partition: int, origin: int, floor: int, position: int) -> CheckpointPlan:
-        """The transaction that makes a group's offset set by somebody else our own."""
-        record = self.floor_record(partition, origin, floor, position)
+    def position_plan(
+        self, partition: int, origin: int, floor: int, position: int, answers_from: int = -1
+    ) -> CheckpointPlan:
+        """The transaction that makes a group's offset our own: one set by somebody else, or another model's."""
+        record = self.floor_record(partition, origin, floor, position, answers_from)
         return CheckpointPlan([record], {}, {partition: floor}, {partition: position}, self._write_budget)
 
     def on_commit(
@@ -202,10 +206,21 @@ class Checkpointer:
                 change = ChangedRows(change.rows[fresh], change.first_offsets[fresh])
             partition.dirty.mark(change, now_s, min_timestamp_ms[number])
 
-    def floor_record(self, partition: int, origin: int, offset: int, position: int) -> RecordBatch:
+    def floor_record(
+        self, partition: int, origin: int, offset: int, position: int, answers_from: int = -1
+    ) -> RecordBatch:
         """One floor record; `position` is the group's offset of the same transaction."""
         topic = self.topic
-        floor = Floor(self.identity, origin, offset, topic.input_topic_id, topic.partitions, topic.topic_id, position)
+        floor = Floor(
+            self.identity,
+            origin,
+            offset,
+            topic.input_topic_id,
+            topic.partitions,
+            topic.topic_id,
+            position=position,
+            answers_from=answers_from,
+        )
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 
     def _state_records(self, partition: Partition, rows: Ints) -> RecordBatch:

@@ -134,6 +134,7 @@ class Daemon:
             config.name,
             config.input.start,
             config.on_model_change,
+            config.state.replay,
             config.input.on_foreign_commit,
             clock.monotonic_s,
             self._batch_limit,

@@ -29,6 +29,7 @@ from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, T
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5  # after a failure
+LOOK_BACK = 1_000  # offsets, for the newest timestamp before the group's offset
 DOUBT_S = 5.0  # so long must the group's offset lie before what was answered, until that counts
 
 
@@ -38,6 +39,7 @@ class RestorePhase(Enum):
     LOOK_UP = auto()  # the committed offset, and how far the state topic goes
     LOAD = auto()  # read the state topic
     CHOOSE = auto()  # continue, start empty, or refuse
+    FIND_ORIGIN = auto()  # how far back in the input a new model's states are rebuilt from
     CHECK_GAP = auto()  # somebody else moved the group's offset forward: over records that we have not answered?
     REPLAY = auto()  # re-read the input
     DONE = auto()
@@ -53,7 +55,8 @@ class RestoreContext(NamedTuple):
     input_topic: str
     group: str
     start: str  # earliest | latest, for a group that has no offset
-    on_model_change: str  # fail | reset
+    on_model_change: str  # fail | reset | replay
+    replay_s: float  # how far back in the input
     on_foreign_commit: str  # fail | accept
     clock: Callable[[], float]
     batch_limit: BatchLimit
@@ -91,6 +94,7 @@ class Restore:
         self._answered = answered  # where the group's offset was when we last knew it to be our own
         self._foreign = False  # the group's offset was set by somebody else
         self._floor_position = 0
+        self._newest_ms = -1  # the latest timestamp of the events that were answered last
         self._replayed = 0  # input records read again
         self._min_timestamp_ms = np.iinfo(np.int64).max  # of those
         self.retry_at_s = 0.0  # clock time; it failed a moment ago
@@ -139,6 +143,8 @@ class Restore:
                 self._load(deadline_s)
             elif self.phase is RestorePhase.CHOOSE:
                 self._choose(membership)
+            elif self.phase is RestorePhase.FIND_ORIGIN:
+                self._find_origin(deadline_s, membership)
             elif self.phase is RestorePhase.CHECK_GAP:
                 self._check_gap(deadline_s)
             elif self.phase is RestorePhase.REPLAY:
@@ -222,6 +228,10 @@ class Restore:
         elif committed is None:
             self._check_growth()
             self._start_empty(membership, beginning if context.start == "earliest" else end)
+        elif context.on_model_change == "replay":
+            self._newest_ms = -1
+            self._open_reader(context.input_topic, max(beginning, committed.offset - LOOK_BACK), committed.offset)
+            self.phase = RestorePhase.FIND_ORIGIN
         elif reset:
             self._warn_of_reset(ours, loaded.others.values())
             self._start_empty(membership, committed.offset)
@@ -281,6 +291,34 @@ class Restore:
         self.partition.begin_states(origin)
         self._run(origin, floor=origin)
 
+    def _find_origin(self, deadline_s: float, membership: Membership) -> None:
+        """`state.replay` before the newest event that was answered. It is fixed, with the floor, before any answer."""
+        assert self._committed is not None
+        reader = self._reader
+        assert reader is not None
+        if reader.position < reader.end:
+            try:
+                batch = reader.next(max(0.0, deadline_s - self._context.clock()))
+            except UnreadableRecords as error:
+                reader.position = min(error.next_offset, reader.end)
+                return
+            self._newest_ms = max(self._newest_ms, int(batch.timestamps.max(initial=-1)))
+            return
+        context, number, committed = self._context, self.partition.number, self._committed.offset
+        beginning, _ = context.transport.offset_range(context.input_topic, number)
+        origin = committed
+        if self._newest_ms >= 0:
+            since_ms = max(0, self._newest_ms - round(1000 * context.replay_s))
+            found = context.transport.offset_for_time(context.input_topic, number, since_ms)
+            origin = committed if found is None else min(max(found, beginning), committed)
+        context.commit(context.checkpointer.position_plan(number, origin, origin, committed, committed), membership)
+        self._warn_of_rebuild(origin, committed)
+        self.close()
+        self.partition.begin_states(origin, committed)
+        self._loaded = self._nothing_loaded()
+        self._replay_from, self._floor_position = origin, committed
+        self.phase = RestorePhase.REPLAY
+
     def _continue(self, floor: Floor, group: CommittedOffset, beginning: int, rows: Ints, of_floor: Bools) -> None:
         """This identity's states are there: drop those that cannot be used, and replay the input since the floor.
 
@@ -304,7 +342,7 @@ class Restore:
                 raise self._errors.before_origin(reason, floor.origin)
         if beginning > self._replay_from:
             raise self._errors.input_gone(self._replay_from, beginning)
-        self.partition.origin = floor.origin
+        self.partition.origin, self.partition.answers_from = floor.origin, floor.answers_from
         self._loaded = self._nothing_loaded()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.
@@ -382,7 +420,9 @@ class Restore:
             return  # a batch was passed over
         if self._foreign:  # from here on it is our own, so that this is said once
             position, origin = self._committed.offset, self.partition.origin
-            plan = self._context.checkpointer.position_plan(self.partition.number, origin, self._replay_from, position)
+            plan = self._context.checkpointer.position_plan(
+                self.partition.number, origin, self._replay_from, position, self.partition.answers_from
+            )
             self._context.commit(plan, membership)
             self._floor_position = position
         self._run(self._committed.offset, floor=self._replay_from, floor_position=self._floor_position)
@@ -417,6 +457,13 @@ class Restore:
         if text not in self._context.warned:
             self._context.warned.add(text)
             log.warning("%s", text)
+
+    def _warn_of_rebuild(self, origin: int, committed: int) -> None:
+        log.warning(
+            "rebuilding the states from the input (on_model_change: replay): %s has none",
+            self._context.checkpointer.identity,
+            extra={"partition": self.partition.number, "first": origin, "last": committed - 1},
+        )
 
     def _warn_of_moving_back(self, first: int, end: int) -> None:
         """`end` is a lower bound after a crash: the floor record may be older than the last predictions."""

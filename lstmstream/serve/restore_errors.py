@@ -53,14 +53,16 @@ class RestoreErrors(NamedTuple):
         """Another model's states, and no reset was asked for."""
         return CannotServe(
             f"{self._where}: its states belong to {' and '.join(map(str, others))}, but this is {ours}. Serve the old"
-            " one, or set on_model_change: reset to start with empty states"
+            " one; or set on_model_change: replay to rebuild the states from the input, or reset to start with empty"
+            " ones"
         )
 
     def no_states(self, committed: int) -> CannotServe:
         """The group has come somewhere, so there were states."""
         return CannotServe(
             f"{self._where}: the group's offset is {committed}, but topic {self.state_topic!r} holds no states."
-            " Restore the topic, or set on_model_change: reset to start with empty states"
+            " Restore the topic; or set on_model_change: replay to rebuild the states from the input, or reset to start"
+            " with empty ones"
         )
 
     def topics_changed(self, floor: Floor, topics: StateTopic) -> CannotServe | None:

@@ -97,6 +97,7 @@ class Floor(NamedTuple):
     partitions: int  # of the input topic
     state_topic_id: str  # a floor in another topic than it was written for vouches for nothing
     position: int = -1  # the group's offset of the same transaction; -1 in records of earlier versions
+    answers_from: int = -1  # input offset of this identity's first answer; -1: the origin
 
 
 class StoredState(NamedTuple):
@@ -237,8 +238,9 @@ def unpack_states(
 def pack_floor(floor: Floor) -> bytes:
     """The value of a floor record."""
     fields = {"format": FLOOR_FORMAT, **floor._asdict(), "identity": floor.identity.to_dict()}
-    if floor.position < 0:
-        del fields["position"]
+    for name in ("position", "answers_from"):
+        if fields[name] < 0:
+            del fields[name]
     return orjson.dumps({**fields, "crc": crc32(orjson.dumps(fields))})
 
 

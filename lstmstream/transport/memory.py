@@ -251,6 +251,11 @@ class MemoryTransport:
         known = self._broker.topics[topic]
         return known.beginnings[partition], known.end(partition)
 
+    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
+        """See Admin."""
+        log = self._broker.topics[topic].logs[partition]
+        return next((record.offset for record in log if record.timestamp_ms >= timestamp_ms), None)
+
     def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
         """See Admin."""
         self._broker.at("open_transactions")

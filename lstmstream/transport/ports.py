@@ -95,6 +95,9 @@ class Admin(Protocol):
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """(beginning, high watermark), read uncommitted. Raises TryAgain."""
 
+    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
+        """The first offset with a timestamp at or after this; None where there is none. Raises TryAgain."""
+
     def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
         """(last stable offset, high watermark) of those partitions where they differ. Raises TryAgain."""
 

@@ -39,7 +39,12 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
     first = min((floor["origin"] for floor in floors), default=None)
     if own:
         origin = own[0]["origin"]
-        spans = [(floor["origin"], floor.get("position", _NOWHERE)) for floor in others if floor["origin"] >= origin]
+        spans = [
+            (max(origin, _answers_from(floor)), end)
+            for floor in others
+            if (end := floor.get("position", _NOWHERE)) > origin
+        ]
+        spans.append((origin, _answers_from(own[0])))
         origins = Origins(first, origin, str(own[0].get("input_topic_id", "")), tuple(spans))
     else:
         origins = Origins(first, None)
@@ -80,6 +85,11 @@ def _parse(value: bytes | None) -> dict[str, Any] | None:
         return found if isinstance(found["identity"], dict) and isinstance(found["origin"], int) else None
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
+
+
+def _answers_from(floor: dict[str, Any]) -> int:
+    """A model whose states were rebuilt has answered nothing of what they were rebuilt from."""
+    return int(floor.get("answers_from", floor["origin"]))
 
 
 def _decides(identity: dict[str, Any]) -> dict[str, str]:

@@ -216,8 +216,8 @@ class RunningDaemon:
             connection.close()
 
 
-def write_config(path: Path, *, name: str, model: Path, servers: str, **sections: Mapping[str, Any]) -> Path:
-    """A daemon's YAML for the topics `<name>.in` and `<name>.out`; `sections` override and add keys."""
+def write_config(path: Path, *, name: str, model: Path, servers: str, **sections: Mapping[str, Any] | str) -> Path:
+    """A daemon's YAML for the topics `<name>.in` and `<name>.out`; `sections` override and add keys, or are a value."""
     settings: dict[str, Any] = {
         "name": name,
         "model": str(model),
@@ -228,7 +228,7 @@ def write_config(path: Path, *, name: str, model: Path, servers: str, **sections
         "log": {"format": "json"},
     }
     for section, keys in sections.items():
-        settings[section] = {**settings.get(section, {}), **keys}
+        settings[section] = keys if isinstance(keys, str) else {**settings.get(section, {}), **keys}
     path.write_text(yaml.safe_dump(settings))
     return path
 

@@ -101,6 +101,7 @@ class World:
             "group",
             start,
             on_model_change,
+            604_800.0,
             on_foreign_commit,
             clock,
             BatchLimit(4096),

@@ -548,6 +548,24 @@ def test_another_model_in_between(tmp_path: Path) -> None:
     assert kinds(world.verify()) == {"missing": 1}
 
 
+def test_states_that_were_rebuilt_from_what_another_model_has_answered(tmp_path: Path) -> None:
+    """Its own answers are compared, with the state of all events before them. The old one's floor is a little old."""
+    world = made(tmp_path)
+    daemon = world.start(world.onnx_step(), input={"topic": INPUT, "late": "drop"})
+    world.settle()
+    world.kill(daemon)
+    rebuilt = [world.broker.offsets[partition] for partition in range(3)]
+    fill(world, events(100, seed=3))
+    world.settings["on_model_change"] = "replay"
+    world.serve()
+    done = world.verify()
+    assert (done.exit_code, len(done.comparison.findings)) == (2, 0)
+    assert all(one["to"] <= rebuilt[one["partition"]] for one in done.summary()["unjudged"])
+    log = world.log(OUTPUT, 0)
+    log[-1] = altered(log[-1], steps=b"999")
+    assert kinds(world.verify()) == {"wrong": 1}
+
+
 def test_another_model_before_and_after_which_this_one_was_in_use(tmp_path: Path) -> None:
     """What the other one has answered is left out where it differs; before and behind it everything is compared."""
     world = made(tmp_path, on_model_change="reset")

@@ -35,10 +35,6 @@ class VerifyTransport(MemoryTransport):
     def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         return self.stable_end_offsets(partitions)
 
-    def offset_for_time(self, topic: str, partition: int, timestamp_ms: int) -> int | None:
-        log = self._broker.topics[topic].logs[partition]
-        return next((record.offset for record in log if record.timestamp_ms >= timestamp_ms), None)
-
 
 class VerifyWorld(World):
     """A world whose daemons have one ONNX model."""
