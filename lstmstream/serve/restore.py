@@ -426,7 +426,8 @@ class Restore:
             self._context.commit(plan, membership)
             self._floor_position = position
         self._run(self._committed.offset, floor=self._replay_from, floor_position=self._floor_position)
-        self.partition.dirty.enqueue_marked(self._context.clock(), self._min_timestamp_ms)
+        # Due at once: a daemon that is killed again and again must not replay more each time.
+        self.partition.dirty.enqueue_marked(-np.inf, self._min_timestamp_ms)
         self._context.checkpointer.add_to_budget(self._replayed)
 
     def _replay_some(self, batch: RecordBatch) -> None:

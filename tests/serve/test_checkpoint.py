@@ -468,8 +468,13 @@ def test_what_is_written_to_the_state_topic() -> None:
         assert found.state.row.tobytes() == slab.get(slab.index[key]).row.tobytes()
     assert stored[b"0"].state.last_offset == result.records.offsets[0]  # as of this very batch
     floor = unpack_floor(messages_of(records)[12].value or b"")
-    assert floor == (IDENTITY, 0, world.log[0][12].offset, "id", 2, "state-id", world.log[0][-1].offset + 1)
-    assert unpack_floor(messages_of(records)[13].value or b"")[3:] == ("id", 2, "state-id", world.log[1][-1].offset + 1)
+    assert floor[:7] == (IDENTITY, 0, world.log[0][12].offset, "id", 2, "state-id", world.log[0][-1].offset + 1)
+    assert unpack_floor(messages_of(records)[13].value or b"")[3:7] == (
+        "id",
+        2,
+        "state-id",
+        world.log[1][-1].offset + 1,
+    )
     world.engine.rollback()
 
 
@@ -477,7 +482,7 @@ def test_the_first_transaction_of_an_identity_fixes_where_its_states_begin() -> 
     plan = World(2).checkpointer.initial_plan(1, 40)
     (message,) = state_messages(plan)
     assert (message.partition, message.key) == (1, FLOOR_KEY)
-    assert unpack_floor(message.value) == (IDENTITY, 40, 40, "id", 2, "state-id", 40)
+    assert unpack_floor(message.value)[:7] == (IDENTITY, 40, 40, "id", 2, "state-id", 40)
     assert (plan.offsets, plan.floors, plan.written) == ({1: 40}, {1: 40}, {})
 
 

@@ -50,6 +50,22 @@ def _settled(world: World) -> Daemon:
     return daemon
 
 
+def test_a_daemon_that_is_killed_before_states_are_due_replays_no_more_each_time() -> None:
+    """What was replayed once is written."""
+    world = World(state={"checkpoint_interval": "1h"})
+    for _ in range(5):
+        fill(world, 100)
+        daemon = _settled(world)
+        for _ in range(5):
+            world.now_s += 1  # a floor record a second
+            world.step(daemon)
+        world.kill(daemon)
+    committed, floors = world.broker.offsets, world.floors()
+    assert sum(committed.values()) == 500
+    assert sum(committed[number] - floors[number] for number in floors) <= 200
+    world.check_states()
+
+
 def test_states_are_rebuilt_after_a_kill() -> None:
     world = World()
     fill(world, 100)
@@ -241,7 +257,7 @@ def test_another_model_is_refused_and_both_are_named() -> None:
     message = _fails(world, lambda: world.start(other))
     assert "f" * 32 in message
     assert "e" * 32 in message
-    assert "on_model_change: reset" in message
+    assert "set on_model_change: replay to rebuild" in message
 
 
 def test_reset_starts_with_empty_states_and_going_back_revives_nothing_stale() -> None:
