@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from lstmstream.model import Model
 from lstmstream.records import Headers, RecordBatch
-from lstmstream.verify.alerts import Rules
 from lstmstream.verify.differences import (
     ALERT,
     DEAD_LETTER,
@@ -28,6 +26,7 @@ from lstmstream.verify.envelopes import Event
 from lstmstream.verify.expected import Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
 from lstmstream.verify.model import RowModel
+from lstmstream.verify.partition import JudgedPartition, PartitionRange
 from lstmstream.verify.published import dead_letter_headers, parse, prediction_source
 from lstmstream.verify.window import (
     SEEN_ALERT,
@@ -49,47 +48,6 @@ _SEEN = {
     SUMMARY: SEEN_SUMMARY,
 }
 _OTHER = {PREDICTION: SEEN_DEAD_LETTER, DEAD_LETTER: SEEN_PREDICTION}
-
-
-@dataclass(slots=True)
-class PartitionRange:
-    """What is judged of one input partition."""
-
-    start: int  # the first event that is read
-    own: int  # from here on the events were answered with this model and these settings
-    first: int  # the first event that was asked for
-    last: int  # the end of what was asked for
-    whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
-    between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
-    alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
-
-
-@dataclass(slots=True)
-class _Partition:
-    range: PartitionRange
-    recomputation: Recomputation
-    window: Window
-    end: int  # up to where the events are known
-    known_from: dict[bytes | None, int] = field(default_factory=dict)  # entity key → where its state began
-    done: bytearray = field(default_factory=bytearray)  # from the start on: whether an earlier window had the event
-    complete_from: dict[str, int] = field(default_factory=dict)  # kind of record → outputs before are gone
-    last_answered: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
-
-    def had(self, offset: int) -> bool:
-        """Whether an earlier window had an event at this offset."""
-        at = offset - self.range.start
-        return at < len(self.done) and bool(self.done[at])
-
-    def learn(self, value: bytes | None, row: int) -> None:
-        """Where the input has lost events: a prediction may say that the state of its key began there."""
-        key = self.window.entities[row]
-        if key not in self.known_from and self.window.expected(row).steps == 1 and parse(value).get("steps") == 1:
-            self.known_from[key] = self.window.offsets[row]
-
-    def knows(self, row: int) -> bool:
-        """Whether the state that the event met is known."""
-        known_from = self.known_from.get(self.window.entities[row], self.range.last)
-        return self.range.whole or self.window.offsets[row] >= known_from
 
 
 class Comparison:
@@ -117,7 +75,7 @@ class Comparison:
         first = row_model.run(row_model.initial).prediction
         self._columns = 0 if first is None else len(first)
         self._partitions = {
-            number: _Partition(
+            number: JudgedPartition(
                 given,
                 Recomputation(row_model, model.card, settings, given.alert_rules),
                 Window(self._columns),
@@ -205,7 +163,7 @@ class Comparison:
         else:
             self._add("wrong", found, "there is no event at this offset of the input")
 
-    def _take_row(self, found: Found, partition: _Partition, row: int) -> None:
+    def _take_row(self, found: Found, partition: JudgedPartition, row: int) -> None:
         kind, window = Row(partition.window.kinds[row]), partition.window
         seen, flag = window.seen[row], _SEEN[found.record]
         window.seen[row] |= flag
@@ -235,7 +193,7 @@ class Comparison:
         else:
             self.counts["repeated"] += 1
 
-    def _check_order(self, found: Found, partition: _Partition, row: int) -> None:
+    def _check_order(self, found: Found, partition: JudgedPartition, row: int) -> None:
         place = found.partition, partition.window.entities[row]
         last = partition.last_answered.get(place, -1)
         if last > found.source.offset:
@@ -243,7 +201,7 @@ class Comparison:
         else:
             partition.last_answered[place] = found.source.offset
 
-    def _judge_prediction(self, found: Found, partition: _Partition, row: int, kind: Row) -> None:
+    def _judge_prediction(self, found: Found, partition: JudgedPartition, row: int, kind: Row) -> None:
         window = partition.window
         if kind in (Row.UNSAMPLED, Row.UNJUDGED):
             return
@@ -270,7 +228,7 @@ class Comparison:
             return
         self._explain(found, window, row)
 
-    def _judge_notice(self, found: Found, partition: _Partition, row: int) -> None:
+    def _judge_notice(self, found: Found, partition: JudgedPartition, row: int) -> None:
         """An end record or a summary: what it tells was remembered of other events."""
         if not partition.range.whole or self._of_another_model(found) or self._in_between(found, partition):
             return
@@ -295,7 +253,7 @@ class Comparison:
             detail = "the event is below the threshold" if reason is None else f"it should be held back: {reason}"
             self._add("wrong", found, detail)
 
-    def _judge_dead_letter(self, found: Found, partition: _Partition, row: int, kind: Row) -> None:
+    def _judge_dead_letter(self, found: Found, partition: JudgedPartition, row: int, kind: Row) -> None:
         window = partition.window
         said = dead_letter_headers(found.headers)
         assert said is not None
@@ -312,7 +270,7 @@ class Comparison:
         for difference in wrong:
             self._add("wrong", found, *difference)
 
-    def _is_known(self, found: Found, partition: _Partition, row: int) -> bool:
+    def _is_known(self, found: Found, partition: JudgedPartition, row: int) -> bool:
         """Whether the state that the event met is known; else it is left out."""
         if partition.knows(row) and (partition.range.whole or not self._depends_on_others(partition, row)):
             return True
@@ -320,7 +278,7 @@ class Comparison:
             self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
         return False
 
-    def _depends_on_others(self, partition: _Partition, row: int) -> bool:
+    def _depends_on_others(self, partition: JudgedPartition, row: int) -> bool:
         """Whether a policy has decided on its alert, by events that the input may no longer have."""
         return bool(partition.range.alert_rules) and partition.window.is_high(row)
 
@@ -333,7 +291,7 @@ class Comparison:
             self._leave_out(reason, found.source.partition, found.source.offset)
         return True
 
-    def _in_between(self, found: Found, partition: _Partition) -> bool:
+    def _in_between(self, found: Found, partition: JudgedPartition) -> bool:
         """Whether others may have answered: this model was in use before and after."""
         offset = found.source.offset
         if not any(first <= offset < last for first, last in partition.range.between):
@@ -357,7 +315,7 @@ class Comparison:
             elif offset < self._partitions[number].range.last:
                 self._held.append(found)
 
-    def _finish_partition(self, number: int, partition: _Partition) -> None:
+    def _finish_partition(self, number: int, partition: JudgedPartition) -> None:
         window = partition.window
         for row, (offset, kind, seen) in enumerate(zip(window.offsets, window.kinds, window.seen, strict=True)):
             if kind == Row.OUTSIDE:
@@ -378,7 +336,7 @@ class Comparison:
                 partition.done[offset - start] = 1
         partition.window = Window(self._columns)
 
-    def _lacks(self, number: int, partition: _Partition, row: int) -> list[str]:
+    def _lacks(self, number: int, partition: JudgedPartition, row: int) -> list[str]:
         """The records that are not in the topic of the alerts and should be."""
         window, offset = partition.window, partition.window.offsets[row]
         wanted = [
@@ -396,7 +354,7 @@ class Comparison:
         known = whole and partition.knows(row) and not self._left_out(number, offset)
         return wanted if known and offset >= partition.complete_from.get(ALERT, 0) else []
 
-    def _note_missing(self, number: int, partition: _Partition, offset: int, kind: Row) -> None:
+    def _note_missing(self, number: int, partition: JudgedPartition, offset: int, kind: Row) -> None:
         records = {PREDICTION: [PREDICTION], DEAD_LETTER: [DEAD_LETTER]}
         record = DEAD_LETTER if kind in STAGES else PREDICTION
         may_be = records[record] if kind in STAGES or kind is Row.PREDICTION else [PREDICTION, DEAD_LETTER]

@@ -9,9 +9,9 @@ from lstmstream.errors import CannotServe
 from lstmstream.model import Card
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.verify.alerts import Rules, rules_of
-from lstmstream.verify.compare import PartitionRange
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION
 from lstmstream.verify.floors import describe, identity_of, read_origins
+from lstmstream.verify.partition import PartitionRange
 
 Bound = int | None  # an offset, for every partition; None: no bound
 

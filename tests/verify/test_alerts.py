@@ -250,6 +250,42 @@ def test_offsets_that_are_moved_back_count_alerts_again(tmp_path: Path) -> None:
         assert again
 
 
+@pytest.mark.parametrize("mode", ["binary", "structured"])
+def test_as_cloudevents_each_record_has_an_id_of_its_own(mode: str, tmp_path: Path) -> None:
+    world = made(tmp_path, output={"threshold": 0.6, "cloudevents": mode})
+    world.serve()
+    done = world.verify()
+    assert_right(done)
+    assert min(done.summary()[kind] for kind in ("end_records", "summaries")) >= 1
+    records = [record for p in range(2) for record in world.log(ALERTS, p)]
+    ids = [json.loads(record.value or b"").get("id") or dict(record.headers)["ce_id"] for record in records]
+    assert len(set(ids)) == len(ids)
+
+
+def test_states_that_were_rebuilt_for_other_settings_remember_no_alert_of_before(tmp_path: Path) -> None:
+    """Those were alerts of another model: a key in mid-incident alerts once more."""
+    world = made(tmp_path)
+    daemon = world.start(world.onnx_step())
+    step(world, daemon, 9)
+    assert world.stop(daemon) == 0
+    others = dict(world.broker.offsets)
+    changes = {"input": {"topic": INPUT, "late": "drop"}, "on_model_change": "replay"}
+    daemon = world.start(world.onnx_step(), **changes)
+    step(world, daemon, 9)
+    world.kill(daemon)
+    world.serve(**changes)
+    done = world.verify(config=world.config(**changes))
+    assert len(done.comparison.findings) == 0
+    assert [done.ranges[p].alert_rules[0][0] for p in range(2)] == [others[p] for p in range(2)]
+    first = {
+        (one["source"]["partition"], one["key"]): one
+        for one in reversed(published(world, OUTPUT))
+        if one["alert"] and one["source"]["offset"] >= others[one["source"]["partition"]]
+    }
+    assert first
+    assert not any(one.get("held_back") == "hold" for one in first.values())
+
+
 # -- what verify finds
 
 
