@@ -353,8 +353,14 @@ def test_a_fault_of_the_policy_is_found(bug: str, tmp_path: Path, monkeypatch: p
 def test_a_cooldown_without_hold(tmp_path: Path) -> None:
     """It counts from the alert, not from the last event above the threshold."""
     world = made(tmp_path, alerts={"cooldown": "2m"})
-    world.serve()
-    assert set(held_back(world)) == {"cooldown"}
+    daemon = world.start(world.onnx_step())
+    world.faults += ["commit", "committed"]
+    world.settle()
+    assert world.stop(daemon) == 0
+    counts = held_back(world)
+    assert set(counts) == {"cooldown"}
+    assert world.metric(daemon, "alerts_held_back_total", reason="cooldown") == counts["cooldown"]
+    assert world.metric(daemon, "alerts_total") == counts.total() + len(told(world))
     assert_right(world.verify())
     held = made(tmp_path, alerts={"cooldown": "2m", "hold": True})
     held.serve()
