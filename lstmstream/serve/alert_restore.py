@@ -27,7 +27,8 @@ class RestoredAlerts:
         self._policies: list[tuple[int, AlertPolicy]] = []  # by the offset from which they were in force
 
     def begin(self, origin: int) -> None:
-        """Nothing is remembered; the first event is at `origin`."""
+        """Nothing is remembered before `origin`, where the first event is that is answered."""
+        self.count_hours = False
         self._set_history((), origin)
         self._partition.alerts_written = self._partition.alerts
 
