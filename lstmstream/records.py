@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Codes = NDArray[np.int8]
 T = TypeVar("T")
 Headers = Sequence[tuple[str, bytes | None]]
 
 BY_KEY = -1  # in place of a partition: murmur2 of the key decides
 NO_TIMESTAMP = -1  # in place of a record's timestamp: it has none
 NO_OFFSET = -1  # of a record that is yet to be written
+
+HELD_BACK = ("", "mute", "cooldown", "hold", "max_per_hour")  # why an alert is not published; "": it is
+ENDED, SUMMARY = "ended", "summary"  # kinds of notices
 
 
 class UnreadableValue(bytes):
@@ -211,19 +215,35 @@ class Observations:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A record beside the alerts, which the event at `index` of the batch has brought about."""
+
+    index: int
+    kind: str  # ENDED | SUMMARY
+    members: bytes  # JSON of what it tells
+
+
+@dataclass(frozen=True, slots=True)
 class Predictions:
     """The model's output for M observations; those that became dead letters are not in here."""
 
     index: Ints  # [M] position in the RecordBatch
     score: Floats  # [M]
     prediction: Floats | None  # [M, P]
-    alert: Bools  # [M]
+    alert: Bools  # [M] at the threshold or above
     steps: Ints  # [M] observations that the key's state has seen, this one included
     # [A, G] by how much each feature raised the score of each of the A alerts, NaN where it is missing. None: not asked
     reasons: Floats | None = None
+    held_back: Codes | None = None  # [M] indices of HELD_BACK; None: all alerts are published
+    notices: Sequence[Notice] = ()  # in the order of the batch
+
+    @property
+    def published_alerts(self) -> Bools:
+        """[M] Which of them are published as alerts."""
+        return self.alert if self.held_back is None else self.alert & (self.held_back == 0)
 
     def take(self, rows: Ints) -> Predictions:
-        """Those at `rows`."""
+        """Those at `rows`, with their notices."""
         reasons = None
         if self.reasons is not None:
             number = np.cumsum(self.alert) - 1  # of the alert
@@ -235,4 +255,12 @@ class Predictions:
             self.alert[rows],
             self.steps[rows],
             reasons,
+            None if self.held_back is None else self.held_back[rows],
+            self._notices_of(rows),
         )
+
+    def _notices_of(self, rows: Ints) -> Sequence[Notice]:
+        if not self.notices:
+            return ()
+        taken = set(self.index[rows].tolist())
+        return [notice for notice in self.notices if notice.index in taken]

@@ -403,6 +403,10 @@ def test_an_invalid_size_is_refused(load: Load, value: object) -> None:
         {"output__include": ["a", "a"]},
         {"output__include": ["a..b"]},
         {"output__key": "."},
+        {"alerts__cooldown": "0s"},
+        {"alerts__max_per_hour": 0},
+        {"alerts__mute": [""]},
+        {"alerts__mute": ["a*", "a*"]},
         {"create_topics": "perhaps"},
         {"device__device": "tpu"},
         {"device__threads": 0},
@@ -435,12 +439,42 @@ def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any])
     [
         ({"state__dir": "/tmp"}, "state.dir"),
         ({"state__max_keys": 10}, "state.max_keys"),
+        (
+            {"alerts__mute": ["a"], "output__format": "avro", "kafka__schema_registry__url": "http://registry:1"},
+            "alerts",
+        ),
     ],
 )
 def test_what_is_not_implemented_yet_is_refused_and_says_so(load: Load, changes: dict[str, Any], path: str) -> None:
     (line,) = problems(load, tree(**changes))
     assert line.startswith(f"{path}: ")
     assert "not implemented yet" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"alerts__hold": True}, "alerts.cooldown"),
+        ({"alerts__cooldown": "10m", "alerts__end_record": True}, "alerts.end_record"),
+        (
+            {"alerts__cooldown": "10m", "alerts__hold": True, "alerts__end_record": True, "output__alerts_topic": None},
+            "output.alerts_topic",
+        ),
+    ],
+)
+def test_alert_options_that_need_another_one(load: Load, changes: dict[str, Any], path: str) -> None:
+    (line,) = problems(load, tree(**{"output__alerts_topic": "alerts", **changes}))
+    assert line.startswith(f"{path}: ")
+    assert "; " in line or "set it" in line
+
+
+def test_a_policy_for_alerts(load: Load) -> None:
+    options = {"cooldown": "10m", "hold": True, "end_record": True, "max_per_hour": 20, "mute": "test-*, 17"}
+    config = load(tree(alerts=options, output__alerts_topic="alerts"))
+    alerts = config.alerts
+    assert (alerts.cooldown, alerts.hold, alerts.end_record, alerts.max_per_hour) == (600.0, True, True, 20)
+    assert (alerts.mute, alerts.any) == (["test-*", "17"], True)
+    assert not load().alerts.any
 
 
 @pytest.mark.parametrize("path", ["input", "output", "dead_letter", "state"])

@@ -23,6 +23,7 @@ from lstmstream.config.types import (
     Float32,
     Format,
     HttpUrl,
+    KeyPatterns,
     Mechanism,
     ModelReference,
     Name,
@@ -218,6 +219,38 @@ class Output(Section):
     events: OutputEvents
 
 
+class Alerts(Section):
+    """`alerts`: which alerts are published, and which are held back."""
+
+    cooldown: Annotated[Duration, Field(gt=0)] | None = Field(
+        None,
+        description="After an alert, further ones of its key are held back for this long (event time). Default: none is"
+        " held back.",
+    )
+    hold: bool = Field(
+        default=False,
+        description="One alert per incident: it goes on until its key has been below the threshold, or has had no"
+        " events, for `cooldown`, which it needs.",
+    )
+    end_record: bool = Field(
+        default=False,
+        description="Write an end record to `output.alerts_topic` when an incident is over; needs `hold`.",
+    )
+    max_per_hour: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = Field(
+        None,
+        description="Maximum number of alerts per partition and hour (event time). A summary record in"
+        " `output.alerts_topic` tells how many more there were. Default: no limit.",
+    )
+    mute: KeyPatterns = Field(
+        [], description="Keys whose alerts are held back; `*` stands for any text, `?` for one character."
+    )
+
+    @property
+    def any(self) -> bool:
+        """Whether an alert may be held back."""
+        return self.cooldown is not None or self.max_per_hour is not None or bool(self.mute)
+
+
 class DeadLetters(Section):
     """`dead_letter`: the records that could not be turned into a prediction."""
 
@@ -325,6 +358,7 @@ class Config(Document):
     kafka: Kafka
     input: Input
     output: Output
+    alerts: Alerts
     dead_letter: DeadLetters
     state: State
     batch: Batch

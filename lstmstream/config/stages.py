@@ -17,7 +17,7 @@ from lstmstream.config.yaml_file import read_yaml
 from lstmstream.errors import CannotServe
 
 OWN = ("model", "input", "output")  # what only a stage has
-OF_STAGE = (*OWN, "name", "dead_letter", "state", "batch", "device", "delivery", "on_model_change")
+OF_STAGE = (*OWN, "name", "alerts", "dead_letter", "state", "batch", "device", "delivery", "on_model_change")
 _INSTANCE_ID = "group.instance.id"
 
 

@@ -134,6 +134,12 @@ def _distinct(value: list[str]) -> list[str]:
     return value
 
 
+def _key_patterns(value: list[str]) -> list[str]:
+    if not all(value) or len(set(value)) < len(value):
+        raise ValueError("has an empty pattern, or the same one twice; list each pattern once")
+    return value
+
+
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
     try:
@@ -189,6 +195,7 @@ ModelReference = Annotated[str, AfterValidator(_model)]
 FieldPath = Annotated[str, AfterValidator(_field_path)]
 FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]
 AddedFields = dict[Annotated[str, AfterValidator(_plain_field)], Annotated[str, AfterValidator(_output_value)]]
+KeyPatterns = Annotated[list[ScalarText], BeforeValidator(_split), AfterValidator(_key_patterns)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Servers = Annotated[list[str], BeforeValidator(_split), AfterValidator(_servers)]
 Secret = Annotated[SecretStr, AfterValidator(_non_empty)]
@@ -201,6 +208,7 @@ VALUE_NAMES = {  # what the reference calls the values that these functions acce
     _model: "path, or builtin:NAME",
     _field_path: "field",
     _distinct: "list of fields",
+    _key_patterns: "list of patterns",
     _servers: "host:port, or a list of them",
     _http_url: "http or https address",
     _token: "text",

@@ -24,6 +24,7 @@ def daemon_conflicts(config: Config) -> Iterator[Conflict]:
     """Find every conflict of the daemon's configuration. Reads the certificate files."""
     yield from _not_implemented(config)
     yield from _topic_conflicts(config)
+    yield from _alert_conflicts(config)
     yield from silent_conflicts(config.input.silent, "input.silent")
     events = config.output.events
     if events.topic is None and (events.key is not None or events.add):
@@ -117,6 +118,22 @@ def _topic_conflicts(config: Config) -> Iterator[Conflict]:
         if first != path:
             text = f"is the same topic as {first} (Kafka treats . and _ as equal); use different topics"
             yield Conflict((path, first), text)
+
+
+def _alert_conflicts(config: Config) -> Iterator[Conflict]:
+    alerts, topic = config.alerts, config.output.alerts_topic
+    if alerts.hold and alerts.cooldown is None:
+        text = "is missing, and hold needs it: it says when an incident is over; set it, for example to 10m"
+        yield Conflict(("alerts.cooldown", "alerts.hold"), text)
+    if alerts.end_record and not alerts.hold:
+        text = "has no effect without hold, by which an alert begins an incident; set alerts.hold: true"
+        yield Conflict(("alerts.end_record", "alerts.hold"), text)
+    if alerts.end_record and topic is None:
+        text = "is missing, and alerts.end_record needs it; set it"
+        yield Conflict(("output.alerts_topic", "alerts.end_record"), text)
+    if alerts.any and config.output.format == "avro":
+        text = "a policy for alerts is not implemented yet with output.format: avro; use json"
+        yield Conflict(("alerts", "output.format"), text)
 
 
 def _login_conflicts(security: Security) -> Iterator[Conflict]:

@@ -8,11 +8,13 @@ are in state_records.py; bringing states back is in restore.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from lstmstream.records import Ints, RecordBatch, concatenate
+from lstmstream.serve.alert_memory import AlertRules, PartitionMemory
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.state_records import Floor, StateIdentity, floor_key, pack_floor, pack_states, state_record_bytes
@@ -52,6 +54,9 @@ class CheckpointPlan(NamedTuple):
     floors: dict[int, int]
     offsets: dict[int, int]  # of every partition that the transaction writes anything of: they carry the fence
     write_budget: int  # what is left of it afterwards
+    alerts: Mapping[int, PartitionMemory | None] = MappingProxyType(
+        {}
+    )  # what the floor records of `floors` have of them
 
 
 class Checkpointer:
@@ -67,10 +72,12 @@ class Checkpointer:
         clock: Callable[[], float],
         wall_s: Callable[[], float],
         retention: Retention = _FOR_EVER,
+        alert_rules: AlertRules | None = None,
     ) -> None:
-        """`clock` is monotonic seconds, `wall_s` seconds since 1970 UTC."""
+        """`clock` is monotonic seconds, `wall_s` seconds since 1970 UTC. `alert_rules`: of the alert policy, if any."""
         self.identity = identity
         self.topic = topic
+        self.alert_rules = alert_rules
         self._partitions = partitions
         self._interval_s = interval_s
         self._clock = clock
@@ -132,6 +139,7 @@ class Checkpointer:
         records: list[RecordBatch] = []
         written: dict[int, Ints] = {}
         floors: dict[int, int] = {}
+        alerts: dict[int, PartitionMemory | None] = {}
         offsets = dict(positions)
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
         room = min(max_writes, WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual, self._writes_of_size())
@@ -154,14 +162,19 @@ class Checkpointer:
             floor = _floor_after(next_dirty, changed.get(number), position)
             # An older floor is no less right, so one per second is enough.
             news = floor > partition.floor or position > partition.floor_position
-            if news and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S):
+            # No replay tells how many alerts there were: the floor record has them as of this very transaction.
+            memory = partition.alerts
+            if memory != partition.alerts_written or (
+                news and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S)
+            ):
                 floors[number] = max(floor, partition.floor)
+                alerts[number] = memory
                 records.append(
                     self.floor_record(number, partition.origin, floors[number], position, partition.answers_from)
                 )
             if number in written or number in floors or position > partition.position:
                 offsets[number] = position
-        return CheckpointPlan([concatenate(records)] if records else [], written, floors, offsets, budget)
+        return CheckpointPlan([concatenate(records)] if records else [], written, floors, offsets, budget, alerts)
 
     def _writes_of_size(self) -> int:
         slabs = (partition.slab for partition in self._partitions.running())
@@ -196,6 +209,8 @@ class Checkpointer:
             if number in plan.floors:
                 partition.floor, partition.floor_written_s = plan.floors[number], now_s
                 partition.floor_position = plan.offsets[number]
+            if number in plan.alerts:
+                partition.alerts_written = plan.alerts[number]
             if number in plan.offsets:
                 partition.position = plan.offsets[number]
             change = changed.get(number)
@@ -211,6 +226,7 @@ class Checkpointer:
     ) -> RecordBatch:
         """One floor record; `position` is the group's offset of the same transaction."""
         topic = self.topic
+        alerts = None if self.alert_rules is None else self._partitions[partition].alerts
         floor = Floor(
             self.identity,
             origin,
@@ -220,6 +236,7 @@ class Checkpointer:
             topic.topic_id,
             position=position,
             answers_from=answers_from,
+            alerts=alerts,
         )
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 

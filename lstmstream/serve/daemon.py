@@ -84,6 +84,7 @@ class Daemon:
             clock=clock.monotonic_s,
             wall_s=clock.wall_s,
             retention=topics.retention,
+            alert_rules=engine.scorer.alert_rules,
         )
         key_check = KeyCheck(
             self._partitions,

@@ -7,6 +7,7 @@ joined from the pieces. Knows nothing of how they are sent.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ from lstmstream.formats.values import key_text
 from lstmstream.model import Card
 from lstmstream.records import (
     BY_KEY,
+    HELD_BACK,
     Bools,
+    Codes,
     DeadLetter,
     Floats,
     Headers,
@@ -32,6 +35,7 @@ from lstmstream.records import (
 from lstmstream.serve.decode import Decoded
 from lstmstream.serve.enriched import Enriched, EventWriter
 from lstmstream.serve.event_fields import EventFields
+from lstmstream.serve.notices import NoticeWriter, before_alerts
 from lstmstream.serve.output_form import OutputForm
 from lstmstream.serve.reasons import feature_names
 from lstmstream.serve.rows import Rows
@@ -42,6 +46,9 @@ AS_IT_CAME, NOW, WITH_KEY, BARE, OWN_KEY = range(5)
 # partition and offset. BARE: and without value and headers. OWN_KEY: and with the made key whatever it has.
 
 
+_HELD_BACK = [b',"held_back":"%b"' % reason.encode() if reason else b"" for reason in HELD_BACK]
+
+
 class Outputs(NamedTuple):
     """What one micro-batch publishes."""
 
@@ -50,6 +57,7 @@ class Outputs(NamedTuple):
     dead_letters: RecordBatch
     events: RecordBatch | None = None  # None: there is no topic for them
     texts: Sequence[bytes | None] | None = None  # the predictions as JSON, where `predictions` has another form
+    of_alerts: Ints | None = None  # index of the event of each record of `alerts`
 
     def batches(self) -> list[RecordBatch]:
         """Those that hold records."""
@@ -100,6 +108,7 @@ class Encoder:
         self.events = events
         self.form = form
         self._without_cloudevent = without_cloudevent
+        self._notices = NoticeWriter(card)
         model = orjson.dumps({"model": card.name, "version": card.version})[1:-1]
         self._model = b"," + model + b',"source":{'
 
@@ -113,7 +122,7 @@ class Encoder:
         now_ms: int = 0,
         enriched: Enriched | None = None,
     ) -> Outputs:
-        """Each in the order of the records; an alert is its prediction once more.
+        """Each in the order of the records; an alert is its prediction once more, behind the notices of its event.
 
         `now_ms`, milliseconds since 1970 UTC, is the time of dead letters that cannot bear their record's own.
         `enriched` is what `events` wrote for these predictions, if that is known.
@@ -136,21 +145,17 @@ class Encoder:
             values,
             self._headers(records, index),
         )
-        alerts = self._alerts(published, records.partitions[index], predictions)
+        alerts, of_alerts = self._alerts(records, published, predictions, observations)
         if self.form is not None:
-            times = observations.timestamps
-            places = zip(records.partitions[index].tolist(), records.offsets[index].tolist(), strict=True)
-            sources = [f"{records.topic}-{partition}-{offset}" for partition, offset in places]
-            published = self.form.write("prediction", published, times, sources)
-            if alerts is not None:
-                rows = np.flatnonzero(predictions.alert)
-                alerts = self.form.write("alert", alerts, times[rows], [sources[row] for row in rows.tolist()])
+            sources = self._sources(records, index)
+            published = self.form.write("prediction", published, observations.timestamps, sources)
         return Outputs(
             published,
             alerts,
             self._dead_letters(records, dead_letters, now_ms),
             self._events(records, decoded, predictions, enriched),
             None if self.form is None else values,
+            of_alerts,
         )
 
     def _headers(self, records: RecordBatch, index: Ints) -> list[Headers]:
@@ -177,15 +182,59 @@ class Encoder:
             self._headers(records, index),
         )
 
-    def _alerts(self, published: RecordBatch, partitions: Ints, predictions: Predictions) -> RecordBatch | None:
-        topic = self._topics.alerts
+    def _alerts(
+        self, records: RecordBatch, published: RecordBatch, predictions: Predictions, observations: Observations
+    ) -> tuple[RecordBatch | None, Ints | None]:
+        """The records of the alerts' topic, and the index of the event of each; None: there is no topic for them.
+
+        `published`: the predictions, as JSON.
+        """
+        topic, index = self._topics.alerts, predictions.index
         if topic is None:
-            return None
-        rows = np.flatnonzero(predictions.alert)
+            return None, None
+        rows = np.flatnonzero(predictions.published_alerts)
         same = published.take(rows)
-        return RecordBatch.to_write(
-            topic, self._partitions(topic, partitions[rows]), same.timestamps, same.keys, same.values, same.headers
+        alerts = RecordBatch.to_write(
+            topic,
+            self._partitions(topic, records.partitions[index[rows]]),
+            same.timestamps,
+            same.keys,
+            same.values,
+            same.headers,
         )
+        times = observations.timestamps
+        alerts = self._in_form(alerts, times[rows], records, index[rows])
+        if not predictions.notices:
+            return alerts, index[rows]
+        of_notices = np.array([notice.index for notice in predictions.notices], np.int64)
+        told = np.searchsorted(index, of_notices)
+        notices = self._notices.write(topic, predictions.notices, records, published, told, observations.keys, times)
+        partitions = self._partitions(topic, records.partitions[of_notices])
+        notices = self._in_form(
+            replace(notices, partitions=partitions),
+            times[told],
+            records,
+            of_notices,
+            [f"-{notice.kind}" for notice in predictions.notices],
+        )
+        both = before_alerts(notices, of_notices, alerts, index[rows])
+        return both, np.sort(np.concatenate([of_notices, index[rows]]))
+
+    def _in_form(
+        self, alerts: RecordBatch, times: Ints, records: RecordBatch, index: Ints, suffixes: Sequence[str] = ()
+    ) -> RecordBatch:
+        """Records for the alerts' topic in their final form; they are about the events at `index`."""
+        if self.form is None:
+            return alerts
+        sources = self._sources(records, index)
+        if suffixes:
+            sources = list(map("".join, zip(sources, suffixes, strict=True)))
+        return self.form.write("alert", alerts, times, sources)
+
+    def _sources(self, records: RecordBatch, index: Ints) -> list[str]:
+        """A name for each event."""
+        places = zip(records.partitions[index].tolist(), records.offsets[index].tolist(), strict=True)
+        return [f"{records.topic}-{partition}-{offset}" for partition, offset in places]
 
     def _partitions(self, topic: str, partitions: Ints) -> Ints:
         return np.full_like(partitions, BY_KEY) if topic in self._topics.key_hashed else partitions
@@ -208,6 +257,8 @@ class Encoder:
                 rows.flags(end + b',"warm":', predictions.prediction[:, self._warm_column] >= 1)
                 end = b""
         rows.flags(end + b',"alert":', predictions.alert)
+        if predictions.held_back is not None:
+            rows.texts(b"", _held_back(predictions.held_back))
         if predictions.reasons is not None:
             rows.texts(b"", self._reasons(predictions.alert, predictions.reasons))
         rows.integers(b',"steps":', predictions.steps)
@@ -271,6 +322,10 @@ class Encoder:
                 for headers, letter in zip(same.headers, dead_letters, strict=True)
             ],
         )
+
+
+def _held_back(codes: Codes) -> list[bytes]:
+    return [_HELD_BACK[code] for code in codes.tolist()]
 
 
 def _plain(value: bytes | None) -> bytes | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lstmstream.records import DeadLetter, Predictions, RecordBatch
+from lstmstream.serve.alert_policy import AlertPolicy
 from lstmstream.serve.decode import Decoded, Decoder
 from lstmstream.serve.encode import Encoder, Outputs
 from lstmstream.serve.enriched import Enriched
@@ -52,7 +53,7 @@ class Engine:
             self._encoder.form.prepare()
         with self._timer("decode"):
             decoded = self._decoder.decode(records)
-        scored = self.scorer.score(decoded.observations)
+        scored = self.scorer.score(decoded.observations, decoded.silent)
         with self._timer("encode"):
             # In the input's order, whatever the rounds.
             dead_letters = sorted(decoded.dead_letters + scored.dead_letters, key=lambda letter: letter.index)
@@ -95,9 +96,12 @@ class Engine:
         kept = np.flatnonzero(~np.isin(predictions.index, list(enriched.faults)))
         return predictions.take(kept), both, None
 
-    def replay(self, records: RecordBatch) -> dict[int, ChangedRows]:
-        """Move states by records that were answered before; the rows that changed, by partition."""
-        return self.scorer.replay(self._decoder.decode(records).observations)
+    def replay(
+        self, records: RecordBatch, policy: AlertPolicy | None = None, *, count_hours: bool = False
+    ) -> dict[int, ChangedRows]:
+        """Move states by records that were answered before; the rows that changed, by partition. See Scorer."""
+        decoded = self._decoder.decode(records)
+        return self.scorer.replay(decoded.observations, decoded.silent, policy, count_hours=count_hours)
 
     @property
     def in_flight(self) -> int:

@@ -9,6 +9,8 @@ from lstmstream.errors import CannotServe
 from lstmstream.extras import require
 from lstmstream.formats.event_reader import EventReader
 from lstmstream.model import Card, Model, load_model
+from lstmstream.serve.alert_memory import AlertRules
+from lstmstream.serve.alert_policy import AlertPolicy
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.device_choice import choose_step
 from lstmstream.serve.encode import Encoder, OutputTopics
@@ -99,7 +101,14 @@ def make_engine(
         form=form,
         without_cloudevent=config.input.unwrap == "cloudevents" or config.output.cloudevents is not None,
     )
-    scorer = Scorer(step, _meaning(config, card), timer=timer, reasons=config.output.reasons > 0)
+    rules = alert_rules(config, card)
+    scorer = Scorer(
+        step,
+        _meaning(config, card),
+        timer=timer,
+        reasons=config.output.reasons > 0,
+        policy=None if rules is None else AlertPolicy(rules),
+    )
     return Engine(decoder, scorer, encoder, timer=timer)
 
 
@@ -124,11 +133,30 @@ def _event_writer(config: Config, step: StepModel) -> EventWriter | None:
     return EventWriter(events.topic, events.key, events.add, names)
 
 
+def alert_rules(config: Config, card: Card) -> AlertRules | None:
+    """The settings of the alert policy; None: all alerts are published."""
+    alerts = config.alerts
+    if not alerts.any:
+        return None
+    return AlertRules(
+        threshold=_threshold(config, card),
+        cooldown_ms=None if alerts.cooldown is None else round(alerts.cooldown * 1000),
+        hold=alerts.hold,
+        end_record=alerts.end_record,
+        max_per_hour=alerts.max_per_hour,
+        mute=tuple(alerts.mute),
+    )
+
+
+def _threshold(config: Config, card: Card) -> float | None:
+    return card.threshold if config.output.threshold is None else config.output.threshold
+
+
 def _meaning(config: Config, card: Card) -> Meaning:
-    ttl, threshold = config.state.ttl, config.output.threshold
+    ttl = config.state.ttl
     return Meaning(
         ttl_ms=None if ttl is None else round(ttl * 1000),
         late=config.input.late,
-        threshold=card.threshold if threshold is None else threshold,
+        threshold=_threshold(config, card),
         reset_after=config.state.reset_after_failures,
     )

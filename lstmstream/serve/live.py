@@ -94,17 +94,15 @@ class LiveObserver(Observer):
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
         """Keep the last alerts and dead letters of the batch."""
         predictions, letters = result.predictions, result.dead_letters
-        rows = np.flatnonzero(predictions.alert)[-MAX_ALERTS:].tolist()
+        rows = np.flatnonzero(predictions.published_alerts)[-MAX_ALERTS:].tolist()
         if rows or letters:
             now_s = self._wall_s()
             alerts = []
-            published = result.outputs.alerts  # these have the reasons too
-            values = result.outputs.predictions.values
-            if (texts := result.outputs.texts) is not None:  # they are published in another form
-                published, values = None, list(texts)
-            records_of = [values[row] for row in rows] if published is None else published.values[-len(rows) :]
-            for row, record in zip(rows, records_of if rows else (), strict=True):
-                value = record or b""
+            values, texts = result.outputs.predictions.values, result.outputs.texts
+            if texts is not None:  # they are published in another form
+                values = list(texts)
+            for row in rows:
+                value = values[row] or b""
                 small = value if len(value) <= MAX_ALERT_BYTES else b""
                 alerts.append(Alert(now_s, float(predictions.score[row]), int(predictions.steps[row]), small))
             records = result.records

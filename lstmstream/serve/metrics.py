@@ -22,9 +22,10 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from lstmstream.model import Card
-from lstmstream.records import Ints
+from lstmstream.records import HELD_BACK, Ints
 
 DEAD_LETTER_STAGES = ("decode", "validate", "late", "step", "publish")
+HELD_BACK_REASONS = HELD_BACK[1:]
 LATE_POLICIES = ("apply", "score", "drop")
 STALLED_FETCH_ACTIONS = ("seek", "rejoin")
 OUTCOMES = ("committed", "aborted", "unknown")
@@ -161,6 +162,12 @@ class Metrics:
             "silent_events_total", "Events that updated a state without a prediction (input.silent)."
         )
         self.alerts = counter("alerts_total", "Predictions at or above the threshold, counted when committed.")
+        self.alerts_held_back = counter(
+            "alerts_held_back_total",
+            "Alerts that were not published, by the option of alerts that held them back.",
+            "reason",
+            HELD_BACK_REASONS,
+        )
         self.dead_letters = counter(
             "dead_letters_total", "Dead-lettered records, by the stage that rejected them.", "stage", DEAD_LETTER_STAGES
         )
@@ -276,15 +283,19 @@ class Metrics:
         resets: int = 0,
         checkpoints: int = 0,
         silent: int = 0,
+        held_back: Mapping[str, int] | None = None,
     ) -> None:
         """Count one batch. Call it when its transaction is committed, not before.
 
         `scores` [M], one for each prediction. `dead_letters`: stage → count. `latencies_s`: now minus the timestamps
         of those records that have one; a negative latency counts as 0. `now_s`: wall clock, seconds since 1970 UTC.
+        `held_back`: reason → alerts.
         """
         self.events.inc(events)
         self.predictions.inc(np.size(scores))
         self.alerts.inc(alerts)
+        for reason, count in (held_back or {}).items():
+            self.alerts_held_back.labels(_checked_label(reason, HELD_BACK_REASONS)).inc(count)
         for stage, count in dead_letters.items():
             self.dead_letters.labels(_checked_label(stage, DEAD_LETTER_STAGES)).inc(count)
         self.late_events.labels(_checked_label(late_policy, LATE_POLICIES)).inc(late)

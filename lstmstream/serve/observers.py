@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lstmstream.model import Card
+from lstmstream.records import HELD_BACK, Predictions
 from lstmstream.serve.health import Health
 from lstmstream.serve.lag_age import LagAge
 from lstmstream.serve.metrics import Metrics
@@ -226,6 +227,7 @@ class MetricsObserver(Observer):
             events=len(result.records),
             scores=result.predictions.score,
             alerts=int(np.count_nonzero(result.predictions.alert)),
+            held_back=_held_back(result.predictions),
             dead_letters=Counter(letter.stage for letter in result.dead_letters),
             latencies_s=result.records.ages_s(now_s),
             now_s=now_s,
@@ -280,6 +282,14 @@ class MetricsObserver(Observer):
         self._metrics.state_keys.set(gauges.state_keys)
         self._metrics.state_bytes.set(gauges.state_bytes)
         self._metrics.restore_records_remaining.set(gauges.restore_records_remaining)
+
+
+def _held_back(predictions: Predictions) -> Mapping[str, int]:
+    """Alerts that were held back, by reason."""
+    if predictions.held_back is None:
+        return {}
+    counts = np.bincount(predictions.held_back, minlength=len(HELD_BACK)).tolist()
+    return {reason: count for reason, count in zip(HELD_BACK, counts, strict=True) if reason and count}
 
 
 class HealthObserver(Observer):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lstmstream.records import Bools, Ints
+from lstmstream.serve.alert_memory import PartitionMemory, RulesFrom
 from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.state import CLEAN, Slab, StateStore
 
@@ -132,9 +133,16 @@ class Partition:
         self.floor = 0  # as it stands in the state topic
         self.floor_written_s = 0.0
         self.floor_position = 0  # the position that the floor record names
+        self.alert_rules: tuple[RulesFrom, ...] = ()  # the history of the settings by which alerts are published
+        self.alerts_written: PartitionMemory | None = None  # as it stands in the floor record
         self._states = states
         self.slab = states.open(number)
         self.dirty = DirtyRows(self.slab)
+
+    @property
+    def alerts(self) -> PartitionMemory | None:
+        """What the floor record keeps for the alert policy; None: there is no policy."""
+        return PartitionMemory(self.alert_rules, self.slab.alert_hours) if self.alert_rules else None
 
     @property
     def floor_lag(self) -> int:

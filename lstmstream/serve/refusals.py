@@ -105,10 +105,10 @@ class Refusals:
         refused = {i: refusal.reason for i, refusal in known.items() if refusal.reason is not None}
         for batch, index in (
             (outputs.predictions, predictions.index),
-            (outputs.alerts, predictions.index[predictions.alert]),
+            (outputs.alerts, outputs.of_alerts),
             (outputs.events, predictions.index),
         ):
-            if batch is not None:
+            if batch is not None and index is not None:
                 refused |= {int(index[row]): f"{batch.topic}: {why}" for row, _, why in self._outside(batch)}
         kept = ~np.isin(predictions.index, list(refused)) if refused else np.ones(len(predictions.index), np.bool_)
         added = [DeadLetter(i, "publish", refused[i]) for i in predictions.index[~kept].tolist()]

@@ -16,6 +16,7 @@ import numpy as np
 
 from lstmstream.errors import CannotServe, UnreadableRecords
 from lstmstream.records import Bools, Ints, RecordBatch
+from lstmstream.serve.alert_restore import RestoredAlerts
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import input_partitions, is_ours
@@ -95,6 +96,7 @@ class Restore:
         self._foreign = False  # the group's offset was set by somebody else
         self._floor_position = 0
         self._newest_ms = -1  # the latest timestamp of the events that were answered last
+        self._alerts = RestoredAlerts(partition, context.checkpointer.alert_rules)
         self._replayed = 0  # input records read again
         self._min_timestamp_ms = np.iinfo(np.int64).max  # of those
         self.retry_at_s = 0.0  # clock time; it failed a moment ago
@@ -287,8 +289,9 @@ class Restore:
     def _start_empty(self, membership: Membership, origin: int) -> None:
         """No states: fix where they begin, and the group's offset, before the first prediction."""
         number = self.partition.number
-        self._context.commit(self._context.checkpointer.initial_plan(number, origin), membership)
         self.partition.begin_states(origin)
+        self._alerts.begin(origin)
+        self._context.commit(self._context.checkpointer.initial_plan(number, origin), membership)
         self._run(origin, floor=origin)
 
     def _find_origin(self, deadline_s: float, membership: Membership) -> None:
@@ -311,6 +314,7 @@ class Restore:
             since_ms = max(0, self._newest_ms - round(1000 * context.replay_s))
             found = context.transport.offset_for_time(context.input_topic, number, since_ms)
             origin = committed if found is None else min(max(found, beginning), committed)
+        self._alerts.begin(committed)  # the alerts before were those of another model
         context.commit(context.checkpointer.position_plan(number, origin, origin, committed, committed), membership)
         self._warn_of_rebuild(origin, committed)
         self.close()
@@ -326,7 +330,8 @@ class Restore:
         """
         committed = group.offset
         self._floor_position = max(floor.position, floor.offset)
-        reason = self._drop_unusable(floor, committed, rows, of_floor)
+        reason = self._drop_unusable(floor, committed, rows, of_floor) or self._alerts.why_rebuilt(floor, committed)
+        self._alerts.resume(floor, committed)
         self._replay_from = floor.offset if reason is None else floor.origin
         self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so
         self._foreign = not is_ours(group.metadata) and committed > self._answered
@@ -435,8 +440,11 @@ class Restore:
         limit, number, clock = self._context.batch_limit, self.partition.number, self._context.clock
         count = min(len(batch), limit.of_time)
         if count:
+            policy, end = self._alerts.policy_at(int(batch.offsets[0]))
+            count = min(count, int(np.searchsorted(batch.offsets, end)))
             events, began_s = batch.slice(0, count), clock()
-            changed = self._context.engine.replay(events).get(number)
+            replayed = self._context.engine.replay(events, policy, count_hours=self._alerts.count_hours)
+            changed = replayed.get(number)
             limit.on_processed(count, clock() - began_s)
             if changed is not None:
                 self.partition.dirty.mark_only(changed)

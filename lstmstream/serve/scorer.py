@@ -15,6 +15,8 @@ import numpy as np
 
 from lstmstream.model import Card
 from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers, pick
+from lstmstream.serve.alert_memory import AlertRules
+from lstmstream.serve.alert_policy import AlertPolicy, Decisions
 from lstmstream.serve.fast_rounds import DeviceModel, HostMover, MovedStates, Mover, WatchingMover, run_rounds
 from lstmstream.serve.reasons import Occlusion
 from lstmstream.serve.state import BatchStates, StateStore
@@ -104,11 +106,13 @@ class Scorer:
         timer: Timer = no_timer,
         mover: Mover | None = None,
         reasons: bool = False,
+        policy: AlertPolicy | None = None,
     ) -> None:
         """`timer(stage)` is a context manager around each stage, for whoever owns a clock.
 
         `mover`: where state rows are, and what moves them there; None: as the model has it, else on the host.
         `reasons`: alerts have them. Raises CannotServe where the model cannot give any.
+        `policy`: of the alerts; None: all are published.
         """
         self._model = model
         self._ttl_ms = meaning.ttl_ms
@@ -117,6 +121,7 @@ class Scorer:
         self._threshold = None if meaning.threshold is None else np.float32(meaning.threshold)
         self._timer = timer
         self._occlusion = Occlusion(model) if reasons else None
+        self._policy = policy
         initial = np.array(model.card.state.initial, dtype=np.float32)
         if mover is None and isinstance(model, DeviceModel):
             mover = model.device_mover()
@@ -128,9 +133,17 @@ class Scorer:
         """The model's card."""
         return self._model.card
 
-    def score(self, observations: Observations) -> Scored:
-        """Predictions for M observations, in order per key. The new states can still be rolled back."""
-        outputs, changed = self._run_rounds(observations)
+    @property
+    def alert_rules(self) -> AlertRules | None:
+        """By which alerts are published; None: all are."""
+        return None if self._policy is None else self._policy.rules
+
+    def score(self, observations: Observations, silent: Bools | None = None) -> Scored:
+        """Predictions for M observations, in order per key. The new states can still be rolled back.
+
+        `silent` [M]: those whose prediction is not published, so that it is no alert either; None: none.
+        """
+        outputs, changed, decided = self._run_rounds(observations, silent, self._policy)
         kept = np.flatnonzero(outputs.answered)
         score = outputs.score[kept]
         alert = np.zeros(len(kept), np.bool_) if self._threshold is None else score >= self._threshold
@@ -141,19 +154,33 @@ class Scorer:
             alert=alert,
             steps=outputs.steps[kept],
             reasons=self._reasons(observations, kept[alert], score[alert]),
+            held_back=None if decided is None else decided.held_back[kept],
+            notices=() if decided is None else decided.notices,
         )
         dead_letters = [
             DeadLetter(int(observations.index[i]), stage, message) for i, (stage, message) in outputs.rejected.items()
         ]
         return Scored(predictions, dead_letters, changed, outputs.late_events, outputs.expired, outputs.resets)
 
-    def replay(self, observations: Observations) -> dict[int, ChangedRows]:
+    def replay(
+        self,
+        observations: Observations,
+        silent: Bools | None = None,
+        policy: AlertPolicy | None = None,
+        *,
+        count_hours: bool = False,
+    ) -> dict[int, ChangedRows]:
         """Move states by observations that were answered before, skipping for each key what its state has seen.
 
         The rows that changed, by partition; they are committed. Not while a batch is in flight: that would be ended.
+        `policy`: by which they were answered. `silent` [M]: as for `score`. `count_hours`: whether the alerts of the
+        partition are counted again too.
         """
         assert not self.states.in_flight, "a batch is in flight"
-        _, changed = self._run_rounds(self._skip_applied(observations))
+        fresh = self._not_applied(observations)
+        if fresh is not None:
+            observations, silent = observations.take(fresh), None if silent is None else silent[fresh]
+        _, changed, _ = self._run_rounds(observations, silent, policy, count_hours=count_hours)
         self.commit()
         return changed
 
@@ -165,7 +192,14 @@ class Scorer:
         """Take the states of the newest batch in flight back; without one, nothing happens."""
         self.states.rollback()
 
-    def _run_rounds(self, observations: Observations) -> tuple[_RoundOutputs, dict[int, ChangedRows]]:
+    def _run_rounds(
+        self,
+        observations: Observations,
+        silent: Bools | None,
+        policy: AlertPolicy | None,
+        *,
+        count_hours: bool = True,
+    ) -> tuple[_RoundOutputs, dict[int, ChangedRows], Decisions | None]:
         with self._timer("gather"):
             states = self.states.gather(observations.partitions, observations.keys)
             first_change = np.full(len(states.steps), -1, dtype=np.int64)
@@ -184,8 +218,13 @@ class Scorer:
                 for start, end in zip(states.round_bounds, states.round_bounds[1:], strict=False):
                     self._run_round(observations, states.by_round[start:end], states, outputs, first_change)
         with self._timer("stage"):
+            decided = None
+            if policy is not None:
+                answered = outputs.answered if silent is None else outputs.answered & ~silent
+                decided = policy.decide(observations, answered, outputs.score, self.states, count_hours=count_hours)
+                _touch(observations, np.array(decided.touched, np.int64), states, first_change)
             self.states.apply(states)
-        return outputs, _changed_rows(states, first_change)
+        return outputs, _changed_rows(states, first_change), decided
 
     def _reasons(self, observations: Observations, alerts: Ints, score: Floats) -> Floats | None:
         """[A, G] Of the observations `alerts` [A] of the newest batch, with their scores [A]: see Predictions."""
@@ -324,15 +363,15 @@ class Scorer:
             )
         return "step", (f"the model's output for this event is not finite; the key's state stays as it was{grown}")
 
-    def _skip_applied(self, observations: Observations) -> Observations:
-        """Only the observations that their key's state does not contain yet."""
+    def _not_applied(self, observations: Observations) -> Ints | None:
+        """The observations that their key's state does not contain yet; None: all of them."""
         fresh = np.ones(len(observations.index), dtype=np.bool_)
         for partition in partition_numbers(observations.partitions):
             slab = self.states.slabs[partition]
             mine = np.flatnonzero(observations.partitions == partition)
             rows, _ = slab.index.find_all(pick(observations.keys, mine))
             fresh[mine] = (rows < 0) | (observations.offsets[mine] > slab.last_offset[rows])
-        return observations if fresh.all() else observations.take(np.flatnonzero(fresh))
+        return None if fresh.all() else np.flatnonzero(fresh)
 
 
 def _apply_moved(
@@ -350,6 +389,20 @@ def _apply_moved(
     states.steps, states.last_timestamp = moved.slot_steps, moved.last_timestamp
     states.last_offset = moved.last_offset
     first_change[:] = observations.offsets[order[: len(first_change)]]
+
+
+def _touch(observations: Observations, touched: Ints, states: BatchStates, first_change: Ints) -> None:
+    """Their keys have changed at these observations, although a late one may have left the state as it was."""
+    if not len(touched):
+        return
+    sizes = np.diff(states.round_bounds)
+    slots = np.empty(len(states.by_round), np.int64)
+    slots[states.by_round] = np.arange(len(slots)) - np.repeat(states.round_bounds[:-1], sizes)
+    where, offsets = slots[touched], observations.offsets[touched]
+    np.maximum.at(states.last_offset, where, offsets)
+    first = np.where(first_change < 0, np.iinfo(np.int64).max, first_change)
+    np.minimum.at(first, where, offsets)
+    first_change[where] = first[where]
 
 
 def _changed_rows(states: BatchStates, first_change: Ints) -> dict[int, ChangedRows]:

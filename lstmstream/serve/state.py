@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstmstream.records import Bools, Floats, Ints, partition_numbers
+from lstmstream.serve.alert_memory import Hour, Incident
 from lstmstream.serve.key_table import Key, KeyTable
 from lstmstream.serve.row_memory import RowMemory
 from lstmstream.serve.state_rows import BatchRows, HostBackend, LooseRows, StateBackend
@@ -34,6 +35,7 @@ class KeyState(NamedTuple):
     last_timestamp: int  # milliseconds; the largest event time seen
     last_offset: int  # of the last event that is in this state, or that failed on it
     failures: int = 0  # events in a row for which the model's output was not finite
+    incident: Incident | None = None  # that its last alert has begun
 
 
 class Slab:
@@ -48,6 +50,8 @@ class Slab:
     def __init__(self, size: int, backend: StateBackend = _HOST) -> None:
         """`size` numbers in a state row, which is where `backend` puts it."""
         self.index = KeyTable()
+        self.incidents: dict[Key, Incident] = {}  # of the few keys that have one
+        self.alert_hours: tuple[Hour, ...] = ()  # of the partition, in the order in which they were first seen
         self.rows = backend.open(size, _FIRST_CAPACITY)
         self._memory = RowMemory(np.int64, 5, _FIRST_CAPACITY)
         self._use_memory()
@@ -103,11 +107,15 @@ class Slab:
         row = self.index.remove(key)
         self.steps[row] = self.failures[row] = 0
         self.first_unwritten[row] = CLEAN
+        self.incidents.pop(key, None)
 
     def get(self, row: int) -> KeyState:
         """A copy of one row."""
-        numbers = (self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row])
-        return KeyState(self.rows.read(np.array([row]))[0], *map(int, numbers))
+        steps, last_timestamp = int(self.steps[row]), int(self.last_timestamp[row])
+        last_offset, failures = int(self.last_offset[row]), int(self.failures[row])
+        incident = self.incidents.get(self.index.keys_at(np.array([row]))[0]) if self.incidents else None
+        state_row = self.rows.read(np.array([row]))[0]
+        return KeyState(state_row, steps, last_timestamp, last_offset, failures, incident)
 
     def put(self, key: Key, state: KeyState) -> None:
         """Set a key's state."""
@@ -115,7 +123,15 @@ class Slab:
         if row is None:
             row = self.add(key)
         self.rows.write(np.array([row]), state.row[np.newaxis])
-        self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row] = state[1:]
+        self.steps[row], self.last_timestamp[row], self.last_offset[row], self.failures[row] = state[1:5]
+        self.set_incident(key, state.incident)
+
+    def set_incident(self, key: Key, incident: Incident | None) -> None:
+        """Set what goes on with a key; None: nothing."""
+        if incident is None:
+            self.incidents.pop(key, None)
+        else:
+            self.incidents[key] = incident
 
     def _grow(self) -> None:
         capacity = max(2 * _FIRST_CAPACITY, int(self.capacity * _GROWTH), self.index.used_rows)
@@ -218,6 +234,8 @@ class _Undo:
 
     before: BatchStates
     created: list[tuple[int, list[Key]]] = field(default_factory=list)  # by partition, also of batches before
+    incidents: list[tuple[int, Key, Incident | None]] = field(default_factory=list)  # before each change
+    alert_hours: dict[int, tuple[Hour, ...]] = field(default_factory=dict)  # by partition
 
 
 class StateStore:
@@ -290,6 +308,18 @@ class StateStore:
         states.write_rows()
         self._scatter_numbers(states)
 
+    def set_incident(self, partition: int, key: Key, incident: Incident | None) -> None:
+        """Of the newest batch in flight: `rollback` takes it back."""
+        slab = self.slabs[partition]
+        self._in_flight[-1].incidents.append((partition, key, slab.incidents.get(key)))
+        slab.set_incident(key, incident)
+
+    def set_alert_hours(self, partition: int, hours: tuple[Hour, ...]) -> None:
+        """Of the newest batch in flight: `rollback` takes it back."""
+        slab = self.slabs[partition]
+        self._in_flight[-1].alert_hours.setdefault(partition, slab.alert_hours)
+        slab.alert_hours = hours
+
     def commit(self) -> None:
         """Keep the oldest batch's states. A key that has no step even so (all dead letters) is forgotten."""
         if not self._in_flight:
@@ -307,6 +337,10 @@ class StateStore:
         undo = self._in_flight.pop()
         undo.before.restore_rows()
         self._scatter_numbers(undo.before)
+        for partition, key, incident in reversed(undo.incidents):
+            self.slabs[partition].set_incident(key, incident)
+        for partition, hours in undo.alert_hours.items():
+            self.slabs[partition].alert_hours = hours
         self._remove_without_steps(undo.created)  # those of a batch that was committed meanwhile have one
 
     def _remove_without_steps(self, created: list[tuple[int, list[Key]]]) -> None:

@@ -16,7 +16,9 @@ from lstmstream.serve.state_records import (
     CorruptStateRecord,
     Floor,
     OldStateFormat,
+    StateColumns,
     StateIdentity,
+    has_incident,
     key_kind,
     unpack_floor,
     unpack_key,
@@ -108,13 +110,17 @@ class StateLoader:
         if not ours:
             return
         slab = self._partition.slab
-        record_keys = list(ours)
-        values = [batch.values[i] or b"" for i in ours.values()]
-        columns = unpack_states(record_keys, values, self._digest, slab.rows.size)
+        columns = self._columns(batch, ours)
+        if columns is None and (few := [key for key, i in ours.items() if has_incident(batch.values[i] or b"")]):
+            for record_key in few:
+                i = ours.pop(record_key)
+                self._read_state(record_key, batch.values[i] or b"", int(batch.offsets[i]))
+            columns = self._columns(batch, ours) if ours else None
         if columns is None:  # one of them is not sound: one by one, to find which
             for record_key, i in ours.items():
                 self._read_state(record_key, batch.values[i] or b"", int(batch.offsets[i]))
             return
+        record_keys = list(ours)
         if not np.isfinite(columns.rows).all():
             raise self._errors.does_not_fit(int(batch.offsets[0]))
         keys = [unpack_key(record_key) for record_key in record_keys]
@@ -123,9 +129,16 @@ class StateLoader:
         slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
         slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
         self._origin_room()[rows] = columns.origins
+        if slab.incidents:
+            for key in keys:
+                slab.set_incident(key, None)
         if self.damaged:
             for record_key in record_keys:
                 self.damaged.pop(record_key, None)
+
+    def _columns(self, batch: RecordBatch, ours: dict[bytes, int]) -> StateColumns | None:
+        values = [batch.values[i] or b"" for i in ours.values()]
+        return unpack_states(list(ours), values, self._digest, self._partition.slab.rows.size)
 
     def _read_state(self, record_key: bytes, value: bytes, offset: int) -> None:
         try:

@@ -5,7 +5,9 @@ begin to read the input. Several models may share a topic: each record key holds
 
     record key     kind (1 byte) + first 8 bytes of the identity's digest + entity key (none for kinds FLOOR, NULL_KEY)
     state record   magic, format, digest, origin offset, last offset, steps, last timestamp, failures, count of floats;
-                   the row in little-endian float32; CRC-32 of the record key and all before it
+                   the row in little-endian float32; CRC-32 of the record key and all before it. Of a key with an
+                   incident (docs/alerts.md) the format is one higher, and four numbers stand before the row: start and
+                   newest event in milliseconds, offset of its alert, alerts held back
     floor record   JSON, so that people can read it, with a CRC-32 of its other fields
 """
 
@@ -21,9 +23,11 @@ import numpy as np
 import orjson
 
 from lstmstream.records import Floats, Ints
+from lstmstream.serve.alert_memory import Incident, PartitionMemory
 from lstmstream.serve.state import KeyState, Slab
 
 STATE_FORMAT = 3
+WITH_INCIDENT = 4  # the format of a state whose key has an incident
 FLOOR_FORMAT = 2
 _FORMAT_2 = 2  # of states: had no failures; is still read
 FLOOR, ENTITY_KEY, NULL_KEY = b"\x00", b"\x01", b"\x02"  # kinds of record keys
@@ -32,6 +36,7 @@ _PREFIX_BYTES = 1 + IDENTITY_BYTES
 
 _STATE = struct.Struct("<4sB16sqqqqHI")  # the header of a state record
 _STATE_2 = struct.Struct("<4sB16sqqqqI")
+_INCIDENT = struct.Struct("<qqqq")
 _HEADER = np.dtype(
     [
         ("magic", "S4"),
@@ -98,6 +103,7 @@ class Floor(NamedTuple):
     state_topic_id: str  # a floor in another topic than it was written for vouches for nothing
     position: int = -1  # the group's offset of the same transaction; -1 in records of earlier versions
     answers_from: int = -1  # input offset of this identity's first answer; -1: the origin
+    alerts: PartitionMemory | None = None  # what the alert policy remembers; None: there is none
 
 
 class StoredState(NamedTuple):
@@ -147,7 +153,8 @@ def unpack_key(record_key: bytes) -> bytes | None:
 
 def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[list[bytes | None], list[bytes | None]]:
     """(record keys, values) of the states at `rows`, as they are now."""
-    keys = [pack_key(key, digest) for key in slab.index.keys_at(rows)]
+    entities = slab.index.keys_at(rows)
+    keys = [pack_key(key, digest) for key in entities]
     bodies = np.zeros(len(rows), np.dtype([("header", _HEADER), ("row", "<f4", (slab.rows.size,))]))
     header = bodies["header"]
     header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)
@@ -159,8 +166,15 @@ def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[lis
     values: list[bytes | None] = []
     for i, key in enumerate(keys):
         body = packed[i * size : (i + 1) * size]
+        if slab.incidents and (incident := slab.incidents.get(entities[i])) is not None:
+            body = _with_incident(body, incident)
         values.append(body + _CRC.pack(crc32(body, crc32(key))))
     return list(keys), values
+
+
+def _with_incident(body: bytes, incident: Incident) -> bytes:
+    before, at = len(_MAGIC), _STATE.size
+    return body[:before] + bytes([WITH_INCIDENT]) + body[before + 1 : at] + _INCIDENT.pack(*incident) + body[at:]
 
 
 def state_record_bytes(floats: int) -> int:
@@ -178,16 +192,25 @@ def unpack_state(record_key: bytes, value: bytes) -> StoredState:
     magic, version = body[: len(_MAGIC)], body[len(_MAGIC)]
     if (magic, version) == (_MAGIC, 1):
         raise OldStateFormat("a state record of format 1")
-    if magic != _MAGIC or version not in {_FORMAT_2, STATE_FORMAT}:
-        raise CorruptStateRecord(f"format {version} is not known; this program reads {_FORMAT_2} and {STATE_FORMAT}")
-    header = _STATE if version == STATE_FORMAT else _STATE_2
-    if len(body) < header.size:
+    if magic != _MAGIC or version not in {_FORMAT_2, STATE_FORMAT, WITH_INCIDENT}:
+        raise CorruptStateRecord(f"format {version} is not known; this program reads {_FORMAT_2} to {WITH_INCIDENT}")
+    header = _STATE_2 if version == _FORMAT_2 else _STATE
+    at = header.size + (_INCIDENT.size if version == WITH_INCIDENT else 0)  # of the row
+    if len(body) < at:
         raise CorruptStateRecord("the header is cut short")
     _, _, digest, origin, offset, steps, last_timestamp, *failures, floats = header.unpack_from(body)
-    if len(body) != header.size + 4 * floats:
+    if len(body) != at + 4 * floats:
         raise CorruptStateRecord("the row is cut short")
-    row = np.frombuffer(body, dtype="<f4", offset=header.size).astype(np.float32)
-    return StoredState(digest, origin, KeyState(row, steps, last_timestamp, offset, *failures))
+    row = np.frombuffer(body, dtype="<f4", offset=at).astype(np.float32)
+    state = KeyState(row, steps, last_timestamp, offset, *failures)
+    if version == WITH_INCIDENT:
+        state = state._replace(incident=Incident(*_INCIDENT.unpack_from(body, header.size)))
+    return StoredState(digest, origin, state)
+
+
+def has_incident(value: bytes) -> bool:
+    """Whether a state record has one; `unpack_states` takes none that has."""
+    return value[len(_MAGIC) : len(_MAGIC) + 1] == bytes([WITH_INCIDENT])
 
 
 class StateColumns(NamedTuple):
@@ -204,7 +227,7 @@ class StateColumns(NamedTuple):
 def unpack_states(
     record_keys: Sequence[bytes], values: Sequence[bytes], digest: bytes, floats: int
 ) -> StateColumns | None:
-    """All of C records at once; None where one of them is not sound, has another size or is of another identity."""
+    """All of C records at once; None where one is not sound, has an incident or another size or identity."""
     size = _STATE.size + 4 * floats
     if any(len(value) != size + _CRC.size for value in values):
         return None
@@ -241,6 +264,10 @@ def pack_floor(floor: Floor) -> bytes:
     for name in ("position", "answers_from"):
         if fields[name] < 0:
             del fields[name]
+    if floor.alerts is None:
+        del fields["alerts"]
+    else:
+        fields["alerts"] = floor.alerts.to_json()
     return orjson.dumps({**fields, "crc": crc32(orjson.dumps(fields))})
 
 
@@ -253,7 +280,11 @@ def unpack_floor(value: bytes) -> Floor:
             raise CorruptStateRecord("the checksum is wrong")
         if fields.pop("format") != FLOOR_FORMAT:
             raise CorruptStateRecord("unknown format")
-        return Floor(**{**fields, "identity": StateIdentity(**fields["identity"])})
+        alerts = fields.pop("alerts", None)
+        return Floor(
+            **{**fields, "identity": StateIdentity(**fields["identity"])},
+            alerts=None if alerts is None else PartitionMemory.from_json(alerts),
+        )
     except CorruptStateRecord:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -150,7 +150,7 @@ class TestDriver:
         return [_output(partition, record) for partition, record in self._fresh(self._config.output.topic)]
 
     def read_alerts(self) -> list[Output]:
-        """The alerts since the last call; none without `output.alerts_topic`."""
+        """The alerts since the last call, with end records and summaries; none without `output.alerts_topic`."""
         topic = self._config.output.alerts_topic
         return [] if topic is None else [_output(partition, record) for partition, record in self._fresh(topic)]
 

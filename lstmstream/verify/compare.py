@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from lstmstream.model import Model
@@ -12,10 +11,14 @@ from lstmstream.records import Headers, RecordBatch
 from lstmstream.verify.differences import (
     ALERT,
     DEAD_LETTER,
+    ENDED,
+    NOTICES,
     PREDICTION,
+    SUMMARY,
     Found,
     Outputs,
     dead_letter_differences,
+    notice_differences,
     place_of,
     prediction_differences,
 )
@@ -23,51 +26,28 @@ from lstmstream.verify.envelopes import Event
 from lstmstream.verify.expected import Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
 from lstmstream.verify.model import RowModel
+from lstmstream.verify.partition import JudgedPartition, PartitionRange
 from lstmstream.verify.published import dead_letter_headers, parse, prediction_source
-from lstmstream.verify.window import SEEN_ALERT, SEEN_DEAD_LETTER, SEEN_PREDICTION, STAGES, Row, Window, header_hash
+from lstmstream.verify.window import (
+    SEEN_ALERT,
+    SEEN_DEAD_LETTER,
+    SEEN_ENDED,
+    SEEN_PREDICTION,
+    SEEN_SUMMARY,
+    STAGES,
+    Row,
+    Window,
+    header_hash,
+)
 
-_SEEN = {PREDICTION: SEEN_PREDICTION, ALERT: SEEN_ALERT, DEAD_LETTER: SEEN_DEAD_LETTER}
-_OTHER = {PREDICTION: SEEN_DEAD_LETTER, ALERT: 0, DEAD_LETTER: SEEN_PREDICTION}
-
-
-@dataclass(slots=True)
-class PartitionRange:
-    """What is judged of one input partition."""
-
-    start: int  # the first event that is read
-    own: int  # from here on the events were answered with this model and these settings
-    first: int  # the first event that was asked for
-    last: int  # the end of what was asked for
-    whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
-    between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
-
-
-@dataclass(slots=True)
-class _Partition:
-    range: PartitionRange
-    recomputation: Recomputation
-    window: Window
-    end: int  # up to where the events are known
-    known_from: dict[bytes | None, int] = field(default_factory=dict)  # entity key → where its state began
-    done: bytearray = field(default_factory=bytearray)  # from the start on: whether an earlier window had the event
-    complete_from: dict[str, int] = field(default_factory=dict)  # kind of record → outputs before are gone
-    last_answered: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
-
-    def had(self, offset: int) -> bool:
-        """Whether an earlier window had an event at this offset."""
-        at = offset - self.range.start
-        return at < len(self.done) and bool(self.done[at])
-
-    def learn(self, value: bytes | None, row: int) -> None:
-        """Where the input has lost events: a prediction may say that the state of its key began there."""
-        key = self.window.entities[row]
-        if key not in self.known_from and self.window.expected(row).steps == 1 and parse(value).get("steps") == 1:
-            self.known_from[key] = self.window.offsets[row]
-
-    def knows(self, row: int) -> bool:
-        """Whether the state that the event met is known."""
-        known_from = self.known_from.get(self.window.entities[row], self.range.last)
-        return self.range.whole or self.window.offsets[row] >= known_from
+_SEEN = {
+    PREDICTION: SEEN_PREDICTION,
+    ALERT: SEEN_ALERT,
+    DEAD_LETTER: SEEN_DEAD_LETTER,
+    ENDED: SEEN_ENDED,
+    SUMMARY: SEEN_SUMMARY,
+}
+_OTHER = {PREDICTION: SEEN_DEAD_LETTER, DEAD_LETTER: SEEN_PREDICTION}
 
 
 class Comparison:
@@ -95,8 +75,11 @@ class Comparison:
         first = row_model.run(row_model.initial).prediction
         self._columns = 0 if first is None else len(first)
         self._partitions = {
-            number: _Partition(
-                given, Recomputation(row_model, model.card, settings), Window(self._columns), end=given.start
+            number: JudgedPartition(
+                given,
+                Recomputation(row_model, model.card, settings, given.alert_rules),
+                Window(self._columns),
+                end=given.start,
             )
             for number, given in ranges.items()
         }
@@ -112,7 +95,7 @@ class Comparison:
             given = partition.range
             kind = None
             if offset >= given.own:
-                expected = partition.recomputation.expect(timestamp_ms, key, event)
+                expected = partition.recomputation.expect(timestamp_ms, key, event, offset)
             else:
                 expected = partition.recomputation.expect_unknown(key, event)
             if not given.first <= offset < given.last:
@@ -125,6 +108,10 @@ class Comparison:
             partition.window.add(
                 offset, timestamp_ms, key, value, headers, expected, rendered, kind=kind, carried=self._carried(headers)
             )
+            if is_prediction and (expected.ended or expected.summary):
+                ended = self._renderer.render_ended(expected, number, offset) if expected.ended else None
+                summary = self._renderer.render_summary(expected, number, offset) if expected.summary else None
+                partition.window.add_notices(ended, summary)
 
     def set_end(self, partition: int, end: int) -> None:
         """All events before it have been taken."""
@@ -153,7 +140,8 @@ class Comparison:
             if source is None or source.topic != self._outputs.input_topic:
                 self.counts["others"] += 1
                 continue
-            found = Found(record, source, records.topic, partition, offset, timestamp_ms, key, value, headers)
+            kind = _notice_kind(value) if record == ALERT else None
+            found = Found(kind or record, source, records.topic, partition, offset, timestamp_ms, key, value, headers)
             self._take(found)
 
     def _take(self, found: Found) -> None:
@@ -175,7 +163,7 @@ class Comparison:
         else:
             self._add("wrong", found, "there is no event at this offset of the input")
 
-    def _take_row(self, found: Found, partition: _Partition, row: int) -> None:
+    def _take_row(self, found: Found, partition: JudgedPartition, row: int) -> None:
         kind, window = Row(partition.window.kinds[row]), partition.window
         seen, flag = window.seen[row], _SEEN[found.record]
         window.seen[row] |= flag
@@ -190,10 +178,12 @@ class Comparison:
                 return
         elif found.record == PREDICTION:
             self._check_order(found, partition, row)
-        if seen & _OTHER[found.record]:
+        if seen & _OTHER.get(found.record, 0):
             self._add("duplicate", found, "the event has a prediction and a dead letter")
         elif found.record == DEAD_LETTER:
             self._judge_dead_letter(found, partition, row, kind)
+        elif found.record in NOTICES:
+            self._judge_notice(found, partition, row)
         else:
             self._judge_prediction(found, partition, row, kind)
 
@@ -203,7 +193,7 @@ class Comparison:
         else:
             self.counts["repeated"] += 1
 
-    def _check_order(self, found: Found, partition: _Partition, row: int) -> None:
+    def _check_order(self, found: Found, partition: JudgedPartition, row: int) -> None:
         place = found.partition, partition.window.entities[row]
         last = partition.last_answered.get(place, -1)
         if last > found.source.offset:
@@ -211,7 +201,7 @@ class Comparison:
         else:
             partition.last_answered[place] = found.source.offset
 
-    def _judge_prediction(self, found: Found, partition: _Partition, row: int, kind: Row) -> None:
+    def _judge_prediction(self, found: Found, partition: JudgedPartition, row: int, kind: Row) -> None:
         window = partition.window
         if kind in (Row.UNSAMPLED, Row.UNJUDGED):
             return
@@ -238,17 +228,32 @@ class Comparison:
             return
         self._explain(found, window, row)
 
+    def _judge_notice(self, found: Found, partition: JudgedPartition, row: int) -> None:
+        """An end record or a summary: what it tells was remembered of other events."""
+        if not partition.range.whole or self._of_another_model(found) or self._in_between(found, partition):
+            return
+        window = partition.window
+        wanted = (window.ended if found.record == ENDED else window.summaries).get(row)
+        if wanted is None:
+            self._add("wrong", found, "the event should have none: see alerts")
+            return
+        for difference in notice_differences(found, window, row, wanted, self._outputs):
+            self._add("wrong", found, *difference)
+
     def _explain(self, found: Found, window: Window, row: int) -> None:
         """Add a finding for each member and each part of the record that differs."""
         wanted = self._renderer.render(window.expected(row), found.source.partition, found.source.offset)
         for difference in prediction_differences(found, window, row, wanted, self._outputs):
             self._add("wrong", found, *difference)
         if found.record == PREDICTION and self._outputs.tolerance:
-            window.alerts[row] = parse(found.value).get("alert") is True
+            said = parse(found.value)
+            window.alerts[row] = said.get("alert") is True and "held_back" not in said
         elif found.record == ALERT and not window.alerts[row]:
-            self._add("wrong", found, "the event is below the threshold")
+            reason = window.expected(row).held_back
+            detail = "the event is below the threshold" if reason is None else f"it should be held back: {reason}"
+            self._add("wrong", found, detail)
 
-    def _judge_dead_letter(self, found: Found, partition: _Partition, row: int, kind: Row) -> None:
+    def _judge_dead_letter(self, found: Found, partition: JudgedPartition, row: int, kind: Row) -> None:
         window = partition.window
         said = dead_letter_headers(found.headers)
         assert said is not None
@@ -258,20 +263,24 @@ class Comparison:
             self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
             return
         if said.stage == "publish" and kind is Row.PREDICTION:
-            window.alerts[row] = False  # it stands in place of the alert too
+            window.drop_alerts(row)  # it stands in place of the alert too
         wrong = list(dead_letter_differences(found, said, window, row, self._outputs))
         if wrong and self._in_between(found, partition):
             return
         for difference in wrong:
             self._add("wrong", found, *difference)
 
-    def _is_known(self, found: Found, partition: _Partition, row: int) -> bool:
+    def _is_known(self, found: Found, partition: JudgedPartition, row: int) -> bool:
         """Whether the state that the event met is known; else it is left out."""
-        if partition.knows(row):
+        if partition.knows(row) and (partition.range.whole or not self._depends_on_others(partition, row)):
             return True
         if found.record == PREDICTION:
             self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
         return False
+
+    def _depends_on_others(self, partition: JudgedPartition, row: int) -> bool:
+        """Whether a policy has decided on its alert, by events that the input may no longer have."""
+        return bool(partition.range.alert_rules) and partition.window.is_high(row)
 
     def _of_another_model(self, found: Found) -> bool:
         said = parse(found.value)
@@ -282,7 +291,7 @@ class Comparison:
             self._leave_out(reason, found.source.partition, found.source.offset)
         return True
 
-    def _in_between(self, found: Found, partition: _Partition) -> bool:
+    def _in_between(self, found: Found, partition: JudgedPartition) -> bool:
         """Whether others may have answered: this model was in use before and after."""
         offset = found.source.offset
         if not any(first <= offset < last for first, last in partition.range.between):
@@ -306,7 +315,7 @@ class Comparison:
             elif offset < self._partitions[number].range.last:
                 self._held.append(found)
 
-    def _finish_partition(self, number: int, partition: _Partition) -> None:
+    def _finish_partition(self, number: int, partition: JudgedPartition) -> None:
         window = partition.window
         for row, (offset, kind, seen) in enumerate(zip(window.offsets, window.kinds, window.seen, strict=True)):
             if kind == Row.OUTSIDE:
@@ -317,8 +326,9 @@ class Comparison:
                     self.counts["silent"] += 1
                     continue
                 self._note_missing(number, partition, offset, Row(kind))
-            elif self._lacks_alert(number, partition, row):
-                self.findings.add(Finding("missing", ALERT, number, offset, "there is no alert"))
+            else:
+                for record in self._lacks(number, partition, row):
+                    self.findings.add(Finding("missing", record, number, offset, f"there is no {record}"))
         if len(window):
             start = partition.range.start
             partition.done.extend(bytes(max(0, partition.end - start - len(partition.done))))
@@ -326,19 +336,25 @@ class Comparison:
                 partition.done[offset - start] = 1
         partition.window = Window(self._columns)
 
-    def _lacks_alert(self, number: int, partition: _Partition, row: int) -> bool:
+    def _lacks(self, number: int, partition: JudgedPartition, row: int) -> list[str]:
+        """The records that are not in the topic of the alerts and should be."""
         window, offset = partition.window, partition.window.offsets[row]
-        return (
-            self._outputs.alerts
-            and window.kinds[row] == Row.PREDICTION
-            and bool(window.alerts[row])
-            and not window.seen[row] & SEEN_ALERT
-            and offset >= partition.complete_from.get(ALERT, 0)
-            and partition.knows(row)
-            and not self._left_out(number, offset)
-        )
+        wanted = [
+            record
+            for record, there in (
+                (ALERT, bool(window.alerts[row])),
+                (ENDED, row in window.ended),
+                (SUMMARY, row in window.summaries),
+            )
+            if there and not window.seen[row] & _SEEN[record]
+        ]
+        if not wanted or not self._outputs.alerts or window.kinds[row] != Row.PREDICTION:
+            return []
+        whole = partition.range.whole or (wanted == [ALERT] and not self._depends_on_others(partition, row))
+        known = whole and partition.knows(row) and not self._left_out(number, offset)
+        return wanted if known and offset >= partition.complete_from.get(ALERT, 0) else []
 
-    def _note_missing(self, number: int, partition: _Partition, offset: int, kind: Row) -> None:
+    def _note_missing(self, number: int, partition: JudgedPartition, offset: int, kind: Row) -> None:
         records = {PREDICTION: [PREDICTION], DEAD_LETTER: [DEAD_LETTER]}
         record = DEAD_LETTER if kind in STAGES else PREDICTION
         may_be = records[record] if kind in STAGES or kind is Row.PREDICTION else [PREDICTION, DEAD_LETTER]
@@ -379,6 +395,14 @@ class Comparison:
                 found.offset,
             )
         )
+
+
+def _notice_kind(value: bytes | None) -> str | None:
+    """Of a record in the topic of the alerts; None: it is an alert."""
+    if value is None or (b'"ended":{' not in value and b'"summary":{' not in value):
+        return None
+    members = parse(value)
+    return ENDED if "ended" in members else SUMMARY if "summary" in members else None
 
 
 def _one_by_one(records: RecordBatch) -> Iterator[tuple[int, int, int, bytes | None, bytes | None, Headers]]:

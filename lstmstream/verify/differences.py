@@ -9,9 +9,11 @@ from typing import Any
 from lstmstream.records import Headers
 from lstmstream.transport.partitioner import partition_of
 from lstmstream.verify.published import DeadLetterHeaders, Source, differences
-from lstmstream.verify.window import STAGES, Row, Window, header_hash
+from lstmstream.verify.window import NO_HEADERS, STAGES, Row, Window, header_hash
 
 PREDICTION, ALERT, DEAD_LETTER = "prediction", "alert", "dead letter"
+ENDED, SUMMARY = "end record", "summary"  # in the topic of the alerts
+NOTICES = (ENDED, SUMMARY)
 Difference = tuple[str, str | None, Any, Any]  # what it is about; the field, what it should be, and what it is
 
 
@@ -44,8 +46,9 @@ class Found:
 
 def place_of(found: Found, key: bytes | None, outputs: Outputs) -> int:
     """The partition where the record belongs."""
-    if found.record in outputs.hashed:
-        return partition_of(key, outputs.partitions[found.record])
+    record = ALERT if found.record in NOTICES else found.record
+    if record in outputs.hashed:
+        return partition_of(key, outputs.partitions[record])
     return found.source.partition
 
 
@@ -65,6 +68,20 @@ def prediction_differences(
         yield "the record differs", "record key", _text(key), _text(found.key)
     yield from _wrong_partition(found, place_of(found, key, outputs))
     yield from _wrong_headers(found.headers, window.carried_hash(row))
+
+
+def notice_differences(found: Found, window: Window, row: int, wanted: bytes, outputs: Outputs) -> Iterator[Difference]:
+    """Those of an end record or a summary; the key of a summary names the partition of the input."""
+    if found.value != wanted:
+        yield "the text differs", "value", _text(wanted), _text(found.value)
+    of_event = found.record == ENDED
+    key = window.record_keys[row] if of_event else f"{found.source.topic}-{found.source.partition}".encode()
+    if found.timestamp_ms != window.timestamps[row]:
+        yield "the record differs", "record timestamp", window.timestamps[row], found.timestamp_ms
+    if found.key != key:
+        yield "the record differs", "record key", _text(key), _text(found.key)
+    yield from _wrong_partition(found, place_of(found, key, outputs))
+    yield from _wrong_headers(found.headers, window.carried_hash(row) if of_event else NO_HEADERS)
 
 
 def dead_letter_differences(

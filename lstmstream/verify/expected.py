@@ -16,6 +16,7 @@ import orjson
 from lstmstream.config import Config
 from lstmstream.model import Card, Feature, Model
 from lstmstream.records import Floats, UnreadableValue
+from lstmstream.verify.alerts import AlertBooks, AlertDecision, Rules
 from lstmstream.verify.envelopes import Event
 from lstmstream.verify.model import RowModel, RowOutput
 from lstmstream.verify.values import (
@@ -95,6 +96,14 @@ class Expected(NamedTuple):
     reasons: bytes | None = None  # JSON text of those of an alert; None: it has none
     steps: int = 0
     event: bytes | None = None  # JSON text of the fields that are carried along
+    held_back: str | None = None  # why the alert is not published
+    ended: bytes = b""  # JSON members of an end record beside the alerts; empty: there is none
+    summary: bytes = b""  # JSON text of the hours in a summary; likewise
+
+    @property
+    def published_alert(self) -> bool:
+        """Whether there is a record of it in the topic of the alerts."""
+        return self.alert and self.held_back is None
 
 
 class _KeyState:
@@ -112,18 +121,24 @@ class _KeyState:
 class Recomputation:
     """The states of the keys of one partition; `expect` takes its events in the order of their offsets."""
 
-    def __init__(self, model: RowModel, card: Card, settings: Settings) -> None:
+    def __init__(
+        self, model: RowModel, card: Card, settings: Settings, alert_rules: Sequence[tuple[int, Rules]] = ()
+    ) -> None:
+        """`alert_rules`: the policies for alerts, by the offset from which on they were in force."""
+        self._books = AlertBooks(alert_rules)
         self._model = model
         self._settings = settings
-        self._threshold = None if settings.threshold is None else np.float32(settings.threshold)
+        self._threshold: np.float32 | None = None
         self._initial = model.initial
         self._numbers = [(feature.name, feature.size) for feature in card.numbers]
         self._categories = [(feature.name, _Codes(feature)) for feature in card.categories]
         self._occluded = _features_by_name(card) if settings.reasons else {}
         self._states: dict[bytes | None, _KeyState] = {}
 
-    def expect(self, timestamp_ms: int, key: bytes | None, value: Event) -> Expected:
-        """What the record becomes; the state of its key goes on."""
+    def expect(self, timestamp_ms: int, key: bytes | None, value: Event, offset: int = 0) -> Expected:
+        """What the record at `offset` becomes; the state of its key goes on."""
+        threshold = self._books.threshold_at(offset, self._settings.threshold)
+        self._threshold = None if threshold is None else np.float32(threshold)
         if self._settings.key is None and not self._is_sampled(key):
             return self.expect_unknown(key, value)._replace(sampled=False)
         entity: bytes | None = None
@@ -138,6 +153,9 @@ class Recomputation:
             output, steps, reasons = self._step(entity, time_ms)
         except Refused as refused:
             return Expected(stage=refused.stage, key=entity, with_value=not isinstance(refused, TooLarge))
+        verdict = None if silent else self._books.judge(offset, entity, time_ms, float(output.score))
+        if verdict is None:
+            verdict = AlertDecision(self._is_alert(output))
         return Expected(
             silent=silent,
             key=entity,
@@ -145,7 +163,10 @@ class Recomputation:
             time_ms=time_ms,
             score=output.score,  # type: ignore[arg-type]  # a float32, so that its text is that of one
             prediction=output.prediction,
-            alert=self._is_alert(output),
+            alert=verdict.alert,
+            held_back=verdict.held_back,
+            ended=verdict.ended,
+            summary=verdict.summary,
             reasons=reasons,
             steps=steps,
             event=self._carried(fields) if self._settings.include else None,
@@ -319,12 +340,13 @@ class Renderer:
             prediction = b',"prediction":' + orjson.dumps(expected.prediction, option=orjson.OPT_SERIALIZE_NUMPY)
             if self._warm_column is not None:
                 prediction += b',"warm":' + (b"true" if expected.prediction[self._warm_column] >= 1 else b"false")
-        return b'{%b,"timestamp":"%b","score":%b%b,"alert":%b%b,"steps":%d%b%d,"offset":%d}%b}' % (
+        return b'{%b,"timestamp":"%b","score":%b%b,"alert":%b%b%b,"steps":%d%b%d,"offset":%d}%b}' % (
             _key_member(expected.key),
             iso_text(expected.time_ms).encode(),
             orjson.dumps(expected.score, option=orjson.OPT_SERIALIZE_NUMPY),
             prediction,
             b"true" if expected.alert else b"false",
+            b"" if expected.held_back is None else b',"held_back":"%b"' % expected.held_back.encode(),
             b"" if expected.reasons is None else b',"reasons":' + expected.reasons,
             expected.steps,
             self._after_steps,
@@ -332,6 +354,21 @@ class Renderer:
             offset,
             b"" if expected.event is None else b',"event":' + expected.event,
         )
+
+    def render_ended(self, expected: Expected, partition: int, offset: int) -> bytes:
+        """The value of the end record that the event should have."""
+        time = iso_text(expected.time_ms).encode()
+        about = b'{%b,"timestamp":"%b",%b' % (_key_member(expected.key), time, expected.ended)
+        return about + self._source(partition, offset)
+
+    def render_summary(self, expected: Expected, partition: int, offset: int) -> bytes:
+        """The value of the summary that the event should have."""
+        time = iso_text(expected.time_ms).encode()
+        about = b'{"timestamp":"%b","summary":{"partition":%d,"hours":%b}' % (time, partition, expected.summary)
+        return about + self._source(partition, offset)
+
+    def _source(self, partition: int, offset: int) -> bytes:
+        return b'%b%d,"offset":%d}}' % (self._after_steps, partition, offset)
 
 
 def _key_member(key: bytes | None) -> bytes:

@@ -10,6 +10,7 @@ import orjson
 from lstmstream.config import Config
 from lstmstream.model import Card
 from lstmstream.records import RecordBatch
+from lstmstream.verify.alerts import Rules, read_history
 
 _FLOOR = b"\x00"  # first byte of a floor record's key
 _DECIDES = ("fingerprint", "ttl", "late", "key", "timestamp", "max_bytes", "others")  # what a state depends on
@@ -24,6 +25,7 @@ class Origins(NamedTuple):
     own: int | None  # from which this model and these settings have
     topic_id: str = ""  # of the input that the own one names
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since the own origin
+    alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
 
 
 def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tuple[Origins, list[dict[str, Any]]]:
@@ -45,7 +47,7 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
             if (end := floor.get("position", _NOWHERE)) > origin
         ]
         spans.append((origin, _answers_from(own[0])))
-        origins = Origins(first, origin, str(own[0].get("input_topic_id", "")), tuple(spans))
+        origins = Origins(first, origin, str(own[0].get("input_topic_id", "")), tuple(spans), read_history(own[0]))
     else:
         origins = Origins(first, None)
     return origins, [floor["identity"] for floor in others]

@@ -83,9 +83,10 @@ class Forms:
         self, kind: str, text: bytes | None, value: bytes | None, members: dict[str, Any], headers: Headers
     ) -> tuple[bytes | None, Headers]:
         source = members["source"]
+        beside = "-ended" if "ended" in members else "-summary" if "summary" in members else ""
         attributes = {
             "specversion": "1.0",
-            "id": f"{source['topic']}-{source['partition']}-{source['offset']}",
+            "id": f"{source['topic']}-{source['partition']}-{source['offset']}{beside}",
             "source": f"/lstmstream/{self._name}/{kind}s",
             "type": f"lstmstream.{kind}",
             "time": members["timestamp"].replace(".000Z", "Z"),

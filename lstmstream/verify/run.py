@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from lstmstream.config import Config
+from lstmstream.errors import CannotServe
 from lstmstream.model import Model
 from lstmstream.records import RecordBatch
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.verify.compare import Comparison
-from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION, Outputs
+from lstmstream.verify.differences import ALERT, DEAD_LETTER, ENDED, PREDICTION, SUMMARY, Outputs
 from lstmstream.verify.envelopes import Envelopes
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
@@ -39,6 +40,8 @@ class Verification:
         on_progress: OnProgress = lambda _events, _fraction: None,
     ) -> None:
         """Raises CannotServe where nothing can be judged."""
+        if sample < 1 and config.alerts.max_per_hour is not None:
+            raise CannotServe("--sample: alerts.max_per_hour counts the alerts of all keys; verify without --sample")
         self._broker, self._config, self._model = broker, config, model
         self._envelopes = Envelopes(config)
         self._forms = Forms(config)
@@ -171,6 +174,8 @@ class Verification:
             "events": counts["events"],
             "predictions": counts[PREDICTION],
             "alerts": counts[ALERT],
+            "end_records": counts[ENDED],
+            "summaries": counts[SUMMARY],
             "dead_letters": counts[DEAD_LETTER],
             "silent": counts["silent"],
             "repeated": counts["repeated"],

@@ -8,9 +8,10 @@ from lstmstream.config import Config
 from lstmstream.errors import CannotServe
 from lstmstream.model import Card
 from lstmstream.transport.patient_broker import PatientBroker
-from lstmstream.verify.compare import PartitionRange
+from lstmstream.verify.alerts import Rules, rules_of
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION
 from lstmstream.verify.floors import describe, identity_of, read_origins
+from lstmstream.verify.partition import PartitionRange
 
 Bound = int | None  # an offset, for every partition; None: no bound
 
@@ -97,12 +98,31 @@ def plan(
             last=_bound(broker, topics.input, partition, limits.last, 2**62, time=limits.last_is_time),
             whole=origins.own is not None and origins.own >= beginning,
             between=origins.between,
+            alert_rules=origins.alert_rules,
         )
+        if origins.own is not None:
+            _check_rules(origins.alert_rules, rules_of(config, card))
     if not known:
         ours = describe({**wanted, "model": card.name, "version": card.version})
         theirs = "; ".join(strangers) or "nobody"
         raise CannotServe(f"the events were not answered with this model and these settings ({ours}), but by: {theirs}")
     return ranges
+
+
+def _check_rules(history: tuple[tuple[int, Rules], ...], rules: Rules | None) -> None:
+    """Raises CannotServe where the daemon has not run with the policy for alerts of the configuration."""
+    theirs = history[-1][1] if history else None
+    if theirs != rules:
+        raise CannotServe(
+            f"alerts: the events were answered with another policy for alerts ({_described(theirs)}) than that of the"
+            f" configuration ({_described(rules)}); give verify the configuration that the daemon runs with"
+        )
+
+
+def _described(rules: Rules | None) -> str:
+    if rules is None:
+        return "none"
+    return ", ".join(f"{name} {value}" for name, value in rules._asdict().items() if value not in (None, False, ()))
 
 
 def _bound(broker: PatientBroker, topic: str, partition: int, bound: Bound, default: int, *, time: bool) -> int:

@@ -28,7 +28,7 @@ class Row(IntEnum):
 
 STAGES = {Row.DECODE: "decode", Row.VALIDATE: "validate", Row.LATE: "late", Row.STEP: "step"}
 _BY_STAGE = {stage: row for row, stage in STAGES.items()}
-SEEN_PREDICTION, SEEN_DEAD_LETTER, SEEN_ALERT = 1, 2, 4
+SEEN_PREDICTION, SEEN_DEAD_LETTER, SEEN_ALERT, SEEN_ENDED, SEEN_SUMMARY = 1, 2, 4, 8, 16
 
 
 def header_hash(headers: Headers) -> int:
@@ -56,7 +56,11 @@ class Window:
         self._steps = array("q")
         self._predictions = array("f")
         self._columns = columns
-        self.alerts = bytearray()
+        self.alerts = bytearray()  # whether there should be a record of it in the topic of the alerts
+        self._high = bytearray()  # whether the score is at the threshold or above
+        self.ended: dict[int, bytes] = {}  # by row: the end record, and in the next the summary, that it should have
+        self.summaries: dict[int, bytes] = {}
+        self._held_back: dict[int, str] = {}
         self._events: dict[int, bytes] = {}
         self._reasons: dict[int, bytes] = {}
         self._carried_hashes: dict[int, int] = {}  # of rows whose prediction has fewer headers
@@ -107,11 +111,32 @@ class Window:
         if self._columns:
             filled = expected.prediction if expected.prediction is not None else np.zeros(self._columns, np.float32)
             self._predictions.frombytes(filled.tobytes())
-        self.alerts.append(expected.alert)
+        self.alerts.append(expected.published_alert)
+        self._high.append(expected.alert)
+        if expected.held_back is not None:
+            self._held_back[len(self.offsets) - 1] = expected.held_back
         if expected.event is not None:
             self._events[len(self.offsets) - 1] = expected.event
         if expected.reasons is not None:
             self._reasons[len(self.offsets) - 1] = expected.reasons
+
+    def add_notices(self, ended: bytes | None, summary: bytes | None) -> None:
+        """The records beside the alerts that the last event should have."""
+        row = len(self.offsets) - 1
+        if ended is not None:
+            self.ended[row] = ended
+        if summary is not None:
+            self.summaries[row] = summary
+
+    def drop_alerts(self, row: int) -> None:
+        """There should be none of the records that are in the topic of the alerts."""
+        self.alerts[row] = False
+        self.ended.pop(row, None)
+        self.summaries.pop(row, None)
+
+    def is_high(self, row: int) -> bool:
+        """Whether the score is at the threshold or above, so that the policy for alerts has decided."""
+        return bool(self._high[row])
 
     def _intern(self, key: bytes | None) -> bytes | None:
         return self._interned.setdefault(key, key)
@@ -142,7 +167,8 @@ class Window:
             time_ms=self._times[row],
             score=np.float32(self._scores[row]),  # type: ignore[arg-type]  # see Recomputation
             prediction=prediction,
-            alert=bool(self.alerts[row]),
+            alert=bool(self._high[row]),
+            held_back=self._held_back.get(row),
             reasons=self._reasons.get(row),
             steps=self._steps[row],
             event=self._events.get(row),

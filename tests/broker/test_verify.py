@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,17 @@ from tests.verify.world import NOW_MS, events
 
 PARTITIONS = 3
 COUNT = 4_000
+HELD_BACK = "lstmstream_alerts_held_back_total"
 
 
 @pytest.fixture
 def served(broker: str, topic_prefix: str, tmp_path: Path) -> Path:
     """The configuration of a daemon that was killed, started again, and has answered everything."""
-    name = topic_prefix
+    return serve(broker, topic_prefix, tmp_path)
+
+
+def serve(broker: str, name: str, tmp_path: Path, **sections: dict[str, Any]) -> Path:
+    """See `served`; `sections` of the configuration are added."""
     create_topics(broker, [f"{name}.{kind}" for kind in ("in", "out", "alerts")], partitions=PARTITIONS)
     config = write_config(
         tmp_path / "c.yaml",
@@ -45,6 +51,7 @@ def served(broker: str, topic_prefix: str, tmp_path: Path) -> Path:
         output={"alerts_topic": f"{name}.alerts", "include": ["note", "amount"], "threshold": 0.6},
         state={"ttl": "1h", "checkpoint_interval": "1s"},
         batch={"max_events": 200},
+        **sections,
     )
     found = events(COUNT, keys=50)
     found[70] = (found[70][0], b'{"amount": %r}' % MAGIC, NOW_MS)
@@ -94,6 +101,35 @@ def test_a_daemon_that_was_killed_passes_and_what_others_write_is_found(
     ), summary
     repeated = next(one for one in summary["findings"] if one["kind"] == "duplicate")
     assert (repeated["partition"], repeated["offset"]) == (source["partition"], source["offset"])
+
+
+def test_a_policy_for_alerts_survives_a_kill_and_a_new_threshold(
+    broker: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    policy = {"cooldown": "10m", "hold": True, "end_record": True, "max_per_hour": 20, "mute": ["k1*"]}
+    config = serve(broker, topic_prefix, tmp_path, alerts=policy)
+    code, summary, errors = verify(config)
+    assert (code, summary["result"]) == (0, "right"), (summary, errors)
+    assert min(summary[kind] for kind in ("alerts", "end_records", "summaries")) > 3, summary
+    predictions = [json.loads(record.value) for record in read_all(broker, f"{topic_prefix}.out", partitions=3)]
+    held = Counter(one["held_back"] for one in predictions if "held_back" in one)
+    assert set(held) == {"mute", "hold", "max_per_hour"}
+    assert summary["alerts"] == sum(one["alert"] for one in predictions) - held.total()
+
+    settings = yaml.safe_load(config.read_text())
+    settings["output"]["threshold"] = 0.5
+    config.write_text(yaml.safe_dump(settings))
+    more = [(key, value, at + 10**10) for key, value, at in events(500, seed=2, keys=50)]
+    produce(broker, f"{topic_prefix}.in", ((key, value, at, sum(key or b"") % PARTITIONS) for key, value, at in more))
+    with RunningDaemon(config, tmp_path / "log3") as daemon:
+        daemon.wait(lambda: daemon.count("events_total") == len(more), "done")
+        counted = {dict(labels)["reason"]: n for (name, labels), n in daemon.metrics().items() if name == HELD_BACK}
+        assert daemon.sigterm() == 0
+    code, summary, errors = verify(config)
+    assert (code, summary["result"]) == (0, "right"), (summary, errors)
+    assert summary["events"] == COUNT + 500, "its states are in use"
+    every = [json.loads(record.value) for record in read_all(broker, f"{topic_prefix}.out", partitions=3)]
+    assert Counter(one["held_back"] for one in every if "held_back" in one) - held == +Counter(counted)
 
 
 @pytest.mark.only_client("kafka-python")

@@ -121,7 +121,7 @@ def stage_of(message: Message) -> str:
 def snapshot(states: StateStore) -> dict[tuple[int, bytes | None], tuple[bytes, int, int, int, int]]:
     """Every key that has seen an event: row bytes, steps, last timestamp, last offset, failures."""
     return {
-        (partition, key): ((state := slab.get(row)).row.tobytes(), *state[1:])
+        (partition, key): ((state := slab.get(row)).row.tobytes(), *state[1:5])
         for partition, slab in states.slabs.items()
         for key, row in slab.index.items()
         if slab.steps[row]

@@ -220,7 +220,7 @@ class World:
 
 
 def rows_of(slab: Slab) -> dict[Key, tuple[bytes, int, int, int, int]]:
-    return {key: ((state := slab.get(row)).row.tobytes(), *state[1:]) for key, row in slab.index.items()}
+    return {key: ((state := slab.get(row)).row.tobytes(), *state[1:5]) for key, row in slab.index.items()}
 
 
 def marks(partition: Partition) -> dict[Key, int]:

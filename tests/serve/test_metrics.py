@@ -19,6 +19,7 @@ PROMISED = {
     "events_total",
     "predictions_total",
     "alerts_total",
+    "alerts_held_back_total",
     "dead_letters_total",
     "late_events_total",
     "silent_events_total",

@@ -32,7 +32,7 @@ def test_a_slab_grows_and_forgets(make_backend: MakeBackend) -> None:
         slab.put(b"%d" % i, KeyState(np.full(3, i, np.float32), i, -i, 2 * i))
     slab.put(b"5", KeyState(np.full(3, 0.5, np.float32), 1, 2, 3))
     assert len(slab) == 1_000
-    assert slab.get(slab.index[b"999"])[1:] == (999, -999, 1998, 0)
+    assert slab.get(slab.index[b"999"])[1:] == (999, -999, 1998, 0, None)
     assert slab.get(slab.index[b"5"]).row.tolist() == [0.5] * 3
     copy = slab.get(7)
     copy.row[:] = 9
@@ -107,7 +107,7 @@ def test_rows_keep_their_content_while_the_memory_grows(
     for number in range(2_000):
         row, *numbers = slab.get(slab.index[b"%d" % number])
         assert row.tolist() == [number, -number]
-        assert numbers == [number + 1, 2 * number, 3 * number, 0]
+        assert numbers == [number + 1, 2 * number, 3 * number, 0, None]
     row = slab.add(b"next")
     assert (slab.steps[row], slab.last_offset[row], slab.first_unwritten[row]) == (0, -1, CLEAN)
     assert all(array[0, 0] == 0 for array in arrays)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lstmstream.serve.alert_memory import AlertRules, Hour, Incident, PartitionMemory, RulesFrom
 from lstmstream.serve.state import KeyState, Slab
 from lstmstream.serve.state_records import (
     ENTITY_KEY,
@@ -23,6 +24,7 @@ from lstmstream.serve.state_records import (
     StateIdentity,
     StoredState,
     floor_key,
+    has_incident,
     key_kind,
     pack_floor,
     pack_key,
@@ -48,7 +50,8 @@ def row_of(bits: list[int]) -> np.ndarray:
 
 rows = st.lists(st.integers(0, 2**32 - 1), max_size=9).map(row_of)
 failures = st.integers(0, 2**16 - 1)
-key_states = st.builds(KeyState, rows, int64, int64, int64, failures)
+incidents = st.none() | st.builds(Incident, int64, int64, int64, int64)
+key_states = st.builds(KeyState, rows, int64, int64, int64, failures, incidents)
 
 
 def pack(key: bytes | None, digest: bytes, origin: int, state: KeyState) -> tuple[bytes, bytes]:
@@ -141,7 +144,7 @@ def test_states_are_packed_in_the_order_that_was_asked_for() -> None:
     keys, values = pack_states(slab, wanted, DIGEST, 5)
     found = [(unpack_key(k or b""), unpack_state(k or b"", v or b"")) for k, v in zip(keys, values, strict=True)]
     for i, (key, stored) in zip(wanted.tolist(), found, strict=True):
-        assert (key, stored.state[1:], stored.state.row.tolist()) == (b"%d" % i, (i, 2 * i, 3 * i, 0), [i, i])
+        assert (key, stored.state[1:], stored.state.row.tolist()) == (b"%d" % i, (i, 2 * i, 3 * i, 0, None), [i, i])
     assert pack_states(slab, np.empty(0, np.int64), DIGEST, 5) == ([], [])
 
 
@@ -251,7 +254,7 @@ def test_states_of_format_2_are_read_with_no_failures() -> None:
     value = body + struct.pack("<I", crc32(key + body))
     assert value == bytes.fromhex(GOLDEN_VALUE_OF_FORMAT_2)
     stored = unpack_state(key, value)
-    assert (stored.digest, stored.origin, stored.state[1:]) == (DIGEST, 7, (41, 1_767_609_067_123, 48_213, 0))
+    assert (stored.digest, stored.origin, stored.state[1:]) == (DIGEST, 7, (41, 1_767_609_067_123, 48_213, 0, None))
     assert stored.state.row.tolist() == np.array([0.5, -0.0, 1e-45], np.float32).tolist()
     assert unpack_states([key], [value], DIGEST, 3) is None, "one by one then"
     for n in range(len(value)):
@@ -347,6 +350,7 @@ floors = st.builds(
     st.integers(1, 9),
     st.text(max_size=9),
     st.just(-1) | offsets,
+    alerts=st.none(),
 )
 
 
@@ -368,6 +372,29 @@ def test_the_bytes_of_a_floor() -> None:
     with_position = pack_floor(unpack_floor(GOLDEN_FLOOR)._replace(position=48_214))
     assert orjson.loads(with_position)["position"] == 48_214
     assert unpack_floor(with_position).position == 48_214
+
+
+def test_a_floor_keeps_what_the_alert_policy_remembers() -> None:
+    rules = AlertRules(0.1, 600_000, hold=True, end_record=True, max_per_hour=20, mute=("a*", "\u00e9"))
+    history = (RulesFrom(7, AlertRules(None)), RulesFrom(48_000, rules))
+    memory = PartitionMemory(history, (Hour(491_008, 20, 3, 48_100, 48_200), Hour(-1, 0, 0, -1, -1)))
+    found = unpack_floor(pack_floor(unpack_floor(GOLDEN_FLOOR)._replace(position=48_214, alerts=memory)))
+    assert found.alerts == memory
+    assert found._replace(position=-1, alerts=None) == unpack_floor(GOLDEN_FLOOR)
+
+
+def test_the_bytes_of_a_state_with_an_incident() -> None:
+    """One format higher, and four numbers before the row; without one, the bytes are those of before."""
+    key, value = a_state()
+    incident = Incident(1_767_609_067_123, 1_767_609_068_000, 48_200, 17)
+    _, with_incident = pack(b"c000123", DIGEST, 7, unpack_state(key, value).state._replace(incident=incident))
+    at = 59  # of the row
+    assert with_incident[:4] + b"\x03" + with_incident[5:at] == value[:at]
+    assert with_incident[4] == 4
+    assert with_incident[at:-4] == struct.pack("<4q", *incident) + value[at:-4]
+    assert has_incident(with_incident)
+    assert not has_incident(value)
+    assert unpack_states([key], [with_incident], DIGEST, 3) is None
 
 
 def test_damaged_floors() -> None:
