@@ -140,6 +140,10 @@ def score(
     dead_letters: Annotated[Path | None, typer.Option(help="File for the dead letters, JSONL.")] = None,
     events: Annotated[Path | None, typer.Option(help="File for the events of output.events, JSONL.")] = None,
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="Score by one stage of the configuration.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="N/COUNT", help="Score one part of the keys only: 3/16 is the third of 16 parts."),
+    ] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="All events belong to one key.")] = False,
     no_timestamp: Annotated[
         bool, typer.Option("--no-timestamp", help="Events have no timestamp; use the time at which they are read.")
@@ -170,6 +174,7 @@ def score(
             profile=profile,
             events=events,
             stage=stage,
+            shard=shard,
         )
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
