@@ -9,16 +9,14 @@ from pathlib import Path
 import orjson
 
 from lstmstream.check.checks import (
-    Check,
-    Status,
     TopicChecks,
     check_broker,
     check_config,
     check_model,
     check_packages,
     check_registry,
-    failed,
 )
+from lstmstream.check.results import Check, Status, failed
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal
 from lstmstream.serve.step import OnnxStep
