@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lstmstream import __version__, codec
+from lstmstream.config_command import app as config
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 model = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect model files.")
 app.add_typer(model, name="model")
+app.add_typer(config, name="config")
 app.add_typer(dead_letter, name="dead-letter")
 app.add_typer(dev, name="dev")
 app.add_typer(state, name="state")

@@ -78,7 +78,7 @@ def validate(
             faults.append((paths[0], text))
     for path, text in faults:
         variable = next((name for option, name in sources.items() if is_within(path, option)), None)
-        problems.append(f"{path}: {text}" + (f" (from {variable})" if variable else places.shown(path)))
+        problems.append(f"{path}: {text}" + (f" (from {variable})" if variable else places.suffix(path)))
     if problems:
         raise CannotServe(*problems)
     return config

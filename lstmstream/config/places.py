@@ -23,7 +23,7 @@ class Places:
     def __init__(self, by_path: Mapping[str, Place]) -> None:
         self._by_path = by_path
 
-    def shown(self, path: str) -> str:
+    def suffix(self, path: str) -> str:
         """` (line 3, column 5)`: of what is at `path`, else of the section around it; empty where that is not there."""
         while path:
             if place := self._by_path.get(path):

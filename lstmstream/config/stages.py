@@ -51,7 +51,7 @@ def stages_of(
     options = [option for option in options_of(Config).values() if option.keys[0] not in OWN]
     overrides = apply_environment(shared, options, environ)
     problems = list(overrides.problems)
-    problems += [f"{key}: belongs to a stage; move it into stages{places.shown(key)}" for key in OWN if key in shared]
+    problems += [f"{key}: belongs to a stage; move it into stages{places.suffix(key)}" for key in OWN if key in shared]
     stages = []
     for number, entry in enumerate(entries):
         try:
@@ -73,11 +73,11 @@ def _config(shared: Mapping[str, Any], entry: Mapping[str, Any], folder: Path, n
     if unknown := [key for key in entry if key not in OF_STAGE]:
         known = ", ".join(sorted(OF_STAGE))
         text = f"is not an option of a stage; known keys here: {known}"
-        raise CannotServe(*(f"{path}.{key}: {text}{places.shown(f'{path}.{key}')}" for key in unknown))
+        raise CannotServe(*(f"{path}.{key}: {text}{places.suffix(f'{path}.{key}')}" for key in unknown))
     try:
         name = group_name(str(entry.get("name") or ""))
     except ValueError as error:
-        raise CannotServe(f"{path}.name: {error}{places.shown(f'{path}.name')}") from None
+        raise CannotServe(f"{path}.name: {error}{places.suffix(f'{path}.name')}") from None
     tree = deepcopy(dict(shared))
     for key, value in entry.items():
         above = tree.get(key)
@@ -108,12 +108,12 @@ def _conflicts(stages: Sequence[Stage], places: Places) -> Iterator[str]:
     for number, stage in enumerate(stages):
         first = names.setdefault(stage.name, number)
         if first != number:
-            where = places.shown(f"stages.{number}.name")
+            where = places.suffix(f"stages.{number}.name")
             yield f"stages.{number}.name: is the name of stages.{first} too; give each stage its own{where}"
             continue
         first = states.setdefault(stage.config.state.topic.replace(".", "_"), number)
         if first != number:
-            where = places.shown(f"stages.{number}.state.topic")
+            where = places.suffix(f"stages.{number}.state.topic")
             yield f"stages.{number}.state.topic: is the topic of stages.{first} too; give each stage its own{where}"
     if len(_in_order(stages)) < len(stages):
         left = [stage.name for stage in stages if stage not in _in_order(stages)]
