@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from lstmstream import __version__, codec
+from lstmstream import completion as completions
 from lstmstream.config_command import app as config
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
@@ -30,6 +31,7 @@ app.add_typer(dead_letter, name="dead-letter")
 app.add_typer(dev, name="dev")
 app.add_typer(state, name="state")
 
+NAME = "lstmstream"
 PLANNED_COMMANDS = ("state delete",)
 
 
@@ -37,8 +39,9 @@ def main() -> NoReturn:
     """Run the command and exit with its exit code."""
     if (command := " ".join(sys.argv[1:3])) in PLANNED_COMMANDS:
         fail(f"`lstmstream {command}` is not implemented yet")
+    completions.answer_shells()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name=NAME)
     except CannotServe as error:
         fail(*error.problems)
     except typer.Exit as done:
@@ -464,6 +467,16 @@ def check(
     from lstmstream.check.command import check as run_checks
 
     return run_checks(config, records=records, as_json=as_json, stage=stage)
+
+
+@app.command()
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell.")]) -> None:
+    """Print a script that has the shell complete commands and options.
+
+    For bash, add to .bashrc: eval "$(lstmstream completion bash)"; for zsh, the same to .zshrc, after compinit. For
+    fish, write it to .config/fish/completions/lstmstream.fish.
+    """
+    print(completions.script(NAME, shell))
 
 
 @dev.command()
