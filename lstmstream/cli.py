@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -194,6 +195,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The model file; the report is written beside it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     init: Annotated[str | None, typer.Option(help="A model file to fine-tune on this data.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> int:
     """Train a model on past events.
 
@@ -204,7 +206,7 @@ def train(
     require("train", "`lstmstream train`")
     from lstmstream.train.run import train as run_training
 
-    return run_training(config, out=out, resume=resume, init=init)
+    return run_training(config, out=out, resume=resume, init=init, as_json=as_json)
 
 
 @app.command()
@@ -279,6 +281,9 @@ def import_(
     ] = None,
     key: Annotated[str | None, typer.Option(help="With --compare: column of the entity key.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="With --compare: column of the event time.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the model's card as JSON; the report goes to standard error.")
+    ] = False,
 ) -> int:
     """Convert a model of another framework.
 
@@ -289,28 +294,32 @@ def import_(
     require("import", "`lstmstream import`")
     from lstmstream.importer.command import import_model
 
-    return import_model(
-        file,
-        out=out,
-        mode=mode,  # type: ignore[arg-type] # validated there, with the rest
-        features=features,
-        name=name,
-        version=version,
-        task=task,  # type: ignore[arg-type] # as above
-        threshold=threshold,
-        window=window,
-        layout=layout,
-        missing=missing,  # type: ignore[arg-type] # as above
-        score_column=score_column,
-        output=output,
-        compare=compare,
-        key=key,
-        timestamp=timestamp,
-        constants=constant or (),
-        states=state or (),
-        allow_growth=allow_growth,
-        examples=examples,
-    )
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        code = import_model(
+            file,
+            out=out,
+            mode=mode,  # type: ignore[arg-type] # validated there, with the rest
+            features=features,
+            name=name,
+            version=version,
+            task=task,  # type: ignore[arg-type] # as above
+            threshold=threshold,
+            window=window,
+            layout=layout,
+            missing=missing,  # type: ignore[arg-type] # as above
+            score_column=score_column,
+            output=output,
+            compare=compare,
+            key=key,
+            timestamp=timestamp,
+            constants=constant or (),
+            states=state or (),
+            allow_growth=allow_growth,
+            examples=examples,
+        )
+    if as_json:
+        inspect(str(out), as_json=True)
+    return code
 
 
 @app.command()

@@ -193,3 +193,16 @@ def test_the_command_goes_on_as_far_as_it_can(
     monkeypatch.setattr(opened, "connect", away)
     code, report = run(tmp_path, capsys, settings)
     assert (code, report["checks"][-1]["text"]) == (1, "a:1: connection refused")
+
+
+def test_colours_are_for_terminals(
+    world: VerifyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"name": "t", "model": "builtin:demo", "kafka": {}, "input": {}, "output": {}}
+    _, plain = run(tmp_path, capsys, settings, as_json=False)
+    assert "\x1b" not in plain
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, coloured = run(tmp_path, capsys, settings, as_json=False)
+    assert "\x1b[31m✗\x1b[0m configuration: " in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(tmp_path, capsys, settings, as_json=False)[1] == plain
