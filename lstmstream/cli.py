@@ -346,15 +346,20 @@ def demo(
         str | None, typer.Option(help="Broker to use. Default: start one on this machine.")
     ] = None,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Events per second.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the simulated customers.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 7,
+    scenario: Annotated[
+        Literal["fraud", "sensors"],
+        typer.Option(help="fraud: card payments and an LSTM. sensors: machines and a detector without training."),
+    ] = "fraud",
 ) -> int:
     """Run a complete demo on this machine.
 
     Starts a broker, simulated events and the daemon, and shows live predictions.
     """
     from lstmstream.demo.run import run_demo
+    from lstmstream.demo.scenario import SCENARIOS
 
-    return run_demo(events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
+    return run_demo(SCENARIOS[scenario], events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
 
 
 @app.command()

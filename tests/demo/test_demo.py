@@ -101,6 +101,15 @@ def test_it_ends_by_itself_with_a_summary(broker: str, folder: Path, clean: list
         assert not [topic for topic in admin.list_topics() if topic.startswith("demo-")]
 
 
+def test_sensors_without_training(broker: str, folder: Path, clean: list[Started]) -> None:
+    demo = Started(folder, "--scenario", "sensors", "--events", "1500", "--bootstrap-servers", broker)
+    clean.append(demo)
+    assert demo.end() == 0, demo.text()
+    assert "1,500 events: 1,500 predictions, 0 dead letters, 0 duplicates" in demo.text()
+    for kind in ("knock", "leak", "overheating"):
+        assert re.search(rf"{kind} +0 of 0 found", demo.text())
+
+
 @pytest.mark.broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_mid_stream_leaves_nothing_behind(number: int, folder: Path, clean: list[Started]) -> None:
