@@ -10,6 +10,7 @@
 
 PYTHON ?= python3
 EVENTS ?=
+SCENARIO ?=
 BOOTSTRAP ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -26,8 +27,8 @@ LOCKED = -m pip install --quiet --require-hashes
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
 
-demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself
-	.venv/bin/lstmstream demo $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
+demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself; SCENARIO=sensors or forecast
+	.venv/bin/lstmstream demo $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
 
 # Three at a time, since tests with a broker mostly wait. Each worker has a broker of its own.
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them

@@ -348,8 +348,11 @@ def demo(
     rate: Annotated[float | None, typer.Option(min=0.1, help="Events per second.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 7,
     scenario: Annotated[
-        Literal["fraud", "sensors"],
-        typer.Option(help="fraud: card payments and an LSTM. sensors: machines and a detector without training."),
+        Literal["fraud", "sensors", "forecast"],
+        typer.Option(
+            help="fraud: card payments and an LSTM. sensors: machines and a detector without training. forecast:"
+            " electricity meters and an LSTM."
+        ),
     ] = "fraud",
 ) -> int:
     """Run a complete demo on this machine.

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lstmstream.demo.scenario import Scenario
-from lstmstream.demo.tally import RECENT, Alert, Snapshot, Tally
+from lstmstream.demo.tally import RECENT, Alert, Errors, Snapshot, Tally
 
 _LINE_INTERVAL_S = 1.0  # between two lines where there is no terminal
 
@@ -52,13 +52,14 @@ class Display:
     def show(self, now: Snapshot) -> None:
         """Show the state of the stream."""
         if self._live:
-            self._live.update(Group(self._progress(now), self._alerts(now.last_alerts)), refresh=True)
+            alerts = () if self._scenario.forecast else (self._alerts(now.last_alerts),)
+            self._live.update(Group(self._progress(now), *alerts), refresh=True)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_INTERVAL_S
             self.note(
                 f"{now.seconds:6.1f} s  {now.predictions:,} of {now.sent:,} events scored, {now.rate:,.0f}/s, "
                 f"p50 {_ms(now.p50)} p99 {_ms(now.p99)} (last {RECENT:,} predictions), {now.keys:,} keys, "
-                f"{now.alerts:,} alerts, {now.true_alerts:,} of them true"
+                + self._outcome(now)
             )
             new = min(now.alerts - self._alerts_shown, 2)
             self._alerts_shown = now.alerts
@@ -78,8 +79,13 @@ class Display:
             f"from sending an event to reading its prediction, last {RECENT:,} predictions",
         )
         table.add_row("state", f"{now.keys:,} keys", f"{now.dead_letters:,} dead letters", "")
-        table.add_row("alerts", f"{now.alerts:,}", f"{now.true_alerts:,} true", self._page)
+        table.add_row("model", self._outcome(now), "", self._page)
         return Panel(table, title=f"lstmstream demo, {now.seconds:.0f} s", subtitle="Ctrl-C to stop")
+
+    def _outcome(self, now: Snapshot) -> str:
+        if self._scenario.forecast:
+            return _errors(now.errors, self._scenario.shown)
+        return f"{now.alerts:,} alerts, {now.true_alerts:,} of them true"
 
     def summary(self, tally: Tally, *, first_prediction: float | None, dead_letter_reason: str) -> None:
         """Show the numbers of the whole demo. `first_prediction`: seconds from the start of the command."""
@@ -95,6 +101,9 @@ class Display:
         self.note(
             f"throughput {tally.throughput():,.0f} events/s, latency p50 {_ms(p50)}, p99 {_ms(p99)}, over the whole run"
         )
+        if self._scenario.forecast:
+            self.note(f"{tally.errors().count:,} forecasts: {_errors(tally.errors(), self._scenario.shown)}")
+            return
         incidents = f"{sum(quality.counts[1:]):,} {self._scenario.incident}s"
         events = quality.average_precision  # NaN where an incident is more than one event
         self.note(
@@ -119,6 +128,10 @@ class Display:
     def _label(self, alert: Alert) -> str:
         name = self._kinds[alert.kind]
         return f"{self._scenario.incident} ({name})" if alert.kind else f"{name} (false alarm)"
+
+
+def _errors(errors: Errors, unit: str) -> str:
+    return f"forecasts off by {errors.model:.3f} {unit}, the last value by {errors.last_value:.3f}"
 
 
 def _ms(value: float) -> str:

@@ -233,7 +233,7 @@ class _Demo:
         sender = Sender(
             servers, topics, self._scenario.stream(seed), tally, rate=rate, limit=self._events, stop=self._stop.event
         )
-        reader = Reader(servers, topics, self._scenario.number, tally, stop=reading)
+        reader = Reader(servers, topics, self._scenario, tally, stop=reading)
         self._stop.interrupts = False
         failure: str | None = None
         with _running(sender, self._stop.event), _running(reader, reading):

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmstream.demo import sensors, simulate
+from lstmstream.demo import load, sensors, simulate
 
 
 class Part(Protocol):
@@ -58,6 +58,7 @@ class Scenario:
     rate_with_end: float  # default events per second, where there is an end
     rate_endless: float
     output: Mapping[str, Any]  # further options of `output`
+    forecast: bool = False  # whether the first column of a prediction is the next `shown` of its key
 
 
 FRAUD = Scenario(
@@ -98,4 +99,19 @@ SENSORS = Scenario(
     rate_endless=500.0,
     output={"threshold": 0.525},  # 0.5 gives four times as many alerts of noise
 )
-SCENARIOS = {one.name: one for one in (FRAUD, SENSORS)}
+FORECAST = Scenario(
+    name="forecast",
+    model="builtin:load",
+    number="number",
+    include=("number", "kw"),
+    kinds={"normal": ""},
+    key="home",
+    shown="kW",
+    incident="fault",
+    stream=lambda seed: load.Town(homes=200, seed=seed).stream(),
+    rate_with_end=5_000.0,
+    rate_endless=2_000.0,
+    output={},
+    forecast=True,
+)
+SCENARIOS = {one.name: one for one in (FRAUD, SENSORS, FORECAST)}

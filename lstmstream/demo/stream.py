@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from lstmstream.demo.scenario import Part
+from lstmstream.demo.scenario import Part, Scenario
 from lstmstream.demo.tally import Tally
 from lstmstream.errors import CannotServe
 
@@ -145,10 +145,11 @@ class Sender(Thread):
 class Reader(Thread):
     """Reads predictions, alerts and dead letters with isolation level read_committed, and counts them in the tally."""
 
-    def __init__(self, bootstrap_servers: str, topics: Topics, number: str, tally: Tally, *, stop: Event) -> None:
-        """`number`: the field with the number of an event."""
+    def __init__(
+        self, bootstrap_servers: str, topics: Topics, scenario: Scenario, tally: Tally, *, stop: Event
+    ) -> None:
         super().__init__(name="reader", daemon=True)
-        self._number = number
+        self._number, self._forecast = scenario.number, scenario.forecast
         self.error: Exception | None = None
         self.last_reason = ""  # reason of the newest dead letter
         self._bootstrap_servers, self._topics, self._tally, self._stop_event = bootstrap_servers, topics, tally, stop
@@ -196,6 +197,7 @@ class Reader(Thread):
                     prediction["score"],
                     prediction["steps"],
                     alert=prediction["alert"],
+                    forecast=prediction["prediction"][0] if self._forecast else None,
                 )
 
 

@@ -34,6 +34,15 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
+class Errors:
+    """Of `count` forecasts whose value has come: mean absolute errors, NaN without any."""
+
+    count: int = 0
+    model: float = math.nan
+    last_value: float = math.nan  # of forecasting that nothing changes
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of the stream. Latencies are in milliseconds, from sending an event to reading its prediction."""
 
@@ -48,6 +57,7 @@ class Snapshot:
     alerts: int
     true_alerts: int
     last_alerts: tuple[Alert, ...]  # newest first
+    errors: Errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,8 @@ class Tally:
         self._incidents: dict[int, bool] = {}  # those with a prediction: whether one of its events is an alert
         self._alerts = self._true_alerts = self._labelled = 0
         self._last_alerts: deque[Alert] = deque(maxlen=10)
+        self._forecasts: dict[str, tuple[float, float]] = {}  # key → the newest forecast, the value when it was made
+        self._errors = np.zeros(3)  # forecasts that were compared, sum of their errors, of those of the last value
         self._unmatched_alerts: set[int] = set()
         self._alert_records = 0
         self._mark: tuple[float, int] = (monotonic(), 0)
@@ -97,8 +109,13 @@ class Tally:
             self.sent += len(part)
             self.first_sent = self.first_sent or now
 
-    def record_prediction(self, number: int, key: str, score: float, steps: int, *, alert: bool) -> None:
-        """Record a prediction that was read; one that no event waits for counts as a duplicate."""
+    def record_prediction(
+        self, number: int, key: str, score: float, steps: int, *, alert: bool, forecast: float | None = None
+    ) -> None:
+        """Record a prediction that was read; one that no event waits for counts as a duplicate.
+
+        `forecast`: of the key's next event, in the order of which the predictions of a key are read.
+        """
         now = monotonic()
         with self._lock:
             entry = self._pending.pop(number, None)
@@ -111,6 +128,10 @@ class Tally:
             self.last_prediction = now
             self._keys.add(key)
             self._count(kind, incident, alert=alert)
+            if forecast is not None:
+                if (before := self._forecasts.get(key)) is not None:
+                    self._errors += (1, abs(before[0] - shown), abs(before[1] - shown))
+                self._forecasts[key] = forecast, shown
             if alert:
                 self._last_alerts.appendleft(Alert(key, shown, score, steps, kind))
                 self._unmatched_alerts ^= {number}
@@ -171,7 +192,13 @@ class Tally:
                 alerts=self._alerts,
                 true_alerts=self._true_alerts,
                 last_alerts=tuple(self._last_alerts),
+                errors=self.errors(),
             )
+
+    def errors(self) -> Errors:
+        """Return how far off the forecasts were."""
+        count, model, last_value = self._errors.tolist()
+        return Errors(int(count), model / count, last_value / count) if count else Errors()
 
     def latency(self) -> tuple[float, float]:
         """Return p50 and p99 of the latency in milliseconds, over all predictions kept."""

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lstmstream.demo.scenario import FRAUD, SENSORS
+from lstmstream.demo.load import Town
+from lstmstream.demo.scenario import FORECAST, FRAUD, SENSORS
 from lstmstream.demo.sensors import Plant
 from lstmstream.demo.simulate import Transactions, transactions
 from lstmstream.demo.tally import Tally, average_precision
@@ -96,6 +97,19 @@ def test_an_incident_of_several_events_counts_once() -> None:
     for number in (3, 4, 9):
         tally.record_alert(number)
     assert tally.faults() == []
+
+
+def test_forecasts_are_compared_with_the_next_value_of_their_key() -> None:
+    events = Town(homes=2, seed=1).day(0)[:6]
+    tally = Tally(FORECAST)
+    assert tally.errors().count == 0
+    tally.record_sent(replace(events, kw=np.array([1.0, 10.0, 2.0, 10.0, 4.0, 10.0])))
+    for number, forecast in enumerate([1.5, 10.0, 3.0, 11.0, 0.0, 0.0]):
+        tally.record_prediction(number, f"h{number % 2}", 0.5, 1, alert=False, forecast=forecast)
+    errors = tally.snapshot(0.0).errors
+    assert errors.count == 4  # 1.5 for 2, 3 for 4; 10 for 10, 11 for 10
+    assert errors.model == pytest.approx((0.5 + 1 + 0 + 1) / 4)
+    assert errors.last_value == pytest.approx((1 + 2 + 0 + 0) / 4)
 
 
 def test_average_precision_by_hand() -> None:
