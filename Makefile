@@ -5,10 +5,12 @@
 #
 #   .venv        what a user installs without extras; `make test` adds pytest. Neither torch nor polars is ever in it
 #   .venv-dev    everything: all extras, tests, checks
+#   .venv-docs   what builds the site of the documents
 #   .venv-tools  what makes the locks, the audit and the bill of materials
 
 PYTHON ?= python3
 EVENTS ?=
+SCENARIO ?=
 BOOTSTRAP ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -20,13 +22,13 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage test-faults check format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock image-check manifests audit sbom clean
+.PHONY: help demo test coverage test-faults check docs format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock image-check manifests audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
 
-demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself
-	.venv/bin/lstmstream demo $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
+demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself; SCENARIO=sensors or forecast
+	.venv/bin/lstmstream demo $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
 
 # Three at a time, since tests with a broker mostly wait. Each worker has a broker of its own.
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
@@ -45,13 +47,16 @@ coverage: .venv/.test .venv-dev/.package ## the same one after the other, and wh
 test-faults: .venv-dev/.package ## every fault on real brokers, both clients, about half an hour; `python -m tests.faults.chaos --help` for longer runs
 	LSTMSTREAM_TEST_FAULTS=1 .venv-dev/bin/python -m pytest -W "ignore:unclosed:ResourceWarning" tests/faults $(PYTEST_ARGS)
 
-check: .venv-dev/.package ## style, types, imports, dependencies
+check: .venv-dev/.package docs ## style, types, imports, dependencies, documents
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy
 	.venv-dev/bin/mypy $$(find tests benchmarks -name '*.py' ! -name 'test_*')
 	.venv-dev/bin/lint-imports
 	.venv-dev/bin/deptry .
+
+docs: .venv-docs/.locked ## the site of the documents, in dist/site; fails at a dead link, a missing anchor, a page that the navigation lacks
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 format: .venv-dev/.package ## rewrite the sources in the one style
 	.venv-dev/bin/ruff check --fix .
@@ -117,7 +122,7 @@ sbom: .venv-tools/.locked ## dist/sbom.json, the bill of materials of the base i
 	.venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/sbom.json requirements/base.txt
 
 clean: ## remove the environments and all that tools left behind; the development broker's data stay
-	rm -rf .venv .venv-dev .venv-tools .cache/throughput .cache/sanitized $(CODEC) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-dev .venv-docs .venv-tools .cache/throughput .cache/sanitized $(CODEC) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments: a changed lock makes its environment anew, so that nothing of the old one lingers -------------------
@@ -148,6 +153,11 @@ endef
 	.venv-dev/bin/python $(LOCKED) -r requirements/test.txt
 	.venv-dev/bin/python $(LOCKED) -r requirements/check.txt
 	.venv-dev/bin/python $(LOCKED) -r requirements/foreign.txt
+	@touch $@
+
+.venv-docs/.locked: requirements/docs.txt
+	$(new_environment)
+	.venv-docs/bin/python $(LOCKED) -r requirements/docs.txt
 	@touch $@
 
 .venv-tools/.locked: requirements/tools.txt

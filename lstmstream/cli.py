@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from lstmstream import __version__, codec
+from lstmstream import completion as completions
+from lstmstream.config_command import app as config
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
@@ -24,10 +27,12 @@ app = typer.Typer(
 )
 model = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect model files.")
 app.add_typer(model, name="model")
+app.add_typer(config, name="config")
 app.add_typer(dead_letter, name="dead-letter")
 app.add_typer(dev, name="dev")
 app.add_typer(state, name="state")
 
+NAME = "lstmstream"
 PLANNED_COMMANDS = ("state delete",)
 
 
@@ -35,8 +40,9 @@ def main() -> NoReturn:
     """Run the command and exit with its exit code."""
     if (command := " ".join(sys.argv[1:3])) in PLANNED_COMMANDS:
         fail(f"`lstmstream {command}` is not implemented yet")
+    completions.answer_shells()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name=NAME)
     except CannotServe as error:
         fail(*error.problems)
     except typer.Exit as done:
@@ -140,6 +146,10 @@ def score(
     dead_letters: Annotated[Path | None, typer.Option(help="File for the dead letters, JSONL.")] = None,
     events: Annotated[Path | None, typer.Option(help="File for the events of output.events, JSONL.")] = None,
     stage: Annotated[str | None, typer.Option(metavar="NAME", help="Score by one stage of the configuration.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="N/COUNT", help="Score one part of the keys only: 3/16 is the third of 16 parts."),
+    ] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="All events belong to one key.")] = False,
     no_timestamp: Annotated[
         bool, typer.Option("--no-timestamp", help="Events have no timestamp; use the time at which they are read.")
@@ -170,6 +180,7 @@ def score(
             profile=profile,
             events=events,
             stage=stage,
+            shard=shard,
         )
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
@@ -184,6 +195,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The model file; the report is written beside it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     init: Annotated[str | None, typer.Option(help="A model file to fine-tune on this data.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> int:
     """Train a model on past events.
 
@@ -194,7 +206,7 @@ def train(
     require("train", "`lstmstream train`")
     from lstmstream.train.run import train as run_training
 
-    return run_training(config, out=out, resume=resume, init=init)
+    return run_training(config, out=out, resume=resume, init=init, as_json=as_json)
 
 
 @app.command()
@@ -269,6 +281,9 @@ def import_(
     ] = None,
     key: Annotated[str | None, typer.Option(help="With --compare: column of the entity key.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="With --compare: column of the event time.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the model's card as JSON; the report goes to standard error.")
+    ] = False,
 ) -> int:
     """Convert a model of another framework.
 
@@ -279,28 +294,32 @@ def import_(
     require("import", "`lstmstream import`")
     from lstmstream.importer.command import import_model
 
-    return import_model(
-        file,
-        out=out,
-        mode=mode,  # type: ignore[arg-type] # validated there, with the rest
-        features=features,
-        name=name,
-        version=version,
-        task=task,  # type: ignore[arg-type] # as above
-        threshold=threshold,
-        window=window,
-        layout=layout,
-        missing=missing,  # type: ignore[arg-type] # as above
-        score_column=score_column,
-        output=output,
-        compare=compare,
-        key=key,
-        timestamp=timestamp,
-        constants=constant or (),
-        states=state or (),
-        allow_growth=allow_growth,
-        examples=examples,
-    )
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        code = import_model(
+            file,
+            out=out,
+            mode=mode,  # type: ignore[arg-type] # validated there, with the rest
+            features=features,
+            name=name,
+            version=version,
+            task=task,  # type: ignore[arg-type] # as above
+            threshold=threshold,
+            window=window,
+            layout=layout,
+            missing=missing,  # type: ignore[arg-type] # as above
+            score_column=score_column,
+            output=output,
+            compare=compare,
+            key=key,
+            timestamp=timestamp,
+            constants=constant or (),
+            states=state or (),
+            allow_growth=allow_growth,
+            examples=examples,
+        )
+    if as_json:
+        inspect(str(out), as_json=True)
+    return code
 
 
 @app.command()
@@ -327,15 +346,23 @@ def demo(
         str | None, typer.Option(help="Broker to use. Default: start one on this machine.")
     ] = None,
     rate: Annotated[float | None, typer.Option(min=0.1, help="Events per second.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the simulated customers.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 7,
+    scenario: Annotated[
+        Literal["fraud", "sensors", "forecast"],
+        typer.Option(
+            help="fraud: card payments and an LSTM. sensors: machines and a detector without training. forecast:"
+            " electricity meters and an LSTM."
+        ),
+    ] = "fraud",
 ) -> int:
     """Run a complete demo on this machine.
 
     Starts a broker, simulated events and the daemon, and shows live predictions.
     """
     from lstmstream.demo.run import run_demo
+    from lstmstream.demo.scenario import SCENARIOS
 
-    return run_demo(events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
+    return run_demo(SCENARIOS[scenario], events=events, bootstrap_servers=bootstrap_servers, rate=rate, seed=seed)
 
 
 @app.command()
@@ -457,6 +484,16 @@ def check(
     from lstmstream.check.command import check as run_checks
 
     return run_checks(config, records=records, as_json=as_json, stage=stage)
+
+
+@app.command()
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell.")]) -> None:
+    """Print a script that has the shell complete commands and options.
+
+    For bash, add to .bashrc: eval "$(lstmstream completion bash)"; for zsh, the same to .zshrc, after compinit. For
+    fish, write it to .config/fish/completions/lstmstream.fish.
+    """
+    print(completions.script(NAME, shell))
 
 
 @dev.command()

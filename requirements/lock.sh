@@ -33,6 +33,7 @@ compile requirements/cuda.txt pyproject.toml --extra gpu --no-emit-package onnxr
 for group in build check test foreign; do
     compile "requirements/$group.txt" --group "$group" --constraints "$everything"
 done
+compile requirements/docs.txt --group docs
 compile requirements/tools.txt --group tools
 
 if grep -nE '://|^-' requirements/*.txt; then

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from lstmstream import codec
+from lstmstream.check.broker_limits import check_request_size, check_timeouts
+from lstmstream.check.results import Check, failed, ok, warning
 from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe, SchemaRegistryDown, TryAgain
 from lstmstream.formats.field_names import listed, names_of, similar_name
@@ -37,42 +38,11 @@ REASONS = 3  # of dead letters
 OWN_PARTITION = 0.99  # this share of the keyed records lies where murmur2 of the key says
 
 
-class Status(Enum):
-    """Of a check."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-class Check(NamedTuple):
-    """One line."""
-
-    name: str
-    status: Status
-    text: str
-
-
 class Kafka(Protocol):
     """As much of KafkaAdmin as is needed."""
 
     def connect(self) -> None:
         """Raises TryAgain, CannotServe."""
-
-
-def ok(name: str, text: str) -> Check:
-    """It is as it should be."""
-    return Check(name, Status.OK, text)
-
-
-def warning(name: str, text: str) -> Check:
-    """A daemon would serve all the same."""
-    return Check(name, Status.WARNING, text)
-
-
-def failed(name: str, text: str) -> Check:
-    """A daemon would not serve, or not as it should."""
-    return Check(name, Status.FAILED, text)
 
 
 def check_packages() -> Iterator[Check]:
@@ -138,10 +108,13 @@ class TopicChecks:
         config = self._config
         self._found = self._broker.describe([name for _, name in roles(config)])
         source = self._found.get(config.input.topic)
+        settings = self._broker.broker_settings()
+        yield from check_timeouts(config, settings)
         yield from self._topics(source)
         if source is None or not source.partitions:
             return
         yield from self._settings(source)
+        yield from check_request_size(config, settings, source, self._state_floats)
         ranges = {number: self._broker.offset_range(config.input.topic, number) for number in range(source.partitions)}
         yield from self._offsets(ranges)
         sample = self._broker.newest(config.input.topic, source.partitions, self._records)
@@ -158,6 +131,10 @@ class TopicChecks:
             except CannotServe as error:  # a package is missing
                 yield from (failed("records", problem) for problem in error.problems)
 
+    @property
+    def _state_floats(self) -> int | None:
+        return None if self._step is None else self._step.card.state.size
+
     def _topics(self, source: TopicInfo | None) -> Iterator[Check]:
         config = self._config
         if source is None or not source.partitions:
@@ -173,8 +150,7 @@ class TopicChecks:
 
     def _settings(self, source: TopicInfo) -> Iterator[Check]:
         problems = partition_problems(self._config, self._found, source)
-        size = None if self._step is None else self._step.card.state.size
-        findings = check_settings(self._config, self._found, size)
+        findings = check_settings(self._config, self._found, self._state_floats)
         yield from (failed("topic settings", text) for text in problems)
         yield from ((failed if finding.error else warning)("topic settings", finding.text) for finding in findings)
         if not problems and not findings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,14 @@ from pathlib import Path
 import orjson
 
 from lstmstream.check.checks import (
-    Check,
-    Status,
     TopicChecks,
     check_broker,
     check_config,
     check_model,
     check_packages,
     check_registry,
-    failed,
 )
+from lstmstream.check.results import Check, Status, failed
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, Fatal
 from lstmstream.serve.step import OnnxStep
@@ -27,6 +26,7 @@ from lstmstream.transport.patient_broker import PatientBroker
 
 LIMIT_S = 20.0  # a broker may take so long to answer
 SIGNS = {Status.OK: "✓", Status.WARNING: "!", Status.FAILED: "✗"}
+COLORS = {Status.OK: 32, Status.WARNING: 33, Status.FAILED: 31}  # of a terminal: green, yellow, red
 PLAIN = {Status.OK: "ok", Status.WARNING: "warning", Status.FAILED: "FAILED"}  # where the terminal has no such signs
 
 
@@ -85,4 +85,6 @@ def _line(result: Check) -> str:
         sign.encode(encoding)
     except UnicodeEncodeError:
         sign = f"{PLAIN[result.status]:<7}"
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        sign = f"\x1b[{COLORS[result.status]}m{sign}\x1b[0m"
     return f"{sign} {result.name}: {result.text}"

@@ -14,6 +14,7 @@ from lstmstream.config.document import Document
 from lstmstream.config.environment import Overrides
 from lstmstream.config.options import Option, options_of
 from lstmstream.config.paths import Keys, delete_in, is_within, redacted_key, set_in, variable_of
+from lstmstream.config.places import NOWHERE, Places
 from lstmstream.config.properties import refusal
 from lstmstream.errors import CannotServe
 from lstmstream.logs import escape_untrusted
@@ -47,9 +48,15 @@ _MESSAGES = {  # by pydantic's type of error
 
 
 def validate(
-    schema: type[AnyDocument], tree: dict[str, Any], folder: Path, overrides: Overrides | None = None
+    schema: type[AnyDocument],
+    tree: dict[str, Any],
+    folder: Path,
+    overrides: Overrides | None = None,
+    places: Places = NOWHERE,
 ) -> AnyDocument:
     """Return the configuration that `tree` describes. Its relative paths start from `folder`.
+
+    `places`: where the keys of `tree` stand in their file, for the messages.
 
     Raises CannotServe with one line for each fault: those of the environment (`overrides`), of single options and
     between options. Where there are faults, `tree` has been changed and must not be used again.
@@ -71,7 +78,7 @@ def validate(
             faults.append((paths[0], text))
     for path, text in faults:
         variable = next((name for option, name in sources.items() if is_within(path, option)), None)
-        problems.append(f"{path}: {text}" + (f" (from {variable})" if variable else ""))
+        problems.append(f"{path}: {text}" + (f" (from {variable})" if variable else places.suffix(path)))
     if problems:
         raise CannotServe(*problems)
     return config

@@ -9,9 +9,10 @@ from pathlib import Path
 from lstmstream.config.diagnostics import validate
 from lstmstream.config.environment import apply_environment
 from lstmstream.config.options import Option, options_of
+from lstmstream.config.places import NOWHERE
 from lstmstream.config.schema import Config
 from lstmstream.config.stages import stages_of
-from lstmstream.config.yaml_file import read_yaml
+from lstmstream.config.yaml_file import read_placed
 from lstmstream.errors import CannotServe
 
 
@@ -20,10 +21,10 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ, *, s
 
     `stage`: the one to take of a file with `stages`. Raises CannotServe with one line for each fault, all at once.
     """
-    tree = {} if path is None else read_yaml(path)
+    tree, places = ({}, NOWHERE) if path is None else read_placed(path)
     folder = Path() if path is None else path.parent
     if "stages" in tree:
-        found = {one.name: one.config for one in stages_of(tree, folder, environ)}
+        found = {one.name: one.config for one in stages_of(tree, folder, environ, places)}
         if stage not in found:
             names = ", ".join(found)
             raise CannotServe(
@@ -33,7 +34,7 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ, *, s
     if stage is not None:
         raise CannotServe(f"--stage {stage}: {path} has no stages; leave the option out")
     overrides = apply_environment(tree, options(), environ)
-    return validate(Config, tree, folder, overrides)
+    return validate(Config, tree, folder, overrides, places)
 
 
 def options() -> list[Option]:

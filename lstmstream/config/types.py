@@ -7,8 +7,9 @@ front, and the value behind, where the value may be shown.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -25,6 +26,14 @@ _INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state", "__sh
 _SERVER = re.compile(r"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.%]{2,60}\]):(\d{1,5})")
 _TOPIC_MAX = 249  # characters, Kafka's own limit
 _NAME_MAX = 200  # characters; leaves room for `.dead-letter`
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Marks a type whose values are written otherwise than its own, with the JSON Schema of what may be written."""
+
+    schema: dict[str, Any]
+    is_duration: bool = False
 
 
 def _seconds(value: object) -> object:
@@ -179,8 +188,13 @@ def _single_line(value: str) -> str:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(_seconds)]  # seconds
-Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=_INT32_MAX)]  # bytes
+_DURATION_TEXT = {"anyOf": [{"type": "string", "pattern": f"^{_DURATION.pattern}$"}, {"const": 0}]}
+_SIZE_TEXT = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d{1,12} ?([kKmMgG]?[iI]?[bB])?$"}]
+}
+
+Duration = Annotated[float, BeforeValidator(_seconds), Written(_DURATION_TEXT, is_duration=True)]  # seconds
+Size = Annotated[int, BeforeValidator(_bytes), Written(_SIZE_TEXT), Field(ge=1, le=_INT32_MAX)]  # bytes
 StrictInt = Annotated[int, BeforeValidator(_number)]
 _Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Float32 = Annotated[_Finite, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
@@ -188,7 +202,7 @@ Milliseconds = Annotated[StrictInt, Field(ge=0, le=_INT32_MAX)]
 PositiveMs = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
 ByteCount = Annotated[StrictInt, Field(ge=1, le=_INT32_MAX)]
 SingleLine = Annotated[str, AfterValidator(_single_line)]
-ScalarText = Annotated[str, BeforeValidator(scalar_text)]
+ScalarText = Annotated[str, BeforeValidator(scalar_text), Written({"type": ["string", "integer", "boolean"]})]
 Name = Annotated[str, AfterValidator(group_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
 ModelReference = Annotated[str, AfterValidator(_model)]

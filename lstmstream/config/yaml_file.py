@@ -10,6 +10,7 @@ import yaml
 
 from lstmstream.config.files import UnreadableFile, read_small_file
 from lstmstream.config.paths import redacted_key
+from lstmstream.config.places import Places, places_of
 from lstmstream.errors import CannotServe
 from lstmstream.logs import escape_untrusted
 
@@ -17,12 +18,17 @@ _QUOTES_NOTHING = re.compile(r"""(?:[^'"]|'(?:\\?.|<[a-z ]+>)')*""")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the file as a tree of text keys.
+    """Return the file as a tree of text keys. Raises CannotServe as `read_placed` does."""
+    return read_placed(path)[0]
+
+
+def read_placed(path: Path) -> tuple[dict[str, Any], Places]:
+    """Return the file as a tree of text keys, and where they stand.
 
     Raises CannotServe with one line that never contains the file's text: it may hold a password.
     """
     try:
-        tree = yaml.load(read_small_file(path).decode("utf-8-sig"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        tree, places = _parse(read_small_file(path).decode("utf-8-sig"))
     except UnreadableFile as error:
         problem = f"{error}; give the path of a YAML file"
     except UnicodeDecodeError:
@@ -36,12 +42,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         problem = "is nested too deeply; remove the extra levels"
     else:
         if isinstance(tree, dict):
-            return tree
+            return tree, places
         problem = "must be a mapping of keys at the top level; write `key: value` lines"
         if tree is None:
             problem = "is empty; write at least the required options"
     # Raised outside of the handlers: an exception that quotes the file would otherwise be attached as its context.
     raise CannotServe(f"{escape_untrusted(str(path), 1000)}: {problem}")
+
+
+def _parse(text: str) -> tuple[Any, Places]:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        tree = None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
+    return tree, places_of(root)
 
 
 def _text(error: yaml.MarkedYAMLError) -> str:

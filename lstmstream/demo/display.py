@@ -14,21 +14,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lstmstream.demo.simulate import KINDS
-from lstmstream.demo.tally import RECENT, Alert, Snapshot, Tally
+from lstmstream.demo.scenario import Scenario
+from lstmstream.demo.tally import RECENT, Alert, Errors, Snapshot, Tally
 
-_MEANINGS = {
-    "large": "a payment far too large for its customer",
-    "terminal": "a payment at a terminal that was tampered with",
-    "leaked": "a payment by somebody else with the customer's card data",
-}
 _LINE_INTERVAL_S = 1.0  # between two lines where there is no terminal
 
 
 class Display:
     """A context manager: inside it, `show` refreshes the live table or prints a line every second."""
 
-    def __init__(self, *, events: int | None, page: str) -> None:
+    def __init__(self, scenario: Scenario, *, events: int | None, page: str) -> None:
+        self._scenario = scenario
+        self._kinds = tuple(scenario.kinds)
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._events, self._page = events, page
@@ -55,18 +52,21 @@ class Display:
     def show(self, now: Snapshot) -> None:
         """Show the state of the stream."""
         if self._live:
-            self._live.update(Group(self._progress(now), _alerts(now.last_alerts)), refresh=True)
+            alerts = () if self._scenario.forecast else (self._alerts(now.last_alerts),)
+            self._live.update(Group(self._progress(now), *alerts), refresh=True)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_INTERVAL_S
             self.note(
                 f"{now.seconds:6.1f} s  {now.predictions:,} of {now.sent:,} events scored, {now.rate:,.0f}/s, "
                 f"p50 {_ms(now.p50)} p99 {_ms(now.p99)} (last {RECENT:,} predictions), {now.keys:,} keys, "
-                f"{now.alerts:,} alerts, {now.true_alerts:,} of them fraud"
+                + self._outcome(now)
             )
             new = min(now.alerts - self._alerts_shown, 2)
             self._alerts_shown = now.alerts
             for alert in reversed(now.last_alerts[:new]):
-                self.note(f"          alert {alert.key} score {alert.score:.3f} {alert.amount:,.2f}: {_label(alert)}")
+                self.note(
+                    f"          alert {alert.key} score {alert.score:.3f} {alert.shown:,.2f}: {self._label(alert)}"
+                )
 
     def _progress(self, now: Snapshot) -> Panel:
         table = Table.grid(padding=(0, 3))
@@ -79,8 +79,13 @@ class Display:
             f"from sending an event to reading its prediction, last {RECENT:,} predictions",
         )
         table.add_row("state", f"{now.keys:,} keys", f"{now.dead_letters:,} dead letters", "")
-        table.add_row("alerts", f"{now.alerts:,}", f"{now.true_alerts:,} true", self._page)
+        table.add_row("model", self._outcome(now), "", self._page)
         return Panel(table, title=f"lstmstream demo, {now.seconds:.0f} s", subtitle="Ctrl-C to stop")
+
+    def _outcome(self, now: Snapshot) -> str:
+        if self._scenario.forecast:
+            return _errors(now.errors, self._scenario.shown)
+        return f"{now.alerts:,} alerts, {now.true_alerts:,} of them true"
 
     def summary(self, tally: Tally, *, first_prediction: float | None, dead_letter_reason: str) -> None:
         """Show the numbers of the whole demo. `first_prediction`: seconds from the start of the command."""
@@ -96,27 +101,37 @@ class Display:
         self.note(
             f"throughput {tally.throughput():,.0f} events/s, latency p50 {_ms(p50)}, p99 {_ms(p99)}, over the whole run"
         )
-        alerts, frauds = sum(quality.alerted), sum(quality.counts[1:])
+        if self._scenario.forecast:
+            self.note(f"{tally.errors().count:,} forecasts: {_errors(tally.errors(), self._scenario.shown)}")
+            return
+        incidents = f"{sum(quality.counts[1:]):,} {self._scenario.incident}s"
+        events = quality.average_precision  # NaN where an incident is more than one event
         self.note(
-            f"{alerts:,} alerts, {frauds:,} frauds: precision {_percent(quality.precision)}, "
-            f"recall {_percent(quality.recall)}, average precision {_percent(quality.average_precision)}"
+            f"{quality.alerts:,} alerts, {incidents}: precision {_percent(quality.precision)}, "
+            f"recall {_percent(quality.recall)}"
+            + ("" if math.isnan(events) else f", average precision {_percent(events)}")
         )
-        for kind in range(1, len(KINDS)):
+        for kind, (name, meaning) in enumerate(self._scenario.kinds.items()):
             found, count = quality.alerted[kind], quality.counts[kind]
-            share = _percent(found / count if count else math.nan)
-            self.note(f"  {KINDS[kind]:<9} {found:,} of {count:,} found ({share}): {_MEANINGS[KINDS[kind]]}")
+            if kind:
+                share = _percent(found / count if count else math.nan)
+                self.note(f"  {name:<11} {found:,} of {count:,} found ({share}): {meaning}")
+
+    def _alerts(self, alerts: tuple[Alert, ...]) -> Table:
+        columns = (self._scenario.key, "event", self._scenario.shown, "score", "label")
+        table = Table(*columns, title="newest alerts", expand=True)
+        for alert in alerts:
+            label = Text(self._label(alert), style="green" if alert.kind else "red")
+            table.add_row(alert.key, f"{alert.steps:,}", f"{alert.shown:,.2f}", f"{alert.score:.3f}", label)
+        return table
+
+    def _label(self, alert: Alert) -> str:
+        name = self._kinds[alert.kind]
+        return f"{self._scenario.incident} ({name})" if alert.kind else f"{name} (false alarm)"
 
 
-def _alerts(alerts: tuple[Alert, ...]) -> Table:
-    table = Table("customer", "event", "amount", "score", "label", title="newest alerts", expand=True)
-    for alert in alerts:
-        label = Text(_label(alert), style="green" if alert.kind else "red")
-        table.add_row(alert.key, f"{alert.steps:,}", f"{alert.amount:,.2f}", f"{alert.score:.3f}", label)
-    return table
-
-
-def _label(alert: Alert) -> str:
-    return f"fraud ({KINDS[alert.kind]})" if alert.kind else "genuine (false alarm)"
+def _errors(errors: Errors, unit: str) -> str:
+    return f"forecasts off by {errors.model:.3f} {unit}, the last value by {errors.last_value:.3f}"
 
 
 def _ms(value: float) -> str:

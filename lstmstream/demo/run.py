@@ -1,4 +1,4 @@
-"""`lstmstream demo`: a broker, simulated card transactions, the daemon and a live page, all on this machine.
+"""`lstmstream demo`: a broker, simulated events, the daemon and a live page, all on this machine.
 
 The daemon is a process of its own with a configuration file, as in any other use. However the demo ends, it removes
 what it started: the daemon, the broker, its topics on another broker, and its files.
@@ -25,14 +25,12 @@ import yaml
 from kafka.errors import KafkaError
 
 from lstmstream.demo.display import Display
-from lstmstream.demo.simulate import World
+from lstmstream.demo.scenario import FRAUD, Scenario
 from lstmstream.demo.stream import Reader, Sender, Topics
 from lstmstream.demo.tally import Tally
 from lstmstream.dev.broker import DevBroker
 from lstmstream.errors import CannotServe, Fatal
 
-RATE_WITH_END, RATE_ENDLESS = 5_000.0, 2_000.0  # default events per second
-CUSTOMERS, TERMINALS = 1_000, 2_000
 METRICS_PORT = 9108  # the daemon's default, used if it is free
 
 _READY_S = 120.0  # for the daemon to start, join its group and become ready
@@ -43,6 +41,7 @@ _LOG_LINES = 20
 
 
 def run_demo(
+    scenario: Scenario = FRAUD,
     *,
     events: int | None = None,
     bootstrap_servers: str | None = None,
@@ -57,16 +56,15 @@ def run_demo(
     """
     started = time.monotonic()
     port = http_port or _free_port(METRICS_PORT)
-    display = Display(events=events, page=_page(port))
-    rate = rate or (RATE_ENDLESS if events is None else RATE_WITH_END)
-    world = World(customers=CUSTOMERS, terminals=TERMINALS, seed=seed)
+    display = Display(scenario, events=events, page=_page(port))
+    rate = rate or (scenario.rate_endless if events is None else scenario.rate_with_end)
     with _StopSignals() as stop, ExitStack() as cleanup:
-        demo = _Demo(display, stop, cleanup, started=started, events=events)
+        demo = _Demo(scenario, display, stop, cleanup, started=started, events=events)
         try:
             display.note(f"live page, as soon as the daemon runs: {_page(port)}")
             servers, topics = demo.broker(bootstrap_servers)
             daemon = demo.daemon(servers, topics, port)
-            code = demo.stream(daemon, servers, topics, world, rate)
+            code = demo.stream(daemon, servers, topics, seed, rate)
         except KeyboardInterrupt:
             display.note("stopped before the first event")
             code = 0
@@ -161,8 +159,16 @@ class _Demo:
     """The steps of one demo. Each registers what it starts with `cleanup`, which ends it in reverse order."""
 
     def __init__(
-        self, display: Display, stop: _StopSignals, cleanup: ExitStack, *, started: float, events: int | None
+        self,
+        scenario: Scenario,
+        display: Display,
+        stop: _StopSignals,
+        cleanup: ExitStack,
+        *,
+        started: float,
+        events: int | None,
     ) -> None:
+        self._scenario = scenario
         self._display, self._stop, self._cleanup = display, stop, cleanup
         self._started, self._events = started, events
         self._broker: DevBroker | None = None  # of its own
@@ -190,13 +196,14 @@ class _Demo:
             yaml.safe_dump(
                 {
                     "name": topics.name,
-                    "model": "builtin:demo",
+                    "model": self._scenario.model,
                     "kafka": {"bootstrap_servers": bootstrap_servers},
-                    "input": {"topic": topics.transactions, "timestamp": "time", "max_future": "36500d"},
+                    "input": {"topic": topics.events, "timestamp": "time", "max_future": "36500d"},
                     "output": {
                         "topic": topics.predictions,
                         "alerts_topic": topics.alerts,
-                        "include": ["transaction_id", "amount", "merchant"],
+                        "include": list(self._scenario.include),
+                        **self._scenario.output,
                     },
                     "http": {"port": port},
                     "log": {"format": "json"},
@@ -220,11 +227,13 @@ class _Demo:
         self._display.note(f"daemon: ready; live page: {_page(port)} (also /metrics and /readyz)")
         return daemon
 
-    def stream(self, daemon: Daemon, servers: str, topics: Topics, world: World, rate: float) -> int:
+    def stream(self, daemon: Daemon, servers: str, topics: Topics, seed: int, rate: float) -> int:
         """Send, read and show until the end or a signal. Returns the exit code."""
-        tally, reading = Tally(), Event()
-        sender = Sender(servers, topics, world.stream(), tally, rate=rate, limit=self._events, stop=self._stop.event)
-        reader = Reader(servers, topics, tally, stop=reading)
+        tally, reading = Tally(self._scenario), Event()
+        sender = Sender(
+            servers, topics, self._scenario.stream(seed), tally, rate=rate, limit=self._events, stop=self._stop.event
+        )
+        reader = Reader(servers, topics, self._scenario, tally, stop=reading)
         self._stop.interrupts = False
         failure: str | None = None
         with _running(sender, self._stop.event), _running(reader, reading):

@@ -68,6 +68,21 @@ class Transactions:
         return Transactions(*(getattr(self, column.name)[rows] for column in fields(self)))
 
     @property
+    def numbers(self) -> Ints:
+        """What the events are told apart by, [N]."""
+        return self.transaction_id
+
+    @property
+    def incidents(self) -> Ints:
+        """Each fraudulent transaction is one, [N]; -1 for genuine."""
+        return np.where(self.fraud, self.transaction_id, -1)
+
+    @property
+    def shown(self) -> Floats:
+        """What is shown of an alert, [N]: the amount."""
+        return self.amount
+
+    @property
     def fraud(self) -> NDArray[np.bool_]:
         """The label as a boolean, [N]."""
         return self.kind > 0

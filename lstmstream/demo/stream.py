@@ -1,4 +1,4 @@
-"""Both ends of the demo's stream: a thread that sends transactions, and one that reads what the daemon writes.
+"""Both ends of the demo's stream: a thread that sends events, and one that reads what the daemon writes.
 
 Both end when `stop` is set. An error ends the thread and is kept in `error`.
 """
@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from lstmstream.demo.simulate import Transactions
+from lstmstream.demo.scenario import Part, Scenario
 from lstmstream.demo.tally import Tally
 from lstmstream.errors import CannotServe
 
@@ -33,9 +33,9 @@ class Topics:
     name: str
 
     @property
-    def transactions(self) -> str:
-        """Topic of the transactions that the demo sends."""
-        return f"{self.name}.transactions"
+    def events(self) -> str:
+        """Topic of the events that the demo sends."""
+        return f"{self.name}.events"
 
     @property
     def predictions(self) -> str:
@@ -62,7 +62,7 @@ class Topics:
         # Events bear simulated times; with a retention of days the broker might delete them at once.
         plain = {"num_partitions": PARTITIONS, "configs": {"retention.ms": "-1"}}
         roomy = {"num_partitions": PARTITIONS, "configs": {"retention.ms": "-1", "max.message.bytes": "2097152"}}
-        topics = {self.transactions: plain, self.predictions: plain, self.alerts: plain, self.dead_letters: roomy}
+        topics = {self.events: plain, self.predictions: plain, self.alerts: plain, self.dead_letters: roomy}
         try:
             with _close_quickly(_admin(bootstrap_servers)) as admin:
                 admin.create_topics(topics, wait_for_metadata=True)
@@ -75,7 +75,7 @@ class Topics:
     def delete(self, bootstrap_servers: str) -> None:
         """Delete the topics and the group, as far as possible, from a broker that the demo did not start."""
         with _close_quickly(_admin(bootstrap_servers)) as admin:
-            ours = {self.transactions, self.predictions, self.alerts, self.dead_letters, self.state}
+            ours = {self.events, self.predictions, self.alerts, self.dead_letters, self.state}
             admin.delete_topics(sorted(ours & set(admin.list_topics())), raise_errors=False)
             admin.delete_groups([self.name])
 
@@ -85,13 +85,13 @@ def _admin(bootstrap_servers: str) -> KafkaAdminClient:
 
 
 class Sender(Thread):
-    """Sends transactions, `rate` per second, up to `limit` of them, and never too far ahead of the predictions."""
+    """Sends events, `rate` per second, up to `limit` of them, and never too far ahead of the predictions."""
 
     def __init__(
         self,
         bootstrap_servers: str,
         topics: Topics,
-        days: Iterator[Transactions],
+        parts: Iterator[Part],
         tally: Tally,
         *,
         rate: float,
@@ -100,7 +100,7 @@ class Sender(Thread):
     ) -> None:
         super().__init__(name="sender", daemon=True)
         self.error: Exception | None = None
-        self._bootstrap_servers, self._topics, self._days, self._tally = bootstrap_servers, topics, days, tally
+        self._bootstrap_servers, self._topics, self._parts, self._tally = bootstrap_servers, topics, parts, tally
         self._rate, self._limit, self._stop_event = rate, limit, stop
         self._in_flight = max(_IN_FLIGHT[0], int(_IN_FLIGHT[1] * rate))
 
@@ -115,16 +115,16 @@ class Sender(Thread):
                 for part in self._bursts():
                     self._tally.record_sent(part)
                     for key, value in zip(part.keys(), part.values(), strict=True):
-                        producer.send(self._topics.transactions, key=key, value=value).add_errback(self._failed)
+                        producer.send(self._topics.events, key=key, value=value).add_errback(self._failed)
         except Exception as error:  # the main thread reports it
             self._failed(error)
 
-    def _bursts(self) -> Iterator[Transactions]:
-        """Yield slices of the days at the requested rate."""
+    def _bursts(self) -> Iterator[Part]:
+        """Yield slices of the parts at the requested rate."""
         allowance, last, sent = 0.0, time.monotonic(), 0
-        for day in self._days:
+        for whole in self._parts:
             start = 0
-            while start < len(day):
+            while start < len(whole):
                 if self._stop_event.wait(_TICK) or self.error or sent == self._limit:
                     return
                 now = time.monotonic()
@@ -134,7 +134,7 @@ class Sender(Thread):
                 if self._limit is not None:
                     room = min(room, self._limit - sent)
                 if room > 0:
-                    part = day[start : start + room]
+                    part = whole[start : start + room]
                     yield part
                     start, sent, allowance = start + len(part), sent + len(part), allowance - len(part)
 
@@ -145,8 +145,11 @@ class Sender(Thread):
 class Reader(Thread):
     """Reads predictions, alerts and dead letters with isolation level read_committed, and counts them in the tally."""
 
-    def __init__(self, bootstrap_servers: str, topics: Topics, tally: Tally, *, stop: Event) -> None:
+    def __init__(
+        self, bootstrap_servers: str, topics: Topics, scenario: Scenario, tally: Tally, *, stop: Event
+    ) -> None:
         super().__init__(name="reader", daemon=True)
+        self._number, self._forecast = scenario.number, scenario.forecast
         self.error: Exception | None = None
         self.last_reason = ""  # reason of the newest dead letter
         self._bootstrap_servers, self._topics, self._tally, self._stop_event = bootstrap_servers, topics, tally, stop
@@ -178,13 +181,13 @@ class Reader(Thread):
         tally = self._tally
         if topic == self._topics.dead_letters:
             for record in records:
-                tally.record_dead_letter(orjson.loads(record.value)["transaction_id"])
+                tally.record_dead_letter(orjson.loads(record.value)[self._number])
                 headers = dict(record.headers)
                 self.last_reason = headers.get("__streams.errors.message", b"").decode()
             return
         for record in records:
             prediction = orjson.loads(record.value)
-            number = prediction["event"]["transaction_id"]
+            number = prediction["event"][self._number]
             if topic == self._topics.alerts:
                 tally.record_alert(number)
             else:
@@ -194,6 +197,7 @@ class Reader(Thread):
                     prediction["score"],
                     prediction["steps"],
                     alert=prediction["alert"],
+                    forecast=prediction["prediction"][0] if self._forecast else None,
                 )
 
 

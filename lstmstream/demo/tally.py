@@ -1,4 +1,4 @@
-"""What the demo knows about each transaction: when it was sent, whether it was fraud, and what the daemon wrote for it.
+"""What the demo knows about each event: when it was sent, whether it was normal, and what the daemon wrote for it.
 
 The labels stay here, on the producer's side; the daemon never sees them. Times are seconds of one monotonic clock.
 This module knows neither Kafka nor the screen.
@@ -6,6 +6,7 @@ This module knows neither Kafka nor the screen.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import deque
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmstream.demo.simulate import KINDS, Transactions
+from lstmstream.demo.scenario import Part, Scenario
 
 _MAX_KEPT = 2_000_000  # predictions that quality and latency are computed over; older ones are dropped
 RECENT = 4_000  # predictions that the latency on the screen is computed over
@@ -26,10 +27,19 @@ class Alert:
     """One alert and its label."""
 
     key: str
-    amount: float
+    shown: float
     score: float
     steps: int
-    kind: int  # index into KINDS, 0 for a false alarm
+    kind: int  # index into the scenario's kinds, 0 for a false alarm
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Of `count` forecasts whose value has come: mean absolute errors, NaN without any."""
+
+    count: int = 0
+    model: float = math.nan
+    last_value: float = math.nan  # of forecasting that nothing changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ class Snapshot:
     alerts: int
     true_alerts: int
     last_alerts: tuple[Alert, ...]  # newest first
+    errors: Errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +66,30 @@ class Quality:
 
     precision: float
     recall: float
-    average_precision: float
-    counts: tuple[int, ...]  # [len(KINDS)] transactions with a prediction, by kind
-    alerted: tuple[int, ...]  # [len(KINDS)] those of them with an alert
+    average_precision: float  # of single events; NaN where an incident may be several
+    alerts: int
+    counts: tuple[int, ...]  # [kinds] incidents with a prediction; of kind 0, events
+    alerted: tuple[int, ...]  # [kinds] those of them with an alert
 
 
 class Tally:
     """Counts what is sent and what is read. `record_sent` and the other methods may run in different threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, scenario: Scenario) -> None:
+        kinds = len(scenario.kinds)
         self._lock = Lock()
-        self._pending: dict[int, tuple[float, int, float]] = {}  # transaction → sent at, kind, amount
+        self._pending: dict[int, tuple[float, int, int, float]] = {}  # event → sent at, kind, incident, number shown
         self._keys: set[str] = set()
         self._scores = array("f")
         self._latencies = array("f")
         self._kinds = bytearray()
-        self._counts = [0] * len(KINDS)
-        self._alerted = [0] * len(KINDS)
+        self._counts = [0] * kinds
+        self._alerted = [0] * kinds
+        self._incidents: dict[int, bool] = {}  # those with a prediction: whether one of its events is an alert
+        self._alerts = self._true_alerts = self._labelled = 0
         self._last_alerts: deque[Alert] = deque(maxlen=10)
+        self._forecasts: dict[str, tuple[float, float]] = {}  # key → the newest forecast, the value when it was made
+        self._errors = np.zeros(3)  # forecasts that were compared, sum of their errors, of those of the last value
         self._unmatched_alerts: set[int] = set()
         self._alert_records = 0
         self._mark: tuple[float, int] = (monotonic(), 0)
@@ -82,32 +99,41 @@ class Tally:
         self.first_prediction: float | None = None
         self.last_prediction: float | None = None
 
-    def record_sent(self, part: Transactions) -> None:
-        """Record transactions that are about to be sent."""
+    def record_sent(self, part: Part) -> None:
+        """Record events that are about to be sent."""
         now = monotonic()
-        rows = zip(part.transaction_id.tolist(), part.kind.tolist(), part.amount.tolist(), strict=True)
+        columns = (part.numbers, part.kind, part.incidents, part.shown)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         with self._lock:
-            self._pending.update((number, (now, kind, amount)) for number, kind, amount in rows)
+            self._pending.update((number, (now, kind, incident, shown)) for number, kind, incident, shown in rows)
             self.sent += len(part)
             self.first_sent = self.first_sent or now
 
-    def record_prediction(self, number: int, key: str, score: float, steps: int, *, alert: bool) -> None:
-        """Record a prediction that was read; one that no transaction waits for counts as a duplicate."""
+    def record_prediction(
+        self, number: int, key: str, score: float, steps: int, *, alert: bool, forecast: float | None = None
+    ) -> None:
+        """Record a prediction that was read; one that no event waits for counts as a duplicate.
+
+        `forecast`: of the key's next event, in the order of which the predictions of a key are read.
+        """
         now = monotonic()
         with self._lock:
             entry = self._pending.pop(number, None)
             if entry is None:
                 self.duplicates += 1
                 return
-            sent_at, kind, amount = entry
+            sent_at, kind, incident, shown = entry
             self.predictions += 1
             self.first_prediction = self.first_prediction or now
             self.last_prediction = now
             self._keys.add(key)
-            self._counts[kind] += 1
+            self._count(kind, incident, alert=alert)
+            if forecast is not None:
+                if (before := self._forecasts.get(key)) is not None:
+                    self._errors += (1, abs(before[0] - shown), abs(before[1] - shown))
+                self._forecasts[key] = forecast, shown
             if alert:
-                self._alerted[kind] += 1
-                self._last_alerts.appendleft(Alert(key, amount, score, steps, kind))
+                self._last_alerts.appendleft(Alert(key, shown, score, steps, kind))
                 self._unmatched_alerts ^= {number}
             if len(self._scores) >= _MAX_KEPT:
                 for column in (self._scores, self._latencies, self._kinds):
@@ -115,6 +141,17 @@ class Tally:
             self._scores.append(score)
             self._latencies.append((now - sent_at) * 1000)
             self._kinds.append(kind)
+
+    def _count(self, kind: int, incident: int, *, alert: bool) -> None:
+        """Of an incident the first event counts, and the first alert."""
+        before = self._incidents.get(incident) if kind else None
+        self._counts[kind] += before is None
+        self._alerted[kind] += alert and not before
+        self._alerts += alert
+        if kind:
+            self._incidents[incident] = alert or bool(before)
+            self._true_alerts += alert
+            self._labelled += 1
 
     def record_alert(self, number: int) -> None:
         """Record a record of the alerts topic; its prediction may be read before or after it."""
@@ -132,7 +169,7 @@ class Tally:
 
     @property
     def in_flight(self) -> int:
-        """Transactions sent that have neither a prediction nor a dead letter yet."""
+        """Events sent that have neither a prediction nor a dead letter yet."""
         return len(self._pending)
 
     def snapshot(self, since: float) -> Snapshot:
@@ -152,10 +189,16 @@ class Tally:
                 p50=p50,
                 p99=p99,
                 keys=len(self._keys),
-                alerts=sum(self._alerted),
-                true_alerts=sum(self._alerted[1:]),
+                alerts=self._alerts,
+                true_alerts=self._true_alerts,
                 last_alerts=tuple(self._last_alerts),
+                errors=self.errors(),
             )
+
+    def errors(self) -> Errors:
+        """Return how far off the forecasts were."""
+        count, model, last_value = self._errors.tolist()
+        return Errors(int(count), model / count, last_value / count) if count else Errors()
 
     def latency(self) -> tuple[float, float]:
         """Return p50 and p99 of the latency in milliseconds, over all predictions kept."""
@@ -169,11 +212,13 @@ class Tally:
 
     def quality(self) -> Quality:
         """Compare the alerts so far with the labels."""
-        fraud = np.frombuffer(bytes(self._kinds), np.uint8) > 0
+        labels = np.frombuffer(bytes(self._kinds), np.uint8) > 0
+        single = self._labelled == len(self._incidents)
         return Quality(
-            precision=_share(sum(self._alerted[1:]), sum(self._alerted)),
+            precision=_share(self._true_alerts, self._alerts),
             recall=_share(sum(self._alerted[1:]), sum(self._counts[1:])),
-            average_precision=average_precision(np.array(self._scores, np.float32), fraud),
+            average_precision=average_precision(np.array(self._scores, np.float32), labels) if single else math.nan,
+            alerts=self._alerts,
             counts=tuple(self._counts),
             alerted=tuple(self._alerted),
         )
@@ -183,11 +228,11 @@ class Tally:
         faults = []
         if self._pending:
             shown = ", ".join(str(number) for number in sorted(self._pending)[:5])
-            faults.append(f"{len(self._pending):,} transactions have no prediction, for example {shown}")
+            faults.append(f"{len(self._pending):,} events have no prediction, for example {shown}")
         if self.duplicates:
-            faults.append(f"duplicates, or predictions that belong to no transaction of this demo: {self.duplicates:,}")
-        if self._unmatched_alerts or self._alert_records != sum(self._alerted):
-            alerts, records = sum(self._alerted), self._alert_records
+            faults.append(f"duplicates, or predictions that belong to no event of this demo: {self.duplicates:,}")
+        if self._unmatched_alerts or self._alert_records != self._alerts:
+            alerts, records = self._alerts, self._alert_records
             faults.append(f"{alerts:,} predictions are alerts, but the alerts topic has {records:,} records")
         return faults
 

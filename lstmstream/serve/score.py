@@ -27,6 +27,7 @@ from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.score_chain import configs_to_score, make_engines, process
 from lstmstream.serve.score_input import KeyAndTime, ScoreInput
 from lstmstream.serve.score_notes import FeaturesWithoutValues, LateRows, RefusedRows, UnseenFields, say
+from lstmstream.serve.shard import Shard, ShardFilter
 
 BATCH_EVENTS = 4096
 
@@ -44,14 +45,16 @@ def score_file(
     profile: Path | None = None,
     events: Path | None = None,
     stage: str | None = None,
+    shard: str | None = None,
 ) -> int:
     """Answer the events of `data` in their order; all are of one partition. Returns the exit code.
 
     `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
     the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
-    reading. `profile`: the file of a profile. `events`: the file for those of `output.events`. The exit code is 1 where
-    there are rows and none could be scored.
+    reading. `profile`: the file of a profile. `events`: the file for those of `output.events`. `shard`: such as 3/16,
+    see `lstmstream.serve.shard`. The exit code is 1 where there are rows and none could be scored.
     """
+    part = None if shard is None else Shard.parse(shard)
     columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
     configs = configs_to_score(config_or_model, stage)
     loaded = [load_step_model(config) for config in configs]
@@ -73,6 +76,7 @@ def score_file(
     )
     engines = make_engines(configs, loaded, columns, timer)
     config = configs[0]
+    shards = None if part is None else ShardFilter(part, configs, loaded[0][1].card)
     name = STANDARD_INPUT if data == "-" else data
     refused = [RefusedRows(name, kept=dead_letters is not None) for _ in engines]
     late = LateRows(name, config.input.late)
@@ -91,7 +95,7 @@ def score_file(
         progress = files.enter_context(closing(RowProgress(name, terminal=_draws_bar(out))))
         if profiled is not None:
             profiled.start()
-        for records in rows:
+        for records in rows if shards is None else filter(len, map(shards.select, rows)):
             batches += 1
             unseen.look(records)
             for number, result in enumerate(process(engines, records)):
@@ -109,6 +113,8 @@ def score_file(
     unseen.finish()
     features.finish(unseen.unseen)
     late.finish()
+    if shards is not None:
+        say(f"{name}: {shards.rows:,} of {rows.rows:,} rows are in shard {shards.shard}")
     if not rows.rows:
         say(f"{name}: has no events")
     return max(int(one.finish(json=rows.file.kind == "jsonl")) for one in refused)

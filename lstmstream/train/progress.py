@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import orjson
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
@@ -47,6 +48,29 @@ def summary_lines(report: Report, out: Path) -> list[str]:
         lines.append(report.advice)
     lines.append(f"Report: {out.with_suffix('.html')}")
     return lines
+
+
+def summary_json(report: Report, out: Path) -> str:
+    """The same for a program, with the metrics of all splits; NaN becomes null. `out` is the model file."""
+    comparison = report.comparison
+    document = {
+        "model": str(out.absolute()),
+        "report": str(out.with_suffix(".html").absolute()),
+        "name": report.name,
+        "version": report.version,
+        "task": report.task,
+        "epoch": report.chosen_epoch,
+        "epochs": len(report.history),
+        "stop_reason": report.stop_reason,
+        "threshold": report.threshold,
+        "threshold_rule": report.threshold_rule,
+        "metrics": report.metrics,
+        "better_than_baselines": comparison.better,
+        "comparison": comparison.text,
+        "advice": report.advice,
+        "warnings": report.warnings,
+    }
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
 
 
 class ConsoleProgress:

@@ -14,18 +14,20 @@ from lstmstream.train.export import read_network
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.finalize import check_threshold, finalize_model
 from lstmstream.train.fine_tuning import config_for_fine_tuning
-from lstmstream.train.progress import ConsoleProgress, summary_lines
+from lstmstream.train.progress import ConsoleProgress, summary_json, summary_lines
 from lstmstream.train.report.build import build_report
 from lstmstream.train.report.render import write_report
 from lstmstream.train.schema import TrainConfig, config_text, load_training
 
 
-def train(path: Path, *, out: Path | None = None, resume: bool = False, init: str | None = None) -> int:
+def train(
+    path: Path, *, out: Path | None = None, resume: bool = False, init: str | None = None, as_json: bool = False
+) -> int:
     """Trains by the configuration at `path`; writes the model to `out` and the report beside it. Returns the exit code.
 
     `init` is a model file to fine-tune: its network, scaling and vocabularies are kept. With `resume` training goes on
-    from the checkpoint beside `out`. Raises CannotServe for faults of configuration and data, Fatal where the exported
-    file does not compute what was trained.
+    from the checkpoint beside `out`. `as_json`: the outcome is printed as JSON. Raises CannotServe for faults of
+    configuration and data, Fatal where the exported file does not compute what was trained.
     """
     stop = ShutdownSignal()
     config = load_training(path)
@@ -55,7 +57,7 @@ def train(path: Path, *, out: Path | None = None, resume: bool = False, init: st
         report = build_report(dataset, trainer, model, config_text(path))
         write_report(out.with_suffix(".html"), report)
         trainer.remove_checkpoint()
-        print("\n".join(summary_lines(report, out)))
+        print(summary_json(report, out) if as_json else "\n".join(summary_lines(report, out)))
     return 0
 
 

@@ -34,7 +34,7 @@ from lstmstream.config.types import (
     Unwrap,
     lower,
 )
-from lstmstream.config.yaml_file import read_yaml
+from lstmstream.config.yaml_file import read_placed, read_yaml
 from lstmstream.train.types import (
     ClassWeights,
     Count,
@@ -361,12 +361,12 @@ def load_training(path: Path, environ: Mapping[str, str] = os.environ) -> TrainC
     With `data.from: kafka`, the daemon's environment variables for section `kafka` apply here too, so that passwords
     need not be in the file. Raises CannotServe with one line for each fault.
     """
-    tree = read_yaml(path)
+    tree, places = read_placed(path)
     data = tree.get("data")
     reads_kafka = isinstance(data, dict) and data.get("from") == "kafka"
     kafka = [option for option in training_options() if reads_kafka and option.keys[0] == "kafka"]
     overrides = apply_environment(tree, kafka, environ, refuse_unknown=False)
-    return validate(TrainConfig, tree, path.parent, overrides)
+    return validate(TrainConfig, tree, path.parent, overrides, places)
 
 
 def validate_training(tree: dict[str, Any], folder: Path) -> TrainConfig:

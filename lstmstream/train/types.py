@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
-from lstmstream.config.types import Duration, Float32, StrictInt
+from lstmstream.config.types import Duration, Float32, StrictInt, Written
 from lstmstream.errors import BadRecord
 from lstmstream.formats.timestamps import spells_number, timestamp_ms
 
@@ -82,6 +82,9 @@ Float = Float32
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Count = Annotated[StrictInt, Field(ge=1)]
 IsoTime = Annotated[str, BeforeValidator(_iso_time)]
-LogPosition = Annotated[str | int, PlainValidator(_log_position)]
+LogPosition = Annotated[str | int, PlainValidator(_log_position), Written({"type": ["string", "integer"]})]
 Windows = Annotated[list[Duration], BeforeValidator(_windows), AfterValidator(_distinct_windows)]
-ClassWeights = Annotated[Literal["none", "balanced"] | list[float], PlainValidator(_class_weights)]
+_WEIGHTS = {
+    "anyOf": [{"enum": ["none", "balanced"]}, {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}}]
+}
+ClassWeights = Annotated[Literal["none", "balanced"] | list[float], PlainValidator(_class_weights), Written(_WEIGHTS)]

@@ -79,6 +79,10 @@ class KafkaAdmin:
         ends = self._ask(lambda admin: admin.end_offsets(topic, [partition], CALL_TIMEOUT_S, committed=False))
         return beginning, ends[partition]
 
+    def broker_settings(self) -> dict[str, str]:
+        """Those of one of the brokers; empty where they may not be read. Raises TryAgain."""
+        return self._ask(lambda admin: admin.broker_settings(CALL_TIMEOUT_S))
+
     def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """Up to where committed records can be read, by partition. Raises TryAgain."""
         return self._ask(lambda admin: admin.end_offsets(topic, partitions, CALL_TIMEOUT_S, committed=True))

@@ -29,6 +29,9 @@ class Broker(Protocol):
     def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
         """The topics that exist."""
 
+    def broker_settings(self) -> dict[str, str]:
+        """Those of one of the brokers; empty where they may not be read."""
+
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """(beginning, high watermark)."""
 
@@ -74,6 +77,10 @@ class PatientBroker:
     def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
         """See Broker."""
         return self._ask("the topics cannot be read", lambda: self._broker.describe(topics))
+
+    def broker_settings(self) -> dict[str, str]:
+        """See Broker."""
+        return self._ask("the broker's settings cannot be read", self._broker.broker_settings)
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """See Broker."""

@@ -459,3 +459,12 @@ class Follower(Thread):
                 seen, deadline = self.count, time.monotonic() + stall_s
             assert time.monotonic() < deadline, f"{seen} of {count} records, and no more for {stall_s:g} s"
             time.sleep(0.005)
+
+
+def check_lines(config: Path, name: str) -> tuple[int, list[tuple[str, str]]]:
+    """The exit code of `lstmstream check`, and its lines of this name: status and text."""
+    command = [sys.executable, "-m", "lstmstream", "check", str(config), "--json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout, done.stderr
+    lines = orjson.loads(done.stdout)["checks"]
+    return done.returncode, [(one["status"], one["text"]) for one in lines if one["check"] == name]

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from tests.broker.harness import RunningDaemon, committed_offsets, create_topics, end_offsets, read_all, write_config
+from tests.broker.harness import (
+    RunningDaemon,
+    check_lines,
+    committed_offsets,
+    create_topics,
+    end_offsets,
+    read_all,
+    write_config,
+)
 from tests.models import random_model
 from tests.registry import Registry
 from tests.verify.test_formats import (
@@ -91,7 +99,7 @@ def test_events_of_a_format(broker: str, topic_prefix: str, tmp_path: Path, name
         letters = list(read_all(broker, f"{topic_prefix}.dead-letter", partitions=PARTITIONS))
         assert [letter.value for letter in letters] == [BAD] * bad
         if name == "avro":
-            assert _check(config, "schema registry") == ["ok"]
+            assert [status for status, _ in check_lines(config, "schema registry")[1]] == ["ok"]
 
 
 def _finish(daemon: RunningDaemon, servers: str, name: str) -> None:
@@ -126,8 +134,3 @@ def _run(*arguments: str) -> Any:
 def _verify(config: Path) -> dict[str, Any]:
     found: dict[str, Any] = _run("verify", str(config))
     return found
-
-
-def _check(config: Path, name: str) -> list[str]:
-    found = _run("check", str(config))
-    return [one["status"] for one in found["checks"] if one["check"] == name]

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AclOperation, ResourceType
 
-from tests.broker.harness import RunningDaemon, committed_offsets, create_topics, produce, read_all, write_config
+from tests.broker.harness import (
+    RunningDaemon,
+    check_lines,
+    committed_offsets,
+    create_topics,
+    produce,
+    read_all,
+    write_config,
+)
 from tests.broker.secured import COMMON_NAME, USER, Right, SecuredBroker, secured_broker
 from tests.models import random_model
 
@@ -76,3 +84,12 @@ def test_a_right_that_is_missing_is_named(
     said = daemon.log_lines[-1]["message"]
     assert right.name in said
     assert right.operation.name in said
+
+
+def test_check_says_that_it_may_not_read_the_brokers_settings(
+    secured: SecuredBroker, topic_prefix: str, tmp_path: Path
+) -> None:
+    with secured.allowing(rights(topic_prefix).values(), USER):
+        code, lines = check_lines(prepared(secured, tmp_path, topic_prefix, secured.scram()), "timeouts")
+    assert (code, [status for status, _ in lines]) == (0, ["warning"])
+    assert "allow DESCRIBE_CONFIGS on the cluster" in lines[0][1]

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from lstmstream.check import checks, command
-from lstmstream.check.checks import Status, TopicChecks, check_packages
+from lstmstream.check.checks import TopicChecks, check_packages
+from lstmstream.check.results import Status
 from lstmstream.errors import TryAgain
 from lstmstream.transport.partitioner import partition_of
 from lstmstream.transport.patient_broker import PatientBroker
@@ -48,7 +49,9 @@ def test_a_sound_topic_passes_each_check(world: VerifyWorld) -> None:
     for number in range(30):
         produce(world, b"k%d" % number, EVENT)
     lines = found(world)
-    assert set(lines) == {"topics", "topic settings", "group", "keys", "clock", "records", "fields"}
+    assert set(lines) == {
+        "timeouts", "topics", "topic settings", "message sizes", "group", "keys", "clock", "records", "fields"
+    }  # fmt: skip
     assert {status for said in lines.values() for status, _ in said} == {Status.OK}
     assert lines["records"][0][1].startswith("30 records give 30 predictions, ")
     assert found(world, records=6)["records"][0][1].startswith("6 records give 6 ")
@@ -67,7 +70,8 @@ def test_topics_that_are_missing(world: VerifyWorld) -> None:
     assert found(world)["topics"][1][0] is Status.FAILED
     del world.broker.topics[INPUT]
     lines = found(world)
-    assert lines == {"topics": [(Status.FAILED, lines["topics"][0][1])]}
+    assert set(lines) == {"timeouts", "topics"}
+    assert [status for status, _ in lines["topics"]] == [Status.FAILED]
     assert "input.topic: topic 'in' does not exist" in lines["topics"][0][1]
 
 
@@ -189,3 +193,16 @@ def test_the_command_goes_on_as_far_as_it_can(
     monkeypatch.setattr(opened, "connect", away)
     code, report = run(tmp_path, capsys, settings)
     assert (code, report["checks"][-1]["text"]) == (1, "a:1: connection refused")
+
+
+def test_colours_are_for_terminals(
+    world: VerifyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"name": "t", "model": "builtin:demo", "kafka": {}, "input": {}, "output": {}}
+    _, plain = run(tmp_path, capsys, settings, as_json=False)
+    assert "\x1b" not in plain
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, coloured = run(tmp_path, capsys, settings, as_json=False)
+    assert "\x1b[31m✗\x1b[0m configuration: " in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(tmp_path, capsys, settings, as_json=False)[1] == plain

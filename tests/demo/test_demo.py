@@ -101,6 +101,25 @@ def test_it_ends_by_itself_with_a_summary(broker: str, folder: Path, clean: list
         assert not [topic for topic in admin.list_topics() if topic.startswith("demo-")]
 
 
+def test_sensors_without_training(broker: str, folder: Path, clean: list[Started]) -> None:
+    demo = Started(folder, "--scenario", "sensors", "--events", "1500", "--bootstrap-servers", broker)
+    clean.append(demo)
+    assert demo.end() == 0, demo.text()
+    assert "1,500 events: 1,500 predictions, 0 dead letters, 0 duplicates" in demo.text()
+    for kind in ("knock", "leak", "overheating"):
+        assert re.search(rf"{kind} +0 of 0 found", demo.text())
+
+
+def test_forecasts(broker: str, folder: Path, clean: list[Started]) -> None:
+    demo = Started(folder, "--scenario", "forecast", "--events", "20000", "--bootstrap-servers", broker)
+    clean.append(demo)
+    assert demo.end() == 0, demo.text()
+    assert "20,000 events: 20,000 predictions, 0 dead letters, 0 duplicates" in demo.text()
+    found = re.search(r"19,800 forecasts: forecasts off by ([\d.]+) kW, the last value by ([\d.]+)", demo.text())
+    assert found, demo.text()
+    assert float(found[1]) < 0.8 * float(found[2])
+
+
 @pytest.mark.broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_mid_stream_leaves_nothing_behind(number: int, folder: Path, clean: list[Started]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.importer.command import import_model
 from lstmstream.importer.graph import parse_checked
 from lstmstream.importer.static_shapes import AxisSizes, dynamic_reshape
-from lstmstream.model import load_model
+from lstmstream.model import inspect_json, load_model
 from tests.importer import source_files
 from tests.importer.source_files import F, H, draw, edited, keras_file, lstm_file, refusal
 from tests.test_extras import lstmstream
@@ -93,6 +94,14 @@ def test_import_needs_no_torch(tmp_path: Path) -> None:
         done = lstmstream("import", file, "--out", tmp_path / "m.onnx", without=("torch", "optuna", "polars"))
         assert done.returncode == 0, done.stderr
         assert load_model(tmp_path / "m.onnx").card.training["import"]["file"] == file.name
+
+
+def test_the_outcome_for_a_program(tmp_path: Path) -> None:
+    done = lstmstream("import", lstm_file(tmp_path / "a.onnx"), "--out", tmp_path / "m.onnx", "--json", without=())
+    assert done.returncode == 0, done.stderr
+    model = load_model(tmp_path / "m.onnx")
+    assert json.loads(done.stdout) == json.loads(json.dumps(inspect_json(model)))
+    assert str(tmp_path / "m.onnx") in done.stderr
 
 
 def test_a_keras_file_that_links_to_another_file_is_refused(tmp_path: Path) -> None:

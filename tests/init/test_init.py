@@ -10,7 +10,8 @@ import orjson
 import pytest
 import yaml
 
-from lstmstream.check.checks import Status, TopicChecks
+from lstmstream.check.checks import TopicChecks
+from lstmstream.check.results import Status
 from lstmstream.config import load_config
 from lstmstream.errors import CannotServe
 from lstmstream.init import command

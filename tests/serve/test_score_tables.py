@@ -287,3 +287,16 @@ def test_arrays_come_from_lists_and_not_from_csv(tmp_path: Path) -> None:
     pl.DataFrame({"a": [1.0]}).write_parquet(path)
     with pytest.raises(CannotServe, match="field 'a' is Float64, not an array of numbers"):
         events_of(path, arrays=("a",))
+
+
+def test_the_shards_of_a_table_together_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "BATCH_EVENTS", 64)
+    for kind, path in files(tmp_path, rows(300)).items():
+        options = ("--key", "id", "--timestamp", "at", "--out")
+        assert run(MODEL, path, *options, tmp_path / "whole") == 0
+        lines = []
+        for number in (1, 2, 3):
+            assert run(MODEL, path, *options, tmp_path / "out", "--shard", f"{number}/3") == 0
+            lines += (tmp_path / "out").read_bytes().splitlines()
+        lines.sort(key=lambda line: int(json.loads(line)["source"]["row"]))
+        assert lines == (tmp_path / "whole").read_bytes().splitlines(), kind

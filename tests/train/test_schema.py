@@ -142,7 +142,7 @@ def test_a_file(tmp_path: Path) -> None:
     file.write_text(WHOLE)
     assert load_training(file).folder == tmp_path.resolve()
     file.write_text(WHOLE.replace("hidden: 64", "hiden: 64"))
-    with pytest.raises(CannotServe, match=r"^model.hiden: unknown key; did you mean hidden\?$"):
+    with pytest.raises(CannotServe, match=r"^model.hiden: unknown key; did you mean hidden\? \(line 17, column 32\)$"):
         load_training(file)
     file.write_text("")
     with pytest.raises(CannotServe, match="is empty"):

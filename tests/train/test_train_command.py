@@ -71,6 +71,19 @@ def test_a_model_and_a_report_come_out(tmp_path: Path, task: str) -> None:
     assert len(predictions) == len(frame)
 
 
+def test_the_outcome_for_a_program(tmp_path: Path) -> None:
+    done = command(tmp_path, "train", str(write_config(tmp_path, task="classify")), "--json")
+    found = orjson.loads(done.stdout)
+    model = tmp_path / "card-fraud.onnx"
+    assert (found["model"], found["report"]) == (str(model), str(model.with_suffix(".html")))
+    card = load_model(model).card
+    assert found["threshold"] == card.threshold
+    for split, metrics in card.training["metrics"].items():
+        for name, interval in metrics.items():
+            assert found["metrics"][split][name] == pytest.approx(interval, rel=1e-3, nan_ok=True), name
+    assert found["better_than_baselines"] in {True, False, None}
+
+
 def test_the_metrics_are_those_of_the_served_scores(tmp_path: Path) -> None:
     """Average precision on the test split, from the scores of the engine."""
     file = write_config(tmp_path, training={"epochs": 8, "learning_rate": 0.02})

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lstmstream.check.checks import Status, TopicChecks, check_registry
+from lstmstream.check.checks import TopicChecks, check_registry
+from lstmstream.check.results import Status
 from lstmstream.config import load_config
 from lstmstream.errors import CannotServe
 from lstmstream.history.fields import Fields

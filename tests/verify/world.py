@@ -24,10 +24,19 @@ from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World
 
 ALERTS = "alerts"
 NOW_MS = 1_700_000_000_000
+KAFKA_DEFAULTS = {
+    "group.min.session.timeout.ms": "6000",
+    "group.max.session.timeout.ms": "1800000",
+    "transaction.max.timeout.ms": "900000",
+    "socket.request.max.bytes": "104857600",
+}
 
 
 class VerifyTransport(MemoryTransport):
-    """With the questions that only `verify` asks."""
+    """With the questions that only `verify` and `check` ask."""
+
+    def broker_settings(self) -> dict[str, str]:
+        return dict(KAFKA_DEFAULTS)
 
     def group_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, CommittedOffset]:
         return self.committed_offsets(partitions)

@@ -42,6 +42,9 @@ class Admin(Protocol):
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
         """Create a topic, unless it exists."""
 
+    def broker_settings(self, timeout_s: float) -> dict[str, str]:
+        """Those of one of the brokers; empty where they may not be read."""
+
     def beginning_offset(self, topic: str, partition: int, timeout_s: float) -> int:
         """The first offset of a partition."""
 

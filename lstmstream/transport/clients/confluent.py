@@ -285,6 +285,17 @@ class ConfluentAdmin:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
 
+    def broker_settings(self, timeout_s: float) -> dict[str, str]:
+        """See Admin."""
+        broker = ConfigResource(ResourceType.BROKER, str(min(self._admin.list_topics(timeout=timeout_s).brokers)))
+        try:
+            found = self._admin.describe_configs([broker], request_timeout=timeout_s)[broker].result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.CLUSTER_AUTHORIZATION_FAILED:
+                return {}
+            raise
+        return {name: str(entry.value) for name, entry in found.items()}
+
     def beginning_offset(self, topic: str, partition: int, timeout_s: float) -> int:
         """See Admin."""
         return self._offsets(topic, [partition], _EARLIEST, timeout_s, committed=False)[partition]

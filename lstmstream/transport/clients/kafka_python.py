@@ -181,6 +181,12 @@ class KafkaPythonAdmin:
         with contextlib.suppress(kerr.TopicAlreadyExistsError):
             self._admin.create_topics(new, timeout_ms=int(timeout_s * 1000))
 
+    def broker_settings(self, timeout_s: float) -> dict[str, str]:
+        """See Admin. The library leaves out what the broker refuses to tell."""
+        broker = str(self._admin.describe_cluster()["brokers"][0]["broker_id"])
+        found = self._admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, broker)], config_filter="all")
+        return {k: _setting(v) for settings in found.values() for k, v in settings.get(broker, {}).items()}
+
     def beginning_offset(self, topic: str, partition: int, timeout_s: float) -> int:
         """See Admin."""
         return self._offsets(topic, [partition], OffsetSpec.EARLIEST, timeout_s, committed=False)[partition]
