@@ -220,6 +220,7 @@ def test_everything_switched_on(full: dict[str, Manifest]) -> None:
         ("workers=5", "more than the 4 partitions"),
         ("replica=2", "additional properties 'replica' not allowed"),
         ("config.kafka.security.password=secret", "/config/kafka/security/password"),
+        ("config.kafka.security.oauth.token=secret", "/config/kafka/security/oauth/token"),
         ("config.http.host=127.0.0.1", "/config/http/host"),
         ("image.digest=latest", "/image/digest"),
     ],

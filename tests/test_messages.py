@@ -118,7 +118,7 @@ def problems(action: Callable[[], Any], folder: Path) -> list[str]:
             "kafka: {security: {protocol: SASL_SSL}}",
             (
                 "kafka.security.mechanism: is missing, and the protocol needs it; "
-                "use one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"
+                "use one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER"
             ),
         ),
         (

@@ -31,6 +31,7 @@ from lstmstream.config.types import (
     Secret,
     Section,
     Servers,
+    Sha256,
     SingleLine,
     Size,
     StrictInt,
@@ -64,6 +65,26 @@ class Log(Section):
     format: LogFormat = Field("json", description="`json`: one object per line. `console`: plain text for a terminal.")
 
 
+class OAuth(Section):
+    """`kafka.security.oauth`: where the tokens of SASL OAUTHBEARER come from."""
+
+    token: Secret | None = Field(
+        None,
+        description="Bearer token. Set by a variable that ends in _FILE, its file is read again for each connection.",
+    )
+    token_url: HttpUrl | None = Field(
+        None, description="Token endpoint, in place of `token`: asked with the client's credentials."
+    )
+    client_id: SingleLine | None = Field(None, description="Client id for `token_url`.")
+    client_secret: Secret | None = Field(
+        None, description="Client secret for `token_url`; better set by an environment variable or a file."
+    )
+    scope: SingleLine | None = Field(None, description="Scope that `token_url` is asked for. Default: none.")
+    ca: Path | None = Field(
+        None, description="PEM file of the authorities trusted for `token_url`. Default: the system's."
+    )
+
+
 class Security(Section):
     """`kafka.security`: encryption and authentication."""
 
@@ -71,7 +92,7 @@ class Security(Section):
         "PLAINTEXT", description="Security protocol; SSL is TLS 1.2 or newer, with verification."
     )
     mechanism: Annotated[Mechanism, BeforeValidator(upper)] | None = Field(
-        None, description="SASL mechanism; needs `username` and `password`."
+        None, description="SASL mechanism; needs `username` and `password`, or for OAUTHBEARER `oauth`."
     )
     username: SingleLine | None = Field(None, description="SASL user name.")
     password: Secret | None = Field(None, description="SASL password; better set by an environment variable or a file.")
@@ -79,7 +100,11 @@ class Security(Section):
     cert: Path | None = Field(None, description="PEM file of the client certificate, for mutual TLS; needs `key`.")
     key: Path | None = Field(None, description="PEM file of the client certificate's key.")
     key_password: Secret | None = Field(None, description="Passphrase of `key`, if it is encrypted.")
-    insecure: bool = Field(default=False, description="Allow SASL_PLAINTEXT, which sends the password unencrypted.")
+    oauth: OAuth
+    insecure: bool = Field(
+        default=False,
+        description="Allow SASL_PLAINTEXT, and an `oauth.token_url` over http, which send secrets unencrypted.",
+    )
 
 
 class SchemaRegistry(Section):
@@ -306,6 +331,9 @@ class Config(Document):
     model: ModelReference = Field(
         description="Model file, relative to this file's folder, or builtin:NAME; builtin:anomaly:FIELD,FIELD needs no"
         " training."
+    )
+    model_sha256: Sha256 | None = Field(
+        None, description="SHA-256 of the model file; a file with another one is refused."
     )
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once",

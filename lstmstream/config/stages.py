@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lstmstream.config.diagnostics import validate
-from lstmstream.config.environment import apply_environment
+from lstmstream.config.environment import Overrides, apply_environment
 from lstmstream.config.options import options_of
 from lstmstream.config.schema import Config
 from lstmstream.config.types import group_name
 from lstmstream.config.yaml_file import read_yaml
 from lstmstream.errors import CannotServe
 
-OWN = ("model", "input", "output")  # what only a stage has
+OWN = ("model", "model_sha256", "input", "output")  # what only a stage has
 OF_STAGE = (*OWN, "name", "dead_letter", "state", "batch", "device", "delivery", "on_model_change")
 _INSTANCE_ID = "group.instance.id"
 
@@ -52,7 +52,7 @@ def stages_of(tree: Mapping[str, Any], folder: Path, environ: Mapping[str, str])
     stages = []
     for number, entry in enumerate(entries):
         try:
-            config = _config(shared, entry, folder, f"stages.{number}")
+            config = _config(shared, entry, folder, f"stages.{number}", overrides.files)
             stages.append(Stage(str(entry["name"]), config))
         except CannotServe as error:
             problems += [problem for problem in error.problems if problem not in problems]
@@ -64,8 +64,13 @@ def stages_of(tree: Mapping[str, Any], folder: Path, environ: Mapping[str, str])
     return tuple(_in_order(stages))
 
 
-def _config(shared: Mapping[str, Any], entry: Mapping[str, Any], folder: Path, path: str) -> Config:
-    """The configuration of one stage. Raises CannotServe, with the paths of its own options below `path`."""
+def _config(
+    shared: Mapping[str, Any], entry: Mapping[str, Any], folder: Path, path: str, files: Mapping[str, Path]
+) -> Config:
+    """The configuration of one stage. Raises CannotServe, with the paths of its own options below `path`.
+
+    `files`: where options of `shared` were read from.
+    """
     if unknown := [key for key in entry if key not in OF_STAGE]:
         known = ", ".join(sorted(OF_STAGE))
         raise CannotServe(*(f"{path}.{key}: is not an option of a stage; known keys here: {known}" for key in unknown))
@@ -83,7 +88,7 @@ def _config(shared: Mapping[str, Any], entry: Mapping[str, Any], folder: Path, p
     if isinstance(properties, dict) and _INSTANCE_ID in properties:
         tree["kafka"]["properties"][_INSTANCE_ID] = f"{properties[_INSTANCE_ID]}-{name}"
     try:
-        return validate(Config, tree, folder)
+        return validate(Config, tree, folder, Overrides({}, [], files))
     except CannotServe as error:
         own = [key for key in entry if key != "name"] + list(OWN)
         raise CannotServe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def run(config: Config, shutdown: ShutdownSignal, worker: Worker | None = None, 
     `worker`: where this process is one of several (`--workers`); `config` is then the worker's own.
     `profile`: the file of a profile of the whole run.
     """
+    os.umask(0o077)  # what is written here is for this user alone
     if worker is None:  # else the process that started it says them once
         for text in config_warnings(config):
             log.warning("%s", text)

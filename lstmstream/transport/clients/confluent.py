@@ -100,7 +100,6 @@ class ConfluentClient:
             **COMMON,
             "bootstrap.servers": ",".join(servers),
             "client.id": f"lstmstream-{group}",
-            **for_librdkafka(security),
             "logger": _library_log,
         }
         self._fetch_limit = FetchLimit("fetch.max.bytes", "max.partition.fetch.bytes")
@@ -211,7 +210,19 @@ class ConfluentClient:
 
     def _settings(self, of: Collection[str]) -> dict[str, Any]:
         others = {*OF_CONSUMER, *OF_MEMBER, *OF_PRODUCER} - set(of)
-        return {**self._common, **{name: value for name, value in self._given.items() if name not in others}}
+        given = {name: value for name, value in self._given.items() if name not in others}
+        settings = {**self._common, **for_librdkafka(self._security.current()), **given}
+        if self._security.tokens is not None:
+            self._security.tokens.token()  # so that an error is told: the library would wait ten seconds for a token
+            settings["oauth_cb"] = self._token
+        return settings
+
+    def _token(self, config: str) -> tuple[str, float, str, dict[str, str]]:
+        """Called by a thread of the library, again and again before a token expires."""
+        del config
+        assert self._security.tokens is not None
+        token = self._security.tokens.token()
+        return token.text, token.expires_s, token.principal, {}
 
     @contextmanager
     def _other_admin(self) -> Iterator[KafkaPythonAdmin]:
