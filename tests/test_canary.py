@@ -35,6 +35,7 @@ COMMANDS = [
     ("check --json", "client secret"),
     ("verify", "token in the environment"),
     ("dead-letter list", "client secret"),
+    ("state list", "password"),
     ("dead-letter show 0@0", "password"),
     ("dead-letter replay --all", "token in the environment"),
 ]
@@ -106,7 +107,7 @@ def outputs(servers: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
         folder = tmp_path_factory.mktemp("canary")
         config, variables = config_file(folder, login, *servers)
         name, *others = command.split(" ")
-        sub = [others.pop(0)] if name == "dead-letter" else []
+        sub = [others.pop(0)] if name in {"dead-letter", "state"} else []
         done = subprocess.run(
             [sys.executable, "-m", "lstmstream", name, *sub, str(config), *others],
             env={**os.environ, **variables},
