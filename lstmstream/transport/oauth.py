@@ -23,6 +23,7 @@ from lstmstream.transport.web import make_opener, read_response
 TIMEOUT_S = 5.0  # of the token endpoint
 UNKNOWN_LIFETIME_S = 300.0  # of a token that does not say when it expires
 FRESH_FRACTION = 0.8  # of its lifetime a token of the endpoint is used for new connections
+RETRY_S = 5.0  # before an endpoint that was away is asked again, while there is a valid token
 _REFUSED = {400, 401, 403}
 
 
@@ -54,19 +55,26 @@ class TokenSource:
         self._fresh_until_s = 0.0
         self._opener = None if oauth.token_url is None else make_opener(_path(folder, oauth.ca))
 
-    @property
-    def rotates(self) -> bool:
-        """Whether a secret comes from a file, which may be replaced."""
-        return bool(self._files)
-
     def token(self) -> Token:
-        """The token to use for a new connection. Raises NoToken; no secret is in its text."""
+        """The token to use for a new connection. Raises NoToken; no secret is in its text.
+
+        Where the endpoint is away, a token that is still valid is used for longer.
+        """
         if self._oauth.token_url is None:
             return _described(self._secret("token"), UNKNOWN_LIFETIME_S)
         with self._lock:
             now_s = time.time()
-            if self._token is None or now_s >= self._fresh_until_s:
+            if self._token is not None and now_s < self._fresh_until_s:
+                return self._token
+            try:
                 self._token = self._request_token(self._oauth.token_url)
+            except TokenRefused:
+                raise
+            except NoToken:
+                if self._token is None or now_s >= self._token.expires_s:
+                    raise
+                self._fresh_until_s = now_s + RETRY_S
+            else:
                 self._fresh_until_s = now_s + FRESH_FRACTION * (self._token.expires_s - now_s)
             return self._token
 

@@ -61,8 +61,8 @@ class SecuritySettings:
 
     @property
     def rotates(self) -> bool:
-        """Whether any of it comes from a file, which may be replaced."""
-        return any(True for _ in self._files()) or (self.tokens is not None and self.tokens.rotates)
+        """Whether any of it comes from a file, which may be replaced, or from where it is renewed."""
+        return self.tokens is not None or any(True for _ in self._files())
 
     def _files(self) -> Iterator[Path]:
         yield from self.secret_files.values()

@@ -234,6 +234,9 @@ def test_tokens_of_an_endpoint(secured: SecuredBroker, topic_prefix: str, tmp_pa
             secret.write_text("second")
             before = endpoint.given
             daemon.wait(lambda: endpoint.given > before, "given a token for the new secret")
+            endpoint.answer = (503, b"")
+            daemon.wait(lambda: "token_url answers 503" in daemon.log_file.read_text(), "without a token")
+            endpoint.answer = None
             send(secured, topic_prefix)
             daemon.wait(answered(secured, topic_prefix, 2 * EVENTS + 1), "past the others")
             assert daemon.sigterm() == 0, daemon.last_words()

@@ -50,6 +50,22 @@ def test_a_token_is_used_until_it_is_about_to_expire(
     assert endpoint.given == 2
 
 
+def test_an_endpoint_that_is_away_is_done_without_for_as_long_as_the_token_is_valid(
+    endpoint: TokenEndpoint, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = source(url)
+    first, now_s = tokens.token(), time.time()
+    endpoint.answer = (503, b"")
+    monkeypatch.setattr(oauth.time, "time", lambda: now_s + 0.9 * endpoint.lifetime_s)
+    assert tokens.token() is tokens.token() is first
+    assert len(endpoint.forms) == 2, "it is not asked all the time"
+    monkeypatch.setattr(oauth.time, "time", lambda: now_s + 1.1 * endpoint.lifetime_s)
+    with pytest.raises(NoToken, match="answers 503"):
+        tokens.token()
+    endpoint.answer = None
+    assert tokens.token() is not first
+
+
 def test_a_token_of_a_file_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "token"
     tokens = TokenSource(OAuth.model_validate({"token": "old"}), Path(), {"token": file})

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient
 
 _OF_OTHER_OPINION = {"client.rack", "fetch.max.bytes", "max.partition.fetch.bytes", "request.timeout.ms"}
+_NOT_ACQUIRED = "acquire SASL OAUTHBEARER token"  # by `_token` below: where tokens come from may be away
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
@@ -164,6 +165,8 @@ class ConfluentClient:
 
     def _problem(self, cause: KafkaError) -> Problem:
         text = f"{cause.name()}: {cause.str().strip()}"
+        if cause.code() == KafkaError._AUTHENTICATION and _NOT_ACQUIRED in text:
+            return Problem(ErrorKind.TRANSIENT, text)
         own = KINDS.get(cause.code())
         if own is ErrorKind.BAD_SETTINGS:
             return Problem(own, self._kafka_names(text))

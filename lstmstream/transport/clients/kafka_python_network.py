@@ -22,7 +22,7 @@ from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from lstmstream.transport.oauth import TokenSource
+from lstmstream.transport.oauth import NoToken, TokenSource
 
 _RECEIVE_BYTES = 64 << 10  # at a time; more would have the allocator ask the system for memory each time
 _LEAST_SHARE_S = 1.5  # of the time there is, for one address
@@ -36,8 +36,11 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
         self._tokens = tokens
 
     def token(self) -> str:
-        """See AbstractTokenProvider. Raises NoToken, and the connection is tried again."""
-        return self._tokens.token().text
+        """See AbstractTokenProvider. An error of the library's: any other one would end the heartbeats for good."""
+        try:
+            return self._tokens.token().text
+        except NoToken as error:
+            raise kerr.KafkaConnectionError(str(error)) from error
 
 
 class Turns:
