@@ -322,6 +322,16 @@ class Http(Section):
         return self.host in {"localhost", "::1"} or self.host.startswith("127.")
 
 
+class Tracing(Section):
+    """`tracing`: spans of OpenTelemetry (extra `otel`)."""
+
+    endpoint: HttpUrl | None = Field(
+        None,
+        description="Where a span per committed batch goes, by OTLP over HTTP, such as http://collector:4318/v1/traces."
+        " It links to the traces of the records (header `traceparent`). Default: none are made.",
+    )
+
+
 class Config(Document):
     """The configuration of `lstmstream run`. Durations are float seconds, sizes int bytes."""
 
@@ -358,6 +368,7 @@ class Config(Document):
     batch: Batch
     device: Device
     http: Http
+    tracing: Tracing
 
     def conflicts(self) -> Iterable[Conflict]:
         """Find options that are valid by themselves and cannot be used together. Reads the certificate files."""
