@@ -37,8 +37,8 @@ class Credentials:
         """The brokers let us in."""
         self._were_accepted, self._refused_since_s = True, None
 
-    def judge(self, error: BadCredentials) -> LstmstreamError:
-        """TryAgain where other credentials may be on their way, else the error itself."""
+    def judge(self, error: LstmstreamError) -> LstmstreamError:
+        """TryAgain where the error is of credentials, and others may be on their way; else the error itself."""
         if not self._were_accepted or not self._security.rotates:
             return error
         now_s = time.monotonic()

@@ -22,7 +22,7 @@ from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Client, GroupConsumer
 from lstmstream.transport.credentials import Credentials
-from lstmstream.transport.decisions import BadCredentials, ErrorKind
+from lstmstream.transport.decisions import ErrorKind
 from lstmstream.transport.kafka_admin import KafkaAdmin, client_of, diagnosis_of, security_of
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 
 _KEEP_ALIVE_S = 2.0
+# librdkafka does not accept a certificate whose key is another one's, as in the moment between two files.
+_OF_CREDENTIALS = {ErrorKind.BAD_CREDENTIALS, ErrorKind.BAD_SETTINGS}
 CHANGED_S = 5.0  # outside of the group, before files that were replaced are taken for the cause
 OUTSIDE_S = 120.0  # more than a group needs: it waits 45 s for a member that died, and 60 s for the others to join
 OUTSIDE_AFTER_OUTAGE_S = 20.0
@@ -322,7 +324,9 @@ class KafkaTransport(KafkaAdmin):
         if problem is not None and problem.kind is ErrorKind.CONSUMER_BROKEN:
             self._consumer_broken = True  # `recover` makes another one
         found = super()._to_error(error)
-        return self._credentials.judge(found) if isinstance(found, BadCredentials) else found
+        if found is not None and problem is not None and problem.kind in _OF_CREDENTIALS:
+            return self._credentials.judge(found)
+        return found
 
     def _member(self) -> ClientThread[GroupConsumer]:
         if self._consumer is None:

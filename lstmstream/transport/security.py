@@ -98,7 +98,8 @@ def for_kafka_python(security: SecuritySettings) -> dict[str, str]:
             "ssl_cafile": security.ca,
             "ssl_certfile": security.cert,
             "ssl_keyfile": security.key,
-            "ssl_password": security.key_password,
+            # Without one, a password that a new key needs would be asked for on the terminal.
+            "ssl_password": security.key_password or (None if security.key is None else ""),
         }
     )
 

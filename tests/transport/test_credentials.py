@@ -17,9 +17,9 @@ from lstmstream.transport import credentials
 from lstmstream.transport.clients import kafka_python_settings
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.credentials import Credentials
-from lstmstream.transport.decisions import BadCredentials
+from lstmstream.transport.decisions import BadCredentials, ErrorKind, decide
 from lstmstream.transport.security import SecuritySettings
-from tests.transport.servers import Certificates, serving
+from tests.transport.servers import Certificates, serving, silent
 
 REFUSED = BadCredentials("the broker does not accept the credentials")
 
@@ -86,6 +86,24 @@ def test_a_refusal_may_be_the_time_between_two_passwords(password: Path, monkeyp
     assert found.judge(REFUSED) is REFUSED
     found.on_accepted()
     assert type(found.judge(REFUSED)) is TryAgain
+
+
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_a_certificate_without_its_key_is_an_error_of_the_library(tmp_path: Path, client: str) -> None:
+    """As in the moment between two files. kafka-python's heartbeats end with any other error."""
+    made = Certificates(tmp_path)
+    cert, other = made.certificate("one"), made.certificate("two").with_suffix(".key")
+    security = SecuritySettings("SSL", ca=str(made.root), cert=str(cert), key=str(other))
+    with serving(silent) as servers:
+        library = open_client(client, servers=[servers], group="g", properties={}, security=security)
+        with pytest.raises((KafkaError, KafkaException)) as caught:
+            library.admin()
+    found = library.problem(caught.value)
+    assert found is not None
+    assert found.kind in {ErrorKind.TRANSIENT, ErrorKind.BAD_SETTINGS}
+    judged = Credentials(security)
+    judged.on_accepted()
+    assert type(judged.judge(decide(found))) is TryAgain
 
 
 @pytest.mark.parametrize("client", ["kafka-python", "confluent"])

@@ -119,6 +119,9 @@ def test_refused_credentials_are_waited_for_and_new_ones_go_to_all_objects(tmp_p
     client = FakeClient()
     security = SecuritySettings("SASL_SSL", "PLAIN", "u", "old", secret_files={"password": file})
     transport = joined(client, security=security)
+    client.fail["poll"] = ErrorKind.BAD_SETTINGS
+    with pytest.raises(TryAgain, match="files are read again"):
+        transport.poll(0.0, 1)
     client.fail["poll"] = ErrorKind.BAD_CREDENTIALS
     with pytest.raises(TryAgain, match=r"does not accept the credentials: .* files are read again"):
         transport.poll(0.0, 1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import kafka.errors as kerr
@@ -22,7 +23,7 @@ from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from lstmstream.transport.oauth import NoToken, TokenSource
+from lstmstream.transport.oauth import TokenSource
 
 _RECEIVE_BYTES = 64 << 10  # at a time; more would have the allocator ask the system for memory each time
 _LEAST_SHARE_S = 1.5  # of the time there is, for one address
@@ -36,11 +37,8 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
         self._tokens = tokens
 
     def token(self) -> str:
-        """See AbstractTokenProvider. An error of the library's: any other one would end the heartbeats for good."""
-        try:
-            return self._tokens.token().text
-        except NoToken as error:
-            raise kerr.KafkaConnectionError(str(error)) from error
+        """See AbstractTokenProvider. Raises NoToken."""
+        return self._tokens.token().text
 
 
 class Turns:
@@ -90,10 +88,27 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
 
         async def with_secrets_of_now(*args: Any, **options: Any) -> None:
             conn.config.update(self._secrets())
-            await authenticate(*args, **options)
+            with _as_kafka_error():
+                await authenticate(*args, **options)
 
         conn._sasl_authenticate = with_secrets_of_now
         await super()._connect(node, conn, *args, **options)
+
+    async def _build_transport(self, *args: Any, **options: Any) -> Any:
+        """The library's."""
+        with _as_kafka_error():  # a file of TLS that is being replaced
+            return await super()._build_transport(*args, **options)
+
+
+@contextmanager
+def _as_kafka_error() -> Iterator[None]:
+    """What keeps a connection from being made as an error of the library's: any other ends its heartbeats for good."""
+    try:
+        yield
+    except kerr.KafkaError:
+        raise
+    except (OSError, ValueError, LookupError) as error:
+        raise kerr.KafkaConnectionError(str(error)) from error
 
 
 class _TlsTransport(KafkaSSLTransport):  # type: ignore[misc]
