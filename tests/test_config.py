@@ -17,7 +17,13 @@ from lstmstream.config import Config, load_config, options
 from lstmstream.errors import CannotServe
 
 CANARY = "canary-hunter2"
-SECTIONS_INSIDE = (("kafka", "security"), ("kafka", "schema_registry"), ("input", "silent"), ("output", "events"))
+SECTIONS_INSIDE = (
+    ("kafka", "security"),
+    ("kafka", "security", "oauth"),
+    ("kafka", "schema_registry"),
+    ("input", "silent"),
+    ("output", "events"),
+)
 LEAST = """\
 name: card-fraud
 model: models/card-fraud.onnx
@@ -225,9 +231,9 @@ def test_every_key_can_be_overridden(load: Load) -> None:
     """A variable's name leads to the key, and its text wins over the file's."""
     for option in options():
         *sections, key = option.path.split(".", 1) if "properties" not in option.path else option.path.split(".", 2)
-        for above, inner in SECTIONS_INSIDE:
-            if sections == [above] and key.startswith(f"{inner}."):
-                sections, key = [above, inner], key.removeprefix(f"{inner}.")
+        for *above, inner in SECTIONS_INSIDE:
+            if sections == above and key.startswith(f"{inner}."):
+                sections, key = [*above, inner], key.removeprefix(f"{inner}.")
         name = "LSTMSTREAM_" + "__".join([*(sections or [""]), key]).replace(".", "_").upper()
         if not sections:
             name = f"LSTMSTREAM__{key.upper()}"
@@ -292,6 +298,7 @@ def test_secrets_come_from_files(load: Load, tmp_path: Path) -> None:
     config = load(LEAST, {"LSTMSTREAM_HTTP__TOKEN_FILE": str(secret)})
     assert config.http.token is not None
     assert config.http.token.get_secret_value() == CANARY
+    assert config.files == {"http.token": secret}
     for name, value in (("HTTP__TOKEN", CANARY), ("HTTP__TOKEN_FILE", CANARY), ("HTTP__TOKEN_FILE", str(tmp_path))):
         both = {f"LSTMSTREAM_{name}": value}
         if name == "HTTP__TOKEN":
@@ -486,6 +493,10 @@ def test_topics_differ(load: Load, path: str) -> None:
     load(tree(**{f"{path}__topic": "one", "output__alerts_topic": "two"}))
 
 
+BEARER = {"protocol": "SASL_SSL", "mechanism": "OAUTHBEARER"}
+CLIENT = {"client_id": "c", "client_secret": CANARY}
+
+
 @pytest.mark.parametrize(
     ("security", "path"),
     [
@@ -506,10 +517,19 @@ def test_topics_differ(load: Load, path: str) -> None:
         ({"protocol": "SSL", "cert": "pem", "key": "encrypted"}, "key_password"),
         ({"protocol": "SSL", "key_password": CANARY}, "key_password"),
         ({"ca": "pem"}, "ca"),
+        ({**BEARER}, "oauth.token"),
+        ({**BEARER, "oauth": {"token": CANARY}, "password": CANARY}, "password"),
+        ({**BEARER, "oauth": {"token": CANARY, "token_url": "https://a/b", **CLIENT}}, "oauth.token"),
+        ({**BEARER, "oauth": {"token": CANARY, "scope": "s"}}, "oauth.scope"),
+        ({**BEARER, "oauth": {"token_url": "https://a/b", "client_id": "c"}}, "oauth.client_secret"),
+        ({**BEARER, "oauth": {"token_url": "http://a/b", **CLIENT}}, "oauth.token_url"),
+        ({**BEARER, "oauth": {"token_url": f"https://{CANARY}@a/b", **CLIENT}}, "oauth.token_url"),
+        ({**BEARER, "oauth": {"token_url": "https://a/b", **CLIENT, "ca": "pem"}}, "oauth.ca"),
+        ({"protocol": "SSL", "oauth": {"token": CANARY}}, "oauth.token"),
     ],
     ids=str,
 )
-def test_security_that_cannot_work_is_refused(load: Load, tmp_path: Path, security: dict[str, str], path: str) -> None:
+def test_security_that_cannot_work_is_refused(load: Load, tmp_path: Path, security: dict[str, Any], path: str) -> None:
     (tmp_path / "pem").write_text("pem")
     (tmp_path / "encrypted").write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----")
     found = problems(load, tree(kafka__security=security))
@@ -562,6 +582,9 @@ def test_security_that_works(load: Load) -> None:
         tree(kafka__security={"protocol": "SASL_SSL", "ca": "two.pem", "cert": "one.pem", "key": "one.key", **login})
     ).kafka.security
     assert (security.mechanism, str(security.ca)) == ("SCRAM-SHA-256", "two.pem")
+    load(tree(kafka__security={**BEARER, "oauth": {"token": CANARY}}))
+    load(tree(kafka__security={**BEARER, "oauth": {"token_url": "https://a/b", **CLIENT, "ca": "one.pem"}}))
+    load(tree(kafka__security={**BEARER, "insecure": True, "oauth": {"token_url": "http://a/b", **CLIENT}}))
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,8 @@ def test_everything_switched_on(full: dict[str, Manifest]) -> None:
         ("workers=5", "more than the 4 partitions"),
         ("replica=2", "additional properties 'replica' not allowed"),
         ("config.kafka.security.password=secret", "/config/kafka/security/password"),
+        ("config.kafka.security.oauth.token=secret", "/config/kafka/security/oauth/token"),
+        ("config.kafka.schema_registry.password=secret", "/config/kafka/schema_registry/password"),
         ("config.http.host=127.0.0.1", "/config/http/host"),
         ("image.digest=latest", "/image/digest"),
     ],
@@ -228,6 +230,14 @@ def test_values_that_cannot_be_right_are_refused(setting: str, complaint: str) -
     made = template(setting)
     assert made.returncode != 0
     assert complaint in made.stderr
+
+
+def test_a_registry_or_a_token_endpoint_can_be_let_through() -> None:
+    made = template("networkPolicy.otherPorts={8081,443}")
+    assert made.returncode == 0, made.stderr
+    (policy,) = [one for one in yaml.safe_load_all(made.stdout) if one and one["kind"] == "NetworkPolicy"]
+    ports = [[port["port"] for port in rule["ports"]] for rule in policy["spec"]["egress"]]
+    assert ports == [[53, 53], [9092, 9093], [8081, 443]]
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def without_place(problem: str) -> str:
             "kafka: {security: {protocol: SASL_SSL}}",
             (
                 "kafka.security.mechanism: is missing, and the protocol needs it; "
-                "use one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"
+                "use one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER"
             ),
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def test_a_written_model_loads_and_runs(good: Path) -> None:
 def test_an_edit_that_changes_nothing_passes(tmp_path: Path) -> None:
     """So that each forgery below is refused for what it changes."""
     assert load_model(forged(tmp_path, lambda _: None)).card.name == "test-model"
+
+
+def test_only_the_file_with_the_given_digest_is_loaded(good: Path) -> None:
+    digest = hashlib.sha256(good.read_bytes()).hexdigest()
+    assert load_model(good, sha256=digest).sha256 == digest
+    with pytest.raises(CannotServe, match=rf"its SHA-256 is {digest}, and model_sha256 is {'0' * 64}"):
+        load_model(good, sha256="0" * 64)
 
 
 def test_paths(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def validate(
     Raises CannotServe with one line for each fault: those of the environment (`overrides`), of single options and
     between options. Where there are faults, `tree` has been changed and must not be used again.
     """
-    sources, earlier = overrides or Overrides({}, [])
+    sources, earlier, files = overrides or Overrides({}, [])
     problems = list(earlier)
     faults: list[tuple[str, str]] = []
     invalid: list[str] = []
@@ -73,6 +73,7 @@ def validate(
         invalid = [".".join(keys) for keys in wrong]
         config = _without(schema, tree, wrong)
     config._folder = folder.resolve()
+    config._files = dict(files)
     for paths, text in config.conflicts():
         if not any(is_within(path, bad) or is_within(bad, path) for path in paths for bad in invalid):
             faults.append((paths[0], text))

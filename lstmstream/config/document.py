@@ -26,11 +26,17 @@ class Document(Section):
     placeholders: ClassVar[Mapping[Keys, str]] = {}
 
     _folder: Path = PrivateAttr(default_factory=Path)
+    _files: Mapping[str, Path] = PrivateAttr(default_factory=dict)
 
     @property
     def folder(self) -> Path:
         """The folder that relative paths start from: the configuration file's, absolute."""
         return self._folder
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The file that an option was read from, by the option's path: those set by a variable that ends in `_FILE`."""
+        return self._files
 
     def conflicts(self) -> Iterable[Conflict]:
         """Find options that are valid by themselves and cannot be used together. May read files that options name."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lstmstream.config.files import UnreadableFile, read_small_file
+from lstmstream.config.files import UnreadableFile, read_secret
 from lstmstream.config.options import Option
 from lstmstream.config.paths import PREFIX, set_in
 from lstmstream.logs import escape_untrusted
@@ -18,6 +18,7 @@ class Overrides(NamedTuple):
 
     sources: dict[str, str]  # path of an option → the variable that set it
     problems: list[str]  # one line for each variable that cannot be used
+    files: Mapping[str, Path] = {}  # path of an option → the file that its value was read from
 
 
 def apply_environment(
@@ -30,6 +31,7 @@ def apply_environment(
     """
     known = {option.variable: option for option in options}
     sources: dict[str, str] = {}
+    files: dict[str, Path] = {}
     problems: list[str] = []
     for variable in sorted(environ):
         if not variable.startswith(f"{PREFIX}_") or "__" not in variable:
@@ -47,11 +49,13 @@ def apply_environment(
                 problems.append(f"{variable}: {base} is set too; keep only one of them")
                 continue
             try:
-                value = read_small_file(Path(value)).decode().removesuffix("\n").removesuffix("\r")
+                file = Path(value)
+                value = read_secret(file)
             except (UnreadableFile, UnicodeDecodeError) as error:
                 reason = error if isinstance(error, UnreadableFile) else "is not UTF-8"
                 problems.append(f"{variable}: the file it names {reason}; give the path of a readable file")
                 continue
+            files[known[base].path] = file.absolute()
         set_in(tree, known[base].keys, value or None)
         sources[known[base].path] = variable
-    return Overrides(sources, problems)
+    return Overrides(sources, problems, files)

@@ -26,3 +26,11 @@ def read_small_file(path: Path) -> bytes:
     if len(content) > MAX_BYTES:
         raise UnreadableFile(f"is larger than {MAX_BYTES} bytes")
     return content
+
+
+def read_secret(path: Path) -> str:
+    """Return the text of a file with a secret, without the line feed at its end.
+
+    Raises UnreadableFile and UnicodeDecodeError.
+    """
+    return read_small_file(path).decode().removesuffix("\n").removesuffix("\r")

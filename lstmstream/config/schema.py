@@ -32,6 +32,7 @@ from lstmstream.config.types import (
     Secret,
     Section,
     Servers,
+    Sha256,
     SingleLine,
     Size,
     StrictInt,
@@ -65,6 +66,26 @@ class Log(Section):
     format: LogFormat = Field("json", description="`json`: one object per line. `console`: plain text for a terminal.")
 
 
+class OAuth(Section):
+    """`kafka.security.oauth`: where the tokens of SASL OAUTHBEARER come from."""
+
+    token: Secret | None = Field(
+        None,
+        description="Bearer token. Set by a variable that ends in _FILE, its file is read again for each connection.",
+    )
+    token_url: HttpUrl | None = Field(
+        None, description="Token endpoint, in place of `token`: asked with the client's credentials."
+    )
+    client_id: SingleLine | None = Field(None, description="Client id for `token_url`.")
+    client_secret: Secret | None = Field(
+        None, description="Client secret for `token_url`; better set by an environment variable or a file."
+    )
+    scope: SingleLine | None = Field(None, description="Scope that `token_url` is asked for. Default: none.")
+    ca: Path | None = Field(
+        None, description="PEM file of the authorities trusted for `token_url`. Default: the system's."
+    )
+
+
 class Security(Section):
     """`kafka.security`: encryption and authentication."""
 
@@ -72,7 +93,7 @@ class Security(Section):
         "PLAINTEXT", description="Security protocol; SSL is TLS 1.2 or newer, with verification."
     )
     mechanism: Annotated[Mechanism, BeforeValidator(upper)] | None = Field(
-        None, description="SASL mechanism; needs `username` and `password`."
+        None, description="SASL mechanism; needs `username` and `password`, or for OAUTHBEARER `oauth`."
     )
     username: SingleLine | None = Field(None, description="SASL user name.")
     password: Secret | None = Field(None, description="SASL password; better set by an environment variable or a file.")
@@ -80,7 +101,11 @@ class Security(Section):
     cert: Path | None = Field(None, description="PEM file of the client certificate, for mutual TLS; needs `key`.")
     key: Path | None = Field(None, description="PEM file of the client certificate's key.")
     key_password: Secret | None = Field(None, description="Passphrase of `key`, if it is encrypted.")
-    insecure: bool = Field(default=False, description="Allow SASL_PLAINTEXT, which sends the password unencrypted.")
+    oauth: OAuth
+    insecure: bool = Field(
+        default=False,
+        description="Allow SASL_PLAINTEXT, and an `oauth.token_url` over http, which send secrets unencrypted.",
+    )
 
 
 class SchemaRegistry(Section):
@@ -330,6 +355,16 @@ class Http(Section):
         return self.host in {"localhost", "::1"} or self.host.startswith("127.")
 
 
+class Tracing(Section):
+    """`tracing`: spans of OpenTelemetry (extra `otel`)."""
+
+    endpoint: HttpUrl | None = Field(
+        None,
+        description="Where a span per committed batch goes, by OTLP over HTTP, such as http://collector:4318/v1/traces."
+        " It links to the traces of the records (header `traceparent`). Default: none are made.",
+    )
+
+
 class Config(Document):
     """The configuration of `lstmstream run`. Durations are float seconds, sizes int bytes."""
 
@@ -339,6 +374,9 @@ class Config(Document):
     model: ModelReference = Field(
         description="Model file, relative to this file's folder, or builtin:NAME; builtin:anomaly:FIELD,FIELD needs no"
         " training."
+    )
+    model_sha256: Sha256 | None = Field(
+        None, description="SHA-256 of the model file; a file with another one is refused."
     )
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         "exactly_once",
@@ -364,6 +402,7 @@ class Config(Document):
     batch: Batch
     device: Device
     http: Http
+    tracing: Tracing
 
     def conflicts(self) -> Iterable[Conflict]:
         """Find options that are valid by themselves and cannot be used together. Reads the certificate files."""

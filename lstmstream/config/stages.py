@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lstmstream.config.diagnostics import validate
-from lstmstream.config.environment import apply_environment
+from lstmstream.config.environment import Overrides, apply_environment
 from lstmstream.config.options import options_of
 from lstmstream.config.places import NOWHERE, Places
 from lstmstream.config.schema import Config
@@ -17,7 +17,7 @@ from lstmstream.config.types import group_name
 from lstmstream.config.yaml_file import read_placed
 from lstmstream.errors import CannotServe
 
-OWN = ("model", "input", "output")  # what only a stage has
+OWN = ("model", "model_sha256", "input", "output")  # what only a stage has
 OF_STAGE = (*OWN, "name", "alerts", "dead_letter", "state", "batch", "device", "delivery", "on_model_change")
 _INSTANCE_ID = "group.instance.id"
 
@@ -55,7 +55,7 @@ def stages_of(
     stages = []
     for number, entry in enumerate(entries):
         try:
-            config = _config(shared, entry, folder, number, places)
+            config = _config(shared, entry, folder, number, places, overrides.files)
             stages.append(Stage(str(entry["name"]), config))
         except CannotServe as error:
             problems += [problem for problem in error.problems if problem not in problems]
@@ -67,8 +67,18 @@ def stages_of(
     return tuple(_in_order(stages))
 
 
-def _config(shared: Mapping[str, Any], entry: Mapping[str, Any], folder: Path, number: int, places: Places) -> Config:
-    """The configuration of one stage. Raises CannotServe, with the paths of its own options below `stages.number`."""
+def _config(
+    shared: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    folder: Path,
+    number: int,
+    places: Places,
+    files: Mapping[str, Path],
+) -> Config:
+    """The configuration of one stage. Raises CannotServe, with the paths of its own options below `stages.number`.
+
+    `files`: where options of `shared` were read from.
+    """
     path = f"stages.{number}"
     if unknown := [key for key in entry if key not in OF_STAGE]:
         known = ", ".join(sorted(OF_STAGE))
@@ -88,7 +98,7 @@ def _config(shared: Mapping[str, Any], entry: Mapping[str, Any], folder: Path, n
     if isinstance(properties, dict) and _INSTANCE_ID in properties:
         tree["kafka"]["properties"][_INSTANCE_ID] = f"{properties[_INSTANCE_ID]}-{name}"
     try:
-        return validate(Config, tree, folder, places=places.of_stage(number))
+        return validate(Config, tree, folder, Overrides({}, [], files), places=places.of_stage(number))
     except CannotServe as error:
         own = [key for key in entry if key != "name"] + list(OWN)
         raise CannotServe(

@@ -106,6 +106,12 @@ def _model(value: str) -> str:
     return value
 
 
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+        raise ValueError("is not a SHA-256; write its 64 hexadecimal digits, as `lstmstream model inspect` prints them")
+    return value.lower()
+
+
 def _field_path(value: str) -> str:
     if len(value) > 1000 or not all(value.split(".")):
         raise ValueError("is not a valid field; write its name, with dots for nested fields: customer.id")
@@ -206,6 +212,7 @@ ScalarText = Annotated[str, BeforeValidator(scalar_text), Written({"type": ["str
 Name = Annotated[str, AfterValidator(group_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
 ModelReference = Annotated[str, AfterValidator(_model)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
 FieldPath = Annotated[str, AfterValidator(_field_path)]
 FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]
 AddedFields = dict[Annotated[str, AfterValidator(_plain_field)], Annotated[str, AfterValidator(_output_value)]]
@@ -220,6 +227,7 @@ VALUE_NAMES = {  # what the reference calls the values that these functions acce
     group_name: "name",
     _topic: "topic",
     _model: "path, or builtin:NAME",
+    _sha256: "64 hexadecimal digits",
     _field_path: "field",
     _distinct: "list of fields",
     _key_patterns: "list of patterns",
@@ -232,7 +240,7 @@ VALUE_NAMES = {  # what the reference calls the values that these functions acce
 Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 Format = Literal["json", "json_schema", "avro", "protobuf"]
 Unwrap = Literal["after", "cloudevents"]
-Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
 
 class Section(BaseModel):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lstmstream.config.schema import Config, SchemaRegistry, Security, SilentEvents
 
 REGISTRY_TRIES = 4  # a question is asked three times, with pauses
+OAUTHBEARER = "OAUTHBEARER"
 WITH_REGISTRY = ("avro", "protobuf")  # formats whose schemas are in a registry
 
 
@@ -38,6 +39,7 @@ def daemon_conflicts(config: Config) -> Iterator[Conflict]:
 def security_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:
     """Find every conflict of `kafka.security`. Relative paths of its files start from `folder`; the files are read."""
     yield from _login_conflicts(security)
+    yield from _oauth_conflicts(security, folder)
     unreadable = list(_certificate_conflicts(security, folder))
     yield from unreadable or _content_conflicts(security, folder)
 
@@ -85,13 +87,7 @@ def registry_conflicts(registry: SchemaRegistry, folder: Path) -> Iterator[Confl
     if registry.ca is not None:
         if plain:
             yield Conflict((f"{above}.ca", f"{above}.url"), "needs TLS; use an https address, or remove it")
-        try:
-            read_small_file(folder / registry.ca)
-        except UnreadableFile as error:
-            yield Conflict((f"{above}.ca",), f"the file it names {error}; give the path of a PEM file")
-        else:
-            if (fault := ca_fault(folder / registry.ca)) is not None:
-                yield Conflict((f"{above}.ca",), fault)
+        yield from _ca_conflicts(folder / registry.ca, f"{above}.ca")
 
 
 def _not_implemented(config: Config) -> Iterator[Conflict]:
@@ -147,11 +143,54 @@ def _login_conflicts(security: Security) -> Iterator[Conflict]:
         yield _conflict("mechanism", "protocol", text)
     if mechanism and not sasl:
         yield _conflict("mechanism", "protocol", "needs SASL; set kafka.security.protocol to SASL_SSL")
+    oauth = security.mechanism == OAUTHBEARER
     for name, value in (("username", security.username), ("password", security.password)):
-        if mechanism and value is None:
+        if oauth:
+            if value is not None:
+                yield _conflict(name, "mechanism", "has no effect with OAUTHBEARER; remove it")
+        elif mechanism and value is None:
             yield _conflict(name, "mechanism", "is missing, and the mechanism needs it; set it")
         if not mechanism and not sasl and value is not None:
             yield _conflict(name, "mechanism", "has no effect without kafka.security.mechanism; set that too")
+
+
+def _oauth_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:
+    """Of `kafka.security.oauth`. The file `ca` is read."""
+    oauth, used = security.oauth, security.mechanism == OAUTHBEARER
+    for_url = {"client_id": oauth.client_id, "client_secret": oauth.client_secret}
+    for_url_too = {**for_url, "scope": oauth.scope, "ca": oauth.ca}
+    given = [
+        name for name, value in ({"token": oauth.token, "token_url": oauth.token_url} | for_url_too).items() if value
+    ]
+    if given and not used:
+        yield _conflict(f"oauth.{given[0]}", "mechanism", "has no effect without mechanism: OAUTHBEARER; set that too")
+        return
+    if used and oauth.token is None and oauth.token_url is None:
+        paths = tuple(f"kafka.security.{path}" for path in ("oauth.token", "oauth.token_url", "mechanism"))
+        yield Conflict(paths, "is missing, and OAUTHBEARER needs it; set it, or oauth.token_url")
+    if oauth.token is not None and oauth.token_url is not None:
+        yield _conflict("oauth.token", "oauth.token_url", "is given, and token_url too; remove one of them")
+    for name, value in for_url_too.items():
+        if oauth.token_url is None and value is not None:
+            yield _conflict(f"oauth.{name}", "oauth.token_url", "has no effect without token_url; set that too")
+        if oauth.token_url is not None and value is None and name in for_url:
+            yield _conflict(f"oauth.{name}", "oauth.token_url", "is missing, and token_url needs it; set it")
+    if oauth.token_url is not None and oauth.token_url.lower().startswith("http:") and not security.insecure:
+        text = "sends the client's secret unencrypted; use https, or set kafka.security.insecure: true"
+        yield _conflict("oauth.token_url", "insecure", text)
+    if oauth.ca is not None:
+        yield from _ca_conflicts(folder / oauth.ca, "kafka.security.oauth.ca")
+
+
+def _ca_conflicts(ca: Path, path: str) -> Iterator[Conflict]:
+    """Find that the file of the option at `path` holds no authorities."""
+    try:
+        read_small_file(ca)
+    except UnreadableFile as error:
+        yield Conflict((path,), f"the file it names {error}; give the path of a PEM file")
+    else:
+        if (fault := ca_fault(ca)) is not None:
+            yield Conflict((path,), fault)
 
 
 def _certificate_conflicts(security: Security, folder: Path) -> Iterator[Conflict]:

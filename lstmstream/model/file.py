@@ -44,15 +44,23 @@ class Model:
     sha256: str  # of the file
 
 
-def load_model(reference: str | Path, *, base: Path | None = None, max_bytes: int = MAX_BYTES) -> Model:
+def load_model(
+    reference: str | Path, *, base: Path | None = None, max_bytes: int = MAX_BYTES, sha256: str | None = None
+) -> Model:
     """Read and check the model `builtin:NAME` or the file at a path, relative to `base` (default: working directory).
 
-    `builtin:NAME:FIELD,FIELD` names the fields of a model that takes any (see channels.py).
+    `builtin:NAME:FIELD,FIELD` names the fields of a model that takes any (see channels.py). `sha256`: that of the only
+    file that is accepted, in hexadecimal digits.
 
     Raises CannotServe, and nothing else, with one line for each fault of the file.
     """
     path, fields = _resolve(str(reference), base)
     raw = _read_file(path, max_bytes)
+    digest = hashlib.sha256(raw).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise CannotServe(
+            f"model {path}: its SHA-256 is {digest}, and model_sha256 is {sha256}; set it if you trust the file"
+        )
     try:
         proto = onnx_proto.parse(raw)
         card = _read_card(proto)
@@ -73,7 +81,7 @@ def load_model(reference: str | Path, *, base: Path | None = None, max_bytes: in
         outputs=frozenset(value.name for value in proto.graph.output),
         content=content,
         path=path,
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sha256=digest,
     )
 
 

@@ -26,7 +26,7 @@ from lstmstream.transport.schema_registry import RegistryClient, open_event_read
 
 def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
     """Load and check the model. Raises CannotServe."""
-    model = load_model(config.model, base=config.folder)
+    model = load_model(config.model, base=config.folder, sha256=config.model_sha256)
     device, threads, exact = config.device.device, config.device.threads, config.delivery == "exactly_once"
     step = OnnxStep(model, device=device, threads=threads, exact=exact)
     if device == "auto" and step.device != "cpu":

@@ -165,6 +165,10 @@ class StageTimer:
         """Count what was spent in a stage."""
         self._spent_s[stage] = self._spent_s.get(stage, 0.0) + seconds
 
+    def spent_s(self) -> Mapping[str, float]:
+        """What was spent so far since the last `take`."""
+        return self._spent_s
+
     def take(self) -> Mapping[str, float]:
         """What was spent; counting begins again."""
         spent_s, self._spent_s = self._spent_s, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lstmstream.serve.live_feed import Feed
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
-from lstmstream.serve.startup import make_observers, start_daemon
+from lstmstream.serve.startup import make_observers, open_spans, start_daemon
 from lstmstream.serve.state_lookup import StateLookup
 from lstmstream.serve.worker import Worker
 from lstmstream.shutdown import ShutdownSignal
@@ -37,6 +38,7 @@ def run(config: Config, shutdown: ShutdownSignal, worker: Worker | None = None, 
     `worker`: where this process is one of several (`--workers`); `config` is then the worker's own.
     `profile`: the file of a profile of the whole run.
     """
+    os.umask(0o077)  # what is written here is for this user alone
     if worker is None:  # else the process that started it says them once
         for text in config_warnings(config):
             log.warning("%s", text)
@@ -72,6 +74,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
     guard = Guard(token, local_only=config.http.loopback)
     routes = daemon_routes(health, metrics.registry, feed)
     lookup = StateLookup()
+    spans = None
     http = HttpServer(config.http.host, config.http.port, routes, feed=feed, guard=guard, state=lookup.respond)
     try:
         if worker is not None:
@@ -104,7 +107,8 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
         if profile is not None:
             profile.start()
         timer = StageTimer(clock.monotonic_s)
-        observer = make_observers(config, card, metrics, health, timer, clock, watching, lookup)
+        spans = open_spans(config, timer, clock)
+        observer = make_observers(config, card, metrics, health, timer, clock, watching, lookup, spans=spans)
         transport = open_kafka_transport(config)
         shutdown.on_request(lambda: transport.bound_calls(config.shutdown_timeout / 2))
         workers = worker.count if worker is not None and worker.number == 0 else 1  # one of them warns for all
@@ -127,5 +131,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
         return daemon.run()
     finally:
         http.close()
+        if spans is not None:
+            spans.close()
         if profile is not None:
             profile.finish(Totals(*metrics.batch_totals()), log.info)

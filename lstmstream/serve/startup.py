@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from lstmstream.config import Config
-from lstmstream.errors import TryAgain
+from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.extras import install_hint
 from lstmstream.model import Card
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.daemon import Daemon
@@ -24,6 +26,9 @@ from lstmstream.serve.time_limits import backoffs
 from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.transport.ports import Transport
 
+if TYPE_CHECKING:
+    from lstmstream.serve.spans import SpanObserver
+
 WAIT_FOR_TOPIC_S = 0.25  # between two looks
 
 log = logging.getLogger(__name__)
@@ -37,8 +42,9 @@ def make_observers(
     timer: StageTimer,
     clock: Clock,
     *more: Observer,
+    spans: Observer | None = None,
 ) -> Observer:
-    """Everything that is told what the daemon does: metrics, health, the lines of the log, and `more`."""
+    """Everything that is told what the daemon does: `spans`, metrics, health, the lines of the log, and `more`."""
     counted = MetricsObserver(
         metrics,
         card,
@@ -50,6 +56,7 @@ def make_observers(
     carried = [*config.output.include, *([] if config.output.key is None else [config.output.key])]
     return Observers(
         [
+            *([] if spans is None else [spans]),  # before the metrics, which take the timer's times
             counted,
             HealthObserver(health),
             Heartbeat(clock.monotonic_s, clock.wall_s),
@@ -58,6 +65,20 @@ def make_observers(
             *more,
         ]
     )
+
+
+def open_spans(config: Config, timer: StageTimer, clock: Clock) -> SpanObserver | None:
+    """What makes a span of each batch; None where `tracing.endpoint` is not set. Raises CannotServe."""
+    if config.tracing.endpoint is None:
+        return None
+    try:
+        from lstmstream.serve.spans import SpanObserver  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise CannotServe(
+            "tracing.endpoint needs opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http;"
+            f" {install_hint('otel')}"
+        ) from error
+    return SpanObserver(config, timer.spent_s, clock.wall_s)
 
 
 def start_daemon(

@@ -11,6 +11,8 @@ import ssl
 import struct
 from typing import NamedTuple
 
+from lstmstream.logs import escape_untrusted
+from lstmstream.transport.oauth import NoToken, TokenRefused, TokenSource
 from lstmstream.transport.security import SecuritySettings
 
 _MOST_BYTES = 10 << 20  # of an answer
@@ -148,6 +150,8 @@ def authenticate(connection: socket.socket, security: SecuritySettings) -> None:
     user, password = security.username or "", security.password or ""
     if mechanism == "PLAIN":
         _step(connection, f"\0{user}\0{password}".encode())
+    elif security.tokens is not None:
+        _bearer(connection, security.tokens)
     elif mechanism.startswith("SCRAM-SHA-"):
         _scram(connection, mechanism.replace("SCRAM-SHA-", "sha"), user, password)
 
@@ -164,6 +168,18 @@ def _step(connection: socket.socket, message: bytes) -> bytes:
         )
     (length,) = struct.unpack_from(">i", answer, at)
     return answer[at + 4 : at + 4 + max(0, length)]
+
+
+def _bearer(connection: socket.socket, tokens: TokenSource) -> None:
+    """RFC 7628. A broker that does not accept the token says why before it ends the login."""
+    try:
+        token = tokens.token()
+    except TokenRefused as error:
+        raise Refused(f"there is no token: {error}") from error
+    except NoToken as error:
+        raise Cause(f"there is no token: {error}") from error
+    if said := _step(connection, f"n,,\x01auth=Bearer {token.text}\x01\x01".encode()):
+        raise Refused(f"the broker refuses the token: {escape_untrusted(said.decode(errors='replace'), 200)}")
 
 
 def _scram(connection: socket.socket, algorithm: str, user: str, password: str) -> None:

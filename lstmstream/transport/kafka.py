@@ -21,8 +21,9 @@ from lstmstream.errors import Fatal, LstmstreamError, OwnershipLost, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Client, GroupConsumer
+from lstmstream.transport.credentials import Credentials
 from lstmstream.transport.decisions import ErrorKind
-from lstmstream.transport.kafka_admin import KafkaAdmin, client_of, diagnosis_of
+from lstmstream.transport.kafka_admin import KafkaAdmin, client_of, diagnosis_of, security_of
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
     CommittedOffset,
@@ -31,12 +32,16 @@ from lstmstream.transport.ports import (
     PollResult,
     Transport,
 )
+from lstmstream.transport.security import SecuritySettings
 from lstmstream.transport.writer import CLOSE_TIMEOUT_S, GroupOffsets, Writer, left_s
 
 log = logging.getLogger(__name__)
 
 
 _KEEP_ALIVE_S = 2.0
+# librdkafka does not accept a certificate whose key is another one's, as in the moment between two files.
+_OF_CREDENTIALS = {ErrorKind.BAD_CREDENTIALS, ErrorKind.BAD_SETTINGS}
+CHANGED_S = 5.0  # outside of the group, before files that were replaced are taken for the cause
 OUTSIDE_S = 120.0  # more than a group needs: it waits 45 s for a member that died, and 60 s for the others to join
 OUTSIDE_AFTER_OUTAGE_S = 20.0
 HELPLESS_S = 300.0  # of recoveries that fail, though the brokers answer: longer than one needs that is starting
@@ -81,13 +86,15 @@ class KafkaTransport(KafkaAdmin):
         exactly_once: bool = True,
         instance: str | None = None,
         diagnose: Callable[[], str] = lambda: "",
+        security: SecuritySettings | None = None,
     ) -> None:
         """`instance`: the group.instance.id, if there is one.
 
         With it another process may follow under the same transactional id, so that it need not wait for this one's
-        transaction to time out. Without, the id is random, and none can.
+        transaction to time out. Without, the id is random, and none can. `security`: whose files may be replaced.
         """
         super().__init__(client, diagnose=diagnose)
+        self._credentials = Credentials(security or SecuritySettings())
         self._group = group
         self._instance = instance
         self._input_topic = input_topic
@@ -111,6 +118,7 @@ class KafkaTransport(KafkaAdmin):
         with self._diagnosis.explaining():
             self._reconnect(CALL_TIMEOUT_S)
             self._recover(CALL_TIMEOUT_S)
+        self._credentials.on_accepted()
 
     def stable_end_offsets(self, partitions: Collection[int]) -> dict[int, int]:
         """See GroupMember."""
@@ -132,6 +140,7 @@ class KafkaTransport(KafkaAdmin):
             self._consumer = None
         self._polled = {}
         self._outside_since_s = None
+        self._credentials.on_join()
         # Of its own, so that what is still to come from the consumer before cannot touch it.
         assignments = self._assignments = Assignments(self._epochs)
         self._consumer = self._open(
@@ -164,6 +173,9 @@ class KafkaTransport(KafkaAdmin):
         if self._outside_since_s is None:
             self._outside_since_s = now_s
         outside_s = now_s - self._outside_since_s
+        if outside_s > CHANGED_S and self._credentials.changed():
+            self._consumer_broken = True
+            raise TryAgain("the consumer is outside its group, and kafka.security has new files; replacing it")
         if outside_s > self._patience_s:
             self._patience_s *= 2  # the member that it was may have to expire first
             self._consumer_broken = True
@@ -224,13 +236,14 @@ class KafkaTransport(KafkaAdmin):
         replaced (`_watch`): the brokers may have come back under other addresses. Where nothing helps, Fatal is raised.
         """
         try:
-            with self._diagnosis.explaining():
+            with self._credentials.patient(), self._diagnosis.explaining():
                 self._recover(timeout_s)
         except TryAgain as error:
             self._outage = True
             self._check_helpless(error)
             raise
         self._helpless_since_s = None
+        self._credentials.on_accepted()
         if self._outage:
             self._outage, self._outage_end_s = False, time.monotonic()
             self._outside_since_s, self._patience_s = None, OUTSIDE_AFTER_OUTAGE_S
@@ -252,6 +265,8 @@ class KafkaTransport(KafkaAdmin):
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
+        if self._credentials.changed():  # the consumer and the admin client may not know the new ones
+            self._doubtful, self._consumer_broken = True, True
         if self._doubtful or self._outage:  # librdkafka's admin client was seen never to answer again after an outage
             self._reconnect(left_s(deadline))
         if self._joined and self._consumer is None:  # it could not be replaced the last time
@@ -308,7 +323,10 @@ class KafkaTransport(KafkaAdmin):
         problem = self._client.problem(error)
         if problem is not None and problem.kind is ErrorKind.CONSUMER_BROKEN:
             self._consumer_broken = True  # `recover` makes another one
-        return super()._to_error(error)
+        found = super()._to_error(error)
+        if found is not None and problem is not None and problem.kind in _OF_CREDENTIALS:
+            return self._credentials.judge(found)
+        return found
 
     def _member(self) -> ClientThread[GroupConsumer]:
         if self._consumer is None:
@@ -326,6 +344,7 @@ def open_kafka_transport(config: Config) -> KafkaTransport:
         exactly_once=config.delivery == "exactly_once",
         instance=None if instance is None else str(instance),
         diagnose=diagnosis_of(config),
+        security=security_of(config),
     )
 
 

@@ -16,7 +16,7 @@ from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import decide
 from lstmstream.transport.diagnosis import Diagnosis, diagnose
 from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, LogReader, TopicInfo
-from lstmstream.transport.security import security_settings
+from lstmstream.transport.security import SecuritySettings, security_settings
 from lstmstream.transport.writer import CLOSE_TIMEOUT_S, Writer, discard, left_s
 
 log = logging.getLogger(__name__)
@@ -175,14 +175,19 @@ def client_of(config: Config) -> Client:
         servers=config.kafka.bootstrap_servers,
         group=config.name,
         properties=config.kafka.properties,
-        security=security_settings(config.kafka.security, config.folder),
+        security=security_of(config),
     )
+
+
+def security_of(config: Config) -> SecuritySettings:
+    """How its brokers are reached."""
+    return security_settings(config.kafka.security, config.folder, config.files)
 
 
 def diagnosis_of(config: Config) -> Callable[[], str]:
     """Why its brokers cannot be used."""
-    security = security_settings(config.kafka.security, config.folder)
-    return lambda: diagnose(config.kafka.bootstrap_servers, security)
+    security = security_of(config)
+    return lambda: diagnose(config.kafka.bootstrap_servers, security.current())
 
 
 class WatchedReader:

@@ -5,16 +5,15 @@ It speaks the API of Confluent's registry, which Apicurio (`/apis/ccompat/v7`), 
 
 from __future__ import annotations
 
-import ssl
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
+from urllib.request import Request
 
 import orjson
 
@@ -24,25 +23,14 @@ from lstmstream.extras import require
 from lstmstream.formats.event_reader import EventReader, ReadBody, json_schema_body
 from lstmstream.formats.schemas import FramedReader, Schema, UnknownSchema
 from lstmstream.records import RecordBatch
+from lstmstream.transport.web import make_opener, read_response
 
-MAX_BYTES = 10_000_000  # of one answer
 MAX_REFERENCES = 200  # that one schema leads to
 LIMIT_S, RETRY_S = 60.0, 1.0  # how long a command waits for a registry, and between two looks
 PAUSES_S = (0.1, 0.4)  # before it is asked once more
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 _UNKNOWN = {404}  # of a number, or of a version that a schema refers to
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """Credentials go to the configured address only."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        """None: the redirect is an error."""
-        del req, fp, code, msg, headers, newurl
-        return None
 
 
 class RegistryClient:
@@ -62,7 +50,7 @@ class RegistryClient:
         self._timeout_s = registry.timeout
         self._query, self._and_format = ("?format=serialized", "&format=serialized") if serialized else ("", "")
         self._sleep = sleep
-        self._opener = _opener(registry, folder)
+        self._opener = make_opener(None if registry.ca is None else str(folder / registry.ca))
         self._headers = {"Accept": f"{_MEDIA_TYPE}, application/json", "User-Agent": "lstmstream"}
         if registry.username is not None and registry.password is not None:
             user = f"{registry.username}:{registry.password.get_secret_value()}".encode()
@@ -132,16 +120,7 @@ class RegistryClient:
         data = None if body is None else orjson.dumps(body)
         headers = self._headers if data is None else {**self._headers, "Content-Type": _MEDIA_TYPE}
         request = Request(self._url + path, data, headers)  # noqa: S310 - the configuration allows http and https only
-        with self._opener.open(request, timeout=self._timeout_s) as response:
-            content: bytes = response.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"its answer has more than {MAX_BYTES} bytes")
-        return content
-
-
-def _opener(registry: SchemaRegistry, folder: Path) -> OpenerDirector:
-    context = ssl.create_default_context(cafile=None if registry.ca is None else str(folder / registry.ca))
-    return build_opener(HTTPSHandler(context=context), _NoRedirects)
+        return read_response(self._opener, request, self._timeout_s)
 
 
 def _message(error: HTTPError) -> str:

@@ -1,14 +1,24 @@
-"""`kafka.security` in the words of each client library; what is not set is left to the library's defaults."""
+"""`kafka.security` in the words of each client library; what is not set is left to the library's defaults.
+
+Secrets that come from a file, and the files of TLS, may be replaced while the daemon runs. kafka-python reads them for
+each connection (`clients/kafka_python_network.py`). librdkafka reads them when a client object is made, so that the
+transport makes new ones after a failure, where `SecuritySettings.digest` is another one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from lstmstream.config import Security
+from lstmstream.config.files import UnreadableFile, read_secret, read_small_file
+from lstmstream.transport.oauth import TokenSource
+
+OPTION = "kafka.security"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +33,46 @@ class SecuritySettings:
     cert: str | None = None
     key: str | None = None
     key_password: str | None = field(default=None, repr=False)
+    secret_files: Mapping[str, Path] = field(default_factory=dict, repr=False)  # by the fields that they are read into
+    tokens: TokenSource | None = None  # of OAUTHBEARER
+
+    def current(self) -> SecuritySettings:
+        """With the secrets that their files hold now; one that cannot be read, or is empty, stays as it was."""
+        secrets: dict[str, str] = {}
+        for name, file in self.secret_files.items():
+            try:
+                secret = read_secret(file)
+            except (UnreadableFile, UnicodeDecodeError):
+                continue
+            if secret:
+                secrets[name] = secret
+        return replace(self, **secrets) if secrets else self  # type: ignore[arg-type] # fields of text
+
+    def digest(self) -> bytes:
+        """Of the contents of all files with secrets and certificates: another one after one of them was replaced."""
+        digest = blake2b()
+        for file in self._files():
+            try:
+                content = read_small_file(file)
+            except UnreadableFile as error:
+                content = str(error).encode()
+            digest.update(blake2b(content).digest())
+        return digest.digest()
+
+    @property
+    def rotates(self) -> bool:
+        """Whether any of it comes from a file, which may be replaced, or from where it is renewed."""
+        return self.tokens is not None or any(True for _ in self._files())
+
+    def _files(self) -> Iterator[Path]:
+        yield from self.secret_files.values()
+        yield from (Path(file) for file in (self.ca, self.cert, self.key) if file is not None)
 
 
-def security_settings(security: Security, folder: Path) -> SecuritySettings:
-    """The configuration's section; paths are from `folder`."""
+def security_settings(security: Security, folder: Path, files: Mapping[str, Path] | None = None) -> SecuritySettings:
+    """The configuration's section; paths are from `folder`. `files`: where options were read from, by their paths."""
+    own = _named(files or {}, ("password", "key_password"), OPTION)
+    of_tokens = _named(files or {}, ("token", "client_secret"), f"{OPTION}.oauth")
     return SecuritySettings(
         protocol=security.protocol,
         mechanism=security.mechanism,
@@ -36,6 +82,8 @@ def security_settings(security: Security, folder: Path) -> SecuritySettings:
         cert=_path(folder, security.cert),
         key=_path(folder, security.key),
         key_password=_plain_text(security.key_password),
+        secret_files=own,
+        tokens=TokenSource(security.oauth, folder, of_tokens) if security.mechanism == "OAUTHBEARER" else None,
     )
 
 
@@ -50,7 +98,8 @@ def for_kafka_python(security: SecuritySettings) -> dict[str, str]:
             "ssl_cafile": security.ca,
             "ssl_certfile": security.cert,
             "ssl_keyfile": security.key,
-            "ssl_password": security.key_password,
+            # Without one, a password that a new key needs would be asked for on the terminal.
+            "ssl_password": security.key_password or (None if security.key is None else ""),
         }
     )
 
@@ -69,6 +118,10 @@ def for_librdkafka(security: SecuritySettings) -> dict[str, str]:
             "ssl.key.password": security.key_password,
         }
     )
+
+
+def _named(files: Mapping[str, Path], names: Collection[str], above: str) -> dict[str, Path]:
+    return {name: files[f"{above}.{name}"] for name in names if f"{above}.{name}" in files}
 
 
 def _plain_text(secret: SecretStr | None) -> str | None:

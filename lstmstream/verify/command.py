@@ -44,7 +44,7 @@ def verify(
     if follow and until is not None:
         raise CannotServe("--follow and --to cannot be used together: give one of them")
     loaded = load_config(config, stage=stage)
-    model = load_model(loaded.model, base=loaded.folder)
+    model = load_model(loaded.model, base=loaded.folder, sha256=loaded.model_sha256)
     stopping = stopping or (lambda: False)
     limit_s = math.inf if follow else LIMIT_S
     progress = RowProgress("verify")

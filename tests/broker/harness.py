@@ -48,13 +48,22 @@ Samples = dict[tuple[str, Labels], float]
 class RunningDaemon:
     """`lstmstream run CONFIG` as a process of its own, with its log in a file; the port in the config should be 0."""
 
-    def __init__(self, config: Path, log: Path, *, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        log: Path,
+        *,
+        command: Sequence[str] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """`variables`: of its environment, beside those of this process."""
         self.log_file = log
         self._port: int | None = None
         self.started = time.monotonic()
         # A variable that overrides a key would change the test under its feet.
         environment = {k: v for k, v in os.environ.items() if not (k.startswith("LSTMSTREAM_") and "__" in k)}
         environment["PYTHONFAULTHANDLER"] = "1"  # SIGABRT makes it say where it stands
+        environment |= variables or {}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command or [sys.executable, "-m", "lstmstream", "run", str(config)],
@@ -100,7 +109,7 @@ class RunningDaemon:
 
     def ready(self) -> bool:
         """Whether /readyz says so now."""
-        return self.port is not None and self._get("/readyz")[0] == http.client.OK
+        return self.port is not None and self.get("/readyz")[0] == http.client.OK
 
     def hears_sigterm(self) -> bool:
         """Whether it has a handler for SIGTERM: while Python itself starts, it has none."""
@@ -121,13 +130,13 @@ class RunningDaemon:
                 f"not {what}: the daemon ended with code {self.exit_code}\n{self.last_words()}"
             )
             if time.monotonic() >= deadline:
-                reasons = self._get("/readyz")[1].decode(errors="replace") if self.port is not None else ""
+                reasons = self.get("/readyz")[1].decode(errors="replace") if self.port is not None else ""
                 raise AssertionError(f"not {what} within {timeout_s:g} s\n{reasons}{self.last_words()}")
             time.sleep(0.02)
 
     def metrics(self) -> Samples:
         """Every sample of /metrics by name and sorted labels."""
-        _, text = self._get("/metrics")
+        _, text = self.get("/metrics")
         families = text_string_to_metric_families(text.decode())
         return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
 
@@ -204,7 +213,8 @@ class RunningDaemon:
         """The end of its log."""
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
 
-    def _get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of one of its pages; 0 while it does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port or 0, timeout=5)
         try:
             connection.request("GET", path)

@@ -77,7 +77,7 @@ def test_it_lives_while_it_waits_for_a_broker_that_does_not_answer(tmp_path: Pat
             answers = []
 
             def told() -> bool:
-                answers.append(daemon._get("/livez")[0])
+                answers.append(daemon.get("/livez")[0])
                 return len(said(daemon)) >= 2
 
             daemon.wait(told, "two tries")

@@ -61,8 +61,8 @@ def test_without_a_broker_it_lives_and_says_so_and_stops_cleanly(tmp_path: Path,
     with RunningDaemon(config, tmp_path / "log") as daemon:
         daemon.wait(lambda: daemon.port is not None, "listening")
         daemon.wait(lambda: "cannot be used yet" in daemon.last_words(), "complaining")
-        assert daemon._get("/livez")[0] == 200
-        status, body = daemon._get("/readyz")
+        assert daemon.get("/livez")[0] == 200
+        status, body = daemon.get("/readyz")
         assert status == 503
         assert any("broker" in reason for reason in json.loads(body)["reasons"])
         assert daemon.sigterm() == 0
@@ -331,7 +331,7 @@ def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(tmp_pa
                 own.kill()
                 daemon.wait(lambda: not daemon.ready(), "aware of it")
                 time.sleep(down_s)
-                assert daemon._get("/livez")[0] == 200
+                assert daemon.get("/livez")[0] == 200
                 own.up(port=port)
                 daemon.wait(daemon.ready, "ready again")
                 daemon.wait(lambda sent=sent: sum(committed_offsets(servers, "outage").values()) == sent, "caught up")

@@ -38,6 +38,7 @@ def test_a_run_is_profiled(tmp_path: Path, broker: str, topic_prefix: str) -> No
     stages = [text.split()[0] for text in said if text.endswith("%")]
     assert stages[:8] == ["poll", "decode", "gather", "step", "stage", "reasons", "encode", "commit"]
     assert any(text.startswith("MainThread") for text in said)
+    assert file.stat().st_mode & 0o077 == 0, "for its user alone"
     profile = json.loads(file.read_bytes())
     check_speedscope(profile)
     assert seconds_in(profile, "MainThread")["Daemon.run"] > 0

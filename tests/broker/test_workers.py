@@ -59,7 +59,7 @@ class RunningWorkers(RunningDaemon):
 
     def readiness(self) -> dict[str, Any]:
         """What /readyz says."""
-        return dict(json.loads(self._get("/readyz")[1]))
+        return dict(json.loads(self.get("/readyz")[1]))
 
 
 def running(pid: int) -> bool:
@@ -134,7 +134,7 @@ def test_two_share_the_partitions_and_stop_with_their_states_written(
         wait_answered(daemon, broker, name, PARTITIONS)
         daemon.wait(lambda: daemon.count("events_total") == PARTITIONS * EVENTS, "counted, all workers together")
         daemon.wait(lambda: daemon.count("state_keys") == PARTITIONS * 5, "counting the keys of all")
-        assert daemon._get("/livez")[0] == 200
+        assert daemon.get("/livez")[0] == 200
         up = [daemon.metrics()["lstmstream_worker_up", (("worker", str(n)),)] for n in range(2)]
         assert up == [1, 1]
         with admin(broker) as client:
@@ -175,7 +175,7 @@ def test_one_that_is_killed_under_load_is_started_again(
         daemon.metrics()  # what is asked for now is known of it later
         os.kill(pid, signal.SIGKILL)
         daemon.wait(lambda: not running(pid), "without it")
-        assert daemon._get("/livez")[0] == 200, "it is being started again"
+        assert daemon.get("/livez")[0] == 200, "it is being started again"
         assert stream.sent < len(case.events), "nothing was left for the one that comes back"
         daemon.wait(lambda: len(daemon.pids(1)) == 2, "starting it again")
         stream.wait_for(1.0)

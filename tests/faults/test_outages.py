@@ -42,9 +42,9 @@ def test_a_broker_that_is_killed_five_times_and_then_away_for_long(
             own.kill()
             daemon.wait(lambda: not daemon.ready(), "aware that the broker is away")
             time.sleep(LONG_S)
-            assert daemon._get("/livez")[0] == 200
+            assert daemon.get("/livez")[0] == 200
             with RunningDaemon(trial.config, tmp_path / "late.log") as late:
-                late.wait(lambda: late._get("/livez")[0] == 200, "alive without a broker")
+                late.wait(lambda: late.get("/livez")[0] == 200, "alive without a broker")
                 assert not late.ready()
                 own.up(port=0)
                 late.wait(late.ready, "ready with the broker")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,10 @@ from onnx import helper
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import load_model
-from lstmstream.serve.model_checks import same_values
+from lstmstream.serve.model_checks import same_values, warm_up
 from lstmstream.serve.step import OnnxStep
 from lstmstream.train.export import build
-from tests.models import card_of, random_network, write
+from tests.models import card_of, poisoned_model, random_network, write
 
 SMALL = Path(__file__).parents[1] / "data" / "small.onnx"
 
@@ -49,6 +50,14 @@ def test_a_model_whose_rows_depend_on_each_other_is_refused(tmp_path: Path) -> N
     with pytest.raises(CannotServe, match=r"m\.onnx: tensor '\w+' of a row changes with the rows beside it"):
         OnnxStep(load_model(path), device="cpu")
     OnnxStep(load_model(path), device="cpu", exact=False)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e6, -1e6])
+@pytest.mark.parametrize("where", ["score", "state_out", "prediction"])
+def test_a_model_is_tried_on_zeros_and_on_large_numbers(tmp_path: Path, where: Any, size: float) -> None:
+    path = poisoned_model(tmp_path, where=where, magic=size)
+    with pytest.raises(CannotServe, match=rf"its output for features of {re.escape(f'{size:g}')} is not finite"):
+        warm_up(OnnxStep(load_model(path), device="cpu", exact=False))
 
 
 class FallenBack(ort.InferenceSession):

@@ -93,6 +93,18 @@ def test_a_resumed_training_ends_as_one_without_interruption(tmp_path: Path, sch
         assert torch.equal(value, found.weights[name]), name
 
 
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    _, trainer = dataset_and_trainer(tmp_path, tmp_path / "model.checkpoint")
+    torch.save({"network": Evil()}, tmp_path / "model.checkpoint")
+    with pytest.raises(CannotServe, match=r"--resume: .*model\.checkpoint cannot be read"):
+        trainer.resume()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "model.checkpoint"
     dataset, trainer = dataset_and_trainer(tmp_path, checkpoint)

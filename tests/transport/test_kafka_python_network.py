@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import kafka.errors as kerr
@@ -122,3 +123,53 @@ def test_connections_without_tls_are_ours() -> None:
             found[0].close()
         finally:
             network.close()
+
+
+def test_what_is_wrong_with_a_file_of_tls_is_an_error_of_the_library(tmp_path: Path) -> None:
+    """Its heartbeats end for good with any other. The socket is closed."""
+    (tmp_path / "tls.crt").write_text("half of a cert")
+    settings: dict[str, Any] = {"security_protocol": "SSL", "ssl_certfile": str(tmp_path / "tls.crt")}
+    with serving(silent) as at:
+        network = Network(Turns(), 1.0, {"bootstrap_servers": [at], **settings})
+        try:
+            (node,) = network._manager.cluster.bootstrap_brokers()
+            with pytest.raises(kerr.KafkaConnectionError):
+                network._manager._net.run(network._manager._build_transport, node)
+        finally:
+            network.close()
+
+
+def test_secrets_are_asked_for_at_each_login() -> None:
+    """Of one connection too, where the broker wants another login (KIP-368)."""
+    passwords = iter(["one", "two", "three"])
+    network = Network(Turns(), 1.0, {}, secrets=lambda: {"sasl_plain_password": next(passwords)})
+    used: list[str] = []
+
+    class Connection:
+        closed = False
+
+        def __init__(self) -> None:
+            self.config: dict[str, Any] = {}
+
+        async def _sasl_authenticate(self) -> None:
+            used.append(self.config["sasl_plain_password"])
+            if len(used) == 2:
+                raise OSError("no token")
+
+        def connection_lost(self, error: Exception) -> None: ...
+
+    connection = Connection()
+
+    async def fails(*_: Any, **__: Any) -> None:
+        raise kerr.KafkaConnectionError("away")
+
+    network._manager._build_transport = fails
+    try:
+        (node,) = network._manager.cluster.bootstrap_brokers()
+        network._manager._net.run(network._manager._connect, node, connection)
+        network._manager._net.run(connection._sasl_authenticate)
+        with pytest.raises(kerr.KafkaConnectionError, match="no token"):
+            network._manager._net.run(connection._sasl_authenticate)
+    finally:
+        network.close()
+    assert used == ["two", "three"]

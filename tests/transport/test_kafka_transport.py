@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from lstmstream.records import RecordBatch
 from lstmstream.transport import kafka, kafka_admin
 from lstmstream.transport.clients import Fetched
 from lstmstream.transport.clients.confluent import OPINION_S
-from lstmstream.transport.decisions import ErrorKind, Problem
+from lstmstream.transport.decisions import BadCredentials, ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import Membership
+from lstmstream.transport.security import SecuritySettings
 
 MEMBERSHIP = Membership("m", valid=True, member_id="m-1")
 CONNECT_S = 2.0  # of a new client, at leisure
@@ -107,6 +109,53 @@ def test_a_join_that_fails_is_made_good_by_the_next_recovery() -> None:
     client.fail.clear()
     transport.recover()
     assert transport.poll(0.0, 1).membership == MEMBERSHIP
+    transport.close(1.0)
+
+
+def test_refused_credentials_are_waited_for_and_new_ones_go_to_all_objects(tmp_path: Path) -> None:
+    """librdkafka keeps the password that an object was made with."""
+    file = tmp_path / "password"
+    file.write_text("old")
+    client = FakeClient()
+    security = SecuritySettings("SASL_SSL", "PLAIN", "u", "old", secret_files={"password": file})
+    transport = joined(client, security=security)
+    client.fail["poll"] = ErrorKind.BAD_SETTINGS
+    with pytest.raises(TryAgain, match="files are read again"):
+        transport.poll(0.0, 1)
+    client.fail["poll"] = ErrorKind.BAD_CREDENTIALS
+    with pytest.raises(TryAgain, match=r"does not accept the credentials: .* files are read again"):
+        transport.poll(0.0, 1)
+    client.calls.clear()
+    transport.recover()
+    assert "group_consumer" not in client.calls, "the consumer is not to blame, as long as nothing has changed"
+    file.write_text("new")
+    client.fail.clear()
+    client.calls.clear()
+    transport.recover()
+    assert {"admin", "group_consumer", "producer"} <= set(client.calls)
+    client.calls.clear()
+    transport.recover()
+    assert "group_consumer" not in client.calls
+    transport.close(1.0)
+
+
+def test_credentials_of_the_configuration_itself_are_refused_for_good() -> None:
+    client = FakeClient()
+    transport = joined(client, security=SecuritySettings("SASL_SSL", "PLAIN", "u", "old"))
+    client.fail["poll"] = ErrorKind.BAD_CREDENTIALS
+    with pytest.raises(BadCredentials):
+        transport.poll(0.0, 1)
+    transport.close(1.0)
+
+
+def test_a_consumer_that_lost_its_group_gets_new_files_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, client = Clock(monkeypatch), FakeClient()
+    file = tmp_path / "ca.pem"
+    file.write_text("old")
+    transport = joined(client, security=SecuritySettings("SSL", ca=str(file)))
+    file.write_text("new")
+    transport.poll(0.0, 1)
+    assert outside(client, transport, clock, most_s=60) == pytest.approx(kafka.CHANGED_S + 2)
     transport.close(1.0)
 
 

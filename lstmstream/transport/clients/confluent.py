@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from lstmstream.transport.clients.kafka_python import KafkaPythonAdmin, KafkaPythonClient
 
 _OF_OTHER_OPINION = {"client.rack", "fetch.max.bytes", "max.partition.fetch.bytes", "request.timeout.ms"}
+_NOT_ACQUIRED = "acquire SASL OAUTHBEARER token"  # by `_token` below: where tokens come from may be away
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
@@ -100,7 +101,6 @@ class ConfluentClient:
             **COMMON,
             "bootstrap.servers": ",".join(servers),
             "client.id": f"lstmstream-{group}",
-            **for_librdkafka(security),
             "logger": _library_log,
         }
         self._fetch_limit = FetchLimit("fetch.max.bytes", "max.partition.fetch.bytes")
@@ -165,6 +165,8 @@ class ConfluentClient:
 
     def _problem(self, cause: KafkaError) -> Problem:
         text = f"{cause.name()}: {cause.str().strip()}"
+        if cause.code() == KafkaError._AUTHENTICATION and _NOT_ACQUIRED in text:
+            return Problem(ErrorKind.TRANSIENT, text)
         own = KINDS.get(cause.code())
         if own is ErrorKind.BAD_SETTINGS:
             return Problem(own, self._kafka_names(text))
@@ -211,7 +213,19 @@ class ConfluentClient:
 
     def _settings(self, of: Collection[str]) -> dict[str, Any]:
         others = {*OF_CONSUMER, *OF_MEMBER, *OF_PRODUCER} - set(of)
-        return {**self._common, **{name: value for name, value in self._given.items() if name not in others}}
+        given = {name: value for name, value in self._given.items() if name not in others}
+        settings = {**self._common, **for_librdkafka(self._security.current()), **given}
+        if self._security.tokens is not None:
+            self._security.tokens.token()  # so that an error is told: the library would wait ten seconds for a token
+            settings["oauth_cb"] = self._token
+        return settings
+
+    def _token(self, config: str) -> tuple[str, float, str, dict[str, str]]:
+        """Called by a thread of the library, again and again before a token expires."""
+        del config
+        assert self._security.tokens is not None
+        token = self._security.tokens.token()
+        return token.text, token.expires_s, token.principal, {}
 
     @contextmanager
     def _other_admin(self) -> Iterator[KafkaPythonAdmin]:

@@ -19,7 +19,7 @@ from kafka.protocol.consumer.offsets import IsolationLevel
 from lstmstream.transport.clients import AssignmentListener
 from lstmstream.transport.clients.fetch_limit import FetchLimit
 from lstmstream.transport.clients.kafka_python_consumer import KafkaPythonConsumer, KafkaPythonReader
-from lstmstream.transport.clients.kafka_python_network import Network, Turns
+from lstmstream.transport.clients.kafka_python_network import Network, TokenProvider, Turns
 from lstmstream.transport.clients.kafka_python_producer import KafkaPythonProducer
 from lstmstream.transport.clients.kafka_python_settings import ADMIN, CONSUMER, KINDS, MEMBER, PRODUCER, READER
 from lstmstream.transport.clients.offset_metadata import up_to_end
@@ -45,6 +45,9 @@ class KafkaPythonClient:
         if given.get("compression_type") == "none":
             given["compression_type"] = None
         self._common = {"bootstrap_servers": list(servers), **for_kafka_python(security)}
+        if security.tokens is not None:
+            self._common["sasl_oauth_token_provider"] = TokenProvider(security.tokens)
+        self._security = security
         self._group = group
         self._properties = properties
         self._given = given
@@ -99,7 +102,9 @@ class KafkaPythonClient:
         networks: list[Network] = []
 
         def network(**settings: Any) -> Network:
-            networks.append(Network(self._turns, wanted["bootstrap_timeout_ms"] / 1000, settings))
+            networks.append(
+                Network(self._turns, wanted["bootstrap_timeout_ms"] / 1000, settings, secrets=self._secrets)
+            )
             return networks[-1]
 
         wanted = {**wanted, **self._common, "api_version": self._broker_version}
@@ -114,6 +119,10 @@ class KafkaPythonClient:
             raise
         self._broker_version = networks[-1]._manager.broker_version
         return made
+
+    def _secrets(self) -> dict[str, str]:
+        """Settings for a new connection: those of now."""
+        return for_kafka_python(self._security.current())
 
     def problem(self, error: BaseException) -> Problem | None:
         """See Client. Often it is a bare KafkaError with the cause among its arguments."""

@@ -1,15 +1,17 @@
 """How kafka-python's clients find a broker and read from it.
 
 The library picks one of the `bootstrap_servers` by chance and gives it all the time there is, so that one that is dead
-keeps a client from its neighbours, which are well; the same among the addresses of one host name. And it takes what has
-come in pieces of 4 kB; here they are larger.
+keeps a client from its neighbours, which are well; the same among the addresses of one host name. It takes what has
+come in pieces of 4 kB; here they are larger. It keeps a password as it was when the client was made; here each login
+has that of now. And it leaves the socket of a TLS handshake that failed open; here it is closed.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import kafka.errors as kerr
@@ -17,11 +19,26 @@ from kafka.net import manager as net_manager
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
+from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
-from kafka.net.transport import KafkaTCPTransport
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
+
+from lstmstream.transport.oauth import TokenSource
 
 _RECEIVE_BYTES = 64 << 10  # at a time; more would have the allocator ask the system for memory each time
 _LEAST_SHARE_S = 1.5  # of the time there is, for one address
+Secrets = Callable[[], Mapping[str, Any]]
+
+
+class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
+    """Tokens of OAUTHBEARER, asked for at each login."""
+
+    def __init__(self, tokens: TokenSource) -> None:
+        self._tokens = tokens
+
+    def token(self) -> str:
+        """See AbstractTokenProvider. Raises NoToken."""
+        return self._tokens.token().text
 
 
 class Turns:
@@ -43,9 +60,10 @@ class Turns:
 class _Manager(KafkaConnectionManager):  # type: ignore[misc]
     """Connections that are made with a fair share of the time for each server."""
 
-    def __init__(self, net: Any, turns: Turns, bootstrap_s: float, settings: dict[str, Any]) -> None:
+    def __init__(self, net: Any, turns: Turns, bootstrap_s: float, settings: dict[str, Any], secrets: Secrets) -> None:
         super().__init__(net, **settings)
         self._turns = turns
+        self._secrets = secrets
         # In one order for all clients: the library shuffles them.
         servers = self._servers = sorted(self.cluster.bootstrap_brokers(), key=lambda at: (at.host, at.port))
         self._share_s = max(_LEAST_SHARE_S, bootstrap_s / len(servers))
@@ -62,6 +80,54 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         if self.cluster.is_bootstrap(node_id):
             self._turns.failed(self._servers, node_id)
         return super().update_backoff(node_id)
+
+    async def _connect(self, node: Any, conn: Any, *args: Any, **options: Any) -> None:
+        """The library's; with the secrets of now, also where the broker asks for them again later (KIP-368)."""
+        self.config.update(self._secrets())  # the library reads the files of TLS for each connection
+        authenticate = conn._sasl_authenticate
+
+        async def with_secrets_of_now(*args: Any, **options: Any) -> None:
+            conn.config.update(self._secrets())
+            with _as_kafka_error():
+                await authenticate(*args, **options)
+
+        conn._sasl_authenticate = with_secrets_of_now
+        await super()._connect(node, conn, *args, **options)
+
+    async def _build_transport(self, *args: Any, **options: Any) -> Any:
+        """The library's."""
+        with _as_kafka_error():  # a file of TLS that is being replaced
+            return await super()._build_transport(*args, **options)
+
+
+@contextmanager
+def _as_kafka_error() -> Iterator[None]:
+    """What keeps a connection from being made as an error of the library's: any other ends its heartbeats for good."""
+    try:
+        yield
+    except kerr.KafkaError:
+        raise
+    except (OSError, ValueError, LookupError) as error:
+        raise kerr.KafkaConnectionError(str(error)) from error
+
+
+class _TlsTransport(KafkaSSLTransport):  # type: ignore[misc]
+    """A connection with TLS, whose socket is closed where the handshake fails."""
+
+    def __init__(self, net: Any, sock: Any, host: str | None = None, **settings: Any) -> None:
+        try:
+            super().__init__(net, sock, host=host, **settings)
+        except BaseException:
+            sock.close()  # a certificate or key that cannot be read
+            raise
+
+    async def handshake(self) -> None:
+        """The library's."""
+        try:
+            await super().handshake()
+        except BaseException as error:
+            self.abort(error)
+            raise
 
 
 class _Transport(KafkaTCPTransport):  # type: ignore[misc]
@@ -93,12 +159,16 @@ class _Transport(KafkaTCPTransport):  # type: ignore[misc]
 class Network(KafkaNetClient):  # type: ignore[misc]
     """The connections of one client object."""
 
-    def __init__(self, turns: Turns, bootstrap_s: float, settings: dict[str, Any]) -> None:
-        """`bootstrap_s`: how long the client looks for a broker; `settings` are the library's."""
+    def __init__(self, turns: Turns, bootstrap_s: float, settings: dict[str, Any], *, secrets: Secrets = dict) -> None:
+        """`bootstrap_s`: how long the client looks for a broker; `settings` are the library's.
+
+        `secrets`: settings that may be others for each connection.
+        """
         net_manager.create_connection = _connect_to_any
         net_manager.KafkaTCPTransport = _Transport
+        net_manager.KafkaSSLTransport = _TlsTransport
         net = NetworkSelector(**settings)
-        super().__init__(net, _Manager(net, turns, bootstrap_s, settings))
+        super().__init__(net, _Manager(net, turns, bootstrap_s, settings, secrets))
 
 
 async def _connect_to_any(
