@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 import msgspec
+import orjson
 
 from lstmstream import codec
 from lstmstream.formats.json_documents import ABSENT, Document, dump_finite, locate, may_be_rounded, parse_digits
@@ -100,6 +101,15 @@ def only_written_so(texts: list[bytes]) -> list[bytes | None]:
     if _ALL_ARE_WRITTEN_SO(b"\n".join([*texts, b""])):
         return texts  # type: ignore[return-value]  # a list of bytes is one of bytes or None
     return [text if _IS_WRITTEN_SO(text) else None for text in texts]
+
+
+def string_texts(strings: list[str]) -> list[bytes | None]:
+    """Strings as JSON: all at once where none has a character that is escaped, line breaks among them."""
+    joined = "\n".join(strings)
+    text = orjson.dumps(joined)
+    if joined.count("\n") == text.count(b"\\") == len(strings) - 1:
+        return text.replace(b"\\n", b'"\n"').split(b"\n")  # type: ignore[return-value]  # a list of bytes is one of both
+    return list(map(orjson.dumps, strings))
 
 
 def _text(document: Document, name: str, text: bytes) -> bytes:

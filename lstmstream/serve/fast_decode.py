@@ -28,7 +28,7 @@ from lstmstream.formats.values import INT_LIMIT, INT_MIN, canonical_texts
 from lstmstream.model import Card
 from lstmstream.records import Bools, Floats, Ints, RecordBatch
 from lstmstream.serve.compiled_decode import CompiledDecoder, EventColumns
-from lstmstream.serve.event_fields import only_written_so, plain_names
+from lstmstream.serve.event_fields import only_written_so, plain_names, string_texts
 
 _BYTES, _TEXT = {bytes}, {str}
 _NONE = np.empty(0, np.int64)
@@ -103,7 +103,9 @@ class FastDecoder:
         self._decode = msgspec.json.Decoder(shape.event).decode
         self._guards = list(map(attrgetter, shape.guards))
         at = shape.attributes
-        self._texts = {name: attrgetter(at[name]) for name in raw_texts}
+        self._raw_texts = {name: attrgetter(at[name]) for name in raw_texts}
+        of_strings = {key, timestamp, *(feature.name for feature in card.categories)}
+        self._strings = {name: attrgetter(at[name]) for name in texts if name in of_strings}
         self._max_bytes = max_bytes
         self._numbers = [(attrgetter(at[f.name]), f.size) for f in card.numbers]
         self._width = sum(f.size for f in card.numbers)
@@ -175,10 +177,16 @@ class FastDecoder:
             return wide.astype(np.float32)
 
     def _read_texts(self, events: list[Any]) -> dict[str, list[bytes | None]]:
-        return {
+        """Those of fields that were read as they stand, and those of strings."""
+        texts = {
             name: only_written_so([b"" if raw is None else bytes(raw) for raw in map(get, events)])
-            for name, get in self._texts.items()
+            for name, get in self._raw_texts.items()
         }
+        for name, get in self._strings.items():
+            values = list(map(get, events))
+            if set(map(type, values)) == _TEXT:
+                texts[name] = string_texts(values)
+        return texts
 
     def _read_categories(self, events: list[Any]) -> tuple[Ints, Bools]:
         """[N, C] codes; [N, C] whether it is missing."""
