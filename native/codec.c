@@ -24,14 +24,15 @@
 #error "doubles are not computed as doubles here, so numbers would be rounded in another way than in Python"
 #endif
 
-#define INTERFACE 4 /* as lstmstream/codec.py has it: another one is not used */
+#define INTERFACE 5 /* as lstmstream/codec.py has it: another one is not used */
 
 #include "json.h"
 #include "values.h"
 
+#include "members.h"
+
 #include "decoder.h"
 #include "key_table.h"
-#include "members.h"
 #include "records.h"
 #include "rows.h"
 

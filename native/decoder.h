@@ -1,6 +1,6 @@
 /* Events to columns: the Python class Decoder, used by lstmstream/serve/compiled_decode.py. Included by codec.c. */
 
-enum { NUMBER, CATEGORY, TIME, KEY, INNER, GUARD, KINDS };
+enum { NUMBER, CATEGORY, TIME, KEY, INNER, GUARD, TEXT, KINDS };
 enum { NOT_WANTED = -1, DECLINED = -2 };
 
 typedef struct {
@@ -10,6 +10,7 @@ typedef struct {
     int column;   /* of numbers or categories; of INNER the number of the object */
     int size;     /* NUMBER: of an array; 0 is a single one */
     int is_key;   /* a category that is the key too */
+    int text;     /* the number of the column that its text goes to; -1 is none */
     uint64_t row; /* the last one that had it */
 } Field;
 
@@ -27,15 +28,20 @@ typedef struct { /* the code of a category's text, as Python had it before */
     char text[23];
 } Code;
 
+typedef struct { /* a text in the event: without a start it is absent, without an end it is left to Python code */
+    const char *start, *end;
+} Span;
+
 typedef struct {
     PyObject_HEAD
     Field *fields;
-    int n_fields, n_numbers, n_categories, n_slots;
+    int n_fields, n_numbers, n_categories, n_texts, n_slots;
     int has_time, has_key, n_required, busy;
     int *slots; /* a hash table of the fields' numbers, -1 is nothing */
     Guess guesses[GUESSES];
     PyObject *codes; /* a tuple of callables, text to code */
     Code *known_codes; /* [categories, CODES] */
+    Span *texts;       /* [texts] of the event that is read */
     PyObject *timestamp_ms;
     PyObject *loads; /* bytes of JSON to a value, for strings with escapes */
     Py_ssize_t max_bytes;
@@ -238,6 +244,14 @@ static int read_time(Event *event)
     return *event->time == -1 && PyErr_Occurred() ? -1 : 0;
 }
 
+/* The value of the field has been read, and ends here. */
+static void note_text(Event *event, const Field *field, const char *start, int is_first)
+{
+    int kinds = memchr(start, '\\', (size_t)(event->at - start)) != NULL ? ESCAPED : 0;
+    const char *end = is_first && is_written_so(start, event->at, kinds) ? event->at : NULL;
+    event->self->texts[field->text] = (Span){start, end};
+}
+
 static int read_object(Event *event, int object)
 {
     if (*event->at != '{') return -1;
@@ -259,13 +273,17 @@ static int read_object(Event *event, int object)
             failed = event->at == NULL;
         } else {
             Field *field = &event->self->fields[number];
-            if (field->row == event->self->row) return -1; /* twice: the last one counts, in Python */
+            const char *start = event->at;
+            int is_first = field->row != event->self->row;
+            if (!is_first && field->kind != TEXT) return -1; /* twice: the last one counts, in Python */
             field->row = event->self->row;
             event->required += field->kind == TIME || field->is_key;
             if (field->kind == NUMBER) failed = read_numbers(event, field);
             else if (field->kind == CATEGORY || field->kind == KEY) failed = read_text(event, field);
             else if (field->kind == TIME) failed = read_time(event);
+            else if (field->kind == TEXT) failed = (event->at = skip_value(start, event->end, 0, &event->kinds)) == NULL;
             else failed = field->kind == INNER ? read_object(event, field->column) : -1;
+            if (!failed && field->text >= 0) note_text(event, field, start, is_first);
         }
         if (failed) return -1;
         at = skip_space(event->at);
@@ -289,6 +307,7 @@ static int read_event(Event *event, PyObject *value)
     self->row++;
     for (int i = 0; i < self->n_numbers; i++) event->x[i] = NAN;
     for (int i = 0; i < self->n_categories; i++) event->categories[i] = 0, event->absent[i] = 1;
+    for (int i = 0; i < self->n_texts; i++) self->texts[i] = (Span){NULL, NULL};
     if (read_object(event, 0) < 0 || skip_space(event->at) != event->end) return -1;
     if (event->required != self->n_required) return -1;
     if (event->kinds & NOT_ASCII) {
@@ -323,12 +342,37 @@ static int decline(PyObject *declined, Py_ssize_t row, Py_ssize_t count)
     return -failed;
 }
 
+/* A list of None for each text; NULL where there is no memory. */
+static PyObject *new_columns(int n_columns, Py_ssize_t rows)
+{
+    PyObject *columns = PyList_New(n_columns);
+    for (int i = 0; columns != NULL && i < n_columns; i++) {
+        PyObject *column = PyList_New(rows);
+        for (Py_ssize_t row = 0; column != NULL && row < rows; row++) PyList_SetItem(column, row, Py_NewRef(Py_None));
+        if (column == NULL || PyList_SetItem(columns, i, column) < 0) Py_CLEAR(columns);
+    }
+    return columns;
+}
+
+/* Puts the texts of the event that was read into their columns. */
+static int keep_texts(const Decoder *self, PyObject *columns, Py_ssize_t row)
+{
+    for (int i = 0; i < self->n_texts; i++) {
+        const Span *span = &self->texts[i];
+        if (span->start != NULL && span->end == NULL) continue;
+        PyObject *text = PyBytes_FromStringAndSize(span->start, span->end - span->start);
+        if (text == NULL || PyList_SetItem(PyList_GetItem(columns, i), row, text) < 0) return -1;
+    }
+    return 0;
+}
+
 static PyObject *read_events(Decoder *self, PyObject *values, PyObject *record_keys, Py_buffer *buffers)
 {
     Py_ssize_t count = PyList_Size(values);
     PyObject *keys = PyList_New(self->has_key ? count : 0), *declined = PyList_New(0), *found = NULL;
+    PyObject *texts = new_columns(self->n_texts, count);
     Event event = {.self = self};
-    int failed = keys == NULL || declined == NULL;
+    int failed = keys == NULL || declined == NULL || texts == NULL;
     for (Py_ssize_t i = 0; i < count && !failed; i++) {
         PyObject *value = PyList_GetItem(values, i), *record_key = PyList_GetItem(record_keys, i);
         if (value == NULL || record_key == NULL) break; /* an error is set */
@@ -342,13 +386,17 @@ static PyObject *read_events(Decoder *self, PyObject *values, PyObject *record_k
         if (size < 0 || size > self->max_bytes || read_event(&event, value) < 0) {
             Py_CLEAR(event.key);
             failed = decline(declined, i, count) < 0;
+        } else {
+            failed = keep_texts(self, texts, i) < 0;
         }
         Py_DECREF(value);
         if (self->has_key) failed |= PyList_SetItem(keys, i, event.key != NULL ? event.key : Py_NewRef(Py_None)) < 0;
     }
     if (!PyErr_Occurred())
-        found = failed ? Py_NewRef(Py_None) : Py_BuildValue("(OOO)", keys, event.odd_keys ? Py_True : Py_False, declined);
+        found = failed ? Py_NewRef(Py_None)
+                       : Py_BuildValue("(OOOO)", keys, event.odd_keys ? Py_True : Py_False, declined, texts);
     Py_XDECREF(keys);
+    Py_XDECREF(texts);
     Py_XDECREF(declined);
     return found;
 }
@@ -394,8 +442,8 @@ static int read_fields(Decoder *self, PyObject *fields)
     for (int i = 0; i < self->n_fields; i++) {
         Field *field = &self->fields[i];
         PyObject *name;
-        if (!PyArg_ParseTuple(PyList_GetItem(fields, i), "Siiiii", &name, &field->object, &field->kind, &field->column,
-                              &field->size, &field->is_key))
+        if (!PyArg_ParseTuple(PyList_GetItem(fields, i), "Siiiiii", &name, &field->object, &field->kind, &field->column,
+                              &field->size, &field->is_key, &field->text))
             return -1;
         Py_INCREF(name);
         field->name = name;
@@ -403,7 +451,7 @@ static int read_fields(Decoder *self, PyObject *fields)
         if (field->kind == NUMBER && field->size > 1) last = field->column + field->size;
         int has_columns = field->kind == NUMBER || field->kind == CATEGORY;
         if (field->kind < 0 || field->kind >= KINDS || field->size < 0
-            || (has_columns && (field->column < 0 || last > columns))) {
+            || (has_columns && (field->column < 0 || last > columns)) || field->text >= self->n_texts) {
             PyErr_SetString(PyExc_ValueError, "a field has no column");
             return -1;
         }
@@ -421,14 +469,16 @@ static PyObject *Decoder_new(PyTypeObject *type, PyObject *args, PyObject *optio
 {
     PyObject *fields, *codes, *timestamp_ms, *loads;
     Py_ssize_t max_bytes;
-    int n_numbers;
+    int n_numbers, n_texts;
     if (options != NULL && PyDict_Size(options)) {
         PyErr_SetString(PyExc_TypeError, "Decoder takes no keywords");
         return NULL;
     }
-    if (!PyArg_ParseTuple(args, "OiOOOn", &fields, &n_numbers, &codes, &timestamp_ms, &loads, &max_bytes)) return NULL;
-    if (!PyList_Check(fields) || !PyTuple_Check(codes) || n_numbers < 0) {
-        PyErr_SetString(PyExc_TypeError, "Decoder(list of fields, numbers, tuple of codes, timestamp_ms, loads, max_bytes)");
+    if (!PyArg_ParseTuple(args, "OiiOOOn", &fields, &n_numbers, &n_texts, &codes, &timestamp_ms, &loads, &max_bytes))
+        return NULL;
+    if (!PyList_Check(fields) || !PyTuple_Check(codes) || n_numbers < 0 || n_texts < 0) {
+        PyErr_SetString(PyExc_TypeError,
+                        "Decoder(list of fields, numbers, texts, tuple of codes, timestamp_ms, loads, max_bytes)");
         return NULL;
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -441,11 +491,13 @@ static PyObject *Decoder_new(PyTypeObject *type, PyObject *args, PyObject *optio
     Py_INCREF(loads);
     self->loads = loads;
     self->n_numbers = n_numbers;
+    self->n_texts = n_texts;
     self->n_categories = (int)PyTuple_Size(codes);
     self->max_bytes = max_bytes;
     self->known_codes = PyMem_Calloc((size_t)self->n_categories * CODES + 1, sizeof(Code));
-    if (self->known_codes == NULL) PyErr_NoMemory();
-    if (self->known_codes == NULL || read_fields(self, fields) < 0) {
+    self->texts = PyMem_Calloc((size_t)n_texts + 1, sizeof(Span));
+    if (self->known_codes == NULL || self->texts == NULL) PyErr_NoMemory();
+    if (self->known_codes == NULL || self->texts == NULL || read_fields(self, fields) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -460,6 +512,7 @@ static void Decoder_dealloc(PyObject *object)
     PyMem_Free(self->fields);
     PyMem_Free(self->slots);
     PyMem_Free(self->known_codes);
+    PyMem_Free(self->texts);
     Py_XDECREF(self->codes);
     Py_XDECREF(self->timestamp_ms);
     Py_XDECREF(self->loads);
@@ -469,9 +522,9 @@ static void Decoder_dealloc(PyObject *object)
 
 static PyMethodDef decoder_methods[] = {
     {"decode", Decoder_decode, METH_VARARGS,
-     "decode(values, record_keys, x, categories, absent, timestamps) -> (keys, odd_keys, declined) or None\n\n"
+     "decode(values, record_keys, x, categories, absent, timestamps) -> (keys, odd_keys, declined, texts) or None\n\n"
      "Fills the arrays float32 [N, F], int64 [N, C], bool [N, C], int64 [N]. keys: empty without a field for them.\n"
-     "declined: rows that are not read; the arrays hold anything there."},
+     "declined: rows that are not read; the arrays hold anything there. texts: a list for each, as of read_members."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -55,7 +55,7 @@ class JsonlReader:
     def _chunk(self, file: str, values: list[bytes], row: int, first_row: int) -> Chunk:
         count = len(values)
         self._empty = False
-        observations, dead_letters, documents, _, silent, _ = self._decoder.decode(
+        observations, dead_letters, documents, _, silent, _, _ = self._decoder.decode(
             RecordBatch(
                 topic=file,
                 partitions=np.zeros(count, np.int64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from lstmstream.model import Card
 from lstmstream.records import Bools, Floats, Ints, RecordBatch
 
 _EVENT = 0  # the number of the object that is the event itself
-_NUMBER, _CATEGORY, _TIME, _KEY, _INNER, _GUARD = range(6)  # kinds of fields, as in native/codec.c
+_NUMBER, _CATEGORY, _TIME, _KEY, _INNER, _GUARD, _TEXT = range(7)  # kinds of fields, as in native/codec.c
 
 
 class EventColumns(NamedTuple):
@@ -26,6 +26,7 @@ class EventColumns(NamedTuple):
     x: Floats  # [N, F]
     categories: Ints  # [N, C]
     absent: Bools  # [N, C]
+    texts: Mapping[str, list[bytes | None]]  # [N] of some fields, as `EventFields.read` takes them
 
 
 class CompiledDecoder:
@@ -40,9 +41,11 @@ class CompiledDecoder:
         key: str | None,
         timestamp: str | None,
         max_bytes: int,
+        texts: Sequence[str],
     ) -> None:
         """As for FastDecoder, which has found that no name can be read in two ways."""
         self._has_key, self._has_time = key is not None, timestamp is not None
+        self._texts = texts
         self._width, self._categories = sum(f.size for f in card.numbers), len(codes)
         assert len({feature.name for feature in card.features}) == len(card.features)
 
@@ -50,7 +53,13 @@ class CompiledDecoder:
             return timestamp_ms(value, timestamp or "")
 
         self._decode = codec.Decoder(
-            _fields(card, key, timestamp), self._width, tuple(codes), time_of, orjson.loads, max_bytes
+            _fields(card, key, timestamp, texts),
+            self._width,
+            len(texts),
+            tuple(codes),
+            time_of,
+            orjson.loads,
+            max_bytes,
         ).decode
 
     def read(self, records: RecordBatch) -> tuple[EventColumns, Ints] | None:
@@ -61,42 +70,54 @@ class CompiledDecoder:
         found = self._decode(records.values, records.keys, x, categories, absent, times)
         if found is None:
             return None
-        keys, odd_keys, declined = found
+        keys, odd_keys, declined, texts = found
         if not self._has_key:
             keys = records.keys
         elif odd_keys:  # `17.0` is 17
             keys = [None if text is None else canonical_text(text.decode()).encode() for text in keys]
         if not self._has_time:
             times = records.timestamps
-        return EventColumns(keys, times, x, categories, absent), np.array(declined, np.int64)
+        by_name = dict(zip(self._texts, texts, strict=True))
+        return EventColumns(keys, times, x, categories, absent, by_name), np.array(declined, np.int64)
 
 
-def _fields(card: Card, key: str | None, timestamp: str | None) -> list[tuple[bytes, int, int, int, int, int]]:
-    """Name, number of the object it is in, kind, column or number of the object it is, size of an array, is it the key.
+class _Field(NamedTuple):
+    """One as the codec takes it."""
 
-    A name with a dot is the name of a field, which is left to Python code, and else leads into an object.
-    """
-    wanted: dict[str, tuple[int, int, int, bool]] = {}
+    name: bytes
+    place: int  # the number of the object it is in
+    kind: int
+    column: int = 0  # or the number of the object that it is
+    size: int = 0  # of an array
+    is_key: int = 0
+    text: int = -1  # the number of the column that its text goes to; -1: none
+
+
+def _fields(card: Card, key: str | None, timestamp: str | None, texts: Sequence[str]) -> list[_Field]:
+    """A name with a dot is the name of a field, which is left to Python code, and else leads into an object."""
+    wanted: dict[str, tuple[int, int, int, int]] = {}
     column = 0
     for feature in card.numbers:
-        wanted[feature.name] = _NUMBER, column, feature.size if feature.size > 1 else 0, False
+        wanted[feature.name] = _NUMBER, column, feature.size if feature.size > 1 else 0, 0
         column += feature.size
     for column, feature in enumerate(card.categories):
-        wanted[feature.name] = _CATEGORY, column, 0, feature.name == key
+        wanted[feature.name] = _CATEGORY, column, 0, int(feature.name == key)
     if key is not None and key not in wanted:
-        wanted[key] = _KEY, 0, 0, True
+        wanted[key] = _KEY, 0, 0, 1
     if timestamp is not None:
-        wanted[timestamp] = _TIME, 0, 0, False
-    fields = []
-    objects: dict[str, int] = {}
-    for name, (kind, column, size, is_key) in wanted.items():
+        wanted[timestamp] = _TIME, 0, 0, 0
+    fields: dict[str, _Field] = {}
+    inner_fields: list[_Field] = []
+    for name, of_model in wanted.items():
         outer, dot, inner = name.partition(".")
         if not dot:
-            fields.append((name.encode(), _EVENT, kind, column, size, is_key))
+            fields[name] = _Field(name.encode(), _EVENT, *of_model)
             continue
-        if outer not in objects:
-            objects[outer] = len(objects) + 1
-            fields.append((outer.encode(), _EVENT, _INNER, objects[outer], 0, False))
-        fields.append((name.encode(), _EVENT, _GUARD, 0, 0, False))
-        fields.append((inner.encode(), objects[outer], kind, column, size, is_key))
-    return [(name, place, kind, column, size, int(is_key)) for name, place, kind, column, size, is_key in fields]
+        if outer not in fields:
+            number = 1 + sum(field.kind == _INNER for field in fields.values())
+            fields[outer] = _Field(outer.encode(), _EVENT, _INNER, number)
+        fields[name] = _Field(name.encode(), _EVENT, _GUARD)
+        inner_fields.append(_Field(inner.encode(), fields[outer].column, *of_model))
+    for number, name in enumerate(texts):
+        fields[name] = fields.get(name, _Field(name.encode(), _EVENT, _TEXT))._replace(text=number)
+    return [*fields.values(), *inner_fields]

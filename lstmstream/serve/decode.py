@@ -7,7 +7,7 @@ Kafka: what becomes an observation must not depend on how predictions are publis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ class Decoded(NamedTuple):
     field_counts: FieldCounts
     silent: Bools  # [observations] they have no prediction
     values: list[bytes | None]  # [N] the text of the JSON objects, whatever the format of the records
+    texts: Mapping[str, list[bytes | None]]  # [N] of some fields, for `EventFields.read`
 
 
 class Decoder:
@@ -68,11 +69,13 @@ class Decoder:
         max_future_ms: int | None = None,
         silent: tuple[str, str] | None = None,
         reader: EventReader | None = None,
+        texts: Sequence[str] = (),
     ) -> None:
         """`key` and `timestamp` name event fields (dots for nested ones); None takes the record's own.
 
         `silent`: the field that marks events without a prediction, and its value in them. `reader` makes JSON objects
-        of records in other formats and envelopes; None: they are JSON objects.
+        of records in other formats and envelopes; None: they are JSON objects. `texts` names fields whose texts are
+        kept where they are met on the way; they decide nothing.
         """
         self._reader = reader
         self._numbers = [(f.name, field_getter(f.name), f.size) for f in card.numbers]
@@ -83,7 +86,7 @@ class Decoder:
         self._max_future_ms = max_future_ms
         self._silent = None if silent is None else SilentField(*silent)
         codes = [code for _, _, code in self._categories]
-        self._fast = FastDecoder(card, codes, key=key, timestamp=timestamp, max_bytes=max_bytes)
+        self._fast = FastDecoder(card, codes, key=key, timestamp=timestamp, max_bytes=max_bytes, texts=texts)
         kinds = [feature.kind for feature in card.features]  # in the card numbers and categories may be mixed
         self._number_places = [place for place, kind in enumerate(kinds) if kind == "number"]
         self._category_places = [place for place, kind in enumerate(kinds) if kind == "category"]
@@ -144,25 +147,25 @@ class Decoder:
         timestamps = self._timestamps(records, documents, rejects)
         x = self._read_numbers(documents, rejects)
         categories, absent = self._read_categories(documents, rejects)
-        return EventColumns(keys, timestamps, x, categories, absent), documents
+        return EventColumns(keys, timestamps, x, categories, absent, {}), documents
 
     def _decoded(
         self, records: RecordBatch, columns: EventColumns, documents: Sequence[Document], rejects: _Rejects
     ) -> Decoded:
-        keys, timestamps, x, categories, absent = columns
+        keys, timestamps, x, categories, absent, texts = columns
         index = np.arange(len(records), dtype=np.int64)
         silent = self._read_silent(records, documents, rejects)
         observations = Observations(index, records.partitions, records.offsets, keys, timestamps, x, categories)
         if not rejects.by_index:
             counts = self._count(observations, absent)
-            return Decoded(observations, [], documents, counts, silent, records.values)
+            return Decoded(observations, [], documents, counts, silent, records.values, texts)
         good = np.ones(len(records), dtype=np.bool_)
         good[list(rejects.by_index)] = False
         dead_letters = [rejects.by_index[i] for i in sorted(rejects.by_index)]
         rows = np.flatnonzero(good)
         observations = observations.take(rows)
         counts = self._count(observations, absent[rows])
-        return Decoded(observations, dead_letters, documents, counts, silent[rows], records.values)
+        return Decoded(observations, dead_letters, documents, counts, silent[rows], records.values, texts)
 
     def _read_silent(self, records: RecordBatch, documents: Sequence[Document], rejects: _Rejects) -> Bools:
         """[N] Whether the event has no prediction."""

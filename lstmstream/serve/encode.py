@@ -135,7 +135,7 @@ class Encoder:
         keys = observations.keys
         if self._output_key is not None:
             name, fields = self._output_key
-            (texts,) = fields.read(decoded.values, decoded.documents, index)
+            (texts,) = fields.read(decoded.values, decoded.documents, index, decoded.texts)
             keys = [_output_key(text, name) for text in texts]
         published = RecordBatch.to_write(
             self._topics.predictions,
@@ -270,7 +270,7 @@ class Encoder:
             rows.integers(b',"offset":', records.offsets[index])
         end = b"}}"
         if self._names:
-            texts = self._included.read(decoded.values, decoded.documents, index)
+            texts = self._included.read(decoded.values, decoded.documents, index, decoded.texts)
             self._add_event(rows, texts)
             end = b"}}"
         return rows.join(end)

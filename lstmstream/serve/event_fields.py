@@ -7,10 +7,11 @@ would cost more than all else that is done for an event; tests/serve/test_event_
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 import msgspec
+import orjson
 
 from lstmstream import codec
 from lstmstream.formats.json_documents import ABSENT, Document, dump_finite, locate, may_be_rounded, parse_digits
@@ -26,13 +27,18 @@ _IS_WRITTEN_SO = re.compile(_WRITTEN_SO).fullmatch
 _ALL_ARE_WRITTEN_SO = re.compile(rb"(?:%b\n)*" % _WRITTEN_SO).fullmatch
 
 
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Those whose texts can be found without a parsed document, each once."""
+    return [name for name in dict.fromkeys(names) if _PLAIN_NAME(name)]
+
+
 class EventFields:
     """Reads the fields of these names from events that were decoded. Holds no data between calls."""
 
     def __init__(self, names: Sequence[str]) -> None:
         """A name with a dot may lead into an object: `locate` in formats/json_documents.py."""
         self._names = names
-        self._top_level = [name for name in dict.fromkeys(names) if _PLAIN_NAME(name)]
+        self._top_level = plain_names(names)
         self._encoded = tuple(name.encode() for name in self._top_level)
         places = [f"f{number}" for number in range(len(self._top_level))]
         self._getters = [attrgetter(place) for place in places]
@@ -45,14 +51,24 @@ class EventFields:
         )
         self._decode = msgspec.json.Decoder(event).decode
 
-    def read(self, values: list[bytes | None], documents: Sequence[Document], index: Ints) -> list[list[bytes]]:
+    def read(
+        self,
+        values: list[bytes | None],
+        documents: Sequence[Document],
+        index: Ints,
+        texts: Mapping[str, list[bytes | None]] | None = None,
+    ) -> list[list[bytes]]:
         """For each name the texts in the events at `index`; empty where it is absent or cannot be written as JSON.
 
-        `documents` are the `values` parsed. An integer beyond 64 bits is written with its own digits.
+        `documents` are the `values` parsed. `texts` are those that were found as the events were decoded, by name, with
+        None where the document has to say. An integer beyond 64 bits is written with its own digits.
         """
         taken = pick(values, index)
         chosen: list[bytes] = [value or b"" for value in taken] if None in taken else taken  # type: ignore[assignment]
-        found = dict(zip(self._top_level, self._read_top_level(chosen), strict=True))
+        if texts is not None and texts.keys() >= set(self._top_level):
+            found = {name: pick(texts[name], index) for name in self._top_level}
+        else:
+            found = dict(zip(self._top_level, self._read_top_level(chosen), strict=True))
         columns = []
         for name in self._names:
             column = found.get(name, [None] * len(chosen))
@@ -77,13 +93,23 @@ class EventFields:
             events = list(map(self._decode, values))
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return [[None] * len(values) for _ in self._top_level]
-        return [_only_written_so(list(map(bytes, map(get, events)))) for get in self._getters]
+        return [only_written_so(list(map(bytes, map(get, events)))) for get in self._getters]
 
 
-def _only_written_so(texts: list[bytes]) -> list[bytes | None]:
+def only_written_so(texts: list[bytes]) -> list[bytes | None]:
+    """Texts of values; None in place of those that would be written in another way."""
     if _ALL_ARE_WRITTEN_SO(b"\n".join([*texts, b""])):
         return texts  # type: ignore[return-value]  # a list of bytes is one of bytes or None
     return [text if _IS_WRITTEN_SO(text) else None for text in texts]
+
+
+def string_texts(strings: list[str]) -> list[bytes | None]:
+    """Strings as JSON: all at once where none has a character that is escaped, line breaks among them."""
+    joined = "\n".join(strings)
+    text = orjson.dumps(joined)
+    if joined.count("\n") == text.count(b"\\") == len(strings) - 1:
+        return text.replace(b"\\n", b'"\n"').split(b"\n")  # type: ignore[return-value]  # a list of bytes is one of both
+    return list(map(orjson.dumps, strings))
 
 
 def _text(document: Document, name: str, text: bytes) -> bytes:

@@ -89,6 +89,7 @@ def make_engine(
         max_future_ms=None if from_file else round(config.input.max_future * 1000),
         silent=config.input.silent.mark,
         reader=reader,
+        texts=[*config.output.include, *([] if config.output.key is None else [config.output.key])],
     )
     encoder = Encoder(
         card,

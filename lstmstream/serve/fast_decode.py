@@ -28,6 +28,7 @@ from lstmstream.formats.values import INT_LIMIT, INT_MIN, canonical_texts
 from lstmstream.model import Card
 from lstmstream.records import Bools, Floats, Ints, RecordBatch
 from lstmstream.serve.compiled_decode import CompiledDecoder, EventColumns
+from lstmstream.serve.event_fields import only_written_so, plain_names, string_texts
 
 _BYTES, _TEXT = {bytes}, {str}
 _NONE = np.empty(0, np.int64)
@@ -76,8 +77,9 @@ class FastDecoder:
         key: str | None,
         timestamp: str | None,
         max_bytes: int,
+        texts: Sequence[str] = (),
     ) -> None:
-        """`codes`: of the card's categories, text to integer. `key`, `timestamp`, `max_bytes`: see Decoder."""
+        """`codes`: of the card's categories, text to integer. The others: see Decoder."""
         number, text, moment = float | None, str | int | None, str | int | float | None
         wanted: list[tuple[str, Any]] = [(f.name, number if f.size == 1 else list[number] | None) for f in card.numbers]  # type: ignore[valid-type]
         wanted += [(feature.name, text) for feature in card.categories]
@@ -85,17 +87,25 @@ class FastDecoder:
             wanted.append((key, text))
         if timestamp is not None:
             wanted.append((timestamp, moment))
-        shape = _event_shape(wanted)
+        texts = plain_names(texts)
+        others = {name.split(".")[0] for name, _ in wanted} | dict(wanted).keys()
+        raw_texts = [name for name in texts if name not in others]  # msgspec reads a field once
+        shape = _event_shape([*wanted, *((name, msgspec.Raw) for name in raw_texts)])
         self._usable = shape is not None
         self._compiled: CompiledDecoder | None = None
         if shape is None:
             return
         compiled = codec.load()
         if compiled is not None:
-            self._compiled = CompiledDecoder(compiled, card, codes, key=key, timestamp=timestamp, max_bytes=max_bytes)
+            self._compiled = CompiledDecoder(
+                compiled, card, codes, key=key, timestamp=timestamp, max_bytes=max_bytes, texts=texts
+            )
         self._decode = msgspec.json.Decoder(shape.event).decode
         self._guards = list(map(attrgetter, shape.guards))
         at = shape.attributes
+        self._raw_texts = {name: attrgetter(at[name]) for name in raw_texts}
+        of_strings = {key, timestamp, *(feature.name for feature in card.categories)}
+        self._strings = {name: attrgetter(at[name]) for name in texts if name in of_strings}
         self._max_bytes = max_bytes
         self._numbers = [(attrgetter(at[f.name]), f.size) for f in card.numbers]
         self._width = sum(f.size for f in card.numbers)
@@ -130,7 +140,7 @@ class FastDecoder:
             return None
         if keys is None or np.isinf(x).any():
             return None
-        return EventColumns(keys, timestamps, x, categories, absent)
+        return EventColumns(keys, timestamps, x, categories, absent, self._read_texts(events))
 
     def _are_plain(self, records: RecordBatch) -> bool:
         """Whether all values are bytes of UTF-8 within the limit."""
@@ -165,6 +175,18 @@ class FastDecoder:
             column += size
         with np.errstate(over="ignore"):
             return wide.astype(np.float32)
+
+    def _read_texts(self, events: list[Any]) -> dict[str, list[bytes | None]]:
+        """Those of fields that were read as they stand, and those of strings."""
+        texts = {
+            name: only_written_so([b"" if raw is None else bytes(raw) for raw in map(get, events)])
+            for name, get in self._raw_texts.items()
+        }
+        for name, get in self._strings.items():
+            values = list(map(get, events))
+            if set(map(type, values)) == _TEXT:
+                texts[name] = string_texts(values)
+        return texts
 
     def _read_categories(self, events: list[Any]) -> tuple[Ints, Bools]:
         """[N, C] codes; [N, C] whether it is missing."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from typing import Protocol
 
 import numpy as np
 
 from lstmstream import codec
-from lstmstream.records import Ints
+from lstmstream.records import Ints, lengths
 
 Key = bytes | None
+_FIRST_KEYS = 349_525  # a dict grows before it has one more, and so never for long
 _DICTS = 128  # a power of two
 _KEY_OVERHEAD_BYTES = sys.getsizeof(b"") + 16  # of a bytes object, and of its places in list and free memory
 
@@ -37,36 +39,47 @@ class DictTable:
     """In Python; `KeyTable` in native/key_table.h is the same."""
 
     def __init__(self) -> None:
-        self._dicts: list[dict[Key, int]] = [{} for _ in range(_DICTS)]
+        # The first keys, which are looked up without Python code for each of them; then many small dicts.
+        self._first: dict[Key, int] = {}
+        self._others: list[dict[Key, int]] = [{} for _ in range(_DICTS)]
         self._keys: list[Key] = []  # by row number; of a free row, any
         self._key_bytes = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._dicts))
+        return len(self._first) + sum(map(len, self._others))
 
     def find(self, key: Key) -> int:
         """Its row, or -1."""
-        return self._dicts[hash(key) % _DICTS].get(key, -1)
+        row = self._first.get(key, -1)
+        return row if row >= 0 else self._others[hash(key) % _DICTS].get(key, -1)
 
     def find_all(self, keys: list[Key], rows: Ints) -> int:
         """Fill `rows` [N], with -1 for each key that is missing; how many are."""
-        dicts = self._dicts
-        found = [dicts[hash(key) % _DICTS].get(key, -1) for key in keys]
-        rows[:] = found
-        return found.count(-1)
+        rows[:] = np.fromiter(map(self._first.get, keys, repeat(-1)), np.int64, len(keys))
+        missing = np.flatnonzero(rows < 0)
+        if len(missing) and any(self._others):
+            others = self._others
+            left = [keys[at] for at in missing.tolist()]
+            rows[missing] = [others[hash(key) % _DICTS].get(key, -1) for key in left]
+        return int(np.count_nonzero(rows < 0))
 
     def insert_all(self, keys: list[Key], rows: Ints) -> None:
         """Keys and rows [N] that are not there yet."""
-        for key, row in zip(keys, rows.tolist(), strict=True):
-            self._dicts[hash(key) % _DICTS][key] = row
-            if row >= len(self._keys):
-                self._keys += [None] * (row + 1 - len(self._keys))
+        numbers = rows.tolist()
+        room = max(0, _FIRST_KEYS - len(self._first))
+        self._first.update(zip(keys[:room], numbers[:room], strict=True))
+        for key, row in zip(keys[room:], numbers[room:], strict=True):
+            self._others[hash(key) % _DICTS][key] = row
+        self._keys += [None] * (max(numbers, default=-1) + 1 - len(self._keys))
+        for key, row in zip(keys, numbers, strict=True):
             self._keys[row] = key
-            self._key_bytes += len(key or b"") + _KEY_OVERHEAD_BYTES
+        self._key_bytes += int(lengths(keys).sum()) + len(keys) * _KEY_OVERHEAD_BYTES
 
     def remove(self, key: Key) -> int:
         """The row that it had. Raises KeyError."""
-        row = self._dicts[hash(key) % _DICTS].pop(key)
+        row = self._first.pop(key, -1)
+        if row < 0:
+            row = self._others[hash(key) % _DICTS].pop(key)
         self._keys[row] = None
         self._key_bytes -= len(key or b"") + _KEY_OVERHEAD_BYTES
         return row
@@ -77,7 +90,7 @@ class DictTable:
 
     def memory(self) -> int:
         """Bytes that keys and table use."""
-        return self._key_bytes + sum(map(sys.getsizeof, self._dicts))
+        return self._key_bytes + sum(map(sys.getsizeof, [self._first, *self._others]))
 
 
 class KeyTable(Mapping[Key, int]):

@@ -27,7 +27,7 @@ from lstmstream.serve.decode import Decoder, _Rejects
 from lstmstream.serve.event_fields import _text
 from lstmstream.transport import record_format
 from tests.serve.hostile_events import hostile_event
-from tests.serve.test_fast_decode import batch, decoder, plain
+from tests.serve.test_fast_decode import assert_texts, batch, decoder, plain
 
 MEMBERS = ("amount", "id", "channel", "at", "other", "more", "é")
 
@@ -49,6 +49,8 @@ def read_alike(decoder: Decoder, records: RecordBatch) -> bool:
     assert found.x[rows].tobytes() == wanted.x[rows].tobytes()  # -0.0 is not 0.0
     assert found.categories[rows].tolist() == wanted.categories[rows].tolist()
     assert found.absent[rows].tolist() == wanted.absent[rows].tolist()
+    assert_texts(found.texts, records, rows.tolist())
+    assert all(column[row] is None for column in found.texts.values() for row in declined.tolist())
     return True
 
 

@@ -205,7 +205,7 @@ def test_no_reference_is_kept() -> None:
 
     module, number, text = codec.load(), Number(7_000_000), "y" * 40  # too long to be remembered
     assert module is not None
-    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (lambda _text: number,), int, json.loads, 1000)
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0, 0)], 0, 1, (lambda _text: number,), int, json.loads, 1000)
     arrays = [np.zeros(2, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
     objects = [b'{"c":"%b"}' % text.encode(), b"a key", number, *arrays]
 
@@ -263,10 +263,10 @@ def test_a_decoder_that_is_called_by_itself_declines() -> None:
 
     module = codec.load()
     assert module is not None
-    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, json.loads, 1000)
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0, 0)], 0, 1, (code,), int, json.loads, 1000)
     arrays = [np.zeros(1, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
     arguments = [b'{"c":"x"}'], [None], *arrays
-    assert made.decode(*arguments) == ([], False, [])
+    assert made.decode(*arguments) == ([], False, [], [[b'"x"']])
     assert inner == [None]
     assert arrays[1].tolist() == [3]
 
@@ -302,7 +302,7 @@ def test_an_interrupt_of_a_python_function_is_seen() -> None:
 
     module = codec.load()
     assert module is not None
-    made = module.Decoder([(b"c", 0, 1, 0, 0, 0)], 0, (code,), int, json.loads, 1000)
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0, 0)], 0, 1, (code,), int, json.loads, 1000)
     arrays = [np.zeros(20, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
     error: BaseException
     for error in (KeyboardInterrupt(), MemoryError()):
@@ -310,7 +310,7 @@ def test_an_interrupt_of_a_python_function_is_seen() -> None:
             made.decode([b'{"c":"x"}'] * 20, [None] * 20, *arrays)
     error = BadRecord("validate", "")
     assert made.decode([b'{"c":"x"}'] * 20, [None] * 20, *arrays) is None
-    assert made.decode([b'{"c":"x"}', *[b"{}"] * 19], [None] * 20, *arrays) == ([], False, [0])
+    assert made.decode([b'{"c":"x"}', *[b"{}"] * 19], [None] * 20, *arrays) == ([], False, [0], [[None, *[b""] * 19]])
 
 
 @needs_codec

@@ -67,7 +67,7 @@ def encode(
     card = dataclasses.replace(CARD, prediction_names=names)
     made = Encoder(card, OutputTopics(OUT, alerts_topic, LETTERS, key_hashed), **named)
     counts, silent = FieldCounts(NONE, NONE), np.zeros(1, np.bool_)
-    decoded = Decoded(observations, [], [parse_document(document)], counts, silent, [document])
+    decoded = Decoded(observations, [], [parse_document(document)], counts, silent, [document], {})
     return flatten(made.encode(records, decoded, predictions, []))
 
 

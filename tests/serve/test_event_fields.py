@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmstream import codec
-from lstmstream.formats.json_documents import parse_document
+from lstmstream.formats.json_documents import dump_finite, parse_document
 from lstmstream.serve import event_fields
 from lstmstream.serve.event_fields import EventFields
 from lstmstream.serve.fast_decode import LazyDocuments
@@ -70,6 +70,12 @@ def test_the_same_as_from_documents(found: list[str]) -> None:
 def test_numbers_are_written_as_from_documents(value: str) -> None:
     text = b'{"a":%b}' % value.encode()
     assert read([text], "a") == from_documents([text], "a")
+
+
+@given(st.lists(st.text(st.sampled_from('a"\\\n\té\x7f,'), max_size=3), min_size=1, max_size=4))
+@settings(deadline=None)
+def test_strings_are_written_as_from_documents(strings: list[str]) -> None:
+    assert event_fields.string_texts(strings) == list(map(dump_finite, strings))
 
 
 class Refused:

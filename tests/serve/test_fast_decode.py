@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lstmstream import codec
 from lstmstream.formats.iso_columns import iso_column_ms, iso_texts
+from lstmstream.formats.json_documents import parse_document
 from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS, timestamp_ms
 from lstmstream.model import Card, Feature
 from lstmstream.model.card import StatePart, StateSpec
 from lstmstream.records import RecordBatch, UnreadableValue
+from lstmstream.serve import event_fields
 from lstmstream.serve.decode import Decoded, Decoder
 
 pytestmark = pytest.mark.usefixtures("either_codec")
@@ -44,8 +48,25 @@ CARD = card(
 )
 
 
+# Fields of the model and others, an object, a name with a dot, one that is not written as it is, and one twice.
+TEXTS = ("amount", "id", "channel", "at", "other", "more", "é", "place", "spectrum", "place.risk", 'q"', "amount")
+
+
 def decoder(**options: Any) -> Decoder:
-    return Decoder(CARD, **{"key": "id", "timestamp": "at", "max_bytes": 4_000, **options})
+    return Decoder(CARD, **{"key": "id", "timestamp": "at", "max_bytes": 4_000, "texts": TEXTS, **options})
+
+
+def assert_texts(texts: Mapping[str, list[bytes | None]], records: RecordBatch, rows: list[int]) -> int:
+    """That they are as those of the documents, where there is one; how many there are."""
+    found = 0
+    for row in rows:
+        value = records.values[row]
+        document = parse_document(value)
+        for name, column in texts.items():
+            text = column[row]
+            assert text is None or text == event_fields._text(document, name, value or b""), (name, text)
+            found += bool(text)
+    return found
 
 
 def batch(values: list[bytes | None], keys: list[bytes | None] | None = None) -> RecordBatch:
@@ -70,7 +91,9 @@ def assert_same(got: Decoded, wanted: Decoded) -> None:
 def check(values: list[bytes | None], **options: Any) -> bool:
     """Whether all went the fast way."""
     one, records = decoder(**options), batch(values)
-    assert_same(one.decode(records), one._decode_each(records))
+    decoded = one.decode(records)
+    assert_same(decoded, one._decode_each(records))
+    assert_texts(decoded.texts, records, decoded.observations.index.tolist())
     return one._fast.read(records) is not None
 
 
@@ -88,6 +111,24 @@ PLAIN = {
 
 def plain(**changes: Any) -> bytes:
     return json.dumps({k: v for k, v in {**PLAIN, **changes}.items() if v is not ...}).encode()
+
+
+@pytest.mark.usefixtures("either_codec")
+def test_texts_are_kept_where_they_are_met() -> None:
+    """Of the model's own fields those of numbers with the codec alone: msgspec reads a field once."""
+    values: list[bytes | None] = [
+        plain(other="x", more=...),
+        plain(other=1.5, more=[1]),
+        plain(other=...)[:-1] + b',"other":1,"other":2}',
+    ]
+    texts = decoder().decode(batch(values)).texts
+    others = texts["other"]
+    assert others[:2] == [b'"x"', b"1.5"]
+    assert others[2] in (None, b"2")
+    assert texts["more"] == [b"", None, b""]
+    assert texts["at"] == [b'"2026-01-31T12:00:00.250Z"'] * 3
+    assert texts.get("amount", [b"12.5"] * 3) == [b"12.5"] * 3
+    assert ("amount" in texts) == (codec.load() is not None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmstream import codec
+from lstmstream.serve import key_table
 from lstmstream.serve.key_table import DictTable, Key, KeyTable
 from tests.serve.codec_oracle import tables_alike
 
@@ -53,9 +54,11 @@ def test_rows_are_given_to_keys_and_taken_back(life: list[tuple[str, object]]) -
 
 
 @needs_codec
+@pytest.mark.parametrize("first_keys", [0, 20, key_table._FIRST_KEYS])
 @pytest.mark.parametrize(("steps", "largest"), [(60, 3), (60, 40), (40, 2_000)])
-def test_both_tables_are_as_a_dict(steps: int, largest: int) -> None:
+def test_both_tables_are_as_a_dict(steps: int, largest: int, first_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last has enough keys to split its segments many times."""
+    monkeypatch.setattr(key_table, "_FIRST_KEYS", first_keys)
     most = tables_alike(random.Random(f"{steps} {largest}"), steps, largest)
     assert most > largest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from lstmstream.transport.clients.kafka_python_network import (
     Network,
     Turns,
     _connect_to_any,
+    _Selector,
     _Transport,
 )
 from tests.transport.servers import kafka, serving, silent
@@ -107,6 +109,75 @@ def test_a_connection_takes_all_that_has_come_and_sees_its_end() -> None:
         assert rest == b""
         assert isinstance(failure, kerr.KafkaConnectionError)
         net.close()
+
+
+def sending(transport: _Transport, net: NetworkSelector, sent: bytes) -> None:
+    """One step of the loop after a write."""
+    transport.write(sent)
+    net.poll(timeout_ms=0)
+
+
+def test_a_connection_sends_at_once_and_waits_only_where_the_socket_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+    wait_write = NetworkSelector.wait_write
+    monkeypatch.setattr(NetworkSelector, "wait_write", lambda net, at: waits.append(at) or wait_write(net, at))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        net = NetworkSelector(selector=_Selector)
+        transport = _Transport(net, ours)
+        sending(transport, net, b"one")
+        sending(transport, net, b"two")
+        assert theirs.recv(100) == b"onetwo"
+        assert not waits
+        large = bytes(range(256)) * (16 << 10)
+        sending(transport, net, large)
+        assert waits == [ours]
+        come = b""
+        while len(come) < len(large):
+            come += theirs.recv(1 << 20)
+            net.poll(timeout_ms=0)
+        assert come == large
+        assert not transport._writing, "the next request starts a task of its own"
+        sending(transport, net, b"three")
+        assert theirs.recv(100) == b"three"
+        net.close()
+
+
+def test_a_connection_that_was_lost_ends_when_it_is_written_to() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setblocking(False)
+        theirs.close()
+        net = NetworkSelector(selector=_Selector)
+        transport = _Transport(net, ours)
+        lost: list[Any] = []
+
+        class Protocol:
+            def connection_lost(self, error: BaseException) -> None:
+                lost.append(error)
+
+        transport.set_protocol(Protocol())
+        sending(transport, net, b"one")
+        assert transport.is_closing()
+        assert isinstance(lost[0], kerr.KafkaConnectionError)
+        assert not transport._writing
+        net.close()
+
+
+def test_a_socket_that_is_not_registered_is_told_without_its_text() -> None:
+    class Socket(socket.socket):
+        def __repr__(self) -> str:
+            raise AssertionError("its text was made")
+
+    with Socket() as at, _Selector() as selector:
+        with pytest.raises(KeyError):
+            selector.get_key(at)
+        key = selector.register(at, selectors.EVENT_READ, "data")
+        assert selector.get_key(at) == key
+        selector.unregister(at)
+        with pytest.raises(KeyError):
+            selector.get_key(at)
 
 
 def test_connections_without_tls_are_ours() -> None:

@@ -2,13 +2,15 @@
 
 The library picks one of the `bootstrap_servers` by chance and gives it all the time there is, so that one that is dead
 keeps a client from its neighbours, which are well; the same among the addresses of one host name. It takes what has
-come in pieces of 4 kB; here they are larger. It keeps a password as it was when the client was made; here each login
-has that of now. And it leaves the socket of a TLS handshake that failed open; here it is closed.
+come in pieces of 4 kB; here they are larger. It waits for the selector before each request; here it sends at once. It
+keeps a password as it was when the client was made; here each login has that of now. And it leaves the socket of a TLS
+handshake that failed open; here it is closed.
 """
 
 from __future__ import annotations
 
 import random
+import selectors
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,6 +138,16 @@ class _Transport(KafkaTCPTransport):  # type: ignore[misc]
     Each piece costs a system call, and then a wait for Python's lock, which the thread that computes may keep for 5 ms.
     """
 
+    async def _write_to_sock(self) -> None:
+        """The library's, which first waits until the selector says that the socket takes something: it mostly does."""
+        _, failure = self._sock_send()
+        if failure is not None:
+            self._writing = False
+            self.abort(error=failure)
+            return
+        self.last_write = time.monotonic()
+        await super()._write_to_sock()  # what the socket did not take
+
     def _sock_recv(self) -> tuple[bytes, BaseException | None]:
         """What has come, and why there will be no more."""
         pieces: list[bytes] = []
@@ -156,6 +168,20 @@ class _Transport(KafkaTCPTransport):  # type: ignore[misc]
         return b"".join(pieces), failure
 
 
+class _Selector(selectors.DefaultSelector):
+    """The usual one. The library asks it for each wait whether a socket is registered, and catches a KeyError if not.
+
+    The usual KeyError has the text of the socket in it, twice, for which the system is asked for both its addresses.
+    """
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        """Raises KeyError."""
+        key: selectors.SelectorKey | None = self._fd_to_key.get(fileobj.fileno())  # type: ignore[attr-defined]
+        if key is None:
+            raise KeyError("not registered")
+        return key
+
+
 class Network(KafkaNetClient):  # type: ignore[misc]
     """The connections of one client object."""
 
@@ -167,7 +193,7 @@ class Network(KafkaNetClient):  # type: ignore[misc]
         net_manager.create_connection = _connect_to_any
         net_manager.KafkaTCPTransport = _Transport
         net_manager.KafkaSSLTransport = _TlsTransport
-        net = NetworkSelector(**settings)
+        net = NetworkSelector(**{**settings, "selector": _Selector})
         super().__init__(net, _Manager(net, turns, bootstrap_s, settings, secrets))
 
 
