@@ -232,8 +232,9 @@ class Committer:
             raise
         except TryAgain as error:
             self._outcome_unknown = isinstance(error, OutcomeUnknown)
-            self._batch_limit.on_failure(events)
-            self._write_limit.on_failure(writes)
+            took_s = self._clock() - self._began_s
+            self._batch_limit.on_failure(events, took_s)
+            self._write_limit.on_failure(writes, took_s)
             raise
         self.pending = None
         self._on_commit(pending, ended_s - self._began_s)

@@ -10,7 +10,7 @@ import pytest
 
 from lstmstream.errors import CannotServe, Fatal, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
-from lstmstream.serve.batch_limit import CAREFUL_COMMITS, BatchLimit
+from lstmstream.serve.batch_limit import CAREFUL_COMMITS, PROMPT_S, BatchLimit
 from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, STATES, World
 
 ALERTS = "alerts"
@@ -235,13 +235,32 @@ def test_the_limit_is_halved_and_grows_again() -> None:
     for expected in (40, 80, 100):
         limit.on_commit()
         assert limit.now == expected
-    limit.on_failure(1)
+    limit.on_failure(1, 60.0)
     assert limit.now == 1
     for _ in range(CAREFUL_COMMITS - 1):
         limit.on_commit()
     assert limit.now == 1
     limit.on_commit()
     assert limit.now == 2
+
+
+def test_transactions_that_fail_now_and_then_leave_the_batches_as_large_as_they_are() -> None:
+    """One in five, at once: the size is not to blame. The second in a row, or a slow one, may be."""
+    limit = BatchLimit(100)
+    for _ in range(10):
+        limit.on_failure(100, 0.1)
+        assert limit.now == 100
+        for _ in range(4):
+            limit.on_commit()
+    limit.on_failure(100, 0.1)
+    limit.on_failure(100, 0.1)
+    assert limit.now == 50
+    limit.on_commit()
+    limit.on_failure(50, 0.1)
+    assert limit.now == 50
+    limit.on_commit()
+    limit.on_failure(50, PROMPT_S)
+    assert limit.now == 25
 
 
 @pytest.mark.parametrize(("why", "too_large", "aborted"), [("time", False, 1), ("size", True, 1), ("key", False, 3)])

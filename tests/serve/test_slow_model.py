@@ -90,7 +90,7 @@ def test_the_limit_follows_the_time() -> None:
     assert limit.now == 2_000
     limit.on_processed(1, 100.0)
     assert limit.now == 1, "there is no smaller batch"
-    limit.on_failure(1)
+    limit.on_failure(1, 60.0)
     assert limit.now == 1
     assert BatchLimit(10).now == 10
     assert BatchLimit(10, longest_s=5.0).now == 10
