@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import numbers
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ EXCEPTION_LIMIT = 16_000  # characters, counted from the end, where the cause is
 FIELD_LIMIT = 2_000  # characters
 ITEMS_LIMIT = 1_000  # of a list or an object; a longer one is text, and cut
 
+_CLEAR_LINE = "\r\x1b[K"
 _DIGITS = re.compile(r"\d+")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OWN = frozenset({"ts", "level", "logger", "message", "exception"})
@@ -73,7 +75,8 @@ def configure(
         root.removeHandler(old)
         old.close()
     number = logging.getLevelNamesMapping()[level.upper()]
-    handler = _Handler(sys.stderr if stream is None else stream)
+    stream = stream or sys.stderr
+    handler = _Handler(stream, status=format == "console" and _is_terminal(stream))
     handler.setFormatter(JsonFormatter() if format == "json" else ConsoleFormatter())
     handler.addFilter(_without_kafka_details)
     if fields:
@@ -82,6 +85,16 @@ def configure(
     root.setLevel(number)
     logging.getLogger("kafka").setLevel(logging.INFO if level == "debug" else logging.CRITICAL)
     logging.captureWarnings(capture=True)
+
+
+def show_status(text: str) -> None:
+    """Keep `text` below the log, in place of what was there before; empty takes it away.
+
+    Only on a terminal, and with the format for people; elsewhere nothing is written.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            handler.show_status(text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -123,10 +136,26 @@ class ConsoleFormatter(logging.Formatter):
 class _Handler(logging.StreamHandler[TextIO]):
     """Writes each line or loses it; never raises and never prints a traceback of its own."""
 
+    def __init__(self, stream: TextIO, *, status: bool) -> None:
+        """`status`: the stream is a terminal, on which a last line may be written over."""
+        super().__init__(stream)
+        self._has_status = status
+        self._status = ""
+
+    def show_status(self, text: str) -> None:
+        """Write the last line over."""
+        if not self._has_status or text == self._status:
+            return
+        with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: it does not know
+            self._status = text[: columns - 1]
+            self.stream.write(_CLEAR_LINE + self._status)
+            self.stream.flush()
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode("utf-8", "backslashreplace").decode() + "\n"
-            self.stream.write(line)
+            self.stream.write(f"{_CLEAR_LINE}{line}{self._status}" if self._status else line)
             self.flush()
         except Exception:  # noqa: S110 - a log line is never worth the daemon
             pass
@@ -136,8 +165,17 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.stream.flush()
 
     def close(self) -> None:
+        self.show_status("")
         with contextlib.suppress(OSError, ValueError):
             super().close()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """A process may have no standard error, or a closed one."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
 
 
 def _without_kafka_details(record: logging.LogRecord) -> bool:

@@ -59,6 +59,11 @@ def test_every_path_it_names_exists(document: Path) -> None:
     assert [link for link in links if not (document.parent / link.partition("#")[0]).exists()] == []
 
 
+def test_every_document_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f": {path.name}\n" not in navigation] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_method_it_names_exists(document: Path) -> None:
     named = {span for span in code(document.read_text(encoding="utf-8")) if re.fullmatch(r"[A-Z]\w+\.\w+", span)}

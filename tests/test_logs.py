@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -252,3 +253,39 @@ def test_lists_and_objects_are_json_not_text() -> None:
     line = logs.JsonFormatter().format(hostile)
     assert "\n" not in line
     assert json.loads(line)["names"] == ["a\r\nb", "\\ud800"]
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_status_stays_below_the_lines_of_a_terminal_with_the_format_for_people(form: logs.Format) -> None:
+    leader, follower = os.openpty()
+    with os.fdopen(leader, "rb", buffering=0) as screen, os.fdopen(follower, "w", encoding="utf-8") as terminal:
+        logs.configure("info", form, terminal)
+        logs.show_status("half")
+        logging.getLogger("x").info("a line")
+        logs.show_status("done")
+        logs.show_status("")
+        logging.getLogger("x").info("the end")
+        written = b""
+        while b"the end" not in written or not written.endswith(b"\n"):  # a read may give a part
+            written += screen.read(10_000)
+    shown = written.decode().replace("\r\n", "\n")
+    clear = "\r\x1b[K"
+    if form == "json":
+        assert clear not in shown
+        assert len(shown.splitlines()) == 2
+        return
+    first, rest = shown.split("\n", 1)
+    assert first.startswith(f"{clear}half{clear}")
+    assert first.endswith("x a line")
+    assert rest.startswith(f"half{clear}done{clear}")
+    assert rest.endswith("x the end\n")
+
+
+def test_a_status_is_for_terminals_only() -> None:
+    stream = io.StringIO()
+    logs.configure("info", "console", stream)
+    logs.show_status("half")
+    assert stream.getvalue() == ""
+    stream.close()
+    logs.configure("info", "console", stream)  # of a process whose standard error is closed
+    logs.show_status("half")

@@ -45,7 +45,7 @@ def _with_stages(daemon: Json) -> Json:
         "type": "object",
         "additionalProperties": False,
         "properties": {name: options[name] for name in OF_STAGE},
-        "required": ["name", *OWN],
+        "required": ["name", *(name for name in daemon["required"] if name in OWN)],
     }
     shared = {name: value for name, value in options.items() if name not in OWN}
     stages = {"type": "array", "minItems": 1, "items": stage, "description": "One daemon each, with a key of its own."}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from lstmstream.logs import show_status
 from lstmstream.serve.restore import Restore, Restored
 
 INTERVAL_S = 5.0
+BAR_WIDTH = 30
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,7 @@ class RestoreProgress:
         """`clock`: monotonic seconds."""
         self._clock = clock
         self._began_s: float | None = None
+        self._most = 0  # records that were left at a time since then
         self._next_s = 0.0
         self._last: tuple[float, int] | None = None  # when, and how many records were left
         self._done: list[Restored] = []
@@ -27,7 +30,7 @@ class RestoreProgress:
         """What is left, in words for /readyz. Logs it every few seconds."""
         now_s = self._clock()
         if self._began_s is None:
-            self._began_s, self._next_s, self._last = now_s, now_s + INTERVAL_S, None
+            self._began_s, self._next_s, self._last, self._most = now_s, now_s + INTERVAL_S, None, 0
         left = sum(restore.remaining for restore in restores)
         count = len(restores)
         text = f"{count} partition{'s are' if count > 1 else ' is'} being restored"
@@ -36,6 +39,9 @@ class RestoreProgress:
         seconds_left = self._seconds_left(now_s, left)
         if seconds_left is not None:
             text += f", about {seconds_left:.0f} s"
+        self._most = max(self._most, left)
+        done = 1 - left / self._most if self._most else 0.0
+        show_status(f"[{'#' * round(BAR_WIDTH * done):.<{BAR_WIDTH}}] {done:.0%}  {text}")
         if now_s >= self._next_s:
             self._next_s, self._last = now_s + INTERVAL_S, (now_s, left)
             log.info(
@@ -57,6 +63,7 @@ class RestoreProgress:
 
     def on_all_restored(self) -> None:
         """Nothing is left to restore."""
+        show_status("")
         if self._began_s is not None and len(self._done) > 1:
             log.info(
                 "all partitions restored",
