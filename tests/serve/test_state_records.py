@@ -350,6 +350,7 @@ floors = st.builds(
     st.integers(1, 9),
     st.text(max_size=9),
     st.just(-1) | offsets,
+    answers_from=st.just(-1) | offsets,
     alerts=st.none(),
 )
 
