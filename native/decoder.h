@@ -245,11 +245,10 @@ static int read_time(Event *event)
 }
 
 /* The value of the field has been read, and ends here. */
-static void note_text(Event *event, const Field *field, const char *start, int is_first)
+static void note_text(Event *event, const Field *field, const char *start)
 {
     int kinds = memchr(start, '\\', (size_t)(event->at - start)) != NULL ? ESCAPED : 0;
-    const char *end = is_first && is_written_so(start, event->at, kinds) ? event->at : NULL;
-    event->self->texts[field->text] = (Span){start, end};
+    event->self->texts[field->text] = (Span){start, is_written_so(start, event->at, kinds) ? event->at : NULL};
 }
 
 static int read_object(Event *event, int object)
@@ -274,16 +273,17 @@ static int read_object(Event *event, int object)
         } else {
             Field *field = &event->self->fields[number];
             const char *start = event->at;
-            int is_first = field->row != event->self->row;
-            if (!is_first && field->kind != TEXT) return -1; /* twice: the last one counts, in Python */
+            /* Twice: the last one counts, in Python; of a text here, too. */
+            if (field->row == event->self->row && field->kind != TEXT) return -1;
             field->row = event->self->row;
             event->required += field->kind == TIME || field->is_key;
             if (field->kind == NUMBER) failed = read_numbers(event, field);
             else if (field->kind == CATEGORY || field->kind == KEY) failed = read_text(event, field);
             else if (field->kind == TIME) failed = read_time(event);
-            else if (field->kind == TEXT) failed = (event->at = skip_value(start, event->end, 0, &event->kinds)) == NULL;
-            else failed = field->kind == INNER ? read_object(event, field->column) : -1;
-            if (!failed && field->text >= 0) note_text(event, field, start, is_first);
+            else if (field->kind == INNER) failed = read_object(event, field->column);
+            else if (field->kind == GUARD) failed = -1;
+            else failed = (event->at = skip_value(start, event->end, 0, &event->kinds)) == NULL;
+            if (!failed && field->text >= 0) note_text(event, field, start);
         }
         if (failed) return -1;
         at = skip_space(event->at);

@@ -104,10 +104,9 @@ def only_written_so(texts: list[bytes]) -> list[bytes | None]:
 
 
 def string_texts(strings: list[str]) -> list[bytes | None]:
-    """Strings as JSON: all at once where none has a character that is escaped, line breaks among them."""
-    joined = "\n".join(strings)
-    text = orjson.dumps(joined)
-    if joined.count("\n") == text.count(b"\\") == len(strings) - 1:
+    """Strings as JSON: all at once where nothing is escaped but the line breaks between them."""
+    text = orjson.dumps("\n".join(strings))
+    if text.count(b"\\") == len(strings) - 1:
         return text.replace(b"\\n", b'"\n"').split(b"\n")  # type: ignore[return-value]  # a list of bytes is one of both
     return list(map(orjson.dumps, strings))
 

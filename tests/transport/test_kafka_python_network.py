@@ -191,6 +191,7 @@ def test_connections_without_tls_are_ours() -> None:
         try:
             manager._net.run(run)
             assert type(found[0]) is _Transport
+            assert type(manager._net._selector) is _Selector
             found[0].close()
         finally:
             network.close()

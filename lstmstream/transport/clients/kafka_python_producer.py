@@ -19,7 +19,7 @@ from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from lstmstream.records import Ints, RecordBatch
+from lstmstream.records import Ints, RecordBatch, partition_numbers
 from lstmstream.transport.clients.kafka_python_consumer import topic_offsets
 from lstmstream.transport.decisions import PASSING_OF_WRITES, Problem, write_failed
 from lstmstream.transport.ports import CommittedOffset, Membership
@@ -55,7 +55,7 @@ class KafkaPythonProducer:
         of_record = np.asarray(partitions, np.int64)
         accumulator._appends_in_progress.increment()  # a producer that is being closed waits for it
         try:
-            for partition in np.unique(of_record).tolist():
+            for partition in partition_numbers(of_record):
                 at = TopicPartition(batch.topic, partition)
                 if manager is not None and manager.is_transactional():
                     manager.maybe_add_partition_to_transaction(at)
