@@ -12,6 +12,7 @@ import typer
 
 from lstmstream import __version__, codec
 from lstmstream import completion as completions
+from lstmstream.capacity.commands import capacity
 from lstmstream.config_command import app as config
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
@@ -31,6 +32,7 @@ app.add_typer(config, name="config")
 app.add_typer(dead_letter, name="dead-letter")
 app.add_typer(dev, name="dev")
 app.add_typer(state, name="state")
+app.command()(capacity)
 
 NAME = "lstmstream"
 PLANNED_COMMANDS = ("state delete",)

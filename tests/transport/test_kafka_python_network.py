@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
 import time
@@ -72,6 +73,30 @@ def test_an_address_of_a_host_that_does_not_answer_is_passed_over(monkeypatch: p
         net.close()
     assert found == ["connected"]
     assert tried == [dead, good]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_the_socket_of_a_failed_attempt_is_closed(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, or without an answer in time."""
+    made: list[socket.socket] = []
+    make = KafkaNetSocket.socket
+
+    def noted(self: KafkaNetSocket, *arguments: Any) -> socket.socket:
+        made.append(make(self, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(KafkaNetSocket, "socket", noted)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        if not refused:
+            monkeypatch.setattr(KafkaNetSocket, "connect_ex", lambda *_: errno.EINPROGRESS)
+        net = NetworkSelector()
+        try:
+            with pytest.raises(kerr.KafkaConnectionError):
+                net.run(_connect_to_any, net, "127.0.0.1", nobody.getsockname()[1], (), None, time.monotonic() + 0.2)
+        finally:
+            net.close()
+    assert [one.fileno() for one in made] == [-1]
 
 
 def test_failures_that_are_told_twice_count_once() -> None:

@@ -3,8 +3,8 @@
 The library picks one of the `bootstrap_servers` by chance and gives it all the time there is, so that one that is dead
 keeps a client from its neighbours, which are well; the same among the addresses of one host name. It takes what has
 come in pieces of 4 kB; here they are larger. It waits for the selector before each request; here it sends at once. It
-keeps a password as it was when the client was made; here each login has that of now. And it leaves the socket of a TLS
-handshake that failed open; here it is closed.
+keeps a password as it was when the client was made; here each login has that of now. And it leaves the socket of a
+connection or a TLS handshake that failed open; here it is closed.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ async def _connect_to_any(
             now_s = time.monotonic()
             share_at = now_s + (timeout_at - now_s) / (len(addresses) - number)
         try:
-            return await sockets.connect(net, address, socket_options, timeout_at=share_at)
+            return await _connect(net, sockets, address, socket_options, share_at)
         except kerr.KafkaTimeoutError:
             failure = kerr.KafkaConnectionError("Connection timed out")
         except kerr.KafkaConnectionError as error:
@@ -223,3 +223,23 @@ async def _connect_to_any(
         except OSError as error:
             failure = kerr.KafkaConnectionError(f"unable to connect: {error}")
     raise failure
+
+
+async def _connect(net: Any, sockets: Any, address: Any, socket_options: Any, timeout_at: float | None) -> Any:
+    """The library's, which leaves the socket of a failed attempt open."""
+    opened: list[Any] = []
+    make = sockets.socket
+
+    def noted(*arguments: Any) -> Any:
+        opened.append(make(*arguments))
+        return opened[-1]
+
+    sockets.socket = noted
+    try:
+        return await sockets.connect(net, address, socket_options, timeout_at=timeout_at)
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    finally:
+        sockets.socket = make
