@@ -85,7 +85,7 @@ def _cpu_us(engine: Engine, events: Events, batch: int, seconds: float, clock: C
 
 def _process(engine: Engine, records: RecordBatch) -> None:
     result = engine.process(records)
-    assert not result.dead_letters, result.dead_letters[0].reason
+    assert not result.dead_letters, result.dead_letters[0].message
     result.outputs.batches()
     engine.commit()
 
