@@ -234,8 +234,8 @@ REMEDIES = [
     (
         "the producer is used again after an error",
         "lstmstream/transport/kafka.py",
-        "            self._writer.discard()\n            self._writer = None\n        if self._doubtful",
-        "            return\n        if self._doubtful",
+        "            self._writer.discard()\n            self._writer = None\n        if self._credentials",
+        "            return\n        if self._credentials",
     ),
 ]
 
@@ -246,7 +246,7 @@ EXPLAINED = {
     "`self._refusals.on_commit(plan.offsets) self._checkpointer.on_commit(": _INDEPENDENT,
     "`self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms()) self._ob": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
-    "partition.py:112: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
+    "partition.py:113: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
 }  # by what is changed
 
 
