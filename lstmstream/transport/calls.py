@@ -167,12 +167,16 @@ class ClientThread(Generic[C]):
             if not self.stuck:
                 self._overdue = call
             raise TryAgain(f"the broker did not answer within {timeout_s:.3g} s (Kafka client: {self._name})")
-        if call.error is None:
+        failure, call.error = call.error, None
+        if failure is None:
             return call.value
-        error = self._to_error(call.error)
-        if error is None:
-            raise call.error
-        raise error from call.error
+        error = self._to_error(failure)
+        try:
+            if error is None:
+                raise failure
+            raise error from failure
+        finally:  # or the traceback would keep itself, and with it the client and what the call was given
+            del failure, error
 
     def _quietly(self, use: Callable[[C], None], client: C) -> None:
         try:

@@ -58,11 +58,7 @@ class ConfluentProducer:
         self._sent: list[RecordBatch] = []  # since the last flush
         self._undelivered: list[tuple[KafkaError, str, int]] = []  # with topic and partition
         self._ended_s = 0.0  # monotonic, of the last transaction
-        self._producer = RdProducer({**settings, "on_delivery": self._on_delivery})
-
-    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._undelivered.append((error, message.topic() or "", message.partition() or 0))
+        self._producer = RdProducer({**settings, "on_delivery": _noting(self._undelivered)})
 
     def partition_count(self, topic: str, timeout_s: float) -> int:
         """See Producer."""
@@ -105,7 +101,7 @@ class ConfluentProducer:
         self._sent.append(batch)
 
     def flush(self, timeout_s: float) -> None:
-        """See Producer. Errors of single records come to `_on_delivery` alone.
+        """See Producer. Errors of single records come to the callback alone.
 
         In slices: after one error what belongs to the same transaction is not sent, and times out much later.
         """
@@ -189,6 +185,16 @@ class ConfluentProducer:
     def discard(self) -> None:
         """See Producer. What is queued or in flight goes first: the library would wait for it as the object ends."""
         self._producer.purge(blocking=False)
+
+
+def _noting(undelivered: list[tuple[KafkaError, str, int]]) -> Callable[[KafkaError | None, Message], None]:
+    """A callback that knows the list alone. One that knew its producer would keep it, and its threads, alive."""
+
+    def on_delivery(error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            undelivered.append((error, message.topic() or "", message.partition() or 0))
+
+    return on_delivery
 
 
 def _largest(batches: Sequence[RecordBatch], topics: Collection[str]) -> int:
