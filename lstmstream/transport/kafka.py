@@ -216,6 +216,8 @@ class KafkaTransport(KafkaAdmin):
         writer = self._writer
         if writer is None:
             raise TryAgain("there is no producer")
+        if writer.repeated:
+            writer = self._replace_writer(deadline)
         transactional = [*outputs, *states] if writer.plain is None else states
         if writer.plain is not None:
             writer.write(writer.plain, outputs, deadline)
@@ -273,8 +275,20 @@ class KafkaTransport(KafkaAdmin):
             self._join(deadline)
         elif self._consumer is not None:
             self._keep_alive(self._consumer, deadline)
+        self._replace_writer(deadline)
+
+    def _replace_writer(self, deadline: float) -> Writer:
+        """A library repeats the end of a transaction where no answer came, and says nothing of it.
+
+        The first one may still arrive, and would end the next transaction in its middle (KAFKA-17754): its records
+        would be committed, without its offsets. A new producer has another epoch, so the broker refuses it.
+        """
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
         self._check_replaced()
         self._writer = self.open_writer(self._transactional_id, left_s(deadline), plain_too=not self._exactly_once)
+        return self._writer
 
     def _check_replaced(self) -> None:
         """Raise OwnershipLost where the group has another member under our group.instance.id.

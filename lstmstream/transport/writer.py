@@ -17,6 +17,7 @@ from lstmstream.transport.ports import CommittedOffset, Membership
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0  # for a client that is no longer needed
+REPEATED_S = 0.5  # a library repeats a request only after a lost connection or seconds without an answer
 
 
 class GroupOffsets(NamedTuple):
@@ -34,6 +35,7 @@ class Writer:
         self.transactional = transactional
         self.plain = plain  # of at_least_once, for outputs
         self.in_transaction = False
+        self.repeated = False  # the end of a transaction may have been sent twice
         self._partition_counts: dict[str, int] = {}
 
     def write(self, producer: ClientThread[Producer], batches: Sequence[RecordBatch], deadline: float) -> None:
@@ -68,12 +70,13 @@ class Writer:
             topic, of, membership = offsets
             left = left_s(deadline)
             producer.call(lambda p: p.send_offsets(topic, of, membership, left), left)
-        left = left_s(deadline)
+        left, began_s = left_s(deadline), time.monotonic()
         try:
             producer.call(lambda p: p.commit(left), left)
         except TryAgain as error:
             raise OutcomeUnknown(str(error)) from error
         self.in_transaction = False
+        self.repeated = time.monotonic() - began_s > REPEATED_S
 
     def discard(self) -> None:
         """Never raises."""

@@ -11,7 +11,7 @@ import pytest
 
 from lstmstream.errors import CannotServe, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
-from lstmstream.transport import kafka_admin
+from lstmstream.transport import kafka_admin, writer
 from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
@@ -244,6 +244,26 @@ def test_a_transaction_in_its_order() -> None:
     client, transport = connected()
     commit(transport, [batch("out"), batch("dead", 0)], [batch("state", partition=2)])
     assert client.take() == TRANSACTION
+
+
+@pytest.mark.parametrize("exactly_once", [True, False])
+def test_after_a_slow_end_of_a_transaction_there_is_a_new_producer(
+    exactly_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library may have sent it twice, and the first one may arrive in the middle of the next transaction."""
+    client, transport = connected(exactly_once=exactly_once)
+    states = [batch("state", partition=2)]
+    commit(transport, [], states)
+    assert "init" not in client.take()
+    monkeypatch.setattr(writer, "REPEATED_S", -1.0)
+    commit(transport, [], states)
+    monkeypatch.undo()
+    assert "init" not in client.take()
+    commit(transport, [], states)
+    calls = client.take()
+    assert calls.index("discard-tx") < calls.index("init") < calls.index("begin")
+    commit(transport, [], states)
+    assert "init" not in client.take()
 
 
 def test_at_least_once_in_its_order() -> None:
