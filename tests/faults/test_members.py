@@ -19,6 +19,10 @@ STALL_S = 45.0  # without an answer; generous, for slow machines
 
 
 @pytest.mark.timeout(420)
+def assigned(daemon: RunningDaemon) -> bool:
+    return any(line["message"] == "partitions assigned" for line in daemon.log_lines)
+
+
 def test_a_member_that_comes_and_goes(broker: str, topic_prefix: str, tmp_path: Path, seed: int) -> None:
     """A member more for two seconds, then two seconds without it, for a minute."""
     with Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed) as trial:
@@ -28,7 +32,7 @@ def test_a_member_that_comes_and_goes(broker: str, topic_prefix: str, tmp_path: 
             until, visits = time.monotonic() + FOR_S, 0
             while time.monotonic() < until:
                 with RunningDaemon(trial.config, tmp_path / f"visit-{visits}.log") as visitor:
-                    visitor.wait(visitor.hears_sigterm, "hearing SIGTERM")
+                    visitor.wait(lambda visitor=visitor: assigned(visitor), "assigned partitions")
                     time.sleep(EVERY_S)
                     assert visitor.sigterm() == 0, visitor.last_words()
                 visits += 1
