@@ -22,12 +22,12 @@ def key_member(key: bytes | None) -> dict[str, str | None]:
         return {"key_base64": b64encode(key or b"").decode()}
 
 
-def state_parts(card: Card, row: Floats) -> dict[str, Floats]:
-    """A state row [S] by the names of the card's parts, each in its shape."""
+def state_parts(card: Card, rows: Floats) -> dict[str, Floats]:
+    """A state row [S], or rows [N, S], by the names of the card's parts, each in its shape, or N of these."""
     parts = {}
     for part in card.state.parts:
-        values = row[part.offset : part.offset + math.prod(part.shape)]
-        parts[part.name] = np.ascontiguousarray(values.reshape(part.shape))
+        values = rows[..., part.offset : part.offset + math.prod(part.shape)]
+        parts[part.name] = np.ascontiguousarray(values.reshape(*rows.shape[:-1], *part.shape))
     return parts
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from lstmstream.errors import CannotServe
 from lstmstream.model import Card
-from lstmstream.serve.state_view import key_member
+from lstmstream.serve.state_view import key_member, state_parts
 from lstmstream.states.stored import StoredStates
 
 
@@ -38,9 +38,7 @@ def _frame(card: Card, stored: StoredStates) -> pl.DataFrame:
         "steps": pl.Series(slab.steps[rows], dtype=pl.Int64),
         "failures": pl.Series(slab.failures[rows], dtype=pl.Int64),
     }
-    states = slab.rows.read(rows)
-    for part in card.state.parts:
+    for part, values in zip(card.state.parts, state_parts(card, slab.rows.read(rows)).values(), strict=True):
         size = math.prod(part.shape)
-        values = np.ascontiguousarray(states[:, part.offset : part.offset + size]).astype(np.float32)
-        columns[f"state.{part.name}"] = pl.Series(values, dtype=pl.Array(pl.Float32, size))
+        columns[f"state.{part.name}"] = pl.Series(values.reshape(-1, size), dtype=pl.Array(pl.Float32, size))
     return pl.DataFrame(columns)

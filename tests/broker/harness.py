@@ -213,11 +213,11 @@ class RunningDaemon:
         """The end of its log."""
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str, *, token: str = "") -> tuple[int, bytes]:
         """Status and body of one of its pages; 0 while it does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port or 0, timeout=5)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException):

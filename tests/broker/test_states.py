@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import subprocess
 import sys
@@ -18,13 +17,8 @@ TOKEN = "s3cret-s3cret"
 
 
 def ask(daemon: RunningWorkers, key: str) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", daemon.port or 0, timeout=10)
-    try:
-        connection.request("GET", f"/state/{key}", headers={"Authorization": f"Bearer {TOKEN}"})
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    finally:
-        connection.close()
+    status, body = daemon.get(f"/state/{key}", token=TOKEN)
+    return status, json.loads(body or b"{}")
 
 
 def state_command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -22,15 +22,23 @@ from tests.models import random_model
 COSTS = Costs(cpu_us=2.0, batch_events=4096, key_bytes=500.0, record_bytes=600.0, states_per_s=200_000.0)
 
 
+BASE: dict[str, Any] = {
+    "name": "t",
+    "model": "builtin:demo",
+    "kafka": {"bootstrap_servers": "nowhere:1"},
+    "input": {"topic": "in"},
+    "output": {"topic": "out"},
+}
+
+
 def configured(model: Path | str, **changes: Any) -> Config:
-    base: dict[str, Any] = {
-        "name": "t",
-        "model": str(model),
-        "kafka": {"bootstrap_servers": "nowhere:1"},
-        "input": {"topic": "in"},
-        "output": {"topic": "out"},
-    }
-    return Config.model_validate({**base, **changes})
+    return Config.model_validate({**BASE, "model": str(model), **changes})
+
+
+def written(tmp_path: Path, **changes: Any) -> Path:
+    file = tmp_path / "c.yaml"
+    file.write_text(json.dumps({**BASE, **changes}))
+    return file
 
 
 @pytest.mark.parametrize("model", ["builtin:demo", "builtin:load", "random"])
@@ -84,15 +92,7 @@ def test_what_people_read() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "c.yaml"
-    settings = {
-        "name": "t",
-        "model": "builtin:demo",
-        "kafka": {"bootstrap_servers": "localhost:9092"},
-        "input": {"topic": "in"},
-        "output": {"topic": "out"},
-    }
-    file.write_text(json.dumps(settings))
+    file = written(tmp_path)
     assert print_capacity(file, keys=1_000, rate=10.0, seconds=0.1, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["needed"]["memory_bytes"] == pytest.approx(1_000 * found["measured"]["key_bytes"])
@@ -101,14 +101,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_events_in_another_format_cannot_be_generated(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    settings = {
-        "name": "t",
-        "model": "builtin:demo",
-        "kafka": {"bootstrap_servers": "localhost:9092"},
-        "input": {"topic": "in", "unwrap": "after"},
-        "output": {"topic": "out"},
-    }
-    file.write_text(json.dumps(settings))
+    file = written(tmp_path, input={"topic": "in", "unwrap": "after"})
     with pytest.raises(CannotServe, match="capacity generates events as plain JSON"):
         print_capacity(file, keys=1, rate=1.0, seconds=0.1, as_json=True)
