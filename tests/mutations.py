@@ -234,8 +234,8 @@ REMEDIES = [
     (
         "the producer is used again after an error",
         "lstmstream/transport/kafka.py",
-        "            self._writer.discard()\n            self._writer = None\n        if self._credentials",
-        "            return\n        if self._credentials",
+        "        self._discard_writer()\n        if self._credentials",
+        "        if self._writer is not None:\n            return\n        if self._credentials",
     ),
 ]
 

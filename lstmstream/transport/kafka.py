@@ -264,9 +264,7 @@ class KafkaTransport(KafkaAdmin):
 
     def _recover(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
+        self._discard_writer()
         if self._credentials.changed():  # the consumer and the admin client may not know the new ones
             self._doubtful, self._consumer_broken = True, True
         if self._doubtful or self._outage:  # librdkafka's admin client was seen never to answer again after an outage
@@ -283,12 +281,15 @@ class KafkaTransport(KafkaAdmin):
         The first one may still arrive, and would end the next transaction in its middle (KAFKA-17754): its records
         would be committed, without its offsets. A new producer has another epoch, so the broker refuses it.
         """
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
+        self._discard_writer()
         self._check_replaced()
         self._writer = self.open_writer(self._transactional_id, left_s(deadline), plain_too=not self._exactly_once)
         return self._writer
+
+    def _discard_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
 
     def _check_replaced(self) -> None:
         """Raise OwnershipLost where the group has another member under our group.instance.id.
