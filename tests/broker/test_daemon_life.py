@@ -198,7 +198,8 @@ def test_what_librdkafka_unpacks_is_a_dead_letter_without_its_value(
     produce(broker, f"{name}.in", [good(5)])
     config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker)
     with RunningDaemon(config, tmp_path / "log") as daemon:
-        daemon.wait(lambda: committed_offsets(broker, name).get(0) == 7, "all committed")
+        # It may take longer than a partition may be silent, and is begun again then.
+        daemon.wait(lambda: committed_offsets(broker, name).get(0) == 7, "all committed", 240.0)
         assert daemon.sigterm() == 0
     (letter,) = read_all(broker, f"{name}.dead-letter", partitions=PARTITIONS)
     assert (letter.key, letter.value) == (b"k", None)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from lstmstream.errors import UnreadableRecords
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients import confluent_consumer, confluent_gaps
 from lstmstream.transport.clients.confluent_consumer import ConfluentConsumer, ConfluentReader
+from lstmstream.transport.decompression import BatchTooLargeError
 from lstmstream.transport.kafka import Assignments
 from tests.transport.test_lost_seek import LOG, FakeLibraryConsumer, FakeMessage, other_library, read_all
 
@@ -115,3 +117,58 @@ def test_gaps_without_records_are_asked_about_once_in_a_while(monkeypatch: pytes
     clock[0] += 61.0
     assert check.first_lost(0, 9, np.array([9, 10, 12]), 13) is None
     assert other.starts == [3, 3, 11]
+
+
+def too_large(topic: str, partition: int, start: int, max_records: int) -> tuple[RecordBatch, int]:
+    raise UnreadableRecords(topic, partition, start, start + 1, "too large to unpack") from BatchTooLargeError()
+
+
+def damaged(topic: str, partition: int, start: int, max_records: int) -> tuple[RecordBatch, int]:
+    raise UnreadableRecords(topic, partition, start, start + 1, "damaged")
+
+
+class Silent(LeavesOut):
+    """Neither a record nor an error, nor the end."""
+
+    def poll(self, timeout: float) -> FakeMessage | None:
+        return None
+
+
+class Complains(LeavesOut):
+    """It cannot decode what is there."""
+
+    def poll(self, timeout: float) -> FakeMessage | None:
+        return Undecodable(0)
+
+
+class Undecodable(FakeMessage):
+    def error(self) -> KafkaError:
+        return KafkaError(KafkaError._BAD_COMPRESSION)
+
+
+def member(other: Any) -> Callable[[], int]:
+    """A member of the group that was told twice where to read. It gives the number of records of a poll."""
+    made = consumer(other)
+    made.resume(0, 0)
+    return lambda: len(made.poll(0.0, 10).records)
+
+
+def outside_reader(other: Any) -> Callable[[], int]:
+    made = ConfluentReader({}, TopicPartition("in", 0, 0), other)
+    return lambda: len(made.read(0, LOG.stop, 0.0)[0])
+
+
+@pytest.mark.parametrize("reading", [member, outside_reader])
+def test_a_silence_may_be_a_batch_that_takes_long_to_unpack(
+    reading: Callable[[Any], Callable[[], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka has no bound of its own for what it unpacks; the other library has. Damage is another thing."""
+    monkeypatch.setattr(confluent_consumer, "Consumer", Silent)
+    monkeypatch.setattr(confluent_consumer, "_TOLD_TWICE_S", 0.0)
+    monkeypatch.setattr(confluent_consumer, "_SILENT_S", -1.0)
+    assert reading(too_large)() == 0
+    with pytest.raises(UnreadableRecords, match="damaged"):
+        reading(damaged)()
+    monkeypatch.setattr(confluent_consumer, "Consumer", Complains)
+    with pytest.raises(UnreadableRecords, match="too large to unpack"):
+        reading(too_large)()

@@ -24,7 +24,7 @@ from confluent_kafka import (
 
 from lstmstream.records import NO_TIMESTAMP, Headers, RecordBatch
 from lstmstream.transport.clients import AssignmentListener, Fetched
-from lstmstream.transport.clients.confluent_gaps import GapCheck, OtherOpinion
+from lstmstream.transport.clients.confluent_gaps import GapCheck, OtherOpinion, unless_too_large
 from lstmstream.transport.clients.offset_metadata import with_end
 from lstmstream.transport.ports import CommittedOffset, Membership
 
@@ -36,6 +36,7 @@ _ENDS_S = 2.0  # for the ends of partitions that were just assigned
 _SILENT_S = 3.0  # a reader that has come no further asks for another opinion
 _TOLD_TWICE_S = 1.0  # the same for a partition of the group that is told once more where to read
 _LONGEST_SILENT_S = 60.0
+_KNOWN = 0.0  # in place of the time to look at a suspect: the library has said so, or left records out
 _UNDECODABLE = {
     KafkaError._BAD_MSG,
     KafkaError._BAD_COMPRESSION,
@@ -126,7 +127,7 @@ class ConfluentConsumer:
                 raise self._judged() from error
             raise
         records = self._advance(records, ends)
-        self._suspects |= dict.fromkeys(undecodable & set(self._positions), 0.0)
+        self._suspects |= dict.fromkeys(undecodable & set(self._positions), _KNOWN)
         if not len(records):
             records = self._look_at_suspects(max_events)
         self._member = self._consumer.memberid() or self._member
@@ -170,7 +171,7 @@ class ConfluentConsumer:
                 extra={"topic": self._topic, "partition": partition, "offset": lost},
             )
             records = records.take(np.flatnonzero((records.partitions != partition) | (records.offsets < lost)))
-            self._suspects[partition] = 0.0
+            self._suspects[partition] = _KNOWN
             self._seek_to(partition, lost)
         return records
 
@@ -184,7 +185,8 @@ class ConfluentConsumer:
         now_s = time.monotonic()
         for partition, when_s in list(self._suspects.items()):
             if when_s <= now_s:
-                records, position = self._other_opinion(self._topic, partition, self._positions[partition], max_events)
+                opinion = self._other_opinion if when_s == _KNOWN else unless_too_large(self._other_opinion)
+                records, position = opinion(self._topic, partition, self._positions[partition], max_events)
                 del self._suspects[partition]  # the next error, or whoever tells it again where to read, brings it back
                 if position > self._positions[partition]:
                     self._seek_to(partition, position)
@@ -272,7 +274,8 @@ class ConfluentReader:
             position = max(position, int(records.offsets[-1]) + 1)
         elif undecodable or (position == start and now_s - self._moved_s > self._silent_s):
             self._moved_s, self._silent_s = now_s, min(2 * self._silent_s, _LONGEST_SILENT_S)
-            records, position = self._other_opinion(topic, partition, start, _READ_RECORDS)
+            opinion = self._other_opinion if undecodable else unless_too_large(self._other_opinion)
+            records, position = opinion(topic, partition, start, _READ_RECORDS)
             sought = True  # where the library is to go on is to be told
         lost = None if sought else self._gap_check.first_lost(partition, start, records.offsets, position)
         if lost is not None:  # a part that the library left out is read by the other one, or what comes before it first

@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lstmstream.errors import UnreadableRecords
 from lstmstream.records import Ints, RecordBatch
+from lstmstream.transport.decompression import BatchTooLargeError
 
 _CHECK_AGAIN_S = 60.0  # after a gap that holds no record: a topic with transactions has one behind each
 
@@ -20,6 +22,23 @@ _CHECK_AGAIN_S = 60.0  # after a gap that holds no record: a topic with transact
 # to go on from. Raises UnreadableRecords. librdkafka goes on and on, without a word, over some batches that it cannot
 # decode, gives up a whole batch for one record, and does not say where the batch ends.
 OtherOpinion = Callable[[str, int, int, int], tuple[RecordBatch, int]]
+
+
+def unless_too_large(other_opinion: OtherOpinion) -> OtherOpinion:
+    """For a silence of librdkafka, which gives neither a record nor an error.
+
+    It may still be unpacking a batch. That this one is too large for the other library counts for nothing then.
+    """
+
+    def ask(topic: str, partition: int, start: int, max_records: int) -> tuple[RecordBatch, int]:
+        try:
+            return other_opinion(topic, partition, start, max_records)
+        except UnreadableRecords as error:
+            if isinstance(error.__cause__, BatchTooLargeError):
+                return RecordBatch.empty(topic), start
+            raise
+
+    return ask
 
 
 class GapCheck:
