@@ -299,6 +299,11 @@ def test_secrets_come_from_files(load: Load, tmp_path: Path) -> None:
     assert config.http.token is not None
     assert config.http.token.get_secret_value() == CANARY
     assert config.files == {"http.token": secret}
+    renewable = config.secret("http.token")
+    assert renewable is not None
+    secret.write_text("another\n")
+    assert renewable.current() == "another"
+    assert config.secret("kafka.schema_registry.password") is None
     for name, value in (("HTTP__TOKEN", CANARY), ("HTTP__TOKEN_FILE", CANARY), ("HTTP__TOKEN_FILE", str(tmp_path))):
         both = {f"LSTMSTREAM_{name}": value}
         if name == "HTTP__TOKEN":

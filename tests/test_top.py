@@ -13,9 +13,9 @@ from rich.console import Console
 
 from lstmstream import top
 from lstmstream.errors import CannotServe
-from lstmstream.serve.http import Guard, HttpServer, daemon_routes, json_response
+from lstmstream.serve.http import HttpServer, daemon_routes, json_response
 from lstmstream.serve.live_feed import Feed
-from tests.serve.live_world import LiveWorld
+from tests.serve.live_world import LiveWorld, guard
 
 HOSTILE = "\x1b[31m[bold]\r\n\u202e"
 
@@ -26,8 +26,7 @@ class Daemon:
         self.world.load()
         feed = Feed(self.world.live.take)
         routes = daemon_routes(self.world.health, self.world.metrics.registry, feed)
-        guard = Guard(token, local_only=True)
-        self.server = HttpServer("127.0.0.1", 0, routes, feed=feed, guard=guard)
+        self.server = HttpServer("127.0.0.1", 0, routes, feed=feed, guard=guard(token))
         self.url = f"http://127.0.0.1:{self.server.port}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,7 @@ def validate(
     `places`: where the keys of `tree` stand in their file, for the messages.
 
     Raises CannotServe with one line for each fault: those of the environment (`overrides`), of single options and
-    between options. Where there are faults, `tree` has been changed and must not be used again.
+    between options.
     """
     sources, earlier, files = overrides or Overrides({}, [])
     problems = list(earlier)
@@ -103,6 +104,7 @@ def _details(error: ValidationError) -> Iterator[tuple[Keys, Detail]]:
 
 def _without(schema: type[AnyDocument], tree: dict[str, Any], wrong: list[Keys]) -> AnyDocument:
     """The configuration without its invalid parts, good enough to look for conflicts between the others."""
+    tree = copy.deepcopy(tree)
     for keys in wrong:
         delete_in(tree, keys)
     for keys, value in schema.placeholders.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, SecretStr
 
+from lstmstream.config.files import RenewableSecret
 from lstmstream.config.paths import Keys
 from lstmstream.config.types import Section
 
@@ -37,6 +39,12 @@ class Document(Section):
     def files(self) -> Mapping[str, Path]:
         """The file that an option was read from, by the option's path: those set by a variable that ends in `_FILE`."""
         return self._files
+
+    def secret(self, option: str) -> RenewableSecret | None:
+        """The secret that the option of this path has; None where it is not set."""
+        value = functools.reduce(getattr, option.split("."), self)
+        assert value is None or isinstance(value, SecretStr), option
+        return None if value is None else RenewableSecret(value.get_secret_value(), self._files.get(option))
 
     def conflicts(self) -> Iterable[Conflict]:
         """Find options that are valid by themselves and cannot be used together. May read files that options name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_BYTES = 1_000_000  # far more than any such file needs, far less than what would hurt
@@ -34,3 +35,20 @@ def read_secret(path: Path) -> str:
     Raises UnreadableFile and UnicodeDecodeError.
     """
     return read_small_file(path).decode().removesuffix("\n").removesuffix("\r")
+
+
+@dataclass(frozen=True, slots=True)
+class RenewableSecret:
+    """A secret whose file, where it has one, may be replaced while the daemon runs."""
+
+    text: str = field(repr=False)  # as it was at the start
+    file: Path | None = None
+
+    def current(self) -> str:
+        """What the file holds now; the text of the start where it cannot be read, or is empty."""
+        if self.file is None:
+            return self.text
+        try:
+            return read_secret(self.file) or self.text
+        except (UnreadableFile, UnicodeDecodeError):
+            return self.text

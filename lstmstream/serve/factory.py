@@ -21,7 +21,7 @@ from lstmstream.serve.output_form import AvroOutput, Kind, OutputForm
 from lstmstream.serve.scorer import Meaning, Scorer, Timer, no_timer
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepModel
-from lstmstream.transport.schema_registry import RegistryClient, open_event_reader
+from lstmstream.transport.schema_registry import PASSWORD, RegistryClient, open_event_reader
 
 
 def load_step_model(config: Config) -> tuple[Model, OnnxStep]:
@@ -44,6 +44,7 @@ def open_reader(config: Config) -> EventReader | None:
         unwrap=source.unwrap,
         max_bytes=source.max_bytes,
         folder=config.folder,
+        password_file=config.files.get(PASSWORD),
     )
 
 
@@ -60,7 +61,8 @@ def open_output_form(config: Config) -> OutputForm | None:
         require("avro", "output.format: avro")
         from lstmstream.formats.avro_predictions import SCHEMA_TEXT, avro_prediction  # noqa: PLC0415 -- needs fastavro
 
-        registry = RegistryClient(config.kafka.schema_registry, config.folder)
+        password_file = config.files.get(PASSWORD)
+        registry = RegistryClient(config.kafka.schema_registry, config.folder, password_file=password_file)
         avro = AvroOutput(avro_prediction, lambda topic: registry.register(f"{topic}-value", SCHEMA_TEXT))
     return OutputForm(config.name, topics, avro=avro, cloudevents=output.cloudevents)
 

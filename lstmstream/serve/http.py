@@ -26,6 +26,7 @@ from typing import Self, cast
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, generate_latest
 
+from lstmstream.config.files import RenewableSecret
 from lstmstream.errors import CannotServe
 from lstmstream.logs import escape_untrusted
 from lstmstream.serve.health import Health
@@ -301,13 +302,13 @@ class _Router:
 class Guard:
     """Who may ask for what shows keys."""
 
-    def __init__(self, token: str | None, *, local_only: bool) -> None:
+    def __init__(self, token: RenewableSecret | None, *, local_only: bool) -> None:
         """`local_only`: without a token, refuse requests to a name that is not of this machine.
 
         A page of somebody else's, open in a browser on this machine, could otherwise read it all: its own name only
         has to be made to point to 127.0.0.1 (DNS rebinding).
         """
-        self._token = None if token is None else token.encode()
+        self._token = token
         self._local_only = local_only
 
     @property
@@ -319,7 +320,8 @@ class Guard:
         """The response to a request with these headers, if it may not be answered."""
         if self._token is not None:
             kind, _, given = _header(lines, "authorization").partition(" ")
-            if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._token):
+            token = self._token.current().encode()
+            if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token):
                 return None
             return _error(
                 HTTPStatus.UNAUTHORIZED, "WWW-Authenticate: Bearer\r\n", hint="send http.token as bearer token"

@@ -67,7 +67,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
     metrics = Metrics()
     health = Health(stall_after=config.http.stall_after)
     metrics.ready.set_function(lambda: float(health.readyz()[0]))
-    token = None if config.http.token is None else config.http.token.get_secret_value()
+    token = config.secret("http.token")
     # A worker listens on the loopback address: whether others may see keys, its parent decides.
     live = Live(config.name, metrics, health, show_keys=token is not None or config.http.loopback)
     feed = Feed(live.take)

@@ -17,6 +17,7 @@ from urllib.request import Request
 
 import orjson
 
+from lstmstream.config.files import RenewableSecret
 from lstmstream.config.schema import Kafka, SchemaRegistry
 from lstmstream.errors import CannotServe, SchemaRegistryDown
 from lstmstream.extras import require
@@ -28,6 +29,7 @@ from lstmstream.transport.web import make_opener, read_response
 MAX_REFERENCES = 200  # that one schema leads to
 LIMIT_S, RETRY_S = 60.0, 1.0  # how long a command waits for a registry, and between two looks
 PAUSES_S = (0.1, 0.4)  # before it is asked once more
+PASSWORD = "kafka.schema_registry.password"  # noqa: S105 - the option, as it stands in `Config.files`
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 _UNKNOWN = {404}  # of a number, or of a version that a schema refers to
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
@@ -42,19 +44,22 @@ class RegistryClient:
         folder: Path,
         *,
         serialized: bool = False,
+        password_file: Path | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`serialized`: schemas of Protobuf as file descriptors. A relative path of `ca` starts from `folder`."""
+        """`serialized`: schemas of Protobuf as file descriptors. A relative path of `ca` starts from `folder`.
+
+        `password_file`: where the password was read from; it is read again for each question.
+        """
         assert registry.url is not None, "the configuration was checked"
         self._url = registry.url
         self._timeout_s = registry.timeout
         self._query, self._and_format = ("?format=serialized", "&format=serialized") if serialized else ("", "")
         self._sleep = sleep
         self._opener = make_opener(None if registry.ca is None else str(folder / registry.ca))
-        self._headers = {"Accept": f"{_MEDIA_TYPE}, application/json", "User-Agent": "lstmstream"}
-        if registry.username is not None and registry.password is not None:
-            user = f"{registry.username}:{registry.password.get_secret_value()}".encode()
-            self._headers["Authorization"] = f"Basic {b64encode(user).decode()}"
+        self._username = registry.username
+        password = registry.password
+        self._password = None if password is None else RenewableSecret(password.get_secret_value(), password_file)
 
     def schema(self, schema_id: int) -> Schema:
         """The schema and all that it refers to. Raises UnknownSchema."""
@@ -118,7 +123,12 @@ class RegistryClient:
 
     def _answer(self, path: str, body: Mapping[str, Any] | None) -> bytes:
         data = None if body is None else orjson.dumps(body)
-        headers = self._headers if data is None else {**self._headers, "Content-Type": _MEDIA_TYPE}
+        headers = {"Accept": f"{_MEDIA_TYPE}, application/json", "User-Agent": "lstmstream"}
+        if data is not None:
+            headers["Content-Type"] = _MEDIA_TYPE
+        if self._username is not None and self._password is not None:
+            user = f"{self._username}:{self._password.current()}".encode()
+            headers["Authorization"] = f"Basic {b64encode(user).decode()}"
         request = Request(self._url + path, data, headers)  # noqa: S310 - the configuration allows http and https only
         return read_response(self._opener, request, self._timeout_s)
 
@@ -133,15 +143,22 @@ def _message(error: HTTPError) -> str:
 
 
 def open_event_reader(
-    kafka: Kafka, *, record_format: str, unwrap: str | None, max_bytes: int, folder: Path
+    kafka: Kafka,
+    *,
+    record_format: str,
+    unwrap: str | None,
+    max_bytes: int,
+    folder: Path,
+    password_file: Path | None = None,
 ) -> EventReader | None:
     """What makes JSON objects of the records; None where they are JSON objects. Raises CannotServe.
 
-    `record_format` and `unwrap` are those of `input`. Nothing is asked for yet.
+    `record_format` and `unwrap` are those of `input`; `password_file` is RegistryClient's. Nothing is asked for yet.
     """
     if record_format == "json" and unwrap is None:
         return None
-    return EventReader(_body_reader(kafka, record_format, folder), unwrap, max_bytes=max_bytes)
+    body_reader = _body_reader(kafka, record_format, folder, password_file)
+    return EventReader(body_reader, unwrap, max_bytes=max_bytes)
 
 
 def read_patiently(reader: EventReader | None, records: RecordBatch, limit_s: float = LIMIT_S) -> RecordBatch:
@@ -158,7 +175,7 @@ def read_patiently(reader: EventReader | None, records: RecordBatch, limit_s: fl
             time.sleep(RETRY_S)
 
 
-def _body_reader(kafka: Kafka, record_format: str, folder: Path) -> ReadBody | None:
+def _body_reader(kafka: Kafka, record_format: str, folder: Path, password_file: Path | None) -> ReadBody | None:
     if record_format == "json":
         return None
     if record_format == "json_schema":
@@ -167,7 +184,9 @@ def _body_reader(kafka: Kafka, record_format: str, folder: Path) -> ReadBody | N
         require("avro", "input.format: avro")
         from lstmstream.formats.avro import avro_reader  # noqa: PLC0415 -- needs fastavro
 
-        return FramedReader(RegistryClient(kafka.schema_registry, folder), "AVRO", avro_reader)
+        registry = RegistryClient(kafka.schema_registry, folder, password_file=password_file)
+        return FramedReader(registry, "AVRO", avro_reader)
     from lstmstream.formats.protobuf import protobuf_reader  # noqa: PLC0415 -- takes a while to load
 
-    return FramedReader(RegistryClient(kafka.schema_registry, folder, serialized=True), "PROTOBUF", protobuf_reader)
+    registry = RegistryClient(kafka.schema_registry, folder, serialized=True, password_file=password_file)
+    return FramedReader(registry, "PROTOBUF", protobuf_reader)

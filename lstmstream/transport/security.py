@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from lstmstream.config import Security
-from lstmstream.config.files import UnreadableFile, read_secret, read_small_file
+from lstmstream.config.files import RenewableSecret, UnreadableFile, read_small_file
 from lstmstream.transport.oauth import TokenSource
 
 OPTION = "kafka.security"
@@ -38,15 +38,9 @@ class SecuritySettings:
 
     def current(self) -> SecuritySettings:
         """With the secrets that their files hold now; one that cannot be read, or is empty, stays as it was."""
-        secrets: dict[str, str] = {}
-        for name, file in self.secret_files.items():
-            try:
-                secret = read_secret(file)
-            except (UnreadableFile, UnicodeDecodeError):
-                continue
-            if secret:
-                secrets[name] = secret
-        return replace(self, **secrets) if secrets else self  # type: ignore[arg-type] # fields of text
+        secrets = {name: RenewableSecret(getattr(self, name), file) for name, file in self.secret_files.items()}
+        current = {name: secret.current() for name, secret in secrets.items()}
+        return replace(self, **current)  # type: ignore[arg-type] # fields of text
 
     def digest(self) -> bytes:
         """Of the contents of all files with secrets and certificates: another one after one of them was replaced."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from lstmstream.config.files import RenewableSecret
 from lstmstream.serve.http import STATE_PREFIX, Route, json_response, live_routes, metrics_response
 from lstmstream.serve.live_feed import Feed
 from lstmstream.serve.live_figures import Snapshot
@@ -40,7 +41,7 @@ class Pages:
         statuses: Callable[[], Sequence[WorkerStatus]],
         *,
         stall_after_s: float,
-        token: str | None = None,
+        token: RenewableSecret | None = None,
         show_keys: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -139,9 +140,8 @@ class Pages:
     async def _ask(self, path: str) -> list[tuple[WorkerStatus, Answer | None]]:
         """Each worker with its answer; None where it does not run, or does not answer in time."""
         statuses = self._statuses()
-        return list(
-            zip(statuses, await asyncio.gather(*(_ask(one, path, self._token) for one in statuses)), strict=True)
-        )
+        token = None if self._token is None else self._token.current()
+        return list(zip(statuses, await asyncio.gather(*(_ask(one, path, token) for one in statuses)), strict=True))
 
 
 async def _ask(worker: WorkerStatus, path: str, token: str | None) -> Answer | None:

@@ -47,7 +47,7 @@ def run(
         for place, stage in enumerate(configs)
         for number in range(count)
     ]
-    token = None if config.http.token is None else config.http.token.get_secret_value()
+    token = config.secret("http.token")
     pages = Pages(
         lambda: [worker.status for worker in workers],
         stall_after_s=config.http.stall_after,

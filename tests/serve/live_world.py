@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lstmstream.config.files import RenewableSecret
 from lstmstream.serve.checkpoint import CheckpointPlan
 from lstmstream.serve.health import Health
+from lstmstream.serve.http import Guard
 from lstmstream.serve.live import Live
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import Gauges, MetricsObserver, Observers, PartitionGauges, StageTimer
@@ -74,3 +76,8 @@ class LiveWorld:
 
 def amounts(values: Sequence[float]) -> list[bytes]:
     return [b'{"amount":%d}' % value for value in np.asarray(values).astype(int)]
+
+
+def guard(token: str | None) -> Guard:
+    """Of a page on a loopback address."""
+    return Guard(None if token is None else RenewableSecret(token), local_only=True)

@@ -9,10 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lstmstream.config.files import RenewableSecret
 from lstmstream.serve import live_feed
 from lstmstream.serve.http import Guard, HttpServer, daemon_routes
 from lstmstream.serve.live_feed import Feed
@@ -248,7 +250,7 @@ def test_the_server_closes_while_pages_are_open(served: Served) -> None:
 
 @pytest.mark.parametrize("path", ["/live", "/live/events"])
 def test_with_a_token_only_who_has_it(path: str) -> None:
-    served = Served(guard=Guard("s3cret", local_only=True))
+    served = Served(guard=Guard(RenewableSecret("s3cret"), local_only=True))
     try:
         for headers in (
             "",
@@ -263,6 +265,23 @@ def test_with_a_token_only_who_has_it(path: str) -> None:
         assert client.received.startswith(b"HTTP/1.1 200 ")
         client.connection.close()
         assert served.get("/livez")[0] == 200
+    finally:
+        served.server.close()
+
+
+def test_a_token_may_be_replaced_in_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    served = Served(guard=Guard(RenewableSecret("old", file), local_only=True))
+
+    def status(token: str) -> int:
+        return served.get("/live", f"Authorization: Bearer {token}\r\n")[0]
+
+    try:
+        assert (status("old"), status("new")) == (200, 401), "the file is not there for a moment"
+        file.write_text("new\n")
+        assert (status("old"), status("new")) == (401, 200)
+        file.write_text("")
+        assert (status("old"), status("")) == (200, 401), "an empty file is no token"
     finally:
         served.server.close()
 

@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from lstmstream.serve.http import Guard, HttpServer, daemon_routes, json_response
+from lstmstream.serve.http import HttpServer, daemon_routes, json_response
 from lstmstream.serve.live_feed import Feed
 from tests.serve.chromium import Browser
-from tests.serve.live_world import REFERENCE, LiveWorld
+from tests.serve.live_world import REFERENCE, LiveWorld, guard
 
 HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
 
@@ -26,8 +26,7 @@ class Served:
         self.world.health.set_phase("running")
         feed = Feed(self.world.live.take)
         routes = daemon_routes(self.world.health, self.world.metrics.registry, feed)
-        guard = Guard(token, local_only=True)
-        self.server = HttpServer("127.0.0.1", port, routes, feed=feed, guard=guard, state=_state)
+        self.server = HttpServer("127.0.0.1", port, routes, feed=feed, guard=guard(token), state=_state)
         self.url = f"http://127.0.0.1:{self.server.port}/"
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from lstmstream.serve import state_lookup
-from lstmstream.serve.http import Guard, HttpServer
+from lstmstream.serve.http import HttpServer
 from lstmstream.serve.restore import Restored
 from lstmstream.serve.state_lookup import StateLookup
 from tests.serve.helpers import NumpyStep
-from tests.serve.live_world import LiveWorld
+from tests.serve.live_world import LiveWorld, guard
 
 TOKEN = "s3cret"
 
@@ -33,7 +33,7 @@ class Daemon:
         self.paused = threading.Event()
         self._thread = threading.Thread(target=self._loop)
         self._thread.start()
-        self.server = HttpServer("127.0.0.1", 0, {}, guard=Guard(token, local_only=True), state=self.lookup.respond)
+        self.server = HttpServer("127.0.0.1", 0, {}, guard=guard(token), state=self.lookup.respond)
 
     def _loop(self) -> None:
         self.lookup.start(NumpyStep().card, self.world.engine.scorer.states)

@@ -511,3 +511,13 @@ def test_a_report_shows_the_text_as_it_is_written(tmp_path: Path) -> None:
 def test_words_that_stand_for_a_list_are_among_its_values() -> None:
     kinds = {option.path: option.kind for option in training_options()}
     assert kinds["training.class_weights"] == "`none`, `balanced`, list"
+
+
+def test_a_caller_keeps_its_configuration_as_it_was(tmp_path: Path) -> None:
+    """It may put one fault right and try again, or change one option after the other."""
+    tree = yaml.safe_load(LEAST) | {"training": {"epochs": 0}}
+    for _ in range(2):
+        with pytest.raises(CannotServe, match=r"training\.epochs"):
+            validate_training(tree, tmp_path)
+    tree["training"]["epochs"] = 2
+    assert validate_training(tree, tmp_path).training.epochs == 2

@@ -118,6 +118,20 @@ def test_schemas_that_refer_to_each_other_end(registry: Registry) -> None:
         client(registry.url).schema(1)
 
 
+def test_a_password_may_be_replaced_in_its_file(registry: Registry, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("canary-hunter2\n")
+    made = SchemaRegistry.model_validate({"url": registry.url, **LOGIN, "password": "canary-old"})
+    asked = RegistryClient(made, Path(), password_file=file)
+    registry.login = "reader:canary-hunter2"
+    asked.check()
+    registry.login = "reader:canary-hunter3"
+    with pytest.raises(SchemaRegistryDown, match="answered 401"):
+        asked.check()
+    file.write_text("canary-hunter3\n")
+    asked.check()
+
+
 def test_the_password_goes_to_the_configured_address_only(registry: Registry) -> None:
     registry.login = "reader:canary-hunter2"
     client(registry.url, **LOGIN).check()

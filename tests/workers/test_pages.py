@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from lstmstream.config.files import RenewableSecret
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import Guard, HttpServer, daemon_routes, json_response
 from lstmstream.serve.live import Live
@@ -37,7 +38,8 @@ class Side:
 
     def __init__(self, token: str | None = None) -> None:
         self.clock = Clock()
-        guard = Guard(token, local_only=True)
+        secret = None if token is None else RenewableSecret(token)
+        guard = Guard(secret, local_only=True)
         self.healths = [Health(stall_after=STALL_S, clock=self.clock, blocked={}) for _ in range(2)]
         self.events = []
         self.servers = []
@@ -55,7 +57,7 @@ class Side:
             server = HttpServer("127.0.0.1", 0, routes, feed=feed, guard=guard, state=state)
             self.servers.append(server)
             self.statuses.append(WorkerStatus(number, 1, running=True, since_s=1000.0, port=server.port, ended=""))
-        self.pages = pages = Pages(lambda: self.statuses, stall_after_s=STALL_S, token=token, clock=self.clock)
+        self.pages = pages = Pages(lambda: self.statuses, stall_after_s=STALL_S, token=secret, clock=self.clock)
         self.server = HttpServer(
             "127.0.0.1",
             0,
