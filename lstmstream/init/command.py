@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +54,12 @@ def init(
     records: int,
     force: bool,
     wire: Wire = Wire(),  # noqa: B008 - immutable
+    as_json: bool = False,
 ) -> int:
-    """Write the two files into `folder`. Raises CannotServe."""
+    """Write the two files into `folder`. Raises CannotServe.
+
+    `as_json`: what was found is printed as JSON.
+    """
     stream, train = folder / "stream.yaml", folder / "train.yaml"
     for file in (stream, train):
         if file.exists() and not force:
@@ -73,7 +79,11 @@ def init(
         train.write_text(train_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
     except OSError as error:
         raise CannotServe(f"{error.filename}: {error.strerror}") from error
-    _report(found, len(documents), bad, stream, train)
+    if as_json:
+        looked_at = {"events": len(documents), "not_json": bad}
+        print(json.dumps(looked_at | asdict(found) | {"files": [str(stream), str(train)]}, ensure_ascii=False))
+    else:
+        _report(found, len(documents), bad, stream, train)
     return 0
 
 

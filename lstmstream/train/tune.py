@@ -5,7 +5,8 @@ The test split is never used. The result is a training configuration, with which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
@@ -34,10 +36,11 @@ _SECTIONS = {
 _LOG_SCALE = {"learning_rate", "weight_decay", "hidden", "batch", "steps"}
 
 
-def tune(path: Path, *, trials: int | None = None, out: Path | None = None) -> int:
+def tune(path: Path, *, trials: int | None = None, out: Path | None = None, as_json: bool = False) -> int:
     """Searches within the bounds of section `tune` of the configuration at `path`. Returns the exit code.
 
-    The best settings go to `out`, by default `<file>.tuned.yaml` beside it. Raises CannotServe for faults of
+    The best settings go to `out`, by default `<file>.tuned.yaml` beside it. `as_json`: the best trials are printed as
+    JSON, not as a table. Raises CannotServe for faults of
     configuration and data, and where no trial has a result.
     """
     stop = ShutdownSignal()
@@ -78,8 +81,13 @@ def tune(path: Path, *, trials: int | None = None, out: Path | None = None) -> i
             reason = "stopped before the first trial was complete"
         raise CannotServe(f"tune: {reason}; there are no settings to write")
     _write_config(out, read_yaml(path), study.best_params, config)
-    _print_best_trials(study)
-    print(f"{out}: the best of {len(study.trials)} trials; now: lstmstream train {out}")
+    best = _best_trials(study)
+    if as_json:
+        found = [{"trial": one.number + 1, "validation": one.value, **one.params} for one in best]
+        print(json.dumps({"config": str(out), "trials": len(study.trials), "best": found}))
+    else:
+        _print_table(best)
+        print(f"{out}: the best of {len(study.trials)} trials; now: lstmstream train {out}")
     return 0
 
 
@@ -141,13 +149,18 @@ def _write_config(out: Path, tree: dict[str, Any], params: Params, config: Train
     out.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _print_best_trials(study: optuna.Study) -> None:
+def _best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Those with a result, the best first."""
     complete = [trial for trial in study.trials if trial.value is not None]
+    return sorted(complete, key=lambda trial: -(trial.value or 0.0))[:MAX_LISTED]
+
+
+def _print_table(trials: Sequence[FrozenTrial]) -> None:
     table = Table(title="best trials")
-    names = list(study.best_params)
+    names = list(trials[0].params)
     for name in ("trial", *names, "validation"):
         table.add_column(name, justify="right")
-    for trial in sorted(complete, key=lambda trial: -(trial.value or 0.0))[:MAX_LISTED]:
+    for trial in trials:
         table.add_row(str(trial.number + 1), *(f"{trial.params[name]:.4g}" for name in names), f"{trial.value:.5g}")
     Console().print(table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VerifyWorld:
     return made
 
 
-def run(folder: Path, *, force: bool = False, topic: str = INPUT) -> int:
-    return init(folder, topic=topic, servers=["127.0.0.1:9092"], name=None, records=1000, force=force)
+def run(folder: Path, *, force: bool = False, topic: str = INPUT, as_json: bool = False) -> int:
+    servers = ["127.0.0.1:9092"]
+    return init(folder, topic=topic, servers=servers, name=None, records=1000, force=force, as_json=as_json)
 
 
 def test_what_it_writes_passes_the_checks(
@@ -105,6 +107,10 @@ def test_what_it_writes_passes_the_checks(
         world.broker.append(INPUT, partition, None, orjson.dumps(event), event["time"], [])
     assert run(tmp_path / "new") == 0
     assert "key         customer" in capsys.readouterr().out
+    assert run(tmp_path / "other", as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["events"], found["not_json"], found["key"], found["label"]) == (300, 0, "customer", "fraud")
+    assert found["files"] == [str(tmp_path / "other" / name) for name in ("stream.yaml", "train.yaml")]
     config = load_config(tmp_path / "new" / "stream.yaml")
     assert (config.model, config.input.key, config.input.timestamp) == (
         "builtin:anomaly:amount,place.lat",

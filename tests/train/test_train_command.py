@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -284,7 +285,13 @@ def test_tuning_writes_the_best_settings(tmp_path: Path, capsys: pytest.CaptureF
     file = write_config(tmp_path, tune=bounds)
     assert tune(file) == 0
     assert "train.tuned.yaml: the best of 4 trials" in capsys.readouterr().out
+    assert tune(file, as_json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["config"], said["trials"]) == (str(tmp_path / "train.tuned.yaml"), 4)
+    best = said["best"][0]
     found = yaml.safe_load((tmp_path / "train.tuned.yaml").read_text())
+    assert f"{best['learning_rate']:.4g}" == f"{found['training']['learning_rate']:.4g}"
+    assert best["validation"] == max(trial["validation"] for trial in said["best"])
     assert 4 <= found["model"].pop("hidden") <= 6
     assert 0.001 <= found["training"].pop("learning_rate") <= 0.05
     given = settings(tune=bounds)
