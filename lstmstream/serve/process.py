@@ -21,6 +21,7 @@ from lstmstream.serve.live_feed import Feed
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
+from lstmstream.serve.recent_scores import RecentScores
 from lstmstream.serve.startup import make_observers, open_spans, start_daemon
 from lstmstream.serve.state_lookup import StateLookup
 from lstmstream.serve.worker import Worker
@@ -73,7 +74,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
     feed = Feed(live.take)
     guard = Guard(token, local_only=config.http.loopback)
     routes = daemon_routes(health, metrics.registry, feed)
-    lookup = StateLookup()
+    lookup = StateLookup(None if token is None else RecentScores())
     spans = None
     http = HttpServer(config.http.host, config.http.port, routes, feed=feed, guard=guard, state=lookup.respond)
     try:

@@ -15,6 +15,7 @@ import orjson
 from lstmstream.model import Card
 from lstmstream.serve.http import json_response, ok_json
 from lstmstream.serve.observers import Observer
+from lstmstream.serve.recent_scores import RecentScores
 from lstmstream.serve.state import KeyState, StateStore
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 
@@ -30,6 +31,7 @@ class _Found(NamedTuple):
     partition: int
     state: KeyState
     committed: bool
+    scores: list[dict[str, Any]]
 
 
 class _Answer(NamedTuple):
@@ -40,7 +42,9 @@ class _Answer(NamedTuple):
 class StateLookup(Observer):
     """Answers between two batches, so a state that it shows is never half changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, recent: RecentScores | None = None) -> None:
+        """`recent`: where predictions are kept; without it none are shown."""
+        self._recent = recent
         self._card: Card | None = None
         self._states: StateStore | None = None
         self._positions: dict[int, int] = {}  # of running partitions: committed offsets
@@ -77,7 +81,8 @@ class StateLookup(Observer):
         card = self._card
         assert card is not None
         shown = {"model": card.name, "version": card.version, **state_fields(found.partition, found.state)}
-        return {**shown, "committed": found.committed, "parts": state_parts(card, found.state.row)}
+        parts = state_parts(card, found.state.row)
+        return {**shown, "committed": found.committed, "scores": found.scores, "parts": parts}
 
     # -- on the loop's thread
 
@@ -101,7 +106,8 @@ class StateLookup(Observer):
             row = slab.index.get(key)
             if row is not None and slab.steps[row]:
                 state = slab.get(row)
-                found.append(_Found(partition, state, committed=state.last_offset < position))
+                scores = [] if self._recent is None else self._recent.of_key(key, partition, most=state.steps)
+                found.append(_Found(partition, state, state.last_offset < position, scores))
         return _Answer(found, restoring)
 
     def on_restored(self, restored: Restored) -> None:
@@ -113,7 +119,9 @@ class StateLookup(Observer):
         self._positions.pop(partition, None)
 
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
-        """The offsets that are committed now."""
+        """The offsets that are committed now, and the predictions."""
+        if self._recent is not None:
+            self._recent.add(result)
         for partition, offset in result.records.next_offsets().items():
             if partition in self._positions:
                 self._positions[partition] = offset

@@ -238,6 +238,12 @@
         const text = values.slice(0, SHOWN_VALUES).map((one) => Number(one.toPrecision(4))).join(", ") + (values.length > SHOWN_VALUES ? ", …" : "");
         return [...(several ? [[`${state.model}, ${state.partition}`]] : []), [name], [count(values.length), "n"], [text, "w"]];
       })));
+    const scores = states.flatMap((state) => state.scores);
+    show("key-scores", scores.length > 0);
+    table("key-scores", [["last scores"], ["score", "n"], ["alert"], ["offset", "n"]],
+      scores.map((one) => [
+        [one.timestamp, "t"], [known(one.score) ? Number(one.score.toPrecision(4)).toString() : "", "n"], [one.alert ? "yes" : ""], [String(one.offset), "n"],
+      ]));
   }
   at("look-up").addEventListener("submit", (event) => {
     event.preventDefault();

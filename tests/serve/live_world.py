@@ -10,6 +10,7 @@ import numpy as np
 
 from lstmstream.config.files import RenewableSecret
 from lstmstream.serve.checkpoint import CheckpointPlan
+from lstmstream.serve.engine import Result
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import Guard
 from lstmstream.serve.live import Live
@@ -57,7 +58,7 @@ class LiveWorld:
     def wall_s(self) -> float:
         return self.now_s + 1_000_000
 
-    def process(self, *values: bytes, key: bytes = b"k", age_s: float = 0.004) -> None:
+    def process(self, *values: bytes, key: bytes = b"k", age_s: float = 0.004) -> Result:
         """One batch of events, committed."""
         timestamp = round((self.wall_s() - age_s) * 1000)
         events = [Event(0, self._offset + n, timestamp, key, value) for n, value in enumerate(values)]
@@ -65,6 +66,7 @@ class LiveWorld:
         result = self.engine.process(batch(events))
         self.engine.commit()
         self.observer.on_commit(result, CheckpointPlan([], {}, {}, {0: self._offset}, 0), 0.01)
+        return result
 
     def gauges(self, lags: Sequence[int | None], *, restoring: int = 0) -> None:
         partitions = [PartitionGauges(number, 7, lag) for number, lag in enumerate(lags)]

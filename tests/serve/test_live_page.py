@@ -36,7 +36,10 @@ async def _state(target: str) -> bytes:
         return json_response(ok=False, body={"error": "not found", "hint": "it is not here"}, otherwise=404)
     parts = {"mean": 0.25, HOSTILE: [[0.1, -2.0], [3.0, 4.0]], "ring": list(range(40))}
     state = {"partition": 3, "offset": 77, "committed": False, "timestamp": "2026-01-05T10:31:07.123Z", "steps": 41}
-    return json_response(ok=True, body={"key": HOSTILE, "states": [{**state, "failures": 2, "parts": parts}]})
+    scores = [{"offset": 77, "timestamp": state["timestamp"], "score": 0.98765, "alert": True}]
+    return json_response(
+        ok=True, body={"key": HOSTILE, "states": [{**state, "failures": 2, "scores": scores, "parts": parts}]}
+    )
 
 
 @pytest.fixture
@@ -167,6 +170,7 @@ def test_the_state_of_a_key_is_looked_up(browser: Browser) -> None:
         assert browser.value(names) == ["mean", HOSTILE, "ring"]
         assert "0.1, -2, 3, 4" in browser.text("#key-table")
         assert "14, 15, …" in browser.text("#key-table")
+        assert browser.text("#key-scores tbody").split() == ["2026-01-05T10:31:07.123Z", "0.9877", "yes", "77"]
         assert browser.value("document.documentElement.scrollWidth") <= 900
     finally:
         browser.value("sessionStorage.clear()")

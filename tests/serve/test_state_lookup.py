@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from lstmstream.serve import state_lookup
+from lstmstream.serve.checkpoint import CheckpointPlan
 from lstmstream.serve.http import HttpServer
+from lstmstream.serve.recent_scores import KEPT, SHOWN, RecentScores
 from lstmstream.serve.restore import Restored
 from lstmstream.serve.state_lookup import StateLookup
 from tests.serve.helpers import NumpyStep
@@ -28,7 +30,7 @@ class Daemon:
     def __init__(self, token: str | None = TOKEN) -> None:
         self.world = LiveWorld()
         self.world.load()
-        self.lookup = StateLookup()
+        self.lookup = StateLookup(RecentScores())
         self._stopping = threading.Event()
         self.paused = threading.Event()
         self._thread = threading.Thread(target=self._loop)
@@ -82,6 +84,33 @@ def test_a_state_is_shown_by_its_parts(daemon: Daemon) -> None:
     assert flat.tobytes() == kept.row.tobytes()
     assert (state["partition"], state["offset"], state["steps"], state["failures"]) == (0, 1, 2, 0)
     assert (state["model"], state["version"]) == (card.name, card.version)
+
+
+def test_its_last_scores(daemon: Daemon) -> None:
+    """Those that are committed, the newest first, and not of another key."""
+    daemon.run_partition()
+    first = daemon.world.process(b'{"amount":1}', b'{"amount":2}', b"no event", b'{"amount":3}')
+    for result in (first, daemon.world.process(b'{"amount":4}', key=b"other")):
+        daemon.lookup.on_commit(result, CheckpointPlan([], {}, {}, {}, 0), 0.01)
+    daemon.world.process(b'{"amount":5}')
+    (state,) = daemon.ask("k")[1]["states"]
+    newest_first = list(zip([0, 1, 3], first.predictions.score.tolist(), strict=True))[::-1]
+    assert [(one["offset"], one["score"]) for one in state["scores"]] == newest_first
+    assert {one["timestamp"] for one in state["scores"]} == {"1970-01-12T13:48:19.996Z"}
+    assert len(daemon.ask("other")[1]["states"][0]["scores"]) == 1
+
+
+def test_no_more_scores_than_it_has_room_for() -> None:
+    world = LiveWorld()
+    world.load()
+    recent = RecentScores()
+    for number in range(KEPT // 1000 + 5):
+        recent.add(world.process(*[b'{"amount":1}'] * 1000, key=b"first" if number == 0 else b"k"))
+    assert recent.of_key(b"first", 0, most=1000) == [], "the oldest went"
+    assert len(recent._batches) == KEPT // 1000
+    assert len(recent.of_key(b"k", 0, most=1_000_000)) == SHOWN
+    assert [one["offset"] for one in recent.of_key(b"k", 0, most=2)] == [24_999, 24_998], "since its state began"
+    assert recent.of_key(b"k", 1, most=2) == [], "of another partition"
 
 
 @pytest.mark.parametrize("key", [b"a/b?c", "Zoë".encode(), b""], ids=["path", "utf-8", "empty"])
