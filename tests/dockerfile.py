@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 APT = "RUN apt-get"
 MOST_BYTES = 260 << 20  # of the daemon's packages
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 Step = tuple[str, str]  # instruction, arguments
 

@@ -26,7 +26,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "lstmstream.json"
 METRIC = re.compile(r"(?<![\w:.])lstmstream_\w+(?![\w:])")
 RECORDED = re.compile(r"(?<![\w:])\w+:lstmstream_\w+:\w+")
 HISTOGRAM_ENDS = ("_bucket", "_sum", "_count")
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 
 def find_prometheus(name: str = "prometheus") -> str:

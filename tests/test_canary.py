@@ -116,7 +116,7 @@ def outputs(servers: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         return done.returncode, done.stdout
 
@@ -138,7 +138,7 @@ def test_no_key_file_is_shown_with_its_password(tmp_path: Path) -> None:
     cert, key = made.certificate("client"), made.key("client")
     locked = tmp_path / "locked.key"
     command = ["openssl", "rsa", "-aes256", "-in", key, "-out", locked, "-passout", f"pass:{CANARY}"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
     path, _ = config_file(tmp_path, "password", "127.0.0.1:9", "")
     settings = yaml.safe_load(path.read_text())
     settings["kafka"]["security"] = {
@@ -150,7 +150,7 @@ def test_no_key_file_is_shown_with_its_password(tmp_path: Path) -> None:
     }
     path.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "lstmstream", "check", str(path)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     assert "connection refused" in done.stdout
     assert found_in(done.stdout + done.stderr) == []

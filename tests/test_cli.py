@@ -22,7 +22,7 @@ def lstmstream(*arguments: str, **environment: str) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -110,7 +110,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
     assert (done.returncode, done.stderr) == (1, "lstmstream: -: No space left on device\n")
 

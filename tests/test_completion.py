@@ -48,7 +48,7 @@ def test_bash(program: Path, words: list[str], expected: set[str]) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     assert (done.stderr, set(done.stdout.splitlines())) == ("", expected)
 

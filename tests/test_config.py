@@ -550,7 +550,7 @@ def certificate_files(tmp_path: Path) -> None:
         f"rsa -aes256 -in one.key -out locked.key -passout pass:{CANARY}",
         "x509 -in one.pem -outform DER -out one.der",
     ):
-        subprocess.run(["openssl", *arguments.split()], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *arguments.split()], cwd=tmp_path, check=True, capture_output=True, timeout=180)
     (tmp_path / "empty").touch()
 
 

@@ -33,7 +33,7 @@ def lstmstream(*arguments: object, without: tuple[str, ...] = OPTIONAL) -> subpr
         "sys.argv[0] = 'lstmstream'\nfrom lstmstream.cli import main\nmain()"
     )
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture

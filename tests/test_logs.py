@@ -220,7 +220,7 @@ def test_a_dead_standard_error_neither_stops_the_process_nor_changes_its_exit_co
     if how == "pipe":
         program = program.replace("logs.configure", "time.sleep(0.5); logs.configure")
     done = subprocess.run(
-        ["bash", "-c", command, sys.executable, program], stdout=subprocess.PIPE, timeout=60, check=False
+        ["bash", "-c", command, sys.executable, program], stdout=subprocess.PIPE, timeout=180, check=False
     )
     assert done.stdout == b"done\n"
     assert done.returncode == 0

@@ -352,7 +352,7 @@ def test_every_mistake_of_a_config_is_told_at_once(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 2
     assert "kafka.bootstrap_servers" in done.stderr

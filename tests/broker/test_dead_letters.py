@@ -26,7 +26,7 @@ GOOD, BAD = 200, 40
 
 def lstmstream(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lstmstream", *arguments]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_events_are_corrected_and_replayed_once_by_two_at_the_same_time(

@@ -33,7 +33,7 @@ def trained(name: str, to: Path) -> Path:
     folder.mkdir()
     for file in ("make_data.py", "train.yaml", "stream.yaml"):
         shutil.copy(EXAMPLES / name / file, folder)
-    subprocess.run([sys.executable, "make_data.py", "--small"], cwd=folder, check=True, timeout=60)
+    subprocess.run([sys.executable, "make_data.py", "--small"], cwd=folder, check=True, timeout=180)
     assert train(folder / "train.yaml") == 0
     return folder
 

@@ -126,7 +126,7 @@ def _produce(servers: str, topic: str, writer: Write, events: list[Any], *, star
 
 def _run(*arguments: str) -> Any:
     command = [sys.executable, "-m", "lstmstream", *arguments, "--json"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
 

@@ -43,7 +43,7 @@ def read_from_the_start(broker: str, proxy: KafkaProxy, client: str, topic: str)
     transport.join()
     given: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
     resumed: set[int] = set()
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 180
     try:
         while any(len(offsets) < RECORDS for offsets in given.values()):
             assert time.monotonic() < deadline_s, given

@@ -37,7 +37,7 @@ def test_an_open_transaction_has_a_place_until_it_ends(
         producer.flush()
         assert transport.open_transactions(topic, [0, 1]) == {1: (0, 3)}
         producer.commit_transaction()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while transport.open_transactions(topic, [0, 1]):
             assert time.monotonic() < deadline
     finally:
@@ -60,7 +60,7 @@ def test_this_member_is_found_among_them(topic_prefix: str, transport: KafkaTran
     transport.connect()
     transport.join()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (polled := transport.poll(0.1, 1)).assignment:
             assert time.monotonic() < deadline
         (member,) = transport.group_members()

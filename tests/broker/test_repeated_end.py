@@ -37,7 +37,7 @@ def test_it_does_not_end_the_next_one(broker: str, topic_prefix: str, client: st
         try:
             transport.connect()
             transport.join()
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while not (polled := transport.poll(0.1, 1)).assignment:
                 assert time.monotonic() < deadline
 

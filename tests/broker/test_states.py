@@ -23,7 +23,7 @@ def ask(daemon: RunningWorkers, key: str) -> tuple[int, dict[str, Any]]:
 
 def state_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lstmstream", "state", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_the_state_of_a_key(broker: str, topic_prefix: str, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def serve(broker: str, name: str, tmp_path: Path, **sections: dict[str, Any]) ->
 
 def verify(config: Path, *options: str) -> tuple[int, dict[str, Any], str]:
     command = [sys.executable, "-m", "lstmstream", "verify", str(config), "--json", *options]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
     return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
 
 
@@ -173,7 +173,7 @@ def test_it_follows_a_daemon_that_runs(broker: str, topic_prefix: str, served: P
                 finding = json.loads(following.stdout.readline())
                 following.send_signal(signal.SIGTERM)
                 summary = json.loads(following.stdout.read())
-                code = following.wait(30)
+                code = following.wait(120)
             finally:
                 limit.cancel()
                 following.kill()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.broker
 
 def send(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lstmstream", "dev", "events", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_payments_are_written_with_their_customer_as_key(broker: str, topic_prefix: str) -> None:

@@ -111,7 +111,7 @@ def through_a_pipe(tmp_path: Path, content: bytes) -> list[Any]:
     try:
         return read(fifo)
     finally:
-        writer.join(30)
+        writer.join(120)
 
 
 @pytest.mark.parametrize("form", JSON_FORMS)
@@ -351,6 +351,6 @@ def test_process_substitution(tmp_path: Path) -> None:
     (tmp_path / "count.py").write_text(code)
     for command in (f"{sys.executable} count.py <(zcat x.gz)", f"{sys.executable} count.py /dev/stdin < x.gz"):
         done = subprocess.run(
-            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
         )
         assert (done.stdout, done.stderr) == ("50\n", "")

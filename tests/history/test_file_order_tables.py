@@ -126,7 +126,7 @@ def test_a_pipe_is_read_and_a_folder_is_named(tmp_path: Path) -> None:
     writer = Thread(target=fifo.write_bytes, args=(b'{"k":"a","n":7}\n',))
     writer.start()
     events = load_events(resolve_paths(["fifo"], tmp_path), FIELDS)
-    writer.join(30)
+    writer.join(120)
     assert events.x[:, 0].tolist() == [7]
     refused("is not a file; for a folder write a pattern", resolve_paths, ["."], tmp_path)
 

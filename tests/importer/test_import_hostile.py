@@ -369,7 +369,7 @@ def test_a_damaged_file_is_imported_and_equivalent_or_refused(tmp_path: Path) ->
     """In a program of its own, for it has a limit of memory, and HDF5, torch and onnxruntime might crash."""
     program = [sys.executable, __file__, str(tmp_path), "40"]
     done = subprocess.run(
-        program, capture_output=True, text=True, timeout=120, check=False, env=source_files.one_thread()
+        program, capture_output=True, text=True, timeout=300, check=False, env=source_files.one_thread()
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -13,7 +13,7 @@ from typing import Any
 from tests.programs import find_program
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 
 class Browser:

@@ -375,7 +375,7 @@ def build(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -402,7 +402,7 @@ def test_a_codec_that_does_not_compile_is_not_left_behind(tmp_path: Path) -> Non
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, str(folder / "build.py"), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0
     assert done.stderr.startswith("codec: pure Python, for ")
     assert list(out.iterdir()) == []

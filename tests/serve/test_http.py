@@ -49,7 +49,7 @@ class Side:
     def ask(
         self, path: str, method: str = "GET", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         try:
             connection.request(method, path, headers=headers or {})
             response = connection.getresponse()
@@ -58,7 +58,7 @@ class Side:
             connection.close()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.server.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.server.port), timeout=60)
 
     def raw(self, request: bytes) -> bytes:
         with self.connect() as connection:
@@ -254,7 +254,7 @@ def test_a_client_that_does_not_read_is_dropped(side: Side, monkeypatch: pytest.
     monkeypatch.setattr(served._Router, "respond", long)
     with side.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + 60
         while not side.server._open and time.monotonic() < deadline:
             time.sleep(0.01)
         while side.server._open and time.monotonic() < deadline:
@@ -277,12 +277,12 @@ def test_a_route_that_waits_holds_up_nobody_and_ends_with_the_server() -> None:
     with served.HttpServer("127.0.0.1", 0, {"/slow": slow, "/other": other}) as server:
 
         def connect(path: str) -> socket.socket:
-            connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
             connection.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
             return connection
 
         with connect("/slow") as waiting:
-            assert asked.wait(10)
+            assert asked.wait(60)
             with connect("/other") as second:
                 assert read_all(second).startswith(b"HTTP/1.1 200 ")
             release.set()
@@ -290,7 +290,7 @@ def test_a_route_that_waits_holds_up_nobody_and_ends_with_the_server() -> None:
         release.clear()
         asked.clear()
         with connect("/slow") as waiting:
-            assert asked.wait(10)
+            assert asked.wait(60)
             server.close()
             with contextlib.suppress(ConnectionResetError):
                 assert not read_all(waiting)
@@ -310,7 +310,7 @@ def test_a_client_that_goes_leaves_nothing_behind(side: Side) -> None:
     for _ in range(50):
         side.connect().close()
     assert side.ask("/livez")[0] == 200
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 60
     while side.server._open and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not side.server._open

@@ -34,13 +34,13 @@ class Served:
     def tick(self, feed_tick: Callable[[], Any] | None = None) -> None:
         """One second passes, and a snapshot is sent."""
         self.world.now_s += 1
-        asyncio.run_coroutine_threadsafe((feed_tick or self.feed.tick)(), self.server._loop).result(10)
+        asyncio.run_coroutine_threadsafe((feed_tick or self.feed.tick)(), self.server._loop).result(60)
 
     def connect(self, path: str = "/live/events", headers: str = "", receive_bytes: int | None = None) -> Client:
         connection = socket.socket()
         if receive_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(("127.0.0.1", self.server.port))
         connection.sendall(f"GET {path} HTTP/1.1\r\n{headers}\r\n".encode())
         return Client(connection)
@@ -54,7 +54,7 @@ class Served:
         return int(head.split(b" ")[1]), json.loads(body or b"{}")
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -202,7 +202,7 @@ def test_a_client_that_does_not_read_is_dropped_and_holds_up_nobody(
 
 
 def test_a_head_request_and_what_a_client_sends_later_begin_nothing(served: Served) -> None:
-    connection = socket.create_connection(("127.0.0.1", served.server.port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", served.server.port), timeout=60)
     connection.sendall(b"HEAD /live/events HTTP/1.1\r\n\r\n")
     received = b""
     while part := connection.recv(65_536):

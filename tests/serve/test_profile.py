@@ -262,7 +262,7 @@ def test_a_file_that_fails_at_the_end_is_said(tmp_path: Path) -> None:
 
 def lstmstream(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lstmstream", *arguments], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "lstmstream", *arguments], capture_output=True, text=True, check=False, timeout=300
     )
 
 

@@ -163,7 +163,7 @@ def test_standard_input_and_output_are_files_too(tmp_path: Path) -> None:
                 [sys.executable, "-m", "lstmstream", "score", MODEL, *arguments],
                 **{**streams, redirected: file},
                 stderr=subprocess.PIPE,
-                timeout=60,
+                timeout=180,
                 check=False,
             )
         assert done.returncode == 2, done.stderr

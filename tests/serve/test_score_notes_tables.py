@@ -339,7 +339,7 @@ def test_any_form_gives_the_same_answers(tmp_path: Path, form: str, way: str) ->
     if way == "file":
         writer.join()
     assert run_as_is(DEMO, data, "--out", out) == 0
-    writer.join(30)
+    writer.join(120)
     assert answers(out) == answers(expected)
 
 
@@ -355,7 +355,7 @@ def test_answers_to_a_slow_pipe_come_as_its_lines_do(tmp_path: Path) -> None:
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["steps"] == i // 3 + 1
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path) -> None:
         assert process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(60) == 1
+        assert process.wait(120) == 1
         assert process.stderr.read() == b""
 
 

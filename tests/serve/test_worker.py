@@ -58,7 +58,7 @@ def line() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_it_tells_its_parent_and_stops_with_it(line: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = line
-    ours.settimeout(10)
+    ours.settimeout(60)
     ended = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
@@ -68,7 +68,7 @@ def test_it_tells_its_parent_and_stops_with_it(line: tuple[socket.socket, socket
             assert [said.readline(), said.readline()] == ["started\n", "port 4711\n"]
         assert not ended.is_set()
         ours.close()  # as the system does at the end of any process
-        assert ended.wait(10)
+        assert ended.wait(60)
         worker.report_port(4712)  # to nobody
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -80,7 +80,7 @@ def write_config(folder: Path, **sections: Any) -> Path:
 def command(folder: Path, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Runs `lstmstream` with the arguments, in the folder; the exit status is checked unless `check` is None."""
     done = subprocess.run(
-        [*LSTMSTREAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        [*LSTMSTREAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     assert check is None or done.returncode == check, done.stderr
     return done

@@ -42,7 +42,7 @@ def copied(name: str, to: Path, *options: str) -> Path:
     folder.mkdir()
     for file in FILES:
         shutil.copy(EXAMPLES / name / file, folder)
-    subprocess.run([sys.executable, "make_data.py", *(options or ["--small"])], cwd=folder, check=True, timeout=60)
+    subprocess.run([sys.executable, "make_data.py", *(options or ["--small"])], cwd=folder, check=True, timeout=180)
     return folder
 
 

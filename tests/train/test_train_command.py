@@ -254,7 +254,7 @@ def last_epoch(output: str) -> int:
 def test_a_signal_keeps_the_best_so_far(tmp_path: Path, number: int) -> None:
     process, _ = start_training(tmp_path)
     process.send_signal(number)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=180)
     assert process.returncode == 0, output
     assert "stopping; the best epoch so far is kept" in output
     training = load_model(tmp_path / "card-fraud.onnx").card.training
@@ -264,14 +264,14 @@ def test_a_signal_keeps_the_best_so_far(tmp_path: Path, number: int) -> None:
 def test_a_killed_training_resumes_after_its_last_epoch(tmp_path: Path) -> None:
     process, output = start_training(tmp_path)
     process.kill()
-    _, more = process.communicate(timeout=60)
+    _, more = process.communicate(timeout=180)
     done = last_epoch(output + more)
     assert (tmp_path / "card-fraud.checkpoint").exists()
     assert not (tmp_path / "card-fraud.onnx").exists()
     process, output = start_training(tmp_path, "--resume")
     assert last_epoch(output) > done
     process.send_signal(signal.SIGTERM)
-    _, more = process.communicate(timeout=60)
+    _, more = process.communicate(timeout=180)
     assert process.returncode == 0, more
     assert load_model(tmp_path / "card-fraud.onnx").card.training["epochs"] >= last_epoch(output + more)
     assert not (tmp_path / "card-fraud.checkpoint").exists()

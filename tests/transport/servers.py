@@ -157,7 +157,7 @@ class Certificates:
 
     @staticmethod
     def _openssl(arguments: str) -> None:
-        subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True, timeout=180)
 
     def server(self, certificate: Path, *, demand: Path | None = None) -> ssl.SSLContext:
         """A server's context; `demand`: the authority that clients' certificates must be signed by."""

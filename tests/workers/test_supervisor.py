@@ -285,7 +285,7 @@ def test_each_worker_writes_a_profile_of_its_own(tmp_path: Path) -> None:
 
 def test_a_worker_without_a_parent_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lstmstream", "run", str(tmp_path / "c.yaml"), "--worker", "0/2"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=180)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "use --workers" in done.stderr
 
@@ -295,5 +295,5 @@ def test_the_parent_loads_no_runtime_and_no_client() -> None:
         "import sys, lstmstream.cli, lstmstream.config, lstmstream.workers.supervisor;"
         "print(*sorted({'onnxruntime', 'kafka', 'confluent_kafka', 'torch', 'onnx', 'numpy'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180)
     assert done.stdout.strip() == ""
