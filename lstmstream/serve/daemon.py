@@ -44,6 +44,7 @@ POLL_TIMEOUT_S = 0.25  # a shutdown waits for its end
 POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 QUIET_S = 10.0
+REJOIN_EVERY = 20  # recoveries in a row, after which the group is joined with a new consumer
 SECOND_LOOK_S = 1.0  # a new coordinator's high watermark comes with the next fetch of its followers
 
 
@@ -384,6 +385,10 @@ class Daemon:
                 self._transport.recover()
                 self._housekeeping.check_topics()
                 self._resolve_pending(CALL_TIMEOUT_S)
+                if self._recoveries % REJOIN_EVERY == 0 and not isinstance(error, RecordRefused):
+                    # A client was seen that went on polling, and whose heartbeats had ended for good.
+                    log.error("nothing could be committed for a while; replacing the consumer")
+                    self._transport.join()
                 break
             except TryAgain as again:
                 if self._quiet:  # it lasts, which is worth the line that was left out

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.phase import Phase
 from lstmstream.serve.state_records import FLOOR
@@ -64,6 +64,29 @@ def test_a_daemon_that_is_killed_before_states_are_due_replays_no_more_each_time
     assert sum(committed.values()) == 500
     assert sum(committed[number] - floors[number] for number in floors) <= 200
     world.check_states()
+
+
+def test_a_consumer_under_which_nothing_can_be_committed_is_replaced() -> None:
+    """It polls and looks well; only the broker does not take what is committed under its membership."""
+    world = World()
+    daemon = _settled(world)
+    transport = world.transports[id(daemon)]
+    join, joins = transport.join, []
+
+    def replace_consumer(**options: Any) -> None:
+        joins.append(options)
+        join(**options)
+
+    def refuse(point: str) -> None:
+        if point == "commit" and not joins:
+            raise TryAgain("the coordinator is not aware of this member")
+
+    transport.join = replace_consumer  # type: ignore[method-assign]
+    world.watch = refuse
+    fill(world, 100)
+    world.settle()
+    world.check()
+    assert len(joins) == 1
 
 
 def test_states_are_rebuilt_after_a_kill() -> None:
