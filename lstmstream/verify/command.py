@@ -137,6 +137,8 @@ def _print_summary(summary: dict[str, Any], *, listed: bool) -> None:
         f"{summary['events']:,} events{whose}: {summary['predictions']:,} predictions, {summary['alerts']:,} alerts,"
         f" {summary['dead_letters']:,} dead letters in {summary['seconds']:.1f} s"
     )
+    if summary["enriched_events"] is not None:
+        print(f"{summary['enriched_events']:,} of their enriched events are right")
     if summary["silent"]:
         print(f"{summary['silent']:,} events have no answer, as input.silent says")
     if summary["repeated"]:

@@ -22,6 +22,7 @@ from lstmstream.verify.differences import (
     place_of,
     prediction_differences,
 )
+from lstmstream.verify.enriched import EnrichedEvents
 from lstmstream.verify.envelopes import Event
 from lstmstream.verify.expected import Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
@@ -60,8 +61,10 @@ class Comparison:
         outputs: Outputs,
         ranges: dict[int, PartitionRange],
         carried: Callable[[Headers], Headers] = lambda headers: headers,
+        enriched: EnrichedEvents | None = None,
     ) -> None:
-        """`carried`: those of an event's headers that its prediction has."""
+        """`carried`: those of an event's headers that its prediction has. `enriched`: where these are compared."""
+        self._enriched = enriched
         self.findings = Findings()
         self.counts: Counter[str] = Counter()
         self.unjudged: dict[str, dict[int, list[int]]] = {}  # reason → partition → first and last offset
@@ -108,6 +111,10 @@ class Comparison:
             partition.window.add(
                 offset, timestamp_ms, key, value, headers, expected, rendered, kind=kind, carried=self._carried(headers)
             )
+            if is_prediction and self._enriched is not None:
+                partition.window.enriched[len(partition.window) - 1] = self._enriched.expect(
+                    number, timestamp_ms, event, self._carried(headers), expected
+                )
             if is_prediction and (expected.ended or expected.summary):
                 ended = self._renderer.render_ended(expected, number, offset) if expected.ended else None
                 summary = self._renderer.render_summary(expected, number, offset) if expected.summary else None
@@ -219,6 +226,8 @@ class Comparison:
             and found.partition == place_of(found, window.record_keys[row], self._outputs)
         )
         if kind is Row.PREDICTION and same and (found.record == PREDICTION or window.alerts[row]):
+            if self._enriched is not None and found.record == PREDICTION:
+                self._enriched.confirm(found.source.partition, found.source.offset, window.enriched.get(row, 0))
             return
         if self._of_another_model(found) or self._in_between(found, partition):
             return

@@ -24,7 +24,7 @@ class Finding:
     """One difference. `partition` and `offset` are the event's, in the input."""
 
     kind: Kind
-    record: str  # prediction | alert | dead letter
+    record: str  # prediction | alert | dead letter | enriched event
     partition: int
     offset: int
     detail: str

@@ -14,6 +14,7 @@ from lstmstream.records import RecordBatch
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.verify.compare import Comparison
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, ENDED, PREDICTION, SUMMARY, Outputs
+from lstmstream.verify.enriched import EnrichedTopic
 from lstmstream.verify.envelopes import Envelopes
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
@@ -53,6 +54,7 @@ class Verification:
         self.sample = sample
         exact = config.delivery == "exactly_once" and config.device.device != "cuda"
         self.tolerance = tolerance if tolerance is not None else 0.0 if exact else ANOTHER_CPU
+        self._enriched = self._open_enriched(limits)
         self.comparison = Comparison(
             model,
             settings_of(config, model.card, sample=sample),
@@ -66,6 +68,7 @@ class Verification:
             ),
             self.ranges,
             carried=partial(carried, config),
+            enriched=None if self._enriched is None else self._enriched.events,
         )
         self._positions = {number: given.start for number, given in self.ranges.items()}
         self._judged = dict(self._positions)  # up to where the last round has come
@@ -81,6 +84,8 @@ class Verification:
             for number, given in self.ranges.items()
         }
         outputs = self._output_ends()
+        if self._enriched is not None:
+            self._enriched.find_ends(self._broker)
         self._total = self._done + sum(end - self._positions[number] for number, end in ends.items())
         self._total += sum(end - self._output_positions[place] for place, end in outputs.items())
         for number, end in ends.items():
@@ -98,10 +103,19 @@ class Verification:
                 self.comparison.take_output(record, published)
                 self._progress(records)
             self._output_positions[record, partition] = end
+        if self._enriched is not None:
+            self._enriched.judge(self._broker, self.comparison.findings)
         self._set_complete_from()
         self._committed = committed_offsets(self._broker, self.topics)
         self.comparison.finish(self._committed)
         self._judged = dict(self._positions)
+
+    def _open_enriched(self, limits: Limits) -> EnrichedTopic | None:
+        """None where there are none, or they cannot be compared."""
+        if self._config.output.events.topic is None or self.tolerance:
+            return None
+        complete = limits == Limits() and self.sample == 1 and all(given.whole for given in self.ranges.values())
+        return EnrichedTopic(self._broker, self._config, self._model.card, self.topics.partitions, complete=complete)
 
     def _output_ends(self) -> dict[tuple[str, int], int]:
         """Up to the high watermarks, so that what is in doubt now is waited for. Predictions before dead letters."""
@@ -177,6 +191,7 @@ class Verification:
             "end_records": counts[ENDED],
             "summaries": counts[SUMMARY],
             "dead_letters": counts[DEAD_LETTER],
+            "enriched_events": None if self._enriched is None else self._enriched.events.count,
             "silent": counts["silent"],
             "repeated": counts["repeated"],
             "others": counts["others"],

@@ -60,6 +60,7 @@ class Window:
         self._high = bytearray()  # whether the score is at the threshold or above
         self.ended: dict[int, bytes] = {}  # by row: the end record, and in the next the summary, that it should have
         self.summaries: dict[int, bytes] = {}
+        self.enriched: dict[int, int] = {}  # by row: the hash of the enriched event that it should have
         self._held_back: dict[int, str] = {}
         self._events: dict[int, bytes] = {}
         self._reasons: dict[int, bytes] = {}
