@@ -43,7 +43,7 @@ class StateTopicReader:
         self.card = card
         self._config = config
         self._broker = broker
-        self._identity = state_identity(config, card)
+        self.identity = state_identity(config, card)
         found = broker.describe([config.state.topic]).get(config.state.topic)
         if found is None:
             raise CannotServe(
@@ -67,14 +67,14 @@ class StateTopicReader:
         topic = self._config.state.topic
         states = StateStore(np.asarray(self.card.state.initial, dtype=np.float32))
         errors = RestoreErrors(self._config.input.topic, number, topic, self._config.name)
-        loader = StateLoader(Partition(number, 0, states), self._identity.digest, errors)
+        loader = StateLoader(Partition(number, 0, states), self.identity.digest, errors)
         beginning, _ = self._broker.offset_range(topic, number)
         for batch in self._broker.read(topic, number, beginning, end):
             loader.take(batch)
         slab = states.slabs[number]
         rows = slab.index.rows()
-        origin = -1 if loader.floor is None else loader.floor.origin
-        counts = rows[loader.origins(rows) == origin]  # others are of a time before the states were reset
+        # Others are of a time before the states were reset, or of an import that was not finished.
+        counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
         return StoredStates(number, slab, counts, len(loader.damaged), list(loader.others.values()))
 
 

@@ -18,6 +18,7 @@ from lstmstream.verify.envelopes import Envelopes
 from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
 from lstmstream.verify.forms import Forms, carried
+from lstmstream.verify.history import History, read_past
 from lstmstream.verify.published import Source, dead_letter_headers, prediction_source
 from lstmstream.verify.topics import Limits, committed_offsets, find_topics, plan
 
@@ -37,9 +38,10 @@ class Verification:
         limits: Limits = Limits(),  # noqa: B008 - immutable
         sample: float = 1.0,
         tolerance: float | None = None,
+        history: History | None = None,
         on_progress: OnProgress = lambda _events, _fraction: None,
     ) -> None:
-        """Raises CannotServe where nothing can be judged."""
+        """`history`: that the states were built from. Raises CannotServe where nothing can be judged."""
         if sample < 1 and config.alerts.max_per_hour is not None:
             raise CannotServe("--sample: alerts.max_per_hour counts the alerts of all keys; verify without --sample")
         self._broker, self._config, self._model = broker, config, model
@@ -49,13 +51,16 @@ class Verification:
         self._on_progress = on_progress
         self.topics = find_topics(config, broker)
         self._committed = committed_offsets(broker, self.topics)
-        self.ranges = plan(broker, config, model.card, self.topics, self._committed, limits)
+        self.ranges = plan(
+            broker, config, model.card, self.topics, self._committed, limits, with_history=history is not None
+        )
         self.sample = sample
         exact = config.delivery == "exactly_once" and config.device.device != "cuda"
         self.tolerance = tolerance if tolerance is not None else 0.0 if exact else ANOTHER_CPU
+        settings = settings_of(config, model.card, sample=sample)
         self.comparison = Comparison(
             model,
-            settings_of(config, model.card, sample=sample),
+            settings,
             Outputs(
                 input_topic=self.topics.input,
                 partitions=self.topics.counts,
@@ -67,6 +72,8 @@ class Verification:
             self.ranges,
             carried=partial(carried, config),
         )
+        if history is not None:
+            self.comparison.take_history(read_past(history, model.card, settings, self.topics.partitions))
         self._positions = {number: given.start for number, given in self.ranges.items()}
         self._judged = dict(self._positions)  # up to where the last round has come
         self._output_positions: dict[tuple[str, int], int] = {}  # by kind of record and partition
