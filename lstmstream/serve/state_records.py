@@ -191,21 +191,28 @@ def pack_columns(
     """(record keys, values) of the states of C entity keys; `incidents` of those that have one."""
     count, floats = columns.rows.shape
     keys = [pack_key(key, digest) for key in entities]
-    bodies = np.zeros(count, np.dtype([("header", _HEADER), ("row", "<f4", (floats,))]))
-    header = bodies["header"]
+    records = np.empty(count, _record_type(floats))
+    header = records["header"]
     header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)
     header["origin"], header["floats"] = columns.origins, floats
     header["last_offset"], header["steps"] = columns.last_offsets, columns.steps
     header["last_timestamp"], header["failures"] = columns.last_timestamps, columns.failures
-    bodies["row"] = columns.rows
-    size, packed = bodies.dtype.itemsize, bodies.tobytes()
-    values: list[bytes | None] = []
-    for i, key in enumerate(keys):
-        body = packed[i * size : (i + 1) * size]
-        if incidents and (incident := incidents.get(entities[i])) is not None:
-            body = _with_incident(body, incident)
-        values.append(body + _CRC.pack(crc32(body, crc32(key))))
+    records["row"] = columns.rows
+    size = records.dtype.itemsize
+    body, view = size - _CRC.size, memoryview(records.view(np.uint8))
+    starts = range(0, count * size, size)
+    records["crc"] = [crc32(view[at : at + body], crc32(key)) for at, key in zip(starts, keys, strict=True)]
+    packed = records.tobytes()
+    values: list[bytes | None] = [packed[at : at + size] for at in starts]
+    for i, entity in enumerate(entities) if incidents else ():
+        if (incident := incidents.get(entity)) is not None:
+            longer = _with_incident(packed[starts[i] : starts[i] + body], incident)
+            values[i] = longer + _CRC.pack(crc32(longer, crc32(keys[i])))
     return list(keys), values
+
+
+def _record_type(floats: int) -> np.dtype[np.void]:
+    return np.dtype([("header", _HEADER), ("row", "<f4", (floats,)), ("crc", "<u4")])
 
 
 def _with_incident(body: bytes, incident: Incident) -> bytes:
@@ -267,8 +274,7 @@ def unpack_states(
     for key, value in zip(record_keys, values, strict=True):
         if crc32(memoryview(value)[:size], crc32(key)) != int.from_bytes(value[size:], "little"):
             return None
-    whole = np.dtype([("header", _HEADER), ("row", "<f4", (floats,)), ("crc", "<u4")])
-    found = np.frombuffer(b"".join(values), dtype=whole)
+    found = np.frombuffer(b"".join(values), dtype=_record_type(floats))
     header = found["header"]
     sound = (
         (header["magic"] == _MAGIC)

@@ -143,7 +143,7 @@ class Seeding:
                     " meanwhile, before anybody has answered them; run it again with a history that contains them"
                 )
         self._patiently("the group cannot be joined", self._transport.join)
-        self._member()
+        self._patiently("the group cannot be joined", self._member)
         self._check_not_begun()  # as its only member: nobody can begin from here on, and go unnoticed
         self._commit([], self._joins, self._progress_nonce)
 

@@ -132,7 +132,8 @@ class _JsonStates:
         spec = self._card.state
         row = np.empty(spec.size, np.float32)
         for part in spec.parts:
-            values = np.asarray(parts[part.name], np.float32)
+            with np.errstate(over="ignore"):  # infinity is refused later
+                values = np.asarray(parts[part.name], np.float32)
             if values.shape != part.shape:
                 raise ValueError(f"part {part.name!r} has the shape {list(values.shape)}, not {list(part.shape)}")
             row[part.offset : part.offset + values.size] = values.ravel()
