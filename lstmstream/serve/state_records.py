@@ -199,7 +199,7 @@ def pack_columns(
     header["last_timestamp"], header["failures"] = columns.last_timestamps, columns.failures
     records["row"] = columns.rows
     size = records.dtype.itemsize
-    body, view = size - _CRC.size, memoryview(records.view(np.uint8))
+    body, view = size - _CRC.size, records.view(np.uint8).data
     starts = range(0, count * size, size)
     records["crc"] = [crc32(view[at : at + body], crc32(key)) for at, key in zip(starts, keys, strict=True)]
     packed = records.tobytes()

@@ -75,6 +75,23 @@ def get(
 
 
 @app.command()
+def diff(
+    config: _Config,
+    key: Annotated[str, typer.Argument(help="The key.")],
+    model: Annotated[str, typer.Option("--with", metavar="MODEL", help="Another model: a path, or builtin:NAME.")],
+    as_json: _Json = False,
+    stage: _StageName = None,
+) -> int:
+    """Show the state of a key beside the one that another model has after the same events.
+
+    The other model reads those events of the key that the input still has; nothing is written.
+    """
+    from lstmstream.states.diff import diff_states
+
+    return diff_states(config, key, model, as_json=as_json, stage=stage)
+
+
+@app.command()
 def export(
     config: _Config,
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the states, .jsonl or .parquet; - prints JSONL.")],

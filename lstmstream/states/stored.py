@@ -42,7 +42,7 @@ class StateTopicReader:
         """Raises CannotServe where there is no such topic."""
         self.card = card
         self._config = config
-        self._broker = broker
+        self.broker = broker
         self.identity = state_identity(config, card)
         found = broker.describe([config.state.topic]).get(config.state.topic)
         if found is None:
@@ -59,7 +59,7 @@ class StateTopicReader:
                 f"--partition {partition}: topic {self._config.state.topic!r} has partitions 0 to {count - 1}"
             )
         numbers = range(self.partitions) if partition is None else [partition]
-        ends = self._broker.last_stable_offsets(self._config.state.topic, numbers)
+        ends = self.broker.last_stable_offsets(self._config.state.topic, numbers)
         for number in numbers:
             yield self._read(number, ends[number])
 
@@ -68,8 +68,8 @@ class StateTopicReader:
         states = StateStore(np.asarray(self.card.state.initial, dtype=np.float32))
         errors = RestoreErrors(self._config.input.topic, number, topic, self._config.name)
         loader = StateLoader(Partition(number, 0, states), self.identity.digest, errors)
-        beginning, _ = self._broker.offset_range(topic, number)
-        for batch in self._broker.read(topic, number, beginning, end):
+        beginning, _ = self.broker.offset_range(topic, number)
+        for batch in self.broker.read(topic, number, beginning, end):
             loader.take(batch)
         slab = states.slabs[number]
         rows = slab.index.rows()
