@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lstmstream.config import Config, load_config
-from lstmstream.errors import CannotServe, Fatal, OwnershipLost
+from lstmstream.errors import CannotServe, Fatal, OwnershipLost, TryAgain
 from lstmstream.model import Card
 from lstmstream.records import Ints
 from lstmstream.row_progress import RowProgress
@@ -41,12 +41,18 @@ def import_states(config: Path, file: Path, *, at: JoinAt, stage: str | None) ->
 @contextmanager
 def opened_seeding(config: Config, card: Card) -> Iterator[Seeding]:
     """A run that nothing has been written of yet. Raises CannotServe."""
-    with closing(Seeding(config, card, open_kafka_transport(config), say=say)) as seeding:
+    with closing(Seeding(config, card, open_kafka_transport(_without_instance(config)), say=say)) as seeding:
         try:
             seeding.prepare()
             yield seeding
-        except (Fatal, OwnershipLost) as error:
+        except (TryAgain, Fatal, OwnershipLost) as error:
             raise CannotServe(f"the states cannot be written: {error}") from error
+
+
+def _without_instance(config: Config) -> Config:
+    """Without a `group.instance.id`: a static member stays in its group when it goes, and would keep its partitions."""
+    properties = {name: value for name, value in config.kafka.properties.items() if name != "group.instance.id"}
+    return config.model_copy(update={"kafka": config.kafka.model_copy(update={"properties": properties})})
 
 
 def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> int:

@@ -6,8 +6,6 @@ import csv
 import gzip
 import math
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -68,7 +66,10 @@ def _events(path: Path, numbers: set[str]) -> Iterator[bytes | dict[str, Any]]:
                 lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(file))
                 yield from (_of_csv(row, numbers) for row in csv.DictReader(lines))
         elif form == "parquet":
-            yield from _parquet(path)
+            require("tables", f"--history {path}: reading Parquet")
+            from lstmstream.verify.history_tables import parquet_rows  # noqa: PLC0415 -- needs polars
+
+            yield from parquet_rows(path)
         else:
             raise CannotServe(f"--history {path}: the name must end with .jsonl, .csv or .parquet, perhaps with .gz")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -94,30 +95,3 @@ def _number(cell: str) -> Any:
     except ValueError:
         return cell
     return number if math.isfinite(number) else cell
-
-
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    require("tables", f"--history {path}: reading Parquet")
-    import polars as pl  # noqa: PLC0415 -- an extra
-
-    try:
-        for frame in pl.scan_parquet(path).collect_batches(maintain_order=True, chunk_size=4096):
-            for row in frame.iter_rows(named=True):
-                yield {name: _plain(value) for name, value in row.items() if value is not None}
-    except pl.exceptions.PolarsError as error:
-        raise CannotServe(f"--history {path}: cannot be read ({error})") from error
-
-
-def _plain(value: Any) -> Any:
-    """As JSON would have it."""
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return value

@@ -89,9 +89,14 @@ def answered(world: World) -> list[tuple[int, int, float, int]]:
 
 
 def seed(
-    world: World, path: Path, at: JoinAt | None = None, *, said: Callable[[str], None] = lambda _text: None
-) -> SeedTransport:
-    """Import a file, as the command does; what is raised leaves the member in the group, as a kill does."""
+    world: World,
+    path: Path,
+    at: JoinAt | None = None,
+    *,
+    said: Callable[[str], None] = lambda _text: None,
+    before_begin: Callable[[], None] = lambda: None,
+) -> None:
+    """Import a file, as the command does; what is raised leaves open what a kill leaves open."""
     transport = SeedTransport(world.broker, INPUT)
     clock = Clock(lambda: world.now_s, lambda: world.now_s, world._sleep)
     config = world.config()
@@ -101,10 +106,10 @@ def seed(
         seeding.prepare()
         engine = make_engine(config, FakeStep(card()))
         joins = find_joins(seeding.broker, INPUT, seeding.partitions, at or JoinAt({}), engine)
+        before_begin()
         run_import(seeding, open_state_file(path, card()), path, joins)
     except BaseException:
         seeding._background.shutdown()
         world.broker.leave(transport.member_id)  # its session is over
         raise
     seeding.close()
-    return transport

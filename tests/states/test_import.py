@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.states.joining import JoinAt
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
@@ -35,12 +35,15 @@ def serve(world: World, *, kill: bool = False) -> None:
     (world.kill if kill else world.stop)(daemon)
 
 
-def test_the_daemon_goes_on_from_the_states_of_the_file(world: World, tmp_path: Path) -> None:
-    past = Past()
+def test_the_daemon_goes_on_from_the_states_of_the_file(tmp_path: Path) -> None:
+    """Also from those whose keys come back only after many restarts."""
+    world, past = World(), Past()
+    produce(world, 6, KEYS[:3])
     seed(world, past.write(tmp_path / "s.jsonl", world))
     for kill in (True, False, True, False):
         serve(world, kill=kill)
-        produce(world, 15)
+        produce(world, 15, KEYS[:3])
+    produce(world, 30)
     serve(world)
     assert answered(world) == past.expected(world)
 
@@ -138,6 +141,39 @@ def test_a_daemon_that_starts_without_states_does_not_meet_them(world: World, tm
     serve(world)
     serve(world)
     world.check()
+
+
+def test_a_group_that_begins_while_the_file_is_looked_at(world: World, tmp_path: Path) -> None:
+    with pytest.raises(CannotServe, match="group 't' has begun"):
+        seed(world, Past().write(tmp_path / "s.jsonl", world), before_begin=lambda: serve(world))
+    serve(world)
+    world.check()
+
+
+def test_a_daemon_that_comes_right_after_the_last_transaction(world: World, tmp_path: Path) -> None:
+    """The import does not know that it went through, and finds the daemon in the group."""
+    past, other, count = Past(), World(), 0
+    path = past.write(tmp_path / "s.jsonl", world)
+
+    def note(at: str) -> None:
+        nonlocal count
+        count += at == "committed"
+
+    def fail(at: str) -> None:
+        nonlocal count
+        count -= at == "committed"
+        if at == "committed" and count == 0:
+            world.start()
+            raise TryAgain("a lost connection")
+
+    produce(other, 30)
+    other.watch = note
+    seed(other, path)
+    world.watch = fail
+    seed(world, path)
+    world.watch = lambda _point: None
+    world.settle()
+    assert answered(world) == past.expected(world)
 
 
 def stop_at(world: World, point: str, nth: int) -> None:
