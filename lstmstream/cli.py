@@ -335,6 +335,14 @@ def verify(
         float | None,
         typer.Option(min=0, help="Allowed difference of scores. Default: 0; 1e-5 where bits are not promised."),
     ] = None,
+    history: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A file that `state build` was given. Several in the same order."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(metavar="COLUMN", help="The key in --history, as for state build.")] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The time in --history, as for state build.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what a running daemon publishes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     stage: Annotated[
@@ -346,6 +354,7 @@ def verify(
     Reads input and output, recomputes each prediction one event at a time, and reports every difference.
     """
     from lstmstream.verify.command import verify as run_verify
+    from lstmstream.verify.history import History
 
     stopping = None
     if follow:
@@ -363,6 +372,7 @@ def verify(
         as_json=as_json,
         stopping=stopping,
         stage=stage,
+        history=History(history, key, timestamp) if history else None,
     )
 
 

@@ -170,7 +170,9 @@ class Checkpointer:
                 floors[number] = max(floor, partition.floor)
                 alerts[number] = memory
                 records.append(
-                    self.floor_record(number, partition.origin, floors[number], position, partition.answers_from)
+                    self.floor_record(
+                        number, partition.origin, floors[number], position, partition.answers_from, partition.seed
+                    )
                 )
             if number in written or number in floors or position > partition.position:
                 offsets[number] = position
@@ -189,10 +191,10 @@ class Checkpointer:
         )
 
     def position_plan(
-        self, partition: int, origin: int, floor: int, position: int, answers_from: int = -1
+        self, partition: int, origin: int, floor: int, position: int, answers_from: int = -1, seed: int = 0
     ) -> CheckpointPlan:
         """The transaction that makes a group's offset our own: one set by somebody else, or another model's."""
-        record = self.floor_record(partition, origin, floor, position, answers_from)
+        record = self.floor_record(partition, origin, floor, position, answers_from, seed)
         return CheckpointPlan([record], {}, {partition: floor}, {partition: position}, self._write_budget)
 
     def on_commit(
@@ -222,7 +224,7 @@ class Checkpointer:
             partition.dirty.mark(change, now_s, min_timestamp_ms[number])
 
     def floor_record(
-        self, partition: int, origin: int, offset: int, position: int, answers_from: int = -1
+        self, partition: int, origin: int, offset: int, position: int, answers_from: int = -1, seed: int = 0
     ) -> RecordBatch:
         """One floor record; `position` is the group's offset of the same transaction."""
         topic = self.topic
@@ -237,6 +239,7 @@ class Checkpointer:
             position=position,
             answers_from=answers_from,
             alerts=alerts,
+            seed=seed,
         )
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 

@@ -35,11 +35,17 @@ COMMIT_TIMEOUT_S = 12.0  # the broker aborts a transaction after 10 s
 INITIAL_COMMIT_TIMEOUT_S = 10.0
 LOOP_S = 0.25  # how often the loop shows that it is alive while it waits
 NONCE_PREFIX = "lstmstream:"
+SEEDING_PREFIX = f"{NONCE_PREFIX}seeding:"  # while `lstmstream state import | build` writes states
 
 
 def is_ours(metadata: str) -> bool:
     """Whether an offset with this metadata was committed by lstmstream, by this process or another one."""
     return metadata.startswith(NONCE_PREFIX)
+
+
+def is_unfinished_seed(metadata: str) -> bool:
+    """Whether an offset with this metadata waits for states that `lstmstream state import | build` is to write."""
+    return metadata.startswith(SEEDING_PREFIX)
 
 
 def input_partitions(metadata: str) -> int | None:

@@ -96,6 +96,10 @@ class Engine:
         kept = np.flatnonzero(~np.isin(predictions.index, list(enriched.faults)))
         return predictions.take(kept), both, None
 
+    def decode(self, records: RecordBatch) -> Decoded:
+        """What N records say; no state is asked or changed."""
+        return self._decoder.decode(records)
+
     def replay(
         self, records: RecordBatch, policy: AlertPolicy | None = None, *, count_hours: bool = False
     ) -> dict[int, ChangedRows]:

@@ -130,6 +130,7 @@ class Partition:
         self.passed = 0  # offsets from the position to here hold no record: control records, aborted ones, gaps
         self.origin = 0  # input offset at which the states begin
         self.answers_from = -1  # input offset of this identity's first answer, where the states were rebuilt before it
+        self.seed = 0  # of states that were there before the origin; see Floor
         self.floor = 0  # as it stands in the state topic
         self.floor_written_s = 0.0
         self.floor_position = 0  # the position that the floor record names
@@ -158,7 +159,7 @@ class Partition:
         """Forget all states (of a restore that starts again); from here on they begin at `origin`."""
         self.slab = self._states.open(self.number)
         self.dirty = DirtyRows(self.slab)
-        self.origin, self.answers_from = origin, answers_from
+        self.origin, self.answers_from, self.seed = origin, answers_from, 0
 
     def run(self, *, position: int, floor: int, now_s: float, floor_position: int | None = None) -> None:
         """Its states are those of `position`: it can be served. `floor_position`: as the floor record has it."""

@@ -19,7 +19,7 @@ from lstmstream.records import Bools, Ints, RecordBatch
 from lstmstream.serve.alert_restore import RestoredAlerts
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
-from lstmstream.serve.committer import input_partitions, is_ours
+from lstmstream.serve.committer import input_partitions, is_ours, is_unfinished_seed
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
@@ -183,6 +183,8 @@ class Restore:
         transport, number = self._context.transport, self.partition.number
         state_topic = self._context.checkpointer.topic.name
         self._committed = transport.committed_offsets([number]).get(number)
+        if self._committed is not None and is_unfinished_seed(self._committed.metadata):
+            raise self._errors.seed_unfinished()
         # Up to the high watermark, not the last stable offset (KAFKA-10167): the reader waits for pending transactions.
         beginning, end = transport.offset_range(state_topic, number)
         self._open_reader(state_topic, beginning, end)
@@ -214,8 +216,9 @@ class Restore:
         if floor is not None and (changed := self._errors.topics_changed(floor, context.checkpointer.topic)):
             raise changed
         rows = self.partition.slab.index.rows()
-        of_floor = self._loaded.origins(rows) == (-1 if floor is None else floor.origin)  # others cannot be used
+        of_floor = np.zeros(len(rows), np.bool_)  # others cannot be used
         if floor is not None:
+            of_floor = floor.vouches_for(self._loaded.origins(rows))
             newest = int(self.partition.slab.last_offset[rows[of_floor]].max(initial=-1))
             self._answered = max(self._answered, floor.position, floor.offset, newest + 1)
         if (-1 if committed is None else committed.offset) < self._answered and self._doubts_committed():
@@ -342,12 +345,15 @@ class Restore:
         if committed < self._answered:
             self._warn_of_moving_back(committed, self._answered)
         if reason is not None:
+            if floor.seed:
+                raise self._errors.seed_needed(reason)
             log.warning("rebuilding states from the input: %s", reason, extra={"partition": self.partition.number})
             if floor.origin > committed:
                 raise self._errors.before_origin(reason, floor.origin)
         if beginning > self._replay_from:
             raise self._errors.input_gone(self._replay_from, beginning)
         self.partition.origin, self.partition.answers_from = floor.origin, floor.answers_from
+        self.partition.seed = floor.seed
         self._loaded = self._nothing_loaded()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.
@@ -426,7 +432,12 @@ class Restore:
         if self._foreign:  # from here on it is our own, so that this is said once
             position, origin = self._committed.offset, self.partition.origin
             plan = self._context.checkpointer.position_plan(
-                self.partition.number, origin, self._replay_from, position, self.partition.answers_from
+                self.partition.number,
+                origin,
+                self._replay_from,
+                position,
+                self.partition.answers_from,
+                self.partition.seed,
             )
             self._context.commit(plan, membership)
             self._floor_position = position

@@ -127,6 +127,25 @@ class RestoreErrors(NamedTuple):
             " continue without them"
         )
 
+    # -- states that were there before the input
+
+    def seed_unfinished(self) -> CannotServe:
+        """The offset was committed by `lstmstream state import | build`, which has not finished."""
+        return CannotServe(
+            f"{self._where}: `lstmstream state import` or `state build` is writing states for group {self.group!r}, or"
+            " was stopped before it had written all. Run it again, to its end; or delete the group's offsets"
+            " (kafka-consumer-groups --delete-offsets) to start without states"
+        )
+
+    def seed_needed(self, reason: str) -> CannotServe:
+        """The states would have to be rebuilt, and what was imported or built from history is not in the input."""
+        return CannotServe(
+            f"{self._where}: {reason}; and its states began with those that `lstmstream state import` or `state build`"
+            " has written, so the input alone does not give them. Set the group's offset back to where it stopped"
+            " (kafka-consumer-groups --reset-offsets --to-offset) if it was moved; or import or build states again,"
+            " under another name"
+        )
+
     # -- the replay
 
     def before_origin(self, reason: str, origin: int) -> CannotServe:

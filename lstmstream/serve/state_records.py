@@ -14,15 +14,16 @@ begin to read the input. Several models may share a topic: each record key holds
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from types import MappingProxyType
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import orjson
 
-from lstmstream.records import Floats, Ints
+from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.alert_memory import Incident, PartitionMemory
 from lstmstream.serve.state import KeyState, Slab
 
@@ -104,6 +105,12 @@ class Floor(NamedTuple):
     position: int = -1  # the group's offset of the same transaction; -1 in records of earlier versions
     answers_from: int = -1  # input offset of this identity's first answer; -1: the origin
     alerts: PartitionMemory | None = None  # what the alert policy remembers; None: there is none
+    seed: int = 0  # what states of `lstmstream state import | build` name in place of an origin; 0: there are none
+
+    def vouches_for(self, origins: Ints) -> Bools:
+        """[N] Which states count, by the origins that their records name."""
+        counts: Bools = origins == self.origin
+        return counts | (origins == self.seed) if self.seed else counts
 
 
 class StoredState(NamedTuple):
@@ -151,25 +158,61 @@ def unpack_key(record_key: bytes) -> bytes | None:
 # -- states
 
 
+class StateColumns(NamedTuple):
+    """C states of one identity, as arrays."""
+
+    origins: Ints  # [C]
+    last_offsets: Ints  # [C]
+    steps: Ints  # [C]
+    last_timestamps: Ints  # [C]
+    failures: Ints  # [C]
+    rows: Floats  # [C, S]
+
+
 def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[list[bytes | None], list[bytes | None]]:
     """(record keys, values) of the states at `rows`, as they are now."""
-    entities = slab.index.keys_at(rows)
+    columns = StateColumns(
+        np.full(len(rows), origin),
+        slab.last_offset[rows],
+        slab.steps[rows],
+        slab.last_timestamp[rows],
+        slab.failures[rows],
+        slab.rows.read(rows),
+    )
+    return pack_columns(slab.index.keys_at(rows), columns, digest, slab.incidents)
+
+
+def pack_columns(
+    entities: Sequence[bytes | None],
+    columns: StateColumns,
+    digest: bytes,
+    incidents: Mapping[bytes | None, Incident] = MappingProxyType({}),
+) -> tuple[list[bytes | None], list[bytes | None]]:
+    """(record keys, values) of the states of C entity keys; `incidents` of those that have one."""
+    count, floats = columns.rows.shape
     keys = [pack_key(key, digest) for key in entities]
-    bodies = np.zeros(len(rows), np.dtype([("header", _HEADER), ("row", "<f4", (slab.rows.size,))]))
-    header = bodies["header"]
+    records = np.empty(count, _record_type(floats))
+    header = records["header"]
     header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)
-    header["origin"], header["floats"] = origin, slab.rows.size
-    header["last_offset"], header["steps"] = slab.last_offset[rows], slab.steps[rows]
-    header["last_timestamp"], header["failures"] = slab.last_timestamp[rows], slab.failures[rows]
-    bodies["row"] = slab.rows.read(rows)
-    size, packed = bodies.dtype.itemsize, bodies.tobytes()
-    values: list[bytes | None] = []
-    for i, key in enumerate(keys):
-        body = packed[i * size : (i + 1) * size]
-        if slab.incidents and (incident := slab.incidents.get(entities[i])) is not None:
-            body = _with_incident(body, incident)
-        values.append(body + _CRC.pack(crc32(body, crc32(key))))
+    header["origin"], header["floats"] = columns.origins, floats
+    header["last_offset"], header["steps"] = columns.last_offsets, columns.steps
+    header["last_timestamp"], header["failures"] = columns.last_timestamps, columns.failures
+    records["row"] = columns.rows
+    size = records.dtype.itemsize
+    body, view = size - _CRC.size, records.view(np.uint8).data
+    starts = range(0, count * size, size)
+    records["crc"] = [crc32(view[at : at + body], crc32(key)) for at, key in zip(starts, keys, strict=True)]
+    packed = records.tobytes()
+    values: list[bytes | None] = [packed[at : at + size] for at in starts]
+    for i, entity in enumerate(entities) if incidents else ():
+        if (incident := incidents.get(entity)) is not None:
+            longer = _with_incident(packed[starts[i] : starts[i] + body], incident)
+            values[i] = longer + _CRC.pack(crc32(longer, crc32(keys[i])))
     return list(keys), values
+
+
+def _record_type(floats: int) -> np.dtype[np.void]:
+    return np.dtype([("header", _HEADER), ("row", "<f4", (floats,)), ("crc", "<u4")])
 
 
 def _with_incident(body: bytes, incident: Incident) -> bytes:
@@ -208,20 +251,17 @@ def unpack_state(record_key: bytes, value: bytes) -> StoredState:
     return StoredState(digest, origin, state)
 
 
+def is_seed(value: bytes) -> bool:
+    """Whether `lstmstream state import | build` has written a state record: its origin is a number of that run."""
+    if len(value) < _STATE.size or value[: len(_MAGIC)] != _MAGIC:
+        return False
+    origin: int = _STATE_2.unpack_from(value)[3]  # where it stands in all formats
+    return origin < -1
+
+
 def has_incident(value: bytes) -> bool:
     """Whether a state record has one; `unpack_states` takes none that has."""
     return value[len(_MAGIC) : len(_MAGIC) + 1] == bytes([WITH_INCIDENT])
-
-
-class StateColumns(NamedTuple):
-    """C state records of one identity, as arrays."""
-
-    origins: Ints  # [C]
-    last_offsets: Ints  # [C]
-    steps: Ints  # [C]
-    last_timestamps: Ints  # [C]
-    failures: Ints  # [C]
-    rows: Floats  # [C, S]
 
 
 def unpack_states(
@@ -234,8 +274,7 @@ def unpack_states(
     for key, value in zip(record_keys, values, strict=True):
         if crc32(memoryview(value)[:size], crc32(key)) != int.from_bytes(value[size:], "little"):
             return None
-    whole = np.dtype([("header", _HEADER), ("row", "<f4", (floats,)), ("crc", "<u4")])
-    found = np.frombuffer(b"".join(values), dtype=whole)
+    found = np.frombuffer(b"".join(values), dtype=_record_type(floats))
     header = found["header"]
     sound = (
         (header["magic"] == _MAGIC)
@@ -264,6 +303,8 @@ def pack_floor(floor: Floor) -> bytes:
     for name in ("position", "answers_from"):
         if fields[name] < 0:
             del fields[name]
+    if not floor.seed:
+        del fields["seed"]
     if floor.alerts is None:
         del fields["alerts"]
     else:

@@ -15,6 +15,29 @@ _Config = Annotated[Path, typer.Argument(help="The daemon's configuration (YAML)
 _StageName = Annotated[
     str | None, typer.Option("--stage", metavar="NAME", help="Which stage, of a configuration with stages.")
 ]
+_Key = Annotated[
+    str | None, typer.Option("--key", metavar="COLUMN", help="Field with the record's key, where input.key is not set.")
+]
+_Timestamp = Annotated[
+    str | None,
+    typer.Option("--timestamp", metavar="COLUMN", help="Field with the event time, where input.timestamp is not set."),
+]
+_AtOffset = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--at-offset",
+        metavar="P:O",
+        help="The first event of partition P that the states do not contain is at offset O. One for each partition.",
+    ),
+]
+_AtTime = Annotated[
+    str | None,
+    typer.Option(
+        "--at-time",
+        metavar="TIME",
+        help="The states contain all events before this time (ISO 8601), and none of the records from then on.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -52,6 +75,23 @@ def get(
 
 
 @app.command()
+def diff(
+    config: _Config,
+    key: Annotated[str, typer.Argument(help="The key.")],
+    model: Annotated[str, typer.Option("--with", metavar="MODEL", help="Another model: a path, or builtin:NAME.")],
+    as_json: _Json = False,
+    stage: _StageName = None,
+) -> int:
+    """Show the state of a key beside the one that another model has after the same events.
+
+    The other model reads those events of the key that the input still has; nothing is written.
+    """
+    from lstmstream.states.diff import diff_states
+
+    return diff_states(config, key, model, as_json=as_json, stage=stage)
+
+
+@app.command()
 def export(
     config: _Config,
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the states, .jsonl or .parquet; - prints JSONL.")],
@@ -63,3 +103,47 @@ def export(
     from lstmstream.states.export import export_states
 
     return export_states(config, out, prefix=prefix, partition=partition, stage=stage)
+
+
+@app.command("import")
+def import_(
+    config: _Config,
+    file: Annotated[Path, typer.Argument(help="States as `state export` writes them, .parquet or .jsonl.")],
+    at_offset: _AtOffset = None,
+    at_time: _AtTime = None,
+    stage: _StageName = None,
+) -> int:
+    """Write the states of a file for a group that has not begun; the daemon then starts from them.
+
+    The group must have no offsets and no members, and the state topic no states. The input goes on at its first
+    retained record, unless --at-offset or --at-time says where; states that contain an event which is not older than
+    that are refused. An import that was stopped leaves nothing that counts: run it again.
+    """
+    from lstmstream.states.import_states import import_states
+    from lstmstream.states.joining import JoinAt
+
+    return import_states(config, file, at=JoinAt.parse(at_offset or [], at_time), stage=stage)
+
+
+@app.command()
+def build(
+    config: _Config,
+    history: Annotated[list[Path], typer.Argument(help="Events older than the input: .jsonl, .csv, .parquet.")],
+    key: _Key = None,
+    timestamp: _Timestamp = None,
+    at_offset: _AtOffset = None,
+    at_time: _AtTime = None,
+    stage: _StageName = None,
+) -> int:
+    """Build the states of a group that has not begun from a history that is older than its input.
+
+    The events of the files are run in their order, as `score` runs them; nothing is published of them. The daemon then
+    answers the input as if it had answered the history before. The group must have no offsets and no members, and the
+    state topic no states. The input goes on at its first retained record, unless --at-offset or --at-time says where; a
+    history with an event that is not older than that is refused. A build that was stopped leaves nothing that counts.
+    """
+    from lstmstream.states.build import build_states
+    from lstmstream.states.joining import JoinAt
+
+    at = JoinAt.parse(at_offset or [], at_time)
+    return build_states(config, history, key=key, timestamp=timestamp, at=at, stage=stage)

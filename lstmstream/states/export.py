@@ -13,6 +13,7 @@ import orjson
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require
 from lstmstream.model import Card
+from lstmstream.serve.state_records import StateIdentity
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import say
 from lstmstream.states.stored import StateTopicReader, StoredStates, opened, with_prefix
@@ -34,11 +35,11 @@ def export_states(config: Path, out: Path, *, prefix: str | None, partition: int
         if out.suffix == ".parquet":
             from lstmstream.states.parquet import write_parquet  # noqa: PLC0415 -- needs polars
 
-            count = write_parquet(out, reader.card, _chosen(reader, partition, wanted))
+            count = write_parquet(out, reader.card, reader.identity, _chosen(reader, partition, wanted))
         else:
             with contextlib.nullcontext(sys.stdout.buffer) if to_screen else _written(out) as file:
                 for stored in _chosen(reader, partition, wanted):
-                    count += _write_json(file, reader.card, stored)
+                    count += _write_json(file, reader.card, reader.identity, stored)
     say(f"{count:,} states were written to {'standard output' if to_screen else out}")
     return 0
 
@@ -57,14 +58,15 @@ def _written(out: Path) -> Iterator[BinaryIO]:
         raise CannotServe(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
-def _write_json(file: BinaryIO, card: Card, stored: StoredStates) -> int:
+def _write_json(file: BinaryIO, card: Card, identity: StateIdentity, stored: StoredStates) -> int:
+    owner = identity.digest.hex()
     for start in range(0, len(stored.rows), CHUNK_ROWS):
         rows = stored.rows[start : start + CHUNK_ROWS]
         lines = []
         for key, row in zip(stored.slab.index.keys_at(rows), rows.tolist(), strict=True):
             state = stored.slab.get(row)
             members: dict[str, Any] = {**key_member(key), **state_fields(stored.partition, state)}
-            members["parts"] = state_parts(card, state.row)
+            members |= {"identity": owner, "parts": state_parts(card, state.row)}
             lines.append(orjson.dumps(members, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
         file.write(b"".join(lines))
     return len(stored.rows)

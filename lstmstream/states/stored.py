@@ -42,8 +42,8 @@ class StateTopicReader:
         """Raises CannotServe where there is no such topic."""
         self.card = card
         self._config = config
-        self._broker = broker
-        self._identity = state_identity(config, card)
+        self.broker = broker
+        self.identity = state_identity(config, card)
         found = broker.describe([config.state.topic]).get(config.state.topic)
         if found is None:
             raise CannotServe(
@@ -59,7 +59,7 @@ class StateTopicReader:
                 f"--partition {partition}: topic {self._config.state.topic!r} has partitions 0 to {count - 1}"
             )
         numbers = range(self.partitions) if partition is None else [partition]
-        ends = self._broker.last_stable_offsets(self._config.state.topic, numbers)
+        ends = self.broker.last_stable_offsets(self._config.state.topic, numbers)
         for number in numbers:
             yield self._read(number, ends[number])
 
@@ -67,14 +67,14 @@ class StateTopicReader:
         topic = self._config.state.topic
         states = StateStore(np.asarray(self.card.state.initial, dtype=np.float32))
         errors = RestoreErrors(self._config.input.topic, number, topic, self._config.name)
-        loader = StateLoader(Partition(number, 0, states), self._identity.digest, errors)
-        beginning, _ = self._broker.offset_range(topic, number)
-        for batch in self._broker.read(topic, number, beginning, end):
+        loader = StateLoader(Partition(number, 0, states), self.identity.digest, errors)
+        beginning, _ = self.broker.offset_range(topic, number)
+        for batch in self.broker.read(topic, number, beginning, end):
             loader.take(batch)
         slab = states.slabs[number]
         rows = slab.index.rows()
-        origin = -1 if loader.floor is None else loader.floor.origin
-        counts = rows[loader.origins(rows) == origin]  # others are of a time before the states were reset
+        # Others are of a time before the states were reset, or of an import that was not finished.
+        counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
         return StoredStates(number, slab, counts, len(loader.damaged), list(loader.others.values()))
 
 

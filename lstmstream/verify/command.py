@@ -19,6 +19,7 @@ from lstmstream.row_progress import RowProgress
 from lstmstream.transport.kafka_admin import open_kafka_admin
 from lstmstream.transport.patient_broker import LIMIT_S, Stopped, connected
 from lstmstream.verify.findings import MEANING, Finding
+from lstmstream.verify.history import History
 from lstmstream.verify.run import Verification
 from lstmstream.verify.topics import Limits
 from lstmstream.verify.values import Refused, read_time
@@ -38,6 +39,7 @@ def verify(
     as_json: bool = False,
     stopping: Callable[[], bool] | None = None,
     stage: str | None = None,
+    history: History | None = None,
 ) -> int:
     """Verify what a daemon of this configuration has published. Raises CannotServe where it cannot be judged."""
     fraction, limits = _fraction(sample), _limits(since, until)
@@ -59,6 +61,7 @@ def verify(
                 limits=limits,
                 sample=fraction,
                 tolerance=tolerance,
+                history=history,
                 on_progress=progress.update,
             )
             _run(verification, follow=follow, as_json=as_json, stopping=stopping)

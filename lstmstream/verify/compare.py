@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from lstmstream.model import Model
@@ -26,6 +26,7 @@ from lstmstream.verify.enriched import EnrichedEvents
 from lstmstream.verify.envelopes import Event
 from lstmstream.verify.expected import Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
+from lstmstream.verify.history import OFFSET, Past
 from lstmstream.verify.model import RowModel
 from lstmstream.verify.partition import JudgedPartition, PartitionRange
 from lstmstream.verify.published import dead_letter_headers, parse, prediction_source
@@ -88,6 +89,12 @@ class Comparison:
         }
 
     # -- the input
+
+    def take_history(self, past: Iterable[Past]) -> None:
+        """The events that states were built from; nobody has answered them."""
+        for number, timestamp_ms, key, event in past:
+            if number in self._partitions:
+                self._partitions[number].recomputation.expect(timestamp_ms, key, event, OFFSET)
 
     def take_input(self, records: RecordBatch, events: Sequence[Event] | None = None) -> None:
         """The next events of one or more partitions; `events`: of records in other formats."""
@@ -269,7 +276,7 @@ class Comparison:
         if kind in (Row.UNSAMPLED, Row.UNSAMPLED_SILENT, Row.UNJUDGED):
             return
         if kind not in (Row.DECODE, Row.VALIDATE) and not partition.knows(row):
-            self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
+            self._leave_out(_unknown(partition), found.source.partition, found.source.offset)
             return
         if said.stage == "publish" and kind is Row.PREDICTION:
             window.drop_alerts(row)  # it stands in place of the alert too
@@ -284,7 +291,7 @@ class Comparison:
         if partition.knows(row) and (partition.range.whole or not self._depends_on_others(partition, row)):
             return True
         if found.record == PREDICTION:
-            self._leave_out(_STATE_GONE, found.source.partition, found.source.offset)
+            self._leave_out(_unknown(partition), found.source.partition, found.source.offset)
         return False
 
     def _depends_on_others(self, partition: JudgedPartition, row: int) -> bool:
@@ -382,7 +389,7 @@ class Comparison:
 
     def _left_out(self, partition: int, offset: int) -> bool:
         """Whether another model has answered around here."""
-        stretches = [by_partition.get(partition) for why, by_partition in self.unjudged.items() if why != _STATE_GONE]
+        stretches = [by_partition.get(partition) for why, by_partition in self.unjudged.items() if why not in _UNKNOWN]
         return any(one is not None and one[0] <= offset <= one[1] for one in stretches)
 
     def _add(
@@ -427,5 +434,12 @@ def _one_by_one(records: RecordBatch) -> Iterator[tuple[int, int, int, bytes | N
     )
 
 
+def _unknown(partition: JudgedPartition) -> str:
+    """Why the state that an event met is not known."""
+    return _SEEDED if partition.range.seeded else _STATE_GONE
+
+
 _STATE_GONE = "the input no longer has the first events of their keys"
+_SEEDED = "their keys may have had states that were imported or built from history (--history)"
+_UNKNOWN = (_STATE_GONE, _SEEDED)
 _OTHERS = "answered by another model or with other settings"

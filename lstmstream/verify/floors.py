@@ -26,6 +26,7 @@ class Origins(NamedTuple):
     topic_id: str = ""  # of the input that the own one names
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since the own origin
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
+    seeded: bool = False  # whether the own states began with others, which were imported or built from history
 
 
 def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tuple[Origins, list[dict[str, Any]]]:
@@ -47,7 +48,8 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
             if (end := floor.get("position", _NOWHERE)) > origin
         ]
         spans.append((origin, _answers_from(own[0])))
-        origins = Origins(first, origin, str(own[0].get("input_topic_id", "")), tuple(spans), read_history(own[0]))
+        rules, seeded = read_history(own[0]), bool(own[0].get("seed"))
+        origins = Origins(first, origin, str(own[0].get("input_topic_id", "")), tuple(spans), rules, seeded)
     else:
         origins = Origins(first, None)
     return origins, [floor["identity"] for floor in others]

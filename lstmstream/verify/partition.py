@@ -21,6 +21,7 @@ class PartitionRange:
     whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
+    seeded: bool = False  # whether its states began with some that were imported or built from history
 
 
 @dataclass(slots=True)

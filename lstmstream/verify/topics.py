@@ -69,9 +69,19 @@ def committed_offsets(broker: PatientBroker, topics: Topics) -> dict[int, int]:
 
 
 def plan(
-    broker: PatientBroker, config: Config, card: Card, topics: Topics, committed: dict[int, int], limits: Limits
+    broker: PatientBroker,
+    config: Config,
+    card: Card,
+    topics: Topics,
+    committed: dict[int, int],
+    limits: Limits,
+    *,
+    with_history: bool = False,
 ) -> dict[int, PartitionRange]:
-    """What to read and judge of each partition. Raises CannotServe where no partition can be judged."""
+    """What to read and judge of each partition. Raises CannotServe where no partition can be judged.
+
+    `with_history`: the events are known that states were built from.
+    """
     wanted = identity_of(config, card)
     ranges: dict[int, PartitionRange] = {}
     strangers: dict[str, None] = {}
@@ -96,12 +106,15 @@ def plan(
             own=own,
             first=max(start, _bound(broker, topics.input, partition, limits.first, start, time=limits.first_is_time)),
             last=_bound(broker, topics.input, partition, limits.last, 2**62, time=limits.last_is_time),
-            whole=origins.own is not None and origins.own >= beginning,
+            whole=origins.own is not None and origins.own >= beginning and (with_history or not origins.seeded),
+            seeded=origins.seeded,
             between=origins.between,
             alert_rules=origins.alert_rules,
         )
         if origins.own is not None:
             _check_rules(origins.alert_rules, rules_of(config, card))
+    if with_history and not any(given.seeded for given in ranges.values()):
+        raise CannotServe("--history: the states of this group were not built from history; leave it out")
     if not known:
         ours = describe({**wanted, "model": card.name, "version": card.version})
         theirs = "; ".join(strangers) or "nobody"

@@ -352,6 +352,7 @@ floors = st.builds(
     st.just(-1) | offsets,
     answers_from=st.just(-1) | offsets,
     alerts=st.none(),
+    seed=st.just(0) | st.integers(-(2**63), -2),
 )
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.state_records import FLOOR
+from lstmstream.states import diff
 from lstmstream.states.command import get_state, list_states
+from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
 from tests.models import random_model
-from tests.serve.memory_world import STATES
+from tests.serve.memory_world import INPUT, STATES
 from tests.states.world import CONFIG, KEYS, append, exported
 from tests.verify.world import VerifyWorld
 
@@ -148,3 +150,36 @@ def test_a_daemon_that_never_ran(world: VerifyWorld) -> None:
     del world.broker.topics[STATES]
     with pytest.raises(CannotServe, match=r"state\.topic: there is no topic 't\.state'"):
         list_states(CONFIG, prefix=None, limit=1, as_json=True, stage=None)
+
+
+def test_a_state_beside_that_of_another_model(
+    world: VerifyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other one is what that model has in memory after the same events."""
+    monkeypatch.setattr(diff, "load_config", lambda _path, stage=None: world.config())
+    (tmp_path / "other").mkdir()
+    path = random_model(tmp_path / "other", hidden=2, seed=9)
+    same = str(world.settings["model"])
+    assert diff_states(CONFIG, "a2", same, as_json=True, stage=None) == 0
+    (state,) = json.loads(capsys.readouterr().out)["states"]
+    assert state["served"] == state["other"]
+    assert set(state["difference"].values()) == {0.0}
+    assert diff_states(CONFIG, "a2", str(path), as_json=True, stage=None) == 0
+    (state,) = json.loads(capsys.readouterr().out)["states"]
+    assert (state["other"]["steps"], state["other"]["offset"]) == (2, 2)
+    assert min(state["difference"].values()) > 0
+    other = VerifyWorld(path)
+    for record in world.log(INPUT, 1):
+        other.broker.append(INPUT, 1, record.key, record.value, record.timestamp_ms, [])
+    daemon = other.start(other.onnx_step())
+    other.settle()
+    slab = daemon.states.slabs[1]
+    row = slab.get(slab.index[b"a2"]).row
+    flat = np.concatenate([np.ravel(np.float32(values)) for values in state["other"]["parts"].values()])
+    assert flat.tobytes() == row.tobytes()
+    world.broker.truncate(INPUT, 1, 2)
+    assert diff_states(CONFIG, "a2", same, as_json=False, stage=None) == 0
+    printed = capsys.readouterr()
+    assert "largest difference" in printed.out
+    assert "the other model has seen 1 events of the key, the served one 2" in printed.err
+    assert diff_states(CONFIG, "nobody", same, as_json=False, stage=None) == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as kafka_python_murmur2
 
 from lstmstream.records import RecordBatch
-from lstmstream.transport.partitioner import murmur2, partition_of, partitions_of
+from lstmstream.transport.partitioner import murmur2, partition_of, partitions_of, partitions_of_keys
 
 # From the tests of Kafka's own client (UtilsTest.testMurmur2), as signed numbers there.
 JAVA = {
@@ -37,3 +37,8 @@ def test_a_named_partition_stays_and_a_key_decides_elsewhere() -> None:
     batch = RecordBatch.to_write("t", np.array([3, -1, -1, -1, 0]), np.zeros(5, dtype=np.int64), keys, [b"v"] * 5)
     assert partitions_of(batch, 7) == [3, 479470107 % 7, 0, partition_of(b"", 7), 0]
     assert partition_of(b"foobar", 7) == (-790332482 & 0x7FFFFFFF) % 7
+
+
+@given(st.lists(st.none() | st.binary(max_size=40)), st.integers(1, 50))
+def test_many_keys_at_once_go_where_each_goes(keys: list[bytes | None], partitions: int) -> None:
+    assert partitions_of_keys(keys, partitions).tolist() == [partition_of(key, partitions) for key in keys]

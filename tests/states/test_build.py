@@ -1,0 +1,91 @@
+"""`lstmstream state build`: the engine over a history, then the daemon over the topic; `verify` judges both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lstmstream.errors import CannotServe
+from lstmstream.states.build import history_config
+from tests.serve.memory_world import INPUT, PARTITIONS
+from tests.states.build_world import TOPIC, build, build_world, judge, lines, past
+from tests.verify.world import ALERTS, VerifyWorld
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> VerifyWorld:
+    return build_world(tmp_path)
+
+
+def test_answers_and_alerts_are_those_of_one_run_over_both(world: VerifyWorld, tmp_path: Path) -> None:
+    """With late events, silences and dead letters, and with what the policy for alerts remembers."""
+    found = past()
+    files = [lines(tmp_path / "1.jsonl", found[:70]), lines(tmp_path / "2.jsonl", found[70:])]
+    assert build(world, files) == len({event["id"] for event in found})
+    world.serve()
+    code, summary = judge(world, files)
+    assert (code, summary["findings"]) == (0, [])
+    assert summary["predictions"] + summary["dead_letters"] == TOPIC
+    held_back = [answer["held_back"] for answer in world.answers() if "held_back" in answer]
+    assert {"hold", "mute"} <= set(held_back)
+    ended = [json.loads(record.value or b"").get("ended") for p in range(PARTITIONS) for record in world.log(ALERTS, p)]
+    assert any(one and one["offset"] == -1 for one in ended)  # it began with an event of the history
+    world.serve()  # from what the daemon has written since
+    assert judge(world, files)[0] == 0
+
+
+def test_a_history_that_is_not_the_one_is_found_out(world: VerifyWorld, tmp_path: Path) -> None:
+    found = past()
+    build(world, [lines(tmp_path / "1.jsonl", found)])
+    world.serve()
+    other = lines(tmp_path / "2.jsonl", [event for event in found if event["id"] != "k1"])
+    code, summary = judge(world, [other])
+    assert code == 1
+    assert {json.loads(json.dumps(one))["kind"] for one in summary["findings"]} <= {"wrong", "missing"}
+
+
+def test_without_the_history_it_says_what_it_cannot_judge(world: VerifyWorld, tmp_path: Path) -> None:
+    build(world, [lines(tmp_path / "1.jsonl", past())])
+    world.serve()
+    code, summary = judge(world, None)
+    assert (code, summary["findings"]) == (2, [])
+    assert "imported or built from history" in summary["unjudged"][0]["reason"]
+
+
+def test_a_history_of_nobody(world: VerifyWorld, tmp_path: Path) -> None:
+    world.serve()
+    with pytest.raises(CannotServe, match="--history: the states of this group were not built from history"):
+        judge(world, [lines(tmp_path / "1.jsonl", past())])
+
+
+@pytest.mark.parametrize("late_ms", [0, 5])
+def test_an_overlap_is_refused(world: VerifyWorld, tmp_path: Path, late_ms: int) -> None:
+    """At the time of the first event that the input has in the partition, or later."""
+    first = min((record.timestamp_ms, record.key) for log in world.broker.topics[INPUT].logs for record in log)
+    event = {"id": (first[1] or b"").decode(), "ts": first[0] + late_ms, "amount": 1}
+    with pytest.raises(CannotServe, match=r"2\.jsonl: row 1: has an event of key .* they overlap"):
+        build(world, [lines(tmp_path / "1.jsonl", past()), lines(tmp_path / "2.jsonl", [event])])
+    assert not any(world.state_logs())
+
+
+def test_an_empty_history(world: VerifyWorld, tmp_path: Path) -> None:
+    with pytest.raises(CannotServe, match="the history has no events"):
+        build(world, [lines(tmp_path / "1.jsonl", [])])
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"key": "id"}, ("other", "ts"), "--key other: the config names another field, input.key: id"),
+        ({}, ("id", None), "--timestamp COLUMN"),
+        ({}, (None, "ts"), "--key COLUMN"),
+    ],
+)
+def test_what_is_not_known_of_a_history(
+    world: VerifyWorld, settings: dict[str, str], options: tuple[str | None, str | None], message: str
+) -> None:
+    world.settings["input"] = {"topic": INPUT, **settings}
+    with pytest.raises(CannotServe, match=message):
+        history_config(world.config(), world.model, *options)

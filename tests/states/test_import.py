@@ -1,0 +1,328 @@
+"""`lstmstream state import`: a group starts from the states of a file, or nothing of it counts."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.serve.state_records import FLOOR
+from lstmstream.states.joining import JoinAt
+from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
+from tests.states.seed_world import KEYS, PAST_MS, Past, answered, produce, seed
+
+MAX_CALLS = 14
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def world() -> World:
+    """With events that nobody has answered."""
+    made = World()
+    produce(made, 30)
+    return made
+
+
+def serve(world: World, *, kill: bool = False) -> None:
+    daemon = world.start()
+    world.settle()
+    (world.kill if kill else world.stop)(daemon)
+
+
+def test_the_daemon_goes_on_from_the_states_of_the_file(tmp_path: Path) -> None:
+    """Also from those whose keys come back only after many restarts."""
+    world, past = World(), Past()
+    produce(world, 6, KEYS[:3])
+    seed(world, past.write(tmp_path / "s.jsonl", world))
+    for kill in (True, False, True, False):
+        serve(world, kill=kill)
+        produce(world, 15, KEYS[:3])
+    produce(world, 30)
+    serve(world)
+    assert answered(world) == past.expected(world)
+
+
+@pytest.mark.parametrize(
+    "point", ["bounds", "read", "poll", "begin", "sent", "commit", "committed", "committed_offset"]
+)
+def test_a_kill_leaves_all_or_nothing(point: str, tmp_path: Path) -> None:
+    """At each call of its kind. A daemon that comes then answers from all of the states, from none, or not at all."""
+    found = set()
+    for nth in range(MAX_CALLS):
+        outcome = kill_at(point, nth, tmp_path)
+        if outcome is None:
+            break
+        found.add(outcome)
+    assert found
+
+
+def kill_at(point: str, nth: int, tmp_path: Path) -> str | None:
+    world, past, seen = World(), Past(), 0
+    produce(world, 30)
+    path = past.write(tmp_path / "s.jsonl", world)
+
+    def watch(at: str) -> None:
+        nonlocal seen
+        seen += at == point
+        if seen > nth:
+            raise _Killed
+
+    world.watch = watch
+    outcome = None
+    try:
+        seed(world, path)
+    except _Killed:
+        outcome = "killed"
+    world.watch = lambda _point: None
+    world.abort_transactions()
+    daemon = world.start()
+    problem = ""
+    try:
+        world.settle()
+    except CannotServe as error:
+        problem = str(error)
+    if problem:
+        assert "was stopped before it had written all" in problem
+        world.kill(daemon)
+        seed(world, path)
+        daemon = world.start()
+        world.settle()
+        outcome = "refused"
+    world.stop(daemon)
+    serve(world)
+    if answered(world) != past.expected(world):
+        world.check()  # it started without any states
+        outcome = "nothing"
+    produce(world, 10)
+    serve(world)
+    assert answered(world) == (world.expected() if outcome == "nothing" else past.expected(world))
+    return outcome
+
+
+@pytest.mark.parametrize("point", ["poll", "begin", "sent", "commit", "committed", "committed_offset", "recover"])
+def test_a_broker_that_fails_meanwhile(world: World, point: str, tmp_path: Path) -> None:
+    past = Past()
+    world.faults += [point] * 3 + ["begin"]
+    seed(world, past.write(tmp_path / "s.jsonl", world))
+    serve(world)
+    assert answered(world) == past.expected(world)
+
+
+def test_what_a_run_before_has_left_does_not_count(world: World, tmp_path: Path) -> None:
+    """Neither for the next run, nor for a daemon whose states begin at the same offset."""
+    stop_at(world, "committed", 3)
+    with contextlib.suppress(_Killed):
+        seed(world, Past(seed=2).write(tmp_path / "other.jsonl", world))
+    world.watch = lambda _point: None
+    assert any(world.state_logs())
+    again = World()
+    again.broker, again.now_s = world.broker, world.now_s
+    said: list[str] = []
+    past = Past(KEYS[5:])
+    seed(world, past.write(tmp_path / "s.jsonl", world), said=said.append)
+    assert "that an unfinished import or build has left do not count" in said[0]
+    serve(world, kill=True)
+    serve(world)
+    assert answered(world) == past.expected(world)
+
+
+def test_a_daemon_that_starts_without_states_does_not_meet_them(world: World, tmp_path: Path) -> None:
+    stop_at(world, "committed", 3)
+    with contextlib.suppress(_Killed):
+        seed(world, Past().write(tmp_path / "s.jsonl", world))
+    world.watch = lambda _point: None
+    world.broker.offsets.clear()  # as the message says
+    serve(world)
+    serve(world)
+    world.check()
+
+
+def test_a_group_that_begins_while_the_file_is_looked_at(world: World, tmp_path: Path) -> None:
+    with pytest.raises(CannotServe, match="group 't' has begun"):
+        seed(world, Past().write(tmp_path / "s.jsonl", world), before_begin=lambda: serve(world))
+    serve(world)
+    world.check()
+
+
+def test_a_daemon_that_comes_right_after_the_last_transaction(world: World, tmp_path: Path) -> None:
+    """The import does not know that it went through, and finds the daemon in the group."""
+    past, other, count = Past(), World(), 0
+    path = past.write(tmp_path / "s.jsonl", world)
+
+    def note(at: str) -> None:
+        nonlocal count
+        count += at == "committed"
+
+    def fail(at: str) -> None:
+        nonlocal count
+        count -= at == "committed"
+        if at == "committed" and count == 0:
+            world.start()
+            raise TryAgain("a lost connection")
+
+    produce(other, 30)
+    other.watch = note
+    seed(other, path)
+    world.watch = fail
+    seed(world, path)
+    world.watch = lambda _point: None
+    world.settle()
+    assert answered(world) == past.expected(world)
+
+
+def stop_at(world: World, point: str, nth: int) -> None:
+    seen = 0
+
+    def watch(at: str) -> None:
+        nonlocal seen
+        seen += at == point
+        if seen > nth:
+            raise _Killed
+
+    world.watch = watch
+
+
+@pytest.mark.parametrize("point", ["begin", "sent", "commit"])
+@pytest.mark.parametrize("nth", [0, 2, 4])
+def test_a_daemon_that_joins_meanwhile_stops_it(world: World, point: str, nth: int, tmp_path: Path) -> None:
+    seen = 0
+
+    def watch(at: str) -> None:
+        nonlocal seen
+        seen += at == point
+        if seen == nth + 1:
+            seen += 1
+            world.watch = lambda _point: None
+            world.start()
+
+    path = Past().write(tmp_path / "s.jsonl", world)
+    world.watch = watch
+    with pytest.raises(CannotServe, match="has other members: lstmstream-t at here"):
+        seed(world, path)
+    (daemon,) = world.daemons
+    with contextlib.suppress(CannotServe):
+        world.settle()
+    assert all(key is None or key[:1] != FLOOR for log in world.state_logs() for _, _, key, *_ in log) or (
+        answered(world) == world.expected()
+    )
+    world.kill(daemon)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identity": "00"}, "has states of another model or other settings (identity 00)"),
+        ({"identity": None}, "does not say which model and settings its states belong to"),
+        ({"partition": 7}, "and Kafka's partitioner (murmur2) takes"),
+        ({"key": "same", "partition": -1}, "rows 1 and 2 have the same key"),
+        ({"timestamp": 2_000_000}, "they overlap, and events in both would count twice"),
+        ({"steps": 0}, "row 1: steps is 0, which cannot be"),
+        ({"steps": "3"}, "line 1: is not a state: '3' is not a whole number"),
+        ({"failures": 70_000}, "row 1: failures is 70000, which cannot be"),
+        ({"parts": {"mean": [1.0]}}, "line 1: has no count"),
+        ({"parts": {"mean": [1.0, 2.0], "count": [1.0]}}, "part 'mean' has the shape [2], not [1]"),
+        ({"parts": {"mean": [1e300], "count": [1.0]}}, "row 1: its state is not finite; the file is damaged"),
+    ],
+)
+def test_a_file_that_is_refused(world: World, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CannotServe) as raised:
+        seed(world, Past().write(tmp_path / "s.jsonl", world, **changes))
+    assert message in str(raised.value)
+
+
+def test_a_refused_file_leaves_nothing(world: World, tmp_path: Path) -> None:
+    with pytest.raises(CannotServe):
+        seed(world, Past().write(tmp_path / "s.jsonl", world, timestamp=2_000_000))
+    assert not any(world.state_logs())
+    assert not world.broker.offsets
+
+
+def test_a_file_that_was_cut(world: World, tmp_path: Path) -> None:
+    path = Past().write(tmp_path / "s.jsonl", world)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CannotServe, match="line 10: is not a state"):
+        seed(world, path)
+
+
+def test_a_group_that_has_begun(world: World, tmp_path: Path) -> None:
+    path = Past().write(tmp_path / "s.jsonl", world)
+    serve(world)
+    with pytest.raises(CannotServe, match="group 't' has begun: its offset of in"):
+        seed(world, path)
+    world.broker.offsets.clear()
+    with pytest.raises(CannotServe, match=r"topic 't\.state' has states already"):
+        seed(world, path)
+
+
+def test_a_group_with_a_member(world: World, tmp_path: Path) -> None:
+    world.start()
+    with pytest.raises(CannotServe, match="has other members: lstmstream-t at here"):
+        seed(world, Past().write(tmp_path / "s.jsonl", world))
+
+
+def test_where_the_input_goes_on(world: World, tmp_path: Path) -> None:
+    past = Past()
+    path = past.write(tmp_path / "s.jsonl", world)
+    ends = {p: len(log) for p, log in enumerate(world.broker.topics[INPUT].logs)}
+    seed(world, path, JoinAt.parse([f"{p}:{end - 2}" for p, end in ends.items()], None))
+    serve(world)
+    assert sorted({(p, offset) for p, offset, *_ in answered(world)}) == [
+        (p, offset) for p, end in ends.items() for offset in (end - 2, end - 1)
+    ]
+
+
+def test_by_time(world: World, tmp_path: Path) -> None:
+    path = Past().write(tmp_path / "s.jsonl", world)
+    at_ms = [record.timestamp_ms for log in world.broker.topics[INPUT].logs for record in log]
+    since = sorted(at_ms)[20]
+    seed(world, path, JoinAt({}, since))
+    serve(world)
+    assert len(answered(world)) == sum(time >= since for time in at_ms)
+    other = World()
+    produce(other, 30)
+    with pytest.raises(CannotServe, match="they overlap"):
+        seed(other, path, JoinAt({}, PAST_MS))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        (["0:1"], "give one for each partition of 'in'; missing: 1, 2"),
+        (["0:1", "1:1", "2:999"], "--at-offset 2:999: partition 2 has offsets 0 to"),
+        (["0:1", "1:1", "2:1", "3:1"], "--at-offset 3:1: topic 'in' has no partition 3"),
+        (["0-1"], "--at-offset 0-1: is not PARTITION:OFFSET"),
+        (["0:1", "0:2"], "partition 0 was given another offset before"),
+    ],
+)
+def test_offsets_that_cannot_be(world: World, tmp_path: Path, offsets: list[str], message: str) -> None:
+    with pytest.raises(CannotServe) as raised:
+        seed(world, Past().write(tmp_path / "s.jsonl", world), JoinAt.parse(offsets, None))
+    assert message in str(raised.value)
+
+
+def test_states_that_cannot_be_rebuilt_are_not(world: World, tmp_path: Path) -> None:
+    """What was imported is not in the input: a damaged record, or an offset that was moved back, is refused."""
+    seed(world, Past().write(tmp_path / "s.jsonl", world))
+    serve(world)
+    log = next(log for log in world.broker.topics[STATES].logs if log)
+    at = next(i for i, record in enumerate(log) if record.key is not None and record.key[:1] != FLOOR)
+    good = log[at]
+    newest = [i for i, record in enumerate(log) if record.key == good.key][-1]
+    good = log[newest]
+    value = good.value or b""
+    log[newest] = good._replace(value=value[:-1] + bytes([value[-1] ^ 1]))
+    world.start()
+    with pytest.raises(CannotServe, match=r"state records are damaged, the first at offset .* began with those"):
+        world.settle()
+    world.kill(world.daemons[0])
+    log[newest] = good
+    world.broker.offsets = dict.fromkeys(range(PARTITIONS), 0)
+    world.start()
+    with pytest.raises(CannotServe, match=r"was moved back to 0, .* began with those"):
+        world.settle()
