@@ -1,10 +1,11 @@
 """How long a daemon with many keys takes to stop and to start again, and what it costs, on this machine.
 
     python -m benchmarks.restart [--keys N] [--hidden H] [--partitions P] [--client NAME]
-                                 [--checkout DIR ...] [--rounds R] [--json FILE]
+                                 [--snapshots] [--checkout DIR ...] [--rounds R] [--json FILE]
 
 One event for each of 1,000,000 keys, an LSTM of 64 units (512 bytes of state per key), 8 partitions; broker and daemon
 share the cores. It measures a stop by SIGTERM, the start after it, a kill -9 under load, and the start after that.
+`--snapshots`: with `state.dir`, and before the kill each partition has a snapshot of all its keys, in the page cache.
 `--checkout DIR` runs the daemon of another checkout. Given several times, the checkouts take turns, so that they can be
 compared on a machine whose speed changes. The figures have no limits, since machines differ. But an answer that is
 missing, doubled or has the wrong `steps` after a restart is exit code 1. Each wait has a time limit.
@@ -116,7 +117,11 @@ class Run:
         kafka: dict[str, Any] = {"properties": INSTANCE}
         if options.client is not None:
             kafka["client"] = options.client
-        self._config = write_config(folder / "restart.yaml", name=NAME, model=model, servers=servers, kafka=kafka)
+        sections: dict[str, Any] = {"kafka": kafka}
+        if options.snapshots:
+            sections["state"] = {"dir": str(folder / "snapshots")}
+        self._snapshots = options.snapshots
+        self._config = write_config(folder / "restart.yaml", name=NAME, model=model, servers=servers, **sections)
         self._config.write_text(self._config.read_text() + f"shutdown_timeout: {SHUTDOWN_TIMEOUT_S}s\n")
         self._daemon: RunningDaemon | None = None
         self._start_count = 0
@@ -137,6 +142,9 @@ class Run:
                 self._restart("after_sigterm", answers)
                 lag = self._floor_lag()
                 assert lag <= len(self._probes), f"after a clean stop there are {lag} records to replay"
+                if self._snapshots:
+                    say("restarted; waiting for snapshots")
+                    self._wait_snapshots()
                 say("restarted; killing under load")
                 self._kill_under_load(answers)
                 answers.expect(self._send(self._probes))
@@ -210,6 +218,7 @@ class Run:
             f"{how}_ready_s": round(ready_s, 1),
             f"{how}_first_answer_s": round(answers.first_s - daemon.started, 1),
             f"{how}_restore_seconds": round(daemon.count("restore_seconds"), 1),
+            f"{how}_from_snapshot": self._from_snapshots(),
             f"{how}_cpu_s": round(daemon.cpu_s(), 1),
             f"{how}_rss_mib": in_mib(rss),
             f"{how}_rss_peak_mib": in_mib(peak),
@@ -225,6 +234,21 @@ class Run:
 
         daemon.wait(right, f"all {self._keys} keys in memory, {how} (/metrics: {daemon.count('state_keys'):g})", 10)
 
+    def _wait_snapshots(self) -> None:
+        """Until the newest ones have all keys: a partition is looked at once a minute."""
+        daemon = self._running
+        lines: list[dict[str, Any]] = []
+
+        def complete() -> bool:
+            nonlocal lines
+            lines = [line for line in daemon.log_lines if line.get("message") == "snapshot written"]
+            states: int = sum({line["partition"]: line["states"] for line in lines}.values())
+            return bool(states >= self._keys)
+
+        daemon.wait(complete, "snapshots of all keys", self._limit_s + 120)
+        self.found["snapshots_mib"] = in_mib(sum({line["partition"]: line["bytes"] for line in lines}.values()))
+        self.found["snapshot_longest_s"] = max(line["duration_s"] for line in lines)
+
     def _kill_under_load(self, answers: Answers) -> None:
         """Send more events for a few keys; kill -9 as soon as half of them are committed."""
         daemon = self._running
@@ -234,6 +258,11 @@ class Run:
         daemon.wait(lambda: daemon.count("events_total") >= before + TRAFFIC / 2, "half answered", self._limit_s)
         daemon.kill9()
         answers.read_all_committed()
+
+    def _from_snapshots(self) -> int:
+        """States that the last start had from snapshots."""
+        lines = [line for line in self._running.log_lines if line.get("message") == "partition restored"]
+        return sum(line.get("from_snapshot") or 0 for line in lines)
 
     def _floor_lag(self) -> int:
         """Input records that a restart would have to replay, all partitions together."""
@@ -313,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hidden", type=int, default=64, help="units of the LSTM; 8 bytes of state each (64)")
     parser.add_argument("--partitions", type=int, default=8, help="partitions of each topic (8)")
     parser.add_argument("--client", choices=("kafka-python", "confluent"), help="kafka.client of the daemon (auto)")
+    parser.add_argument("--snapshots", action="store_true", help="with local snapshots of the states")
     parser.add_argument(
         "--checkout", type=Path, action="append", help="root folder of a checkout; may be repeated (this one)"
     )

@@ -1,4 +1,4 @@
-"""What states cost as keys become many: memory and pauses, look-ups, CPU time per event. Without a broker.
+"""What states cost as keys become many: memory and pauses, look-ups, snapshots, CPU time per event. Without a broker.
 
     python -m benchmarks.state_scale [--keys 10000,1000000,10000000] [--rounds N] [--skip-events]
 
@@ -16,9 +16,12 @@ import multiprocessing
 import os
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,12 @@ import numpy as np
 from benchmarks.stages import make_batches, make_stages_engine
 from lstmstream import codec
 from lstmstream.serve.key_table import Key, KeyTable
+from lstmstream.serve.partition import Partition
+from lstmstream.serve.restore_errors import RestoreErrors
+from lstmstream.serve.snapshot_file import BLOCK_STATES, Block, SnapshotFile, SnapshotHead, SnapshotWriter
 from lstmstream.serve.state import StateStore
+from lstmstream.serve.state_loader import StateLoader
+from lstmstream.serve.state_records import state_columns
 
 BATCH = 4096
 HIDDEN = 64
@@ -127,6 +135,37 @@ def events(keys: int, partitions: int, rounds: int) -> dict[str, float]:
     return found
 
 
+def snapshot(keys: int) -> dict[str, float]:
+    """One partition, written to a file and loaded from it, which is in the page cache then; seconds by the clock."""
+    head = SnapshotHead("", "states", "", "", 1, 0, 2 * HIDDEN, 0, 0, 0, ())
+    rows = np.random.default_rng(1).random((BLOCK_STATES, 2 * HIDDEN), np.float32)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as executor:
+        path, began = Path(folder) / "snapshot", time.perf_counter()
+        writer = SnapshotWriter(path, head)
+        for start in range(0, keys, BLOCK_STATES):
+            new = names(start, min(keys, start + BLOCK_STATES))
+            numbers = np.ones((5, len(new)), np.int64)
+            writer.add(Block(new, state_columns(numbers, rows[: len(new)]), {}))
+        writer.finish()
+        write_s = time.perf_counter() - began
+        partition = Partition(0, 1, StateStore(np.zeros(2 * HIDDEN, np.float32)))
+        loader = StateLoader(partition, bytes(16), RestoreErrors("in", 0, "states", "group"))
+        began, began_cpu, longest_s = time.perf_counter(), time.process_time(), 0.0
+        with SnapshotFile(path, executor) as found:
+            for block in found.blocks():
+                block_began = time.perf_counter()
+                loader.put(block.keys, block.columns)
+                longest_s = max(longest_s, time.perf_counter() - block_began)
+        load_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+    assert len(partition.slab) == keys
+    return {
+        "keys/s written": keys / write_s,
+        "keys/s loaded": keys / load_s,
+        "CPU us/key loaded": 1e6 * cpu_s / keys,
+        "longest block ms": 1e3 * longest_s,
+    }
+
+
 def in_process(way: str, work: Callable[..., dict[str, float]], *args: int) -> dict[str, float]:
     """`work` in a new process, with the compiled codec or without."""
     context = multiprocessing.get_context("spawn")
@@ -165,6 +204,11 @@ def main() -> None:
     for count in counts:
         for way in ["dict", *tables]:
             print_row(f"{count:,} {way}", in_process(way, look_up, count))
+    print_head(
+        "keys, table: snapshot", ["keys/s written", "keys/s loaded", "CPU us per key loaded", "longest block ms"]
+    )
+    for count in counts:
+        print_row(f"{count:,} {tables[-1]}", in_process(tables[-1], snapshot, count))
     if args.skip_events:
         return
     print_head("keys, partitions, table: CPU us per event", SPREADS)

@@ -186,10 +186,11 @@ REMEDIES = [
     (
         "the state topic is read up to the last stable offset",
         "lstmstream/serve/restore.py",
-        "        self._open_reader(state_topic, beginning, end)\n",
+        "        self._reader = transport.open_reader(state_topic, number, start, end)\n",
         (
             "        stable = transport._broker.transactions.stable_end  # type: ignore\n"
-            "        self._open_reader(state_topic, beginning, stable(state_topic, number, end))\n"
+            "        end = stable(state_topic, number, end)\n"
+            "        self._reader = transport.open_reader(state_topic, number, start, end)\n"
         ),
     ),
     (

@@ -132,7 +132,7 @@ kafka:
   security: {mechanism: PLAIN, username: u, ca: missing.pem}
 input: {topic: events, max_byte: 3, format: xml}
 output: {topic: events, threshold: high}
-state: {max_keys: 5, dir: /tmp, ttl: 30}
+state: {max_keys: 5, ttl: 30}
 batch: {max_events: 0, max_wait: 40s}
 http: {port: 70000}
 """
@@ -157,7 +157,6 @@ http: {port: 70000}
         "output.topic",
         "output.threshold",
         "state.max_keys",
-        "state.dir",
         "state.ttl",
         "batch.max_events",
         "batch.max_wait",
@@ -449,7 +448,6 @@ def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any])
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"state__dir": "/tmp"}, "state.dir"),
         ({"state__max_keys": 10}, "state.max_keys"),
         (
             {"alerts__mute": ["a"], "output__format": "avro", "kafka__schema_registry__url": "http://registry:1"},

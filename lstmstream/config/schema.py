@@ -306,7 +306,11 @@ class State(Section):
     max_keys: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="Maximum number of keys in memory. Default: no limit."
     )
-    dir: Path | None = Field(None, description="Folder for local snapshots of the states.")
+    dir: Path | None = Field(
+        None,
+        description="Folder for local snapshots of the states, which make a restart faster. Relative to the"
+        " configuration file. Default: no snapshots.",
+    )
 
 
 class Batch(Section):

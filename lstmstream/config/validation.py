@@ -91,8 +91,6 @@ def registry_conflicts(registry: SchemaRegistry, folder: Path) -> Iterator[Confl
 
 
 def _not_implemented(config: Config) -> Iterator[Conflict]:
-    if config.state.dir is not None:
-        yield Conflict(("state.dir",), "local snapshots are not implemented yet; remove it")
     if config.state.max_keys is not None:
         yield Conflict(("state.max_keys",), "a limit on the number of keys is not implemented yet; remove it")
 

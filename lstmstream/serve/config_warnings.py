@@ -12,8 +12,8 @@ _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker, of Podman
 def config_warnings(config: Config) -> list[str]:
     """One text each."""
     idle = [f"{setting} has no effect yet: {meaning} is not implemented" for setting, meaning in _idle_settings(config)]
-    unreachable = unreachable_probes(config)
-    return idle if unreachable is None else [*idle, unreachable]
+    others = (unreachable_probes(config), unwritable_snapshots(config))
+    return idle + [text for text in others if text is not None]
 
 
 def _idle_settings(config: Config) -> list[tuple[str, str]]:
@@ -22,6 +22,17 @@ def _idle_settings(config: Config) -> list[tuple[str, str]]:
     if "replay" in config.state.model_fields_set:
         idle.append(("state.replay", "on_model_change: replay"))
     return idle
+
+
+def unwritable_snapshots(config: Config) -> str | None:
+    """What is wrong with `state.dir`, or with the nearest folder above it that is there."""
+    if config.state.dir is None:
+        return None
+    folder = (config.folder / config.state.dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return f"state.dir: no snapshots can be written to {folder}: {there} is not a folder that this user may write to"
 
 
 def unreachable_probes(config: Config) -> str | None:

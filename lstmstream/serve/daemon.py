@@ -33,6 +33,8 @@ from lstmstream.serve.refusals import Refusals
 from lstmstream.serve.restore import RestoreContext
 from lstmstream.serve.restores import Restores
 from lstmstream.serve.seeks import Seeks
+from lstmstream.serve.snapshot_folder import SnapshotFolder
+from lstmstream.serve.snapshots import Snapshots
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.time_limits import BACKOFF_S, backoffs, commit_timeout_s, longest_batch_s
 from lstmstream.serve.topics import Topics
@@ -64,10 +66,12 @@ class Daemon:
         timer: StageTimer,
         clock: Clock,
         background: Executor | None,
+        files: Executor | None = None,
     ) -> None:
         """`transport` has begun to join the group, and `topics` are right.
 
-        `background` runs commits beside the loop; without one, nothing overlaps.
+        `background` runs commits beside the loop; without one, nothing overlaps. `files` writes snapshots and reads
+        them; without one, the loop does.
         """
         self._config = config
         self._transport = transport
@@ -127,6 +131,18 @@ class Daemon:
             on_topics=self._refusals.set_topics,
         )
         self._failures = FailureLog(log, clock.monotonic_s)
+        self._snapshots: Snapshots | None = None
+        if config.state.dir is not None:
+            folder = SnapshotFolder(
+                config.folder / config.state.dir,
+                transport,
+                topics.state,
+                self._checkpointer.identity.digest,
+                engine.scorer.card.state.size,
+                clock,
+                files,
+            )
+            self._snapshots = Snapshots(folder, transport, observer, clock, files)
         context = RestoreContext(
             transport,
             engine,
@@ -141,6 +157,7 @@ class Daemon:
             clock.monotonic_s,
             self._batch_limit,
             set(),
+            None if self._snapshots is None else self._snapshots.folder,
         )
         self._restores = Restores(context, self._partitions, observer, self._failures)
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
@@ -214,6 +231,8 @@ class Daemon:
             self._committer.wait()
             self._read_again(batch)
         self._housekeeping.tick(polled)
+        if self._snapshots is not None:
+            self._snapshots.tick(self._partitions.running(), busy=bool(self._partitions.restoring()))
 
     def _poll(self) -> PollResult:
         """What the broker has, up to the limit of a batch; with `batch.max_wait`, a little more of it."""
@@ -510,6 +529,8 @@ class Daemon:
             self._committer.wait()
         for restore in self._partitions.restoring():
             restore.close()
+        if self._snapshots is not None:
+            self._snapshots.close()
         self._transport.close(timeout_s=min(5.0, (1 - DRAIN_FRACTION) * self._config.shutdown_timeout))
         self._set_phase(Phase.STOPPED)
 

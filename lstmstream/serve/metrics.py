@@ -29,6 +29,8 @@ HELD_BACK_REASONS = HELD_BACK[1:]
 LATE_POLICIES = ("apply", "score", "drop")
 STALLED_FETCH_ACTIONS = ("seek", "rejoin")
 OUTCOMES = ("committed", "aborted", "unknown")
+SNAPSHOT_OUTCOMES = ("written", "failed")
+SOURCES = ("snapshot", "topic")  # of restored states
 STAGES = ("poll", "decode", "gather", "step", "stage", "reasons", "encode", "commit")
 
 _EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -243,9 +245,31 @@ class Metrics:
         self.restore_seconds = gauge(
             "restore_seconds", "Duration of the last restore, or of the current one so far, in seconds."
         )
+        self.restores = counter(
+            "restores_total", "Partitions restored, from a local snapshot or from the state topic.", "source", SOURCES
+        )
+        self.snapshots = counter(
+            "state_snapshots_total", "Snapshots of a partition's states in state.dir.", "outcome", SNAPSHOT_OUTCOMES
+        )
+        self.snapshot_timestamp_seconds = gauge(
+            "state_snapshot_timestamp_seconds",
+            "Time of the newest snapshot in state.dir, in seconds since 1970 UTC.",
+            topic_partition,
+        )
+        self.snapshot_bytes = gauge("state_snapshot_bytes", "Size of the newest snapshot, in bytes.", topic_partition)
+        self.snapshot_seconds = gauge(
+            "state_snapshot_seconds",
+            "Time from the beginning of the last snapshot until it was on the disk, in seconds.",
+        )
         self.ready = gauge("ready", "1 while /readyz answers 200, else 0.")
         self._model_info = gauge("model_info", "The model in use.", ("name", "version", "fingerprint", "device"))
-        self._per_partition = (self.consumer_lag_records, self.consumer_lag_seconds, self.state_floor_lag_records)
+        self._per_partition = (
+            self.consumer_lag_records,
+            self.consumer_lag_seconds,
+            self.state_floor_lag_records,
+            self.snapshot_timestamp_seconds,
+            self.snapshot_bytes,
+        )
         ProcessCollector(registry=registry)
 
     def model(self, *, name: str, version: str, fingerprint: str, device: str) -> None:
@@ -348,6 +372,11 @@ class Metrics:
     def floor_lag(self, topic: str, partition: int, records: int) -> None:
         """Set the floor lag of an assigned partition: committed offset minus floor."""
         self.state_floor_lag_records.labels(topic, str(partition)).set(records)
+
+    def snapshot(self, topic: str, partition: int, taken_s: float, size: int) -> None:
+        """Set time (since 1970 UTC) and bytes of the newest snapshot of an assigned partition."""
+        self.snapshot_timestamp_seconds.labels(topic, str(partition)).set(taken_s)
+        self.snapshot_bytes.labels(topic, str(partition)).set(size)
 
     def remove_partition(self, topic: str, partition: int) -> None:
         """Remove the gauges of a partition that now belongs to another member, which reports its lag."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lstmstream.serve.checkpoint import CheckpointPlan
     from lstmstream.serve.engine import Result
     from lstmstream.serve.restore import Restored
+    from lstmstream.serve.snapshots import SnapshotTaken
 
 
 class PartitionGauges(NamedTuple):
@@ -67,6 +68,15 @@ class Observer:
 
     def on_restored(self, restored: Restored) -> None:
         """A partition is running."""
+
+    def on_snapshot(self, taken: SnapshotTaken) -> None:
+        """A snapshot of a partition's states is on the disk."""
+
+    def on_snapshot_kept(self, partition: int, taken_ms: int, size: int) -> None:
+        """One that was there before will do for now; when it was taken, and its bytes."""
+
+    def on_snapshot_failed(self) -> None:
+        """One could not be written."""
 
     def on_stalled_fetch(self, action: str) -> None:
         """A partition gave no records though some wait; `action` was taken."""
@@ -124,6 +134,18 @@ class Observers(Observer):
     def on_restored(self, restored: Restored) -> None:  # noqa: D102
         for observer in self._observers:
             observer.on_restored(restored)
+
+    def on_snapshot(self, taken: SnapshotTaken) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_snapshot(taken)
+
+    def on_snapshot_kept(self, partition: int, taken_ms: int, size: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_snapshot_kept(partition, taken_ms, size)
+
+    def on_snapshot_failed(self) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_snapshot_failed()
 
     def on_stalled_fetch(self, action: str) -> None:  # noqa: D102
         for observer in self._observers:
@@ -256,8 +278,23 @@ class MetricsObserver(Observer):
         self._timer.take()
 
     def on_restored(self, restored: Restored) -> None:
-        """How long it took."""
+        """How long it took, and where the states came from."""
         self._metrics.restore_seconds.set(restored.duration_s)
+        self._metrics.restores.labels("topic" if restored.from_snapshot is None else "snapshot").inc()
+
+    def on_snapshot(self, taken: SnapshotTaken) -> None:
+        """Count it; its size and its time."""
+        self._metrics.snapshots.labels("written").inc()
+        self._metrics.snapshot_seconds.set(taken.duration_s)
+        self.on_snapshot_kept(taken.partition, taken.taken_ms, taken.bytes)
+
+    def on_snapshot_kept(self, partition: int, taken_ms: int, size: int) -> None:
+        """Its age and its size."""
+        self._metrics.snapshot(self._input_topic, partition, taken_ms / 1000, size)
+
+    def on_snapshot_failed(self) -> None:
+        """Count it."""
+        self._metrics.snapshots.labels("failed").inc()
 
     def on_stalled_fetch(self, action: str) -> None:
         """Count it."""

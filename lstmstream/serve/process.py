@@ -122,6 +122,8 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
             clock=clock,
             stopping=stopping,
             background=ThreadPoolExecutor(1, thread_name_prefix="lstmstream-commit"),
+            # One writes a snapshot, the other reads for a restore: neither waits for the other.
+            files=ThreadPoolExecutor(2, thread_name_prefix="lstmstream-files"),
             workers=workers,
         )
         if daemon is None:

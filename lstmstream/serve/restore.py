@@ -23,6 +23,8 @@ from lstmstream.serve.committer import input_partitions, is_ours, is_unfinished_
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
+from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotRefused, other_records
+from lstmstream.serve.snapshot_folder import SnapshotFolder
 from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import Floor, StateIdentity
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
@@ -62,6 +64,7 @@ class RestoreContext(NamedTuple):
     clock: Callable[[], float]
     batch_limit: BatchLimit
     warned: set[str]  # what was said once and holds for all partitions
+    snapshots: SnapshotFolder | None = None  # of `state.dir`
 
 
 class Restored(NamedTuple):
@@ -73,6 +76,7 @@ class Restored(NamedTuple):
     replay_from: int  # the floor: input offset from which records were replayed
     replayed: int  # records
     duration_s: float
+    from_snapshot: int | None = None  # states that a local snapshot had; None: there was none to use
 
 
 class Restore:
@@ -86,6 +90,8 @@ class Restore:
         self._began_s = context.clock()
         self._committed: CommittedOffset | None = None
         self._reader: LogReader | None = None
+        self._snapshot: SnapshotFile | None = None  # that is being loaded
+        self._from_snapshot: int | None = None
         self._errors = RestoreErrors(
             context.input_topic, partition.number, context.checkpointer.topic.name, context.group
         )
@@ -108,6 +114,7 @@ class Restore:
     def remaining(self) -> int:
         """Records still to be read in this phase."""
         unplayed = 0 if self._unplayed is None else len(self._unplayed)
+        unplayed += 0 if self._snapshot is None else self._snapshot.remaining
         return unplayed if self._reader is None else unplayed + max(0, self._reader.end - self._reader.position)
 
     @property
@@ -155,7 +162,15 @@ class Restore:
             return None
         number, slab = self.partition.number, self.partition.slab
         duration_s = round(clock() - self._began_s, 3)
-        return Restored(number, self.partition.position, len(slab), self._replay_from, self._replayed, duration_s)
+        return Restored(
+            number,
+            self.partition.position,
+            len(slab),
+            self._replay_from,
+            self._replayed,
+            duration_s,
+            self._from_snapshot,
+        )
 
     def _nothing_loaded(self) -> StateLoader:
         return StateLoader(self.partition, self._context.checkpointer.identity.digest, self._errors)
@@ -163,6 +178,9 @@ class Restore:
     def close(self) -> None:
         """Free its reader, and what was read."""
         self._unplayed = None
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -186,8 +204,14 @@ class Restore:
         if self._committed is not None and is_unfinished_seed(self._committed.metadata):
             raise self._errors.seed_unfinished()
         # Up to the high watermark, not the last stable offset (KAFKA-10167): the reader waits for pending transactions.
-        beginning, end = transport.offset_range(state_topic, number)
-        self._open_reader(state_topic, beginning, end)
+        start, end = transport.offset_range(state_topic, number)
+        self.close()
+        self._from_snapshot = None
+        if self._context.snapshots is not None:
+            self._snapshot = self._context.snapshots.open(number, start, end)
+        if self._snapshot is not None:
+            start, self._from_snapshot = self._snapshot.head.offset, self._snapshot.states
+        self._reader = transport.open_reader(state_topic, number, start, end)
         self.partition.begin_states(0)
         self.phase = RestorePhase.LOAD
 
@@ -195,7 +219,31 @@ class Restore:
         self.close()
         self._reader = self._context.transport.open_reader(topic, self.partition.number, start, end)
 
+    def _load_snapshot(self, snapshot: SnapshotFile) -> None:
+        """Its next block; at its end, its other records. One that turns out to be damaged leaves nothing behind."""
+        snapshots, slab = self._context.snapshots, self.partition.slab
+        assert snapshots is not None
+        try:
+            block = snapshot.next()
+        except (SnapshotRefused, OSError) as error:
+            snapshots.refuse(snapshot.path, error)
+            self.close()
+            self._loaded = self._nothing_loaded()
+            self.phase = RestorePhase.LOOK_UP
+            return
+        if block is not None:
+            self._loaded.put(block.keys, block.columns)
+            for at, incident in block.incidents.items():
+                slab.set_incident(block.keys[at], incident)
+            return
+        self._loaded.take(other_records(snapshot.head))
+        snapshot.close()
+        self._snapshot = None
+
     def _load(self, deadline_s: float) -> None:
+        if self._snapshot is not None:
+            self._load_snapshot(self._snapshot)
+            return
         reader = self._reader
         assert reader is not None
         if reader.position >= reader.end:

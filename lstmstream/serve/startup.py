@@ -92,11 +92,12 @@ def start_daemon(
     stopping: Callable[[], bool],
     workers: int = 1,
     background: Executor | None = None,
+    files: Executor | None = None,
 ) -> Daemon | None:
     """Reach the broker, ensure the topics, begin to join; None if stopped meanwhile. Raises CannotServe.
 
     `workers`: processes that were started together; a warning where the input has fewer partitions. `background` runs
-    commits beside the loop; without one, nothing overlaps.
+    commits beside the loop; without one, nothing overlaps. `files` writes and reads snapshots beside it.
     """
     transport.on_wait(observer.on_loop)  # a broker that is waited for must not look like a loop that hangs
     topics = _connect(config, step.card.state.size, transport, observer, clock, stopping)
@@ -116,7 +117,7 @@ def start_daemon(
         reader=open_reader(config),
         form=open_output_form(config),
     )
-    return Daemon(config, transport, topics, engine, observer, timer, clock, background)
+    return Daemon(config, transport, topics, engine, observer, timer, clock, background, files)
 
 
 def _connect(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmstream.records import Bools, Floats, Ints, partition_numbers
+from lstmstream.records import Bools, Floats, Ints, partition_numbers, pick
 from lstmstream.serve.alert_memory import Hour, Incident
 from lstmstream.serve.key_table import Key, KeyTable
 from lstmstream.serve.row_memory import RowMemory
@@ -84,7 +84,7 @@ class Slab:
         if not missing:
             return rows, [], rows[:0]
         where = np.flatnonzero(rows < 0)
-        without_row = [keys[i] for i in where.tolist()]
+        without_row = pick(keys, where)
         new = list(dict.fromkeys(without_row))
         added = self._add_all(new)
         rows[where] = added if len(new) == len(without_row) else self.index.find_all(without_row)[0]

@@ -8,6 +8,7 @@ import numpy as np
 
 from lstmstream.errors import UnreadableRecords
 from lstmstream.records import Ints, RecordBatch
+from lstmstream.serve.key_table import Key
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.state_records import (
@@ -124,17 +125,22 @@ class StateLoader:
         if not np.isfinite(columns.rows).all():
             raise self._errors.does_not_fit(int(batch.offsets[0]))
         keys = [unpack_key(record_key) for record_key in record_keys]
-        rows, _, _ = slab.find_or_add(keys)
-        slab.rows.write(rows, columns.rows)
-        slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
-        slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
-        self._origin_room()[rows] = columns.origins
+        self.put(keys, columns)
         if slab.incidents:
             for key in keys:
                 slab.set_incident(key, None)
         if self.damaged:
             for record_key in record_keys:
                 self.damaged.pop(record_key, None)
+
+    def put(self, keys: list[Key], columns: StateColumns) -> None:
+        """States of n different keys; incidents stay as they are."""
+        slab = self._partition.slab
+        rows, _, _ = slab.find_or_add(keys)
+        slab.rows.write(rows, columns.rows)
+        slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
+        slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
+        self._origin_room()[rows] = columns.origins
 
     def _columns(self, batch: RecordBatch, ours: dict[bytes, int]) -> StateColumns | None:
         values = [batch.values[i] or b"" for i in ours.values()]

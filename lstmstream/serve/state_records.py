@@ -264,6 +264,11 @@ def has_incident(value: bytes) -> bool:
     return value[len(_MAGIC) : len(_MAGIC) + 1] == bytes([WITH_INCIDENT])
 
 
+def state_columns(numbers: Ints, rows: Floats) -> StateColumns:
+    """Of `numbers` [5, C], in the order of the fields, and `rows` [C, S]."""
+    return StateColumns(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], rows)
+
+
 def unpack_states(
     record_keys: Sequence[bytes], values: Sequence[bytes], digest: bytes, floats: int
 ) -> StateColumns | None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lstmstream.records import Floats, Ints
+from lstmstream.records import Floats, Ints, is_run
 from lstmstream.serve.row_memory import RowMemory
 
 
@@ -90,7 +90,10 @@ class HostRows:
 
     def write(self, rows: Ints, values: Floats) -> None:
         """See SlabRows."""
-        self.array[rows] = values
+        if is_run(rows):
+            self.array[rows[0] : rows[-1] + 1] = values
+        else:
+            self.array[rows] = values
 
     def fill(self, rows: Ints, row: Floats) -> None:
         """See SlabRows."""

@@ -33,6 +33,9 @@ GAUGES: Mapping[str, Rule] = {
     "lstmstream_state_bytes": operator.add,
     "lstmstream_restore_records_remaining": operator.add,
     "lstmstream_restore_seconds": max,  # they restore side by side: so long did the slowest take
+    "lstmstream_state_snapshot_timestamp_seconds": max,
+    "lstmstream_state_snapshot_bytes": max,
+    "lstmstream_state_snapshot_seconds": max,
     "lstmstream_ready": min,
     "lstmstream_last_progress_timestamp_seconds": max,
     "lstmstream_model_info": max,  # always 1; another model has other labels
