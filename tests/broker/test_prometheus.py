@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.broker.harness import create_topics, produce, write_config
+from tests.broker.test_snapshots import with_frequent_snapshots
 from tests.broker.test_workers import RunningWorkers
 from tests.prometheus import METRIC, RECORDED, ROOT, RunningPrometheus, panels, queries, rules
 
@@ -36,23 +38,45 @@ def test_every_metric_that_is_named_exists_and_every_query_works(
 ) -> None:
     name = topic_prefix
     create_topics(broker, [f"{name}.in"], partitions=PARTITIONS)
-    config = write_config(tmp_path / "c.yaml", name=name, model=Path("builtin:demo"), servers=broker)
-    with RunningWorkers(config, tmp_path / "log", workers=2) as daemon, RunningPrometheus(tmp_path) as prometheus:
+    model = Path("builtin:demo")
+    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker)
+    with (
+        RunningWorkers(config, tmp_path / "log", workers=2) as daemon,
+        RunningPrometheus(tmp_path) as prometheus,
+        ExitStack() as more,
+    ):
         daemon.wait_ready()
         prometheus.set_targets([daemon.port or 0])
         prometheus.wait(lambda: prometheus.query("lstmstream_ready == 1"), "scraped")
-        produce(broker, f"{name}.in", ((b"%d" % (n % 9), b"{}", None, n % 9 % PARTITIONS) for n in range(EVENTS)))
+        events = [(b"%d" % (n % 9), b"{}", None, n % 9 % PARTITIONS) for n in range(EVENTS)]
+        produce(broker, f"{name}.in", events)
         counted = f"sum(rate(lstmstream_events_total[20s])) > 0 and sum(lstmstream_events_total) == {EVENTS}"
         prometheus.wait(lambda: prometheus.query(counted), "seen counting")
         prometheus.wait(lambda: prometheus.query("job:lstmstream_alerts:ratio_rate5m"), "recording")
 
         for lag in ("lstmstream_consumer_lag_records", "lstmstream_consumer_lag_seconds"):
             prometheus.wait(lambda lag=lag: len(prometheus.query(f"{lag} == 0")) == PARTITIONS, f"{lag} is 0 when idle")  # type: ignore[misc]
+        # Another one of the same input, with snapshots.
+        (tmp_path / "other").mkdir()
+        other = write_config(
+            tmp_path / "other" / "c.yaml",
+            name=f"{name}.other",
+            model=model,
+            servers=broker,
+            input={"topic": f"{name}.in"},
+            state={"dir": str(tmp_path / "snapshots"), "checkpoint_interval": "1s"},
+        )
+        snapshotting = more.enter_context(with_frequent_snapshots(other, tmp_path / "log2"))
+        snapshotting.wait_ready()
+        prometheus.set_targets([daemon.port or 0, snapshotting.port or 0])
+        prometheus.wait(lambda: prometheus.query("lstmstream_state_snapshot_bytes"), "a snapshot is there")
         there = prometheus.names()
         # A histogram is named without the ends of its series where a document speaks of it.
         missing = {n: file for n, file in named().items() if n not in there and f"{n}_bucket" not in there}
         assert missing == {}
 
+        produce(broker, f"{name}.in", events)  # panels show the last seconds
+        prometheus.wait(lambda: prometheus.query("sum(rate(lstmstream_predictions_total[20s])) > 0"), "counting again")
         for panel in panels():
             answers = [prometheus.query(query) for query in queries(panel)]
             assert any(answers) or panel["title"] in IDLE, (panel["title"], queries(panel))

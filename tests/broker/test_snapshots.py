@@ -14,7 +14,8 @@ PARTITIONS = 3
 COUNT = 3_000
 
 
-def run(config: Path, log: Path) -> RunningDaemon:
+def with_frequent_snapshots(config: Path, log: Path) -> RunningDaemon:
+    """A daemon that looks for what is new each second."""
     command = [sys.executable, "-m", "tests.broker.snapshotting_daemon", "run", str(config)]
     return RunningDaemon(config, log, command=command)
 
@@ -50,7 +51,7 @@ def test_states_from_snapshots_give_the_right_answers(broker: str, topic_prefix:
         return restores(daemon, "snapshot") + restores(daemon, "topic") == PARTITIONS
 
     produce(broker, f"{name}.in", found[: COUNT // 3])
-    with run(config, tmp_path / "log1") as daemon:
+    with with_frequent_snapshots(config, tmp_path / "log1") as daemon:
         daemon.wait(of_all, "a snapshot of each partition")
         assert restores(daemon, "topic") == PARTITIONS
         produce(broker, f"{name}.in", found[COUNT // 3 : 2 * COUNT // 3])
@@ -60,7 +61,7 @@ def test_states_from_snapshots_give_the_right_answers(broker: str, topic_prefix:
             "one more snapshot",
         )
         daemon.kill9()
-    with run(config, tmp_path / "log2") as daemon:
+    with with_frequent_snapshots(config, tmp_path / "log2") as daemon:
         daemon.wait(lambda: restored(daemon) and answered(), "all answered")
         assert (restores(daemon, "snapshot"), restores(daemon, "topic")) == (PARTITIONS, 0)
         assert daemon.sigterm() == 0, daemon.last_words()
@@ -69,7 +70,7 @@ def test_states_from_snapshots_give_the_right_answers(broker: str, topic_prefix:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     produce(broker, f"{name}.in", found[2 * COUNT // 3 :])
-    with run(config, tmp_path / "log3") as daemon:
+    with with_frequent_snapshots(config, tmp_path / "log3") as daemon:
         daemon.wait(lambda: restored(daemon) and answered(), "all answered")
         assert (restores(daemon, "snapshot"), restores(daemon, "topic")) == (0, PARTITIONS)
         assert any("is damaged" in line.get("message", "") for line in daemon.log_lines)
