@@ -106,7 +106,7 @@ def test_an_idle_partition_is_not_written_again(world: World) -> None:
     before = files(world)
     daemon = world.start()
     world.settle()
-    let_it_write(world, daemon, seconds=600)
+    let_it_write(world, daemon, seconds=snapshots.MAX_AGE_S + 2 * snapshots.LOOK_INTERVAL_S)
     assert files(world) == before
     for path in before:  # and what it found is known
         labels = {"topic": INPUT, "partition": path.name.split("-")[0]}
