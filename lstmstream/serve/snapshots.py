@@ -105,10 +105,12 @@ class Snapshots:
         current = self._current
         if current is None:
             self._look(partitions)
-        elif current.job is not None:
+            return
+        owned = current.partition in partitions and partitions[current.partition].epoch == current.epoch
+        if current.job is not None:
             if current.job.done():
-                self._on_written(current, current.job.result())
-        elif getattr(partitions.get(current.partition), "epoch", None) != current.epoch:
+                self._on_written(current, current.job.result(), owned=owned)
+        elif not owned:
             self._drop()  # it was revoked; its next owner makes one
         else:
             self._read(current)
@@ -194,7 +196,7 @@ class Snapshots:
         current.job = Future()
         current.job.set_result(write_snapshot(job))
 
-    def _on_written(self, current: _SnapshotInProgress, written: SnapshotWritten) -> None:
+    def _on_written(self, current: _SnapshotInProgress, written: SnapshotWritten, *, owned: bool) -> None:
         if current.reader.position < current.reader.end:
             if current.unfinished:
                 current.unfinished.pop().unlink(missing_ok=True)
@@ -210,7 +212,8 @@ class Snapshots:
         self._drop()
         taken = SnapshotTaken(head.partition, head.offset, written.states, written.bytes, head.taken_ms, duration_s)
         log.info("snapshot written", extra={**taken._asdict(), "file": str(written.path)})
-        self._observer.on_snapshot(taken)
+        if owned:
+            self._observer.on_snapshot(taken)
         self.folder.remove_old(written.path)
 
     def _give_up(self, error: Exception) -> None:

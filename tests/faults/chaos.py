@@ -173,15 +173,23 @@ def run(
     rate: float,
     broker_faults: bool = True,
     keep: bool = False,
+    snapshots: bool = False,
 ) -> Outcome:
-    """One run in a folder of its own, on the client that `harness.CLIENT` names. `keep`: the broker's data stay."""
+    """One run in a folder of its own, on the client that `harness.CLIENT` names. `keep`: the broker's data stay.
+
+    `snapshots`: local ones, every second or two, in one folder for all daemons.
+    """
     outcome = Outcome()
     broker = DevBroker(folder / "broker")
     servers = broker.up(port=0)
     kinds = {**OF_DAEMONS, **(OF_BROKER if broker_faults else {})}
-    trial = Trial(servers, NAME, folder, partitions=PARTITIONS, rate=rate, seed=seed)
+    sections: dict[str, Any] = {}
+    if snapshots:
+        sections["state"] = {"ttl": "1h", "checkpoint_interval": "1s", "dir": str(folder / "snapshots")}
+    trial = Trial(servers, NAME, folder, partitions=PARTITIONS, rate=rate, seed=seed, **sections)
+    program = "tests.broker.snapshotting_daemon" if snapshots else "lstmstream"
     try:
-        with trial, Fleet(trial.config, workers) as fleet:
+        with trial, Fleet(trial.config, workers, program=program) as fleet:
             fleet.wait_ready()
             trial.begin()
             fleet.wait(lambda: trial.load.written > 0, "given events")
@@ -197,6 +205,8 @@ def run(
         if not 0 < outcome.counted <= trial.summary["events"]:
             outcome.findings.append(f"/metrics counted {outcome.counted:.0f} of {trial.summary['events']} events")
         outcome.silence = trial.readers.longest_silence()
+        if snapshots:
+            outcome.notes.append(from_snapshots(folder))
     except AssertionError as error:
         outcome.findings.append(str(error))
     finally:
@@ -204,6 +214,18 @@ def run(
             os.kill(pid, signal.SIGCONT)
         broker.down(wipe=not outcome.findings and not keep)
     return outcome
+
+
+def from_snapshots(folder: Path) -> str:
+    """How often they were used, by the logs of all lives."""
+    found: Counter[str] = Counter()
+    for log in folder.glob("worker-*.log"):
+        for line in log.read_bytes().splitlines():
+            found["written"] += b'"snapshot written"' in line
+            found["refused"] += b"is not used: " in line
+            if b'"partition restored"' in line:
+                found["topic" if b'"from_snapshot": null' in line else "snapshot"] += 1
+    return f"snapshots: {dict(found)}"
 
 
 def main() -> int:
@@ -214,13 +236,22 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--client", choices=["kafka-python", "confluent"], default="confluent")
     parser.add_argument("--keep", action="store_true", help="leave the logs even if all is right")
+    parser.add_argument("--snapshots", action="store_true", help="with state.dir, and a snapshot every second or two")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second")
     given = parser.parse_args()
     harness.CLIENT = given.client
     folder = Path(tempfile.mkdtemp(prefix="lstmstream-chaos-"))
     print(f"client {given.client}, seed {given.seed}, folder {folder}", flush=True)
     seconds, workers = given.minutes * 60, given.workers
-    outcome = run(folder, seconds=seconds, seed=given.seed, workers=workers, rate=given.rate, keep=given.keep)
+    outcome = run(
+        folder,
+        seconds=seconds,
+        seed=given.seed,
+        workers=workers,
+        rate=given.rate,
+        keep=given.keep,
+        snapshots=given.snapshots,
+    )
     print("\n".join(outcome.lines()), flush=True)
     if outcome.findings or given.keep:
         print(f"logs and the broker's data are left in {folder}")

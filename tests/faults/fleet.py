@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,13 +19,17 @@ SCRAPE_S = 1.0
 class Worker:
     """One member of the group through all its lives. One thread at a time may strike it: see `busy`."""
 
-    def __init__(self, number: int, config: Path, *, static: bool) -> None:
-        """`static`: with a `group.instance.id`, and so with one transactional id for all its lives."""
+    def __init__(self, number: int, config: Path, *, static: bool, program: str = "lstmstream") -> None:
+        """`static`: with a `group.instance.id`, and so with one transactional id for all its lives.
+
+        `program`: the module that is run in place of `lstmstream`.
+        """
         self.number = number
         self.busy = False
         self.ends: list[str] = []  # lives that ended by themselves
         self._folder = config.parent
         self._config = own_config(config, number) if static else config
+        self._program = program
         self._lives = 0
         self._counted = self._counted_before = 0.0  # `events_total` of this life, and of those before it
         self._scraped = 0.0
@@ -33,7 +38,8 @@ class Worker:
     def _start(self) -> RunningDaemon:
         self._lives += 1
         self._counted_before, self._counted = self._counted_before + self._counted, 0.0
-        return RunningDaemon(self._config, self._folder / f"worker-{self.number}-{self._lives}.log")
+        command = [sys.executable, "-m", self._program, "run", str(self._config)]
+        return RunningDaemon(self._config, self._folder / f"worker-{self.number}-{self._lives}.log", command=command)
 
     def start_again(self) -> None:
         """A new life, as the last one is over."""
@@ -82,10 +88,15 @@ class Fleet:
     """The workers of one configuration."""
 
     def __init__(
-        self, config: Path, workers: int, *, static: Callable[[int], bool] = lambda number: number % 2 == 0
+        self,
+        config: Path,
+        workers: int,
+        *,
+        static: Callable[[int], bool] = lambda number: number % 2 == 0,
+        program: str = "lstmstream",
     ) -> None:
         """`static`: whether the worker of this number is a static member; unless said otherwise, every second one."""
-        self.workers = [Worker(number, config, static=static(number)) for number in range(workers)]
+        self.workers = [Worker(number, config, static=static(number), program=program) for number in range(workers)]
 
     def __enter__(self) -> Self:
         return self

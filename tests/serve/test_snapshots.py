@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lstmstream.records import RecordBatch
 from lstmstream.serve import snapshot_merge, snapshots
 from lstmstream.serve.config_warnings import config_warnings, unwritable_snapshots
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotHead, SnapshotRefused, SnapshotWriter, other_records
 from lstmstream.serve.state_records import ENTITY_KEY, FLOOR, floor_key, pack_key
+from lstmstream.transport.memory import MemoryReader
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, FakeStep, World, card
 from tests.serve.restore_world import rows_of
 
@@ -104,7 +106,7 @@ def test_an_idle_partition_is_not_written_again(world: World) -> None:
     before = files(world)
     daemon = world.start()
     world.settle()
-    let_it_write(world, daemon, seconds=600)
+    let_it_write(world, daemon, seconds=snapshots.MAX_AGE_S + 2 * snapshots.LOOK_INTERVAL_S)
     assert files(world) == before
     for path in before:  # and what it found is known
         labels = {"topic": INPUT, "partition": path.name.split("-")[0]}
@@ -756,3 +758,74 @@ def test_blocks_stay_large_however_often_it_is_renewed(world: World, monkeypatch
     found, states = restored_from(world)
     assert found == {"snapshot": PARTITIONS, "topic": 0}
     assert restored_from(world, state={})[1] == states
+
+
+def failures(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    said = [record.getMessage() for record in caplog.records]
+    return sum("no snapshot of the states could be written" in line and text in line for line in said)
+
+
+def test_a_topic_that_gives_nothing_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as behind a transaction of somebody else that hangs."""
+    daemon = world.start()
+    produce(world, 30)
+    world.settle()
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryReader, "next", lambda *_: RecordBatch.empty(STATES))
+        let_it_write(world, daemon, seconds=snapshots.LOOK_INTERVAL_S + snapshots.STUCK_S + 20)
+    assert failures(caplog, "cannot be read beyond offset 0") == 1
+    let_it_write(world, daemon)
+    assert len(files(world)) == PARTITIONS
+
+
+def test_reading_for_longer_than_tombstones_stay_is_given_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    daemon = world.start()
+    produce(world, 30)
+    world.settle()
+    world.broker.read_records = 1
+    world.broker.topics[STATES].settings["delete.retention.ms"] = "20"  # a read takes 10 ms
+    let_it_write(world, daemon)
+    assert failures(caplog, "takes longer than half of its delete.retention.ms")
+    assert not files(world)
+
+
+def test_a_base_that_is_damaged_is_left_out(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    daemon = world.start()
+    produce(world, 30)
+    world.settle()
+    let_it_write(world, daemon)
+    before = files(world)
+    for path in before:
+        flip(-100)(path)
+    let_age(world, snapshots.MAX_AGE_S)
+    produce(world, 6)
+    world.settle()
+    let_it_write(world, daemon, seconds=5 * snapshots.LOOK_INTERVAL_S)
+    assert failures(caplog, "block 0 is damaged")
+    assert_refused(caplog, "block 0 is damaged")
+    assert len(set(files(world)) - set(before)) == PARTITIONS
+    world.stop(daemon)
+    found, states = restored_from(world)
+    assert found == {"snapshot": PARTITIONS, "topic": 0}
+    assert restored_from(world, state={})[1] == states
+
+
+def test_the_figures_of_a_partition_that_went_meanwhile_stay_away(world: World) -> None:
+    """Its snapshot is written to the end, since it is right; the new owner tells of it."""
+    daemon = world.start()
+    produce(world, 30)
+    world.settle()
+    making = daemon._snapshots
+    assert making is not None
+    while making._current is None or making._current.job is None:
+        world.now_s += 1
+        world.step(daemon)
+    number = making._current.partition
+    labels = {"topic": INPUT, "partition": str(number)}
+    for _ in range(3):
+        world.now_s += 5
+        making.tick([], busy=False)
+    assert [path for path in files(world) if path.name.startswith(f"{number}-")]
+    assert world.metric(daemon, "state_snapshot_bytes", **labels) == 0
