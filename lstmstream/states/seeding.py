@@ -218,9 +218,10 @@ class Seeding:
 
     def _member(self) -> Membership:
         """Our place in the group, with all partitions. Raises TryAgain, and CannotServe where others are there too."""
-        give_up_s = self._clock.monotonic_s() + LIMIT_S
+        give_up_s, wait_s = self._clock.monotonic_s() + LIMIT_S, 0.0
         while True:
-            polled = self._transport.poll(POLL_S, 1)
+            polled = self._transport.poll(wait_s, 1)
+            wait_s = POLL_S  # nothing is read: a poll of a member waits in vain
             if polled.membership.valid and len(polled.assignment) == self.partitions:
                 return polled.membership
             if polled.membership.valid:
