@@ -42,6 +42,7 @@ def test_the_daemon_goes_on_from_the_states_of_the_file(tmp_path: Path) -> None:
     seed(world, past.write(tmp_path / "s.jsonl", world))
     for kill in (True, False, True, False):
         serve(world, kill=kill)
+        world.check_states()
         produce(world, 15, KEYS[:3])
     produce(world, 30)
     serve(world)
