@@ -327,3 +327,11 @@ def test_states_that_cannot_be_rebuilt_are_not(world: World, tmp_path: Path) -> 
     world.start()
     with pytest.raises(CannotServe, match=r"was moved back to 0, .* began with those"):
         world.settle()
+
+
+def test_an_input_that_is_not_there(world: World, tmp_path: Path) -> None:
+    del world.broker.topics[INPUT]
+    with pytest.raises(
+        CannotServe, match=r"the topics cannot be used, for 10 s: input\.topic: topic 'in' does not exist"
+    ):
+        seed(world, Past().write(tmp_path / "s.jsonl", world))
