@@ -12,6 +12,7 @@ from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.states.joining import JoinAt
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
+from tests.serve.test_snapshots import let_it_write
 from tests.states.seed_world import KEYS, PAST_MS, Past, answered, produce, seed
 
 MAX_CALLS = 14
@@ -44,6 +45,24 @@ def test_the_daemon_goes_on_from_the_states_of_the_file(tmp_path: Path) -> None:
         serve(world, kill=kill)
         world.check_states()
         produce(world, 15, KEYS[:3])
+    produce(world, 30)
+    serve(world)
+    assert answered(world) == past.expected(world)
+
+
+def test_a_snapshot_has_them_too(tmp_path: Path) -> None:
+    """Those that the daemon has not changed, too."""
+    world, past = World(state={"checkpoint_interval": "5s", "dir": str(tmp_path / "snapshots")}), Past()
+    produce(world, 6, KEYS[:3])
+    seed(world, past.write(tmp_path / "s.jsonl", world))
+    daemon = world.start()
+    world.settle()
+    let_it_write(world, daemon)
+    world.stop(daemon)
+    daemon = world.start()
+    world.settle()
+    assert world.metric(daemon, "restores_total", source="snapshot") == PARTITIONS
+    world.kill(daemon)
     produce(world, 30)
     serve(world)
     assert answered(world) == past.expected(world)
