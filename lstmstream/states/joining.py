@@ -34,7 +34,7 @@ class JoinAt(NamedTuple):
         try:
             return cls(found, None if time is None else timestamp_ms(time, "--at-time"))
         except BadRecord as bad:
-            raise CannotServe(f"--at-time {time}: {bad}; write an ISO 8601 time, such as 2026-01-05T10:00:00Z") from bad
+            raise CannotServe(f"--at-time {time}: is not an ISO 8601 time, such as 2026-01-05T10:00:00Z") from bad
 
 
 class Join(NamedTuple):

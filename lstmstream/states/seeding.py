@@ -33,7 +33,7 @@ from lstmstream.serve.state_records import (
     pack_floor,
     state_record_bytes,
 )
-from lstmstream.serve.topics import MissingTopics, NotVisibleYet, Topics, ensure_topics
+from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.states.joining import Join
 from lstmstream.transport.patient_broker import Broker, PatientBroker
 from lstmstream.transport.ports import Membership, Transport
@@ -87,7 +87,7 @@ class Seeding:
     def prepare(self) -> None:
         """Reach the broker, make the topics that are missing, and see that nothing has begun. Raises CannotServe."""
         self._patiently("the broker cannot be used", self._transport.connect)
-        self._topics = self._patiently("the topics cannot be used", self._ensure_topics)
+        self._topics = self._patiently("the topics cannot be used", self._ensure_topics, GONE_S)
         members = self._patiently("the group's members cannot be read", self._transport.group_members)
         if members:
             raise self._in_use([f"{one.client_id} at {one.host}" for one in members])
@@ -218,9 +218,10 @@ class Seeding:
 
     def _member(self) -> Membership:
         """Our place in the group, with all partitions. Raises TryAgain, and CannotServe where others are there too."""
-        give_up_s = self._clock.monotonic_s() + LIMIT_S
+        give_up_s, wait_s = self._clock.monotonic_s() + LIMIT_S, 0.0
         while True:
-            polled = self._transport.poll(POLL_S, 1)
+            polled = self._transport.poll(wait_s, 1)
+            wait_s = POLL_S  # nothing is read: a poll of a member waits in vain
             if polled.membership.valid and len(polled.assignment) == self.partitions:
                 return polled.membership
             if polled.membership.valid:
@@ -237,15 +238,15 @@ class Seeding:
             " or build; one that was killed counts as a member until its session timeout is over. Then run this again"
         )
 
-    def _patiently(self, what: str, attempt: Callable[[], T]) -> T:
+    def _patiently(self, what: str, attempt: Callable[[], T], limit_s: float = LIMIT_S) -> T:
         """Try until it works. Raises CannotServe where it has not for a while."""
-        give_up_s = self._clock.monotonic_s() + LIMIT_S
+        give_up_s = self._clock.monotonic_s() + limit_s
         while True:
             try:
                 return attempt()
             except TryAgain as error:
                 if self._clock.monotonic_s() > give_up_s:
-                    raise CannotServe(f"{what}, for {LIMIT_S:g} s: {error}") from error
+                    raise CannotServe(f"{what}, for {limit_s:g} s: {error}") from error
                 self._clock.sleep(RETRY_S)
 
     def close(self) -> None:

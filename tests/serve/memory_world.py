@@ -292,7 +292,8 @@ class World:
                 if record.key is None or record.value is None or key_kind(record.key)[0] == FLOOR:
                     continue
                 stored = unpack_state(record.key, record.value)
-                if (stored.digest, stored.origin) == (floor.identity.digest, floor.origin):
+                origins = {floor.origin, floor.seed or floor.origin}
+                if stored.digest == floor.identity.digest and stored.origin in origins:
                     found[partition, unpack_key(record.key)] = stored.state.last_offset
         return found
 

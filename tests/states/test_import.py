@@ -12,6 +12,7 @@ from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.states.joining import JoinAt
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
+from tests.serve.test_snapshots import let_it_write
 from tests.states.seed_world import KEYS, PAST_MS, Past, answered, produce, seed
 
 MAX_CALLS = 14
@@ -42,7 +43,26 @@ def test_the_daemon_goes_on_from_the_states_of_the_file(tmp_path: Path) -> None:
     seed(world, past.write(tmp_path / "s.jsonl", world))
     for kill in (True, False, True, False):
         serve(world, kill=kill)
+        world.check_states()
         produce(world, 15, KEYS[:3])
+    produce(world, 30)
+    serve(world)
+    assert answered(world) == past.expected(world)
+
+
+def test_a_snapshot_has_them_too(tmp_path: Path) -> None:
+    """Those that the daemon has not changed, too."""
+    world, past = World(state={"checkpoint_interval": "5s", "dir": str(tmp_path / "snapshots")}), Past()
+    produce(world, 6, KEYS[:3])
+    seed(world, past.write(tmp_path / "s.jsonl", world))
+    daemon = world.start()
+    world.settle()
+    let_it_write(world, daemon)
+    world.stop(daemon)
+    daemon = world.start()
+    world.settle()
+    assert world.metric(daemon, "restores_total", source="snapshot") == PARTITIONS
+    world.kill(daemon)
     produce(world, 30)
     serve(world)
     assert answered(world) == past.expected(world)
@@ -326,3 +346,11 @@ def test_states_that_cannot_be_rebuilt_are_not(world: World, tmp_path: Path) -> 
     world.start()
     with pytest.raises(CannotServe, match=r"was moved back to 0, .* began with those"):
         world.settle()
+
+
+def test_an_input_that_is_not_there(world: World, tmp_path: Path) -> None:
+    del world.broker.topics[INPUT]
+    with pytest.raises(
+        CannotServe, match=r"the topics cannot be used, for 10 s: input\.topic: topic 'in' does not exist"
+    ):
+        seed(world, Past().write(tmp_path / "s.jsonl", world))
