@@ -60,6 +60,12 @@ def test_a_cell_that_is_not_a_number_is_named(tmp_path: Path, text: str, shown: 
     refused("row 0: field 'n' is not finite", csv, tmp_path, "k,t,n,c\na,1,1e39,x\n")
 
 
+@pytest.mark.parametrize("text", ["59,71", "-0,5", " 1.234,5 ", "1,234", "1,234.5", "1,234,567.25"])
+def test_a_number_with_commas_in_it_is_said_to_be_one(tmp_path: Path, text: str) -> None:
+    message = refused("x.csv: ", csv, tmp_path, f'k,t,n,c\na,1,"{text}",x\n')
+    assert f"row 0: field 'n' is {text!r}, not a number; write decimals with a point, and thousands" in message
+
+
 def test_times_of_csv(tmp_path: Path) -> None:
     def times(*texts: str) -> list[int]:
         return [row[1] for row in csv(tmp_path, "k,t,n,c\n" + "".join(f"a,{text},1,x\n" for text in texts))]
@@ -129,8 +135,8 @@ def test_a_row_with_a_cell_in_any_column_is_an_event(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"k;t;n;c\na;1;1,5;x\n", "looks separated by ';'; save it with commas, as UTF-8"),
-        (b'"k"\t"t"\t"n"\t"c"\na\t1\t1\tx\n', "looks separated by tabs; save it with commas, as UTF-8"),
+        (b"k;t;n;c\na;1;1,5;x\n", "looks separated by ';'; save it with commas, and with points in numbers, as UTF-8"),
+        (b'"k"\t"t"\t"n"\t"c"\na\t1\t1\tx\n', "looks separated by tabs; save it with commas, and with points in numbers, as UTF-8"),
         ("k,t,n,c\na,1,1,x\n".encode("utf-16"), "looks like UTF-16; save it with commas, as UTF-8"),
         (b'k,t,n,c\na,1,1,"x\nb,1,1,x\n', "; close each quote, and write a quote inside quotes twice"),
         (b"k,t,n,c\na,1,1,5,x\n", "; a row has more cells than the header; put quotes around text that holds a comma"),
