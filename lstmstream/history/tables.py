@@ -185,7 +185,9 @@ def _numbers(file: Path, series: pl.Series, rows: Sequence[int], *, csv: bool = 
             advice = "leave the cell empty where the value is missing, or use the field as a category"
             if _WITH_COMMAS.fullmatch(text):
                 advice = "write decimals with a point, and thousands without a separator"
-            raise CannotServe(f"{file}: row {rows[index]}: field {series.name!r} is {text[:40]!r}, not a number; {advice}")
+            raise CannotServe(
+                f"{file}: row {rows[index]}: field {series.name!r} is {text[:40]!r}, not a number; {advice}"
+            )
     elif kind == pl.String:
         raise CannotServe(
             f"{file}: field {series.name!r} is {kind}, not a number; use the field as a category, or fix the data"

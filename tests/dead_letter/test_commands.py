@@ -186,7 +186,9 @@ def test_replayed_events_are_answered_and_none_is_replayed_twice(
     assert "0 events were written to in; 3 were replayed before" in capsys.readouterr().err
     replay_all(filter_=make_filter_of("validate"), dry_run=True)
     assert "0 dead letters would be replayed; 3 were replayed before" in capsys.readouterr().err
-    assert replay_all(filter_=make_filter(stage=None, reason=None, key=None, since=None, until=None, places=["0@99"])) == 0
+    assert (
+        replay_all(filter_=make_filter(stage=None, reason=None, key=None, since=None, until=None, places=["0@99"])) == 0
+    )
     assert "0 events were written to in; no dead letter is meant" in capsys.readouterr().err
 
 
