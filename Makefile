@@ -130,7 +130,7 @@ clean: ## remove the environments and all that tools left behind; the developmen
 define new_environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@echo "Making $(@D) ..."
+	@echo "Making $(@D), with downloads: a minute or more ..."
 	@$(PYTHON) -m venv --clear $(@D) || \
 	    { echo "Python's venv module is needed (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 endef

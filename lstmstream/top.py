@@ -63,7 +63,8 @@ def run_top(urls: Sequence[str], *, once: bool, as_json: bool, token_file: Path 
         console = Console(highlight=False)
         if once or not console.is_terminal:
             answers = ask_all()
-            console.print(render(answers, console.width))
+            for part in render(answers, console.width).renderables:
+                console.print(part, soft_wrap=isinstance(part, Text))
             return int(any(answer.snapshot is None for answer in answers))
         return _watch(console, ask_all)
 

@@ -33,6 +33,8 @@ OF_THE_READER = {
     "pairs.jsonl",
     "fraud.yaml",
     "enriched.jsonl",
+    "machines.onnx",
+    "scored.jsonl",
     "3/16",  # a shard
 }  # files that somebody who follows the README makes
 PACKAGE = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "lstmstream").rglob("*.py"))]
@@ -92,6 +94,16 @@ def test_the_configurations_of_the_guide_to_formats_are_good(tmp_path: Path) -> 
     for tree in (least, *({**least, **other} for other in others)):
         validate(Config, tree, tmp_path)
     assert [other["input"]["unwrap"] for other in others] == ["cloudevents", "after"]
+
+
+def test_the_configurations_of_the_way_from_csv_to_alerts_are_good(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "csv.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    training, daemon = map(yaml.safe_load, blocks)
+    trained = validate_training(training, tmp_path)
+    served = validate(Config, daemon, tmp_path)
+    assert (trained.data.key, trained.data.timestamp) == (served.input.key, served.input.timestamp)
+    assert [number.name for number in trained.features.numbers] == served.output.include
 
 
 def test_every_option_is_in_the_reference() -> None:

@@ -217,6 +217,24 @@ def test_a_yaml_file(text: str | bytes | None, message: str, tmp_path: Path) -> 
         assert problems(lambda load=load: load(file, {}), tmp_path) == [message]  # type: ignore[misc]
 
 
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(TRAINING)
+    assert problems(lambda: load_config(file, {}), tmp_path) == [
+        "FOLDER/train.yaml: is a configuration for training, which `lstmstream train` reads; give the daemon's"
+    ]
+    file = tmp_path / "stream.yaml"
+    file.write_text("{name: a, model: m.onnx, input: {topic: a}, output: {topic: b}}")
+    assert problems(lambda: load_training(file, {}), tmp_path) == [
+        "FOLDER/stream.yaml: is a daemon's configuration, which `lstmstream run` reads; give one for training"
+    ]
+    file = tmp_path / "m.onnx"
+    file.write_bytes(b"\x08\xff")
+    assert problems(lambda: load_config(file, {}), tmp_path) == [
+        "FOLDER/m.onnx: is a model file; give the configuration (YAML) that names it"
+    ]
+
+
 # --- options of the training ------------------------------------------------------------------------------------------
 
 

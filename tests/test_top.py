@@ -92,6 +92,16 @@ def test_once_and_json(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> No
     assert "does not answer" in other["error"]
 
 
+def test_lines_for_a_program_are_not_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert top.run_top(["127.0.0.1:1"], once=True, as_json=False, token_file=None) == 1
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "does not answer" in line]
+    assert said.startswith("http://127.0.0.1:1 does not answer (")
+    assert said.endswith(")")
+
+
 def test_a_token_comes_from_a_file_or_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     daemon = Daemon("s3cret")
     try:

@@ -14,16 +14,18 @@ import numpy as np
 from lstmstream import codec
 from lstmstream.check.broker_limits import check_request_size, check_timeouts
 from lstmstream.check.results import Check, failed, ok, warning
+from lstmstream.check.state_owner import check_states
 from lstmstream.config import Config, load_config
-from lstmstream.errors import CannotServe, SchemaRegistryDown, TryAgain
+from lstmstream.errors import BadRecord, CannotServe, SchemaRegistryDown, TryAgain
 from lstmstream.formats.field_names import listed, names_of, similar_name
-from lstmstream.formats.json_documents import ABSENT, locate
+from lstmstream.formats.json_documents import ABSENT, locate, parse_document
 from lstmstream.formats.schemas import UnknownSchema
 from lstmstream.logs import escape_untrusted, message_kind
 from lstmstream.records import RecordBatch, partition_numbers
 from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine, open_reader
+from lstmstream.serve.identity import state_identity
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.topic_settings import check_settings, roles
 from lstmstream.serve.topics import owned_topics, partition_problems
@@ -117,6 +119,10 @@ class TopicChecks:
         yield from check_request_size(config, settings, source, self._state_floats)
         ranges = {number: self._broker.offset_range(config.input.topic, number) for number in range(source.partitions)}
         yield from self._offsets(ranges)
+        states = self._found.get(config.state.topic)
+        if self._step is not None and states is not None and states.partitions == source.partitions:
+            ours = state_identity(config, self._step.card)
+            yield from check_states(self._broker, config, ours, states.partitions)
         sample = self._broker.newest(config.input.topic, source.partitions, self._records)
         if not len(sample):
             yield warning("records", f"{config.input.topic} has no records to look at; check again once there are some")
@@ -238,11 +244,26 @@ class TopicChecks:
                 letter = first[kind]
                 place = f"{sample.topic}[{sample.partitions[letter.index]}]@{sample.offsets[letter.index]}"
                 report = failed if count == total else warning
+                hint = self._hint(sample.values[letter.index])
                 yield report(
-                    "records", f"{count:,} of {total:,} become dead letters: {letter.message} (first: {place})"
+                    "records", f"{count:,} of {total:,} become dead letters: {letter.message} (first: {place}){hint}"
                 )
             yield ok("records", text) if len(letters) < total else failed("records", text)
         yield from self._fields(result, step)
+
+    def _hint(self, value: bytes | None) -> str:
+        """A field of this event that is named almost as the key or the timestamp, where it lacks one of them."""
+        try:
+            document = parse_document(value)
+        except BadRecord:
+            return ""
+        absent = [
+            name
+            for name in (self._config.input.key, self._config.input.timestamp)
+            if name is not None and locate(document, name) is ABSENT
+        ]
+        similar = [similar_name(name, names_of([document])) for name in absent]
+        return next((f"; did you mean {name!r}?" for name in similar if name is not None), "")
 
     def _fields(self, result: Result, step: OnnxStep) -> Iterator[Check]:
         events = len(result.decoded.observations.index)

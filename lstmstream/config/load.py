@@ -23,6 +23,8 @@ def load_config(path: Path | None, environ: Mapping[str, str] = os.environ, *, s
     """
     tree, places = ({}, NOWHERE) if path is None else read_placed(path)
     folder = Path() if path is None else path.parent
+    if "task" in tree and "features" in tree:
+        raise CannotServe(f"{path}: is a configuration for training, which `lstmstream train` reads; give the daemon's")
     if "stages" in tree:
         found = {one.name: one.config for one in stages_of(tree, folder, environ, places)}
         if stage not in found:

@@ -33,6 +33,8 @@ def read_placed(path: Path) -> tuple[dict[str, Any], Places]:
         problem = f"{error}; give the path of a YAML file"
     except UnicodeDecodeError:
         problem = "is not UTF-8; save it as UTF-8"
+        if path.suffix == ".onnx":
+            problem = "is a model file; give the configuration (YAML) that names it"
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         problem = (f"line {mark.line + 1}, column {mark.column + 1}: " if mark else "") + _text(error)

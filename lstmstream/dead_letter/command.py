@@ -119,12 +119,12 @@ def replay_letters(
     change: Change | None = set_fields(parse_settings(settings)) if settings else edit_value if edit else None
     with _opened(config, stage_name) as (loaded, kafka, broker):
         if dry_run:
-            found = [
-                letter for letter in read_letters(broker, loaded.dead_letter.topic, filter_) if not letter.replayed
-            ]
+            meant = list(read_letters(broker, loaded.dead_letter.topic, filter_))
+            found = [letter for letter in meant if not letter.replayed]
             for letter in found:
                 print(_line(letter) if change is None else f"{_line(letter)}\n{_changed(change, letter)}")
-            print(f"{len(found):,} dead letters would be replayed", file=sys.stderr)
+            text = f"{_count(len(found), 'dead letter')} would be replayed"
+            print(text + _others(len(found), len(meant) - len(found)), file=sys.stderr)
             return 0
         outcome = Replay(kafka, broker, loaded, change=change).run(filter_)
     _print_outcome(outcome, loaded, as_json=as_json)
@@ -210,5 +210,18 @@ def _print_outcome(outcome: Outcome, config: Config, *, as_json: bool) -> None:
         print(f"{letter.place}: not replayed: {escape_untrusted(why, REASON_CHARS)}", file=sys.stderr)
     if len(outcome.refused) > MAX_REFUSED:
         print(f"and {len(outcome.refused) - MAX_REFUSED:,} more", file=sys.stderr)
-    text = f"{len(outcome.replayed):,} events were written to {config.input.topic}"
-    print(text + (f"; {len(outcome.refused):,} could not be replayed" if outcome.refused else ""), file=sys.stderr)
+    done = len(outcome.replayed)
+    text = f"{_count(done, 'event')} {'was' if done == 1 else 'were'} written to {config.input.topic}"
+    text += f"; {len(outcome.refused):,} could not be replayed" if outcome.refused else ""
+    print(text + _others(done + len(outcome.refused), outcome.earlier), file=sys.stderr)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _others(now: int, earlier: int) -> str:
+    """What else is to be said of the dead letters that are meant: `now` of them are new, `earlier` were replayed."""
+    if earlier:
+        return f"; {earlier:,} {'was' if earlier == 1 else 'were'} replayed before"
+    return "" if now else "; no dead letter is meant: `dead-letter list` shows them"

@@ -54,6 +54,7 @@ class Outcome(NamedTuple):
 
     replayed: Sequence[Letter]
     refused: Sequence[tuple[Letter, str]]  # with the reason
+    earlier: int  # that were meant, and were replayed before
 
 
 class _Event(NamedTuple):
@@ -111,6 +112,7 @@ class Replay:
         self._sent: set[Place] = set()  # in this run, also in transactions whose outcome was not known
         self._written: dict[Place, Letter] = {}
         self._refused: dict[Place, tuple[Letter, str]] = {}
+        self._earlier: set[Place] = set()  # that others have replayed
 
     def run(self, filter_: Filter) -> Outcome:
         """Replay what is meant and was not replayed before. Raises CannotServe."""
@@ -130,7 +132,7 @@ class Replay:
                     raise CannotServe(f"nothing could be replayed for {self._limit_s:g} s: {error}") from error
                 time.sleep(RETRY_S)
             else:
-                return Outcome(list(self._written.values()), list(self._refused.values()))
+                return Outcome(list(self._written.values()), list(self._refused.values()), len(self._earlier))
 
     def _topics(self) -> dict[str, TopicInfo]:
         source = self._config.input.topic
@@ -153,6 +155,7 @@ class Replay:
         try:  # from here on nobody else can write notes: those that there are, are all
             for letters in _batches(read_letters(self._broker, self._topic, filter_)):
                 self._written |= {one.place: one for one in letters if one.replayed and one.place in self._sent}
+                self._earlier |= {one.place for one in letters if one.replayed} - self._sent
                 events = list(self._events([one for one in letters if not one.replayed], partitions))
                 if events:
                     self._write(writer, topic_id, events)

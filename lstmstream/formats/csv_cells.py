@@ -50,7 +50,10 @@ def check_csv_format(path: Path, wanted: Collection[str]) -> None:
     if separator not in _SEPARATORS or not header.count(separator):
         return
     if not {name.strip('"') for name in header.split(",")} & set(wanted):
-        raise CannotServe(f"{path}: looks separated by {_SEPARATORS[separator]}; save it with commas, as UTF-8")
+        raise CannotServe(
+            f"{path}: looks separated by {_SEPARATORS[separator]}; save it with commas, and with points in"
+            " numbers, as UTF-8"
+        )
 
 
 def read_error(path: Path, error: Exception) -> CannotServe:

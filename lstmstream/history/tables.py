@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lstmstream.history.fields import Chunk, Fields
 from lstmstream.records import Bools, Floats, Ints
 
 CHUNK_ROWS = 131_072
+_WITH_COMMAS = re.compile(r"\s*[+-]?\d[\d.,]*,\d+\s*|\s*[+-]?\d+(?:,\d{3})+\.\d+\s*")  # 59,71 and 1.234,5 and 1,234.5
 _BLANK = "\0blank"  # a column name that no file has
 
 
@@ -179,9 +181,12 @@ def _numbers(file: Path, series: pl.Series, rows: Sequence[int], *, csv: bool = 
         wide = csv_cells.parse_numbers(series)
         if invalid := csv_cells.invalid_numbers(series, wide):
             index = invalid[0]
+            text = series[index]
+            advice = "leave the cell empty where the value is missing, or use the field as a category"
+            if _WITH_COMMAS.fullmatch(text):
+                advice = "write decimals with a point, and thousands without a separator"
             raise CannotServe(
-                f"{file}: row {rows[index]}: field {series.name!r} is {series[index][:40]!r}, not a number; leave the"
-                " cell empty where the value is missing, or use the field as a category"
+                f"{file}: row {rows[index]}: field {series.name!r} is {text[:40]!r}, not a number; {advice}"
             )
     elif kind == pl.String:
         raise CannotServe(

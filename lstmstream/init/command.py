@@ -180,6 +180,8 @@ def _report(found: Proposal, events: int, bad: int, stream: Path, train: Path) -
     for title, names in (("categories", found.categories), ("label", [found.label or ""]), ("left out", found.others)):
         if any(names):
             print(f"{title:<11} {', '.join(names)}")
+    for name, count in found.texts.items():
+        print(f"{name} is text in {count:,} of them: such events become dead letters")
     print(f"\n{stream} and {train} are written. Now: lstmstream check {stream}", file=sys.stderr)
 
 

@@ -14,6 +14,7 @@ from lstmstream.formats.values import category_text
 
 MAX_DEPTH = 3  # of nested objects
 FEW_VALUES = 50  # a category has no more
+MOSTLY = 0.95  # of a field's values are numbers: one that is text would be a dead letter, and the field still a number
 REPEATED = 0.2  # of the events: a category, or a key, has no more different values
 EPOCH_S = (9e8, 1e11)  # 1998 to 5138; milliseconds are a thousand times as much
 _TIME_NAME = re.compile(r"(^|[_.\W])(time|timestamp|ts|date|datetime|at|when)$|(time|timestamp|date)$", re.IGNORECASE)
@@ -59,8 +60,8 @@ class Profile:
 
     @property
     def is_number(self) -> bool:
-        """Whether a model can read it as a number."""
-        return 0 < self.numbers == self.events
+        """Whether a model can read it as a number, but for a few values that are text."""
+        return self.numbers + self.texts == self.events and self.numbers > 0 and self.numbers >= MOSTLY * self.events
 
     @property
     def is_counter(self) -> bool:
@@ -83,6 +84,7 @@ class Proposal:
     numbers: list[str]
     categories: list[str]
     others: list[str]  # that are left out
+    texts: dict[str, int]  # of `numbers` that are text in some events: in how many
 
 
 def profiles(documents: Sequence[Document]) -> list[Profile]:
@@ -118,7 +120,8 @@ def propose(fields: Sequence[Profile], events: int, *, keyed: bool) -> Proposal:
         if one.is_number and one.name not in categories and not one.is_counter and not _is_identifier(one)
     ]
     others = [one.name for one in left if one.name not in {*categories, *numbers}]
-    return Proposal(key, timestamp, label, numbers, categories, others)
+    texts = {one.name: one.texts for one in left if one.name in numbers and one.texts}
+    return Proposal(key, timestamp, label, numbers, categories, others, texts)
 
 
 def _walk(document: Document, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:

@@ -53,6 +53,7 @@ def train(
         with console.showing(trainer):
             stop.on_request(console.on_stop_requested)
             trainer.run(console.on_progress, console.on_epoch_end, lambda: stop.requested)
+        console.print("evaluating the model and the baselines ...")
         model = finalize_model(trainer, dataset, out)
         report = build_report(dataset, trainer, model, config_text(path))
         write_report(out.with_suffix(".html"), report)

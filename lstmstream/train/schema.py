@@ -35,6 +35,7 @@ from lstmstream.config.types import (
     lower,
 )
 from lstmstream.config.yaml_file import read_placed, read_yaml
+from lstmstream.errors import CannotServe
 from lstmstream.train.types import (
     ClassWeights,
     Count,
@@ -362,6 +363,8 @@ def load_training(path: Path, environ: Mapping[str, str] = os.environ) -> TrainC
     need not be in the file. Raises CannotServe with one line for each fault.
     """
     tree, places = read_placed(path)
+    if "input" in tree and "output" in tree:
+        raise CannotServe(f"{path}: is a daemon's configuration, which `lstmstream run` reads; give one for training")
     data = tree.get("data")
     reads_kafka = isinstance(data, dict) and data.get("from") == "kafka"
     kafka = [option for option in training_options() if reads_kafka and option.keys[0] == "kafka"]

@@ -95,6 +95,36 @@ def test_the_groups_offsets(world: VerifyWorld) -> None:
     assert "is 9, and the topic has 10 to 10: events were deleted" in said[1]
 
 
+def test_states_of_another_model_or_of_other_settings(world: VerifyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        produce(world, b"k%d" % number, EVENT)
+    assert "states" not in found(world)
+    world.serve()
+    assert found(world)["states"] == [(Status.OK, "the states in t.state belong to this model with these settings")]
+    world.settings["input"] = {"topic": INPUT, "late": "drop"}
+    (said,) = found(world)["states"]
+    assert said[0] is Status.FAILED
+    assert "its states belong to model " in said[1]
+    assert "late apply" in said[1].partition("but this is")[0]
+    assert "late drop" in said[1].partition("but this is")[2]
+    monkeypatch.setattr("lstmstream.check.state_owner.LOOKED_AT", PARTITIONS)
+    (said,) = found(world)["states"]
+    assert said[0] is Status.WARNING, "the topic has more than was looked at"
+    world.settings["on_model_change"] = "reset"
+    assert [status for status, _ in found(world)["states"]] == [Status.OK]
+    assert "this one's are empty at its start" in found(world)["states"][0][1]
+
+
+def test_a_key_of_almost_that_name(world: VerifyWorld) -> None:
+    world.settings["input"] = {"topic": INPUT, "key": "Note"}
+    produce(world, b"k", EVENT)
+    (said, _) = found(world)["records"]
+    assert said == (
+        Status.FAILED,
+        "1 of 1 become dead letters: field 'Note', the key, is missing (first: in[2]@0); did you mean 'note'?",
+    )
+
+
 def test_records_without_a_key(world: VerifyWorld) -> None:
     produce(world, b"k", EVENT)
     produce(world, None, EVENT)

@@ -180,8 +180,16 @@ def test_replayed_events_are_answered_and_none_is_replayed_twice(
     assert world.verify().exit_code == 0
 
     assert [one["replayed"] for one in listed(capsys)] == [True, False, False, True, True]
+    capsys.readouterr()
     assert replay_all(filter_=make_filter_of("validate")) == 0
     assert len(values(world)) == before[INPUT] + 3, "they are not written once more"
+    assert "0 events were written to in; 3 were replayed before" in capsys.readouterr().err
+    replay_all(filter_=make_filter_of("validate"), dry_run=True)
+    assert "0 dead letters would be replayed; 3 were replayed before" in capsys.readouterr().err
+    assert (
+        replay_all(filter_=make_filter(stage=None, reason=None, key=None, since=None, until=None, places=["0@99"])) == 0
+    )
+    assert "0 events were written to in; no dead letter is meant" in capsys.readouterr().err
 
 
 def make_filter_of(stage: str) -> Filter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,28 @@ def test_a_cell_that_is_not_a_number_is_named(tmp_path: Path, text: str, shown: 
         assert f"row 1: field 'n' is {shown}, not a number; leave the cell empty where the value is missing" in message
     refused("row 0: field 'n' is not finite", csv, tmp_path, "k,t,n,c\na,1,inf,x\n")
     refused("row 0: field 'n' is not finite", csv, tmp_path, "k,t,n,c\na,1,1e39,x\n")
+
+
+def test_the_command_of_the_documents_makes_events_of_a_file_with_semicolons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "csv.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0]
+    (code,) = re.findall(r"^python -c '(import polars.*)'$", text, re.MULTILINE)
+    (tmp_path / "readings.csv").write_text(shown, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [list(event.values()) for event in events] == [
+        ["M00", "2026-03-02T00:00:00+01:00", 59.71, 4.19],
+        ["M01", "2026-03-02T00:00:00+01:00", 62.03, None],
+    ]
+
+
+@pytest.mark.parametrize("text", ["59,71", "-0,5", " 1.234,5 ", "1,234", "1,234.5", "1,234,567.25"])
+def test_a_number_with_commas_in_it_is_said_to_be_one(tmp_path: Path, text: str) -> None:
+    message = refused("x.csv: ", csv, tmp_path, f'k,t,n,c\na,1,"{text}",x\n')
+    assert f"row 0: field 'n' is {text!r}, not a number; write decimals with a point, and thousands" in message
 
 
 def test_times_of_csv(tmp_path: Path) -> None:
@@ -129,8 +152,11 @@ def test_a_row_with_a_cell_in_any_column_is_an_event(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"k;t;n;c\na;1;1,5;x\n", "looks separated by ';'; save it with commas, as UTF-8"),
-        (b'"k"\t"t"\t"n"\t"c"\na\t1\t1\tx\n', "looks separated by tabs; save it with commas, as UTF-8"),
+        (b"k;t;n;c\na;1;1,5;x\n", "looks separated by ';'; save it with commas, and with points in numbers, as UTF-8"),
+        (
+            b'"k"\t"t"\t"n"\t"c"\na\t1\t1\tx\n',
+            "looks separated by tabs; save it with commas, and with points",
+        ),
         ("k,t,n,c\na,1,1,x\n".encode("utf-16"), "looks like UTF-16; save it with commas, as UTF-8"),
         (b'k,t,n,c\na,1,1,"x\nb,1,1,x\n', "; close each quote, and write a quote inside quotes twice"),
         (b"k,t,n,c\na,1,1,5,x\n", "; a row has more cells than the header; put quotes around text that holds a comma"),

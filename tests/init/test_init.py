@@ -58,6 +58,19 @@ def test_what_it_takes_the_fields_of_payments_for() -> None:
     assert proposal(payments(), keyed=True).key is None
 
 
+def test_a_number_that_is_text_in_a_few_events_is_still_a_number() -> None:
+    events: list[dict[str, Any]] = [
+        {"machine": f"m{n % 5}", "pressure": n % 17 + 0.5, "flow": n + 0.5} for n in range(100)
+    ]
+    for n in range(5):
+        events[n]["pressure"] = "4,2"
+    found = proposal(events)
+    assert (found.numbers, found.texts, found.others) == (["pressure", "flow"], {"pressure": 5}, [])
+    events[5]["pressure"] = "4,2"
+    found = proposal(events)
+    assert (found.numbers, found.texts, found.others) == (["flow"], {}, ["pressure"])
+
+
 @pytest.mark.parametrize(
     "times",
     [
@@ -125,6 +138,15 @@ def test_what_it_writes_passes_the_checks(
     training = load_training(tmp_path / "new" / "train.yaml")
     assert (training.task, training.target.field, training.data.topic) == ("classify", "fraud", INPUT)
     assert [number.name for number in training.features.numbers] == ["amount", "place.lat"]
+
+
+def test_text_among_the_numbers_is_said(world: VerifyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(40):
+        value = {"machine": f"m{n % 5}", "pressure": n % 17 + 0.5 if n else "n/a"}
+        world.broker.append(INPUT, 0, None, orjson.dumps(value), NOW_MS, [])
+    assert run(tmp_path) == 0
+    assert "pressure is text in 1 of them: such events become dead letters" in capsys.readouterr().out
+    assert load_config(tmp_path / "stream.yaml").model == "builtin:anomaly:pressure"
 
 
 def test_names_that_yaml_would_read_as_something_else(world: VerifyWorld, tmp_path: Path) -> None:

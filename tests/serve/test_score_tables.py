@@ -222,7 +222,7 @@ def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"id;amount\na;1,5\n", "looks separated by ';'; save it with commas, as UTF-8"),
+        (b"id;amount\na;1,5\n", "looks separated by ';'; save it with commas, and with points in numbers, as UTF-8"),
         (b"id\tamount\na\t1\n", "looks separated by tabs; save it with commas"),
         ("id,amount\na,1\n".encode("utf-16"), "looks like UTF-16; save it with commas, as UTF-8"),
         ("id,amount\na,1\n".encode("utf-16-be"), "looks like UTF-16"),
