@@ -146,6 +146,14 @@ class RestoreErrors(NamedTuple):
             " under another name"
         )
 
+    def before_erasure(self, committed: int, erased: int) -> CannotServe:
+        """The committed offset lies before an erasure: its events would be in a state again."""
+        return CannotServe(
+            f"{self._where}: the group's offset was moved back to {committed}, before {erased}, where"
+            " `lstmstream state delete` has erased a key: the events between would bring it back. Set the group's"
+            f" offset to {erased} or later (kafka-consumer-groups --reset-offsets --to-offset)"
+        )
+
     # -- the replay
 
     def before_origin(self, reason: str, origin: int) -> CannotServe:

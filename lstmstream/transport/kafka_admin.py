@@ -15,7 +15,7 @@ from lstmstream.transport.clients import Admin, Client, Producer, Reader
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import decide
 from lstmstream.transport.diagnosis import Diagnosis, diagnose
-from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, LogReader, TopicInfo
+from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, LogReader, MemberInfo, TopicInfo
 from lstmstream.transport.security import SecuritySettings, security_settings
 from lstmstream.transport.writer import CLOSE_TIMEOUT_S, Writer, discard, left_s
 
@@ -102,6 +102,10 @@ class KafkaAdmin:
     ) -> dict[int, CommittedOffset]:
         """The group's offsets, once no transaction is pending on them; see GroupMember. Raises TryAgain."""
         return self._ask(lambda admin: admin.committed(topic, partitions, timeout_s), timeout_s)
+
+    def members_of(self, group: str, topic: str) -> Sequence[MemberInfo]:
+        """All members of a group, with their partitions of the topic. Raises TryAgain, CannotServe."""
+        return self._ask(lambda admin: admin.group_members(group, topic, CALL_TIMEOUT_S))
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """See Admin. It has a consumer of its own, so that several may be open."""

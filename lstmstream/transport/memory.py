@@ -262,6 +262,12 @@ class MemoryTransport:
         known, hanging = self._broker.topics[topic], self._broker.hanging
         return {p: (hanging[topic, p], known.end(p)) for p in partitions if (topic, p) in hanging}
 
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """See Admin."""
+        self._broker.at("last_stable_offset")
+        known, transactions = self._broker.topics[topic], self._broker.transactions
+        return {p: transactions.stable_end(topic, p, known.end(p)) for p in partitions}
+
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         """See Admin."""
         return MemoryReader(self._broker, topic, partition, start, end)

@@ -101,6 +101,9 @@ class Admin(Protocol):
     def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
         """(last stable offset, high watermark) of those partitions where they differ. Raises TryAgain."""
 
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """Up to where committed records can be read, by partition. Raises TryAgain."""
+
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """A reader of start..end (end not included); several may be open. Raises TryAgain."""
 

@@ -41,9 +41,6 @@ class VerifyTransport(MemoryTransport):
     def group_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, CommittedOffset]:
         return self.committed_offsets(partitions)
 
-    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        return self.stable_end_offsets(partitions)
-
 
 class VerifyWorld(World):
     """A world whose daemons have one ONNX model."""
