@@ -121,6 +121,22 @@ def delete(
 
 
 @app.command()
+def repartition(
+    config: _Config,
+    partitions: Annotated[int, typer.Option(min=2, help="How many partitions the input topic has now.")],
+    stage: _StageName = None,
+) -> int:
+    """Move the states to where their keys are, after the input topic has got more partitions.
+
+    Before the topic gets them: pause the producers, let the daemon answer all, and stop every member of the group. Keys
+    are where murmur2 puts them, as Kafka's own clients do. A run that was cut can be repeated.
+    """
+    from lstmstream.states.repartition import repartition_states
+
+    return repartition_states(config, partitions, stage=stage)
+
+
+@app.command()
 def export(
     config: _Config,
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the states, .jsonl or .parquet; - prints JSONL.")],

@@ -73,6 +73,15 @@ class KafkaAdmin:
         except TryAgain as error:
             raise TryAgain(f"creating topic {topic!r}: {error}") from error
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """See Admin."""
+        try:
+            self._ask(lambda admin: admin.grow(topic, partitions, CALL_TIMEOUT_S))
+        except CannotServe as error:
+            raise CannotServe(f"topic {topic!r} cannot get {partitions} partitions: {error}") from error
+        except TryAgain as error:
+            raise TryAgain(f"giving topic {topic!r} {partitions} partitions: {error}") from error
+
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """See Admin. Up to the high watermark, not to the last stable offset (KAFKA-10167)."""
         beginning = self._ask(lambda admin: admin.beginning_offset(topic, partition, CALL_TIMEOUT_S))

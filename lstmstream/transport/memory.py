@@ -104,6 +104,12 @@ class MemoryBroker:
             self.topics[topic] = made
         return self.topics[topic]
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic so many partitions."""
+        known = self.topics[topic]
+        known.beginnings += [0] * max(0, partitions - len(known.logs))
+        known.logs += [[] for _ in range(partitions - len(known.logs))]
+
     def append(
         self,
         topic: str,
@@ -244,6 +250,10 @@ class MemoryTransport:
     def create(self, topic: str, partitions: int, settings: Mapping[str, str]) -> None:
         """See Admin."""
         self._broker.create(topic, partitions, settings)
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """See Admin."""
+        self._broker.grow(topic, partitions)
 
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """See Admin."""

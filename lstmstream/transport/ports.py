@@ -92,6 +92,9 @@ class Admin(Protocol):
     def create(self, topic: str, partitions: int, settings: Mapping[str, str]) -> None:
         """Create a topic; one that exists meanwhile is left as it is. Raises TryAgain, CannotServe."""
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic so many partitions; one that has more of them already is left as it is. Raises as `create`."""
+
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """(beginning, high watermark), read uncommitted. Raises TryAgain."""
 
