@@ -36,13 +36,10 @@ app.command()(capacity)
 app.command("import")(import_)
 
 NAME = "lstmstream"
-PLANNED_COMMANDS = ("state delete",)
 
 
 def main() -> NoReturn:
     """Run the command and exit with its exit code."""
-    if (command := " ".join(sys.argv[1:3])) in PLANNED_COMMANDS:
-        fail(f"`lstmstream {command}` is not implemented yet")
     completions.answer_shells()
     try:
         code = app(standalone_mode=False, prog_name=NAME)

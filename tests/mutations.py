@@ -41,7 +41,7 @@ FAST = [  # in the order in which they are likely to notice
     *("tests/serve/test_restore_unreadable.py", "tests/serve/test_partition.py", "tests/serve/test_checkpoint.py"),
     *("tests/serve/test_restore_faults.py", "tests/serve/test_handover.py", "tests/serve/test_refusals.py"),
     *("tests/serve/test_position.py", "tests/serve/test_slept.py", "tests/transport/test_memory.py"),
-    "tests/transport/test_kafka_transport.py",
+    *("tests/transport/test_kafka_transport.py", "tests/serve/test_erasure.py"),
 ]
 LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
 FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
@@ -162,8 +162,56 @@ REMEDIES = [
     (
         "states without the offset of their partition",
         "lstmstream/serve/checkpoint.py",
-        "            if number in written or number in floors or position > partition.position:",
+        "            if number in written or number in floors or number in erasures or position > partition.position:",
         "            if position > partition.position:",
+    ),
+    (
+        "an erasure without the offset of its partition",
+        "lstmstream/serve/checkpoint.py",
+        "            if number in written or number in floors or number in erasures or position > partition.position:",
+        "            if number in written or number in floors or position > partition.position:",
+    ),
+    (
+        "an erased key stays in memory",
+        "lstmstream/serve/checkpoint.py",
+        "            partition.erase(keys)",
+        "            pass",
+    ),
+    (
+        "a replay applies the events of erased keys",
+        "lstmstream/serve/restore.py",
+        "count_hours=self._alerts.count_hours, kept=kept)",
+        "count_hours=self._alerts.count_hours)",
+    ),
+    (
+        "an erasure waits until no events come",
+        "lstmstream/serve/daemon.py",
+        "            if self._partitions.erasures_due():",
+        "            if not len(batch) and self._partitions.erasures_due():",
+    ),
+    (
+        "an erasure leaves the states of other models",
+        "lstmstream/serve/state_loader.py",
+        "                self._partition.erasures.identities.add(identity)\n",
+        "",
+    ),
+    (
+        "a request is forgotten before its transaction is committed",
+        "lstmstream/serve/erasures.py",
+        "        requests = dict(list(self._requests.items())[:1])\n",
+        "        requests = dict([self._requests.popitem()]) if self._requests else {}\n",
+    ),
+    (
+        "an erasure is forgotten too early",
+        "lstmstream/serve/erasures.py",
+        "if offset <= beginning]",
+        "if offset <= beginning + 1]",
+    ),
+    (
+        "the group's offset may go back behind an erasure",
+        "lstmstream/serve/restore.py",
+        "        if committed < self.partition.erasures.last:",
+        "        if committed < -1:",
     ),
     (
         "the floor passes what is not written",
@@ -247,7 +295,7 @@ EXPLAINED = {
     "`self._refusals.on_commit(plan.offsets) self._checkpointer.on_commit(": _INDEPENDENT,
     "`self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms()) self._ob": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
-    "partition.py:113: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
+    "partition.py:114: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
 }  # by what is changed
 
 

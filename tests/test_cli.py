@@ -26,13 +26,6 @@ def lstmstream(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("command", ["state delete"])
-def test_a_command_that_is_not_implemented_says_so(command: str) -> None:
-    done = lstmstream(*command.split(), "x")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"lstmstream: `lstmstream {command}` is not implemented yet\n"
-
-
 @pytest.mark.parametrize("count", ["0", "-1", "257", "many"])
 def test_a_number_of_workers_that_cannot_be(tmp_path: Path, count: str) -> None:
     done = lstmstream("run", str(tmp_path / "c.yaml"), "--workers", count)

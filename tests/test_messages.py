@@ -311,7 +311,12 @@ def test_a_model_file(reference: str, content: bytes | None, message: str, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["state", "delete", "stream.yaml"], "`lstmstream state delete` is not implemented yet"),
+        (["state", "delete", "stream.yaml"], "say which keys: KEY, or --keys-from FILE with one key a line"),
+        (
+            ["state", "delete", "stream.yaml", "a", "--timeout", "5"],
+            "--timeout: '5' needs a unit; write it like 30s, 250ms, 5m, 12h or 7d",
+        ),
+        (["state", "delete", "stream.yaml", "%", "--base64"], "--base64: '%' is not base64"),
         (
             ["run", "stream.yaml", "--worker", "2"],
             "--worker is how `lstmstream run --workers` starts its workers; use --workers",

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from lstmstream.cli import PLANNED_COMMANDS
 from lstmstream.config import Config, load_config
 from lstmstream.serve.score import score_file
 
@@ -145,8 +144,3 @@ def test_its_detector_takes_three_commands(tmp_path: Path) -> None:
     assert [record["key"] for record in found if record["alert"]][:1] == ["s1"]
     assert min(record["steps"] for record in found if record["alert"]) > 200
     assert found[380]["alert"]
-
-
-def test_it_lists_what_is_not_implemented() -> None:
-    planned = next(line for line in README.splitlines() if "**planned**" in line)
-    assert set(re.findall(r"command `([\w -]+)`", planned)) == set(PLANNED_COMMANDS)

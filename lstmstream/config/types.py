@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
+from lstmstream.errors import CannotServe
+
 _FLOAT32_MAX = 3.4028234663852886e38
 _INT32_MAX = 2**31 - 1
 _DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,6})?(?:ms|s|m|h|d))+")
@@ -50,6 +52,14 @@ def _seconds(value: object) -> object:
     if total * 1000 % 1:
         raise ValueError("has a fraction of a millisecond; write whole milliseconds")
     return float(total)
+
+
+def parse_duration(text: str, option: str) -> float:
+    """The seconds of a command line's option. Raises CannotServe."""
+    try:
+        return float(_seconds(text))  # type: ignore[arg-type]  # a float
+    except ValueError as error:
+        raise CannotServe(f"{option}: {text!r} {error}") from error
 
 
 def _bytes(value: object) -> object:

@@ -55,7 +55,7 @@ class RestoredAlerts:
             slab.alert_hours = memory.hours
         since = memory.history[0].offset
         for key in list(slab.incidents):  # of a time before, after which there was no policy
-            if slab.last_offset[slab.index[key]] < since:
+            if 0 <= slab.last_offset[slab.index[key]] < since:  # -1: the state comes from elsewhere
                 slab.set_incident(key, None)
         self._set_history(memory.history, committed)
 

@@ -7,7 +7,8 @@ are in state_records.py; bringing states back is in restore.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -15,9 +16,20 @@ import numpy as np
 
 from lstmstream.records import Ints, RecordBatch, concatenate
 from lstmstream.serve.alert_memory import AlertRules, PartitionMemory
+from lstmstream.serve.erasures import ErasurePlan
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.scorer import ChangedRows
-from lstmstream.serve.state_records import Floor, StateIdentity, floor_key, pack_floor, pack_states, state_record_bytes
+from lstmstream.serve.state_records import (
+    IDENTITY_BYTES,
+    Floor,
+    StateIdentity,
+    floor_key,
+    pack_floor,
+    pack_states,
+    state_record_bytes,
+)
+
+log = logging.getLogger(__name__)
 
 EVENTS_PER_WRITE = 5  # states never take more than one write for five events
 WRITES_PER_TRANSACTION = 200  # or two fifths of the batch, if that is more: what a small batch waits for is latency
@@ -57,6 +69,7 @@ class CheckpointPlan(NamedTuple):
     alerts: Mapping[int, PartitionMemory | None] = MappingProxyType(
         {}
     )  # what the floor records of `floors` have of them
+    erasures: Mapping[int, ErasurePlan] = MappingProxyType({})
 
 
 class Checkpointer:
@@ -140,6 +153,7 @@ class Checkpointer:
         written: dict[int, Ints] = {}
         floors: dict[int, int] = {}
         alerts: dict[int, PartitionMemory | None] = {}
+        erasures: dict[int, ErasurePlan] = {}
         offsets = dict(positions)
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
         room = min(max_writes, WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual, self._writes_of_size())
@@ -174,9 +188,19 @@ class Checkpointer:
                         number, partition.origin, floors[number], position, partition.answers_from, partition.seed
                     )
                 )
-            if number in written or number in floors or position > partition.position:
+            if not events and partition.erasures.due:  # with events in flight, they could be of a key that goes
+                erasures[number] = plan = self._erasure_plan(partition, position)
+                records.append(self._to_write(number, plan.keys, plan.values))
+            if number in written or number in floors or number in erasures or position > partition.position:
                 offsets[number] = position
-        return CheckpointPlan([concatenate(records)] if records else [], written, floors, offsets, budget, alerts)
+        return CheckpointPlan(
+            [concatenate(records)] if records else [], written, floors, offsets, budget, alerts, erasures
+        )
+
+    def _erasure_plan(self, partition: Partition, position: int) -> ErasurePlan:
+        index = partition.slab.index
+        partition.erasures.identities.add(self.identity.digest[:IDENTITY_BYTES])
+        return partition.erasures.plan(position, self.topic.input_topic_id, lambda key: key in index)
 
     def _writes_of_size(self) -> int:
         slabs = (partition.slab for partition in self._partitions.running())
@@ -215,6 +239,8 @@ class Checkpointer:
                 partition.alerts_written = plan.alerts[number]
             if number in plan.offsets:
                 partition.position = plan.offsets[number]
+            if number in plan.erasures:
+                self._on_erased(partition, plan.erasures[number])
             change = changed.get(number)
             if change is None:
                 continue
@@ -222,6 +248,13 @@ class Checkpointer:
                 fresh = ~np.isin(change.rows, rows)
                 change = ChangedRows(change.rows[fresh], change.first_offsets[fresh])
             partition.dirty.mark(change, now_s, min_timestamp_ms[number])
+
+    def _on_erased(self, partition: Partition, plan: ErasurePlan) -> None:
+        partition.erasures.on_commit(plan)
+        for keys in plan.requests.values():
+            partition.erase(keys)
+            extra = {"partition": partition.number, "offset": partition.position, "keys": len(keys)}
+            log.info("keys were erased, as `lstmstream state delete` has asked for", extra=extra)
 
     def floor_record(
         self, partition: int, origin: int, offset: int, position: int, answers_from: int = -1, seed: int = 0
@@ -247,11 +280,11 @@ class Checkpointer:
         keys, values = pack_states(partition.slab, rows, self.identity.digest, partition.origin)
         return self._to_write(partition.number, keys, values)
 
-    def _to_write(self, partition: int, keys: list[bytes | None], values: list[bytes | None]) -> RecordBatch:
+    def _to_write(self, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> RecordBatch:
         count = len(values)
         timestamps = np.full(count, int(self._wall_s() * 1000), dtype=np.int64)
         return RecordBatch.to_write(
-            self.topic.name, np.full(count, partition, dtype=np.int64), timestamps, keys, values
+            self.topic.name, np.full(count, partition, dtype=np.int64), timestamps, list(keys), list(values)
         )
 
     def _retention_at_risk(self, partition: Partition) -> bool:

@@ -224,6 +224,8 @@ class Daemon:
             self._partitions.pass_over(polled.positions, with_records)
             if not len(batch):
                 self._committer.wait()  # what is due depends on it
+            if self._partitions.erasures_due():  # a transaction of their own: no event may be on the way meanwhile
+                self._process_batch(RecordBatch.empty(self._config.input.topic), polled.membership)
             if len(batch) or self._checkpointer.due():
                 self._process_batch(batch, polled.membership, polled.positions)
             self._restore_some(polled.membership)
@@ -531,6 +533,7 @@ class Daemon:
             restore.close()
         if self._snapshots is not None:
             self._snapshots.close()
+        self._housekeeping.close()
         self._transport.close(timeout_s=min(5.0, (1 - DRAIN_FRACTION) * self._config.shutdown_timeout))
         self._set_phase(Phase.STOPPED)
 

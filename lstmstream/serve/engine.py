@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from lstmstream.records import DeadLetter, Predictions, RecordBatch
+from lstmstream.records import DeadLetter, Ints, Observations, Predictions, RecordBatch
 from lstmstream.serve.alert_policy import AlertPolicy
 from lstmstream.serve.decode import Decoded, Decoder
 from lstmstream.serve.encode import Encoder, Outputs
@@ -101,11 +102,22 @@ class Engine:
         return self._decoder.decode(records)
 
     def replay(
-        self, records: RecordBatch, policy: AlertPolicy | None = None, *, count_hours: bool = False
+        self,
+        records: RecordBatch,
+        policy: AlertPolicy | None = None,
+        *,
+        count_hours: bool = False,
+        kept: Callable[[Observations], Ints | None] = lambda _observations: None,
     ) -> dict[int, ChangedRows]:
-        """Move states by records that were answered before; the rows that changed, by partition. See Scorer."""
+        """Move states by records that were answered before; the rows that changed, by partition. See Scorer.
+
+        `kept`: the rows of the observations that may be used; None: all of them.
+        """
         decoded = self._decoder.decode(records)
-        return self.scorer.replay(decoded.observations, decoded.silent, policy, count_hours=count_hours)
+        observations, silent = decoded.observations, decoded.silent
+        if (rows := kept(observations)) is not None:
+            observations, silent = observations.take(rows), silent[rows]
+        return self.scorer.replay(observations, silent, policy, count_hours=count_hours)
 
     @property
     def in_flight(self) -> int:

@@ -9,6 +9,7 @@ from lstmstream.config import Config
 from lstmstream.errors import TryAgain
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
+from lstmstream.serve.erasures import ErasureRequests
 from lstmstream.serve.fetch_guard import FetchGuard
 from lstmstream.serve.group_check import GroupCheck
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
@@ -61,6 +62,9 @@ class Housekeeping:
         self._group_check = GroupCheck(
             transport, config.name, None if client_id is None else str(client_id), observer, clock
         )
+        self._erasure_requests = ErasureRequests(
+            transport, clock, input_topic=config.input.topic, state_topic=config.state.topic
+        )
         self._next_s = 0.0
         self._next_topics_s = 0.0
         self._doubt = ""  # what seemed to be wrong with the topics when they were last looked at
@@ -92,6 +96,11 @@ class Housekeeping:
                 restoring = {p.number for p in self._partitions if p.restore is not None}
                 self._open_transactions.check(self._partitions.running_numbers(), restoring)
                 self._group_check.check()
+        self._erasure_requests.check({partition.number: partition.erasures for partition in running})
+
+    def close(self) -> None:
+        """Free what it reads with."""
+        self._erasure_requests.close()
 
     def measure(self) -> None:
         """The gauges, where `tick` is not reached: while commits fail. Raises TryAgain."""

@@ -10,7 +10,7 @@ written yet. `restore.py` brings it from RESTORING to RUNNING, `checkpoint.py` d
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from lstmstream.records import Bools, Ints
 from lstmstream.serve.alert_memory import PartitionMemory, RulesFrom
+from lstmstream.serve.erasures import Erasures
 from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.state import CLEAN, Slab, StateStore
 
@@ -136,6 +137,7 @@ class Partition:
         self.floor_position = 0  # the position that the floor record names
         self.alert_rules: tuple[RulesFrom, ...] = ()  # the history of the settings by which alerts are published
         self.alerts_written: PartitionMemory | None = None  # as it stands in the floor record
+        self.erasures = Erasures()
         self._states = states
         self.slab = states.open(number)
         self.dirty = DirtyRows(self.slab)
@@ -154,6 +156,12 @@ class Partition:
     def next_offset(self) -> int:
         """Where to read on: all records before it are processed and committed, whether its offset is or not."""
         return max(self.position, self.passed)
+
+    def erase(self, keys: Iterable[bytes | None]) -> None:
+        """Forget keys, whether they have a state or not. Not while a batch is in flight."""
+        for key in keys:
+            if key in self.slab.index:
+                self.slab.remove(key)
 
     def begin_states(self, origin: int, answers_from: int = -1) -> None:
         """Forget all states (of a restore that starts again); from here on they begin at `origin`."""
@@ -206,6 +214,10 @@ class Partitions:
     def running(self) -> list[Partition]:
         """Those that are served."""
         return [partition for partition in self if partition.phase is PartitionPhase.RUNNING]
+
+    def erasures_due(self) -> bool:
+        """Whether keys of those that are served are to be erased."""
+        return any(partition.erasures.due for partition in self.running())
 
     def pass_over(self, positions: Mapping[int, int], with_records: Collection[int]) -> None:
         """The client has come to `positions`; where it gave no records, there were none on the way."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lstmstream.formats.timestamps import format_iso
-from lstmstream.records import Bools, Floats, Ints
+from lstmstream.records import Bools, Floats, Ints, pick
 
 if TYPE_CHECKING:
     from lstmstream.serve.engine import Result
@@ -26,6 +27,17 @@ class _Batch(NamedTuple):
     timestamps: Ints  # [M]
     scores: Floats  # [M]
     alerts: Bools  # [M] that were published
+
+    def take(self, rows: Ints) -> _Batch:
+        """Those at `rows`."""
+        return _Batch(
+            pick(self.keys, rows),
+            self.partitions[rows],
+            self.offsets[rows],
+            self.timestamps[rows],
+            self.scores[rows],
+            self.alerts[rows],
+        )
 
 
 class RecentScores:
@@ -55,6 +67,15 @@ class RecentScores:
         self._count += len(rows)
         while len(self._batches) > 1 and self._count - len(self._batches[0].keys) >= KEPT:
             self._count -= len(self._batches.popleft().keys)
+
+    def forget(self, keys: Collection[bytes | None], partition: int) -> None:
+        """Keys of a partition that were erased."""
+        for at, batch in enumerate(self._batches):
+            gone = [key in keys and of == partition for key, of in zip(batch.keys, batch.partitions, strict=True)]
+            if any(gone):
+                kept = np.flatnonzero(~np.array(gone))
+                self._batches[at] = batch.take(kept)
+        self._count = sum(len(batch.keys) for batch in self._batches)
 
     def of_key(self, key: bytes, partition: int, *, most: int) -> list[dict[str, Any]]:
         """Those of a key in a partition, the newest first, at most so many and SHOWN."""

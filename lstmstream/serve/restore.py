@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -212,6 +213,7 @@ class Restore:
         if self._snapshot is not None:
             start, self._from_snapshot = self._snapshot.head.offset, self._snapshot.states
         self._reader = transport.open_reader(state_topic, number, start, end)
+        self.partition.erasures.begin(end)
         self.partition.begin_states(0)
         self.phase = RestorePhase.LOAD
 
@@ -269,10 +271,11 @@ class Restore:
             of_floor = floor.vouches_for(self._loaded.origins(rows))
             newest = int(self.partition.slab.last_offset[rows[of_floor]].max(initial=-1))
             self._answered = max(self._answered, floor.position, floor.offset, newest + 1)
+        self._answered = max(self._answered, self.partition.erasures.last)
         if (-1 if committed is None else committed.offset) < self._answered and self._doubts_committed():
             return
-        if committed is not None and not beginning <= committed.offset <= end:
-            raise self._topics_made_again(floor) or self._errors.outside(committed.offset, beginning, end)
+        if committed is not None:
+            self._check_offset(committed.offset, beginning, end)
         if committed is None and (floor is not None or loaded.others):
             position = None if floor is None else self._answered
             raise self._topics_made_again(floor) or self._errors.offsets_gone(position)
@@ -292,6 +295,13 @@ class Restore:
             raise self._errors.other_identity(ours, loaded.others.values())
         else:
             raise self._errors.no_states(committed.offset)
+
+    def _check_offset(self, committed: int, beginning: int, end: int) -> None:
+        """Whether events can be answered from the group's offset on. Raises CannotServe."""
+        if not beginning <= committed <= end:
+            raise self._topics_made_again(self._loaded.floor) or self._errors.outside(committed, beginning, end)
+        if committed < self.partition.erasures.last:
+            raise self._errors.before_erasure(committed, self.partition.erasures.last)
 
     def _doubts_committed(self) -> bool:
         """Whether to ask once more for the group's offset, which lies before what was answered.
@@ -502,7 +512,8 @@ class Restore:
             policy, end = self._alerts.policy_at(int(batch.offsets[0]))
             count = min(count, int(np.searchsorted(batch.offsets, end)))
             events, began_s = batch.slice(0, count), clock()
-            replayed = self._context.engine.replay(events, policy, count_hours=self._alerts.count_hours)
+            kept = partial(self.partition.erasures.kept, salt=self._context.checkpointer.topic.input_topic_id)
+            replayed = self._context.engine.replay(events, policy, count_hours=self._alerts.count_hours, kept=kept)
             changed = replayed.get(number)
             limit.on_processed(count, clock() - began_s)
             if changed is not None:

@@ -9,6 +9,15 @@ from lstmstream.errors import CannotServe, Fatal, UnreadableRecords
 from lstmstream.serve.checkpoint import StateTopic
 from lstmstream.serve.state_records import Floor, StateIdentity
 
+
+def move_states(partitions: int) -> str:
+    """What to do after the input has got so many partitions."""
+    return (
+        "Pause the producers, stop every member, and move the states with `lstmstream state repartition CONFIG"
+        f" --partitions {partitions}` (docs/repartition.md); or start under another name, from the beginning"
+    )
+
+
 _RESET = "Delete the topic and set on_model_change: reset to start with empty states"
 
 
@@ -87,7 +96,7 @@ class RestoreErrors(NamedTuple):
         """Its number of partitions is another one."""
         return CannotServe(
             f"topic {self.input_topic!r} has {now} partitions, and had {before} when the states in {self.state_topic!r}"
-            " were written: keys have moved. Start under another name, from the beginning"
+            f" were written: keys have moved. {move_states(now)}"
         )
 
     # -- the group's offset
@@ -132,18 +141,26 @@ class RestoreErrors(NamedTuple):
     def seed_unfinished(self) -> CannotServe:
         """The offset was committed by `lstmstream state import | build`, which has not finished."""
         return CannotServe(
-            f"{self._where}: `lstmstream state import` or `state build` is writing states for group {self.group!r}, or"
-            " was stopped before it had written all. Run it again, to its end; or delete the group's offsets"
-            " (kafka-consumer-groups --delete-offsets) to start without states"
+            f"{self._where}: `lstmstream state import`, `build` or `repartition` is writing states for group"
+            f" {self.group!r}, or was stopped before it had written all. Run it again, to its end; or delete the"
+            " group's offsets (kafka-consumer-groups --delete-offsets) to start without states"
         )
 
     def seed_needed(self, reason: str) -> CannotServe:
         """The states would have to be rebuilt, and what was imported or built from history is not in the input."""
         return CannotServe(
-            f"{self._where}: {reason}; and its states began with those that `lstmstream state import` or `state build`"
-            " has written, so the input alone does not give them. Set the group's offset back to where it stopped"
-            " (kafka-consumer-groups --reset-offsets --to-offset) if it was moved; or import or build states again,"
-            " under another name"
+            f"{self._where}: {reason}; and its states began with those that `lstmstream state import`, `build` or"
+            " `repartition` has written, so the input alone does not give them. Set the group's offset back to where it"
+            " stopped (kafka-consumer-groups --reset-offsets --to-offset) if it was moved; or import or build states"
+            " again, under another name"
+        )
+
+    def before_erasure(self, committed: int, erased: int) -> CannotServe:
+        """The committed offset lies before an erasure: its events would be in a state again."""
+        return CannotServe(
+            f"{self._where}: the group's offset was moved back to {committed}, before {erased}, where"
+            " `lstmstream state delete` has erased a key: the events between would bring it back. Set the group's"
+            f" offset to {erased} or later (kafka-consumer-groups --reset-offsets --to-offset)"
         )
 
     # -- the replay

@@ -8,12 +8,15 @@ import numpy as np
 
 from lstmstream.errors import UnreadableRecords
 from lstmstream.records import Ints, RecordBatch
+from lstmstream.serve.erasures import take_logged
 from lstmstream.serve.key_table import Key
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.state_records import (
+    ERASURE,
     FLOOR,
     IDENTITY_BYTES,
+    REQUEST,
     CorruptStateRecord,
     Floor,
     OldStateFormat,
@@ -68,6 +71,10 @@ class StateLoader:
             try:
                 kind, identity = key_kind(record_key)
                 assert record_key is not None
+                if kind in (REQUEST, ERASURE):
+                    self._read_erasure(record_key, batch.values[i], offset)
+                    continue
+                self._partition.erasures.identities.add(identity)
                 if kind == FLOOR:
                     self._read_floor(identity, batch.values[i], offset)
                 elif identity == self._digest[:IDENTITY_BYTES]:
@@ -81,6 +88,11 @@ class StateLoader:
             except OldStateFormat as error:
                 raise self._errors.old_format(offset) from error
         self._read_states(batch, ours)
+
+    def _read_erasure(self, record_key: bytes, value: bytes | None, offset: int) -> None:
+        take_logged(
+            self._partition.erasures, record_key, value, self._errors.state_topic, self._errors.partition, offset
+        )
 
     def _read_floor(self, identity: bytes, value: bytes | None, offset: int) -> None:
         ours = identity == self._digest[:IDENTITY_BYTES]

@@ -119,9 +119,12 @@ class StateLookup(Observer):
         self._positions.pop(partition, None)
 
     def on_commit(self, result: Result, plan: CheckpointPlan, duration_s: float | None) -> None:
-        """The offsets that are committed now, and the predictions."""
+        """The offsets that are committed now, and the predictions; those of erased keys are gone."""
         if self._recent is not None:
             self._recent.add(result)
+            for partition, erasures in plan.erasures.items():
+                for keys in erasures.requests.values():
+                    self._recent.forget(set(keys), partition)
         for partition, offset in result.records.next_offsets().items():
             if partition in self._positions:
                 self._positions[partition] = offset

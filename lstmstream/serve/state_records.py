@@ -1,7 +1,8 @@
 """The records of the state topic, byte for byte. What is in topics already: a change here needs a new STATE_FORMAT.
 
 Two kinds: a *state record* holds one key's state; a *floor record*, one for each partition, says where a restore has to
-begin to read the input. Several models may share a topic: each record key holds a part of the state identity.
+begin to read the input. Several models may share a topic: each record key holds a part of the state identity. Two more
+kinds are about keys that are erased: erasure_records.py has them.
 
     record key     kind (1 byte) + first 8 bytes of the identity's digest + entity key (none for kinds FLOOR, NULL_KEY)
     state record   magic, format, digest, origin offset, last offset, steps, last timestamp, failures, count of floats;
@@ -32,6 +33,8 @@ WITH_INCIDENT = 4  # the format of a state whose key has an incident
 FLOOR_FORMAT = 2
 _FORMAT_2 = 2  # of states: had no failures; is still read
 FLOOR, ENTITY_KEY, NULL_KEY = b"\x00", b"\x01", b"\x02"  # kinds of record keys
+REQUEST, ERASURE = b"\x03", b"\x04"  # to erase a key, and that it was done: see erasure_records.py
+_KEY_BYTES = {REQUEST: 1 + 16, ERASURE: 1 + 16 + 8}  # of a record key
 IDENTITY_BYTES = 8  # of the digest, in a record key
 _PREFIX_BYTES = 1 + IDENTITY_BYTES
 
@@ -136,12 +139,14 @@ def floor_key(digest: bytes) -> bytes:
 
 
 def key_kind(record_key: bytes | None) -> tuple[bytes, bytes]:
-    """(kind, identity bytes) of a record key. Raises CorruptStateRecord, OldStateFormat."""
+    """(kind, identity bytes) of a record key; erasures belong to none. Raises CorruptStateRecord, OldStateFormat."""
     if record_key == FLOOR:
         raise OldStateFormat("a floor record of format 1")
     if record_key is None or len(record_key) < _PREFIX_BYTES:
         raise CorruptStateRecord("its key is too short")
     kind = record_key[:1]
+    if kind in _KEY_BYTES and len(record_key) == _KEY_BYTES[kind]:
+        return kind, b""
     if kind not in (FLOOR, ENTITY_KEY, NULL_KEY) or (kind != ENTITY_KEY and len(record_key) != _PREFIX_BYTES):
         raise CorruptStateRecord(f"unknown kind of key, first byte {kind.hex()}")
     return kind, record_key[1:_PREFIX_BYTES]
@@ -150,8 +155,8 @@ def key_kind(record_key: bytes | None) -> tuple[bytes, bytes]:
 def unpack_key(record_key: bytes) -> bytes | None:
     """The entity key of a state record's key. Raises CorruptStateRecord, OldStateFormat."""
     kind, _ = key_kind(record_key)
-    if kind == FLOOR:
-        raise CorruptStateRecord("a floor's key, not a state's")
+    if kind not in (ENTITY_KEY, NULL_KEY):
+        raise CorruptStateRecord("not the key of a state")
     return None if kind == NULL_KEY else record_key[_PREFIX_BYTES:]
 
 

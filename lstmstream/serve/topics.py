@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.checkpoint import Retention, StateTopic
+from lstmstream.serve.restore_errors import move_states
 from lstmstream.serve.state_records import state_record_bytes
 from lstmstream.serve.topic_settings import (
     DEAD_LETTER_ROOM_BYTES,
@@ -210,7 +211,7 @@ def _partitions_changed(name: str, before: int, now: int, config: Config) -> str
     if name == config.input.topic:
         return (
             f"topic {name!r} has grown from {before} to {now} partitions: keys have moved, and their states with them."
-            " Start under another name, from the beginning"
+            f" {move_states(now)}"
         )
     if name == config.state.topic:
         return f"topic {name!r} had {before} partitions and now has {now}: {_NOT_AS_THE_INPUT}"
@@ -247,8 +248,9 @@ def partition_problems(config: Config, found: Mapping[str, TopicInfo], source: T
     text += f" {config.input.topic!r} has {source.partitions}: "
     if state.partitions > source.partitions:
         return [text + _NOT_AS_THE_INPUT]
-    text += "states would not be found. If the input has grown, keys have moved: start under another name, from the"
-    return [f"{text} beginning"]
+    return [
+        f"{text}states would not be found. If the input has grown, keys have moved. {move_states(source.partitions)}"
+    ]
 
 
 def _retention(source: TopicInfo) -> Retention:

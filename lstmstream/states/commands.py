@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at the states of keys that the state topic has."
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the states of keys, and erase them.")
 
 _Config = Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")]
 _StageName = Annotated[
@@ -89,6 +87,53 @@ def diff(
     from lstmstream.states.diff import diff_states
 
     return diff_states(config, key, model, as_json=as_json, stage=stage)
+
+
+@app.command()
+def delete(
+    config: _Config,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="The keys.")] = None,
+    keys_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file with one key a line; - reads standard input.")
+    ] = None,
+    as_base64: Annotated[bool, typer.Option("--base64", help="The keys are given as base64.")] = False,
+    timeout: Annotated[str, typer.Option(metavar="DURATION", help="How long to wait for the owners.")] = "60s",
+    as_json: _Json = False,
+    stage: _StageName = None,
+) -> int:
+    """Erase the states of keys, of all models, in the topic and in the memory of a running daemon.
+
+    A key starts over at the input offset that is printed for each partition: no event before it comes into a state
+    again. Exits with 1 if one of the keys had no state, or not all owners have confirmed in time.
+    """
+    from lstmstream.config.types import parse_duration
+    from lstmstream.states.delete import delete_states
+
+    return delete_states(
+        config,
+        keys or (),
+        keys_from=keys_from,
+        as_base64=as_base64,
+        timeout_s=parse_duration(timeout, "--timeout"),
+        as_json=as_json,
+        stage=stage,
+    )
+
+
+@app.command()
+def repartition(
+    config: _Config,
+    partitions: Annotated[int, typer.Option(min=2, help="How many partitions the input topic has now.")],
+    stage: _StageName = None,
+) -> int:
+    """Move the states to where their keys are, after the input topic has got more partitions.
+
+    Before the topic gets them: pause the producers, let the daemon answer all, and stop every member of the group. Keys
+    are where murmur2 puts them, as Kafka's own clients do. A run that was cut can be repeated.
+    """
+    from lstmstream.states.repartition import repartition_states
+
+    return repartition_states(config, partitions, stage=stage)
 
 
 @app.command()

@@ -195,7 +195,7 @@ class KafkaTransport(KafkaAdmin):
 
     def group_members(self) -> Sequence[MemberInfo]:
         """See GroupMember."""
-        return self._ask(lambda admin: admin.group_members(self._group, self._input_topic, CALL_TIMEOUT_S))
+        return self.members_of(self._group, self._input_topic)
 
     # -- writing
 

@@ -15,7 +15,7 @@ from lstmstream.transport.clients import Admin, Client, Producer, Reader
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import decide
 from lstmstream.transport.diagnosis import Diagnosis, diagnose
-from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, LogReader, TopicInfo
+from lstmstream.transport.ports import CALL_TIMEOUT_S, CommittedOffset, LogReader, MemberInfo, TopicInfo
 from lstmstream.transport.security import SecuritySettings, security_settings
 from lstmstream.transport.writer import CLOSE_TIMEOUT_S, Writer, discard, left_s
 
@@ -73,6 +73,15 @@ class KafkaAdmin:
         except TryAgain as error:
             raise TryAgain(f"creating topic {topic!r}: {error}") from error
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """See Admin."""
+        try:
+            self._ask(lambda admin: admin.grow(topic, partitions, CALL_TIMEOUT_S))
+        except CannotServe as error:
+            raise CannotServe(f"topic {topic!r} cannot get {partitions} partitions: {error}") from error
+        except TryAgain as error:
+            raise TryAgain(f"giving topic {topic!r} {partitions} partitions: {error}") from error
+
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """See Admin. Up to the high watermark, not to the last stable offset (KAFKA-10167)."""
         beginning = self._ask(lambda admin: admin.beginning_offset(topic, partition, CALL_TIMEOUT_S))
@@ -102,6 +111,10 @@ class KafkaAdmin:
     ) -> dict[int, CommittedOffset]:
         """The group's offsets, once no transaction is pending on them; see GroupMember. Raises TryAgain."""
         return self._ask(lambda admin: admin.committed(topic, partitions, timeout_s), timeout_s)
+
+    def members_of(self, group: str, topic: str) -> Sequence[MemberInfo]:
+        """All members of a group, with their partitions of the topic. Raises TryAgain, CannotServe."""
+        return self._ask(lambda admin: admin.group_members(group, topic, CALL_TIMEOUT_S))
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """See Admin. It has a consumer of its own, so that several may be open."""

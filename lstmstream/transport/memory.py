@@ -104,6 +104,12 @@ class MemoryBroker:
             self.topics[topic] = made
         return self.topics[topic]
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic so many partitions."""
+        known = self.topics[topic]
+        known.beginnings += [0] * max(0, partitions - len(known.logs))
+        known.logs += [[] for _ in range(partitions - len(known.logs))]
+
     def append(
         self,
         topic: str,
@@ -245,6 +251,10 @@ class MemoryTransport:
         """See Admin."""
         self._broker.create(topic, partitions, settings)
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """See Admin."""
+        self._broker.grow(topic, partitions)
+
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """See Admin."""
         self._broker.at("bounds")
@@ -261,6 +271,12 @@ class MemoryTransport:
         self._broker.at("open_transactions")
         known, hanging = self._broker.topics[topic], self._broker.hanging
         return {p: (hanging[topic, p], known.end(p)) for p in partitions if (topic, p) in hanging}
+
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """See Admin."""
+        self._broker.at("last_stable_offset")
+        known, transactions = self._broker.topics[topic], self._broker.transactions
+        return {p: transactions.stable_end(topic, p, known.end(p)) for p in partitions}
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> MemoryReader:
         """See Admin."""

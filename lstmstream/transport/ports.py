@@ -92,6 +92,9 @@ class Admin(Protocol):
     def create(self, topic: str, partitions: int, settings: Mapping[str, str]) -> None:
         """Create a topic; one that exists meanwhile is left as it is. Raises TryAgain, CannotServe."""
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """Give a topic so many partitions; one that has more of them already is left as it is. Raises as `create`."""
+
     def offset_range(self, topic: str, partition: int) -> tuple[int, int]:
         """(beginning, high watermark), read uncommitted. Raises TryAgain."""
 
@@ -100,6 +103,9 @@ class Admin(Protocol):
 
     def open_transactions(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
         """(last stable offset, high watermark) of those partitions where they differ. Raises TryAgain."""
+
+    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """Up to where committed records can be read, by partition. Raises TryAgain."""
 
     def open_reader(self, topic: str, partition: int, start: int, end: int) -> LogReader:
         """A reader of start..end (end not included); several may be open. Raises TryAgain."""

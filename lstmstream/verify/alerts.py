@@ -105,6 +105,10 @@ class AlertBooks:
             held_back = self._over_limit(rules.max_per_hour, time_ms, offset)
         return AlertDecision(alert, held_back, ended, summary)
 
+    def forget(self, key: bytes | None) -> None:
+        """A key that was erased."""
+        self._open.pop(key, None)
+
     def threshold_at(self, offset: int, otherwise: float | None) -> float | None:
         """The threshold in force, where the history says it."""
         rules = self._rules_at(offset)

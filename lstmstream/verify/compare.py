@@ -24,6 +24,7 @@ from lstmstream.verify.differences import (
 )
 from lstmstream.verify.enriched import EnrichedEvents
 from lstmstream.verify.envelopes import Event
+from lstmstream.verify.erasures import Erased
 from lstmstream.verify.expected import Recomputation, Renderer, Settings
 from lstmstream.verify.findings import Finding, Findings, Kind
 from lstmstream.verify.history import OFFSET, Past
@@ -81,7 +82,7 @@ class Comparison:
         self._partitions = {
             number: JudgedPartition(
                 given,
-                Recomputation(row_model, model.card, settings, given.alert_rules),
+                Recomputation(row_model, model.card, settings, given.alert_rules, given.input_topic_id),
                 Window(self._columns),
                 end=given.start,
             )
@@ -95,6 +96,10 @@ class Comparison:
         for number, timestamp_ms, key, event in past:
             if number in self._partitions:
                 self._partitions[number].recomputation.expect(timestamp_ms, key, event, OFFSET)
+
+    def add_erasures(self, partition: int, erased: Sequence[Erased]) -> None:
+        """Keys that start over at offsets of the input that are still to come."""
+        self._partitions[partition].recomputation.add_erasures(erased)
 
     def take_input(self, records: RecordBatch, events: Sequence[Event] | None = None) -> None:
         """The next events of one or more partitions; `events`: of records in other formats."""
@@ -440,6 +445,6 @@ def _unknown(partition: JudgedPartition) -> str:
 
 
 _STATE_GONE = "the input no longer has the first events of their keys"
-_SEEDED = "their keys may have had states that were imported or built from history (--history)"
+_SEEDED = "their keys may have had states from elsewhere: imported, built from history (--history), or moved"
 _UNKNOWN = (_STATE_GONE, _SEEDED)
 _OTHERS = "answered by another model or with other settings"

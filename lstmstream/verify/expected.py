@@ -18,6 +18,7 @@ from lstmstream.model import Card, Feature, Model
 from lstmstream.records import Floats, UnreadableValue
 from lstmstream.verify.alerts import AlertBooks, AlertDecision, Rules
 from lstmstream.verify.envelopes import Event
+from lstmstream.verify.erasures import Erased, KeyNames
 from lstmstream.verify.model import RowModel, RowOutput
 from lstmstream.verify.values import (
     ABSENT,
@@ -122,9 +123,18 @@ class Recomputation:
     """The states of the keys of one partition; `expect` takes its events in the order of their offsets."""
 
     def __init__(
-        self, model: RowModel, card: Card, settings: Settings, alert_rules: Sequence[tuple[int, Rules]] = ()
+        self,
+        model: RowModel,
+        card: Card,
+        settings: Settings,
+        alert_rules: Sequence[tuple[int, Rules]] = (),
+        salt: str = "",
     ) -> None:
-        """`alert_rules`: the policies for alerts, by the offset from which on they were in force."""
+        """`alert_rules`: the policies for alerts, by the offset from which on they were in force.
+
+        `salt`: of the names in erasures, the id of the input topic.
+        """
+        self._names = KeyNames(salt)
         self._books = AlertBooks(alert_rules)
         self._model = model
         self._settings = settings
@@ -135,8 +145,15 @@ class Recomputation:
         self._occluded = _features_by_name(card) if settings.reasons else {}
         self._states: dict[bytes | None, _KeyState] = {}
 
+    def add_erasures(self, erased: Sequence[Erased]) -> None:
+        """Keys that start over at offsets that are still to come."""
+        self._names.add(erased, self._states)
+
     def expect(self, timestamp_ms: int, key: bytes | None, value: Event, offset: int = 0) -> Expected:
         """What the record at `offset` becomes; the state of its key goes on."""
+        for erased in self._names.forgotten_at(offset):
+            self._states.pop(erased, None)
+            self._books.forget(erased)
         threshold = self._books.threshold_at(offset, self._settings.threshold)
         self._threshold = None if threshold is None else np.float32(threshold)
         if self._settings.key is None and not self._is_sampled(key):
@@ -248,6 +265,7 @@ class Recomputation:
             return output, steps, reasons
         if kept is None:
             kept = self._states[key] = _KeyState(output.state)
+            self._names.on_new_key(key)
         kept.last_ms = max(kept.last_ms, time_ms) if known is not None else time_ms
         kept.state, kept.steps, kept.failures = output.state, steps + 1, 0
         return output, steps + 1, reasons

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lstmstream.verify.alerts import Rules
+from lstmstream.verify.erasures import Erasures
 from lstmstream.verify.expected import Recomputation
 from lstmstream.verify.published import parse
 from lstmstream.verify.window import Window
@@ -22,6 +23,8 @@ class PartitionRange:
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
     seeded: bool = False  # whether its states began with some that were imported or built from history
+    erasures: Erasures = field(default_factory=Erasures)
+    input_topic_id: str = ""
 
 
 @dataclass(slots=True)

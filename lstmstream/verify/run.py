@@ -90,6 +90,7 @@ class Verification:
             number: max(self._positions[number], min(self._committed.get(number, 0), given.last))
             for number, given in self.ranges.items()
         }
+        self._read_erasures()
         outputs = self._output_ends()
         if self._enriched is not None:
             self._enriched.find_ends(self._broker)
@@ -123,6 +124,15 @@ class Verification:
             return None
         complete = limits == Limits() and self.sample == 1 and all(given.whole for given in self.ranges.values())
         return EnrichedTopic(self._broker, self._config, self._model.card, self.topics.partitions, complete=complete)
+
+    def _read_erasures(self) -> None:
+        """After the group's offsets were asked for: all that lie before these are in the state topic then."""
+        for number, given in self.ranges.items():
+            _, end = self._broker.offset_range(self.topics.state, number)
+            for _ in given.erasures.watched(self._broker.read(self.topics.state, number, given.erasures.read_to, end)):
+                pass
+            given.erasures.read_to = max(end, given.erasures.read_to)
+            self.comparison.add_erasures(number, given.erasures.take_new())
 
     def _output_ends(self) -> dict[tuple[str, int], int]:
         """Up to the high watermarks, so that what is in doubt now is waited for. Predictions before dead letters."""

@@ -10,6 +10,7 @@ from lstmstream.model import Card
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.verify.alerts import Rules, rules_of
 from lstmstream.verify.differences import ALERT, DEAD_LETTER, PREDICTION
+from lstmstream.verify.erasures import Erasures
 from lstmstream.verify.floors import describe, identity_of, read_origins
 from lstmstream.verify.partition import PartitionRange
 
@@ -92,7 +93,9 @@ def plan(
             continue
         beginning, _ = broker.offset_range(topics.input, partition)
         states = broker.offset_range(topics.state, partition)
-        origins, others = read_origins(broker.read(topics.state, partition, *states), wanted)
+        erasures = Erasures()
+        origins, others = read_origins(erasures.watched(broker.read(topics.state, partition, *states)), wanted)
+        erasures.read_to = states[1]
         strangers |= {describe(identity): None for identity in others}
         if origins.topic_id and origins.topic_id != topic_id:
             raise CannotServe(
@@ -110,6 +113,8 @@ def plan(
             seeded=origins.seeded,
             between=origins.between,
             alert_rules=origins.alert_rules,
+            erasures=erasures,
+            input_topic_id=topic_id,
         )
         if origins.own is not None:
             _check_rules(origins.alert_rules, rules_of(config, card))

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,16 @@ from lstmstream.serve.phase import Phase
 from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.serve.state import CLEAN
-from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor, unpack_key, unpack_state
+from lstmstream.serve.state_records import (
+    ENTITY_KEY,
+    FLOOR,
+    NULL_KEY,
+    Floor,
+    key_kind,
+    unpack_floor,
+    unpack_key,
+    unpack_state,
+)
 from lstmstream.serve.step_model import StepInput, StepOutput
 from lstmstream.transport.memory import LogRecord, MemoryBroker, MemoryTransport
 
@@ -286,10 +296,13 @@ class World:
 
     def state_records(self) -> dict[tuple[int, bytes | None], int]:
         """Committed states, as a restore takes them: (partition, key) to the offset of the last event included."""
-        found = {}
+        found: dict[tuple[int, bytes | None], int] = {}
         for partition, floor in self._floors().items():
             for record in self.state_logs()[partition]:
-                if record.key is None or record.value is None or key_kind(record.key)[0] == FLOOR:
+                if record.key is None or key_kind(record.key)[0] not in (ENTITY_KEY, NULL_KEY):
+                    continue
+                if record.value is None:
+                    found.pop((partition, unpack_key(record.key)), None)
                     continue
                 stored = unpack_state(record.key, record.value)
                 origins = {floor.origin, floor.seed or floor.origin}
@@ -390,16 +403,33 @@ class World:
     def _counted(self) -> Iterator[tuple[int, int, bytes | None]]:
         """(partition, offset, key) of each event that a state must contain once it is answered."""
         for partition, log in enumerate(self.broker.topics[INPUT].logs):
+            erased = {key: at for at, key in self.erased_at(partition)}
             for record in log:
-                if amount_of(record.value) is not None:
+                if amount_of(record.value) is not None and record.offset >= erased.get(record.key, 0):
                     yield partition, record.offset, record.key
+
+    def erased_at(self, partition: int) -> list[tuple[int, bytes | None]]:
+        """(input offset, key) of each erasure that the state topic tells of, ascending."""
+        if STATES not in self.broker.topics:
+            return []
+        keys = {record.key for record in self.broker.topics[INPUT].logs[partition]}
+        salt = self.broker.topics[INPUT].topic_id.encode()
+        names = {blake2b((b"\x02" if k is None else b"\x01" + k), digest_size=16, key=salt).digest(): k for k in keys}
+        told = [one.key for one in self.state_logs()[partition] if one.key and one.key[:1] == b"\x04" and one.value]
+        return sorted(
+            ((int.from_bytes(key[17:], "big"), names[key[1:17]]) for key in told if key[1:17] in names),
+            key=lambda one: one[0],
+        )
 
     def expected(self) -> list[tuple[int, int, float, int]]:
         """Each key's events folded one at a time, in the order of the input."""
         found = []
         for partition, log in enumerate(self.broker.topics[INPUT].logs):
             states: dict[bytes | None, tuple[Any, Any, int]] = defaultdict(lambda: (np.float32(0.5), np.float32(0), 0))
+            erased = self.erased_at(partition)
             for record in log:
+                while erased and erased[0][0] <= record.offset:
+                    states.pop(erased.pop(0)[1], None)
                 mean, count, steps = states[record.key]
                 amount = amount_of(record.value)
                 if amount is None:

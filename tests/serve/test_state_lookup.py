@@ -112,6 +112,10 @@ def test_no_more_scores_than_it_has_room_for(monkeypatch: pytest.MonkeyPatch) ->
     assert len(recent.of_key(b"k", 0, most=1000)) == SHOWN
     assert [one["offset"] for one in recent.of_key(b"k", 0, most=2)] == [249, 248], "since its state began"
     assert recent.of_key(b"k", 1, most=2) == [], "of another partition"
+    recent.forget({b"k"}, 1)
+    assert len(recent.of_key(b"k", 0, most=1000)) == SHOWN
+    recent.forget({b"k"}, 0)
+    assert recent.of_key(b"k", 0, most=1000) == [], "it was erased"
 
 
 @pytest.mark.parametrize("key", [b"a/b?c", "Zoë".encode(), b""], ids=["path", "utf-8", "empty"])

@@ -51,7 +51,7 @@ def test_without_the_history_it_says_what_it_cannot_judge(world: VerifyWorld, tm
     world.serve()
     code, summary = judge(world, None)
     assert (code, summary["findings"]) == (2, [])
-    assert "imported or built from history" in summary["unjudged"][0]["reason"]
+    assert "built from history (--history)" in summary["unjudged"][0]["reason"]
 
 
 def test_a_history_of_nobody(world: VerifyWorld, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,6 @@ KEYS = [b"a", b"a2", b"b", b"\xff", b"", "Zoë".encode()]
 
 
 class Opened(VerifyTransport):
-    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        return {number: self.offset_range(topic, number)[1] for number in partitions}
-
     def close(self, timeout_s: float) -> None:
         """Nothing is open."""
 

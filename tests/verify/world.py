@@ -41,10 +41,6 @@ class VerifyTransport(MemoryTransport):
     def group_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, CommittedOffset]:
         return self.committed_offsets(partitions)
 
-    def last_stable_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        self._broker.at("stable_end")
-        return {number: self._broker.topics[topic].end(number) for number in partitions}
-
 
 class VerifyWorld(World):
     """A world whose daemons have one ONNX model."""

@@ -42,6 +42,9 @@ class Admin(Protocol):
     def create(self, topic: str, partitions: int, settings: Mapping[str, str], timeout_s: float) -> None:
         """Create a topic, unless it exists."""
 
+    def grow(self, topic: str, partitions: int, timeout_s: float) -> None:
+        """Give a topic so many partitions; one that has as many or more is left as it is."""
+
     def broker_settings(self, timeout_s: float) -> dict[str, str]:
         """Those of one of the brokers; empty where they may not be read."""
 

@@ -34,6 +34,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # public, says its manual
     AdminClient,
     ConfigResource,
+    NewPartitions,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -297,6 +298,14 @@ class ConfluentAdmin:
             self._admin.create_topics([new], request_timeout=timeout_s)[topic].result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+    def grow(self, topic: str, partitions: int, timeout_s: float) -> None:
+        """See Admin."""
+        try:
+            self._admin.create_partitions([NewPartitions(topic, partitions)], request_timeout=timeout_s)[topic].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.INVALID_PARTITIONS:
                 raise
 
     def broker_settings(self, timeout_s: float) -> dict[str, str]:

@@ -190,6 +190,11 @@ class KafkaPythonAdmin:
         with contextlib.suppress(kerr.TopicAlreadyExistsError):
             self._admin.create_topics(new, timeout_ms=int(timeout_s * 1000))
 
+    def grow(self, topic: str, partitions: int, timeout_s: float) -> None:
+        """See Admin."""
+        with contextlib.suppress(kerr.InvalidPartitionsError):
+            self._admin.create_partitions({topic: partitions}, timeout_ms=int(timeout_s * 1000))
+
     def broker_settings(self, timeout_s: float) -> dict[str, str]:
         """See Admin. The library leaves out what the broker refuses to tell."""
         broker = str(self._admin.describe_cluster()["brokers"][0]["broker_id"])

@@ -1,0 +1,236 @@
+"""Keys that are to be erased, and keys that were (docs/erasure.md).
+
+`Erasures` is what the state topic says of one partition. `ErasureRequests` looks for new requests while it is served.
+Its owner does not read the state topic otherwise, and most of what is new there it has written itself. So the ends of
+the partitions are asked for every few seconds, with one request; only where an end has moved, the records up to it are
+read, in slices.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lstmstream.errors import TryAgain, UnreadableRecords
+from lstmstream.records import Ints, Observations
+from lstmstream.serve.erasure_records import digest_of, pack_erasure, unpack_erasure, unpack_request
+from lstmstream.serve.state_records import (
+    ENTITY_KEY,
+    IDENTITY_BYTES,
+    NULL_KEY,
+    REQUEST,
+    CorruptStateRecord,
+)
+from lstmstream.transport.ports import Admin, LogReader
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 5.0
+BEHIND_INTERVAL_S = 1.0  # while more is new than one slice has read
+READ_S = 0.1  # at once, of one partition
+RETENTION_INTERVAL_S = 60.0  # for a look at what the input no longer has
+
+
+class ErasurePlan(NamedTuple):
+    """What a transaction does of one partition's erasures, and its records."""
+
+    requests: Mapping[bytes, Sequence[bytes | None]]  # record key → the keys that it names
+    forgotten: Sequence[bytes]  # record keys of erasures that nothing needs any more
+    written: Sequence[bytes]  # record keys of the new ones
+    keys: Sequence[bytes | None]  # of the records [N]
+    values: Sequence[bytes | None]  # [N]
+
+
+class Erasures:
+    """What is known of one partition."""
+
+    def __init__(self) -> None:
+        self.read_to = 0  # offset of the state topic: requests before it are known
+        self.identities: set[bytes] = set()  # whose states the partition has, by the bytes in their record keys
+        self._requests: dict[bytes, Sequence[bytes | None]] = {}  # not applied yet
+        self._applied: dict[bytes, int] = {}  # record key → input offset
+        self._until: dict[bytes, int] = {}  # digest → the greatest offset
+        self._forgotten: list[bytes] = []
+
+    @property
+    def due(self) -> bool:
+        """Whether a transaction should be made for them."""
+        return bool(self._requests or self._forgotten)
+
+    @property
+    def any_applied(self) -> bool:
+        """Whether events may be in the input that are of no state any more."""
+        return bool(self._applied)
+
+    @property
+    def last(self) -> int:
+        """The input offset of the last one; -1 where there is none."""
+        return max(self._until.values(), default=-1)
+
+    def requested(self) -> list[bytes | None]:
+        """The keys of requests that are not applied yet."""
+        return [key for keys in self._requests.values() for key in keys]
+
+    def begin(self, read_to: int) -> None:
+        """A restore begins to read the state topic, up to there."""
+        self.__init__()  # type: ignore[misc]
+        self.read_to = read_to
+
+    def take(self, record_key: bytes, value: bytes | None) -> None:
+        """A record of kind REQUEST or ERASURE, in the order of the log. Raises CorruptStateRecord."""
+        if record_key[:1] == REQUEST:
+            if value is None:
+                self._requests.pop(record_key, None)
+            else:
+                self._requests[record_key] = unpack_request(value)
+        elif value is not None:
+            self._add(record_key)
+        elif self._applied.pop(record_key, None) is not None:
+            self._set_until()
+
+    def plan(self, offset: int, salt: str, has_state: Callable[[bytes | None], bool]) -> ErasurePlan:
+        """What to write for the first request, at the input offset up to which the states have all events."""
+        requests = dict(list(self._requests.items())[:1])
+        keys: list[bytes | None] = [*self._forgotten]
+        values: list[bytes | None] = [None] * len(keys)
+        written = []
+        for request, named in requests.items():
+            for key in named:
+                record_key, value = pack_erasure(digest_of(key, salt), offset, request, found=has_state(key))
+                written.append(record_key)
+                states = [_state_key(key, identity) for identity in sorted(self.identities)]
+                keys += [record_key, *states]
+                values += [value, *[None] * len(states)]
+            keys.append(request)
+            values.append(None)
+        return ErasurePlan(requests, list(self._forgotten), written, keys, values)
+
+    def on_commit(self, plan: ErasurePlan) -> None:
+        """Its records are in the state topic."""
+        for record_key in plan.requests:
+            self._requests.pop(record_key, None)
+        for record_key in plan.forgotten:
+            self._applied.pop(record_key, None)
+        self._forgotten = [one for one in self._forgotten if one not in set(plan.forgotten)]
+        self._set_until()
+        for record_key in plan.written:
+            self._add(record_key)
+
+    def forget_before(self, beginning: int) -> None:
+        """The input has no events before this offset, so nothing can revive keys that were erased up to it."""
+        self._forgotten = [record_key for record_key, offset in self._applied.items() if offset <= beginning]
+
+    def kept(self, observations: Observations, salt: str) -> Ints | None:
+        """The rows of M observations, all of this partition, that no erasure forbids; None: all of them."""
+        last = self.last
+        early = np.flatnonzero(observations.offsets < last)
+        if not len(early):
+            return None
+        until: dict[bytes | None, int] = {}
+        kept = np.ones(len(observations.offsets), np.bool_)
+        for row, offset in zip(early.tolist(), observations.offsets[early].tolist(), strict=True):
+            key = observations.keys[row]
+            if key not in until:
+                until[key] = self._until.get(digest_of(key, salt), 0)
+            kept[row] = offset >= until[key]
+        return None if kept.all() else np.flatnonzero(kept)
+
+    def _add(self, record_key: bytes) -> None:
+        digest, offset = unpack_erasure(record_key)
+        self._applied[record_key] = offset
+        self._until[digest] = max(offset, self._until.get(digest, 0))
+
+    def _set_until(self) -> None:
+        applied, self._until = list(self._applied), {}
+        for record_key in applied:
+            self._add(record_key)
+
+
+def _state_key(key: bytes | None, identity: bytes) -> bytes:
+    assert len(identity) == IDENTITY_BYTES
+    return NULL_KEY + identity if key is None else ENTITY_KEY + identity + key
+
+
+class ErasureRequests:
+    """`check` in each round of the loop: requests that came since the restore, of partitions that are running."""
+
+    def __init__(self, admin: Admin, clock: Callable[[], float], *, input_topic: str, state_topic: str) -> None:
+        self._admin = admin
+        self._clock = clock
+        self._input_topic = input_topic
+        self._state_topic = state_topic
+        self._readers: dict[int, LogReader] = {}  # of partitions that had news at the last look
+        self._next_s = 0.0
+        self._next_retention_s = clock() + RETENTION_INTERVAL_S
+
+    def check(self, running: Mapping[int, Erasures]) -> None:
+        """Read what is new. A failure of the broker is left to those who need it."""
+        now_s = self._clock()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + INTERVAL_S
+        try:
+            self._read_new(running)
+            if now_s >= self._next_retention_s:
+                self._next_retention_s = now_s + RETENTION_INTERVAL_S
+                for number, erasures in running.items():
+                    if erasures.any_applied:
+                        erasures.forget_before(self._admin.offset_range(self._input_topic, number)[0])
+        except TryAgain as error:
+            self._close(self._readers)
+            log.debug("erasure requests cannot be looked for: %s", error)
+
+    def close(self) -> None:
+        """Free the readers."""
+        self._close(self._readers)
+
+    def _read_new(self, running: Mapping[int, Erasures]) -> None:
+        ends = self._admin.last_stable_offsets(self._state_topic, list(running)) if running else {}
+        new = [number for number, erasures in running.items() if ends[number] > erasures.read_to]
+        self._close(set(self._readers) - set(new))  # an idle consumer asks the broker for news all the time
+        for number in new:
+            self._read(number, ends[number], running[number])
+            if running[number].read_to < ends[number]:
+                self._next_s = self._clock() + BEHIND_INTERVAL_S
+
+    def _read(self, number: int, end: int, erasures: Erasures) -> None:
+        reader = self._readers.get(number)
+        if reader is None or reader.position != erasures.read_to:  # it was restored meanwhile
+            self._close([number])
+            reader = self._admin.open_reader(self._state_topic, number, erasures.read_to, end)
+            self._readers[number] = reader
+        reader.end = end
+        deadline_s = self._clock() + READ_S
+        while reader.position < reader.end and self._clock() < deadline_s:
+            self._take_next(reader, number, erasures)
+            erasures.read_to = reader.position
+
+    def _take_next(self, reader: LogReader, number: int, erasures: Erasures) -> None:
+        try:
+            batch = reader.next(READ_S)
+        except UnreadableRecords as error:
+            log.error("an erasure request may be lost: %s", error.problem)  # noqa: TRY400 - for a person
+            reader.position = min(error.next_offset, reader.end)
+            return
+        for i, record_key in enumerate(batch.keys):
+            if record_key is not None and record_key[:1] == REQUEST:
+                take_logged(erasures, record_key, batch.values[i], self._state_topic, number, int(batch.offsets[i]))
+
+    def _close(self, numbers: Iterable[int]) -> None:
+        for number in list(numbers):
+            if (reader := self._readers.pop(number, None)) is not None:
+                reader.close()
+
+
+def take_logged(
+    erasures: Erasures, record_key: bytes, value: bytes | None, topic: str, partition: int, offset: int
+) -> None:
+    """`Erasures.take`; what cannot be read is logged with its place in the state topic."""
+    try:
+        erasures.take(record_key, value)
+    except CorruptStateRecord as error:
+        at = {"topic": topic, "partition": partition, "offset": offset}
+        log.error("an erasure request cannot be used: %s. Ask for it again", error, extra=at)  # noqa: TRY400
