@@ -445,6 +445,6 @@ def _unknown(partition: JudgedPartition) -> str:
 
 
 _STATE_GONE = "the input no longer has the first events of their keys"
-_SEEDED = "their keys may have had states from elsewhere: imported, built from history (--history), or moved"
+_SEEDED = "their keys may have had states that were moved, or imported or built from history (--history)"
 _UNKNOWN = (_STATE_GONE, _SEEDED)
 _OTHERS = "answered by another model or with other settings"
