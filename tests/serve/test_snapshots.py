@@ -544,9 +544,14 @@ def test_a_partition_that_is_lost_meanwhile_is_given_up(world: World) -> None:
     first = world.start()
     produce(world, 60)
     world.settle()
-    while first._snapshots._current is None:  # type: ignore[union-attr]
+    making = first._snapshots
+    assert making is not None
+    while making._current is None:
         world.now_s += 1
         world.step(first)
+    world.now_s += 5
+    making.tick([], busy=False)
+    assert making._current is None
     world.start()
     world.settle()
     let_it_write(world, first, seconds=30)
