@@ -11,17 +11,14 @@ _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker, of Podman
 
 def config_warnings(config: Config) -> list[str]:
     """One text each."""
-    idle = [f"{setting} has no effect yet: {meaning} is not implemented" for setting, meaning in _idle_settings(config)]
-    others = (unreachable_probes(config), unwritable_snapshots(config))
-    return idle + [text for text in others if text is not None]
+    texts = (_unused_replay(config), unreachable_probes(config), unwritable_snapshots(config))
+    return [text for text in texts if text is not None]
 
 
-def _idle_settings(config: Config) -> list[tuple[str, str]]:
-    """Settings that belong to what is still to come."""
-    idle = []
-    if "replay" in config.state.model_fields_set:
-        idle.append(("state.replay", "on_model_change: replay"))
-    return idle
+def _unused_replay(config: Config) -> str | None:
+    if "replay" not in config.state.model_fields_set or config.on_model_change == "replay":
+        return None
+    return f"state.replay has no effect with on_model_change: {config.on_model_change}; set on_model_change: replay"
 
 
 def unwritable_snapshots(config: Config) -> str | None:

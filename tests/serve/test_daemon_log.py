@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lstmstream.config import Config
-from lstmstream.serve.config_warnings import unreachable_probes
+from lstmstream.serve.config_warnings import config_warnings, unreachable_probes
 from lstmstream.testing import TestDriver
 
 MODEL = Path(__file__).parents[1] / "data" / "small.onnx"
@@ -222,3 +222,18 @@ def test_a_loopback_address_in_a_container_is_said(
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     loaded = Config.model_validate({**config(), "kafka": {"bootstrap_servers": "x:1"}, "http": {"host": host}})
     assert (unreachable_probes(loaded) is not None) is said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, False),
+        ({"state": {"replay": "3d"}}, True),
+        ({"state": {"replay": "3d"}, "on_model_change": "reset"}, True),
+        ({"state": {"replay": "3d"}, "on_model_change": "replay"}, False),
+    ],
+)
+def test_a_replay_that_is_never_made_is_told_at_the_start(settings: dict[str, Any], *, said: bool) -> None:
+    base = {**config(), "kafka": {"bootstrap_servers": "x:1"}}
+    found = [text for text in config_warnings(Config.model_validate(base | settings)) if "state.replay" in text]
+    assert len(found) == said
