@@ -162,14 +162,14 @@ REMEDIES = [
     (
         "states without the offset of their partition",
         "lstmstream/serve/checkpoint.py",
-        "            if number in written or number in floors or number in erasures or position > partition.position:",
+        "            if writes or position > partition.position:",
         "            if position > partition.position:",
     ),
     (
         "an erasure without the offset of its partition",
         "lstmstream/serve/checkpoint.py",
-        "            if number in written or number in floors or number in erasures or position > partition.position:",
-        "            if number in written or number in floors or position > partition.position:",
+        "number in floors or number in erasures\n",
+        "number in floors\n",
     ),
     (
         "an erased key stays in memory",
@@ -180,8 +180,8 @@ REMEDIES = [
     (
         "a replay applies the events of erased keys",
         "lstmstream/serve/restore.py",
-        "count_hours=self._alerts.count_hours, kept=kept)",
-        "count_hours=self._alerts.count_hours)",
+        "count_hours=self._alerts.count_hours, kept=kept, evict=self._evicts",
+        "count_hours=self._alerts.count_hours, evict=self._evicts",
     ),
     (
         "an erasure waits until no events come",
@@ -292,10 +292,9 @@ REMEDIES = [
 _INDEPENDENT = "none of the two knows the other, and neither fails: their order is free"
 EXPLAINED = {
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
-    "`self._refusals.on_commit(plan.offsets) self._checkpointer.on_commit(": _INDEPENDENT,
-    "`self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms()) self._ob": _INDEPENDENT,
+    "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
-    "partition.py:114: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
+    "partition.py:115: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
 }  # by what is changed
 
 

@@ -132,7 +132,7 @@ kafka:
   security: {mechanism: PLAIN, username: u, ca: missing.pem}
 input: {topic: events, max_byte: 3, format: xml}
 output: {topic: events, threshold: high}
-state: {max_keys: 5, ttl: 30}
+state: {max_keys: 0, ttl: 30}
 batch: {max_events: 0, max_wait: 40s}
 http: {port: 70000}
 """
@@ -448,7 +448,8 @@ def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any])
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"state__max_keys": 10}, "state.max_keys"),
+        ({"state__max_keys": 10, "input__late": "score", "alerts__mute": ["a"]}, "state.max_keys"),
+        ({"state__max_keys": 10, "state__dir": "/tmp"}, "state.dir"),
         (
             {"alerts__mute": ["a"], "output__format": "avro", "kafka__schema_registry__url": "http://registry:1"},
             "alerts",

@@ -194,6 +194,11 @@ class Input(Section):
         MAX_FUTURE_S,
         description="Events whose time field is further than this after the record's timestamp become dead letters.",
     )
+    max_lateness: Annotated[Duration, Field(ge=0)] | None = Field(
+        None,
+        description="Events older than the newest event of their partition by more than this become dead letters. With"
+        " `state.ttl`, expired keys are then removed. Default: no bound.",
+    )
     max_bytes: Size = Field(
         10_000_000, description="Maximum size of a record; a larger one becomes a dead letter without its value."
     )
@@ -304,7 +309,9 @@ class State(Section):
         " by the records' timestamps, before the newest record that was answered.",
     )
     max_keys: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        None, description="Maximum number of keys in memory. Default: no limit."
+        None,
+        description="Maximum number of keys of a partition that have a state; the state of the least recently seen key"
+        " is discarded for a new one. Default: no limit.",
     )
     dir: Path | None = Field(
         None,

@@ -49,8 +49,7 @@ class RestoredAlerts:
             return
         self.count_hours = self.why_rebuilt(floor, committed) is not None
         if self.count_hours:  # every event of the partition is needed again, whatever its key's state has seen
-            for key in slab.index.keys_at(slab.index.rows()):
-                slab.remove(key)
+            slab.remove_all(slab.index.keys_at(slab.index.rows()))
         else:
             slab.alert_hours = memory.hours
         since = memory.history[0].offset

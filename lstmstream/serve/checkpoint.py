@@ -17,6 +17,7 @@ import numpy as np
 from lstmstream.records import Ints, RecordBatch, concatenate
 from lstmstream.serve.alert_memory import AlertRules, PartitionMemory
 from lstmstream.serve.erasures import ErasurePlan
+from lstmstream.serve.expiry import Expiry
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.state_records import (
@@ -25,9 +26,11 @@ from lstmstream.serve.state_records import (
     StateIdentity,
     floor_key,
     pack_floor,
+    pack_key,
     pack_states,
     state_record_bytes,
 )
+from lstmstream.serve.stream_time import NEVER
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ EVENTS_PER_WRITE = 5  # states never take more than one write for five events
 WRITES_PER_TRANSACTION = 200  # or two fifths of the batch, if that is more: what a small batch waits for is latency
 WRITES_PER_TRANSACTION_ON_SHUTDOWN = 10_000  # a shutdown has little time
 STATE_BYTES_PER_TRANSACTION = 16 << 20  # large states must arrive within the limits of a transaction
+DELETIONS_PER_TRANSACTION = 1_000  # or two fifths of the batch, if that is more: more than states are written
 FLOOR_INTERVAL_S = 1.0
 NEARLY_DUE = 0.9  # of the interval: such rows go into the same transaction, so that an idle owner makes fewer of them
 
@@ -55,6 +59,7 @@ class Retention(NamedTuple):
     by_size: bool  # the oldest records go where the partition grows too large
 
 
+NOTHING_EXPIRES = Expiry(None, None)
 _FOR_EVER = Retention(None, by_size=False)
 
 
@@ -70,6 +75,8 @@ class CheckpointPlan(NamedTuple):
         {}
     )  # what the floor records of `floors` have of them
     erasures: Mapping[int, ErasurePlan] = MappingProxyType({})
+    stream_times: Mapping[int, int] = MappingProxyType({})  # at `floors`
+    deleted: Mapping[int, Ints] = MappingProxyType({})  # partition → rows whose records are deleted
 
 
 class Checkpointer:
@@ -86,8 +93,13 @@ class Checkpointer:
         wall_s: Callable[[], float],
         retention: Retention = _FOR_EVER,
         alert_rules: AlertRules | None = None,
+        expiry: Expiry = NOTHING_EXPIRES,
     ) -> None:
-        """`clock` is monotonic seconds, `wall_s` seconds since 1970 UTC. `alert_rules`: of the alert policy, if any."""
+        """`clock` is monotonic seconds, `wall_s` seconds since 1970 UTC. `alert_rules`: of the alert policy, if any.
+
+        `expiry`: which keys can go.
+        """
+        self._expiry = expiry
         self.identity = identity
         self.topic = topic
         self.alert_rules = alert_rules
@@ -114,6 +126,8 @@ class Checkpointer:
         for partition in self._partitions.running():
             if partition.next_offset > partition.position and now_s - partition.floor_written_s >= FLOOR_INTERVAL_S:
                 return True  # control records were passed over: retention may take them, so the offset should say it
+            if now_s - partition.deleted_s >= FLOOR_INTERVAL_S and len(self._still_to_delete(partition)):
+                return True
             oldest = partition.dirty.oldest()
             if oldest is None:  # all is written: the floor should say so, or retention could pass it
                 if partition.floor_lag and now_s - partition.floor_written_s >= FLOOR_INTERVAL_S:
@@ -141,11 +155,13 @@ class Checkpointer:
         positions: Mapping[int, int],
         flush: bool = False,
         max_writes: int = WRITES_PER_TRANSACTION_ON_SHUTDOWN,
+        evicted: Mapping[int, Ints] = MappingProxyType({}),
     ) -> CheckpointPlan:
         """States due for the transaction that takes the input to `positions` (partition → next offset).
 
         `changed` are those of the batch of `events` events; states are written as of that batch. `flush` is for a
         shutdown: all that is dirty, a transaction's worth at a time. `max_writes` limits the states, floors aside.
+        `evicted`: rows of keys that the batch has evicted. They are written with it, so that no replay has to evict.
         """
         budget = self._write_budget + events
         now_s = self._clock()
@@ -154,6 +170,8 @@ class Checkpointer:
         floors: dict[int, int] = {}
         alerts: dict[int, PartitionMemory | None] = {}
         erasures: dict[int, ErasurePlan] = {}
+        stream_times: dict[int, int] = {}
+        deleted: dict[int, Ints] = {}
         offsets = dict(positions)
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
         room = min(max_writes, WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual, self._writes_of_size())
@@ -169,11 +187,19 @@ class Checkpointer:
             )
             room = max(0, room - len(rows))
             budget = max(0, budget - EVENTS_PER_WRITE * len(rows))
+            if number in evicted:
+                rows = np.union1d(rows, evicted[number])
             if len(rows):
                 written[number] = rows
                 records.append(self._state_records(partition, rows))
             position = positions.get(number, partition.next_offset)
-            floor = _floor_after(next_dirty, changed.get(number), position)
+            if len(rows := self._to_delete(partition, max(DELETIONS_PER_TRANSACTION, usual))):
+                deleted[number] = rows
+                records.append(self._deletions(partition, rows))
+            floor = max(partition.floor, _floor_after(next_dirty, changed.get(number), position))
+            stream_time_ms = NEVER
+            if self._expiry.max_lateness_ms is not None:  # a floor is no less right where it is older
+                floor, stream_time_ms = partition.slab.stream_time.at(floor, position)
             # An older floor is no less right, so one per second is enough.
             news = floor > partition.floor or position > partition.floor_position
             # No replay tells how many alerts there were: the floor record has them as of this very transaction.
@@ -181,26 +207,53 @@ class Checkpointer:
             if memory != partition.alerts_written or (
                 news and (flush or now_s - partition.floor_written_s >= FLOOR_INTERVAL_S)
             ):
-                floors[number] = max(floor, partition.floor)
-                alerts[number] = memory
+                floors[number], alerts[number], stream_times[number] = floor, memory, stream_time_ms
                 records.append(
                     self.floor_record(
-                        number, partition.origin, floors[number], position, partition.answers_from, partition.seed
+                        number,
+                        partition.origin,
+                        floor,
+                        position,
+                        partition.answers_from,
+                        partition.seed,
+                        stream_time_ms,
+                        partition.rebuilt_to,
                     )
                 )
             if not events and partition.erasures.due:  # with events in flight, they could be of a key that goes
                 erasures[number] = plan = self._erasure_plan(partition, position)
                 records.append(self._to_write(number, plan.keys, plan.values))
-            if number in written or number in floors or number in erasures or position > partition.position:
+            writes = number in written or number in deleted or number in floors or number in erasures
+            if writes or position > partition.position:
                 offsets[number] = position
         return CheckpointPlan(
-            [concatenate(records)] if records else [], written, floors, offsets, budget, alerts, erasures
+            [concatenate(records)] if records else [],
+            written,
+            floors,
+            offsets,
+            budget,
+            alerts,
+            erasures,
+            stream_times,
+            deleted,
         )
 
     def _erasure_plan(self, partition: Partition, position: int) -> ErasurePlan:
         index = partition.slab.index
         partition.erasures.identities.add(self.identity.digest[:IDENTITY_BYTES])
         return partition.erasures.plan(position, self.topic.input_topic_id, lambda key: key in index)
+
+    def _to_delete(self, partition: Partition, limit: int) -> Ints:
+        """Rows whose records go now."""
+        rows = self._still_to_delete(partition)
+        partition.to_delete = rows[limit:]
+        return rows[:limit]
+
+    def _still_to_delete(self, partition: Partition) -> Ints:
+        """Those that the sweeper has found, but for what has changed since."""
+        if len(partition.to_delete):
+            partition.to_delete = partition.to_delete[self._expiry.to_delete(partition, partition.to_delete)]
+        return partition.to_delete
 
     def _writes_of_size(self) -> int:
         slabs = (partition.slab for partition in self._partitions.running())
@@ -218,7 +271,11 @@ class Checkpointer:
         self, partition: int, origin: int, floor: int, position: int, answers_from: int = -1, seed: int = 0
     ) -> CheckpointPlan:
         """The transaction that makes a group's offset our own: one set by somebody else, or another model's."""
-        record = self.floor_record(partition, origin, floor, position, answers_from, seed)
+        owned = self._partitions[partition]
+        _, stream_time_ms = owned.slab.stream_time.at(floor, np.iinfo(np.int64).max)
+        record = self.floor_record(
+            partition, origin, floor, position, answers_from, seed, stream_time_ms, owned.rebuilt_to
+        )
         return CheckpointPlan([record], {}, {partition: floor}, {partition: position}, self._write_budget)
 
     def on_commit(
@@ -232,6 +289,12 @@ class Checkpointer:
             rows = plan.written.get(number)
             if rows is not None:
                 partition.dirty.clean(rows)
+                partition.slab.recorded[rows] = 1
+            if number in plan.deleted:
+                partition.slab.recorded[plan.deleted[number]] = 0
+                partition.deleted_s = now_s
+            if number in plan.stream_times and self._expiry.max_lateness_ms is not None:
+                partition.slab.stream_time.forget_before(plan.floors[number], plan.stream_times[number])
             if number in plan.floors:
                 partition.floor, partition.floor_written_s = plan.floors[number], now_s
                 partition.floor_position = plan.offsets[number]
@@ -257,7 +320,15 @@ class Checkpointer:
             log.info("keys were erased, as `lstmstream state delete` has asked for", extra=extra)
 
     def floor_record(
-        self, partition: int, origin: int, offset: int, position: int, answers_from: int = -1, seed: int = 0
+        self,
+        partition: int,
+        origin: int,
+        offset: int,
+        position: int,
+        answers_from: int = -1,
+        seed: int = 0,
+        stream_time_ms: int = NEVER,
+        rebuilt_to: int = -1,
     ) -> RecordBatch:
         """One floor record; `position` is the group's offset of the same transaction."""
         topic = self.topic
@@ -273,12 +344,19 @@ class Checkpointer:
             answers_from=answers_from,
             alerts=alerts,
             seed=seed,
+            stream_time_ms=stream_time_ms,
+            rebuilt_to=rebuilt_to if rebuilt_to > offset else -1,
         )
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 
     def _state_records(self, partition: Partition, rows: Ints) -> RecordBatch:
-        keys, values = pack_states(partition.slab, rows, self.identity.digest, partition.origin)
+        evicted = partition.slab.is_evicted(rows) if self._expiry.limited else None
+        keys, values = pack_states(partition.slab, rows, self.identity.digest, partition.origin, evicted)
         return self._to_write(partition.number, keys, values)
+
+    def _deletions(self, partition: Partition, rows: Ints) -> RecordBatch:
+        keys = [pack_key(key, self.identity.digest) for key in partition.slab.index.keys_at(rows)]
+        return self._to_write(partition.number, keys, [None] * len(keys))
 
     def _to_write(self, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> RecordBatch:
         count = len(values)

@@ -140,6 +140,7 @@ class Committer:
             positions={p: max(at, read_on.get(p, 0)) for p, at in result.records.next_offsets().items()},
             flush=flush,
             max_writes=self._write_limit.now,
+            evicted=result.evicted,
         )
         commit = self._prepare(result, plan, membership, self._timeout_s if timeout_s is None else timeout_s)
         if overlap and self._background is not None:
@@ -253,7 +254,8 @@ class Committer:
         result, plan, _ = pending
         if result is None:
             return  # its restore goes on, or starts again and finds the floor
+        self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms())
+        # Behind it: what the state topic has no record of is forgotten.
         self._engine.commit()
         self._refusals.on_commit(plan.offsets)
-        self._checkpointer.on_commit(plan, result.changed, result.records.min_timestamp_ms())
         self._observer.on_commit(result, plan, duration_s)

@@ -22,6 +22,8 @@ from lstmstream.serve.checkpoint import Checkpointer
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.committer import Committer
 from lstmstream.serve.engine import Engine
+from lstmstream.serve.expiry import Sweeper
+from lstmstream.serve.factory import expiry_of
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.housekeeping import Housekeeping
 from lstmstream.serve.identity import state_identity
@@ -81,6 +83,7 @@ class Daemon:
         self._clock = clock
         self._partitions = Partitions()
         self._seeks = Seeks(transport, config.input.topic, clock.monotonic_s)
+        expiry = expiry_of(config)
         self._checkpointer = Checkpointer(
             topics.state,
             state_identity(config, engine.scorer.card),
@@ -90,7 +93,9 @@ class Daemon:
             wall_s=clock.wall_s,
             retention=topics.retention,
             alert_rules=engine.scorer.alert_rules,
+            expiry=expiry,
         )
+        self._sweeper = Sweeper(expiry, self._partitions, observer, clock.monotonic_s)
         key_check = KeyCheck(
             self._partitions,
             observer,
@@ -232,6 +237,9 @@ class Daemon:
         else:
             self._committer.wait()
             self._read_again(batch)
+        if self._sweeper.due():
+            self._committer.wait()
+            self._sweeper.sweep()
         self._housekeeping.tick(polled)
         if self._snapshots is not None:
             self._snapshots.tick(self._partitions.running(), busy=bool(self._partitions.restoring()))

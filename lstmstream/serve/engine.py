@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Result:
     resets: int
     decoded: Decoded  # the events as they were read
     silent_events: int  # states moved without a prediction
+    evicted: Mapping[int, Ints] = field(default_factory=dict)  # partition → rows of keys that were evicted
 
 
 class Engine:
@@ -77,6 +78,7 @@ class Engine:
             scored.resets,
             decoded,
             silent_events,
+            scored.evicted,
         )
 
     def _enrich(
@@ -108,16 +110,16 @@ class Engine:
         *,
         count_hours: bool = False,
         kept: Callable[[Observations], Ints | None] = lambda _observations: None,
+        evict: bool = False,
     ) -> dict[int, ChangedRows]:
         """Move states by records that were answered before; the rows that changed, by partition. See Scorer.
 
         `kept`: the rows of the observations that may be used; None: all of them.
         """
         decoded = self._decoder.decode(records)
-        observations, silent = decoded.observations, decoded.silent
-        if (rows := kept(observations)) is not None:
-            observations, silent = observations.take(rows), silent[rows]
-        return self.scorer.replay(observations, silent, policy, count_hours=count_hours)
+        return self.scorer.replay(
+            decoded.observations, decoded.silent, policy, count_hours=count_hours, kept=kept, evict=evict
+        )
 
     @property
     def in_flight(self) -> int:

@@ -16,6 +16,7 @@ from lstmstream.serve.device_choice import choose_step
 from lstmstream.serve.encode import Encoder, OutputTopics
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.enriched import EventWriter, prediction_column
+from lstmstream.serve.expiry import Expiry
 from lstmstream.serve.model_checks import probe
 from lstmstream.serve.output_form import AvroOutput, Kind, OutputForm
 from lstmstream.serve.scorer import Meaning, Scorer, Timer, no_timer
@@ -156,10 +157,21 @@ def _threshold(config: Config, card: Card) -> float | None:
 
 
 def _meaning(config: Config, card: Card) -> Meaning:
-    ttl = config.state.ttl
     return Meaning(
-        ttl_ms=None if ttl is None else round(ttl * 1000),
+        ttl_ms=_ms(config.state.ttl),
         late=config.input.late,
         threshold=_threshold(config, card),
         reset_after=config.state.reset_after_failures,
+        max_lateness_ms=_ms(config.input.max_lateness),
+        max_keys=config.state.max_keys,
     )
+
+
+def expiry_of(config: Config) -> Expiry:
+    """Which keys can go."""
+    limited = config.state.max_keys is not None
+    return Expiry(_ms(config.state.ttl), _ms(config.input.max_lateness), incidents=config.alerts.any, limited=limited)
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)

@@ -147,7 +147,7 @@ class Housekeeping:
         owned = list(self._partitions)
         return Gauges(
             [_partition_gauges(p, ends.get(p.number)) for p in owned],
-            state_keys=sum(len(p.slab) for p in owned),
+            state_keys=sum(p.slab.key_count for p in owned),
             state_bytes=sum(p.slab.nbytes for p in owned),
             restore_records_remaining=sum(restore.remaining for restore in self._partitions.restoring()),
         )

@@ -34,6 +34,10 @@ def _unusual(config: Config) -> str:
         "reset_after_failures": (config.state.reset_after_failures, RESET_AFTER),
     }
     found = [f"{name} {value:g}" for name, (value, default) in defaults.items() if value != default]
+    if config.input.max_lateness is not None:
+        found.append(f"max_lateness {round(config.input.max_lateness * 1000)}ms")
+    if config.state.max_keys is not None:
+        found.append(f"max_keys {config.state.max_keys}")
     if config.input.format != "json":
         found.append(f"format {config.input.format}")
     if config.input.unwrap is not None:

@@ -140,9 +140,13 @@ class KeyTable(Mapping[Key, int]):
 
     def remove(self, key: Key) -> int:
         """The row that the key had, which is free now. Raises KeyError."""
-        row = self._table.remove(key)
-        self._free.append(row)
-        return row
+        return int(self.remove_all([key])[0])
+
+    def remove_all(self, keys: list[Key]) -> Ints:
+        """The rows [N] that the keys had, which are free now. Raises KeyError."""
+        rows = list(map(self._table.remove, keys))
+        self._free += rows
+        return np.array(rows, dtype=np.int64)
 
     def rows(self) -> Ints:
         """The rows of all keys, ascending."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -236,6 +236,7 @@ class Metrics:
             "state_floor_lag_records", "Input records that would be replayed after a crash.", topic_partition
         )
         self.state_expired = counter("state_expired_total", "States replaced by a fresh one after state.ttl.")
+        self._begin_removals(counter)
         self.state_resets = counter(
             "state_resets_total", "States replaced by a fresh one after state.reset_after_failures."
         )
@@ -272,6 +273,16 @@ class Metrics:
         )
         ProcessCollector(registry=registry)
 
+    def _begin_removals(self, counter: Callable[[str, str], Counter]) -> None:
+        """Of keys and their records."""
+        self.state_keys_removed = counter(
+            "state_keys_removed_total", "Expired keys removed from memory (state.ttl with input.max_lateness)."
+        )
+        self.state_records_deleted = counter(
+            "state_records_deleted_total", "Records of removed keys deleted from the state topic, by tombstones."
+        )
+        self.state_evicted = counter("state_evicted_total", "States discarded by state.max_keys.")
+
     def model(self, *, name: str, version: str, fingerprint: str, device: str) -> None:
         """Set the model in use, instead of the previous one."""
         self._model_info.clear()
@@ -307,6 +318,8 @@ class Metrics:
         resets: int = 0,
         checkpoints: int = 0,
         silent: int = 0,
+        deleted: int = 0,
+        evicted: int = 0,
         held_back: Mapping[str, int] | None = None,
     ) -> None:
         """Count one batch. Call it when its transaction is committed, not before.
@@ -327,6 +340,8 @@ class Metrics:
         self.state_expired.inc(expired)
         self.state_resets.inc(resets)
         self.state_checkpoints.inc(checkpoints)
+        self.state_records_deleted.inc(deleted)
+        self.state_evicted.inc(evicted)
         if events:
             self.batch_events.observe_one(events)
         self.score.observe(scores)

@@ -87,6 +87,9 @@ class Observer:
     def on_keys_in_several_partitions(self, count: int) -> None:
         """So many more keys were found to have a state in two partitions."""
 
+    def on_keys_removed(self, count: int) -> None:
+        """So many keys that have expired were removed from memory."""
+
     def on_gauges(self, gauges: Gauges) -> None:
         """Once a second."""
 
@@ -158,6 +161,10 @@ class Observers(Observer):
     def on_keys_in_several_partitions(self, count: int) -> None:  # noqa: D102
         for observer in self._observers:
             observer.on_keys_in_several_partitions(count)
+
+    def on_keys_removed(self, count: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_keys_removed(count)
 
     def on_gauges(self, gauges: Gauges) -> None:  # noqa: D102
         for observer in self._observers:
@@ -263,6 +270,8 @@ class MetricsObserver(Observer):
             resets=result.resets,
             checkpoints=sum(map(len, plan.written.values())),
             silent=result.silent_events,
+            deleted=sum(map(len, plan.deleted.values())),
+            evicted=sum(map(len, result.evicted.values())),
         )
         self._lag_age.on_commit(result.records)
         if traced := slowest(result.records, now_s):
@@ -307,6 +316,10 @@ class MetricsObserver(Observer):
     def on_keys_in_several_partitions(self, count: int) -> None:
         """Count them."""
         self._metrics.keys_in_several_partitions.inc(count)
+
+    def on_keys_removed(self, count: int) -> None:
+        """Count them."""
+        self._metrics.state_keys_removed.inc(count)
 
     def on_gauges(self, gauges: Gauges) -> None:
         """Set what is measured."""

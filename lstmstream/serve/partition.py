@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lstmstream.records import Bools, Ints
+from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.alert_memory import PartitionMemory, RulesFrom
 from lstmstream.serve.erasures import Erasures
 from lstmstream.serve.scorer import ChangedRows
 from lstmstream.serve.state import CLEAN, Slab, StateStore
+from lstmstream.serve.stream_time import NEVER
 
 if TYPE_CHECKING:
     from lstmstream.serve.restore import Restore
@@ -138,9 +139,22 @@ class Partition:
         self.alert_rules: tuple[RulesFrom, ...] = ()  # the history of the settings by which alerts are published
         self.alerts_written: PartitionMemory | None = None  # as it stands in the floor record
         self.erasures = Erasures()
+        self.rebuilt_to = -1  # until the floor comes here, the records of a rebuild are too few to go on from
+        self.swept_s = 0.0  # clock time
+        self.deleted_s = 0.0  # clock time at which records of the state topic were deleted
         self._states = states
-        self.slab = states.open(number)
-        self.dirty = DirtyRows(self.slab)
+        self._use(states.open(number))
+
+    def _use(self, slab: Slab) -> None:
+        self.slab = slab
+        self.dirty = DirtyRows(slab)
+        self.to_delete = np.empty(0, np.int64)  # rows whose records in the state topic can go (expiry.py)
+        self.sweep_row = 0  # where the sweeper goes on
+
+    @property
+    def initial(self) -> Floats:
+        """[S] The row that a key starts with."""
+        return self._states.initial
 
     @property
     def alerts(self) -> PartitionMemory | None:
@@ -162,12 +176,13 @@ class Partition:
         for key in keys:
             if key in self.slab.index:
                 self.slab.remove(key)
+        self.slab.recency = None
 
     def begin_states(self, origin: int, answers_from: int = -1) -> None:
         """Forget all states (of a restore that starts again); from here on they begin at `origin`."""
-        self.slab = self._states.open(self.number)
-        self.dirty = DirtyRows(self.slab)
-        self.origin, self.answers_from, self.seed = origin, answers_from, 0
+        self._use(self._states.open(self.number))
+        self.slab.stream_time.begin(origin, NEVER)
+        self.origin, self.answers_from, self.seed, self.rebuilt_to = origin, answers_from, 0, -1
 
     def run(self, *, position: int, floor: int, now_s: float, floor_position: int | None = None) -> None:
         """Its states are those of `position`: it can be served. `floor_position`: as the floor record has it."""

@@ -22,12 +22,14 @@ from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import input_partitions, is_ours, is_unfinished_seed
 from lstmstream.serve.engine import Engine
+from lstmstream.serve.key_table import Key
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotRefused, other_records
 from lstmstream.serve.snapshot_folder import SnapshotFolder
 from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import Floor, StateIdentity
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,8 @@ class Restore:
         self._unplayed: RecordBatch | None = None  # was read, and is still to be replayed
         self._answered = answered  # where the group's offset was when we last knew it to be our own
         self._foreign = False  # the group's offset was set by somebody else
+        self._rebuilds = False  # from the origin, since records of the state topic cannot be used
+        self._evicts = False  # all that is read again begins without states, so that keys are evicted again
         self._floor_position = 0
         self._newest_ms = -1  # the latest timestamp of the events that were answered last
         self._alerts = RestoredAlerts(partition, context.checkpointer.alert_rules)
@@ -376,10 +380,14 @@ class Restore:
             found = context.transport.offset_for_time(context.input_topic, number, since_ms)
             origin = committed if found is None else min(max(found, beginning), committed)
         self._alerts.begin(committed)  # the alerts before were those of another model
+        self._evicts = context.engine.scorer.limits_keys
+        self.partition.rebuilt_to = committed if self._evicts else -1
         context.commit(context.checkpointer.position_plan(number, origin, origin, committed, committed), membership)
         self._warn_of_rebuild(origin, committed)
         self.close()
+        rebuilt_to = self.partition.rebuilt_to
         self.partition.begin_states(origin, committed)
+        self.partition.rebuilt_to = rebuilt_to
         self._loaded = self._nothing_loaded()
         self._replay_from, self._floor_position = origin, committed
         self.phase = RestorePhase.REPLAY
@@ -392,7 +400,13 @@ class Restore:
         committed = group.offset
         self._floor_position = max(floor.position, floor.offset)
         reason = self._drop_unusable(floor, committed, rows, of_floor) or self._alerts.why_rebuilt(floor, committed)
+        if floor.offset < floor.rebuilt_to:
+            reason = reason or "a rebuild was not finished"
+        self._evicts = reason is not None and self._context.engine.scorer.limits_keys
+        keys = self.partition.slab.index.keys_at(self.partition.slab.index.rows()) if self._evicts else []
         self._alerts.resume(floor, committed)
+        if self._evicts:
+            self._empty_states(keys)
         self._replay_from = floor.offset if reason is None else floor.origin
         self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so
         self._foreign = not is_ours(group.metadata) and committed > self._answered
@@ -400,8 +414,10 @@ class Restore:
             # All that lies between is deleted: there is nothing to go back to, and the states need none of it.
             self._warn_of_gap(self._answered, committed, "they were deleted, so the states do not contain them either")
             self._answered = self._replay_from = committed
+        self.partition.slab.stream_time.begin(self._replay_from, floor.stream_time_ms if reason is None else NEVER)
         if committed < self._answered:
             self._warn_of_moving_back(committed, self._answered)
+        self._rebuilds = reason is not None
         if reason is not None:
             if floor.seed:
                 raise self._errors.seed_needed(reason)
@@ -418,6 +434,29 @@ class Restore:
         gap = self._foreign and committed > self._answered
         self.phase = RestorePhase.CHECK_GAP if gap else RestorePhase.REPLAY
 
+    def _empty_states(self, keys: list[Key]) -> None:
+        """With `state.max_keys`: states of different offsets do not tell which keys were there, so none is used.
+
+        The state topic has records of these keys: those that are not there after the rebuild are written as empty ones.
+        """
+        slab = self.partition.slab
+        rows, _, _ = slab.find_or_add(keys)
+        slab.rows.fill(rows, self.partition.initial)
+        slab.steps[rows] = slab.last_timestamp[rows] = slab.failures[rows] = 0
+        slab.last_offset[rows], slab.recorded[rows] = -1, 1
+        for key in list(slab.incidents):
+            slab.set_incident(key, None)
+
+    def _note_rebuild(self, membership: Membership) -> None:
+        """Until the floor has passed all that is read again, a restart does it all again."""
+        assert self._committed is not None
+        partition, committed = self.partition, self._committed.offset
+        partition.rebuilt_to = committed
+        plan = self._context.checkpointer.position_plan(
+            partition.number, partition.origin, partition.origin, committed, partition.answers_from, partition.seed
+        )
+        self._context.commit(plan, membership)
+
     def _drop_unusable(self, floor: Floor, committed: int, rows: Ints, of_floor: Bools) -> str | None:
         """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None.
 
@@ -426,8 +465,7 @@ class Restore:
         slab, loaded = self.partition.slab, self._loaded
         reason = None
         ahead = slab.last_offset[rows] >= committed
-        for key in slab.index.keys_at(rows[~of_floor | ahead]):
-            slab.remove(key)
+        slab.remove_all(slab.index.keys_at(rows[~of_floor | ahead]))
         if (ahead & of_floor).any():
             reason = f"the group's offset was moved back to {committed}, before states that were written later"
         if floor.offset > committed:
@@ -477,6 +515,8 @@ class Restore:
     def _replay(self, deadline_s: float, membership: Membership) -> None:
         assert self._committed is not None
         if self._reader is None:
+            if self._evicts and self.partition.rebuilt_to != self._committed.offset:
+                self._note_rebuild(membership)
             self._open_reader(self._context.input_topic, self._replay_from, self._committed.offset)
         reader = self._reader
         assert reader is not None
@@ -499,6 +539,14 @@ class Restore:
             )
             self._context.commit(plan, membership)
             self._floor_position = position
+        if self._rebuilds:  # whatever is in the records that were not used: they are to be written again, or deleted
+            slab = self.partition.slab
+            rows = slab.index.rows()
+            slab.recorded[rows] = 1
+            if self._evicts:
+                empty = rows[slab.steps[rows] == 0]
+                slab.last_offset[empty] = np.maximum(slab.last_offset[empty], self._committed.offset - 1)
+                slab.first_unwritten[empty] = self._replay_from
         self._run(self._committed.offset, floor=self._replay_from, floor_position=self._floor_position)
         # Due at once: a daemon that is killed again and again must not replay more each time.
         self.partition.dirty.enqueue_marked(-np.inf, self._min_timestamp_ms)
@@ -513,7 +561,9 @@ class Restore:
             count = min(count, int(np.searchsorted(batch.offsets, end)))
             events, began_s = batch.slice(0, count), clock()
             kept = partial(self.partition.erasures.kept, salt=self._context.checkpointer.topic.input_topic_id)
-            replayed = self._context.engine.replay(events, policy, count_hours=self._alerts.count_hours, kept=kept)
+            replayed = self._context.engine.replay(
+                events, policy, count_hours=self._alerts.count_hours, kept=kept, evict=self._evicts
+            )
             changed = replayed.get(number)
             limit.on_processed(count, clock() - began_s)
             if changed is not None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -14,10 +14,11 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lstmstream.model import Card
-from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers, pick
+from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, T, partition_numbers, pick
 from lstmstream.serve.alert_memory import AlertRules
 from lstmstream.serve.alert_policy import AlertPolicy, Decisions
 from lstmstream.serve.fast_rounds import DeviceModel, HostMover, MovedStates, Mover, WatchingMover, run_rounds
+from lstmstream.serve.key_limit import KeyLimit
 from lstmstream.serve.reasons import Occlusion
 from lstmstream.serve.state import BatchStates, StateStore
 from lstmstream.serve.step_model import StepInput, StepModel
@@ -47,6 +48,8 @@ class Meaning(NamedTuple):
     late: str  # apply | score | drop
     threshold: float | None  # compared in float32; None never alerts
     reset_after: int = 10  # events in a row that fail on a key's state alone, until it starts with a fresh one
+    max_lateness_ms: int | None = None  # behind the partition's stream time
+    max_keys: int | None = None  # of a partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Scored:
     late_events: int
     expired: int
     resets: int  # states replaced by a fresh one after `reset_after` failures
+    evicted: dict[int, Ints] = field(default_factory=dict)  # partition → rows, which are among `changed`
 
 
 @dataclass(slots=True)
@@ -118,6 +122,7 @@ class Scorer:
         self._ttl_ms = meaning.ttl_ms
         self._late = meaning.late
         self._reset_after = meaning.reset_after
+        self._max_lateness_ms = meaning.max_lateness_ms
         self._threshold = None if meaning.threshold is None else np.float32(meaning.threshold)
         self._timer = timer
         self._occlusion = Occlusion(model) if reasons else None
@@ -127,11 +132,17 @@ class Scorer:
             mover = model.device_mover()
         self._mover = HostMover(model) if mover is None else mover
         self.states = StateStore(initial, self._mover.backend)
+        self._limit = None if meaning.max_keys is None else KeyLimit(meaning.max_keys, self.states)
 
     @property
     def card(self) -> Card:
         """The model's card."""
         return self._model.card
+
+    @property
+    def limits_keys(self) -> bool:
+        """Whether keys are evicted (`state.max_keys`)."""
+        return self._limit is not None
 
     @property
     def alert_rules(self) -> AlertRules | None:
@@ -143,7 +154,23 @@ class Scorer:
 
         `silent` [M]: those whose prediction is not published, so that it is no alert either; None: none.
         """
-        outputs, changed, decided = self._run_rounds(observations, silent, self._policy)
+        in_time, too_late = self._split_by_time(observations)
+        if in_time is not None:
+            observations, silent = observations.take(in_time), None if silent is None else silent[in_time]
+        if self._limit is None:
+            scored = self._score_part(observations, silent)
+        else:
+            parts: list[Scored] = []
+            for part in self._limit.parts(observations):
+                some = _part_of(observations, part)
+                parts.append(self._score_part(some, None if silent is None else silent[part], more=bool(parts)))
+            scored = _joined(parts)
+        scored.dead_letters[:0] = too_late
+        return scored
+
+    def _score_part(self, observations: Observations, silent: Bools | None, *, more: bool = False) -> Scored:
+        """`more`: of the batch that the last part has begun."""
+        outputs, changed, decided, evicted = self._run_rounds(observations, silent, self._policy, more=more)
         kept = np.flatnonzero(outputs.answered)
         score = outputs.score[kept]
         alert = np.zeros(len(kept), np.bool_) if self._threshold is None else score >= self._threshold
@@ -160,7 +187,7 @@ class Scorer:
         dead_letters = [
             DeadLetter(int(observations.index[i]), stage, message) for i, (stage, message) in outputs.rejected.items()
         ]
-        return Scored(predictions, dead_letters, changed, outputs.late_events, outputs.expired, outputs.resets)
+        return Scored(predictions, dead_letters, changed, outputs.late_events, outputs.expired, outputs.resets, evicted)
 
     def replay(
         self,
@@ -169,20 +196,46 @@ class Scorer:
         policy: AlertPolicy | None = None,
         *,
         count_hours: bool = False,
+        kept: Callable[[Observations], Ints | None] = lambda _observations: None,
+        evict: bool = False,
     ) -> dict[int, ChangedRows]:
         """Move states by observations that were answered before, skipping for each key what its state has seen.
 
         The rows that changed, by partition; they are committed. Not while a batch is in flight: that would be ended.
         `policy`: by which they were answered. `silent` [M]: as for `score`. `count_hours`: whether the alerts of the
-        partition are counted again too.
+        partition are counted again too. `kept`: positions of those that count, None: all; the stream time passes them
+        all. `evict`: whether keys are evicted, as where the replay begins without any; else the state topic has told
+        it already.
         """
         assert not self.states.in_flight, "a batch is in flight"
+        in_time, _ = self._split_by_time(observations)
+        if in_time is not None:
+            observations, silent = observations.take(in_time), None if silent is None else silent[in_time]
+        if (rows := kept(observations)) is not None:
+            observations, silent = observations.take(rows), None if silent is None else silent[rows]
         fresh = self._not_applied(observations)
         if fresh is not None:
             observations, silent = observations.take(fresh), None if silent is None else silent[fresh]
-        _, changed, _ = self._run_rounds(observations, silent, policy, count_hours=count_hours)
+        limit = self._limit if evict else None
+        parts = [slice(0, len(observations.index))] if limit is None else limit.parts(observations)
+        found: list[dict[int, ChangedRows]] = []
+        for part in parts:
+            some = _part_of(observations, part)
+            quiet = None if silent is None else silent[part]
+            _, changed, _, _ = self._run_rounds(
+                some, quiet, policy, count_hours=count_hours, more=bool(found), evict=evict
+            )
+            found.append(changed)
         self.commit()
-        return changed
+        if self._limit is None:
+            return found[0]
+        return {number: self._still_there(number, change) for number, change in _joined_changes(found).items()}
+
+    def _still_there(self, partition: int, changed: ChangedRows) -> ChangedRows:
+        """Without the rows of evicted keys that are forgotten already."""
+        slab = self.states.slabs[partition]
+        there = np.flatnonzero((slab.steps[changed.rows] > 0) | slab.is_evicted(changed.rows))
+        return ChangedRows(changed.rows[there], changed.first_offsets[there])
 
     def commit(self) -> None:
         """Keep the states of the oldest batch in flight."""
@@ -192,6 +245,31 @@ class Scorer:
         """Take the states of the newest batch in flight back; without one, nothing happens."""
         self.states.rollback()
 
+    def _split_by_time(self, observations: Observations) -> tuple[Ints | None, list[DeadLetter]]:
+        """(positions of those that are not too late, None: all; dead letters of the others).
+
+        docs/semantics.md, line 36. The stream time moves on, whatever becomes of the events.
+        """
+        if self._max_lateness_ms is None:
+            return None, []
+        behind = np.empty(len(observations.index), np.int64)
+        for partition in partition_numbers(observations.partitions):
+            mine = np.flatnonzero(observations.partitions == partition)
+            behind[mine] = self.states.pass_time(partition, observations.offsets[mine], observations.timestamps[mine])
+        too_late = np.flatnonzero(behind > self._max_lateness_ms)
+        if not len(too_late):
+            return None, []
+        letters = [
+            DeadLetter(
+                int(observations.index[i]),
+                "late",
+                f"the event is {behind[i]} ms older than the newest of its partition, more than input.max_lateness"
+                f" ({self._max_lateness_ms} ms)",
+            )
+            for i in too_late.tolist()
+        ]
+        return np.flatnonzero(behind <= self._max_lateness_ms), letters
+
     def _run_rounds(
         self,
         observations: Observations,
@@ -199,9 +277,11 @@ class Scorer:
         policy: AlertPolicy | None,
         *,
         count_hours: bool = True,
-    ) -> tuple[_RoundOutputs, dict[int, ChangedRows], Decisions | None]:
+        more: bool = False,
+        evict: bool = True,
+    ) -> tuple[_RoundOutputs, dict[int, ChangedRows], Decisions | None, dict[int, Ints]]:
         with self._timer("gather"):
-            states = self.states.gather(observations.partitions, observations.keys)
+            states = self.states.gather(observations.partitions, observations.keys, more=more)
             first_change = np.full(len(states.steps), -1, dtype=np.int64)
         outputs = _RoundOutputs.of(len(observations.index))
         with self._timer("step"):
@@ -224,7 +304,16 @@ class Scorer:
                 decided = policy.decide(observations, answered, outputs.score, self.states, count_hours=count_hours)
                 _touch(observations, np.array(decided.touched, np.int64), states, first_change)
             self.states.apply(states)
-        return outputs, _changed_rows(states, first_change), decided
+            changed = _changed_rows(states, first_change)
+            evicted = {}
+            if self._limit is not None and evict:
+                for partition, (rows, offsets) in self._limit.evict(observations, states, first_change).items():
+                    evicted[partition] = rows  # none of them is among those that have changed
+                    change = changed[partition]
+                    firsts = np.concatenate([change.first_offsets, offsets])
+                    order = np.argsort(firsts, kind="stable")
+                    changed[partition] = ChangedRows(np.concatenate([change.rows, rows])[order], firsts[order])
+        return outputs, changed, decided, evicted
 
     def _reasons(self, observations: Observations, alerts: Ints, score: Floats) -> Floats | None:
         """[A, G] Of the observations `alerts` [A] of the newest batch, with their scores [A]: see Predictions."""
@@ -372,6 +461,62 @@ class Scorer:
             rows, _ = slab.index.find_all(pick(observations.keys, mine))
             fresh[mine] = (rows < 0) | (observations.offsets[mine] > slab.last_offset[rows])
         return None if fresh.all() else np.flatnonzero(fresh)
+
+
+def _joined(parts: list[Scored]) -> Scored:
+    """Of one batch, in the order of its events."""
+    if len(parts) == 1:
+        return parts[0]
+    answered = [part.predictions for part in parts if len(part.predictions.index)] or [parts[0].predictions]
+    first = answered[0]
+    predictions = Predictions(
+        index=np.concatenate([one.index for one in answered]),
+        score=np.concatenate([one.score for one in answered]),
+        prediction=None if first.prediction is None else np.concatenate([_given(one.prediction) for one in answered]),
+        alert=np.concatenate([one.alert for one in answered]),
+        steps=np.concatenate([one.steps for one in answered]),
+        reasons=None if first.reasons is None else np.concatenate([_given(one.reasons) for one in answered]),
+        held_back=None if first.held_back is None else np.concatenate([_given(one.held_back) for one in answered]),
+        notices=[notice for one in answered for notice in one.notices],
+    )
+    evicted: dict[int, Ints] = {}
+    for part in parts:
+        for partition, rows in part.evicted.items():
+            evicted[partition] = np.union1d(evicted.get(partition, rows), rows)
+    return Scored(
+        predictions,
+        [letter for part in parts for letter in part.dead_letters],
+        _joined_changes([part.changed for part in parts]),
+        sum(part.late_events for part in parts),
+        sum(part.expired for part in parts),
+        sum(part.resets for part in parts),
+        evicted,
+    )
+
+
+def _part_of(observations: Observations, part: slice) -> Observations:
+    if part.stop - part.start == len(observations.index):
+        return observations
+    return observations.take(np.arange(part.start, part.stop))
+
+
+def _given(values: T | None) -> T:
+    assert values is not None
+    return values
+
+
+def _joined_changes(parts: Sequence[dict[int, ChangedRows]]) -> dict[int, ChangedRows]:
+    """The first change of each row."""
+    joined: dict[int, ChangedRows] = {}
+    for partition in sorted({number for part in parts for number in part}):
+        changes = [part[partition] for part in parts if partition in part]
+        rows = np.concatenate([change.rows for change in changes])
+        offsets = np.concatenate([change.first_offsets for change in changes])
+        order = np.argsort(offsets, kind="stable")
+        _, firsts = np.unique(rows[order], return_index=True)
+        order = order[np.sort(firsts)]
+        joined[partition] = ChangedRows(rows[order], offsets[order])
+    return joined
 
 
 def _apply_moved(

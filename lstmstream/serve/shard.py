@@ -61,6 +61,15 @@ class ShardFilter:
                 f"--shard {shard}: a later stage has another key ({', '.join(others)}) than the first ({keys[0]}), so"
                 " its states depend on the events of all shards; give --stage NAME to score one stage"
             )
+        if any(config.input.max_lateness is not None for config in configs):
+            raise CannotServe(
+                f"--shard {shard}: input.max_lateness compares an event with those of all keys, which are in other"
+                " shards too; score the whole file, or remove it"
+            )
+        if any(config.state.max_keys is not None for config in configs):
+            raise CannotServe(
+                f"--shard {shard}: state.max_keys counts the keys of all shards; score the whole file, or remove it"
+            )
         self.shard = shard
         self.rows = 0  # of the shard, so far
         self._decoder = Decoder(replace(card, features=()), key=keys[0], max_bytes=configs[0].input.max_bytes)

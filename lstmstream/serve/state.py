@@ -17,8 +17,10 @@ import numpy as np
 from lstmstream.records import Bools, Floats, Ints, partition_numbers, pick
 from lstmstream.serve.alert_memory import Hour, Incident
 from lstmstream.serve.key_table import Key, KeyTable
+from lstmstream.serve.recency import Recency
 from lstmstream.serve.row_memory import RowMemory
 from lstmstream.serve.state_rows import BatchRows, HostBackend, LooseRows, StateBackend
+from lstmstream.serve.stream_time import StreamTime
 
 CLEAN = -1  # in place of an offset: the state topic has this row
 _FIRST_CAPACITY = 256
@@ -49,11 +51,13 @@ class Slab:
 
     def __init__(self, size: int, backend: StateBackend = _HOST) -> None:
         """`size` numbers in a state row, which is where `backend` puts it."""
+        self.stream_time = StreamTime()
+        self.recency: Recency | None = None  # once it is needed, for `state.max_keys`
         self.index = KeyTable()
         self.incidents: dict[Key, Incident] = {}  # of the few keys that have one
         self.alert_hours: tuple[Hour, ...] = ()  # of the partition, in the order in which they were first seen
         self.rows = backend.open(size, _FIRST_CAPACITY)
-        self._memory = RowMemory(np.int64, 5, _FIRST_CAPACITY)
+        self._memory = RowMemory(np.int64, 6, _FIRST_CAPACITY)
         self._use_memory()
 
     def _use_memory(self) -> None:
@@ -64,9 +68,15 @@ class Slab:
         self.last_offset: Ints = numbers[:, 2]
         self.failures: Ints = numbers[:, 3]
         self.first_unwritten: Ints = numbers[:, 4]  # offset of the first unwritten change
+        self.recorded: Ints = numbers[:, 5]  # 1: the state topic may have a record of the key, of whatever age; else 0
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def key_count(self) -> int:
+        """Keys with a state; those of evicted keys stay in the table until the state topic has no record of them."""
+        return len(self) if self.recency is None else self.recency.present
 
     @property
     def capacity(self) -> int:
@@ -100,14 +110,29 @@ class Slab:
             self._grow()
         self.last_offset[rows] = -1
         self.first_unwritten[rows] = CLEAN
+        self.recorded[rows] = 0
         return rows
 
     def remove(self, key: Key) -> None:
         """Forget a key; its row number is free."""
-        row = self.index.remove(key)
-        self.steps[row] = self.failures[row] = 0
-        self.first_unwritten[row] = CLEAN
-        self.incidents.pop(key, None)
+        self.remove_all([key])
+
+    def is_evicted(self, rows: Ints) -> Bools:
+        """[n] Which rows have a key whose state was evicted: an empty state, at the offset of its eviction."""
+        found: Bools = (self.steps[rows] == 0) & (self.last_offset[rows] >= 0)
+        return found
+
+    def remove_all(self, keys: list[Key]) -> None:
+        """Forget several keys; their row numbers are free."""
+        if not keys:
+            return
+        rows = self.index.remove_all(keys)
+        self.steps[rows] = self.failures[rows] = self.recorded[rows] = 0
+        self.last_offset[rows] = -1
+        self.first_unwritten[rows] = CLEAN
+        if self.incidents:
+            for key in keys:
+                self.incidents.pop(key, None)
 
     def get(self, row: int) -> KeyState:
         """A copy of one row."""
@@ -136,7 +161,8 @@ class Slab:
     def _grow(self) -> None:
         capacity = max(2 * _FIRST_CAPACITY, int(self.capacity * _GROWTH), self.index.used_rows)
         self.rows.grow(capacity)
-        self.steps = self.last_timestamp = self.last_offset = self.failures = self.first_unwritten = _NONE
+        self.steps = self.last_timestamp = self.last_offset = self.failures = _NONE
+        self.first_unwritten = self.recorded = _NONE
         self._memory.grow(capacity)
         self._use_memory()
 
@@ -228,14 +254,36 @@ class BatchStates:
         )
 
 
+class _Evicted(NamedTuple):
+    """Rows of keys that were evicted, as they were before."""
+
+    partition: int
+    rows: Ints  # [n]
+    states: Floats  # [n, S]
+    numbers: tuple[Ints, Ints, Ints, Ints]  # steps, last timestamp, last offset, failures: [n]
+
+
 @dataclass(slots=True)
 class _Undo:
-    """What a batch found, and the keys that it made."""
+    """What a batch, or a part of one, found, and the keys that it made."""
 
     before: BatchStates
     created: list[tuple[int, list[Key]]] = field(default_factory=list)  # by partition, also of batches before
     incidents: list[tuple[int, Key, Incident | None]] = field(default_factory=list)  # before each change
     alert_hours: dict[int, tuple[Hour, ...]] = field(default_factory=dict)  # by partition
+    timed: list[int] = field(default_factory=list)  # partitions whose stream time has moved on
+    evicted: list[_Evicted] = field(default_factory=list)
+    ended: list[_Evicted] = field(default_factory=list)  # by batches that were committed meanwhile
+    earlier: _Undo | None = None  # of the part of the same batch before this one
+
+    def parts(self) -> list[_Undo]:
+        """Those of all parts of the batch, the newest first."""
+        found, part = [], self
+        while True:
+            found.append(part)
+            if part.earlier is None:
+                return found
+            part = part.earlier
 
 
 class StateStore:
@@ -250,6 +298,7 @@ class StateStore:
         self._backend = backend
         self.slabs: dict[int, Slab] = {}
         self._in_flight: deque[_Undo] = deque()
+        self._timed: list[int] = []  # by the batch that is gathered next
 
     @property
     def in_flight(self) -> int:
@@ -272,8 +321,11 @@ class StateStore:
         if partition in self.slabs:
             self.slabs[partition].rows.close()
 
-    def gather(self, partitions: Ints, keys: list[Key]) -> BatchStates:
-        """Copy out the states of M observations' keys; new keys come with the initial row and 0 steps."""
+    def gather(self, partitions: Ints, keys: list[Key], *, more: bool = False) -> BatchStates:
+        """Copy out the states of M observations' keys; new keys come with the initial row and 0 steps.
+
+        `more`: they belong to the newest batch in flight, which is committed or rolled back as a whole.
+        """
         created: list[tuple[int, list[Key]]] = []
         rows = self._find_rows(partitions, keys, created)
         slot_partitions, slot_rows, by_round, round_bounds = _slots(partitions, rows)
@@ -296,11 +348,18 @@ class StateStore:
             states.last_timestamp[where] = slab.last_timestamp[rows]
             states.last_offset[where] = slab.last_offset[rows]
             states.failures[where] = slab.failures[rows]
-        self._in_flight.append(_Undo(states.numbers(), created))
+        earlier = self._in_flight.pop() if more else None
+        self._in_flight.append(_Undo(states.numbers(), created, timed=self._timed, earlier=earlier))
+        self._timed = []
         return states
 
+    def pass_time(self, partition: int, offsets: Ints, timestamps: Ints) -> Ints:
+        """See StreamTime.pass_batch. It belongs to the batch that is gathered next: `rollback` takes it back."""
+        self._timed.append(partition)
+        return self.slabs[partition].stream_time.pass_batch(offsets, timestamps)
+
     def newest_before(self) -> BatchStates:
-        """What the newest batch in flight found. Its numbers are not to be changed."""
+        """What the newest batch in flight, or the last part of it, found. Its numbers are not to be changed."""
         return self._in_flight[-1].before
 
     def apply(self, states: BatchStates) -> None:
@@ -320,36 +379,73 @@ class StateStore:
         self._in_flight[-1].alert_hours.setdefault(partition, slab.alert_hours)
         slab.alert_hours = hours
 
+    def evict(self, partition: int, rows: Ints, offsets: Ints) -> None:
+        """Make the states at `rows` [n] empty ones at `offsets` [n]. Of the newest batch: `rollback` takes it back."""
+        slab = self.slabs[partition]
+        if slab.incidents:
+            for key in slab.index.keys_at(rows):
+                if key in slab.incidents:
+                    self.set_incident(partition, key, None)
+        numbers = slab.steps[rows], slab.last_timestamp[rows], slab.last_offset[rows], slab.failures[rows]
+        self._in_flight[-1].evicted.append(_Evicted(partition, rows, slab.rows.read(rows), numbers))
+        slab.rows.fill(rows, self.initial)
+        slab.steps[rows] = slab.last_timestamp[rows] = slab.failures[rows] = 0
+        slab.last_offset[rows] = offsets
+
     def commit(self) -> None:
         """Keep the oldest batch's states. A key that has no step even so (all dead letters) is forgotten."""
         if not self._in_flight:
             return
-        created = self._in_flight.popleft().created
+        parts = self._in_flight.popleft().parts()
+        created = [one for part in reversed(parts) for one in part.created]
+        evicted = [one for part in parts for one in part.evicted + part.ended]
         if self._in_flight:  # a later batch may use the row still
             self._in_flight[0].created += created
+            self._in_flight[0].ended += evicted
             return
         self._remove_without_steps(created)
+        self._remove_evicted(evicted)
 
     def rollback(self) -> None:
         """Leave every state as it was before the newest batch, and no trace of its new keys; without one, nothing."""
         if not self._in_flight:
             return
-        undo = self._in_flight.pop()
-        undo.before.restore_rows()
-        self._scatter_numbers(undo.before)
-        for partition, key, incident in reversed(undo.incidents):
-            self.slabs[partition].set_incident(key, incident)
-        for partition, hours in undo.alert_hours.items():
-            self.slabs[partition].alert_hours = hours
-        self._remove_without_steps(undo.created)  # those of a batch that was committed meanwhile have one
+        parts = self._in_flight.pop().parts()
+        for undo in parts:
+            for evicted in undo.evicted:
+                self._bring_back(evicted)
+            undo.before.restore_rows()
+            self._scatter_numbers(undo.before)
+            for partition, key, incident in reversed(undo.incidents):
+                self.slabs[partition].set_incident(key, incident)
+            for partition, hours in undo.alert_hours.items():
+                self.slabs[partition].alert_hours = hours
+            for partition in undo.timed:
+                self.slabs[partition].stream_time.take_back()
+        for undo in parts:
+            self._remove_without_steps(undo.created)  # those of a batch that was committed meanwhile have one
+        self._remove_evicted([one for undo in parts for one in undo.ended])
+        for slab in self.slabs.values():
+            slab.recency = None
+
+    def _bring_back(self, evicted: _Evicted) -> None:
+        slab, rows = self.slabs[evicted.partition], evicted.rows
+        slab.rows.write(rows, evicted.states)
+        slab.steps[rows], slab.last_timestamp[rows], slab.last_offset[rows], slab.failures[rows] = evicted.numbers
+
+    def _remove_evicted(self, evicted: list[_Evicted]) -> None:
+        """Of committed batches: forget those that the state topic has no record of. The others stay for that long."""
+        for one in evicted:
+            slab = self.slabs[one.partition]
+            gone = one.rows[slab.is_evicted(one.rows) & (slab.recorded[one.rows] == 0)]
+            slab.remove_all(slab.index.keys_at(gone))
 
     def _remove_without_steps(self, created: list[tuple[int, list[Key]]]) -> None:
         for partition, keys in reversed(created):
             slab = self.slabs[partition]
             rows, _ = slab.index.find_all(keys)
-            unused = np.flatnonzero((rows >= 0) & (slab.steps[rows] == 0))
-            for i in reversed(unused.tolist()):  # so that the first to be made again gets the same row
-                slab.remove(keys[i])
+            unused = np.flatnonzero((rows >= 0) & (slab.steps[rows] == 0) & (slab.last_offset[rows] < 0))
+            slab.remove_all([keys[i] for i in reversed(unused.tolist())])  # the first made again gets the same row
 
     def _find_rows(self, partitions: Ints, keys: list[Key], created: list[tuple[int, list[Key]]]) -> Ints:
         """[M] The row of each key in the slab of its partition."""

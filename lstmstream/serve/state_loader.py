@@ -22,7 +22,7 @@ from lstmstream.serve.state_records import (
     OldStateFormat,
     StateColumns,
     StateIdentity,
-    has_incident,
+    is_unusual,
     key_kind,
     unpack_floor,
     unpack_key,
@@ -124,7 +124,7 @@ class StateLoader:
             return
         slab = self._partition.slab
         columns = self._columns(batch, ours)
-        if columns is None and (few := [key for key, i in ours.items() if has_incident(batch.values[i] or b"")]):
+        if columns is None and (few := [key for key, i in ours.items() if is_unusual(batch.values[i] or b"")]):
             for record_key in few:
                 i = ours.pop(record_key)
                 self._read_state(record_key, batch.values[i] or b"", int(batch.offsets[i]))
@@ -152,6 +152,7 @@ class StateLoader:
         slab.rows.write(rows, columns.rows)
         slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
         slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
+        slab.recorded[rows] = 1
         self._origin_room()[rows] = columns.origins
 
     def _columns(self, batch: RecordBatch, ours: dict[bytes, int]) -> StateColumns | None:
@@ -171,12 +172,16 @@ class StateLoader:
         if stored.digest != self._digest:
             return
         slab = self._partition.slab
+        if not stored.state.steps and not len(stored.state.row):
+            stored = stored._replace(state=stored.state._replace(row=self._partition.initial))
         if len(stored.state.row) != slab.rows.size or not np.isfinite(stored.state.row).all():
             raise self._errors.does_not_fit(offset)
         self.damaged.pop(record_key, None)
         key = unpack_key(record_key)
         slab.put(key, stored.state)
-        self._origin_room()[slab.index[key]] = stored.origin
+        row = slab.index[key]
+        slab.recorded[row] = 1
+        self._origin_room()[row] = stored.origin
 
     def _forget(self, record_key: bytes) -> None:
         key = unpack_key(record_key)

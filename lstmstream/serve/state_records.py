@@ -8,7 +8,8 @@ kinds are about keys that are erased: erasure_records.py has them.
     state record   magic, format, digest, origin offset, last offset, steps, last timestamp, failures, count of floats;
                    the row in little-endian float32; CRC-32 of the record key and all before it. Of a key with an
                    incident (docs/alerts.md) the format is one higher, and four numbers stand before the row: start and
-                   newest event in milliseconds, offset of its alert, alerts held back
+                   newest event in milliseconds, offset of its alert, alerts held back. Of a key that was evicted
+                   (`state.max_keys`) there are no steps and no floats, and the last offset is that of the eviction
     floor record   JSON, so that people can read it, with a CRC-32 of its other fields
 """
 
@@ -27,6 +28,7 @@ import orjson
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.alert_memory import Incident, PartitionMemory
 from lstmstream.serve.state import KeyState, Slab
+from lstmstream.serve.stream_time import NEVER
 
 STATE_FORMAT = 3
 WITH_INCIDENT = 4  # the format of a state whose key has an incident
@@ -56,6 +58,7 @@ _HEADER = np.dtype(
 )  # the same, for whole arrays of records
 _MAGIC = b"LSST"
 _CRC = struct.Struct("<I")
+_EMPTY_BYTES = _STATE.size + _CRC.size
 
 
 class CorruptStateRecord(ValueError):
@@ -109,6 +112,8 @@ class Floor(NamedTuple):
     answers_from: int = -1  # input offset of this identity's first answer; -1: the origin
     alerts: PartitionMemory | None = None  # what the alert policy remembers; None: there is none
     seed: int = 0  # what states of `lstmstream state import | build` name in place of an origin; 0: there are none
+    rebuilt_to: int = -1  # with state.max_keys: until `offset` comes here, a restart rebuilds all from the origin
+    stream_time_ms: int = NEVER  # greatest event time before `offset`; NEVER also where it is not needed
 
     def vouches_for(self, origins: Ints) -> Bools:
         """[N] Which states count, by the origins that their records name."""
@@ -174,8 +179,14 @@ class StateColumns(NamedTuple):
     rows: Floats  # [C, S]
 
 
-def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[list[bytes | None], list[bytes | None]]:
-    """(record keys, values) of the states at `rows`, as they are now."""
+def pack_states(
+    slab: Slab, rows: Ints, digest: bytes, origin: int, evicted: Bools | None = None
+) -> tuple[list[bytes | None], list[bytes | None]]:
+    """(record keys, values) of the states at `rows` [n], as they are now; `evicted` [n] marks empty ones."""
+    if evicted is not None and evicted.any():
+        keys, values = pack_states(slab, rows[~evicted], digest, origin)
+        empty_keys, empty_values = _pack_empty(slab, rows[evicted], digest, origin)
+        return keys + empty_keys, values + empty_values
     columns = StateColumns(
         np.full(len(rows), origin),
         slab.last_offset[rows],
@@ -185,6 +196,15 @@ def pack_states(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[lis
         slab.rows.read(rows),
     )
     return pack_columns(slab.index.keys_at(rows), columns, digest, slab.incidents)
+
+
+def _pack_empty(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[list[bytes | None], list[bytes | None]]:
+    keys = [pack_key(key, digest) for key in slab.index.keys_at(rows)]
+    values: list[bytes | None] = []
+    for key, last_offset in zip(keys, slab.last_offset[rows].tolist(), strict=True):
+        body = _STATE.pack(_MAGIC, STATE_FORMAT, digest, origin, last_offset, 0, 0, 0, 0)
+        values.append(body + _CRC.pack(crc32(body, crc32(key))))
+    return list(keys), values
 
 
 def pack_columns(
@@ -264,9 +284,9 @@ def is_seed(value: bytes) -> bool:
     return origin < -1
 
 
-def has_incident(value: bytes) -> bool:
-    """Whether a state record has one; `unpack_states` takes none that has."""
-    return value[len(_MAGIC) : len(_MAGIC) + 1] == bytes([WITH_INCIDENT])
+def is_unusual(value: bytes) -> bool:
+    """Whether a state record has an incident, or is one of an empty state; `unpack_states` takes none of these."""
+    return value[len(_MAGIC) : len(_MAGIC) + 1] == bytes([WITH_INCIDENT]) or len(value) == _EMPTY_BYTES
 
 
 def state_columns(numbers: Ints, rows: Floats) -> StateColumns:
@@ -310,11 +330,13 @@ def unpack_states(
 def pack_floor(floor: Floor) -> bytes:
     """The value of a floor record."""
     fields = {"format": FLOOR_FORMAT, **floor._asdict(), "identity": floor.identity.to_dict()}
-    for name in ("position", "answers_from"):
+    for name in ("position", "answers_from", "rebuilt_to"):
         if fields[name] < 0:
             del fields[name]
     if not floor.seed:
         del fields["seed"]
+    if floor.stream_time_ms == NEVER:
+        del fields["stream_time_ms"]
     if floor.alerts is None:
         del fields["alerts"]
     else:

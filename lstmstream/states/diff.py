@@ -19,7 +19,7 @@ from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.state import KeyState
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import SHOWN_VALUES, say
-from lstmstream.states.stored import StateTopicReader, opened
+from lstmstream.states.stored import StateTopicReader, opened, refuse_shared_rules
 from lstmstream.transport.schema_registry import read_patiently
 
 
@@ -41,7 +41,9 @@ class _Pair(NamedTuple):
 
 def diff_states(config: Path, key: str, model: str, *, as_json: bool, stage: str | None) -> int:
     """Print both; 1 where the key has no state. Raises CannotServe."""
-    other = _load(load_config(config, stage=stage), model)
+    loaded = load_config(config, stage=stage)
+    refuse_shared_rules(loaded, "state diff")
+    other = _load(loaded, model)
     wanted, pairs = key.encode(), []
     with opened(config, stage=stage, say=say) as reader:
         card = reader.card

@@ -50,6 +50,7 @@ from lstmstream.serve.state_records import (
 )
 from lstmstream.states.command import say
 from lstmstream.states.seeding import SeedTransport
+from lstmstream.states.stored import refuse_shared_rules
 from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.transport.partitioner import partitions_of_keys
 from lstmstream.transport.patient_broker import PatientBroker
@@ -68,6 +69,7 @@ T = TypeVar("T")
 def repartition_states(config: Path, partitions: int, *, stage: str | None) -> int:
     """Move the states. Raises CannotServe."""
     loaded = load_config(config, stage=stage)
+    refuse_shared_rules(loaded, "state repartition")
     _, step = load_step_model(loaded)
     engine = make_engine(loaded, step, reader=open_reader(loaded))
     with closing(Repartition(loaded, engine, open_kafka_transport(loaded), partitions, say=say)) as run:

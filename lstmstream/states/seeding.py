@@ -35,6 +35,7 @@ from lstmstream.serve.state_records import (
 )
 from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.states.joining import Join
+from lstmstream.states.stored import refuse_shared_rules
 from lstmstream.transport.patient_broker import Broker, PatientBroker
 from lstmstream.transport.ports import Membership, Transport
 
@@ -86,6 +87,7 @@ class Seeding:
 
     def prepare(self) -> None:
         """Reach the broker, make the topics that are missing, and see that nothing has begun. Raises CannotServe."""
+        refuse_shared_rules(self._config, "state build | import")
         self._patiently("the broker cannot be used", self._transport.connect)
         self._topics = self._patiently("the topics cannot be used", self._ensure_topics, GONE_S)
         members = self._patiently("the group's members cannot be read", self._transport.group_members)

@@ -73,9 +73,18 @@ class StateTopicReader:
             loader.take(batch)
         slab = states.slabs[number]
         rows = slab.index.rows()
-        # Others are of a time before the states were reset, or of an import that was not finished.
+        # Others are of a time before the states were reset, of an import that was not finished, or were evicted.
         counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
+        counts = counts[slab.steps[counts] > 0]
         return StoredStates(number, slab, counts, len(loader.damaged), list(loader.others.values()))
+
+
+def refuse_shared_rules(config: Config, what: str, *, lateness: bool = True) -> None:
+    """Raises CannotServe where a state depends on the events of other keys, which `what` does not see."""
+    options = {"state.max_keys": config.state.max_keys, "input.max_lateness": config.input.max_lateness}
+    for option, value in options.items():
+        if value is not None and (lateness or option == "state.max_keys"):
+            raise CannotServe(f"{option}: {what} is not implemented yet with it, since states depend on other keys too")
 
 
 @contextmanager

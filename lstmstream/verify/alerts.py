@@ -106,7 +106,7 @@ class AlertBooks:
         return AlertDecision(alert, held_back, ended, summary)
 
     def forget(self, key: bytes | None) -> None:
-        """A key that was erased."""
+        """A key that was erased, or whose state was discarded."""
         self._open.pop(key, None)
 
     def threshold_at(self, offset: int, otherwise: float | None) -> float | None:

@@ -117,7 +117,7 @@ class Comparison:
                 kind = Row.OUTSIDE
             elif offset < given.own:
                 kind = Row.UNSAMPLED_SILENT if expected.silent else Row.UNJUDGED
-                self._leave_out(_OTHERS, number, offset)
+                self._leave_out(_OTHERS if given.newest_ms is None else _TIME_GONE, number, offset)
             is_prediction = kind is None and expected.sampled and expected.stage is None and not expected.silent
             rendered = self._renderer.render(expected, number, offset) if is_prediction else b""
             partition.window.add(
@@ -447,4 +447,5 @@ def _unknown(partition: JudgedPartition) -> str:
 _STATE_GONE = "the input no longer has the first events of their keys"
 _SEEDED = "their keys may have had states that were moved, or imported or built from history (--history)"
 _UNKNOWN = (_STATE_GONE, _SEEDED)
+_TIME_GONE = "the input no longer has the events that input.max_lateness compares them with"
 _OTHERS = "answered by another model or with other settings"

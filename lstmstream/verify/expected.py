@@ -56,6 +56,8 @@ class Settings(NamedTuple):
     max_future_ms: int = 365 * 86_400_000
     sample: float = 1.0  # fraction of the keys
     silent: tuple[str, str] | None = None  # field and value of events without a prediction
+    max_lateness_ms: int | None = None
+    max_keys: int | None = None
 
 
 def settings_of(config: Config, card: Card, *, sample: float = 1.0) -> Settings:
@@ -75,6 +77,8 @@ def settings_of(config: Config, card: Card, *, sample: float = 1.0) -> Settings:
         max_future_ms=round(config.input.max_future * 1000),
         sample=sample,
         silent=config.input.silent.mark,
+        max_lateness_ms=None if config.input.max_lateness is None else round(config.input.max_lateness * 1000),
+        max_keys=config.state.max_keys,
     )
 
 
@@ -144,6 +148,7 @@ class Recomputation:
         self._categories = [(feature.name, _Codes(feature)) for feature in card.categories]
         self._occluded = _features_by_name(card) if settings.reasons else {}
         self._states: dict[bytes | None, _KeyState] = {}
+        self.newest_ms: int | None = None  # of the partition's events so far
 
     def add_erasures(self, erased: Sequence[Erased]) -> None:
         """Keys that start over at offsets that are still to come."""
@@ -156,7 +161,8 @@ class Recomputation:
             self._books.forget(erased)
         threshold = self._books.threshold_at(offset, self._settings.threshold)
         self._threshold = None if threshold is None else np.float32(threshold)
-        if self._settings.key is None and not self._is_sampled(key):
+        by_record = self._settings.key is None
+        if by_record and self._settings.max_lateness_ms is None and not self._is_sampled(key):
             return self.expect_unknown(key, value)._replace(sampled=False)
         entity: bytes | None = None
         try:
@@ -165,7 +171,8 @@ class Recomputation:
             time_ms = self._time_ms(timestamp_ms, fields)
             self._read_features(fields)
             silent = self._is_silent(fields)
-            if self._settings.key is not None and not self._is_sampled(entity):
+            self._pass_time(time_ms)
+            if not self._is_sampled(entity):
                 return Expected(sampled=False, key=entity, silent=silent)
             output, steps, reasons = self._step(entity, time_ms)
         except Refused as refused:
@@ -225,6 +232,15 @@ class Recomputation:
             raise Refused("validate")
         return time_ms
 
+    def _pass_time(self, time_ms: int) -> None:
+        """The event is the partition's newest, or it may be too late."""
+        if self._settings.max_lateness_ms is None:
+            return
+        if self.newest_ms is None or time_ms > self.newest_ms:
+            self.newest_ms = time_ms
+        elif self.newest_ms - time_ms > self._settings.max_lateness_ms:
+            raise Refused("late")
+
     def _read_features(self, fields: dict[str, Any]) -> None:
         row, column = self._model.x[0], 0
         for name, size in self._numbers:
@@ -259,6 +275,7 @@ class Recomputation:
                 self._model.elapsed[0] = _NAN
                 if self._model.run(self._initial).finite:
                     known.failures += 1
+                    self._see(key)
             raise Refused("step")
         reasons = self._reasons(state, output)
         if late and settings.late == "score":
@@ -268,7 +285,18 @@ class Recomputation:
             self._names.on_new_key(key)
         kept.last_ms = max(kept.last_ms, time_ms) if known is not None else time_ms
         kept.state, kept.steps, kept.failures = output.state, steps + 1, 0
+        self._see(key)
         return output, steps + 1, reasons
+
+    def _see(self, key: bytes | None) -> None:
+        """The key is the most recent one; where there are too many, the least recent one goes."""
+        if self._settings.max_keys is None:
+            return
+        self._states[key] = self._states.pop(key)
+        if len(self._states) > self._settings.max_keys:
+            oldest = next(iter(self._states))
+            del self._states[oldest]
+            self._books.forget(oldest)
 
     def _is_alert(self, output: RowOutput) -> bool:
         return self._threshold is not None and bool(output.score >= self._threshold)

@@ -27,6 +27,8 @@ class Origins(NamedTuple):
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since the own origin
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
     seeded: bool = False  # whether the own states began with others, which were imported or built from history
+    floor: int = 0  # of the own states
+    stream_time_ms: int | None = None  # greatest event time before the floor, where it is noted
 
 
 def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tuple[Origins, list[dict[str, Any]]]:
@@ -48,8 +50,16 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
             if (end := floor.get("position", _NOWHERE)) > origin
         ]
         spans.append((origin, _answers_from(own[0])))
-        rules, seeded = read_history(own[0]), bool(own[0].get("seed"))
-        origins = Origins(first, origin, str(own[0].get("input_topic_id", "")), tuple(spans), rules, seeded)
+        origins = Origins(
+            first,
+            origin,
+            str(own[0].get("input_topic_id", "")),
+            tuple(spans),
+            read_history(own[0]),
+            bool(own[0].get("seed")),
+            int(own[0].get("offset", origin)),
+            own[0].get("stream_time_ms"),
+        )
     else:
         origins = Origins(first, None)
     return origins, [floor["identity"] for floor in others]
@@ -62,6 +72,10 @@ def identity_of(config: Config, card: Card) -> dict[str, str]:
         unusual.append(f"max_future {config.input.max_future:g}")
     if config.state.reset_after_failures != _DEFAULT_RESET_AFTER:
         unusual.append(f"reset_after_failures {config.state.reset_after_failures:g}")
+    if config.input.max_lateness is not None:
+        unusual.append(f"max_lateness {round(1000 * config.input.max_lateness)}ms")
+    if config.state.max_keys is not None:
+        unusual.append(f"max_keys {config.state.max_keys}")
     if config.input.format != "json":
         unusual.append(f"format {config.input.format}")
     if config.input.unwrap:

@@ -21,6 +21,7 @@ class PartitionRange:
     last: int  # the end of what was asked for
     whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
+    newest_ms: int | None = None  # greatest event time before `own`, where that cannot be read any more
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
     seeded: bool = False  # whether its states began with some that were imported or built from history
     erasures: Erasures = field(default_factory=Erasures)
@@ -39,6 +40,10 @@ class JudgedPartition:
     done: bytearray = field(default_factory=bytearray)  # from the start on: whether an earlier window had the event
     complete_from: dict[str, int] = field(default_factory=dict)  # kind of record → outputs before are gone
     last_answered: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The stream time that the first own event meets."""
+        self.recomputation.newest_ms = self.range.newest_ms
 
     def had(self, offset: int) -> bool:
         """Whether an earlier window had an event at this offset."""

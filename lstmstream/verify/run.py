@@ -45,6 +45,8 @@ class Verification:
         """`history`: that the states were built from. Raises CannotServe where nothing can be judged."""
         if sample < 1 and config.alerts.max_per_hour is not None:
             raise CannotServe("--sample: alerts.max_per_hour counts the alerts of all keys; verify without --sample")
+        if sample < 1 and config.state.max_keys is not None:
+            raise CannotServe("--sample: state.max_keys counts all keys; verify without --sample")
         self._broker, self._config, self._model = broker, config, model
         self._envelopes = Envelopes(config)
         self._forms = Forms(config)

@@ -104,13 +104,19 @@ def plan(
         start = max(beginning, beginning if origins.first is None else origins.first)
         own = committed[partition] if origins.own is None else max(start, origins.own)
         known = known or origins.own is not None
+        whole = origins.own is not None and origins.own >= beginning and (with_history or not origins.seeded)
+        newest_ms = None
+        if config.input.max_lateness is not None and origins.own is not None and not whole:
+            # What the newest event was is known from the floor on: nothing before it can be judged.
+            own, newest_ms = max(own, origins.floor), origins.stream_time_ms
         ranges[partition] = PartitionRange(
             start=start,
             own=own,
             first=max(start, _bound(broker, topics.input, partition, limits.first, start, time=limits.first_is_time)),
             last=_bound(broker, topics.input, partition, limits.last, 2**62, time=limits.last_is_time),
-            whole=origins.own is not None and origins.own >= beginning and (with_history or not origins.seeded),
+            whole=whole,
             seeded=origins.seeded,
+            newest_ms=newest_ms,
             between=origins.between,
             alert_rules=origins.alert_rules,
             erasures=erasures,

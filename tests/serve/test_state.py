@@ -74,7 +74,7 @@ def test_the_memory_of_a_slab_counts_its_keys(number: int) -> None:
     keys = [b"x" * (i % 90) + b"%d" % i for i in range(number)]
     for key in keys:
         slab.put(key, KeyState(np.zeros(3, np.float32), 1, 0, 0))
-    arrays = (4 * 3 + 5 * 8) * number
+    arrays = (4 * 3 + 6 * 8) * number
     texts = sum(map(sys.getsizeof, keys))
     places = 8 * number  # in the list of keys, at least
     if codec.load() is not None:  # it has objects neither for keys nor for row numbers

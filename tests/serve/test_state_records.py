@@ -24,7 +24,7 @@ from lstmstream.serve.state_records import (
     StateIdentity,
     StoredState,
     floor_key,
-    has_incident,
+    is_unusual,
     key_kind,
     pack_floor,
     pack_key,
@@ -353,6 +353,8 @@ floors = st.builds(
     answers_from=st.just(-1) | offsets,
     alerts=st.none(),
     seed=st.just(0) | st.integers(-(2**63), -2),
+    rebuilt_to=st.just(-1) | offsets,
+    stream_time_ms=st.integers(-(2**62), 2**62),
 )
 
 
@@ -394,8 +396,8 @@ def test_the_bytes_of_a_state_with_an_incident() -> None:
     assert with_incident[:4] + b"\x03" + with_incident[5:at] == value[:at]
     assert with_incident[4] == 4
     assert with_incident[at:-4] == struct.pack("<4q", *incident) + value[at:-4]
-    assert has_incident(with_incident)
-    assert not has_incident(value)
+    assert is_unusual(with_incident)
+    assert not is_unusual(value)
     assert unpack_states([key], [with_incident], DIGEST, 3) is None
 
 
