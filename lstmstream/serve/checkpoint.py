@@ -19,7 +19,7 @@ from lstmstream.serve.alert_memory import AlertRules, PartitionMemory
 from lstmstream.serve.erasures import ErasurePlan
 from lstmstream.serve.expiry import Expiry
 from lstmstream.serve.partition import Partition, Partitions
-from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state_records import (
     IDENTITY_BYTES,
     Floor,

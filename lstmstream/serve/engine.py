@@ -16,7 +16,8 @@ from lstmstream.serve.decode import Decoded, Decoder
 from lstmstream.serve.encode import Encoder, Outputs
 from lstmstream.serve.enriched import Enriched
 from lstmstream.serve.refusals import Refusals
-from lstmstream.serve.scorer import ChangedRows, Scorer, Timer, no_timer
+from lstmstream.serve.scored import ChangedRows
+from lstmstream.serve.scorer import Scorer, Timer, no_timer
 
 
 @dataclass(frozen=True, slots=True)

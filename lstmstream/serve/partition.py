@@ -19,7 +19,7 @@ import numpy as np
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.alert_memory import PartitionMemory, RulesFrom
 from lstmstream.serve.erasures import Erasures
-from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state import CLEAN, Slab, StateStore
 from lstmstream.serve.stream_time import NEVER
 

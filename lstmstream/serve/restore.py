@@ -8,7 +8,7 @@ start empty (nothing is there, or a reset was asked for), refuse.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple
@@ -25,10 +25,11 @@ from lstmstream.serve.engine import Engine
 from lstmstream.serve.key_table import Key
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
+from lstmstream.serve.restore_warnings import RestoreWarnings
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotRefused, other_records
 from lstmstream.serve.snapshot_folder import SnapshotFolder
 from lstmstream.serve.state_loader import StateLoader
-from lstmstream.serve.state_records import Floor, StateIdentity
+from lstmstream.serve.state_records import Floor
 from lstmstream.serve.stream_time import NEVER
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
 
@@ -95,6 +96,7 @@ class Restore:
         self._reader: LogReader | None = None
         self._snapshot: SnapshotFile | None = None  # that is being loaded
         self._from_snapshot: int | None = None
+        self._warnings = RestoreWarnings(partition.number, context.warned)
         self._errors = RestoreErrors(
             context.input_topic, partition.number, context.checkpointer.topic.name, context.group
         )
@@ -293,7 +295,7 @@ class Restore:
             self._open_reader(context.input_topic, max(beginning, committed.offset - LOOK_BACK), committed.offset)
             self.phase = RestorePhase.FIND_ORIGIN
         elif reset:
-            self._warn_of_reset(ours, loaded.others.values())
+            self._warnings.of_reset(ours, loaded.others.values())
             self._start_empty(membership, committed.offset)
         elif loaded.others:
             raise self._errors.other_identity(ours, loaded.others.values())
@@ -383,7 +385,7 @@ class Restore:
         self._evicts = context.engine.scorer.limits_keys
         self.partition.rebuilt_to = committed if self._evicts else -1
         context.commit(context.checkpointer.position_plan(number, origin, origin, committed, committed), membership)
-        self._warn_of_rebuild(origin, committed)
+        self._warnings.of_rebuild(self._context.checkpointer.identity, origin, committed)
         self.close()
         rebuilt_to = self.partition.rebuilt_to
         self.partition.begin_states(origin, committed)
@@ -412,11 +414,13 @@ class Restore:
         self._foreign = not is_ours(group.metadata) and committed > self._answered
         if self._foreign and reason is None and self._replay_from >= self._floor_position and committed == beginning:
             # All that lies between is deleted: there is nothing to go back to, and the states need none of it.
-            self._warn_of_gap(self._answered, committed, "they were deleted, so the states do not contain them either")
+            self._warnings.of_gap(
+                self._answered, committed, "they were deleted, so the states do not contain them either"
+            )
             self._answered = self._replay_from = committed
         self.partition.slab.stream_time.begin(self._replay_from, floor.stream_time_ms if reason is None else NEVER)
         if committed < self._answered:
-            self._warn_of_moving_back(committed, self._answered)
+            self._warnings.of_moving_back(committed, self._answered)
         self._rebuilds = reason is not None
         if reason is not None:
             if floor.seed:
@@ -490,7 +494,7 @@ class Restore:
             first, end = int(batch.offsets[0]), self._committed.offset
             if self._context.on_foreign_commit != "accept":
                 raise self._errors.skipped(self._answered, first, end)
-            self._warn_of_gap(first, end, "the states contain them")
+            self._warnings.of_gap(first, end, "the states contain them")
         self.close()
         self.phase = RestorePhase.REPLAY
 
@@ -576,35 +580,3 @@ class Restore:
         self.close()
         self.partition.run(position=position, floor=floor, floor_position=floor_position, now_s=self._context.clock())
         self.phase = RestorePhase.DONE
-
-    # -- warnings
-
-    def _warn_of_reset(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> None:
-        """Once for all partitions."""
-        text = f"starting with empty states (on_model_change: reset): {ours} has none"
-        text += "".join(f"; the state topic has those of {other}" for other in others)
-        if text not in self._context.warned:
-            self._context.warned.add(text)
-            log.warning("%s", text)
-
-    def _warn_of_rebuild(self, origin: int, committed: int) -> None:
-        log.warning(
-            "rebuilding the states from the input (on_model_change: replay): %s has none",
-            self._context.checkpointer.identity,
-            extra={"partition": self.partition.number, "first": origin, "last": committed - 1},
-        )
-
-    def _warn_of_moving_back(self, first: int, end: int) -> None:
-        """`end` is a lower bound after a crash: the floor record may be older than the last predictions."""
-        log.warning(
-            "the group's offset was moved back, and not by lstmstream: the events at these offsets were answered"
-            " before, and are answered again",
-            extra={"partition": self.partition.number, "first": first, "last": end - 1},
-        )
-
-    def _warn_of_gap(self, first: int, end: int, states: str) -> None:
-        log.warning(
-            "the group's offset was moved forward, and not by lstmstream: these offsets have no prediction; %s",
-            states,
-            extra={"partition": self.partition.number, "first": first, "last": end - 1},
-        )

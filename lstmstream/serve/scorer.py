@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -14,12 +14,13 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lstmstream.model import Card
-from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, T, partition_numbers, pick
+from lstmstream.records import Bools, DeadLetter, Floats, Ints, Observations, Predictions, partition_numbers, pick
 from lstmstream.serve.alert_memory import AlertRules
 from lstmstream.serve.alert_policy import AlertPolicy, Decisions
 from lstmstream.serve.fast_rounds import DeviceModel, HostMover, MovedStates, Mover, WatchingMover, run_rounds
 from lstmstream.serve.key_limit import KeyLimit
 from lstmstream.serve.reasons import Occlusion
+from lstmstream.serve.scored import ChangedRows, Scored, joined, joined_changes
 from lstmstream.serve.state import BatchStates, StateStore
 from lstmstream.serve.step_model import StepInput, StepModel
 
@@ -34,13 +35,6 @@ def no_timer(_stage: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-class ChangedRows(NamedTuple):
-    """The rows of one partition that a batch changed, by the offset of each row's first change."""
-
-    rows: Ints  # [C]
-    first_offsets: Ints  # [C] ascending
-
-
 class Meaning(NamedTuple):
     """The settings that decide what a state means, and when a prediction is an alert."""
 
@@ -50,19 +44,6 @@ class Meaning(NamedTuple):
     reset_after: int = 10  # events in a row that fail on a key's state alone, until it starts with a fresh one
     max_lateness_ms: int | None = None  # behind the partition's stream time
     max_keys: int | None = None  # of a partition
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What the model made of M observations: each is one prediction or one dead letter."""
-
-    predictions: Predictions
-    dead_letters: list[DeadLetter]
-    changed: dict[int, ChangedRows]  # by partition
-    late_events: int
-    expired: int
-    resets: int  # states replaced by a fresh one after `reset_after` failures
-    evicted: dict[int, Ints] = field(default_factory=dict)  # partition → rows, which are among `changed`
 
 
 @dataclass(slots=True)
@@ -164,7 +145,7 @@ class Scorer:
             for part in self._limit.parts(observations):
                 some = _part_of(observations, part)
                 parts.append(self._score_part(some, None if silent is None else silent[part], more=bool(parts)))
-            scored = _joined(parts)
+            scored = joined(parts)
         scored.dead_letters[:0] = too_late
         return scored
 
@@ -229,7 +210,7 @@ class Scorer:
         self.commit()
         if self._limit is None:
             return found[0]
-        return {number: self._still_there(number, change) for number, change in _joined_changes(found).items()}
+        return {number: self._still_there(number, change) for number, change in joined_changes(found).items()}
 
     def _still_there(self, partition: int, changed: ChangedRows) -> ChangedRows:
         """Without the rows of evicted keys that are forgotten already."""
@@ -463,60 +444,10 @@ class Scorer:
         return None if fresh.all() else np.flatnonzero(fresh)
 
 
-def _joined(parts: list[Scored]) -> Scored:
-    """Of one batch, in the order of its events."""
-    if len(parts) == 1:
-        return parts[0]
-    answered = [part.predictions for part in parts if len(part.predictions.index)] or [parts[0].predictions]
-    first = answered[0]
-    predictions = Predictions(
-        index=np.concatenate([one.index for one in answered]),
-        score=np.concatenate([one.score for one in answered]),
-        prediction=None if first.prediction is None else np.concatenate([_given(one.prediction) for one in answered]),
-        alert=np.concatenate([one.alert for one in answered]),
-        steps=np.concatenate([one.steps for one in answered]),
-        reasons=None if first.reasons is None else np.concatenate([_given(one.reasons) for one in answered]),
-        held_back=None if first.held_back is None else np.concatenate([_given(one.held_back) for one in answered]),
-        notices=[notice for one in answered for notice in one.notices],
-    )
-    evicted: dict[int, Ints] = {}
-    for part in parts:
-        for partition, rows in part.evicted.items():
-            evicted[partition] = np.union1d(evicted.get(partition, rows), rows)
-    return Scored(
-        predictions,
-        [letter for part in parts for letter in part.dead_letters],
-        _joined_changes([part.changed for part in parts]),
-        sum(part.late_events for part in parts),
-        sum(part.expired for part in parts),
-        sum(part.resets for part in parts),
-        evicted,
-    )
-
-
 def _part_of(observations: Observations, part: slice) -> Observations:
     if part.stop - part.start == len(observations.index):
         return observations
     return observations.take(np.arange(part.start, part.stop))
-
-
-def _given(values: T | None) -> T:
-    assert values is not None
-    return values
-
-
-def _joined_changes(parts: Sequence[dict[int, ChangedRows]]) -> dict[int, ChangedRows]:
-    """The first change of each row."""
-    joined: dict[int, ChangedRows] = {}
-    for partition in sorted({number for part in parts for number in part}):
-        changes = [part[partition] for part in parts if partition in part]
-        rows = np.concatenate([change.rows for change in changes])
-        offsets = np.concatenate([change.first_offsets for change in changes])
-        order = np.argsort(offsets, kind="stable")
-        _, firsts = np.unique(rows[order], return_index=True)
-        order = order[np.sort(firsts)]
-        joined[partition] = ChangedRows(rows[order], offsets[order])
-    return joined
 
 
 def _apply_moved(

@@ -25,7 +25,7 @@ from lstmstream.serve.health import Health
 from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.phase import Phase
-from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.startup import make_observers, start_daemon
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import (

@@ -14,7 +14,8 @@ from lstmstream.serve.alert_memory import AlertRules, Incident, RulesFrom, exten
 from lstmstream.serve.alert_policy import MAX_HOURS, AlertPolicy
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
-from lstmstream.serve.scorer import Meaning, Scored, Scorer
+from lstmstream.serve.scored import Scored
+from lstmstream.serve.scorer import Meaning, Scorer
 from lstmstream.serve.state import KeyState, Slab, StateStore
 from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import pack_states

@@ -24,7 +24,7 @@ from lstmstream.serve.checkpoint import (
 )
 from lstmstream.serve.engine import Engine, Result
 from lstmstream.serve.partition import Partition, Partitions
-from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state_records import (
     FLOOR,
     StateIdentity,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lstmstream.records import Observations
 from lstmstream.serve import scorer as scorer_module
-from lstmstream.serve.scorer import Meaning, Scored, Scorer
+from lstmstream.serve.scored import Scored
+from lstmstream.serve.scorer import Meaning, Scorer
 from lstmstream.serve.step_model import StepInput, StepOutput
 from tests.serve.memory_world import MAGIC, FakeStep, card
 

@@ -13,7 +13,7 @@ from lstmstream.records import RecordBatch
 from lstmstream.serve import checkpoint
 from lstmstream.serve.daemon import DRAIN_FRACTION, Daemon
 from lstmstream.serve.partition import DirtyRows
-from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state import Slab
 from lstmstream.serve.state_records import state_record_bytes
 from lstmstream.transport.ports import CALL_TIMEOUT_S

@@ -15,7 +15,7 @@ from lstmstream.serve.fetch_guard import STALL_S, STARVED_STALL_S
 from lstmstream.serve.housekeeping import DOUBT_INTERVAL_S, INTERVAL_S, TOPICS_INTERVAL_S, Housekeeping
 from lstmstream.serve.observers import Gauges, Observer, PartitionGauges
 from lstmstream.serve.partition import Partition, Partitions
-from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.topics import GONE_S, ensure_topics

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lstmstream.serve import partition as partition_module
 from lstmstream.serve.partition import DirtyRows, Partition, PartitionPhase, Partitions
-from lstmstream.serve.scorer import ChangedRows
+from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state import Slab, StateStore
 
 INFINITY = float("inf")

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmstream.records import Observations
-from lstmstream.serve.scorer import Meaning, Scored, Scorer
+from lstmstream.serve.scored import Scored
+from lstmstream.serve.scorer import Meaning, Scorer
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.step_model import StepInput, StepOutput
 from tests.serve.helpers import NumpyStep, snapshot, tables
