@@ -14,7 +14,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -49,7 +48,7 @@ from lstmstream.serve.state_records import (
     unpack_key,
 )
 from lstmstream.states.command import say
-from lstmstream.states.seeding import SeedTransport
+from lstmstream.states.sole_member import LIMIT_S, RETRY_S, MemberTransport, SoleMember
 from lstmstream.states.stored import refuse_shared_rules
 from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.transport.partitioner import partitions_of_keys
@@ -58,12 +57,7 @@ from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
 
 BYTES_PER_TRANSACTION = 4 << 20
 SLICE_S = 1.0
-LIMIT_S = 60.0  # without success, until it gives up
-RETRY_S = 0.5
-POLL_S = 0.2
 NOT_IN_INPUT = -1  # in place of the last event's offset: it is in another partition
-
-T = TypeVar("T")
 
 
 def repartition_states(config: Path, partitions: int, *, stage: str | None) -> int:
@@ -87,7 +81,7 @@ class Repartition:
         self,
         config: Config,
         engine: Engine,
-        transport: SeedTransport,
+        transport: MemberTransport,
         partitions: int,
         *,
         clock: Clock = Clock(),  # noqa: B008 - immutable
@@ -97,6 +91,7 @@ class Repartition:
         self._config, self._engine, self._transport = config, engine, transport
         self._partitions = partitions
         self._clock, self._say = clock, say
+        self._member = SoleMember(config.name, transport, clock)
         self._broker = PatientBroker(transport, say=say)
         self._identity = state_identity(config, engine.scorer.card)
         self._state_topic = config.state.topic
@@ -108,7 +103,7 @@ class Repartition:
 
     def run(self) -> None:
         """Raises CannotServe where it cannot be done, and then nothing has changed that counts."""
-        self._patiently("the broker cannot be used", self._transport.connect)
+        self._member.patiently("the broker cannot be used", self._transport.connect)
         found = self._check_topics()
         floor = self._floor_of(0)
         if floor is None:
@@ -118,19 +113,19 @@ class Repartition:
         self._before = floor.partitions
         if self._before == self._partitions:
             self._say(f"the states are those of {self._partitions} partitions already")
-            self._check_nobody_there()
+            self._member.check_nobody_there()
             self._offsets = {p: one.offset for p, one in self._group_offsets().items()}
-            self._join()
+            self._member.join(self._partitions)
             self._clear()
             return
         if self._before > self._partitions:
             raise CannotServe(f"--partitions {self._partitions}: the states are those of {self._before} partitions")
         self._seed = floor.seed or self._seed
-        self._check_nobody_there()
+        self._member.check_nobody_there()
         self._offsets = self._drained_offsets()
         if found[self._state_topic].partitions < self._partitions:
             self._grow()
-        self._join()
+        self._member.join(self._partitions)
         floors = [self._move(number) for number in range(self._before)]
         again = self._drained_offsets()
         if any(again[number] != self._offsets[number] for number in range(self._before)):
@@ -176,11 +171,6 @@ class Repartition:
                 f"state.topic: the floor record in {self._state_topic!r}, partition {number}, is damaged ({error})"
             ) from error
 
-    def _check_nobody_there(self) -> None:
-        members = self._patiently("the group's members cannot be read", self._transport.group_members)
-        if members:
-            raise self._in_use([f"{one.client_id} at {one.host}" for one in members])
-
     def _drained_offsets(self) -> dict[int, int]:
         """Where the daemon goes on, of all partitions, once it is seen that nothing waits in the old ones."""
         source, committed = self._config.input.topic, self._group_offsets()
@@ -218,11 +208,11 @@ class Repartition:
                 f"state.topic: give topic {self._state_topic!r} {self._partitions} partitions (kafka-topics --alter):"
                 " create_topics is false"
             )
-        self._patiently(
+        self._member.patiently(
             "the state topic cannot get more partitions",
             lambda: self._transport.grow(self._state_topic, self._partitions),
         )
-        self._patiently("the state topic has no more partitions yet", self._see_growth)
+        self._member.patiently("the state topic has no more partitions yet", self._see_growth)
 
     def _see_growth(self) -> None:
         found = self._transport.describe([self._state_topic])
@@ -230,31 +220,6 @@ class Repartition:
             raise TryAgain(f"topic {self._state_topic!r} still has too few partitions")
         for number in range(self._partitions):
             self._transport.offset_range(self._state_topic, number)
-
-    def _join(self) -> None:
-        self._patiently("the group cannot be joined", self._transport.join)
-        self._patiently("the group cannot be joined", self._member)
-
-    def _member(self) -> Membership:
-        """Our place in the group, with all partitions. Raises TryAgain, and CannotServe where others are there too."""
-        give_up_s = self._clock.monotonic_s() + LIMIT_S
-        while True:
-            polled = self._transport.poll(POLL_S, 1)
-            if polled.membership.valid and len(polled.assignment) == self._partitions:
-                return polled.membership
-            if polled.membership.valid:
-                ours = polled.membership.member_id
-                others = [one for one in self._transport.group_members() if one.member_id != ours]
-                if others:
-                    raise self._in_use([f"{one.client_id} at {one.host}" for one in others])
-            if self._clock.monotonic_s() > give_up_s:
-                raise CannotServe(f"group {self._config.name!r} gives no partitions to this command for {LIMIT_S:g} s")
-
-    def _in_use(self, members: list[str]) -> CannotServe:
-        return CannotServe(
-            f"group {self._config.name!r} has other members: {', '.join(members)}. Stop the daemon, or the other run of"
-            " this command; one that was killed counts as a member until its session timeout is over"
-        )
 
     # -- one old partition
 
@@ -351,7 +316,7 @@ class Repartition:
         give_up_s = self._clock.monotonic_s() + LIMIT_S
         while True:
             try:
-                restored = restore.advance(self._member(), SLICE_S)
+                restored = restore.advance(self._member.membership(self._partitions), SLICE_S)
                 give_up_s = self._clock.monotonic_s() + LIMIT_S
             except TryAgain as error:
                 if self._clock.monotonic_s() > give_up_s:
@@ -387,21 +352,10 @@ class Repartition:
     def _commit(
         self, partitions: Ints, keys: Sequence[bytes | None], values: Sequence[bytes | None], nonce: str
     ) -> None:
-        """One transaction, done again where its outcome is not known: the second time it writes the same."""
         now_ms = np.full(len(keys), int(self._clock.wall_s() * 1000), np.int64)
         batch = RecordBatch.to_write(self._state_topic, partitions, now_ms, list(keys), list(values))
         offsets = {number: self._offsets[number] for number in np.unique(partitions).tolist()}
-        failed = False
-
-        def attempt() -> None:
-            nonlocal failed
-            if failed:
-                self._transport.recover()
-            failed = True
-            membership = self._member()
-            self._transport.commit([], [batch], offsets, nonce=nonce, membership=membership, timeout_s=COMMIT_TIMEOUT_S)
-
-        self._patiently("states cannot be written", attempt)
+        self._member.commit([batch], offsets, nonce, partitions=self._partitions)
 
     def _commit_plan(self, plan: CheckpointPlan, membership: Membership) -> None:
         """Of a restore, where the group's offset was set by somebody else and that is accepted."""
@@ -476,14 +430,3 @@ class Repartition:
 
     def _read_states(self, number: int) -> Iterator[RecordBatch]:
         return self._broker.read(self._state_topic, number, *self._broker.offset_range(self._state_topic, number))
-
-    def _patiently(self, what: str, attempt: Callable[[], T]) -> T:
-        """Try until it works. Raises CannotServe where it has not for a while."""
-        give_up_s = self._clock.monotonic_s() + LIMIT_S
-        while True:
-            try:
-                return attempt()
-            except TryAgain as error:
-                if self._clock.monotonic_s() > give_up_s:
-                    raise CannotServe(f"{what}, for {LIMIT_S:g} s: {error}") from error
-                self._clock.sleep(RETRY_S)

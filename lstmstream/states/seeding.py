@@ -12,17 +12,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from lstmstream.config import Config
-from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.errors import CannotServe
 from lstmstream.model import Card
 from lstmstream.records import Ints, RecordBatch
 from lstmstream.serve.alert_memory import PartitionMemory
 from lstmstream.serve.clock import Clock
-from lstmstream.serve.committer import COMMIT_TIMEOUT_S, NONCE_PREFIX, SEEDING_PREFIX, is_unfinished_seed
+from lstmstream.serve.committer import NONCE_PREFIX, SEEDING_PREFIX, is_unfinished_seed
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.state_records import (
     FLOOR,
@@ -35,21 +34,11 @@ from lstmstream.serve.state_records import (
 )
 from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.states.joining import Join
+from lstmstream.states.sole_member import MemberTransport, SoleMember
 from lstmstream.states.stored import refuse_shared_rules
-from lstmstream.transport.patient_broker import Broker, PatientBroker
-from lstmstream.transport.ports import Membership, Transport
+from lstmstream.transport.patient_broker import PatientBroker
 
 BYTES_PER_TRANSACTION = 16 << 20
-LIMIT_S = 60.0  # without success, until it gives up
-RETRY_S = 0.5
-POLL_S = 0.2
-
-
-T = TypeVar("T")
-
-
-class SeedTransport(Transport, Broker, Protocol):
-    """A member of the group that can also be asked as a command asks."""
 
 
 class Seeding:
@@ -59,7 +48,7 @@ class Seeding:
         self,
         config: Config,
         card: Card,
-        transport: SeedTransport,
+        transport: MemberTransport,
         *,
         clock: Clock = Clock(),  # noqa: B008 - immutable
         say: Callable[[str], None] = lambda _text: None,
@@ -70,6 +59,7 @@ class Seeding:
         self.rows_at_once = max(1, BYTES_PER_TRANSACTION // state_record_bytes(card.state.size))
         self._config, self._card, self._transport = config, card, transport
         self._clock, self._say = clock, say
+        self._member = SoleMember(config.name, transport, clock)
         self._topics: Topics | None = None
         self._joins: Mapping[int, Join] = {}
         self._background = ThreadPoolExecutor(1, thread_name_prefix="lstmstream-states")
@@ -88,11 +78,9 @@ class Seeding:
     def prepare(self) -> None:
         """Reach the broker, make the topics that are missing, and see that nothing has begun. Raises CannotServe."""
         refuse_shared_rules(self._config, "state build | import")
-        self._patiently("the broker cannot be used", self._transport.connect)
-        self._topics = self._patiently("the topics cannot be used", self._ensure_topics, GONE_S)
-        members = self._patiently("the group's members cannot be read", self._transport.group_members)
-        if members:
-            raise self._in_use([f"{one.client_id} at {one.host}" for one in members])
+        self._member.patiently("the broker cannot be used", self._transport.connect)
+        self._topics = self._member.patiently("the topics cannot be used", self._ensure_topics, GONE_S)
+        self._member.check_nobody_there()
         self._check_not_begun()
         self._check_state_topic()
 
@@ -144,8 +132,7 @@ class Seeding:
                     f"{self._config.input.topic}[{number}]: offsets {join.offset} to {beginning - 1} were deleted"
                     " meanwhile, before anybody has answered them; run it again with a history that contains them"
                 )
-        self._patiently("the group cannot be joined", self._transport.join)
-        self._patiently("the group cannot be joined", self._member)
+        self._member.join(self.partitions)
         self._check_not_begun()  # as its only member: nobody can begin from here on, and go unnoticed
         self._commit([], self._joins, self._progress_nonce)
 
@@ -197,59 +184,16 @@ class Seeding:
         self._commit([batch], numbers, f"{NONCE_PREFIX}seed-{-self.origin:x}:of{self.partitions}")
 
     def _commit(self, batches: list[RecordBatch], partitions: Collection[int], nonce: str) -> None:
-        """One transaction, done again where its outcome is not known: the second time it writes the same."""
         offsets = {number: self._joins[number].offset for number in partitions}
-        failed = False
-
-        def attempt() -> None:
-            nonlocal failed
-            if failed:
-                self._transport.recover()
-                if nonce != self._progress_nonce and self._has_finished():
-                    return
-            failed = True
-            membership = self._member()
-            self._transport.commit([], batches, offsets, nonce=nonce, membership=membership, timeout_s=COMMIT_TIMEOUT_S)
-
-        self._patiently("states cannot be written", attempt)
+        is_last = nonce != self._progress_nonce
+        self._member.commit(
+            batches, offsets, nonce, partitions=self.partitions, is_done=lambda: is_last and self._has_finished()
+        )
 
     def _has_finished(self) -> bool:
         """Whether the last transaction went through: no daemon replaces an offset that waits for states."""
         committed = self._transport.committed_offsets(list(self._joins)).values()
         return any(not is_unfinished_seed(one.metadata) for one in committed)
-
-    def _member(self) -> Membership:
-        """Our place in the group, with all partitions. Raises TryAgain, and CannotServe where others are there too."""
-        give_up_s, wait_s = self._clock.monotonic_s() + LIMIT_S, 0.0
-        while True:
-            polled = self._transport.poll(wait_s, 1)
-            wait_s = POLL_S  # nothing is read: a poll of a member waits in vain
-            if polled.membership.valid and len(polled.assignment) == self.partitions:
-                return polled.membership
-            if polled.membership.valid:
-                ours = polled.membership.member_id
-                others = [one for one in self._transport.group_members() if one.member_id != ours]
-                if others:
-                    raise self._in_use([f"{one.client_id} at {one.host}" for one in others])
-            if self._clock.monotonic_s() > give_up_s:
-                raise CannotServe(f"group {self._config.name!r} gives no partitions to this command for {LIMIT_S:g} s")
-
-    def _in_use(self, members: list[str]) -> CannotServe:
-        return CannotServe(
-            f"group {self._config.name!r} has other members: {', '.join(members)}. Stop the daemon, or the other import"
-            " or build; one that was killed counts as a member until its session timeout is over. Then run this again"
-        )
-
-    def _patiently(self, what: str, attempt: Callable[[], T], limit_s: float = LIMIT_S) -> T:
-        """Try until it works. Raises CannotServe where it has not for a while."""
-        give_up_s = self._clock.monotonic_s() + limit_s
-        while True:
-            try:
-                return attempt()
-            except TryAgain as error:
-                if self._clock.monotonic_s() > give_up_s:
-                    raise CannotServe(f"{what}, for {limit_s:g} s: {error}") from error
-                self._clock.sleep(RETRY_S)
 
     def close(self) -> None:
         """Leave the group. Never raises."""
