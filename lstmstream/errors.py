@@ -30,6 +30,10 @@ class TryAgain(LstmstreamError):
     """A temporary fault of the broker or the network. The transaction in progress is lost."""
 
 
+class MembershipRefused(TryAgain):
+    """The group does not know the membership under which offsets were to be committed."""
+
+
 class SchemaRegistryDown(TryAgain):
     """A schema is needed that is not known yet, and the registry cannot be asked for it now."""
 

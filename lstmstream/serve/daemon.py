@@ -15,7 +15,14 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from lstmstream.config import Config
-from lstmstream.errors import LstmstreamError, RecordRefused, SchemaRegistryDown, TryAgain, UnreadableRecords
+from lstmstream.errors import (
+    LstmstreamError,
+    MembershipRefused,
+    RecordRefused,
+    SchemaRegistryDown,
+    TryAgain,
+    UnreadableRecords,
+)
 from lstmstream.records import RecordBatch, concatenate
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
@@ -48,7 +55,7 @@ POLL_TIMEOUT_S = 0.25  # a shutdown waits for its end
 POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 QUIET_S = 10.0
-REJOIN_EVERY = 20  # recoveries in a row, after which the group is joined with a new consumer
+REJOIN_AFTER = 10  # refusals of the membership in a row: the group is joined with a new consumer
 SECOND_LOOK_S = 1.0  # a new coordinator's high watermark comes with the next fetch of its followers
 
 
@@ -170,6 +177,7 @@ class Daemon:
         self._failed = False  # the transport failed and has not recovered yet
         self._lacks_schema = False  # and the registry cannot be asked for it
         self._recoveries = 0  # since the last commit
+        self._refused_memberships = 0  # recoveries in a row for that
         self._last_recovery_s = -math.inf  # when it began
         self._quiet = False  # in a recovery soon after another one: what is worth one line is not worth hundreds
         self._stopping = False
@@ -349,7 +357,7 @@ class Daemon:
         # After a failure its end is waited for, and beside a restore: both are about what is committed.
         overlap = full and not flush and not self._recoveries and not self._partitions.restoring()
         self._committer.submit(result, membership, positions, flush=flush, overlap=overlap, timeout_s=timeout_s)
-        self._recoveries = 0
+        self._recoveries = self._refused_memberships = 0
 
     def _wait_for_schemas(self, batch: RecordBatch, error: SchemaRegistryDown) -> None:
         """Nothing of the batch has happened yet: read it again, a little later. Polls go on. Raises TryAgain."""
@@ -382,7 +390,7 @@ class Daemon:
         for restored in self._restores.advance(membership, lambda: self._committer.pending is not None):
             self._seeks.resume(restored.partition, restored.offset)
             self._observer.on_restored(restored)
-            self._recoveries = 0
+            self._recoveries = self._refused_memberships = 0
             self._housekeeping.hurry()
             self._update_phase()
         if self._partitions.restoring():
@@ -396,6 +404,7 @@ class Daemon:
             self._committer.wait()
         self._failed = True
         self._recoveries += 1
+        self._refused_memberships = self._refused_memberships + 1 if isinstance(error, MembershipRefused) else 0
         now_s = self._clock.monotonic_s()
         self._quiet, self._last_recovery_s = now_s - self._last_recovery_s < QUIET_S, now_s
         before = self.phase
@@ -414,9 +423,10 @@ class Daemon:
                 self._transport.recover()
                 self._housekeeping.check_topics()
                 self._resolve_pending(CALL_TIMEOUT_S)
-                if self._recoveries % REJOIN_EVERY == 0 and not isinstance(error, RecordRefused):
+                if self._refused_memberships >= REJOIN_AFTER:
+                    self._refused_memberships = 0
                     # A client was seen that went on polling, and whose heartbeats had ended for good.
-                    log.error("nothing could be committed for a while; replacing the consumer")
+                    log.error("the group refuses what is committed; replacing the consumer")
                     self._transport.join()
                 break
             except TryAgain as again:

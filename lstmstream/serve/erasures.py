@@ -206,6 +206,8 @@ class ErasureRequests:
         deadline_s = self._clock() + READ_S
         while reader.position < reader.end and self._clock() < deadline_s:
             self._take_next(reader, number, erasures)
+            if reader.position == erasures.read_to:  # nothing came within READ_S
+                break
             erasures.read_to = reader.position
 
     def _take_next(self, reader: LogReader, number: int, erasures: Erasures) -> None:

@@ -11,13 +11,22 @@ from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
-from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, RecordRefused, TryAgain
+from lstmstream.errors import (
+    CannotServe,
+    Fatal,
+    LstmstreamError,
+    MembershipRefused,
+    OwnershipLost,
+    RecordRefused,
+    TryAgain,
+)
 
 
 class ErrorKind(Enum):
     """What an error of a client means."""
 
     TRANSIENT = auto()  # of the broker, the network or the group; everything that no other kind names
+    MEMBERSHIP_REFUSED = auto()  # by the group, of which this member or its generation is no part any more
     CONSUMER_BROKEN = auto()  # this consumer is of no more use, and another one may be
     INSTANCE_FENCED = auto()  # another process has joined under our group.instance.id
     PRODUCER_FENCED = auto()  # by another one of our transactional id, or by the broker, whose patience had ended
@@ -34,7 +43,7 @@ class ErrorKind(Enum):
 
 REFUSED = frozenset({ErrorKind.RECORD_REFUSED, ErrorKind.RECORD_TOO_LARGE})
 # Of a write, which can be tried again: a batch that reached the broker damaged was damaged on its way.
-PASSING_OF_WRITES = frozenset({ErrorKind.TRANSIENT, ErrorKind.RECORD_UNREADABLE})
+PASSING_OF_WRITES = frozenset({ErrorKind.TRANSIENT, ErrorKind.MEMBERSHIP_REFUSED, ErrorKind.RECORD_UNREADABLE})
 
 
 class BadCredentials(CannotServe):
@@ -57,6 +66,7 @@ class Decision(NamedTuple):
 
 DECISIONS: Mapping[ErrorKind, Decision] = {
     ErrorKind.TRANSIENT: Decision(TryAgain, "{problem}"),
+    ErrorKind.MEMBERSHIP_REFUSED: Decision(MembershipRefused, "{problem}"),
     ErrorKind.CONSUMER_BROKEN: Decision(TryAgain, "{problem}"),
     ErrorKind.INSTANCE_FENCED: Decision(
         OwnershipLost, "another process has taken this one's group.instance.id: {problem}"

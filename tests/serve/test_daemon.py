@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmstream.errors import CannotServe, TryAgain
+from lstmstream.errors import CannotServe, MembershipRefused
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.phase import Phase
 from lstmstream.serve.state_records import FLOOR
@@ -78,8 +78,8 @@ def test_a_consumer_under_which_nothing_can_be_committed_is_replaced() -> None:
         join(**options)
 
     def refuse(point: str) -> None:
-        if point == "commit" and not joins:
-            raise TryAgain("the coordinator is not aware of this member")
+        if point == "begin" and not joins:
+            raise MembershipRefused("the coordinator is not aware of this member")
 
     transport.join = replace_consumer  # type: ignore[method-assign]
     world.watch = refuse

@@ -38,7 +38,8 @@ class Failing(World):
             return read(reader, timeout_s)
 
         def counts(transport: MemoryTransport, topic: str, partition: int, start: int, end: int) -> MemoryReader:
-            self.opened[topic, partition] += 1
+            if topic == INPUT or start == 0:  # a look for requests to erase keys begins behind what a restore has read
+                self.opened[topic, partition] += 1
             return open_reader(transport, topic, partition, start, end)
 
         monkeypatch.setattr(MemoryReader, "next", fails)

@@ -9,7 +9,15 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from kafka import TopicPartition
 
-from lstmstream.errors import CannotServe, Fatal, LstmstreamError, OwnershipLost, RecordRefused, TryAgain
+from lstmstream.errors import (
+    CannotServe,
+    Fatal,
+    LstmstreamError,
+    MembershipRefused,
+    OwnershipLost,
+    RecordRefused,
+    TryAgain,
+)
 from lstmstream.transport.clients import Client
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import DECISIONS, BadCredentials, ErrorKind, Problem, decide, write_failed
@@ -45,8 +53,8 @@ def test_each_kind_has_a_decision_and_says_what_the_client_said() -> None:
     [
         (kerr.KafkaTimeoutError("late"), KafkaError._TIMED_OUT, TryAgain),
         (kerr.NotCoordinatorError(), KafkaError.NOT_COORDINATOR, TryAgain),
-        (kerr.IllegalGenerationError(), KafkaError.ILLEGAL_GENERATION, TryAgain),
-        (kerr.UnknownMemberIdError(), KafkaError.UNKNOWN_MEMBER_ID, TryAgain),
+        (kerr.IllegalGenerationError(), KafkaError.ILLEGAL_GENERATION, MembershipRefused),
+        (kerr.UnknownMemberIdError(), KafkaError.UNKNOWN_MEMBER_ID, MembershipRefused),
         (kerr.RebalanceInProgressError(), KafkaError.REBALANCE_IN_PROGRESS, TryAgain),
         (kerr.UnknownTopicOrPartitionError(), KafkaError.UNKNOWN_TOPIC_OR_PART, TryAgain),
         (kerr.FencedInstanceIdError(), KafkaError.FENCED_INSTANCE_ID, OwnershipLost),
