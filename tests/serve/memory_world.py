@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -481,3 +482,34 @@ class Life:
             background=world.background,
         )
         return self.daemon
+
+
+class _Killed(BaseException):
+    """A daemon is killed: nothing of it may catch this."""
+
+
+@dataclass
+class Crash:
+    """Whether it came to the call at which it was to be killed."""
+
+    happened: bool = False
+
+
+@contextmanager
+def crash_at_call(world: World, point: str, nth: int) -> Iterator[Crash]:
+    """What is within ends before call number `nth` of this kind, counted from 0. The caller takes the daemon away."""
+    crash, seen = Crash(), 0
+
+    def watch(at: str) -> None:
+        nonlocal seen
+        seen += at == point
+        if seen > nth:
+            raise _Killed
+
+    world.watch = watch
+    try:
+        yield crash
+    except _Killed:
+        crash.happened = True
+    finally:
+        world.watch = lambda _point: None

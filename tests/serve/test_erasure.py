@@ -6,7 +6,6 @@ else changes.
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from lstmstream.serve.erasure_records import pack_request, read_applied
 from lstmstream.serve.erasures import INTERVAL_S, RETENTION_INTERVAL_S
 from lstmstream.serve.state_records import key_kind
 from lstmstream.transport.memory import LogRecord
-from tests.serve.memory_world import INPUT, PARTITIONS, STATES, FakeStep, World, card
+from tests.serve.memory_world import INPUT, PARTITIONS, STATES, FakeStep, World, card, crash_at_call
 
 KEYS = [b"a", b"b", None]
 OLD, NEW = "a" * 32, "b" * 32
@@ -289,10 +288,6 @@ def test_an_idle_owner_asks_only_for_the_end() -> None:
     assert 10 <= points.count("last_stable_offset") <= 13
 
 
-class _Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("point", ["read", "begin", "sent", "commit", "committed", "poll"])
 def test_a_crash_while_it_is_applied_changes_nothing(point: str) -> None:
     """At each call of its kind, from the request on."""
@@ -310,31 +305,19 @@ def crash_at(point: str, nth: int) -> bool:
     world.settle()
     ask(world, b"a")
     world.now_s += INTERVAL_S
-    seen = 0
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    world.watch = watch
-    crashed = True
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, point, nth) as crash:
         for _ in range(6):
             world.step(daemon)
         produce(world, 1)
         for _ in range(6):
             world.step(daemon)
-        crashed = False
-    world.watch = lambda _point: None
     world.kill(daemon)
     world.busy.clear()
     life(world, 2)
     world.check()
     world.check_states()
     assert len(erased(world)) == 1
-    return crashed and nth < MAX_CALLS
+    return crash.happened and nth < MAX_CALLS
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.state_records import FLOOR, key_kind, unpack_floor, unpack_key
 from lstmstream.serve.stream_time import NEVER, StreamTime
 from lstmstream.transport.memory import LogRecord
-from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World, amount_of, fold
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, World, amount_of, crash_at_call, fold
 
 TTL_S, LATENESS_S = 30, 10
 RULES: dict[str, Any] = {
@@ -285,10 +284,6 @@ def test_a_key_that_comes_back_while_its_record_goes() -> None:
     check(world)
 
 
-class _Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("point", ["read", "begin", "commit", "committed", "committed_offset", "poll"])
 def test_a_crash_at_any_call_changes_nothing(point: str) -> None:
     crashes = 0
@@ -310,17 +305,7 @@ def crash_at(point: str, nth: int) -> bool:
     assert removed
     assert deleted
     churn(world, 60, seed=7)
-    seen = 0
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    world.watch = watch
-    crashed = True
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, point, nth) as crash:
         for _ in range(30):
             world.step(daemon)
             world.now_s += 0.4
@@ -328,8 +313,6 @@ def crash_at(point: str, nth: int) -> bool:
             world.kill(daemon)
             daemon = world.start()
             world.settle()
-        crashed = False
-    world.watch = lambda _point: None
     world.kill(daemon)
     world.busy.clear()
     daemon = world.start()
@@ -339,7 +322,7 @@ def crash_at(point: str, nth: int) -> bool:
     check(world)
     assert world.keys_in_memory(daemon) < 30
     world.stop(daemon)
-    return crashed and nth < MAX_CALLS
+    return crash.happened and nth < MAX_CALLS
 
 
 @pytest.mark.parametrize("point", ["begin", "commit", "committed", "committed_offset"])

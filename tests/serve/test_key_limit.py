@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from lstmstream.serve.recency import Recency
 from lstmstream.serve.scorer import Meaning, Scorer
 from lstmstream.serve.state import KeyState, Slab
 from lstmstream.serve.state_records import FLOOR, key_kind, unpack_floor
-from tests.serve.memory_world import INPUT, MAGIC, OUTPUT, FakeStep, World, amount_of, card, fold
+from tests.serve.memory_world import INPUT, MAGIC, OUTPUT, FakeStep, World, amount_of, card, crash_at_call, fold
 from tests.serve.test_expiry import answers, idle, produce, records
 
 KEYS = 6
@@ -222,10 +221,6 @@ def test_an_evicted_key_leaves_memory_and_state_topic() -> None:
     assert records(world) == {b"k%d" % number for number in range(94, 100)}
 
 
-class _Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("point", ["read", "begin", "commit", "committed", "committed_offset", "poll"])
 def test_a_crash_at_any_call_changes_nothing(point: str) -> None:
     crashes = 0
@@ -242,17 +237,7 @@ def crash_at(point: str, nth: int) -> bool:
     world.settle()
     idle(world, daemon, 4)
     churn(world, 60, seed=2)
-    seen = 0
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    world.watch = watch
-    crashed = True
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, point, nth) as crash:
         for _ in range(12):
             world.step(daemon)
             world.now_s += 0.4
@@ -260,8 +245,6 @@ def crash_at(point: str, nth: int) -> bool:
             world.kill(daemon)
             daemon = world.start()
             world.settle()
-        crashed = False
-    world.watch = lambda _point: None
     world.kill(daemon)
     world.busy.clear()
     daemon = world.start()
@@ -270,7 +253,7 @@ def crash_at(point: str, nth: int) -> bool:
     churn(world, 60, seed=3)
     world.settle()
     assert in_memory(world) == list(check(world).kept)
-    return crashed and nth < MAX_CALLS
+    return crash.happened and nth < MAX_CALLS
 
 
 @pytest.mark.parametrize("point", ["begin", "commit", "committed"])
@@ -391,28 +374,16 @@ def crash_in_rebuild(point: str, nth: int) -> bool:
     new = FakeStep(card(fingerprint="b" * 32))
     daemon = world.start(new)
     churn(world, 3, seed=2)
-    seen = 0
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    world.watch = watch
-    crashed = True
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, point, nth) as crash:
         for _ in range(12):
             world.step(daemon)
-        crashed = False
-    world.watch = lambda _point: None
     world.kill(daemon)
     world.busy.clear()
     world.start(new)
     churn(world, 10, seed=3, keys=20)
     world.settle()
     assert in_memory(world) == list(check(world, fallen=60).kept)
-    return crashed and nth < 12
+    return crash.happened and nth < 12
 
 
 def test_an_incident_goes_with_its_key() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.state_records import FLOOR, unpack_floor
-from tests.serve.memory_world import FakeStep, World, card
+from tests.serve.memory_world import FakeStep, World, card, crash_at_call
 
 OLD, NEW = "a" * 32, "b" * 32
 REPLAY: dict[str, Any] = {"on_model_change": "replay"}
@@ -109,37 +108,21 @@ def test_a_crash_while_it_rebuilds_changes_nothing(point: str) -> None:
     assert crashes > 0
 
 
-class _Killed(BaseException):
-    pass
-
-
 def crash_at(point: str, nth: int) -> bool:
     """Whether there was such a call."""
     world = World(**REPLAY, state={"replay": "10s"})
     serve(world, OLD, 100)
     daemon = world.start(model(NEW))
     produce(world, 2)
-    seen = 0
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    world.watch = watch
-    crashed = True
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, point, nth) as crash:
         for _ in range(30):
             world.step(daemon)
-        crashed = False
-    world.watch = lambda _point: None
     world.kill(daemon)
     world.busy.clear()
     serve(world, NEW, 1)
     assert world.steps(b"a")[100:] == [12, 13, 14]
     assert floor(world, NEW) == {"origin": 89, "answers_from": 100}
-    return crashed and nth < MAX_CALLS
+    return crash.happened and nth < MAX_CALLS
 
 
 @pytest.mark.parametrize("point", ["read", "begin", "commit", "committed"])
