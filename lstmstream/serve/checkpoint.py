@@ -209,16 +209,7 @@ class Checkpointer:
             ):
                 floors[number], alerts[number], stream_times[number] = floor, memory, stream_time_ms
                 records.append(
-                    self.floor_record(
-                        number,
-                        partition.origin,
-                        floor,
-                        position,
-                        partition.answers_from,
-                        partition.seed,
-                        stream_time_ms,
-                        partition.rebuilt_to,
-                    )
+                    self.floor_record(number, partition.origin, floor, position, partition.answers_from, stream_time_ms)
                 )
             if not events and partition.erasures.due:  # with events in flight, they could be of a key that goes
                 erasures[number] = plan = self._erasure_plan(partition, position)
@@ -268,14 +259,11 @@ class Checkpointer:
         )
 
     def position_plan(
-        self, partition: int, origin: int, floor: int, position: int, answers_from: int = -1, seed: int = 0
+        self, partition: int, origin: int, floor: int, position: int, answers_from: int = -1
     ) -> CheckpointPlan:
         """The transaction that makes a group's offset our own: one set by somebody else, or another model's."""
-        owned = self._partitions[partition]
-        _, stream_time_ms = owned.slab.stream_time.at(floor, np.iinfo(np.int64).max)
-        record = self.floor_record(
-            partition, origin, floor, position, answers_from, seed, stream_time_ms, owned.rebuilt_to
-        )
+        _, stream_time_ms = self._partitions[partition].slab.stream_time.at(floor, np.iinfo(np.int64).max)
+        record = self.floor_record(partition, origin, floor, position, answers_from, stream_time_ms)
         return CheckpointPlan([record], {}, {partition: floor}, {partition: position}, self._write_budget)
 
     def on_commit(
@@ -326,13 +314,10 @@ class Checkpointer:
         offset: int,
         position: int,
         answers_from: int = -1,
-        seed: int = 0,
         stream_time_ms: int = NEVER,
-        rebuilt_to: int = -1,
     ) -> RecordBatch:
         """One floor record; `position` is the group's offset of the same transaction."""
-        topic = self.topic
-        alerts = None if self.alert_rules is None else self._partitions[partition].alerts
+        topic, owned = self.topic, self._partitions[partition]
         floor = Floor(
             self.identity,
             origin,
@@ -342,10 +327,10 @@ class Checkpointer:
             topic.topic_id,
             position=position,
             answers_from=answers_from,
-            alerts=alerts,
-            seed=seed,
+            alerts=None if self.alert_rules is None else owned.alerts,
+            seed=owned.seed,
             stream_time_ms=stream_time_ms,
-            rebuilt_to=rebuilt_to if rebuilt_to > offset else -1,
+            rebuilt_to=owned.rebuilt_to if owned.rebuilt_to > offset else -1,
         )
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 

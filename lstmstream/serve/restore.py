@@ -457,7 +457,7 @@ class Restore:
         partition, committed = self.partition, self._committed.offset
         partition.rebuilt_to = committed
         plan = self._context.checkpointer.position_plan(
-            partition.number, partition.origin, partition.origin, committed, partition.answers_from, partition.seed
+            partition.number, partition.origin, partition.origin, committed, partition.answers_from
         )
         self._context.commit(plan, membership)
 
@@ -534,12 +534,7 @@ class Restore:
         if self._foreign:  # from here on it is our own, so that this is said once
             position, origin = self._committed.offset, self.partition.origin
             plan = self._context.checkpointer.position_plan(
-                self.partition.number,
-                origin,
-                self._replay_from,
-                position,
-                self.partition.answers_from,
-                self.partition.seed,
+                self.partition.number, origin, self._replay_from, position, self.partition.answers_from
             )
             self._context.commit(plan, membership)
             self._floor_position = position

@@ -60,8 +60,9 @@ class World:
         self.rows_by_transaction: list[list[tuple[int, bytes | None]]] = []
         self.engine, self.checkpointer, self.partitions = self._fresh()
         for p in range(partitions):
+            partition = self._partition(self.engine, self.partitions, p)
             self._write(self.checkpointer.initial_plan(p, 0))
-            self._partition(self.engine, self.partitions, p).run(position=0, floor=0, now_s=self.now_s)
+            partition.run(position=0, floor=0, now_s=self.now_s)
 
     def _fresh(self) -> tuple[Engine, Checkpointer, Partitions]:
         partitions = Partitions()
