@@ -30,11 +30,13 @@ help:
 demo: .venv/.package ## everything on this machine, from nothing to a scored stream; EVENTS=20000 stops by itself; SCENARIO=sensors or forecast
 	.venv/bin/lstmstream demo $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(EVENTS),--events $(EVENTS)) $(if $(BOOTSTRAP),--bootstrap-servers $(BOOTSTRAP))
 
-# Three at a time, since tests with a broker mostly wait. Each worker has a broker of its own.
+# Three at a time, since tests with a broker mostly wait. Each worker has a broker of its own. The second part runs in any case.
 test: .venv/.test .venv-dev/.package ## all tests, each once; those that need neither torch nor polars run without them
 	@command -v prometheus >/dev/null || echo "no Prometheus: tests of alerts and dashboard are skipped (Debian, Ubuntu: apt-get install prometheus)"
-	.venv/bin/python -m pytest --numprocesses 3 --dist worksteal -m "not torch and not tables" $(PYTEST_ARGS)
-	.venv-dev/bin/python -m pytest --numprocesses 2 --dist loadfile -m "torch or tables" $(PYTEST_ARGS)
+	@failed=0; set -x; \
+	.venv/bin/python -m pytest --numprocesses 3 --dist worksteal -m "not torch and not tables" $(PYTEST_ARGS) || failed=1; \
+	.venv-dev/bin/python -m pytest --numprocesses 2 --dist loadfile -m "torch or tables" $(PYTEST_ARGS) || failed=1; \
+	exit $$failed
 
 coverage: .venv/.test .venv-dev/.package ## the same one after the other, and which lines of each file they run: about 90 minutes
 	rm -rf .coverage

@@ -129,7 +129,7 @@ class RunningPrometheus:
 
     def _get(self, path: str) -> bytes | None:
         try:
-            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=10) as response:
+            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as response:
                 body: bytes = response.read()
                 return body
         except urllib.error.HTTPError as error:

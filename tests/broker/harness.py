@@ -33,7 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 READY_S = 180.0  # for what takes a second on a machine with nothing else to do
 IN_FLIGHT = 50_000  # records that `produce` hands over before it waits for the broker
-EXIT_S = 45.0  # after SIGTERM; the daemon's own limit is 30 s
+EXIT_S = 90.0  # after SIGTERM; the daemon's own limit is 30 s
 KEEP_FOR_EVER = {"retention.ms": "-1"}  # events bear times of years ago
 # A daemon that is killed is missed after the session timeout; 6 s is the least that a broker allows by default.
 SHORT_SESSION = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 1500}
@@ -166,7 +166,7 @@ class RunningDaemon:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.send_signal(signal.SIGABRT)
-            self._process.wait(10)
+            self._process.wait(60)
             raise AssertionError(f"still there after {timeout_s:g} s\n{self.last_words(80)}") from None
 
     def freeze(self) -> None:
@@ -215,7 +215,7 @@ class RunningDaemon:
 
     def get(self, path: str, *, token: str = "") -> tuple[int, bytes]:
         """Status and body of one of its pages; 0 while it does not answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port or 0, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port or 0, timeout=30)
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
             response = connection.getresponse()
@@ -350,7 +350,7 @@ class Producing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._producer.close(timeout=30)
+        self._producer.close(timeout=120)
 
     def send(self, key: bytes | None, value: bytes | None, timestamp_ms: int | None, partition: int) -> None:
         """Hand one record over; whether it arrived, `flush` tells."""
@@ -455,7 +455,7 @@ class Follower(Thread):
     def finish(self) -> None:
         """End the thread. Raises what ended it before."""
         self._ending.set()
-        self.join(30)
+        self.join(120)
         if self.error is not None:
             raise self.error
 

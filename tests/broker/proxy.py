@@ -191,7 +191,7 @@ class KafkaProxy:
             except OSError:
                 return
             try:
-                broker = socket.create_connection(self._broker, timeout=10)
+                broker = socket.create_connection(self._broker, timeout=60)
             except OSError:
                 client.close()
                 continue
@@ -269,7 +269,7 @@ class _Connection:
                     self._last_answer, self._then_cut = request.correlation_id, fault.action is Action.CUT_AFTER
             self._apis[request.correlation_id] = request.api
             self._broker.sendall(_framed(frame))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while self._patient and self._apis and time.monotonic() < deadline:
             time.sleep(0.01)
 

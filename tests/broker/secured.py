@@ -94,7 +94,7 @@ class SecuredBroker:
         new = UserScramCredentialUpsertion(
             user, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), password.encode()
         )
-        for future in self._admin.alter_user_scram_credentials([new], request_timeout=20).values():
+        for future in self._admin.alter_user_scram_credentials([new], request_timeout=60).values():
             future.result()
 
     def close(self) -> None:
@@ -105,13 +105,13 @@ class SecuredBroker:
     def allowing(self, rights: Collection[Right], principal: str) -> Iterator[None]:
         """Those, and nothing else, for as long as it is entered."""
         bindings = [right.binding(principal) for right in rights]
-        for future in self._admin.create_acls(bindings, request_timeout=20).values():
+        for future in self._admin.create_acls(bindings, request_timeout=60).values():
             future.result()
         try:
             yield
         finally:
             filters = [_as_filter(binding) for binding in bindings]
-            for removed in self._admin.delete_acls(filters, request_timeout=20).values():
+            for removed in self._admin.delete_acls(filters, request_timeout=60).values():
                 removed.result()
 
 

@@ -79,7 +79,7 @@ def clean(folder: Path) -> Iterator[list[Started]]:
     for demo in started:
         for number in demo.left():
             os.kill(number, signal.SIGKILL)
-        demo.process.wait(10)
+        demo.process.wait(60)
 
 
 def test_it_ends_by_itself_with_a_summary(broker: str, folder: Path, clean: list[Started]) -> None:

@@ -93,7 +93,7 @@ def test_a_stopped_broker_has_ended(development: DevBroker) -> None:
     assert not Path(f"/proc/{pid}").exists()
     assert not development.home.exists()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", int(servers.partition(":")[2])), timeout=2)
+        socket.create_connection(("127.0.0.1", int(servers.partition(":")[2])), timeout=30)
 
 
 def test_two_that_start_one_home_get_one_broker(development: DevBroker) -> None:
@@ -148,7 +148,7 @@ def test_a_pid_that_was_given_to_somebody_else_is_left_alone(development: DevBro
         assert birth is not None
         development._pid_file.write_text(json.dumps(process | {"birth": birth}))
         assert development.kill()
-        assert stranger.wait(5) == -signal.SIGKILL
+        assert stranger.wait(60) == -signal.SIGKILL
     finally:
         stranger.kill()
         stranger.wait()

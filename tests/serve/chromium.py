@@ -110,7 +110,7 @@ class Browser:
         self._session = None
         try:
             self.call("Browser.close")
-            self._process.wait(10)
+            self._process.wait(60)
         except (AssertionError, OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()

@@ -209,7 +209,8 @@ def test_a_request_may_come_byte_by_byte(side: Side) -> None:
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_200_slow_sockets_do_not_keep_a_probe_out(side: Side) -> None:
+def test_200_slow_sockets_do_not_keep_a_probe_out(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "REQUEST_TIMEOUT_S", 600.0)  # so a probe that waited for one would not be answered
     slow = [side.connect() for _ in range(200)]
     try:
         for connection in slow:
@@ -217,10 +218,8 @@ def test_200_slow_sockets_do_not_keep_a_probe_out(side: Side) -> None:
                 connection.sendall(b"GET /metrics HTTP/1.1\r\nA: ")
             except OSError:  # thrown out by those who came later
                 continue
-        started = time.monotonic()
         for _ in range(20):
             assert side.ask("/livez")[0] == 200
-        assert time.monotonic() - started < 2.0
         assert sum(thread.name == "lstmstream-http" for thread in threading.enumerate()) == 1
         assert len(side.server._open) <= served.MAX_CONNECTIONS
     finally:
@@ -235,14 +234,13 @@ def test_a_slow_request_is_cut_off_however_it_drips(side: Side, monkeypatch: pyt
         connection.sendall(b"GET /metrics HTTP/1.1\r\n")
         connection.settimeout(0.05)
         answer = b""
-        while not answer and time.monotonic() - started < 5.0:
+        while not answer and time.monotonic() - started < 60:
             connection.sendall(b"A")
             try:
                 answer = connection.recv(1000)
             except TimeoutError:
                 continue
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - started < 2.0
 
 
 def test_a_client_that_does_not_read_is_dropped(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +300,9 @@ def test_a_client_that_stays_after_its_answer_is_dropped(side: Side, monkeypatch
     with side.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
-        time.sleep(0.6)
+        deadline = time.monotonic() + 60
+        while side.server._open and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert not side.server._open
 
 
@@ -350,14 +350,13 @@ def test_a_host_that_is_none_is_named(side: Side, host: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_closing_is_quick_with_connections_open_and_may_be_repeated() -> None:
+def test_closing_does_not_wait_for_open_connections_and_may_be_repeated() -> None:
     side = Side()
     open_ones = [side.connect() for _ in range(10)]
     assert side.ask("/livez")[0] == 200
-    started = time.monotonic()
     side.server.close()
+    assert not any(thread.name == "lstmstream-http" for thread in threading.enumerate())
     side.server.close()
-    assert time.monotonic() - started < 1.0
     with pytest.raises(OSError, match="refused"):
         side.connect()
     for connection in open_ones:

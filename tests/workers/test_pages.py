@@ -78,7 +78,7 @@ class Side:
         return json_response(ok=False, body={"error": "not found"}, otherwise=404)
 
     def ask(self, path: str, accept: str = "", token: str = "") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         try:
             connection.request("GET", path, headers={"Accept": accept, "Authorization": f"Bearer {token}"})
             response = connection.getresponse()
@@ -94,7 +94,7 @@ class Side:
         """New live figures: of each worker that runs, and then of the parent."""
         for feed, server in [*zip(self.feeds, self.servers, strict=True), (self.pages.feed, self.server)]:
             if server._loop.is_running():
-                asyncio.run_coroutine_threadsafe(feed.tick(), server._loop).result(10)
+                asyncio.run_coroutine_threadsafe(feed.tick(), server._loop).result(60)
 
     def end(self, number: int) -> None:
         """The worker is killed, and waits to be started again."""

@@ -21,7 +21,7 @@ from lstmstream.shutdown import SIGNALS, ShutdownSignal
 from lstmstream.workers.process import WorkerProcess, describe_exit, worker_command
 from lstmstream.workers.supervisor import BACKOFF_S, STEADY_S, Backoff, Supervisor
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 # It tells its parent that it handles SIGTERM, tells its port, and then does what the test says.
 WORKER = """
 import os, pathlib, signal, socket, sys, threading, time
