@@ -3,9 +3,9 @@
     python -m benchmarks.stages [--events N] [--batch N] [--keys N] [--zipf A] [--hidden H] [--layers L]
 
 JSON events of 161 bytes with 7 numbers and a category, keyed by a field, with ISO 8601 times. `--states` also packs the
-state of every key that changed, as a checkpoint that writes all of them would. The last line is what measuring the
-stages costs (`stage_seconds`). The compiled codec is used where it is there, and not with LSTMSTREAM_CODEC=pure;
-benchmarks/codec.py compares the two. Judges nothing.
+state of every key that changed, as a checkpoint that writes all of them would. The last lines are what measuring the
+stages costs (`stage_seconds`), and what ONNX Runtime alone takes for a row. The compiled codec is used where it is
+there, and not with LSTMSTREAM_CODEC=pure; benchmarks/codec.py compares the two. Judges nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.factory import load_step_model, make_engine
 from lstmstream.serve.metrics import STAGES, Metrics
+from lstmstream.serve.model_checks import probe
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.state_records import pack_states
+from lstmstream.serve.step import OnnxStep
 from tests.models import random_model
 
 NUMBERS = ("amount", "f1", "f2", "f3", "f4", "f5", "f6")
 PARTITIONS = 4
+BARE_ROWS = 1024
 
 
 def make_batches(
@@ -88,6 +91,14 @@ def make_stages_engine(
     **output: Any,
 ) -> Engine:
     """An engine for the events of `make_batches`, with all partitions open. `output`: settings of that section."""
+    config, step = _config_and_model(hidden, layers, **output)
+    engine = make_engine(config, step, timer=timer)
+    for partition in range(partitions):
+        engine.scorer.states.open(partition)
+    return engine
+
+
+def _config_and_model(hidden: int, layers: int, **output: Any) -> tuple[Config, OnnxStep]:
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(
             Path(folder), hidden=hidden, layers=layers, numbers=NUMBERS, categories={"merchant_id": 1000},
@@ -102,11 +113,19 @@ def make_stages_engine(
                 "output": {"topic": "out", **output},
             }
         )
-        _, step = load_step_model(config)
-        engine = make_engine(config, step, timer=timer)
-    for partition in range(partitions):
-        engine.scorer.states.open(partition)
-    return engine
+        return config, load_step_model(config)[1]
+
+
+def bare_session_s(hidden: int, layers: int, rows: int = BARE_ROWS) -> float:
+    """CPU seconds that ONNX Runtime alone takes for one row of the same model, `rows` at once: the median."""
+    _, step = _config_and_model(hidden, layers)
+    given = step.feed(probe(step.card, rows=rows))
+    spent_s = []
+    for _ in range(60):
+        began_s = time.process_time()
+        step.session.run(step.outputs, given)
+        spent_s.append(time.process_time() - began_s)
+    return float(np.median(spent_s[10:])) / rows
 
 
 def main() -> None:
@@ -141,6 +160,10 @@ def main() -> None:
         print(f"  {stage:12} {seconds / answered * 1e6:6.2f} us")
     cost_s, batch_s = cost_of_stage_seconds(), sum(spent.values()) / answered * args.batch
     print(f"stage_seconds: {cost_s * 1e6:.1f} us per batch, {cost_s / batch_s:.2%} of the engine's time for it")
+    bare_s, step_s = bare_session_s(args.hidden, args.layers), spent["step"] / answered
+    print(
+        f"ONNX Runtime alone, {BARE_ROWS:,} rows at once: {bare_s * 1e6:.2f} us per row, {bare_s / step_s:.0%} of step"
+    )
 
 
 def cost_of_stage_seconds() -> float:

@@ -165,8 +165,10 @@ def score(
 
     Exits with 1 if there are events and none could be scored.
     """
+    from lstmstream.serve.freed_memory import keep_freed_memory
     from lstmstream.serve.score import score_file
 
+    keep_freed_memory()
     try:
         return score_file(
             config,

@@ -13,6 +13,7 @@ from lstmstream.errors import CannotServe, Fatal, OwnershipLost
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.factory import load_step_model
+from lstmstream.serve.freed_memory import keep_freed_memory
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import Guard, HttpServer, daemon_routes
@@ -40,6 +41,7 @@ def run(config: Config, shutdown: ShutdownSignal, worker: Worker | None = None, 
     `profile`: the file of a profile of the whole run.
     """
     os.umask(0o077)  # what is written here is for this user alone
+    keep_freed_memory()
     if worker is None:  # else the process that started it says them once
         for text in config_warnings(config):
             log.warning("%s", text)
