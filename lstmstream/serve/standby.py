@@ -236,6 +236,7 @@ class Standbys:
             self._refused.add(standby.number)
             self._refuse(standby, str(error))
             return
+        self._tell()
         if now_s - self._read_s > STUCK_S:
             raise TryAgain(f"the state topic cannot be read beyond offset {reader.position}")
         if reader.position < reader.end:
@@ -244,7 +245,6 @@ class Standbys:
         if not standby.said:
             standby.said = True
             log.info("standby is complete", extra={"partition": standby.number, "states": standby.states})
-        self._tell()
 
     # -- for a restore
 
@@ -254,7 +254,7 @@ class Standbys:
         It stays here until `Standby.hand_over`.
         """
         standby = self._followed.get(number)
-        if standby is None or standby.offset <= beginning:
+        if standby is None or not standby.offset:
             return None
         self._stop_reading()
         reason = self._doubt(standby, beginning, end)
