@@ -28,7 +28,7 @@ from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.restore_warnings import RestoreWarnings
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotRefused, other_records
 from lstmstream.serve.snapshot_folder import SnapshotFolder
-from lstmstream.serve.standby import Standbys
+from lstmstream.serve.standby import Standby, Standbys
 from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import Floor
 from lstmstream.serve.stream_time import NEVER
@@ -223,15 +223,7 @@ class Restore:
         self.close()
         self._from_snapshot = self._from_standby = None
         self._state_records = 0
-        standby = None if self._context.standbys is None else self._context.standbys.find(number, start, end)
-        if self._context.snapshots is not None:
-            self._snapshot = self._context.snapshots.open(number, start, end)
-        if self._snapshot is not None and standby is not None:  # the one that leaves less to read
-            if self._snapshot.head.offset > standby.offset:
-                standby = None
-            else:
-                self._snapshot.close()
-                self._snapshot = None
+        standby = self._find_sources(number, start, end)
         if standby is not None:
             start, self._from_standby = standby.offset, standby.states
         elif self._snapshot is not None:
@@ -243,6 +235,19 @@ class Restore:
             self._loaded = standby.hand_over(self.partition)
             self.partition.erasures.read_to = end
         self.phase = RestorePhase.LOAD
+
+    def _find_sources(self, number: int, start: int, end: int) -> Standby | None:
+        """A standby, or the open snapshot: of the two, the one that leaves less of the state topic to read."""
+        standbys, snapshots = self._context.standbys, self._context.snapshots
+        standby = None if standbys is None else standbys.find(number, start, end)
+        self._snapshot = None if snapshots is None else snapshots.open(number, start, end)
+        if standby is None or self._snapshot is None:
+            return standby
+        if self._snapshot.head.offset > standby.offset:
+            return None
+        self._snapshot.close()
+        self._snapshot = None
+        return standby
 
     def _open_reader(self, topic: str, start: int, end: int) -> None:
         self.close()

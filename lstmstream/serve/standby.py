@@ -183,13 +183,13 @@ class Standbys:
         for number in before & (of_others - wanted):
             self._drop(number)
         for number in sorted(wanted - before - self._refused - partitions.assignment().keys()):
-            self._followed[number] = self._begin(number, now_s)
+            self._followed[number] = self._new_standby(number, now_s)
         if set(self._followed) != before:
             self._news_s = now_s
             log.info("following the states of other members", extra={"partitions": sorted(self._followed)})
         self._tell()
 
-    def _begin(self, number: int, now_s: float) -> Standby:
+    def _new_standby(self, number: int, now_s: float) -> Standby:
         config = self._config
         errors = RestoreErrors(config.input.topic, number, self._topic.name, config.name)
         return Standby(number, self._states, self._digest, errors, now_s, self._forget)

@@ -192,6 +192,8 @@ def test_a_takeover_uses_it_and_only_the_rest_of_the_topic_is_read(
         log = world.state_logs()[line["partition"]]
         tail = [record for record in log if record.offset > before[line["partition"]]]
         assert 0 < line["state_records"] == len(tail) < len(log)
+        read_to = second._partitions[line["partition"]].erasures.read_to
+        assert read_to > log[-1].offset, "the look for erasures begins there, not at the beginning"
         assert line["from_standby"] == len(first.states.slabs[line["partition"]])
     found = states(second)
     assert found == from_topic(world)
@@ -384,13 +386,15 @@ def test_a_damaged_record_has_the_states_rebuilt_as_without_it(world: World, cap
     world.check()
 
 
-def test_erasures_are_in_it(world: World) -> None:
-    """A request that came while it was followed is served by the new owner, and once."""
+@pytest.mark.parametrize("seen", [True, False])
+def test_erasures_are_in_it(world: World, *, seen: bool) -> None:
+    """A request that came while it was followed, or after the last look, is served by the new owner, and once."""
     first, second = two(world)
     place = min(world.assigned(first))
     key = next(iter(rows_of(first.states.slabs[place])))
     world.broker.append(STATES, place, *pack_request([key]))
-    let_follow(world, second)
+    if seen:
+        let_follow(world, second)
     world.kill(first)
     take_over(world, second)
     assert sources(world, second)["standby"] == 2
@@ -507,6 +511,48 @@ def test_one_that_is_read_all_the_time_does_not_grow_old(world: World) -> None:
     take_over(world, second)
     assert sources(world, second)["standby"] == 2
     assert states(second) == from_topic(world)
+
+
+def test_one_that_always_has_something_new_does_not_grow_old(world: World) -> None:
+    first, second = two(world)
+    lost = world.assigned(first)
+
+    def write(point: str) -> None:
+        if point == "last_stable_offset":
+            for place in lost:
+                world.broker.append(STATES, place, pack_key(b"x", bytes(16)), None)
+
+    world.watch = write
+    for _ in range(15):
+        let_age(world, 3600)
+        let_follow(world, second, seconds=12)
+    world.watch = lambda _point: None
+    world.kill(first)
+    take_over(world, second)
+    assert sources(world, second)["standby"] == 2
+
+
+def test_a_restore_that_begins_again_reads_the_topic(world: World) -> None:
+    """What was handed over is gone then: the restore has added the tail to it."""
+    first, second = two(world)
+    before = sources(world, second)["topic"]
+    produce(world, 42)
+    for _ in range(40):
+        world.now_s += 1
+        world.step(first)
+    world.kill(first)
+    world.broker.read_records, world.call_s = 1, 0.3
+    while not any(restore._state_records for restore in second._partitions.restoring()):
+        world.step(second)
+    for restore in second._partitions.restoring():
+        assert restore._from_standby is not None
+        restore._committed = None  # as if the group's offset had moved
+        restore.check_again()
+    world.call_s = 0.01
+    take_over(world, second)
+    assert sources(world, second) == {"standby": 0, "topic": before + 2}
+    assert states(second) == from_topic(world)
+    go_on(world)
 
 
 def test_where_the_age_of_tombstones_is_not_known_it_is_dropped(
