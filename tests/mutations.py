@@ -244,10 +244,11 @@ REMEDIES = [
     (
         "the committed offset is looked up after the end of the state topic",
         "lstmstream/serve/restore.py",
-        "        self.partition.begin_states(0)\n        self.phase = RestorePhase.LOAD\n",
+        "            self.partition.erasures.read_to = end\n        self.phase = RestorePhase.LOAD\n",
         (
+            "            self.partition.erasures.read_to = end\n"
             "        self._committed = transport.committed_offsets([number]).get(number)\n"
-            "        self.partition.begin_states(0)\n        self.phase = RestorePhase.LOAD\n"
+            "        self.phase = RestorePhase.LOAD\n"
         ),
     ),
     (

@@ -318,6 +318,11 @@ class State(Section):
         description="Folder for local snapshots of the states, which make a restart faster. Relative to the"
         " configuration file. Default: no snapshots.",
     )
+    standby: Annotated[StrictInt, Field(ge=0, le=100)] = Field(
+        0,
+        description="Number of other members of the group whose states this member follows in memory, so that it takes"
+        " over their partitions faster. 0: none.",
+    )
 
 
 class Batch(Section):

@@ -44,6 +44,7 @@ from lstmstream.serve.restores import Restores
 from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.snapshot_folder import SnapshotFolder
 from lstmstream.serve.snapshots import Snapshots
+from lstmstream.serve.standby import Standbys
 from lstmstream.serve.state import StateStore
 from lstmstream.serve.time_limits import BACKOFF_S, backoffs, commit_timeout_s, longest_batch_s
 from lstmstream.serve.topics import Topics
@@ -155,6 +156,17 @@ class Daemon:
                 files,
             )
             self._snapshots = Snapshots(folder, transport, observer, clock, files)
+        self._standbys: Standbys | None = None
+        if config.state.standby:
+            self._standbys = Standbys(
+                config,
+                transport,
+                topics.state,
+                self._checkpointer.identity,
+                engine.scorer.states,
+                observer,
+                clock.monotonic_s,
+            )
         context = RestoreContext(
             transport,
             engine,
@@ -170,6 +182,7 @@ class Daemon:
             self._batch_limit,
             set(),
             None if self._snapshots is None else self._snapshots.folder,
+            self._standbys,
         )
         self._restores = Restores(context, self._partitions, observer, self._failures)
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
@@ -251,6 +264,8 @@ class Daemon:
         self._housekeeping.tick(polled)
         if self._snapshots is not None:
             self._snapshots.tick(self._partitions.running(), busy=bool(self._partitions.restoring()))
+        if self._standbys is not None:
+            self._standbys.tick(polled.membership, self._partitions)
 
     def _poll(self) -> PollResult:
         """What the broker has, up to the limit of a batch; with `batch.max_wait`, a little more of it."""
@@ -551,6 +566,8 @@ class Daemon:
             restore.close()
         if self._snapshots is not None:
             self._snapshots.close()
+        if self._standbys is not None:
+            self._standbys.close()
         self._housekeeping.close()
         self._transport.close(timeout_s=min(5.0, (1 - DRAIN_FRACTION) * self._config.shutdown_timeout))
         self._set_phase(Phase.STOPPED)

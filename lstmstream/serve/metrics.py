@@ -30,7 +30,7 @@ LATE_POLICIES = ("apply", "score", "drop")
 STALLED_FETCH_ACTIONS = ("seek", "rejoin")
 OUTCOMES = ("committed", "aborted", "unknown")
 SNAPSHOT_OUTCOMES = ("written", "failed")
-SOURCES = ("snapshot", "topic")  # of restored states
+SOURCES = ("snapshot", "standby", "topic")  # of restored states
 STAGES = ("poll", "decode", "gather", "step", "stage", "reasons", "encode", "commit")
 
 _EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -240,15 +240,13 @@ class Metrics:
         self.state_resets = counter(
             "state_resets_total", "States replaced by a fresh one after state.reset_after_failures."
         )
-        self.restore_records_remaining = gauge(
-            "restore_records_remaining", "Records still to be read by the current restore."
-        )
-        self.restore_seconds = gauge(
-            "restore_seconds", "Duration of the last restore, or of the current one so far, in seconds."
-        )
         self.restores = counter(
-            "restores_total", "Partitions restored, from a local snapshot or from the state topic.", "source", SOURCES
+            "restores_total",
+            "Partitions restored, from a local snapshot, a standby or from the state topic.",
+            "source",
+            SOURCES,
         )
+        self._begin_takeovers(gauge)
         self.snapshots = counter(
             "state_snapshots_total", "Snapshots of a partition's states in state.dir.", "outcome", SNAPSHOT_OUTCOMES
         )
@@ -272,6 +270,20 @@ class Metrics:
             self.snapshot_bytes,
         )
         ProcessCollector(registry=registry)
+
+    def _begin_takeovers(self, gauge: Callable[[str, str], Gauge]) -> None:
+        """Of restores, and of what is followed of other members."""
+        self.restore_records_remaining = gauge(
+            "restore_records_remaining", "Records still to be read by the current restore."
+        )
+        self.restore_seconds = gauge(
+            "restore_seconds", "Duration of the last restore, or of the current one so far, in seconds."
+        )
+        self.standby_keys = gauge("standby_keys", "Keys of other members' partitions followed with state.standby.")
+        self.standby_bytes = gauge("standby_bytes", "Memory of the states followed with state.standby, in bytes.")
+        self.standby_records_behind = gauge(
+            "standby_records_behind", "Records of the state topic that a standby has not read yet."
+        )
 
     def _begin_removals(self, counter: Callable[[str, str], Counter]) -> None:
         """Of keys and their records."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lstmstream.serve.engine import Result
     from lstmstream.serve.restore import Restored
     from lstmstream.serve.snapshots import SnapshotTaken
+    from lstmstream.serve.standby import StandbyGauges
 
 
 class PartitionGauges(NamedTuple):
@@ -77,6 +78,9 @@ class Observer:
 
     def on_snapshot_failed(self) -> None:
         """One could not be written."""
+
+    def on_standby(self, gauges: StandbyGauges) -> None:
+        """What is followed of other members' partitions has changed."""
 
     def on_stalled_fetch(self, action: str) -> None:
         """A partition gave no records though some wait; `action` was taken."""
@@ -149,6 +153,10 @@ class Observers(Observer):
     def on_snapshot_failed(self) -> None:  # noqa: D102
         for observer in self._observers:
             observer.on_snapshot_failed()
+
+    def on_standby(self, gauges: StandbyGauges) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.on_standby(gauges)
 
     def on_stalled_fetch(self, action: str) -> None:  # noqa: D102
         for observer in self._observers:
@@ -289,7 +297,8 @@ class MetricsObserver(Observer):
     def on_restored(self, restored: Restored) -> None:
         """How long it took, and where the states came from."""
         self._metrics.restore_seconds.set(restored.duration_s)
-        self._metrics.restores.labels("topic" if restored.from_snapshot is None else "snapshot").inc()
+        source = "topic" if restored.from_snapshot is None else "snapshot"
+        self._metrics.restores.labels(source if restored.from_standby is None else "standby").inc()
 
     def on_snapshot(self, taken: SnapshotTaken) -> None:
         """Count it; its size and its time."""
@@ -304,6 +313,12 @@ class MetricsObserver(Observer):
     def on_snapshot_failed(self) -> None:
         """Count it."""
         self._metrics.snapshots.labels("failed").inc()
+
+    def on_standby(self, gauges: StandbyGauges) -> None:
+        """Set what it has, and what is new since."""
+        self._metrics.standby_keys.set(gauges.keys)
+        self._metrics.standby_bytes.set(gauges.bytes)
+        self._metrics.standby_records_behind.set(gauges.records_behind)
 
     def on_stalled_fetch(self, action: str) -> None:
         """Count it."""

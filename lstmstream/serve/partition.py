@@ -184,6 +184,11 @@ class Partition:
         self.slab.stream_time.begin(origin, NEVER)
         self.origin, self.answers_from, self.seed, self.rebuilt_to = origin, answers_from, 0, -1
 
+    def adopt(self, other: Partition) -> None:
+        """Take over the states and erasures that were read from the state topic for it, which `other` loses."""
+        self._use(self._states.adopt(self.number, other._states))
+        self.erasures, other.erasures = other.erasures, Erasures()
+
     def run(self, *, position: int, floor: int, now_s: float, floor_position: int | None = None) -> None:
         """Its states are those of `position`: it can be served. `floor_position`: as the floor record has it."""
         assert self.phase is PartitionPhase.RESTORING, self.phase

@@ -28,6 +28,7 @@ from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.restore_warnings import RestoreWarnings
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotRefused, other_records
 from lstmstream.serve.snapshot_folder import SnapshotFolder
+from lstmstream.serve.standby import Standby, Standbys
 from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import Floor
 from lstmstream.serve.stream_time import NEVER
@@ -69,6 +70,7 @@ class RestoreContext(NamedTuple):
     batch_limit: BatchLimit
     warned: set[str]  # what was said once and holds for all partitions
     snapshots: SnapshotFolder | None = None  # of `state.dir`
+    standbys: Standbys | None = None  # of `state.standby`
 
 
 class Restored(NamedTuple):
@@ -81,6 +83,8 @@ class Restored(NamedTuple):
     replayed: int  # records
     duration_s: float
     from_snapshot: int | None = None  # states that a local snapshot had; None: there was none to use
+    from_standby: int | None = None  # states that were followed already; None: it was not followed
+    state_records: int = 0  # that were read from the state topic
 
 
 class Restore:
@@ -96,6 +100,8 @@ class Restore:
         self._reader: LogReader | None = None
         self._snapshot: SnapshotFile | None = None  # that is being loaded
         self._from_snapshot: int | None = None
+        self._from_standby: int | None = None
+        self._state_records = 0  # read from the state topic
         self._warnings = RestoreWarnings(partition.number, context.warned)
         self._errors = RestoreErrors(
             context.input_topic, partition.number, context.checkpointer.topic.name, context.group
@@ -177,6 +183,8 @@ class Restore:
             self._replayed,
             duration_s,
             self._from_snapshot,
+            self._from_standby,
+            self._state_records,
         )
 
     def _nothing_loaded(self) -> StateLoader:
@@ -213,15 +221,33 @@ class Restore:
         # Up to the high watermark, not the last stable offset (KAFKA-10167): the reader waits for pending transactions.
         start, end = transport.offset_range(state_topic, number)
         self.close()
-        self._from_snapshot = None
-        if self._context.snapshots is not None:
-            self._snapshot = self._context.snapshots.open(number, start, end)
-        if self._snapshot is not None:
+        self._from_snapshot = self._from_standby = None
+        self._state_records = 0
+        standby = self._find_sources(number, start, end)
+        if standby is not None:
+            start, self._from_standby = standby.offset, standby.states
+        elif self._snapshot is not None:
             start, self._from_snapshot = self._snapshot.head.offset, self._snapshot.states
         self._reader = transport.open_reader(state_topic, number, start, end)
         self.partition.erasures.begin(end)
         self.partition.begin_states(0)
+        if standby is not None:
+            self._loaded = standby.hand_over(self.partition)
+            self.partition.erasures.read_to = end
         self.phase = RestorePhase.LOAD
+
+    def _find_sources(self, number: int, start: int, end: int) -> Standby | None:
+        """A standby, or the open snapshot: of the two, the one that leaves less of the state topic to read."""
+        standbys, snapshots = self._context.standbys, self._context.snapshots
+        standby = None if standbys is None else standbys.find(number, start, end)
+        self._snapshot = None if snapshots is None else snapshots.open(number, start, end)
+        if standby is None or self._snapshot is None:
+            return standby
+        if self._snapshot.head.offset > standby.offset:
+            return None
+        self._snapshot.close()
+        self._snapshot = None
+        return standby
 
     def _open_reader(self, topic: str, start: int, end: int) -> None:
         self.close()
@@ -257,7 +283,9 @@ class Restore:
         if reader.position >= reader.end:
             self.phase = RestorePhase.CHOOSE
             return
+        before = self._loaded.records
         self._loaded.read(reader, max(0.0, deadline_s - self._context.clock()))
+        self._state_records += self._loaded.records - before
 
     # -- the choice
 

@@ -18,7 +18,7 @@ from lstmstream.serve.checkpoint import StateTopic
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotHead, SnapshotRefused
-from lstmstream.transport.ports import Admin
+from lstmstream.transport.ports import Admin, TopicInfo
 
 KEPT = 2  # of each partition and identity
 LEFTOVER_S = 3600.0  # files of that age that nobody finished
@@ -28,6 +28,11 @@ DEFAULT_TOMBSTONES_MS = 24 * 3600 * 1000  # Kafka's delete.retention.ms
 _NAME = re.compile(r"(\d+)-([0-9a-f]{32})-(\d+)-[0-9a-f]{8}\.snapshot")
 
 log = logging.getLogger(__name__)
+
+
+def tombstones_ms(topic: TopicInfo) -> int | None:
+    """How long a topic keeps tombstones; None where its settings may not be read."""
+    return None if topic.settings_denied else int(topic.settings.get("delete.retention.ms", DEFAULT_TOMBSTONES_MS))
 
 
 class SnapshotFolder:
@@ -87,9 +92,7 @@ class SnapshotFolder:
     def tombstones_ms(self) -> int | None:
         """How long the state topic keeps tombstones; None where that is not known. Raises TryAgain, CannotServe."""
         found = self._admin.describe([self.topic.name]).get(self.topic.name)
-        if found is None or found.settings_denied:
-            return None
-        return int(found.settings.get("delete.retention.ms", DEFAULT_TOMBSTONES_MS))
+        return None if found is None else tombstones_ms(found)
 
     def now_ms(self) -> int:
         """Milliseconds since 1970 UTC."""

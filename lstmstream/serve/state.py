@@ -311,6 +311,16 @@ class StateStore:
         self.slabs[partition] = Slab(len(self.initial), self._backend)
         return self.slabs[partition]
 
+    def sibling(self) -> StateStore:
+        """Another one without partitions, whose rows are in the same place."""
+        return StateStore(self.initial, self._backend)
+
+    def adopt(self, partition: int, other: StateStore) -> Slab:
+        """Keep what `other` has of a partition, in place of what was here. `other` has it no longer."""
+        self._close_rows(partition)
+        self.slabs[partition] = other.slabs.pop(partition)
+        return self.slabs[partition]
+
     def close(self, partition: int) -> None:
         """Forget a partition. Not while a batch is in flight: commit or roll back first."""
         assert not self._in_flight, "a batch is in flight"

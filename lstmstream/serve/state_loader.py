@@ -42,6 +42,7 @@ class StateLoader:
         self.floor: Floor | None = None
         self.damaged_floor: str | None = None  # where our newest floor record is and why it cannot be read
         self.others: dict[bytes, StateIdentity] = {}  # identities that have a floor here, by their bytes
+        self.records = 0  # that were taken so far
         self.damaged: dict[bytes | None, int] = {}  # record keys whose newest record cannot be trusted → its offset
         self._origins: Ints = np.empty(0, dtype=np.int64)  # by row number
         self._partition = partition
@@ -51,6 +52,10 @@ class StateLoader:
     def origins(self, rows: Ints) -> Ints:
         """The input offsets at which the states in these rows of the slab began."""
         return self._origin_room()[rows]
+
+    def go_on_in(self, partition: Partition) -> None:
+        """From now on it reads into this partition, which has what was read so far."""
+        self._partition = partition
 
     def read(self, reader: LogReader, timeout_s: float) -> None:
         """The next batch of state records. Raises CannotServe, and what the reader raises."""
@@ -65,6 +70,7 @@ class StateLoader:
 
     def take(self, batch: RecordBatch) -> None:
         """A batch of state records, straight into the slab. Raises CannotServe."""
+        self.records += len(batch)
         ours: dict[bytes, int] = {}  # record key → index of its newest record
         for i, record_key in enumerate(batch.keys):
             offset = int(batch.offsets[i])

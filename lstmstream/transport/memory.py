@@ -190,6 +190,10 @@ class MemoryBroker:
         """Partition → epoch of a member; None for one that is not in the group."""
         return self._assignments.get(member_id)
 
+    def members(self) -> list[MemberInfo]:
+        """Those of the group that are ours, with their partitions."""
+        return [MemberInfo(str(one), "lstmstream-t", "here", list(mine)) for one, mine in self._assignments.items()]
+
     def token(self, member_id: int) -> _Token:
         """What a commit must show."""
         return _Token(member_id, self._generation)
@@ -357,8 +361,7 @@ class MemoryTransport:
     def group_members(self) -> list[MemberInfo]:
         """See GroupMember."""
         self._broker.at("group_members")
-        assigned = self._broker.assignment(self.member_id) or {}
-        return [MemberInfo(str(self.member_id), "lstmstream-t", "here", list(assigned)), *self._broker.others]
+        return [*self._broker.members(), *self._broker.others]
 
     def commit(
         self,

@@ -36,6 +36,9 @@ GAUGES: Mapping[str, Rule] = {
     "lstmstream_state_snapshot_timestamp_seconds": max,
     "lstmstream_state_snapshot_bytes": max,
     "lstmstream_state_snapshot_seconds": max,
+    "lstmstream_standby_keys": operator.add,
+    "lstmstream_standby_bytes": operator.add,
+    "lstmstream_standby_records_behind": operator.add,
     "lstmstream_ready": min,
     "lstmstream_last_progress_timestamp_seconds": max,
     "lstmstream_model_info": max,  # always 1; another model has other labels

@@ -174,10 +174,11 @@ def run(
     broker_faults: bool = True,
     keep: bool = False,
     snapshots: bool = False,
+    standby: int = 0,
 ) -> Outcome:
     """One run in a folder of its own, on the client that `harness.CLIENT` names. `keep`: the broker's data stay.
 
-    `snapshots`: local ones, every second or two, in one folder for all daemons.
+    `snapshots`: local ones, every second or two, in one folder for all daemons. `standby`: `state.standby`.
     """
     outcome = Outcome()
     broker = DevBroker(folder / "broker")
@@ -186,6 +187,8 @@ def run(
     sections: dict[str, Any] = {}
     if snapshots:
         sections["state"] = {"ttl": "1h", "checkpoint_interval": "1s", "dir": str(folder / "snapshots")}
+    if standby:
+        sections.setdefault("state", {"ttl": "1h", "checkpoint_interval": "1s"})["standby"] = standby
     trial = Trial(servers, NAME, folder, partitions=PARTITIONS, rate=rate, seed=seed, **sections)
     program = "tests.broker.snapshotting_daemon" if snapshots else "lstmstream"
     try:
@@ -205,8 +208,8 @@ def run(
         if not 0 < outcome.counted <= trial.summary["events"]:
             outcome.findings.append(f"/metrics counted {outcome.counted:.0f} of {trial.summary['events']} events")
         outcome.silence = trial.readers.longest_silence()
-        if snapshots:
-            outcome.notes.append(from_snapshots(folder))
+        if snapshots or standby:
+            outcome.notes.append(restored_from(folder))
     except AssertionError as error:
         outcome.findings.append(str(error))
     finally:
@@ -216,16 +219,18 @@ def run(
     return outcome
 
 
-def from_snapshots(folder: Path) -> str:
-    """How often they were used, by the logs of all lives."""
+def restored_from(folder: Path) -> str:
+    """Where states came from, and how often snapshots and standbys were not used, by the logs of all lives."""
     found: Counter[str] = Counter()
     for log in folder.glob("worker-*.log"):
         for line in log.read_bytes().splitlines():
             found["written"] += b'"snapshot written"' in line
             found["refused"] += b"is not used: " in line
             if b'"partition restored"' in line:
-                found["topic" if b'"from_snapshot": null' in line else "snapshot"] += 1
-    return f"snapshots: {dict(found)}"
+                taken = b'"from_standby": null' not in line
+                source = "topic" if b'"from_snapshot": null' in line else "snapshot"
+                found["standby" if taken else source] += 1
+    return f"snapshots and restores: {dict(found)}"
 
 
 def main() -> int:
@@ -237,6 +242,7 @@ def main() -> int:
     parser.add_argument("--client", choices=["kafka-python", "confluent"], default="confluent")
     parser.add_argument("--keep", action="store_true", help="leave the logs even if all is right")
     parser.add_argument("--snapshots", action="store_true", help="with state.dir, and a snapshot every second or two")
+    parser.add_argument("--standby", type=int, default=0, help="state.standby: members that each one follows")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second")
     given = parser.parse_args()
     harness.CLIENT = given.client
@@ -251,6 +257,7 @@ def main() -> int:
         rate=given.rate,
         keep=given.keep,
         snapshots=given.snapshots,
+        standby=given.standby,
     )
     print("\n".join(outcome.lines()), flush=True)
     if outcome.findings or given.keep:

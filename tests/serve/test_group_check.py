@@ -75,12 +75,11 @@ def test_the_member_that_the_daemon_was_before_an_outage_is_waited_for(caplog: p
     world = World()
     daemon = world.start()
     run(world, daemon, 10)
-    health, former = world.health[id(daemon)], str(world.transports[id(daemon)].member_id)
+    health, former = world.health[id(daemon)], world.transports[id(daemon)].member_id
     assert health.readyz() == (True, [])
 
     world.transports[id(daemon)].member_id = -1  # as after an outage
     world.broker.join(-1, 0)
-    world.broker.others = [MemberInfo(former, "lstmstream-t", "/10.0.0.7", [0, 1, 2])]
     run(world, daemon, 2 * LOOK_S)
     ready, (reason,) = health.readyz()
     assert not ready
@@ -88,7 +87,7 @@ def test_the_member_that_the_daemon_was_before_an_outage_is_waited_for(caplog: p
     (said,) = [vars(record) for record in caplog.records if "before an outage" in record.getMessage()]
     assert said["partitions"] == [0, 1], "one has come to the present member"
 
-    world.broker.others = []
+    world.broker.leave(former)
     run(world, daemon, 10)
     assert health.readyz() == (True, [])
 
