@@ -1,12 +1,14 @@
 """Card fraud, with the features of the customer's past computed by the product: `history` of the amount.
 
-    python -m benchmarks.fraud_history [--shared ../shared] [--seeds 1] [--terminal outside|product|none]
+    python -m benchmarks.fraud_history [--shared ../shared] [--seeds 1] [--terminal outside|product|chain|none]
         [--days 7|all] [--epochs N] [--hidden N]
 
 The protocol of fraud_weeks.py: seven training days (`--days all`: all days before the labels are known), the test week
 two weeks after the training week began. Events before the training days only warm up the states, in training and in
 scoring. The features of the terminal need another key: they come with the event as in fraud_weeks.py, or from a first
 stage of the product (`builtin:history:fraud`, fed by a report of each purchase seven days after it), or not at all.
+With `--terminal chain` a stage by customer comes before that: it adds the customer's usual amount to each purchase, and
+so the report of a fraud can say whether its amount was an ordinary one, which points to the terminal, not the card.
 
 Measured, means of the four weeks, beside those of fraud_weeks.py with all features made outside:
 
@@ -53,6 +55,7 @@ from benchmarks.fraud_weeks import (
 WARM_UP_DAYS = 42
 TERMINAL_PLAIN = ("terminal_risk_7d", "terminal_risk_30d", "terminal_since")
 TERMINAL_LOGGED = ("terminal_count_30d", "terminal_streak")
+CHAIN_LOGGED = ("terminal_run", "terminal_fraud_amount")
 METRICS = ("ap", "cp100", "auc")
 DAY_MS = 86_400_000
 DELAY_MS = 7 * DAY_MS
@@ -77,35 +80,86 @@ STAGE = {  # of the terminals; its topics are not used by `lstmstream score`
     },
 }
 
+USUAL = STAGE | {  # of the customers, in front of the terminals
+    "name": "usual",
+    "model": "builtin:history:amount",
+    "input": {"topic": "purchases", "key": "customer", "timestamp": "time"},
+    "output": {
+        "topic": "usual",
+        "events": {"topic": "transactions", "key": "terminal", "add": {"usual": "prediction[amount.mean_30d]"}},
+    },
+}
+STOLEN = 3.0  # times the usual amount; a fraud above points to a stolen card
+FIRST_USUAL = 50.0  # before the customer's first purchase
+
+
+def with_chain(events: pl.DataFrame, terminal: pl.Series, folder: Path) -> pl.DataFrame:
+    """As with_terminals, with a stage by customer in front, and two more features."""
+    purchases = events.select(
+        pl.col("id").cast(pl.Int64), pl.col("time").dt.epoch("ms"), "customer", "amount", "fraud", terminal=terminal
+    )
+    plain = purchases.select("id", "time", "customer", "terminal", "amount")
+    purchases = purchases.with_columns(run_stage(USUAL, plain, ["usual"], folder)["usual"])
+    usual = pl.when(pl.col("usual") > 0).then("usual").otherwise(FIRST_USUAL)
+    stolen = (pl.col("fraud") == 1) & (pl.col("amount") > STOLEN * usual)
+    reports = purchases.select(
+        pl.lit(None, pl.Int64).alias("id"),
+        pl.col("time") + DELAY_MS,
+        "terminal",
+        "fraud",
+        kind=pl.lit("report"),
+        ordinary=pl.when(~stolen).then("fraud"),
+        fraud_amount=pl.when(pl.col("fraud") == 1).then("amount"),
+    )
+    both = pl.concat([reports, purchases.select("id", "time", "terminal")], how="diagonal")
+    output = STAGE["output"]["events"]  # type: ignore[index]
+    add = {name: of.replace("fraud.", "ordinary.") for name, of in output["add"].items()} | {
+        "terminal_run": "prediction[fraud.run]",
+        "terminal_fraud_amount": "prediction[fraud_amount.mean_7d]",
+    }
+    stage = STAGE | {
+        "model": "builtin:history:ordinary,fraud,fraud_amount",
+        "output": {"topic": "terminals", "events": output | {"add": add}},
+    }
+    made = run_stage(stage, both.sort("time", maintain_order=True), list(add), folder)
+    kept = events.drop(name for name in add if name in events.columns)
+    return kept.hstack(made.drop("id").with_columns(pl.col("terminal_since") / 86_400))
+
+
+def run_stage(stage: dict[str, Any], stream: pl.DataFrame, added: list[str], folder: Path) -> pl.DataFrame:
+    """The id and the `added` fields of each event that the stage writes for `stream`, in its order."""
+    settings, source, out = (folder / f"{stage['name']}{suffix}" for suffix in (".yaml", ".jsonl", ".out.jsonl"))
+    settings.write_text(yaml.safe_dump(stage), encoding="utf-8")
+    stream.write_ndjson(source)
+    lstmstream("score", settings, source, "--events", out, "--out", folder / "predictions.jsonl")
+    with out.open("rb") as lines:
+        rows = [[record["id"], *(record[name] for name in added)] for record in map(orjson.loads, lines)]
+    made = pl.DataFrame(rows, schema=["id", *added], orient="row")
+    assert made["id"].to_list() == stream["id"].drop_nulls().to_list(), "an event has no features"
+    return made
+
 
 def with_terminals(events: pl.DataFrame, terminal: pl.Series, folder: Path) -> pl.DataFrame:
     """The events with the features of their terminals from a first stage; `terminal` [N] in their order.
 
     The report of a purchase comes seven days after it, and before a purchase of the same moment.
     """
-    settings, stream, out = folder / "terminal.yaml", folder / "stream.jsonl", folder / "by-customer.jsonl"
-    settings.write_text(yaml.safe_dump(STAGE), encoding="utf-8")
     purchases = events.select("id", time=pl.col("time").dt.epoch("ms")).with_columns(terminal=terminal)
     reports = purchases.select(
         pl.lit(None, pl.Int64).alias("id"), pl.col("time") + DELAY_MS, "terminal", kind=pl.lit("report")
     ).with_columns(fraud=events["fraud"])
     both = pl.concat([reports, purchases.with_columns(pl.col("id").cast(pl.Int64))], how="diagonal")
-    both.sort("time", maintain_order=True).write_ndjson(stream)
-    lstmstream("score", settings, stream, "--events", out, "--out", folder / "terminals.jsonl")
     added = list(STAGE["output"]["events"]["add"])  # type: ignore[index]
-    with out.open("rb") as lines:
-        rows = [[record["id"], *(record[name] for name in added)] for record in map(orjson.loads, lines)]
-    made = pl.DataFrame(rows, schema=["id", *added], orient="row").with_columns(pl.col("terminal_since") / 86_400)
-    joined = events.drop(added).join(made.with_columns(pl.col("id").cast(events["id"].dtype)), on="id", how="left")
-    assert joined.null_count().select(added).sum_horizontal()[0] == 0, "an event has no features"
-    return joined
+    made = run_stage(STAGE, both.sort("time", maintain_order=True), added, folder)
+    return events.drop(added).hstack(made.drop("id").with_columns(pl.col("terminal_since") / 86_400))
 
 
 def config(terminal: str, seed: int, training: dict[str, Any], hidden: int) -> dict[str, Any]:
     """The training configuration; `training` are options of that section."""
     numbers: list[Any] = [{"name": "amount", "history": ["1d", "7d", "30d"]}]
     if terminal != "none":
-        numbers += [*TERMINAL_PLAIN, *({"name": name, "log": True} for name in TERMINAL_LOGGED)]
+        logged = (*TERMINAL_LOGGED, *(CHAIN_LOGGED if terminal == "chain" else ()))
+        numbers += [*TERMINAL_PLAIN, *({"name": name, "log": True} for name in logged)]
     return CONFIG | {
         "features": {"numbers": numbers, "elapsed": True},
         "model": CONFIG["model"] | {"hidden": hidden},
@@ -147,16 +201,17 @@ def main() -> int:
     root = Path(__file__).resolve().parents[1]
     parser.add_argument("--shared", type=Path, default=root.parent / "shared", help="folder with fraud/ and scorers/")
     parser.add_argument("--seeds", type=int, default=1, help="number of runs, each with another seed")
-    parser.add_argument("--terminal", choices=["outside", "product", "none"], default="outside")
+    parser.add_argument("--terminal", choices=["outside", "product", "chain", "none"], default="outside")
     parser.add_argument("--days", choices=["7", "all"], default="7", help="of training")
     parser.add_argument("--epochs", type=int, help="of training; default: 9, or 3 with all days")
     parser.add_argument("--hidden", type=int, default=64, help="units of the LSTM")
     options = parser.parse_args()
     raw = read_transactions(options.shared)
     events = to_events(raw)
-    if options.terminal == "product":
+    if options.terminal in {"product", "chain"}:
+        add_features = with_terminals if options.terminal == "product" else with_chain
         with tempfile.TemporaryDirectory(prefix="lstmstream-terminals-") as name:
-            events = with_terminals(events, raw["TERMINAL_ID"].cast(pl.Int64), Path(name))
+            events = add_features(events, raw["TERMINAL_ID"].cast(pl.Int64), Path(name))
     means: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in range(options.seeds):
         began = time.monotonic()

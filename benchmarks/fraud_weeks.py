@@ -103,7 +103,7 @@ def train(folder: Path, events: pl.DataFrame, config: dict[str, Any], *, init: P
 def score(folder: Path, events: pl.DataFrame, model: Path) -> pl.Series:
     """[N] The scores of the events by `lstmstream score`, in their order."""
     data, out = folder / "scored.parquet", folder / "scores.jsonl"
-    events.select("customer", "time", *PLAIN, *LOGGED).write_parquet(data)
+    events.drop("id", "day", "fraud").write_parquet(data)
     lstmstream("score", model, data, "--key", "customer", "--timestamp", "time", "--out", out)
     with out.open("rb") as lines:
         scores = [(record["source"]["row"], record["score"]) for record in map(orjson.loads, lines)]

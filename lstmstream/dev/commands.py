@@ -1,4 +1,4 @@
-"""The commands `lstmstream dev up|topic|down|status`, which control the development broker.
+"""The commands `lstmstream dev up|topic|down|status`, which control the development broker, and `dev reports`.
 
 The broker is imported when a command runs: its Kafka client would slow down every other command, and `--help`.
 """
@@ -88,6 +88,35 @@ def status(
         typer.echo(f"The broker is running on {now.bootstrap_servers} (pid {now.pid}), in {now.home}")
     else:
         typer.echo(f"The broker is not running; its home is {now.home}")
+
+
+@app.command()
+def reports(
+    history: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet, in the order of time.")],
+    *,
+    label: Annotated[str, typer.Option(help="Field of the label.")],
+    delay: Annotated[str, typer.Option(help="How long after its event a label is known, such as 7d.")],
+    key: Annotated[str, typer.Option(help="Field of the entity key of the reports.")],
+    timestamp: Annotated[str, typer.Option(help="Field of the event time.")],
+    field: Annotated[str, typer.Option(help="Field of the label in a report; events must not have it.")] = "reported",
+    out: Annotated[str, typer.Option(help="File for the stream, JSONL; - is standard output.")] = "-",
+) -> int:
+    """Make a stream with late labels from a history that has them.
+
+    After each event with a label comes a report: an event of its own with kind: report, the key, the time when the
+    label became known, and the label. Reports after the last event are left out.
+    """
+    from lstmstream.config.types import parse_duration  # noqa: PLC0415 - see above
+    from lstmstream.dev.reports import Reports, write_to  # noqa: PLC0415 - see above
+
+    wanted = Reports(key, timestamp, label, field, round(parse_duration(delay, "--delay") * 1000))
+    try:
+        events, written = write_to(out, history, wanted)
+    except OSError as error:
+        typer.echo(f"lstmstream: {error.filename or out}: {error.strerror}", err=True)
+        return 1
+    typer.echo(f"{events:,} events and {written:,} reports were written.", err=True)
+    return 0
 
 
 def _broker(home: Path | None) -> DevBroker:
