@@ -26,6 +26,7 @@ from lstmstream.config import Config
 from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.factory import load_step_model, make_engine
+from lstmstream.serve.freed_memory import keep_freed_memory
 from lstmstream.serve.metrics import STAGES, Metrics
 from lstmstream.serve.model_checks import probe
 from lstmstream.serve.observers import StageTimer
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--states", action="store_true")
     args = parser.parse_args()
+    keep_freed_memory()
     spent: defaultdict[str, float] = defaultdict(float)
     engine = make_stages_engine(timer_into(spent), args.hidden, args.layers)
     batches = list(make_batches(args.events, args.batch, args.keys, args.zipf))
