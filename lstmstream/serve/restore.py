@@ -459,7 +459,7 @@ class Restore:
         if beginning > self._replay_from:
             raise self._errors.input_gone(self._replay_from, beginning)
         self.partition.origin, self.partition.answers_from = floor.origin, floor.answers_from
-        self.partition.seed = floor.seed
+        self.partition.seed, self.partition.moved_from = floor.seed, floor.moved_from
         self._loaded = self._nothing_loaded()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.
