@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ def diff_states(config: Path, key: str, model: str, *, as_json: bool, stage: str
     loaded = load_config(config, stage=stage)
     refuse_shared_rules(loaded, "state diff")
     other = _load(loaded, model)
-    wanted, pairs = key.encode(), []
+    wanted, pairs = os.fsencode(key), []
     with opened(config, stage=stage, say=say) as reader:
         card = reader.card
         for stored in reader.read():
