@@ -23,3 +23,20 @@ def count_from(bound: CallBound, hanging: threading.Event) -> CallBound:
 
     bound.wait = wait_longer  # type: ignore[method-assign]
     return bound
+
+
+def leave_behind(bound: CallBound, hanging: threading.Event) -> None:
+    """The call that hangs is not waited for any longer, and all before it are, however long they take."""
+    wait = bound.wait
+
+    def wait_until_it_hangs(finished: threading.Event, timeout_s: float) -> bool:
+        deadline_s = time.monotonic() + LONG_S
+        while not finished.is_set():
+            if hanging.is_set():
+                bound.wait = wait  # type: ignore[method-assign]
+                return wait(finished, min(timeout_s, 0.1))
+            assert time.monotonic() < deadline_s, "nothing hangs"
+            finished.wait(0.01)
+        return True
+
+    bound.wait = wait_until_it_hangs  # type: ignore[method-assign]
