@@ -198,14 +198,14 @@ REMEDIES = [
     (
         "a request is forgotten before its transaction is committed",
         "lstmstream/serve/erasures.py",
-        "        requests = dict(list(self._requests.items())[:1])\n",
+        "        requests = dict(islice(self._requests.items(), 1))\n",
         "        requests = dict([self._requests.popitem()]) if self._requests else {}\n",
     ),
     (
         "an erasure is forgotten too early",
         "lstmstream/serve/erasures.py",
-        "if offset <= beginning]",
-        "if offset <= beginning + 1]",
+        "if offset <= beginning}",
+        "if offset <= beginning + 1}",
     ),
     (
         "the group's offset may go back behind an erasure",

@@ -418,6 +418,8 @@ def test_an_invalid_size_is_refused(load: Load, value: object) -> None:
         {"alerts__max_per_hour": 0},
         {"alerts__mute": [""]},
         {"alerts__mute": ["a*", "a*"]},
+        {"state__dir": ""},
+        {"state__dir": "~/snapshots"},
         {"create_topics": "perhaps"},
         {"device__device": "tpu"},
         {"device__threads": 0},

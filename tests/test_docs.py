@@ -138,3 +138,17 @@ def make_reference() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_line_of_the_semantics_that_is_cited_is_one_line() -> None:
+    """Code and documents cite "docs/semantics.md, line 8"."""
+    block = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8").split("```")[1]
+    numbers = [int(number) for number in re.findall(r"^ ?(\d{1,2})  \S", block, flags=re.MULTILINE)]
+    assert sorted(numbers) == list(range(1, len(numbers) + 1))
+    cited = {
+        int(number)
+        for text in [*PACKAGE, *(document.read_text(encoding="utf-8") for document in DOCUMENTS)]
+        for number in re.findall(r"\b[Ll]ine (\d{1,2})\b", text)
+        if "semantics" in text
+    }
+    assert cited <= set(numbers)

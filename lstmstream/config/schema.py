@@ -21,6 +21,7 @@ from lstmstream.config.types import (
     FieldPath,
     FieldPaths,
     Float32,
+    Folder,
     Format,
     HttpUrl,
     KeyPatterns,
@@ -313,7 +314,7 @@ class State(Section):
         description="Maximum number of keys of a partition that have a state; the state of the least recently seen key"
         " is discarded for a new one. Default: no limit.",
     )
-    dir: Path | None = Field(
+    dir: Folder | None = Field(
         None,
         description="Folder for local snapshots of the states, which make a restart faster. Relative to the"
         " configuration file. Default: no snapshots.",

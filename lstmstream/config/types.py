@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -113,6 +114,14 @@ def group_name(value: str) -> str:
 def _model(value: str) -> str:
     if not value.removeprefix("builtin:").strip() or "\0" in value:
         raise ValueError("does not name a model; give the path of a model file, or builtin:NAME")
+    return value
+
+
+def _folder(value: object) -> object:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("is empty; write the path of a folder, or leave the key out")
+    if isinstance(value, str) and value.startswith("~"):
+        raise ValueError("begins with ~, which only a shell knows; write the whole path")
     return value
 
 
@@ -222,6 +231,7 @@ ScalarText = Annotated[str, BeforeValidator(scalar_text), Written({"type": ["str
 Name = Annotated[str, AfterValidator(group_name)]
 Topic = Annotated[str, AfterValidator(_topic)]
 ModelReference = Annotated[str, AfterValidator(_model)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
 Sha256 = Annotated[str, AfterValidator(_sha256)]
 FieldPath = Annotated[str, AfterValidator(_field_path)]
 FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]

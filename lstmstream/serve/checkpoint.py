@@ -329,6 +329,7 @@ class Checkpointer:
             answers_from=answers_from,
             alerts=None if self.alert_rules is None else owned.alerts,
             seed=owned.seed,
+            moved_from=owned.moved_from,
             stream_time_ms=stream_time_ms,
             rebuilt_to=owned.rebuilt_to if owned.rebuilt_to > offset else -1,
         )

@@ -495,7 +495,7 @@ class Daemon:
             self._pass_control_records()
         nothing = RecordBatch.empty(self._config.input.topic)
         failure: TryAgain | None = None
-        backoff_s = backoffs()
+        backoff_s, limit_s = backoffs(), commit_timeout_s(self._config)  # no longer: there is time for a second try
         while self._committer.pending is not None or self._checkpointer.behind():
             self._observer.on_loop()
             left_s = self._drain_deadline_s - self._clock.monotonic_s()
@@ -514,7 +514,7 @@ class Daemon:
                 elif self._failed or self._membership is None or not self._membership.valid:
                     self._recover_for_shutdown()
                 else:
-                    self._process_batch(nothing, self._membership, flush=True, timeout_s=left_s)
+                    self._process_batch(nothing, self._membership, flush=True, timeout_s=min(left_s, limit_s))
             except TryAgain as error:
                 if failure is None:
                     log.warning("clean shutdown failed, trying again until shutdown_timeout: %s", error)

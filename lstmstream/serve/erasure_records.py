@@ -33,6 +33,7 @@ from lstmstream.serve.state_records import (
 FORMAT = 1
 DIGEST_BYTES = 16
 MAX_KEYS = 500  # of one request: they are erased in one transaction
+MAX_KEY_BYTES = 256 << 10  # of all of these, but for a single key: a request is one record
 
 _OFFSET = struct.Struct(">q")
 

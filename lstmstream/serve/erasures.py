@@ -9,14 +9,16 @@ read, in slices.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from lstmstream.errors import TryAgain, UnreadableRecords
 from lstmstream.records import Ints, Observations
-from lstmstream.serve.erasure_records import digest_of, pack_erasure, unpack_erasure, unpack_request
+from lstmstream.serve.erasure_records import DIGEST_BYTES, digest_of, pack_erasure, unpack_erasure, unpack_request
 from lstmstream.serve.state_records import (
     ENTITY_KEY,
     IDENTITY_BYTES,
@@ -31,7 +33,9 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 5.0
 BEHIND_INTERVAL_S = 1.0  # while more is new than one slice has read
 READ_S = 0.1  # at once, of one partition
+LOOK_S = 0.25  # of all partitions: the loop waits for it
 RETENTION_INTERVAL_S = 60.0  # for a look at what the input no longer has
+FORGOTTEN_PER_TRANSACTION = 1_000  # erasures: all of them could take longer than a transaction may
 
 
 class ErasurePlan(NamedTuple):
@@ -53,7 +57,7 @@ class Erasures:
         self._requests: dict[bytes, Sequence[bytes | None]] = {}  # not applied yet
         self._applied: dict[bytes, int] = {}  # record key → input offset
         self._until: dict[bytes, int] = {}  # digest → the greatest offset
-        self._forgotten: list[bytes] = []
+        self._forgotten: dict[bytes, None] = {}  # record keys of applied ones that nothing needs any more
 
     @property
     def due(self) -> bool:
@@ -88,13 +92,14 @@ class Erasures:
                 self._requests[record_key] = unpack_request(value)
         elif value is not None:
             self._add(record_key)
-        elif self._applied.pop(record_key, None) is not None:
-            self._set_until()
+        else:
+            self._remove(record_key)
 
     def plan(self, offset: int, salt: str, has_state: Callable[[bytes | None], bool]) -> ErasurePlan:
         """What to write for the first request, at the input offset up to which the states have all events."""
-        requests = dict(list(self._requests.items())[:1])
-        keys: list[bytes | None] = [*self._forgotten]
+        requests = dict(islice(self._requests.items(), 1))
+        forgotten = list(islice(self._forgotten, FORGOTTEN_PER_TRANSACTION))
+        keys: list[bytes | None] = [*forgotten]
         values: list[bytes | None] = [None] * len(keys)
         written = []
         for request, named in requests.items():
@@ -106,22 +111,21 @@ class Erasures:
                 values += [value, *[None] * len(states)]
             keys.append(request)
             values.append(None)
-        return ErasurePlan(requests, list(self._forgotten), written, keys, values)
+        return ErasurePlan(requests, forgotten, written, keys, values)
 
     def on_commit(self, plan: ErasurePlan) -> None:
         """Its records are in the state topic."""
         for record_key in plan.requests:
             self._requests.pop(record_key, None)
         for record_key in plan.forgotten:
-            self._applied.pop(record_key, None)
-        self._forgotten = [one for one in self._forgotten if one not in set(plan.forgotten)]
-        self._set_until()
+            self._forgotten.pop(record_key, None)
+            self._remove(record_key)
         for record_key in plan.written:
             self._add(record_key)
 
     def forget_before(self, beginning: int) -> None:
         """The input has no events before this offset, so nothing can revive keys that were erased up to it."""
-        self._forgotten = [record_key for record_key, offset in self._applied.items() if offset <= beginning]
+        self._forgotten = {record_key: None for record_key, offset in self._applied.items() if offset <= beginning}
 
     def kept(self, observations: Observations, salt: str) -> Ints | None:
         """The rows of M observations, all of this partition, that no erasure forbids; None: all of them."""
@@ -143,10 +147,11 @@ class Erasures:
         self._applied[record_key] = offset
         self._until[digest] = max(offset, self._until.get(digest, 0))
 
-    def _set_until(self) -> None:
-        applied, self._until = list(self._applied), {}
-        for record_key in applied:
-            self._add(record_key)
+    def _remove(self, record_key: bytes) -> None:
+        offset = self._applied.pop(record_key, None)
+        digest = record_key[1 : 1 + DIGEST_BYTES]
+        if offset is not None and self._until.get(digest) == offset:
+            del self._until[digest]  # an earlier one of the same key is needed no more either
 
 
 def _state_key(key: bytes | None, identity: bytes) -> bytes:
@@ -163,6 +168,7 @@ class ErasureRequests:
         self._input_topic = input_topic
         self._state_topic = state_topic
         self._readers: dict[int, LogReader] = {}  # of partitions that had news at the last look
+        self._read_at_s: dict[int, float] = {}  # clock time, by partition: the one that waits longest comes first
         self._next_s = 0.0
         self._next_retention_s = clock() + RETENTION_INTERVAL_S
 
@@ -191,28 +197,31 @@ class ErasureRequests:
         ends = self._admin.last_stable_offsets(self._state_topic, list(running)) if running else {}
         new = [number for number, erasures in running.items() if ends[number] > erasures.read_to]
         self._close(set(self._readers) - set(new))  # an idle consumer asks the broker for news all the time
-        for number in new:
-            self._read(number, ends[number], running[number])
-            if running[number].read_to < ends[number]:
-                self._next_s = self._clock() + BEHIND_INTERVAL_S
+        deadline_s = self._clock() + LOOK_S
+        for number in sorted(new, key=lambda number: self._read_at_s.get(number, -math.inf)):
+            if self._clock() >= deadline_s:
+                break
+            self._read(number, ends[number], running[number], min(deadline_s, self._clock() + READ_S))
+            self._read_at_s[number] = self._clock()
+        if any(running[number].read_to < ends[number] for number in new):
+            self._next_s = self._clock() + BEHIND_INTERVAL_S
 
-    def _read(self, number: int, end: int, erasures: Erasures) -> None:
+    def _read(self, number: int, end: int, erasures: Erasures, deadline_s: float) -> None:
         reader = self._readers.get(number)
         if reader is None or reader.position != erasures.read_to:  # it was restored meanwhile
             self._close([number])
             reader = self._admin.open_reader(self._state_topic, number, erasures.read_to, end)
             self._readers[number] = reader
         reader.end = end
-        deadline_s = self._clock() + READ_S
-        while reader.position < reader.end and self._clock() < deadline_s:
-            self._take_next(reader, number, erasures)
-            if reader.position == erasures.read_to:  # nothing came within READ_S
+        while reader.position < reader.end and (left_s := deadline_s - self._clock()) > 0:
+            self._take_next(reader, number, erasures, left_s)
+            if reader.position == erasures.read_to:  # nothing came in time
                 break
             erasures.read_to = reader.position
 
-    def _take_next(self, reader: LogReader, number: int, erasures: Erasures) -> None:
+    def _take_next(self, reader: LogReader, number: int, erasures: Erasures, timeout_s: float) -> None:
         try:
-            batch = reader.next(READ_S)
+            batch = reader.next(timeout_s)
         except UnreadableRecords as error:
             log.error("an erasure request may be lost: %s", error.problem)  # noqa: TRY400 - for a person
             reader.position = min(error.next_offset, reader.end)

@@ -113,6 +113,7 @@ class Restore:
         self._foreign = False  # the group's offset was set by somebody else
         self._rebuilds = False  # from the origin, since records of the state topic cannot be used
         self._evicts = False  # all that is read again begins without states, so that keys are evicted again
+        self._rebuild_noted = False  # the floor record says so
         self._floor_position = 0
         self._newest_ms = -1  # the latest timestamp of the events that were answered last
         self._alerts = RestoredAlerts(partition, context.checkpointer.alert_rules)
@@ -413,6 +414,7 @@ class Restore:
         self._evicts = context.engine.scorer.limits_keys
         self.partition.rebuilt_to = committed if self._evicts else -1
         context.commit(context.checkpointer.position_plan(number, origin, origin, committed, committed), membership)
+        self._rebuild_noted = True
         self._warnings.of_rebuild(self._context.checkpointer.identity, origin, committed)
         self.close()
         rebuilt_to = self.partition.rebuilt_to
@@ -432,7 +434,7 @@ class Restore:
         reason = self._drop_unusable(floor, committed, rows, of_floor) or self._alerts.why_rebuilt(floor, committed)
         if floor.offset < floor.rebuilt_to:
             reason = reason or "a rebuild was not finished"
-        self._evicts = reason is not None and self._context.engine.scorer.limits_keys
+        self._evicts, self._rebuild_noted = reason is not None and self._context.engine.scorer.limits_keys, False
         keys = self.partition.slab.index.keys_at(self.partition.slab.index.rows()) if self._evicts else []
         self._alerts.resume(floor, committed)
         if self._evicts:
@@ -459,7 +461,7 @@ class Restore:
         if beginning > self._replay_from:
             raise self._errors.input_gone(self._replay_from, beginning)
         self.partition.origin, self.partition.answers_from = floor.origin, floor.answers_from
-        self.partition.seed = floor.seed
+        self.partition.seed, self.partition.moved_from = floor.seed, floor.moved_from
         self._loaded = self._nothing_loaded()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.
@@ -488,6 +490,7 @@ class Restore:
             partition.number, partition.origin, partition.origin, committed, partition.answers_from
         )
         self._context.commit(plan, membership)
+        self._rebuild_noted = True
 
     def _drop_unusable(self, floor: Floor, committed: int, rows: Ints, of_floor: Bools) -> str | None:
         """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None.
@@ -547,7 +550,7 @@ class Restore:
     def _replay(self, deadline_s: float, membership: Membership) -> None:
         assert self._committed is not None
         if self._reader is None:
-            if self._evicts and self.partition.rebuilt_to != self._committed.offset:
+            if self._evicts and not self._rebuild_noted:
                 self._note_rebuild(membership)
             self._open_reader(self._context.input_topic, self._replay_from, self._committed.offset)
         reader = self._reader

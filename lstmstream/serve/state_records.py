@@ -114,6 +114,7 @@ class Floor(NamedTuple):
     seed: int = 0  # what states of `lstmstream state import | build` name in place of an origin; 0: there are none
     rebuilt_to: int = -1  # with state.max_keys: until `offset` comes here, a restart rebuilds all from the origin
     stream_time_ms: int = NEVER  # greatest event time before `offset`; NEVER also where it is not needed
+    moved_from: int = 0  # partitions before `lstmstream state repartition`; 0: it was never done
 
     def vouches_for(self, origins: Ints) -> Bools:
         """[N] Which states count, by the origins that their records name."""
@@ -333,8 +334,9 @@ def pack_floor(floor: Floor) -> bytes:
     for name in ("position", "answers_from", "rebuilt_to"):
         if fields[name] < 0:
             del fields[name]
-    if not floor.seed:
-        del fields["seed"]
+    for name in ("seed", "moved_from"):
+        if not fields[name]:
+            del fields[name]
     if floor.stream_time_ms == NEVER:
         del fields["stream_time_ms"]
     if floor.alerts is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class _Listed(NamedTuple):
 
 def list_states(config: Path, *, prefix: str | None, limit: int, as_json: bool, stage: str | None) -> int:
     """Print the keys with the latest events. Raises CannotServe."""
-    wanted = None if prefix is None else prefix.encode()
+    wanted = None if prefix is None else os.fsencode(prefix)
     latest: list[_Listed] = []
     total = damaged = 0
     others: dict[StateIdentity, None] = {}
@@ -60,7 +61,7 @@ def list_states(config: Path, *, prefix: str | None, limit: int, as_json: bool, 
 
 def get_state(config: Path, key: str, *, as_json: bool, stage: str | None) -> int:
     """Print a key's state, of each partition that has one; 1 where none has. Raises CannotServe."""
-    wanted = key.encode()
+    wanted = os.fsencode(key)
     with opened(config, stage=stage, say=say) as reader:
         found = [one for stored in reader.read() if (one := _of_key(stored, wanted)) is not None]
         card = reader.card

@@ -6,9 +6,11 @@ again is harmless.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from base64 import b64decode
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +23,15 @@ from lstmstream.errors import CannotServe, OwnershipLost, TryAgain
 from lstmstream.formats.durations import format_duration
 from lstmstream.logs import escape_untrusted
 from lstmstream.records import RecordBatch
-from lstmstream.serve.erasure_records import MAX_KEYS, Applied, digest_of, pack_request, read_applied, request_name
+from lstmstream.serve.erasure_records import (
+    MAX_KEY_BYTES,
+    MAX_KEYS,
+    Applied,
+    digest_of,
+    pack_request,
+    read_applied,
+    request_name,
+)
 from lstmstream.serve.state_view import key_member
 from lstmstream.states.command import say
 from lstmstream.states.stored import refuse_shared_rules
@@ -92,25 +102,24 @@ def delete_states(
 
 def read_keys(keys: Sequence[str], keys_from: Path | None, *, as_base64: bool) -> list[bytes]:
     """The keys that are meant, each once. Raises CannotServe."""
-    texts = list(keys)
+    found = [os.fsencode(key) for key in keys]
     if keys_from is not None:
         try:
-            text = sys.stdin.read() if str(keys_from) == "-" else keys_from.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            content = sys.stdin.buffer.read() if str(keys_from) == "-" else keys_from.read_bytes()
+        except OSError as error:
             raise CannotServe(f"--keys-from {keys_from}: cannot be read ({error})") from error
-        texts += [line for line in text.splitlines() if line]
-    if not texts:
+        # Of bytes: in text there are more ends of lines, such as U+2028, and a key may have one.
+        found += [line for line in content.removeprefix(BOM_UTF8).splitlines() if line]
+    if not found:
         raise CannotServe("say which keys: KEY, or --keys-from FILE with one key a line")
-    return list(dict.fromkeys(_key(text, as_base64=as_base64) for text in texts))
+    return list(dict.fromkeys(map(_from_base64, found) if as_base64 else found))
 
 
-def _key(text: str, *, as_base64: bool) -> bytes:
-    if not as_base64:
-        return text.encode()
+def _from_base64(text: bytes) -> bytes:
     try:
         return b64decode(text, validate=True)
     except ValueError as error:
-        raise CannotServe(f"--base64: {text!r} is not base64") from error
+        raise CannotServe(f"--base64: {os.fsdecode(text)!r} is not base64") from error
 
 
 class Deletion:
@@ -137,7 +146,7 @@ class Deletion:
     def ask(self) -> None:
         """Write the requests. Raises CannotServe."""
         give_up_s = time.monotonic() + self._limit_s
-        chunks = [self._keys[at : at + MAX_KEYS] for at in range(0, len(self._keys), MAX_KEYS)]
+        chunks = _chunks(self._keys)
         while True:
             try:
                 self._write(chunks)
@@ -217,6 +226,19 @@ class Deletion:
             return not self._kafka.members_of(self._config.name, self._config.input.topic)
         except TryAgain:
             return False
+
+
+def _chunks(keys: Sequence[bytes]) -> list[Sequence[bytes]]:
+    """Those of one request each: not too many, and not more bytes than a topic takes by default."""
+    chunks: list[list[bytes]] = []
+    size = 0
+    for key in keys:
+        size += len(key)
+        if not chunks or len(chunks[-1]) == MAX_KEYS or size > MAX_KEY_BYTES:
+            chunks.append([])
+            size = len(key)
+        chunks[-1].append(key)
+    return [*chunks]
 
 
 def _outputs(config: Config) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.state import KeyState
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import SHOWN_VALUES, say
-from lstmstream.states.stored import StateTopicReader, opened, refuse_shared_rules
+from lstmstream.states.stored import StateTopicReader, StoredStates, opened, refuse_shared_rules
 from lstmstream.transport.schema_registry import read_patiently
 
 
@@ -44,14 +46,14 @@ def diff_states(config: Path, key: str, model: str, *, as_json: bool, stage: str
     loaded = load_config(config, stage=stage)
     refuse_shared_rules(loaded, "state diff")
     other = _load(loaded, model)
-    wanted, pairs = key.encode(), []
+    wanted, pairs = os.fsencode(key), []
     with opened(config, stage=stage, say=say) as reader:
         card = reader.card
         for stored in reader.read():
             row = stored.slab.index.get(wanted)
             if row is not None and row in stored.rows:
                 served = stored.slab.get(row)
-                pairs.append(_Pair(stored.partition, served, _follow(reader, other, wanted, stored.partition, served)))
+                pairs.append(_Pair(stored.partition, served, _follow(reader, other, wanted, stored, served)))
     if not pairs:
         say(f"no state of key {key!r} has been written yet")
         return 1
@@ -72,9 +74,15 @@ def _load(config: Config, model: str) -> _Other:
     return _Other(config, step.card, make_engine(changed, step))
 
 
-def _follow(reader: StateTopicReader, other: _Other, key: bytes, partition: int, served: KeyState) -> KeyState | None:
-    """The other model's state after the key's events that the input still has, up to the last one of the served one."""
-    topic, scorer = other.config.input.topic, other.engine.scorer
+def _follow(
+    reader: StateTopicReader, other: _Other, key: bytes, stored: StoredStates, served: KeyState
+) -> KeyState | None:
+    """The other model's state after the key's events that the input still has, up to the last one of the served one.
+
+    Without those before the key was erased.
+    """
+    topic, scorer, partition = other.config.input.topic, other.engine.scorer, stored.partition
+    kept = partial(stored.erasures.kept, salt=reader.broker.describe([topic])[topic].topic_id)
     events, slab = open_reader(other.config), scorer.states.open(partition)
     beginning, _ = reader.broker.offset_range(topic, partition)
     end = served.last_offset + 1
@@ -88,7 +96,7 @@ def _follow(reader: StateTopicReader, other: _Other, key: bytes, partition: int,
                 continue
             decoded = other.engine.decode(read_patiently(events, mine))
             of_key = np.flatnonzero([one == key for one in decoded.observations.keys])
-            scorer.replay(decoded.observations.take(of_key), decoded.silent[of_key])
+            scorer.replay(decoded.observations.take(of_key), decoded.silent[of_key], kept=kept)
     row = slab.index.get(key)
     return None if row is None else slab.get(row)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def export_states(config: Path, out: Path, *, prefix: str | None, partition: int
         raise CannotServe(f"--out {out}: the file's name must end with .jsonl or .parquet")
     if out.suffix == ".parquet":
         require("tables", f"--out {out}: writing Parquet", otherwise="write .jsonl")
-    wanted = None if prefix is None else prefix.encode()
+    wanted = None if prefix is None else os.fsencode(prefix)
     count = 0
     with opened(config, stage=stage, say=say) as reader:
         if out.suffix == ".parquet":

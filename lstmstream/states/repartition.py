@@ -113,10 +113,7 @@ class Repartition:
         self._before = floor.partitions
         if self._before == self._partitions:
             self._say(f"the states are those of {self._partitions} partitions already")
-            self._member.check_nobody_there()
-            self._offsets = {p: one.offset for p, one in self._group_offsets().items()}
-            self._member.join(self._partitions)
-            self._clear()
+            self._clear_after(floor)
             return
         if self._before > self._partitions:
             raise CannotServe(f"--partitions {self._partitions}: the states are those of {self._before} partitions")
@@ -242,6 +239,7 @@ class Repartition:
             answers_from=partition.answers_from,
             alerts=partition.alerts,
             seed=self._seed,
+            moved_from=self._before,
         )
         partition.close()
         return floor
@@ -378,6 +376,7 @@ class Repartition:
                 position=self._offsets[number],
                 alerts=None if rules is None else PartitionMemory((RulesFrom(NOT_IN_INPUT, rules),), ()),
                 seed=self._seed,
+                moved_from=self._before,
             )
             for number in range(self._before, self._partitions)
         ]
@@ -401,16 +400,32 @@ class Repartition:
                     found[key] = value is not None
         return [key for key, there in found.items() if there]
 
+    def _clear_after(self, floor: Floor) -> None:
+        """What a run that was cut may have left, once the states were moved."""
+        self._before = floor.moved_from
+        if not self._before:
+            return
+        self._member.check_nobody_there()
+        self._offsets = {number: one.offset for number, one in self._group_offsets().items()}
+        self._member.join(self._partitions)
+        self._clear()
+
     def _clear(self) -> None:
-        """Tombstones for the records of keys in partitions that are not theirs any more."""
+        """Tombstones for the records of keys in partitions that are not theirs any more.
+
+        Of those only that were theirs before: where producers partition by something else, all that is elsewhere is in
+        use.
+        """
         prefix = ENTITY_KEY + self._identity.digest[:IDENTITY_BYTES]
         nonce = f"{NONCE_PREFIX}repartition-{-self._seed:x}:of{self._partitions}"
-        for number in range(self._partitions):
+        for number in range(self._before):
             stale: dict[bytes, None] = {}
             for keys, values in self._records_with(number, prefix):
-                homes = partitions_of_keys([unpack_key(key) for key in keys], self._partitions)
-                for key, value, home in zip(keys, values, homes.tolist(), strict=True):
-                    if home == number or value is None:
+                entities = [unpack_key(key) for key in keys]
+                left = partitions_of_keys(entities, self._before) == number
+                left &= partitions_of_keys(entities, self._partitions) != number
+                for key, value, has_left in zip(keys, values, left.tolist(), strict=True):
+                    if not has_left or value is None:
                         stale.pop(key, None)
                     else:
                         stale[key] = None

@@ -113,10 +113,10 @@ class _JsonStates:
                 state = orjson.loads(line)
                 keys.append(_key(state))
                 numbers[i] = (
-                    _whole(state.get("partition", UNNAMED)),
+                    _whole_or(UNNAMED, state.get("partition")),
                     timestamp_ms(state["timestamp"], "timestamp"),
                     _whole(state["steps"]),
-                    _whole(state.get("failures", 0)),
+                    _whole_or(0, state.get("failures")),
                 )
                 identities.add(state.get("identity"))
                 if with_rows:
@@ -141,10 +141,14 @@ class _JsonStates:
 
 
 def _key(state: dict[str, Any]) -> bytes | None:
-    if "key_base64" in state:
-        return b64decode(state["key_base64"], validate=True)
+    if (text := state.get("key_base64")) is not None:  # tables have both columns, and a null in one of them
+        return b64decode(text, validate=True)
     key = state["key"]
     return None if key is None else str.encode(key)
+
+
+def _whole_or(default: int, value: Any) -> int:
+    return default if value is None else _whole(value)
 
 
 def _whole(value: Any) -> int:

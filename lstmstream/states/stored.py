@@ -13,6 +13,7 @@ from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
 from lstmstream.model import Card, load_model
 from lstmstream.records import Ints
+from lstmstream.serve.erasures import Erasures
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
@@ -33,6 +34,7 @@ class StoredStates(NamedTuple):
     rows: Ints  # [N] of the slab, in the order of the keys' first records
     damaged: int  # records that cannot be used: the daemon rebuilds these states from the input
     others: list[StateIdentity]  # models and settings whose states are here as well
+    erasures: Erasures
 
 
 class StateTopicReader:
@@ -67,7 +69,8 @@ class StateTopicReader:
         topic = self._config.state.topic
         states = StateStore(np.asarray(self.card.state.initial, dtype=np.float32))
         errors = RestoreErrors(self._config.input.topic, number, topic, self._config.name)
-        loader = StateLoader(Partition(number, 0, states), self.identity.digest, errors)
+        partition = Partition(number, 0, states)
+        loader = StateLoader(partition, self.identity.digest, errors)
         beginning, _ = self.broker.offset_range(topic, number)
         for batch in self.broker.read(topic, number, beginning, end):
             loader.take(batch)
@@ -76,7 +79,8 @@ class StateTopicReader:
         # Others are of a time before the states were reset, of an import that was not finished, or were evicted.
         counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
         counts = counts[slab.steps[counts] > 0]
-        return StoredStates(number, slab, counts, len(loader.damaged), list(loader.others.values()))
+        others = list(loader.others.values())
+        return StoredStates(number, slab, counts, len(loader.damaged), others, partition.erasures)
 
 
 def refuse_shared_rules(config: Config, what: str, *, lateness: bool = True) -> None:

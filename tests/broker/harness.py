@@ -459,7 +459,7 @@ class Follower(Thread):
         if self.error is not None:
             raise self.error
 
-    def wait_for(self, count: int, *, stall_s: float = 60, alive: Callable[[], None] = lambda: None) -> None:
+    def wait_for(self, count: int, *, stall_s: float = 180, alive: Callable[[], None] = lambda: None) -> None:
         """Until so many records were seen. AssertionError if none comes for `stall_s`; `alive` may raise too."""
         seen, deadline = self.count, time.monotonic() + stall_s
         while self.count < count:

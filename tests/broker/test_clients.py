@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, P
 from lstmstream.transport.security import SecuritySettings
 from tests.broker.harness import admin, in_transaction
 from tests.broker.proxy import Api, KafkaProxy
+from tests.transport.hanging import LONG_S, leave_behind
 
 NOW_MS = 1_700_000_000_000
 SHORT = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
@@ -126,13 +128,17 @@ def commit(
 
 
 def commit_at_last(
-    transport: KafkaTransport, membership: Membership, offsets: dict[int, int], outputs: Sequence[RecordBatch]
+    transport: KafkaTransport,
+    membership: Membership,
+    offsets: dict[int, int],
+    outputs: Sequence[RecordBatch],
+    nonce: str = "n",
 ) -> None:
     """As the daemon does: again until it works; a client may have to try with smaller batches."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            return commit(transport, membership, offsets, outputs)
+            return commit(transport, membership, offsets, outputs, nonce=nonce)
         except RecordRefused:
             raise
         except TryAgain:
@@ -661,7 +667,7 @@ def test_offsets_and_nonce_of_a_failed_transaction_do_not_go_out_with_the_next(
     commit(transport, membership, {0: 90}, [batch(names.output, [b"1"])], nonce="me.1")
     hang_in_commit(transport)
     with pytest.raises(TryAgain, match="did not answer"):
-        commit(transport, membership, {0: 95}, [batch(names.output, [b"2"])], nonce="me.2", timeout_s=2)
+        commit(transport, membership, {0: 95}, [batch(names.output, [b"2"])], nonce="me.2", timeout_s=LONG_S)
     transport.recover()
     assert transport.committed_offsets([0]) == {0: CommittedOffset(90, "me.1")}
     commit(transport, membership, {1: 5}, [batch(names.output, [b"3"])], nonce="me.3")
@@ -669,13 +675,20 @@ def test_offsets_and_nonce_of_a_failed_transaction_do_not_go_out_with_the_next(
     assert values_in(broker, names.output) == [b"1", b"3"]
 
 
-def hang_in_commit(transport: KafkaTransport, seconds: float = 30) -> None:
-    """The producer's next commit does not return, and commits nothing."""
+def hang_in_commit(transport: KafkaTransport) -> None:
+    """The producer's next commit does not return, and commits nothing; it is left behind."""
     writer = transport._writer
     assert writer is not None
     producer = writer.transactional._object
     assert producer is not None
-    producer.commit = lambda timeout_s: time.sleep(seconds)  # type: ignore[method-assign]
+    hanging = threading.Event()
+
+    def hang(_timeout_s: float) -> None:
+        hanging.set()
+        threading.Event().wait(LONG_S)
+
+    producer.commit = hang  # type: ignore[method-assign]
+    leave_behind(transport._bound, hanging)
 
 
 def test_committed_offsets_wait_for_a_transaction_that_is_pending(make: Make, names: Names) -> None:
@@ -685,7 +698,7 @@ def test_committed_offsets_wait_for_a_transaction_that_is_pending(make: Make, na
     commit(transport, membership, {0: 3}, [batch(names.output, [b"1"])], nonce="me.1")
     hang_in_commit(transport)
     with pytest.raises(TryAgain):
-        commit(transport, membership, {0: 5}, [batch(names.output, [b"2"])], nonce="me.2", timeout_s=1)
+        commit(transport, membership, {0: 5}, [batch(names.output, [b"2"])], nonce="me.2", timeout_s=LONG_S)
     with pytest.raises(TryAgain):
         transport.committed_offsets([0], 1.0)
     transport.recover()
@@ -714,11 +727,16 @@ def test_a_call_that_was_left_behind_writes_nothing_more(broker: str, make: Make
     producer = writer.transactional._object
     assert producer is not None
     flush, commit_transaction, woke = producer.flush, producer.commit, []
+    hanging, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
-    def late_flush(timeout_s: float) -> None:
-        time.sleep(3)
+    def late_flush(_timeout_s: float) -> None:
+        hanging.set()
+        assert go_on.wait(LONG_S)
         woke.append("flush")
-        flush(timeout_s)
+        try:
+            flush(10.0)
+        finally:
+            ended.set()
 
     def late_commit(timeout_s: float) -> None:
         woke.append("commit")
@@ -726,11 +744,13 @@ def test_a_call_that_was_left_behind_writes_nothing_more(broker: str, make: Make
 
     producer.flush = late_flush  # type: ignore[method-assign]
     producer.commit = late_commit  # type: ignore[method-assign]
+    leave_behind(transport._bound, hanging)
     with pytest.raises(TryAgain):
-        commit(transport, membership, {0: 50}, [batch(names.output, [b"late"])], timeout_s=1)
+        commit(transport, membership, {0: 50}, [batch(names.output, [b"late"])], timeout_s=LONG_S)
     transport.recover()
-    commit(transport, membership, {0: 2}, [batch(names.output, [b"next"])], nonce="next")
-    time.sleep(4)
+    commit_at_last(transport, membership, {0: 2}, [batch(names.output, [b"next"])], nonce="next")
+    go_on.set()
+    assert ended.wait(LONG_S)
     assert woke == ["flush"], "the steps after the one that was late are not taken"
     assert transport.committed_offsets([0]) == {0: CommittedOffset(2, "next")}
     assert values_in(broker, names.output) == [b"next"]
@@ -742,9 +762,17 @@ def test_a_consumer_whose_call_was_left_behind_is_replaced(broker: str, make: Ma
     until_assigned(transport)
     thread = transport._consumer
     assert thread is not None
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang(_consumer: object) -> None:
+        hanging.set()
+        assert go_on.wait(LONG_S)
+
+    leave_behind(transport._bound, hanging)
     with pytest.raises(TryAgain, match="did not answer"):
-        thread.call(lambda _: time.sleep(4), 0.5)
+        thread.call(hang, LONG_S)
     transport.recover()
+    go_on.set()
     assert transport._consumer is not thread
     until_assigned(transport)
     transport.resume(0, 0)
@@ -800,7 +828,9 @@ def test_at_least_once_writes_outputs_outside_and_states_inside_a_transaction(
     membership = until_assigned(transport).membership
     hang_in_commit(transport)
     with pytest.raises(TryAgain):
-        commit(transport, membership, {0: 3}, [batch(names.output, [b"a"])], [batch(names.state, [b"s"])], timeout_s=3)
+        commit(
+            transport, membership, {0: 3}, [batch(names.output, [b"a"])], [batch(names.state, [b"s"])], timeout_s=LONG_S
+        )
     transport.recover()
     assert transport.committed_offsets([0]) == {}
     assert values_in(broker, names.output) == [b"a"], "outputs come first, and stay"

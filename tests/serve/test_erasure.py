@@ -14,9 +14,17 @@ from typing import Any
 import pytest
 
 from lstmstream.errors import CannotServe
+from lstmstream.records import RecordBatch
 from lstmstream.serve.daemon import Daemon
-from lstmstream.serve.erasure_records import pack_request, read_applied
-from lstmstream.serve.erasures import INTERVAL_S, RETENTION_INTERVAL_S
+from lstmstream.serve.erasure_records import digest_of, pack_erasure, pack_request, read_applied
+from lstmstream.serve.erasures import (
+    FORGOTTEN_PER_TRANSACTION,
+    INTERVAL_S,
+    LOOK_S,
+    RETENTION_INTERVAL_S,
+    ErasureRequests,
+    Erasures,
+)
 from lstmstream.serve.state_records import key_kind
 from lstmstream.transport.memory import LogRecord
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, FakeStep, World, card, crash_at_call
@@ -286,6 +294,74 @@ def test_an_idle_owner_asks_only_for_the_end() -> None:
         world.step(daemon)
     assert "read" not in points
     assert 10 <= points.count("last_stable_offset") <= 13
+
+
+class Silent:
+    """A reader of a partition from which nothing comes, and whoever opens it."""
+
+    end = 10
+
+    def __init__(self) -> None:
+        self.now_s, self.position = 0.0, 0
+        self.opened: list[int] = []
+
+    def last_stable_offsets(self, _topic: str, partitions: Sequence[int]) -> dict[int, int]:
+        return dict.fromkeys(partitions, self.end)
+
+    def open_reader(self, _topic: str, partition: int, _start: int, _end: int) -> Silent:
+        self.opened.append(partition)
+        return self
+
+    def next(self, timeout_s: float) -> RecordBatch:
+        self.now_s += timeout_s
+        return RecordBatch.empty(STATES)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_look_is_short_however_many_partitions_there_are() -> None:
+    broker: Any = Silent()
+    requests = ErasureRequests(broker, lambda: broker.now_s, input_topic=INPUT, state_topic=STATES)
+    running = {number: Erasures() for number in range(60)}
+    while len(broker.opened) < len(running):
+        before_s = broker.now_s
+        requests.check(running)
+        assert broker.now_s - before_s <= LOOK_S + 1e-6
+        broker.now_s += INTERVAL_S
+    assert set(broker.opened) == set(running)  # each in its turn
+
+
+def test_a_great_many_are_forgotten_in_parts() -> None:
+    """And a restore that reads them all, with what says that they are forgotten, is done soon."""
+    erasures, count = Erasures(), 100_000
+    keys = [b"%d" % number for number in range(count)]
+    for offset, key in enumerate(keys):
+        erasures.take(*pack_erasure(digest_of(key, "salt"), offset, b"request", found=True))
+    erasures.forget_before(count // 2)
+    forgotten: list[bytes] = []
+    while erasures.due:
+        plan = erasures.plan(count, "salt", lambda _key: False)
+        assert len(plan.keys) <= FORGOTTEN_PER_TRANSACTION
+        assert set(plan.values) == {None}
+        forgotten += plan.forgotten
+        erasures.on_commit(plan)
+    assert len(forgotten) == count // 2 + 1
+    assert erasures.last == count - 1
+    for offset in range(count // 2 + 1, count):
+        erasures.take(pack_erasure(digest_of(keys[offset], "salt"), offset, b"request", found=True)[0], None)
+    assert (erasures.last, erasures.any_applied) == (-1, False)
+
+
+def test_of_a_key_that_was_erased_twice_the_earlier_one_may_be_forgotten() -> None:
+    erasures = Erasures()
+    first, second = (pack_erasure(digest_of(b"a", "salt"), at, b"request", found=True) for at in (5, 9))
+    erasures.take(*first)
+    erasures.take(*second)
+    erasures.take(first[0], None)
+    assert erasures.last == 9
+    erasures.take(second[0], None)
+    assert erasures.last == -1
 
 
 @pytest.mark.parametrize("point", ["read", "begin", "sent", "commit", "committed", "poll"])

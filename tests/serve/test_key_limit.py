@@ -15,7 +15,7 @@ from lstmstream.serve import checkpoint
 from lstmstream.serve.recency import Recency
 from lstmstream.serve.scorer import Meaning, Scorer
 from lstmstream.serve.state import KeyState, Slab
-from lstmstream.serve.state_records import FLOOR, key_kind, unpack_floor
+from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor
 from tests.serve.memory_world import INPUT, MAGIC, OUTPUT, FakeStep, World, amount_of, card, crash_at_call, fold
 from tests.serve.test_expiry import answers, idle, produce, records
 
@@ -299,9 +299,17 @@ def damage(world: World) -> None:
     log[at] = log[at]._replace(value=b"x" + (log[at].value or b"")[1:])
 
 
+def newest_floor(world: World) -> Floor:
+    return [unpack_floor(r.value) for r in world.state_logs()[0] if r.value and r.key and r.key[:1] == FLOOR][-1]
+
+
+@pytest.mark.parametrize("fault", [None, "begin", "sent", "commit"])
 @pytest.mark.parametrize("kills", [1, 6])
-def test_a_rebuild_after_a_damaged_record(kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states of before are of different offsets; and those of the rebuild are too few until all are written."""
+def test_a_rebuild_after_a_damaged_record(kills: int, fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states of before are of different offsets; and those of the rebuild are too few until all are written.
+
+    `fault`: at the first transaction, which says that they are.
+    """
     world = World(**RULES)
     daemon = world.start()
     churn(world, 150, keys=20)
@@ -310,7 +318,9 @@ def test_a_rebuild_after_a_damaged_record(kills: int, monkeypatch: pytest.Monkey
     damage(world)
     monkeypatch.setattr(checkpoint, "WRITES_PER_TRANSACTION", 1)
     daemon = world.start()
+    world.faults += [fault] if fault else []
     world.settle()
+    assert newest_floor(world).rebuilt_to == 150
     for number in range(kills):
         churn(world, 1 + number % 2, seed=50 + number, keys=20)
         world.settle()
@@ -329,8 +339,7 @@ def test_a_rebuild_after_a_damaged_record(kills: int, monkeypatch: pytest.Monkey
         idle(world, daemon, 3)
     world.stop(daemon)
     assert records(world) == set(check(world).kept)
-    newest = [unpack_floor(r.value) for r in world.state_logs()[0] if r.value and r.key and r.key[:1] == FLOOR][-1]
-    assert newest.rebuilt_to == -1
+    assert newest_floor(world).rebuilt_to == -1
 
 
 @pytest.mark.parametrize("kills", [1, 6])

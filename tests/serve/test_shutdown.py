@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from lstmstream.serve.committer import COMMIT_TIMEOUT_S
 from tests.serve.memory_world import World
 
 SHUTDOWN_S = 30.0  # the default of shutdown_timeout
@@ -126,3 +127,22 @@ def test_a_stop_at_any_call_to_the_broker(outage_s: float | None, caplog: pytest
             judge(life, caplog, back=outage_s is not None)
             codes.add(life.code)
     assert codes == ({0, 1} if outage_s is None else {0})
+
+
+def test_one_commit_that_hangs_does_not_take_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker ends a transaction after ten seconds: what has no answer then is better tried again."""
+    world = World(shutdown_timeout="10m", state={"checkpoint_interval": "1h"})
+    daemon = world.start()
+    fill(world, 40)
+    world.settle()
+    limits: list[float] = []
+    commit = daemon._transport.commit
+
+    def noted(*given: Any, timeout_s: float, **more: Any) -> None:
+        limits.append(timeout_s)
+        commit(*given, timeout_s=timeout_s, **more)
+
+    monkeypatch.setattr(daemon._transport, "commit", noted)
+    assert world.stop(daemon) == 0
+    assert limits
+    assert max(limits) <= COMMIT_TIMEOUT_S

@@ -353,6 +353,7 @@ floors = st.builds(
     answers_from=st.just(-1) | offsets,
     alerts=st.none(),
     seed=st.just(0) | st.integers(-(2**63), -2),
+    moved_from=st.integers(0, 2**31 - 1),
     rebuilt_to=st.just(-1) | offsets,
     stream_time_ms=st.integers(-(2**62), 2**62),
 )

@@ -160,6 +160,25 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
         read_keys([], tmp_path / "none", as_base64=False)
 
 
+def test_a_line_of_a_file_is_a_key_whatever_bytes_it_has(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbffirst\r\none\x1ckey\nnext\xe2\x80\xa8line\n\xff\n")
+    assert read_keys([], file, as_base64=False) == [b"first", b"one\x1ckey", b"next\xe2\x80\xa8line", b"\xff"]
+
+
+def test_a_key_of_the_command_line_that_is_not_text() -> None:
+    """As Python gives the byte 0xff of an argument."""
+    assert read_keys(["\udcff", "Zo\u00eb"], None, as_base64=False) == [b"\xff", "Zo\u00eb".encode()]
+
+
+def test_a_request_is_no_larger_than_a_topic_takes(kafka: Kafka, run: Run) -> None:
+    """By default a topic takes records of 1 MB."""
+    code, body, _ = run("a", *(f"{number:03d}" + "x" * 60_000 for number in range(30)))
+    assert (code, body["confirmed"], len(body["erasures"])) == (1, True, 31 * PARTITIONS)
+    requests = [one for one in kafka.world.state_logs()[0] if one.key and one.key[:1] == b"\x03" and one.value]
+    assert max(len(one.value or b"") for one in requests) < 1_000_000
+
+
 def test_there_is_nothing_to_ask_without_a_state_topic(kafka: Kafka, run: Run) -> None:
     del kafka.world.broker.topics[STATES]
     with pytest.raises(CannotServe, match=r"state\.topic: there is no topic 't\.state'"):

@@ -50,6 +50,16 @@ def test_the_daemon_goes_on_from_the_states_of_the_file(tmp_path: Path) -> None:
     assert answered(world) == past.expected(world)
 
 
+def test_a_table_has_nulls_for_what_is_not_there(tmp_path: Path) -> None:
+    """As a file of state export comes back from Parquet or from a database."""
+    world, past = World(), Past()
+    produce(world, 6, KEYS[:3])
+    nulls = {"key_base64": None, "partition": None, "failures": None}
+    seed(world, past.write(tmp_path / "s.jsonl", world, **nulls))
+    serve(world)
+    assert answered(world) == past.expected(world)
+
+
 def test_a_snapshot_has_them_too(tmp_path: Path) -> None:
     """Those that the daemon has not changed, too."""
     world, past = World(state={"checkpoint_interval": "5s", "dir": str(tmp_path / "snapshots")}), Past()

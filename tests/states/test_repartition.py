@@ -285,3 +285,27 @@ def test_a_broker_that_fails_meanwhile(point: str) -> None:
     world.repartition()
     world.serve(40)
     world.check_keys()
+
+
+@pytest.mark.parametrize("repartitioned", [False, True])
+def test_keys_that_others_have_put_elsewhere_stay_where_they_are_in_use(repartitioned: bool) -> None:
+    """By a producer with another partitioner, or with a key field that is not what the topic is partitioned by."""
+    world = Growing()
+    world.serve(40)
+    if repartitioned:
+        world.grow()
+        world.repartition()
+    partitions = MORE if repartitioned else PARTITIONS
+    elsewhere = {
+        b"x%d" % number: (partition_of(b"x%d" % number, PARTITIONS) + 1) % PARTITIONS
+        for number in range(30)
+        if partition_of(b"x%d" % number, partitions) != (partition_of(b"x%d" % number, PARTITIONS) + 1) % PARTITIONS
+    }
+    assert elsewhere
+    for key, partition in elsewhere.items():
+        world.produce(key, b'{"amount": 1}', partition)
+    world.serve()
+    before = world.homes()
+    assert {key: before[key] for key in elsewhere} == {key: {partition} for key, partition in elsewhere.items()}
+    assert world.repartition(partitions) == [f"the states are those of {partitions} partitions already"]
+    assert world.homes() == before

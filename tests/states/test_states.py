@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from lstmstream.errors import CannotServe
+from lstmstream.serve.erasure_records import pack_request
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.states import diff
 from lstmstream.states.command import get_state, list_states
 from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
 from tests.models import random_model
-from tests.serve.memory_world import INPUT, STATES
+from tests.serve.memory_world import INPUT, PARTITIONS, STATES
 from tests.states.world import CONFIG, KEYS, append, exported
 from tests.verify.world import VerifyWorld
 
@@ -183,3 +184,18 @@ def test_a_state_beside_that_of_another_model(
     assert "largest difference" in printed.out
     assert "the other model has seen 1 events of the key, the served one 2" in printed.err
     assert diff_states(CONFIG, "nobody", same, as_json=False, stage=None) == 1
+
+
+def test_a_state_beside_another_one_after_the_key_was_erased(
+    world: VerifyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No event before the erasure comes into the other one either."""
+    monkeypatch.setattr(diff, "load_config", lambda _path, stage=None: world.config())
+    for partition in range(PARTITIONS):
+        world.broker.append(STATES, partition, *pack_request([b"a2"]))
+    append(world, 3)
+    world.serve()
+    assert diff_states(CONFIG, "a2", str(world.settings["model"]), as_json=True, stage=None) == 0
+    (state,) = json.loads(capsys.readouterr().out)["states"]
+    assert state["served"]["steps"] == 1
+    assert state["served"] == state["other"]

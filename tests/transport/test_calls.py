@@ -9,8 +9,7 @@ import pytest
 
 from lstmstream.errors import Fatal, LstmstreamError, TryAgain
 from lstmstream.transport.calls import CallBound, ClientThread
-
-LONG_S = 60.0  # for what takes no time
+from tests.transport.hanging import LONG_S, count_from
 
 
 class Library:
@@ -21,12 +20,15 @@ class Library:
         self.threads: set[int] = set()
         self.running = 0
         self.most_at_once = 0
+        self.hanging = threading.Event()  # a call waits for its event
 
     def do(self, what: str, until: threading.Event | None = None) -> str:
         self.running += 1
         self.most_at_once = max(self.most_at_once, self.running)
         self.threads.add(threading.get_ident())
-        assert until is None or until.wait(600)
+        if until is not None:
+            self.hanging.set()
+            assert until.wait(LONG_S)
         self.done.append(what)
         self.running -= 1
         return what
@@ -40,7 +42,10 @@ def to_error(error: BaseException) -> LstmstreamError | None:
 
 
 def opened(library: Library) -> ClientThread[Library]:
-    return ClientThread.open("test", lambda: library, to_error, CallBound(), close=Library.close, timeout_s=LONG_S)
+    bound = CallBound()
+    thread = ClientThread.open("test", lambda: library, to_error, bound, close=Library.close, timeout_s=LONG_S)
+    count_from(bound, library.hanging)
+    return thread
 
 
 def test_calls_run_on_one_thread_that_is_not_the_callers() -> None:
@@ -101,11 +106,13 @@ def test_an_object_that_comes_too_late_is_closed() -> None:
     go_on = threading.Event()
 
     def make() -> Library:
-        assert go_on.wait(600)
+        library.hanging.set()
+        assert go_on.wait(LONG_S)
         return library
 
+    bound = count_from(CallBound(), library.hanging)
     with pytest.raises(TryAgain):
-        ClientThread.open("test", make, to_error, CallBound(), close=Library.close, timeout_s=0.05)
+        ClientThread.open("test", make, to_error, bound, close=Library.close, timeout_s=0.05)
     go_on.set()
     deadline = time.monotonic() + LONG_S
     while library.done != ["close"]:

@@ -19,6 +19,7 @@ from lstmstream.transport.clients import Producer
 from lstmstream.transport.clients.confluent_producer import BatchBytes, ConfluentProducer
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.writer import discard
+from tests.transport.hanging import LONG_S
 
 NOBODY = {"bootstrap.servers": "127.0.0.1:1", "log_level": 0}
 PRODUCERS = 5
@@ -57,10 +58,10 @@ def test_a_producer_that_was_discarded_leaves_no_thread() -> None:
     before = threads()
     for _ in range(PRODUCERS):
         bound = CallBound()
-        producer = ClientThread.open("producer", make, to_error, bound, close=lambda p: p.discard(), timeout_s=10.0)
-        producer.call(lambda p: p.send(ONE, [0]), 10.0)
+        producer = ClientThread.open("producer", make, to_error, bound, close=lambda p: p.discard(), timeout_s=LONG_S)
+        producer.call(lambda p: p.send(ONE, [0]), LONG_S)
         with pytest.raises(TryAgain):
-            producer.call(lambda p: p.flush(0.01), 10.0)
+            producer.call(lambda p: p.flush(0.01), LONG_S)
         discard(producer)
         del producer
     deadline = time.monotonic() + 180

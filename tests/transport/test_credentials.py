@@ -129,14 +129,12 @@ def test_a_certificate_that_was_replaced_is_shown_to_the_broker(
     monkeypatch.setitem(kafka_python_settings.CONSUMER, "bootstrap_timeout_ms", 500)
     with serving(serve, tls=made.server(made.certificate("server"), demand=made.root)) as servers:
         library = open_client(client, servers=[servers], group="g", properties={}, security=security)
-        for name in ("before", "after"):
+        for name in ("before", "after"):  # a connection of before may be told late
             use(name)
-            shown.clear()
-            while not shown:
+            while name not in shown:
                 with contextlib.suppress(KafkaError, KafkaException):
                     reader = library.reader("in", 0, 0)
                     try:
                         reader.read(0, 1, 0.2)
                     finally:
                         reader.close()
-            assert set(shown) == {name}

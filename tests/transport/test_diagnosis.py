@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from lstmstream.transport import diagnosis
 from lstmstream.transport.calls import CallBound
 from lstmstream.transport.clients.choose import open_client
 from lstmstream.transport.decisions import BadCredentials
-from lstmstream.transport.diagnosis import Diagnosis, diagnose
+from lstmstream.transport.diagnosis import Diagnosis
 from lstmstream.transport.kafka_admin import KafkaAdmin
 from lstmstream.transport.security import SecuritySettings
+from tests.transport.hanging import LONG_S
 from tests.transport.servers import Certificates, answering, closing, kafka, serving, silent
 
 PLAIN, TLS = SecuritySettings(), SecuritySettings(protocol="SSL")
@@ -35,9 +37,15 @@ def closed_port() -> str:
         return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "STEP_S", 0.5)
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handshake takes what a busy machine needs for it."""
+    monkeypatch.setattr(diagnosis, "STEP_S", LONG_S)
+    monkeypatch.setattr(diagnosis, "LIMIT_S", LONG_S)
+
+
+def diagnose(servers: Sequence[str], security: SecuritySettings, limit_s: float = LONG_S) -> str:
+    return diagnosis.diagnose(servers, security, limit_s)
 
 
 def test_a_host_that_is_not_there() -> None:
@@ -76,11 +84,14 @@ def test_something_else_answers(text: bytes, first: bool, said: str) -> None:
     assert said in found
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_server_that_says_nothing_or_closes() -> None:
+def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "STEP_S", 0.5)
     with serving(silent) as at:
         assert "does not answer" in diagnose([at], PLAIN)
         assert "does not answer a TLS handshake" in diagnose([at], TLS)
+
+
+def test_a_server_that_closes() -> None:
     with serving(closing) as at:
         assert "closes the connection" in diagnose([at], PLAIN)
         assert "closes the connection during the TLS handshake" in diagnose([at], TLS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from lstmstream.transport.decisions import BadCredentials, ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import Membership
 from lstmstream.transport.security import SecuritySettings
+from tests.transport.hanging import LONG_S
 
 MEMBERSHIP = Membership("m", valid=True, member_id="m-1")
 CONNECT_S = 2.0  # of a new client, at leisure
@@ -250,16 +252,22 @@ def test_a_reader_has_time_to_ask_another_library() -> None:
 
 
 def test_waits_for_the_broker_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    client, beats = FakeClient(), [0]
+    client, beats, twice = FakeClient(), [0], threading.Event()
     transport = joined(client)
 
     def beat() -> None:
         beats[0] += 1
+        if beats[0] >= 2:
+            twice.set()
+
+    def admin() -> Anything:
+        assert twice.wait(LONG_S), "it waits in silence"
+        return Anything({}, [])
 
     transport.on_wait(beat)
-    monkeypatch.setattr(client, "admin", lambda: time.sleep(0.8) or Anything({}, []))
+    monkeypatch.setattr(kafka_admin, "CALL_TIMEOUT_S", LONG_S)
+    monkeypatch.setattr(client, "admin", admin)
     transport.connect()
-    assert beats[0] >= 2
     transport.close(1.0)
 
 

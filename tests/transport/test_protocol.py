@@ -17,6 +17,7 @@ from lstmstream.transport.clients import AssignmentListener, Fetched
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.kafka import KafkaTransport
 from lstmstream.transport.ports import CommittedOffset, MemberInfo, Membership, TopicInfo, Transport
+from tests.transport.hanging import LONG_S, count_from
 
 MEMBERSHIP = Membership("token", True, "m-1")
 
@@ -38,6 +39,7 @@ class FakeClient:
         self.listener: AssignmentListener | None = None
         self.member_id = "m-1"  # of the consumer
         self.members: list[MemberInfo] = []  # of the group, as the broker has it
+        self.hanging = threading.Event()  # a call waits for its event
         self._made = 0
 
     def note(self, call: str) -> None:
@@ -59,7 +61,8 @@ class FakeClient:
 
         def wait() -> None:
             del self.faults[call]
-            assert go_on.wait(600)
+            self.hanging.set()
+            assert go_on.wait(LONG_S)
 
         self.faults[call] = wait
         return go_on
@@ -301,6 +304,7 @@ def test_nothing_follows_a_step_that_was_late(step: str) -> None:
     """It goes on by itself, but not to the next step, nor with the next producer."""
     client, transport = connected()
     go_on = client.hang(step)
+    count_from(transport._bound, client.hanging)
     with pytest.raises(TryAgain, match="did not answer"):
         commit(transport, [batch("out")], [batch("state", partition=2)], timeout_s=0.2)
     last = client.take()[-1]
@@ -314,6 +318,7 @@ def test_nothing_follows_a_step_that_was_late(step: str) -> None:
 def test_a_consumers_commit_that_waited_too_long_in_line_is_not_made() -> None:
     client, transport = connected(exactly_once=False)
     go_on = client.hang("poll")
+    count_from(transport._bound, client.hanging)
     thread = transport._consumer
     assert thread is not None
     with pytest.raises(TryAgain):
@@ -432,6 +437,7 @@ def test_a_read_that_was_late_is_done_again(monkeypatch: pytest.MonkeyPatch) -> 
     client, transport = connected()
     reader = transport.open_reader("in", 0, 2, 7)
     go_on = client.hang("read")
+    count_from(transport._bound, client.hanging)
     with pytest.raises(TryAgain):
         reader.next(0.0)
     assert reader.position == 2

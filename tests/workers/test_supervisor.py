@@ -36,7 +36,7 @@ parent = socket.socket(fileno=os.dup(0))
 parent.sendall(f"started\\nport {4000 + number}\\n".encode())
 """
 END = "signal.signal(signal.SIGTERM, signal.SIG_IGN); sys.exit({code})\n"  # as a daemon does: its code is decided
-SERVE = "stop.wait(60); " + END.format(code=0)
+SERVE = "stop.wait(600); " + END.format(code=0)
 
 
 WAITS_S = (0.02, 0.05)
@@ -49,7 +49,7 @@ class Case:
         self,
         folder: Path,
         *programs: str,
-        stop_within_s: float = 20.0,
+        stop_within_s: float = WAIT_S,
         prologue: str = WORKER,
         waits_s: Sequence[float] = WAITS_S,
     ) -> None:
@@ -167,13 +167,13 @@ def test_one_that_cannot_serve_ends_all_with_2(tmp_path: Path, caplog: pytest.Lo
     [(("0", "0"), 0), (("0", "1"), 1), (("2", "1"), 2), (("7", "0"), 1)],
 )
 def test_the_worst_exit_code_is_left(tmp_path: Path, ends: tuple[str, ...], code: int) -> None:
-    case = Case(tmp_path, *("stop.wait(60); " + END.format(code=end) for end in ends))
+    case = Case(tmp_path, *("stop.wait(600); " + END.format(code=end) for end in ends))
     started = lambda: all(worker.handles_signals for worker in case.workers)  # noqa: E731
     assert case.run(lambda: case.wait(started)) == code
 
 
 def test_one_that_waits_to_be_started_again_is_a_failure_at_the_end(tmp_path: Path) -> None:
-    case = Case(tmp_path, SERVE, "sys.exit(1)", waits_s=(60.0,))
+    case = Case(tmp_path, SERVE, "sys.exit(1)", waits_s=(600.0,))
     down = lambda: case.workers[1].status.ended == "exit code 1" and case.workers[0].handles_signals  # noqa: E731
     assert case.run(lambda: case.wait(down)) == 1
     assert len(case.pids(1)) == 1
@@ -188,7 +188,9 @@ def test_a_signal_before_a_worker_handles_signals_waits_for_it(tmp_path: Path) -
 
 
 def test_a_signal_before_the_workers_are_started_starts_none(tmp_path: Path) -> None:
-    supervisor = Supervisor([WorkerProcess(0, [sys.executable, "-c", WORKER, str(tmp_path), "0"])], stop_within_s=20.0)
+    supervisor = Supervisor(
+        [WorkerProcess(0, [sys.executable, "-c", WORKER, str(tmp_path), "0"])], stop_within_s=WAIT_S
+    )
     shutdown = ShutdownSignal()
     os.kill(os.getpid(), signal.SIGTERM)
     assert supervisor.run(shutdown) == 0
@@ -197,11 +199,11 @@ def test_a_signal_before_the_workers_are_started_starts_none(tmp_path: Path) -> 
 
 def test_a_second_signal_is_passed_on(tmp_path: Path) -> None:
     twice = """
-stop.wait(60)
+stop.wait(600)
 seen = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: seen.set())
 (folder / "first").touch()
-seen.wait(60)
+seen.wait(600)
 """
     case = Case(tmp_path, twice + END.format(code=0))
 
