@@ -64,7 +64,8 @@ class Tail:
 
     def add(self, batch: RecordBatch) -> None:
         """The next records."""
-        for record_key, value, offset in zip(batch.keys, batch.values, batch.offsets.tolist(), strict=True):
+        offsets, times = batch.offsets.tolist(), batch.timestamps.tolist()
+        for record_key, value, offset, time_ms in zip(batch.keys, batch.values, offsets, times, strict=True):
             try:
                 kind, identity = key_kind(record_key)
             except (CorruptStateRecord, OldStateFormat):
@@ -74,7 +75,7 @@ class Tail:
                 continue
             assert record_key is not None
             if kind not in (ENTITY_KEY, NULL_KEY):
-                self.others[record_key] = None if value is None else RecordBytes(record_key, value, offset)
+                self.others[record_key] = None if value is None else RecordBytes(record_key, value, offset, time_ms)
                 self.bytes += len(value or b"")
             elif identity == self._prefix:
                 key = unpack_key(record_key)
