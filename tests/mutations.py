@@ -168,8 +168,8 @@ REMEDIES = [
     (
         "an erasure without the offset of its partition",
         "lstmstream/serve/checkpoint.py",
-        "number in floors or number in erasures\n",
-        "number in floors\n",
+        "(written, deleted, floors, erasures, old_models)\n",
+        "(written, deleted, floors, old_models)\n",
     ),
     (
         "an erased key stays in memory",

@@ -327,7 +327,7 @@ class Restore:
             self._check_growth()
             self._start_empty(membership, beginning if context.start == "earliest" else end)
         else:
-            self._begin_anew(membership, committed.offset, beginning)
+            self._begin_without_states(membership, committed.offset, beginning)
 
     def _note_other_models(self) -> None:
         """What the partition is to know of them. Raises CannotServe where one has answered what our states miss."""
@@ -345,7 +345,7 @@ class Restore:
         else:
             self.partition.earlier = None if loaded.dropped is None else loaded.dropped.answered()
 
-    def _begin_anew(self, membership: Membership, committed: int, beginning: int) -> None:
+    def _begin_without_states(self, membership: Membership, committed: int, beginning: int) -> None:
         """Events were answered, and there are no states that count: rebuild them, start empty, or refuse."""
         context, others = self._context, self._loaded.other_identities()
         ours, way = context.checkpointer.identity, context.on_model_change

@@ -246,9 +246,10 @@ def _one_by_one(
             digest, origin, state = unpack_state(record_key, value)
         except (CorruptStateRecord, OldStateFormat) as error:
             raise SnapshotRefused(f"the state topic has a state record that is not sound: {error}") from error
-        if digest != job.digest or len(state.row) != job.head.floats:
+        is_empty = not state.steps and not len(state.row)  # of a key that was evicted
+        if digest != job.digest or (len(state.row) != job.head.floats and not is_empty):
             raise SnapshotRefused("the state topic has a state record that does not fit the model")
-        rows[at] = state.row
+        rows[at] = 0 if is_empty else state.row
         numbers[:, at] = origin, state.last_offset, state.steps, state.last_timestamp, state.failures
         if state.incident is not None:
             incidents[at] = state.incident

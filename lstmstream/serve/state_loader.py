@@ -161,7 +161,9 @@ class StateLoader:
         """States of n different keys; incidents stay as they are."""
         slab = self._partition.slab
         rows, _, _ = slab.find_or_add(keys)
-        slab.rows.write(rows, columns.rows)
+        empty = (columns.steps == 0) & (columns.last_offsets >= 0)  # evicted: a snapshot has no row of them
+        content = np.where(empty[:, np.newaxis], self._partition.initial, columns.rows) if empty.any() else columns.rows
+        slab.rows.write(rows, content)
         slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
         slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
         slab.recorded[rows] = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lstmstream.serve import old_models
+from lstmstream.serve import checkpoint, old_models
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor
 from lstmstream.transport.memory import LogRecord
@@ -222,6 +222,27 @@ def test_a_crash_while_they_are_deleted_revives_nothing(life: int, point: str, m
         if not happened:
             break
     assert crashes > 0
+
+
+def test_a_model_that_has_only_just_come_back_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no time for a floor record of what it answers; that it took over is written before."""
+    world = World(**LIMITED | {"on_model_change": "replay"})
+    unlimited: dict[str, Any] = {"state": {"checkpoint_interval": "5s"}}
+    lives: list[tuple[str, dict[str, Any]]] = [(NEW, unlimited), (OLD, {}), (NEW, unlimited), (OLD, {})]
+    for number, (fingerprint, changes) in enumerate(lives):
+        monkeypatch.setattr(checkpoint, "FLOOR_INTERVAL_S", 1e9 if number == 2 else 1.0)
+        daemon = world.start(model(fingerprint), **changes)
+        churn(world, 40, seed=number, keys=20)
+        world.settle()
+        (world.kill if number == 2 else world.stop)(daemon)
+    daemon = world.start(model(OLD))
+    world.settle()
+    books = Books(6)
+    expected = {r.offset: books.take(r.key, amount_of(r.value)) for r in world.broker.topics[INPUT].logs[0]}
+    assert {at: said for at, said in answers(world).items() if at >= 120} == {
+        at: said for at, said in expected.items() if at >= 120
+    }
+    assert in_memory(world) == list(books.kept)
 
 
 def test_what_is_left_of_an_earlier_life_is_deleted_before_the_next() -> None:

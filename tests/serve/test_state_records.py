@@ -355,6 +355,8 @@ floors = st.builds(
     seed=st.just(0) | st.integers(-(2**63), -2),
     rebuilt_to=st.just(-1) | offsets,
     stream_time_ms=st.integers(-(2**62), 2**62),
+    dropped=st.none() | st.tuples(offsets, offsets),
+    earlier=st.none() | st.tuples(offsets, offsets),
 )
 
 
