@@ -223,6 +223,21 @@ def test_an_evicted_key_leaves_memory_and_state_topic() -> None:
     assert records(world) == {b"k%d" % number for number in range(94, 100)}
 
 
+def test_as_many_records_are_deleted_as_keys_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each event is of a new key: else memory and state topic would grow without end."""
+    monkeypatch.setattr(checkpoint, "DELETIONS_PER_TRANSACTION", 1)
+    monkeypatch.setattr(checkpoint, "WRITES_PER_TRANSACTION", 1)
+    world = World(**RULES)
+    daemon = world.start()
+    for number in range(60):
+        for key in range(16):
+            produce(world, b"k%d-%d" % (number, key))
+        world.step(daemon)
+    world.settle()
+    assert world.metric(daemon, "state_evicted_total") > 900
+    assert world.keys_in_memory(daemon) < 200
+
+
 @pytest.mark.parametrize("point", ["read", "begin", "commit", "committed", "committed_offset", "poll"])
 def test_a_crash_at_any_call_changes_nothing(point: str) -> None:
     crashes = 0

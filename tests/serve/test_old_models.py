@@ -11,9 +11,10 @@ from lstmstream.serve import checkpoint, old_models
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor
 from lstmstream.transport.memory import LogRecord
-from tests.serve.memory_world import INPUT, FakeStep, World, card, crash_at_call
+from tests.serve.memory_world import INPUT, FakeStep, World, amount_of, card, crash_at_call
+from tests.serve.test_expiry import answers
 from tests.serve.test_key_limit import RULES as LIMITED
-from tests.serve.test_key_limit import Books, amount_of, answers, churn, in_memory
+from tests.serve.test_key_limit import Books, churn, in_memory
 
 OLD, NEW = "a" * 32, "b" * 32
 KEEP_S = 3600.0
