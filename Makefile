@@ -22,7 +22,7 @@ export PIP_NO_INPUT = 1
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage test-faults check docs format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock image-check manifests audit sbom clean
+.PHONY: help demo test coverage test-faults check docs format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-churn bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock image-check manifests audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -88,6 +88,9 @@ bench-restart: .venv-dev/.package ## stop and restart with 1,000,000 keys: time 
 
 bench-state: .venv-dev/.package ## up to 10,000,000 keys, without a broker: memory, pauses, look-ups, time per event; needs 8 GB
 	.venv-dev/bin/python -m benchmarks.state_scale
+
+bench-churn: .venv-dev/.package ## a day of keys that do not come back, without a broker: memory and state topic over time
+	.venv-dev/bin/python -m benchmarks.churn $(CHURN_ARGS)
 
 bench-verify: .venv-dev/.package ## `lstmstream verify` over 200,000 events on a real broker
 	.venv-dev/bin/python -m benchmarks.verify

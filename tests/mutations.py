@@ -168,8 +168,8 @@ REMEDIES = [
     (
         "an erasure without the offset of its partition",
         "lstmstream/serve/checkpoint.py",
-        "number in floors or number in erasures\n",
-        "number in floors\n",
+        "(written, deleted, floors, erasures, old_models)\n",
+        "(written, deleted, floors, old_models)\n",
     ),
     (
         "an erased key stays in memory",
@@ -295,7 +295,7 @@ EXPLAINED = {
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
-    "partition.py:115: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
+    "partition.py:116: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
 }  # by what is changed
 
 

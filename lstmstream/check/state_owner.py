@@ -53,8 +53,9 @@ def _owners(broker: PatientBroker, topic: str, partitions: int) -> dict[int, dic
         try:
             if value is None or key_kind(key)[0] != FLOOR:
                 continue
-            identity = unpack_floor(value).identity
+            floor = unpack_floor(value)
         except (CorruptStateRecord, OldStateFormat):
             continue  # the daemon says what is wrong with it
-        found.setdefault(number, {})[identity.digest] = identity
+        if floor.dropped is None:
+            found.setdefault(number, {})[floor.identity.digest] = floor.identity
     return found

@@ -309,6 +309,11 @@ class State(Section):
         description="With `on_model_change: replay`: how far back in the input a new model's states are rebuilt from,"
         " by the records' timestamps, before the newest record that was answered.",
     )
+    keep_old_models: Duration | None = Field(
+        604_800.0,
+        description="How long the states of a model that was replaced are kept after their last write, so that going"
+        " back to it needs no rebuild. `null`: for ever.",
+    )
     max_keys: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None,
         description="Maximum number of keys of a partition that have a state; the state of the least recently seen key"

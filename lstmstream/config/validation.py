@@ -94,9 +94,6 @@ def _not_implemented(config: Config) -> Iterator[Conflict]:
     if config.state.max_keys is not None and config.input.late == "score" and config.alerts.any:
         text = "is not implemented yet with input.late: score and a policy for alerts; use input.late: apply or drop"
         yield Conflict(("state.max_keys", "input.late"), text)
-    if config.state.max_keys is not None and config.state.dir is not None:
-        text = "is not implemented yet with state.max_keys; remove one of them"
-        yield Conflict(("state.dir", "state.max_keys"), text)
 
 
 def _topic_conflicts(config: Config) -> Iterator[Conflict]:

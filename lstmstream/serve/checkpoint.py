@@ -18,9 +18,11 @@ from lstmstream.records import Ints, RecordBatch, concatenate
 from lstmstream.serve.alert_memory import AlertRules, PartitionMemory
 from lstmstream.serve.erasures import ErasurePlan
 from lstmstream.serve.expiry import Expiry
+from lstmstream.serve.old_models import Deletion
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state_records import (
+    FLOOR,
     IDENTITY_BYTES,
     Floor,
     StateIdentity,
@@ -38,7 +40,7 @@ EVENTS_PER_WRITE = 5  # states never take more than one write for five events
 WRITES_PER_TRANSACTION = 200  # or two fifths of the batch, if that is more: what a small batch waits for is latency
 WRITES_PER_TRANSACTION_ON_SHUTDOWN = 10_000  # a shutdown has little time
 STATE_BYTES_PER_TRANSACTION = 16 << 20  # large states must arrive within the limits of a transaction
-DELETIONS_PER_TRANSACTION = 1_000  # or two fifths of the batch, if that is more: more than states are written
+DELETIONS_PER_TRANSACTION = 1_000  # or one for each event, if that is more: as many keys may be evicted
 FLOOR_INTERVAL_S = 1.0
 NEARLY_DUE = 0.9  # of the interval: such rows go into the same transaction, so that an idle owner makes fewer of them
 
@@ -77,6 +79,7 @@ class CheckpointPlan(NamedTuple):
     erasures: Mapping[int, ErasurePlan] = MappingProxyType({})
     stream_times: Mapping[int, int] = MappingProxyType({})  # at `floors`
     deleted: Mapping[int, Ints] = MappingProxyType({})  # partition → rows whose records are deleted
+    old_models: Mapping[int, Deletion] = MappingProxyType({})
 
 
 class Checkpointer:
@@ -126,7 +129,8 @@ class Checkpointer:
         for partition in self._partitions.running():
             if partition.next_offset > partition.position and now_s - partition.floor_written_s >= FLOOR_INTERVAL_S:
                 return True  # control records were passed over: retention may take them, so the offset should say it
-            if now_s - partition.deleted_s >= FLOOR_INTERVAL_S and len(self._still_to_delete(partition)):
+            late = now_s - partition.deleted_s >= FLOOR_INTERVAL_S
+            if partition.old_models.next is not None or (late and len(self._still_to_delete(partition))):
                 return True
             oldest = partition.dirty.oldest()
             if oldest is None:  # all is written: the floor should say so, or retention could pass it
@@ -172,6 +176,7 @@ class Checkpointer:
         erasures: dict[int, ErasurePlan] = {}
         stream_times: dict[int, int] = {}
         deleted: dict[int, Ints] = {}
+        old_models: dict[int, Deletion] = {}
         offsets = dict(positions)
         usual = max(WRITES_PER_TRANSACTION, 2 * events // EVENTS_PER_WRITE)
         room = min(max_writes, WRITES_PER_TRANSACTION_ON_SHUTDOWN if flush else usual, self._writes_of_size())
@@ -193,7 +198,7 @@ class Checkpointer:
                 written[number] = rows
                 records.append(self._state_records(partition, rows))
             position = positions.get(number, partition.next_offset)
-            if len(rows := self._to_delete(partition, max(DELETIONS_PER_TRANSACTION, usual))):
+            if len(rows := self._to_delete(partition, max(DELETIONS_PER_TRANSACTION, events))):
                 deleted[number] = rows
                 records.append(self._deletions(partition, rows))
             floor = max(partition.floor, _floor_after(next_dirty, changed.get(number), position))
@@ -214,7 +219,11 @@ class Checkpointer:
             if not events and partition.erasures.due:  # with events in flight, they could be of a key that goes
                 erasures[number] = plan = self._erasure_plan(partition, position)
                 records.append(self._to_write(number, plan.keys, plan.values))
-            writes = number in written or number in deleted or number in floors or number in erasures
+            if (deletion := partition.old_models.next) is not None:
+                old_models[number] = deletion
+                records.append(self._old_model_records(number, deletion))
+            planned: tuple[Mapping[int, object], ...] = (written, deleted, floors, erasures, old_models)
+            writes = any(number in one for one in planned)
             if writes or position > partition.position:
                 offsets[number] = position
         return CheckpointPlan(
@@ -227,6 +236,7 @@ class Checkpointer:
             erasures,
             stream_times,
             deleted,
+            old_models,
         )
 
     def _erasure_plan(self, partition: Partition, position: int) -> ErasurePlan:
@@ -257,6 +267,12 @@ class Checkpointer:
         return CheckpointPlan(
             [self.floor_record(partition, origin, origin, origin)], {}, floors, floors, self._write_budget
         )
+
+    def clearing_plan(self, partition: int, keys: Sequence[bytes | None], position: int) -> CheckpointPlan:
+        """The transaction that deletes what is left of earlier states of these keys."""
+        record_keys = [pack_key(key, self.identity.digest) for key in keys]
+        records = self._to_write(partition, record_keys, [None] * len(keys))
+        return CheckpointPlan([records], {}, {}, {partition: position}, self._write_budget)
 
     def position_plan(
         self, partition: int, origin: int, floor: int, position: int, answers_from: int = -1
@@ -290,6 +306,8 @@ class Checkpointer:
                 partition.alerts_written = plan.alerts[number]
             if number in plan.offsets:
                 partition.position = plan.offsets[number]
+            if number in plan.old_models:
+                partition.old_models.on_commit(plan.old_models[number])
             if number in plan.erasures:
                 self._on_erased(partition, plan.erasures[number])
             change = changed.get(number)
@@ -332,6 +350,7 @@ class Checkpointer:
             moved_from=owned.moved_from,
             stream_time_ms=stream_time_ms,
             rebuilt_to=owned.rebuilt_to if owned.rebuilt_to > offset else -1,
+            earlier=owned.earlier,
         )
         return self._to_write(partition, [floor_key(self.identity.digest)], [pack_floor(floor)])
 
@@ -343,6 +362,11 @@ class Checkpointer:
     def _deletions(self, partition: Partition, rows: Ints) -> RecordBatch:
         keys = [pack_key(key, self.identity.digest) for key in partition.slab.index.keys_at(rows)]
         return self._to_write(partition.number, keys, [None] * len(keys))
+
+    def _old_model_records(self, partition: int, deletion: Deletion) -> RecordBatch:
+        keys = [*deletion.keys, *(FLOOR + identity for identity in deletion.floors)]
+        values = [*[None] * len(deletion.keys), *map(pack_floor, deletion.floors.values())]
+        return self._to_write(partition, keys, values)
 
     def _to_write(self, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> RecordBatch:
         count = len(values)

@@ -36,6 +36,7 @@ from lstmstream.serve.housekeeping import Housekeeping
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.key_check import KeyCheck
 from lstmstream.serve.observers import Observer, Observers, StageTimer
+from lstmstream.serve.old_models import OldModelSweeper
 from lstmstream.serve.partition import Partitions
 from lstmstream.serve.phase import ALLOWED, Phase
 from lstmstream.serve.refusals import Refusals
@@ -104,6 +105,7 @@ class Daemon:
             expiry=expiry,
         )
         self._sweeper = Sweeper(expiry, self._partitions, observer, clock.monotonic_s)
+        self._old_models = OldModelSweeper(config.state.keep_old_models, transport, config.state.topic, clock)
         key_check = KeyCheck(
             self._partitions,
             observer,
@@ -261,6 +263,7 @@ class Daemon:
         if self._sweeper.due():
             self._committer.wait()
             self._sweeper.sweep()
+        self._old_models.tick(self._partitions.running())
         self._housekeeping.tick(polled)
         if self._snapshots is not None:
             self._snapshots.tick(self._partitions.running(), busy=bool(self._partitions.restoring()))
@@ -568,6 +571,7 @@ class Daemon:
             self._snapshots.close()
         if self._standbys is not None:
             self._standbys.close()
+        self._old_models.close()
         self._housekeeping.close()
         self._transport.close(timeout_s=min(5.0, (1 - DRAIN_FRACTION) * self._config.shutdown_timeout))
         self._set_phase(Phase.STOPPED)

@@ -278,7 +278,7 @@ class MetricsObserver(Observer):
             resets=result.resets,
             checkpoints=sum(map(len, plan.written.values())),
             silent=result.silent_events,
-            deleted=sum(map(len, plan.deleted.values())),
+            deleted=sum(map(len, plan.deleted.values())) + sum(len(one.keys) for one in plan.old_models.values()),
             evicted=sum(map(len, result.evicted.values())),
         )
         self._lag_age.on_commit(result.records)

@@ -19,6 +19,7 @@ import numpy as np
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.alert_memory import PartitionMemory, RulesFrom
 from lstmstream.serve.erasures import Erasures
+from lstmstream.serve.old_models import OldModels
 from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state import CLEAN, Slab, StateStore
 from lstmstream.serve.stream_time import NEVER
@@ -140,6 +141,10 @@ class Partition:
         self.alert_rules: tuple[RulesFrom, ...] = ()  # the history of the settings by which alerts are published
         self.alerts_written: PartitionMemory | None = None  # as it stands in the floor record
         self.erasures = Erasures()
+        self.old_models = OldModels()
+        self.earlier: tuple[int, int] | None = (
+            None  # answers of this identity before its states were dropped; see Floor
+        )
         self.rebuilt_to = -1  # until the floor comes here, the records of a rebuild are too few to go on from
         self.swept_s = 0.0  # clock time
         self.deleted_s = 0.0  # clock time at which records of the state topic were deleted

@@ -23,6 +23,7 @@ from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import input_partitions, is_ours, is_unfinished_seed
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.key_table import Key
+from lstmstream.serve.old_models import OldModels
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.restore_warnings import RestoreWarnings
@@ -30,7 +31,7 @@ from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotRefused, other_
 from lstmstream.serve.snapshot_folder import SnapshotFolder
 from lstmstream.serve.standby import Standby, Standbys
 from lstmstream.serve.state_loader import StateLoader
-from lstmstream.serve.state_records import Floor
+from lstmstream.serve.state_records import IDENTITY_BYTES, Floor
 from lstmstream.serve.stream_time import NEVER
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5  # after a failure
 LOOK_BACK = 1_000  # offsets, for the newest timestamp before the group's offset
+CLEARED_AT_ONCE = 10_000  # states
 DOUBT_S = 5.0  # so long must the group's offset lie before what was answered, until that counts
 
 
@@ -47,6 +49,7 @@ class RestorePhase(Enum):
     LOOK_UP = auto()  # the committed offset, and how far the state topic goes
     LOAD = auto()  # read the state topic
     CHOOSE = auto()  # continue, start empty, or refuse
+    CLEAR = auto()  # delete what the state topic still has of earlier states, before new ones begin
     FIND_ORIGIN = auto()  # how far back in the input a new model's states are rebuilt from
     CHECK_GAP = auto()  # somebody else moved the group's offset forward: over records that we have not answered?
     REPLAY = auto()  # re-read the input
@@ -111,6 +114,7 @@ class Restore:
         self._unplayed: RecordBatch | None = None  # was read, and is still to be replayed
         self._answered = answered  # where the group's offset was when we last knew it to be our own
         self._foreign = False  # the group's offset was set by somebody else
+        self._takes_over = False  # from another model, that has answered since
         self._rebuilds = False  # from the origin, since records of the state topic cannot be used
         self._evicts = False  # all that is read again begins without states, so that keys are evicted again
         self._rebuild_noted = False  # the floor record says so
@@ -166,6 +170,8 @@ class Restore:
                 self._load(deadline_s)
             elif self.phase is RestorePhase.CHOOSE:
                 self._choose(membership)
+            elif self.phase is RestorePhase.CLEAR:
+                self._clear(membership)
             elif self.phase is RestorePhase.FIND_ORIGIN:
                 self._find_origin(deadline_s, membership)
             elif self.phase is RestorePhase.CHECK_GAP:
@@ -293,13 +299,15 @@ class Restore:
     def _choose(self, membership: Membership) -> None:
         context, loaded, committed = self._context, self._loaded, self._committed
         beginning, end = context.transport.offset_range(context.input_topic, self.partition.number)
-        reset = context.on_model_change == "reset"
-        ours, floor = context.checkpointer.identity, loaded.floor
         if loaded.damaged_floor is not None:
             raise self._errors.floor_damaged(loaded.damaged_floor)
         # First: after a topic was made again, another offset does not help.
-        if floor is not None and (changed := self._errors.topics_changed(floor, context.checkpointer.topic)):
+        if loaded.floor is not None and (
+            changed := self._errors.topics_changed(loaded.floor, context.checkpointer.topic)
+        ):
             raise changed
+        self._note_other_models()
+        floor = loaded.floor
         rows = self.partition.slab.index.rows()
         of_floor = np.zeros(len(rows), np.bool_)  # others cannot be used
         if floor is not None:
@@ -319,17 +327,42 @@ class Restore:
         elif committed is None:
             self._check_growth()
             self._start_empty(membership, beginning if context.start == "earliest" else end)
-        elif context.on_model_change == "replay":
-            self._newest_ms = -1
-            self._open_reader(context.input_topic, max(beginning, committed.offset - LOOK_BACK), committed.offset)
-            self.phase = RestorePhase.FIND_ORIGIN
-        elif reset:
-            self._warnings.of_reset(ours, loaded.others.values())
-            self._start_empty(membership, committed.offset)
-        elif loaded.others:
-            raise self._errors.other_identity(ours, loaded.others.values())
         else:
-            raise self._errors.no_states(committed.offset)
+            self._begin_without_states(membership, committed.offset, beginning)
+
+    def _note_other_models(self) -> None:
+        """What the partition is to know of them. Raises CannotServe where one has answered what our states miss."""
+        context, loaded, floor = self._context, self._loaded, self._loaded.floor
+        ours = context.checkpointer.identity
+        self.partition.old_models = OldModels(loaded.others)
+        self._takes_over = floor is not None and loaded.served_last != ours.digest[:IDENTITY_BYTES]
+        if floor is not None and self._takes_over and context.engine.scorer.limits_keys:
+            # Which keys the events since then would have evicted at which of them, no record tells.
+            if context.on_model_change == "fail":
+                raise self._errors.evictions_missed(ours, loaded.other_identities())
+            loaded.drop(floor)
+        if loaded.floor is not None:
+            self.partition.earlier = loaded.floor.earlier
+        else:
+            self.partition.earlier = None if loaded.dropped is None else loaded.dropped.answered()
+
+    def _begin_without_states(self, membership: Membership, committed: int, beginning: int) -> None:
+        """Events were answered, and there are no states that count: rebuild them, start empty, or refuse."""
+        context, others = self._context, self._loaded.other_identities()
+        ours, way = context.checkpointer.identity, context.on_model_change
+        if way == "fail" and others:
+            raise self._errors.other_identity(ours, others)
+        if way == "fail":
+            raise self._errors.no_states(committed)
+        if len(self.partition.slab):
+            self.phase = RestorePhase.CLEAR
+        elif way == "replay":
+            self._newest_ms = -1
+            self._open_reader(context.input_topic, max(beginning, committed - LOOK_BACK), committed)
+            self.phase = RestorePhase.FIND_ORIGIN
+        else:
+            self._warnings.of_reset(ours, others)
+            self._start_empty(membership, committed)
 
     def _check_offset(self, committed: int, beginning: int, end: int) -> None:
         """Whether events can be answered from the group's offset on. Raises CannotServe."""
@@ -381,6 +414,17 @@ class Restore:
         before = None if first is None else input_partitions(first.metadata)
         if before is not None and before != partitions:
             raise self._errors.input_grown(before, partitions)
+
+    def _clear(self, membership: Membership) -> None:
+        """Delete states without a floor, of an earlier life of this identity: the next would take them for its own."""
+        assert self._committed is not None
+        slab, number = self.partition.slab, self.partition.number
+        keys = slab.index.keys_at(slab.index.rows()[:CLEARED_AT_ONCE])
+        plan = self._context.checkpointer.clearing_plan(number, keys, self._committed.offset)
+        self._context.commit(plan, membership)
+        slab.remove_all(keys)
+        if not len(slab):
+            self.phase = RestorePhase.CHOOSE
 
     def _start_empty(self, membership: Membership, origin: int) -> None:
         """No states: fix where they begin, and the group's offset, before the first prediction."""
@@ -562,7 +606,8 @@ class Restore:
             return
         if reader.position < reader.end:
             return  # a batch was passed over
-        if self._foreign:  # from here on it is our own, so that this is said once
+        # From here on the offset is our own, so that this is said once; and it is known who answers.
+        if self._foreign or self._takes_over:
             position, origin = self._committed.offset, self.partition.origin
             plan = self._context.checkpointer.position_plan(
                 self.partition.number, origin, self._replay_from, position, self.partition.answers_from

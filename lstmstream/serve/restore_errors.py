@@ -66,6 +66,14 @@ class RestoreErrors(NamedTuple):
             " ones"
         )
 
+    def evictions_missed(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> CannotServe:
+        """With `state.max_keys`, and no reset was asked for."""
+        return CannotServe(
+            f"{self._where}: {' and '.join(map(str, others))} has answered since {ours}, and with state.max_keys it"
+            " depends on every event which keys have a state. Set on_model_change: replay to rebuild the states from"
+            " the input, or reset to start with empty ones"
+        )
+
     def no_states(self, committed: int) -> CannotServe:
         """The group has come somewhere, so there were states."""
         return CannotServe(

@@ -24,12 +24,12 @@ from typing import IO, Any, NamedTuple, Self
 import numpy as np
 import orjson
 
-from lstmstream.records import NO_TIMESTAMP, Floats, Ints, RecordBatch, lengths
+from lstmstream.records import Floats, Ints, RecordBatch, lengths
 from lstmstream.serve.alert_memory import Incident
 from lstmstream.serve.key_table import Key
 from lstmstream.serve.state_records import StateColumns, state_columns
 
-FORMAT = 1
+FORMAT = 2
 BLOCK_STATES = 4096
 _MAGIC, _END_MAGIC = b"LSTMSNAP", b"SNAPSEND"
 _HEAD = struct.Struct("<8sII")  # magic, format, bytes of JSON
@@ -52,6 +52,7 @@ class RecordBytes(NamedTuple):
     key: bytes
     value: bytes
     offset: int
+    timestamp_ms: int
 
 
 class SnapshotHead(NamedTuple):
@@ -286,7 +287,7 @@ def other_records(head: SnapshotHead) -> RecordBatch:
         head.state_topic,
         np.full(count, head.partition, np.int64),
         np.array([record.offset for record in head.others], np.int64),
-        np.full(count, NO_TIMESTAMP, np.int64),
+        np.array([record.timestamp_ms for record in head.others], np.int64),
         [record.key for record in head.others],
         [record.value for record in head.others],
         [()] * count,
@@ -294,14 +295,17 @@ def other_records(head: SnapshotHead) -> RecordBatch:
 
 
 def _head_json(head: SnapshotHead) -> bytes:
-    others = [(b64encode(one.key).decode(), b64encode(one.value).decode(), one.offset) for one in head.others]
+    others = [
+        (b64encode(one.key).decode(), b64encode(one.value).decode(), one.offset, one.timestamp_ms)
+        for one in head.others
+    ]
     return orjson.dumps({**head._asdict(), "others": others})
 
 
 def _parse_head(text: bytes) -> SnapshotHead:
     try:
         fields = orjson.loads(text)
-        others = tuple(RecordBytes(b64decode(key), b64decode(value), at) for key, value, at in fields["others"])
+        others = tuple(RecordBytes(b64decode(key), b64decode(value), *at) for key, value, *at in fields["others"])
         return SnapshotHead(**{**fields, "others": others})
     except (ValueError, TypeError, KeyError) as error:
         raise SnapshotRefused("its head cannot be read") from error

@@ -64,7 +64,8 @@ class Tail:
 
     def add(self, batch: RecordBatch) -> None:
         """The next records."""
-        for record_key, value, offset in zip(batch.keys, batch.values, batch.offsets.tolist(), strict=True):
+        offsets, times = batch.offsets.tolist(), batch.timestamps.tolist()
+        for record_key, value, offset, time_ms in zip(batch.keys, batch.values, offsets, times, strict=True):
             try:
                 kind, identity = key_kind(record_key)
             except (CorruptStateRecord, OldStateFormat):
@@ -74,7 +75,7 @@ class Tail:
                 continue
             assert record_key is not None
             if kind not in (ENTITY_KEY, NULL_KEY):
-                self.others[record_key] = None if value is None else RecordBytes(record_key, value, offset)
+                self.others[record_key] = None if value is None else RecordBytes(record_key, value, offset, time_ms)
                 self.bytes += len(value or b"")
             elif identity == self._prefix:
                 key = unpack_key(record_key)
@@ -245,9 +246,10 @@ def _one_by_one(
             digest, origin, state = unpack_state(record_key, value)
         except (CorruptStateRecord, OldStateFormat) as error:
             raise SnapshotRefused(f"the state topic has a state record that is not sound: {error}") from error
-        if digest != job.digest or len(state.row) != job.head.floats:
+        is_empty = not state.steps and not len(state.row)  # of a key that was evicted
+        if digest != job.digest or (len(state.row) != job.head.floats and not is_empty):
             raise SnapshotRefused("the state topic has a state record that does not fit the model")
-        rows[at] = state.row
+        rows[at] = 0 if is_empty else state.row
         numbers[:, at] = origin, state.last_offset, state.steps, state.last_timestamp, state.failures
         if state.incident is not None:
             incidents[at] = state.incident

@@ -10,6 +10,7 @@ from lstmstream.errors import UnreadableRecords
 from lstmstream.records import Ints, RecordBatch
 from lstmstream.serve.erasures import take_logged
 from lstmstream.serve.key_table import Key
+from lstmstream.serve.old_models import OldModel
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.state_records import (
@@ -41,8 +42,10 @@ class StateLoader:
         """`digest`: of the identity whose states go into the partition's slab."""
         self.floor: Floor | None = None
         self.damaged_floor: str | None = None  # where our newest floor record is and why it cannot be read
-        self.others: dict[bytes, StateIdentity] = {}  # identities that have a floor here, by their bytes
         self.records = 0  # that were taken so far
+        self.dropped: Floor | None = None  # our newest floor record, if it says that our states were dropped
+        self.others: dict[bytes, OldModel] = {}  # identities that have a floor here, by their bytes
+        self.served_last = b""  # the one that has written the newest of these
         self.damaged: dict[bytes | None, int] = {}  # record keys whose newest record cannot be trusted → its offset
         self._origins: Ints = np.empty(0, dtype=np.int64)  # by row number
         self._partition = partition
@@ -82,7 +85,7 @@ class StateLoader:
                     continue
                 self._partition.erasures.identities.add(identity)
                 if kind == FLOOR:
-                    self._read_floor(identity, batch.values[i], offset)
+                    self._read_floor(identity, batch.values[i], offset, int(batch.timestamps[i]))
                 elif identity == self._digest[:IDENTITY_BYTES]:
                     ours[record_key] = i
             except CorruptStateRecord as error:
@@ -100,11 +103,11 @@ class StateLoader:
             self._partition.erasures, record_key, value, self._errors.state_topic, self._errors.partition, offset
         )
 
-    def _read_floor(self, identity: bytes, value: bytes | None, offset: int) -> None:
+    def _read_floor(self, identity: bytes, value: bytes | None, offset: int, written_ms: int) -> None:
         ours = identity == self._digest[:IDENTITY_BYTES]
         if value is None:  # somebody deleted it
             if ours:
-                self.floor = self.damaged_floor = None
+                self.floor = self.dropped = self.damaged_floor = None
             else:
                 self.others.pop(identity, None)
             return
@@ -114,10 +117,13 @@ class StateLoader:
             if ours:
                 self.damaged_floor = f"at offset {offset}: {error}"
             return
+        if floor.dropped is None:
+            self.served_last = identity
         if ours:
-            self.floor, self.damaged_floor = floor, None
+            self.floor, self.dropped = (floor, None) if floor.dropped is None else (None, floor)
+            self.damaged_floor = None
         else:
-            self.others[identity] = floor.identity
+            self.others[identity] = OldModel(floor, written_ms)
 
     def _read_states(self, batch: RecordBatch, ours: dict[bytes, int]) -> None:
         """The newest records of each of this identity's keys in the batch."""
@@ -155,7 +161,9 @@ class StateLoader:
         """States of n different keys; incidents stay as they are."""
         slab = self._partition.slab
         rows, _, _ = slab.find_or_add(keys)
-        slab.rows.write(rows, columns.rows)
+        empty = (columns.steps == 0) & (columns.last_offsets >= 0)  # evicted: a snapshot has no row of them
+        content = np.where(empty[:, np.newaxis], self._partition.initial, columns.rows) if empty.any() else columns.rows
+        slab.rows.write(rows, content)
         slab.steps[rows], slab.last_timestamp[rows] = columns.steps, columns.last_timestamps
         slab.last_offset[rows], slab.failures[rows] = columns.last_offsets, columns.failures
         slab.recorded[rows] = 1
@@ -188,6 +196,14 @@ class StateLoader:
         row = slab.index[key]
         slab.recorded[row] = 1
         self._origin_room()[row] = stored.origin
+
+    def other_identities(self) -> list[StateIdentity]:
+        """Those that have a floor here."""
+        return [other.floor.identity for other in self.others.values()]
+
+    def drop(self, floor: Floor) -> None:
+        """Of the states that are there, which `floor` is of, none is to be used."""
+        self.floor, self.dropped = None, floor
 
     def _forget(self, record_key: bytes) -> None:
         key = unpack_key(record_key)

@@ -115,11 +115,20 @@ class Floor(NamedTuple):
     rebuilt_to: int = -1  # with state.max_keys: until `offset` comes here, a restart rebuilds all from the origin
     stream_time_ms: int = NEVER  # greatest event time before `offset`; NEVER also where it is not needed
     moved_from: int = 0  # partitions before `lstmstream state repartition`; 0: it was never done
+    # Another model has replaced this one, and none of its states counts: (its records in the state topic below this
+    # offset are deleted, those below this one are to be).
+    dropped: tuple[int, int] | None = None
+    earlier: tuple[int, int] | None = None  # input offsets between which it has answered before its states were dropped
 
     def vouches_for(self, origins: Ints) -> Bools:
         """[N] Which states count, by the origins that their records name."""
         counts: Bools = origins == self.origin
         return counts | (origins == self.seed) if self.seed else counts
+
+    def answered(self) -> tuple[int, int]:
+        """The input offsets between which this identity has answered; others may have, too."""
+        first, end = self.origin if self.answers_from < 0 else self.answers_from, max(self.position, self.offset)
+        return (first, end) if self.earlier is None else (min(first, self.earlier[0]), max(end, self.earlier[1]))
 
 
 class StoredState(NamedTuple):
@@ -337,6 +346,9 @@ def pack_floor(floor: Floor) -> bytes:
     for name in ("seed", "moved_from"):
         if not fields[name]:
             del fields[name]
+    for name in ("dropped", "earlier"):
+        if fields[name] is None:
+            del fields[name]
     if floor.stream_time_ms == NEVER:
         del fields["stream_time_ms"]
     if floor.alerts is None:
@@ -356,6 +368,9 @@ def unpack_floor(value: bytes) -> Floor:
         if fields.pop("format") != FLOOR_FORMAT:
             raise CorruptStateRecord("unknown format")
         alerts = fields.pop("alerts", None)
+        for name in {"dropped", "earlier"} & fields.keys():
+            first, end = fields[name]
+            fields[name] = int(first), int(end)
         return Floor(
             **{**fields, "identity": StateIdentity(**fields["identity"])},
             alerts=None if alerts is None else PartitionMemory.from_json(alerts),

@@ -162,11 +162,12 @@ class Repartition:
                 if key == floor_key(self._identity.digest):
                     newest = value
         try:
-            return None if newest is None else unpack_floor(newest)
+            floor = None if newest is None else unpack_floor(newest)
         except CorruptStateRecord as error:
             raise CannotServe(
                 f"state.topic: the floor record in {self._state_topic!r}, partition {number}, is damaged ({error})"
             ) from error
+        return None if floor is None or floor.dropped is not None else floor
 
     def _drained_offsets(self) -> dict[int, int]:
         """Where the daemon goes on, of all partitions, once it is seen that nothing waits in the old ones."""
@@ -240,6 +241,7 @@ class Repartition:
             alerts=partition.alerts,
             seed=self._seed,
             moved_from=self._before,
+            earlier=partition.earlier,
         )
         partition.close()
         return floor

@@ -79,7 +79,7 @@ class StateTopicReader:
         # Others are of a time before the states were reset, of an import that was not finished, or were evicted.
         counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
         counts = counts[slab.steps[counts] > 0]
-        others = list(loader.others.values())
+        others = [one.floor.identity for one in loader.others.values() if one.floor.dropped is None]
         return StoredStates(number, slab, counts, len(loader.damaged), others, partition.erasures)
 
 

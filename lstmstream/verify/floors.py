@@ -41,7 +41,7 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
     floors = list(newest.values())
     own = [floor for floor in floors if _decides(floor["identity"]) == wanted]
     others = [floor for floor in floors if floor not in own]
-    first = min((floor["origin"] for floor in floors), default=None)
+    first = min((at for floor in floors for at in (floor["origin"], *floor.get("earlier", ()))), default=None)
     if own:
         origin = own[0]["origin"]
         spans = [
@@ -50,6 +50,10 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
             if (end := floor.get("position", _NOWHERE)) > origin
         ]
         spans.append((origin, _answers_from(own[0])))
+        # Answered with states that were dropped later, as those of a model that another one has replaced are.
+        spans += [
+            (max(origin, one[0]), one[1]) for floor in floors if (one := floor.get("earlier")) and one[1] > origin
+        ]
         origins = Origins(
             first,
             origin,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lstmstream.records import Observations
-from lstmstream.serve import checkpoint
+from lstmstream.serve import checkpoint, snapshots
 from lstmstream.serve.recency import Recency
 from lstmstream.serve.scorer import Meaning, Scorer
+from lstmstream.serve.snapshot_file import SnapshotFile
 from lstmstream.serve.state import KeyState, Slab
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor
 from tests.serve.memory_world import INPUT, MAGIC, OUTPUT, FakeStep, World, amount_of, card, crash_at_call, fold
@@ -221,6 +223,21 @@ def test_an_evicted_key_leaves_memory_and_state_topic() -> None:
     assert records(world) == {b"k%d" % number for number in range(94, 100)}
 
 
+def test_as_many_records_are_deleted_as_keys_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each event is of a new key: else memory and state topic would grow without end."""
+    monkeypatch.setattr(checkpoint, "DELETIONS_PER_TRANSACTION", 1)
+    monkeypatch.setattr(checkpoint, "WRITES_PER_TRANSACTION", 1)
+    world = World(**RULES)
+    daemon = world.start()
+    for number in range(60):
+        for key in range(16):
+            produce(world, b"k%d-%d" % (number, key))
+        world.step(daemon)
+    world.settle()
+    assert world.metric(daemon, "state_evicted_total") > 900
+    assert world.keys_in_memory(daemon) < 200
+
+
 @pytest.mark.parametrize("point", ["read", "begin", "commit", "committed", "committed_offset", "poll"])
 def test_a_crash_at_any_call_changes_nothing(point: str) -> None:
     crashes = 0
@@ -291,6 +308,33 @@ def test_daemons_that_are_killed_again_and_again() -> None:
             daemon = world.start()
     world.settle()
     assert in_memory(world) == list(check(world).kept)
+
+
+def states_in(path: Path) -> int:
+    with SnapshotFile(path) as snapshot:
+        return snapshot.states
+
+
+def test_a_snapshot_has_the_evicted_keys_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons that are killed again and again, and begin with a snapshot of a second ago."""
+    monkeypatch.setattr(snapshots, "LOOK_INTERVAL_S", 0.5)
+    monkeypatch.setattr(snapshots, "MAX_AGE_S", 1.0)
+    source = random.Random(6)
+    world = World(**RULES | {"state": RULES["state"] | {"dir": str(tmp_path)}})
+    from_snapshots, with_evicted = 0.0, 0
+    for part in range(25):
+        daemon = world.start()
+        churn(world, source.randrange(1, 30), seed=part, keys=source.choice([5, 8, 20]))
+        for _ in range(source.randrange(4, 25)):
+            world.step(daemon)
+            world.now_s += 0.5
+        world.settle()
+        assert in_memory(world) == list(check(world).kept)
+        from_snapshots += world.metric(daemon, "restores_total", source="snapshot")
+        with_evicted += any(states_in(path) > KEYS for path in tmp_path.rglob("0-*.snapshot"))
+        world.kill(daemon)
+    assert from_snapshots > 5
+    assert with_evicted > 5
 
 
 def damage(world: World) -> None:

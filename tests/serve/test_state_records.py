@@ -356,6 +356,8 @@ floors = st.builds(
     moved_from=st.integers(0, 2**31 - 1),
     rebuilt_to=st.just(-1) | offsets,
     stream_time_ms=st.integers(-(2**62), 2**62),
+    dropped=st.none() | st.tuples(offsets, offsets),
+    earlier=st.none() | st.tuples(offsets, offsets),
 )
 
 
