@@ -13,6 +13,7 @@ from lstmstream import __version__, codec
 from lstmstream import completion as completions
 from lstmstream.capacity.commands import capacity
 from lstmstream.config_command import app as config
+from lstmstream.csv_arguments import DecimalOption, DelimiterOption
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
@@ -154,6 +155,8 @@ def score(
     no_timestamp: Annotated[
         bool, typer.Option("--no-timestamp", help="Events have no timestamp; use the time at which they are read.")
     ] = False,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
     profile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Print the time per stage and write sampled stacks for speedscope.app."),
@@ -165,6 +168,7 @@ def score(
 
     Exits with 1 if there are events and none could be scored.
     """
+    from lstmstream.formats.csv_form import CsvOptions
     from lstmstream.serve.freed_memory import keep_freed_memory
     from lstmstream.serve.score import score_file
 
@@ -183,6 +187,7 @@ def score(
             events=events,
             stage=stage,
             shard=shard,
+            csv=CsvOptions.of(delimiter, decimal),
         )
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
@@ -218,6 +223,8 @@ def evaluate(
     key: Annotated[str | None, typer.Option(help="Field of the entity key. Default: the card's.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="Field of the event time. Default: the card's.")] = None,
     target: Annotated[str | None, typer.Option(help="Field of the label. Default: the card's.")] = None,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
     since: Annotated[
         str | None,
         typer.Option("--from", help="Evaluate from this time on (ISO 8601); earlier events fill the states."),
@@ -235,6 +242,7 @@ def evaluate(
     Prints the metrics of its task, with 95 % intervals.
     """
     from lstmstream.evaluation.command import evaluate as run_evaluation
+    from lstmstream.formats.csv_form import CsvOptions
 
     return run_evaluation(
         model,
@@ -246,6 +254,7 @@ def evaluate(
         as_json=as_json,
         resamples=resamples,
         k=k or (100,),
+        csv=CsvOptions.of(delimiter, decimal),
     )
 
 

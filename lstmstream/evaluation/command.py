@@ -25,6 +25,7 @@ from lstmstream.evaluation.intervals import Interval, bootstrap_intervals, resam
 from lstmstream.evaluation.metrics import Evaluated
 from lstmstream.evaluation.offline import score_events
 from lstmstream.evaluation.training_data import Overlap, overlap
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.history.events import Events, load_events_for_card, order_classes
 from lstmstream.history.read import resolve_paths
@@ -48,6 +49,7 @@ def evaluate(
     as_json: bool = False,
     resamples: int = 200,
     k: Collection[int] = (100,),
+    csv: CsvOptions = FROM_FILE,
 ) -> int:
     """Evaluates `model` on `data` (JSONL, CSV or Parquet; a path or a pattern), prints it and returns the exit code.
 
@@ -67,6 +69,7 @@ def evaluate(
         timestamp=timestamp or fields.get("timestamp"),
         target=label,
         silent=SilentEvents.model_validate(fields.get("silent") or {}).mark,
+        csv=csv,
     )
     for note in events.notes:
         print(f"lstmstream: {note}", file=sys.stderr)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmstream.errors import CannotServe
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.history.events import load_events
 from lstmstream.history.fields import Fields
 from lstmstream.importer.graph import open_session, run
@@ -30,9 +31,10 @@ def compare_modes(
     features: tuple[str, ...],
     key: str | None,
     timestamp: str | None,
+    csv: CsvOptions = FROM_FILE,
 ) -> list[str]:
     """Lines of a report; `length` is the window's. Raises CannotServe where the data cannot be read."""
-    sequences = read_sequences(data, features, key, timestamp)
+    sequences = read_sequences(data, features, key, timestamp, csv)
     step_scores, window_scores = (scores(model, sequences) for model in (step, window))
     gaps = np.abs(step_scores - window_scores)  # NaN after a sequence's end
     counts = (~np.isnan(gaps)).sum(axis=0)
@@ -85,12 +87,18 @@ def scores(model: StepGraph, sequences: list[Floats]) -> NDArray[np.float32]:
     return result
 
 
-def read_sequences(data: Path, features: tuple[str, ...], key: str | None, timestamp: str | None) -> list[Floats]:
+def read_sequences(
+    data: Path,
+    features: tuple[str, ...],
+    key: str | None,
+    timestamp: str | None,
+    csv: CsvOptions = FROM_FILE,
+) -> list[Floats]:
     """One array [T, F] for each key, longest first; NaN where a value is missing. Raises CannotServe."""
     try:
         if not data.is_file():
             raise CannotServe(f"{data}: no such file")
-        events = load_events([data], Fields(key, timestamp, features, ()))
+        events = load_events([data], Fields(key, timestamp, features, ()), csv=csv)
     except CannotServe as error:
         raise CannotServe(*(f"--compare {problem}" for problem in error.problems)) from error
     if not len(events):

@@ -54,7 +54,9 @@ def test_numbers_of_csv_in_any_spelling(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "shown"), [("abc", "'abc'"), ("true", "'true'"), ("1,5", ""), ("NA", "'NA'")])
 def test_a_cell_that_is_not_a_number_is_named(tmp_path: Path, text: str, shown: str) -> None:
-    message = refused("x.csv: ", csv, tmp_path, f"k,t,n,c\na,1,1,x\na,1,{text},x\n")
+    message = refused(
+        "x.csv:3: " if shown else "line 3 has 5 cells", csv, tmp_path, f"k,t,n,c\na,1,1,x\na,1,{text},x\n"
+    )
     if shown:
         assert f"row 1: field 'n' is {shown}, not a number; leave the cell empty where the value is missing" in message
     refused("row 0: field 'n' is not finite", csv, tmp_path, "k,t,n,c\na,1,inf,x\n")
@@ -79,7 +81,7 @@ def test_the_command_of_the_documents_makes_events_of_a_file_with_semicolons(
 
 @pytest.mark.parametrize("text", ["59,71", "-0,5", " 1.234,5 ", "1,234", "1,234.5", "1,234,567.25"])
 def test_a_number_with_commas_in_it_is_said_to_be_one(tmp_path: Path, text: str) -> None:
-    message = refused("x.csv: ", csv, tmp_path, f'k,t,n,c\na,1,"{text}",x\n')
+    message = refused("x.csv:2: ", csv, tmp_path, f'k,t,n,c\na,1,"{text}",x\n')
     assert f"row 0: field 'n' is {text!r}, not a number; write decimals with a point, and thousands" in message
 
 
@@ -152,14 +154,9 @@ def test_a_row_with_a_cell_in_any_column_is_an_event(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"k;t;n;c\na;1;1,5;x\n", "looks separated by ';'; save it with commas, and with points in numbers, as UTF-8"),
-        (
-            b'"k"\t"t"\t"n"\t"c"\na\t1\t1\tx\n',
-            "looks separated by tabs; save it with commas, and with points",
-        ),
-        ("k,t,n,c\na,1,1,x\n".encode("utf-16"), "looks like UTF-16; save it with commas, as UTF-8"),
+        ("k,t,n,c\na,1,1,x\n".encode("utf-16"), "looks like UTF-16; save it as UTF-8"),
         (b'k,t,n,c\na,1,1,"x\nb,1,1,x\n', "; close each quote, and write a quote inside quotes twice"),
-        (b"k,t,n,c\na,1,1,5,x\n", "; a row has more cells than the header; put quotes around text that holds a comma"),
+        (b"k,t,n,c\na,1,1,5,x\n", ": line 2 has 5 cells, and the header 4; put quotes around text that holds a comma"),
         (b"", "cannot be read as csv: empty CSV; its first line must name the columns"),
         (b"k,t,n,c\n\xe9,1,1,x\n", "; save it as UTF-8"),
     ],
@@ -401,7 +398,11 @@ def test_many_chunks_keep_the_order_and_count_rows_by_file(tmp_path: Path, monke
         chunks = list(read_chunks([good, good], FIELDS))
         assert np.concatenate([chunk.x[:, 0] for chunk in chunks]).tolist() == [*range(39), *range(39)]
         assert [chunk.first_row for chunk in chunks] == np.cumsum([0, *map(len, chunks)])[:-1].tolist()
-        refused(f"x.{kind}: row 39: field 'n' is not finite", list, read_chunks([good, file], FIELDS))
+        refused(
+            f"x.{kind}{':41' if kind == 'csv' else ''}: row 39: field 'n' is not finite",
+            list,
+            read_chunks([good, file], FIELDS),
+        )
 
 
 def test_the_digest_is_of_the_rows_and_not_of_how_they_were_read(
