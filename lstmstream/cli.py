@@ -19,6 +19,7 @@ from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
 from lstmstream.importer.commands import import_
 from lstmstream.states.commands import app as state
+from lstmstream.wording import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -477,7 +478,7 @@ def events(
     except Fatal as error:
         print(f"lstmstream: {error}", file=sys.stderr)
         return 1
-    print(f"{sent:,} events were written to topic {topic}.", file=sys.stderr)
+    print(f"{counted(sent, 'event')} {'was' if sent == 1 else 'were'} written to topic {topic}.", file=sys.stderr)
     return 0
 
 

@@ -26,9 +26,12 @@ from lstmstream.formats.files import table_kind
 from lstmstream.formats.iso_columns import iso_texts
 from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, TIMESTAMP_MIN_MS
 from lstmstream.formats.values import INT_LIMIT, INT_MIN, decode_bytes
+from lstmstream.wording import counted
 
 CHUNK_ROWS = 4096
 PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
+_CODE = r"^(?:0[0-9]|\+[0-9]{7,}$)"  # 007, and a telephone number
+_MOSTLY = 0.95  # of a column's cells are numbers
 _BLANK = "\0blank"  # a column name that no file has
 _DAY_MS = 86_400_000
 _JSON_NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
@@ -115,6 +118,46 @@ def table_events(table: Table, roles: FieldRoles, options: CsvOptions = FROM_FIL
         if found.form is not None:
             columns = _with_literals(found.scan, found.form, columns)
     return _rows(found, columns)
+
+
+def numeric_columns(table: Table, options: CsvOptions, *, without: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Columns of CSV that are numbers, for a reader that knows no roles; and a note for those with other cells too.
+
+    A column is of numbers if they are most of its cells, and none of them is a code. Looks at the whole file.
+
+    Raises CannotServe.
+    """
+    names = [name for name in table.scan.collect_schema() if name not in without]
+    if table.form is None or not names:
+        return [], []
+    with reading(table.path, table.form):
+        comma = table.form.decimal_comma or (table.form.delimiter == ";" and options.decimal is None)
+        number = csv_cells.NUMBER_WITH_EITHER if comma else csv_cells.NUMBER_WITH_POINT
+        cells = [pl.col(name).str.strip_chars() for name in names]
+        found = (
+            table.scan.select(
+                pl.struct(
+                    filled=(one.is_not_null() & (one != "")).sum(),
+                    numbers=one.str.contains(number).sum(),
+                    codes=one.str.contains(_CODE).sum(),
+                ).alias(name)
+                for name, one in zip(names, cells, strict=True)
+            )
+            .collect(engine="streaming")
+            .row(0, named=True)
+        )
+    numeric, notes = [], []
+    for name, seen in found.items():
+        others = seen["filled"] - seen["numbers"]
+        if seen["codes"] or not seen["numbers"] or seen["numbers"] < _MOSTLY * seen["filled"]:
+            continue
+        numeric.append(name)
+        if others:
+            notes.append(
+                f"{table.path}: column {name!r} has numbers and {counted(others, 'cell')} of other text, which"
+                " a model that reads a number refuses"
+            )
+    return numeric, notes
 
 
 def _nested_names(name: str, kind: Any) -> list[str]:

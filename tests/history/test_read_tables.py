@@ -63,20 +63,13 @@ def test_a_cell_that_is_not_a_number_is_named(tmp_path: Path, text: str, shown: 
     refused("row 0: field 'n' is not finite", csv, tmp_path, "k,t,n,c\na,1,1e39,x\n")
 
 
-def test_the_command_of_the_documents_makes_events_of_a_file_with_semicolons(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_of_the_guide_is_read_as_it_is(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "csv.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0]
-    (code,) = re.findall(r"^python -c '(import polars.*)'$", text, re.MULTILINE)
-    (tmp_path / "readings.csv").write_text(shown, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    exec(code, {})
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [list(event.values()) for event in events] == [
-        ["M00", "2026-03-02T00:00:00+01:00", 59.71, 4.19],
-        ["M01", "2026-03-02T00:00:00+01:00", 62.03, None],
-    ]
+    fields = Fields("Machine", "Time", ("Temperature (°C)", "Pressure [bar]"), ("Machine",))
+    found = csv(tmp_path, shown, fields=fields)
+    assert [(key, ms) for key, ms, *_ in found] == [("M00", 1772406000000), ("M01", 1772406000000)]
+    assert [row[2] for row in found] == [pytest.approx([59.71, 4.19]), [pytest.approx(62.03), None]]
 
 
 @pytest.mark.parametrize("text", ["59,71", "-0,5", " 1.234,5 ", "1,234", "1,234.5", "1,234,567.25"])
