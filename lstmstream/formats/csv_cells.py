@@ -50,7 +50,7 @@ def read_error(path: Path, error: Exception, form: CsvForm | None = None) -> Can
 def find_decimal_comma(
     path: Path, scan: pl.LazyFrame, form: CsvForm, options: CsvOptions, numbers: Mapping[str, pl.Expr]
 ) -> tuple[CsvForm, list[str]]:
-    """The form with the decimal comma, if the file has it, and a note; `numbers` are the columns of numbers, by name.
+    """The form with the decimal comma, if the file has it, and what was found; `numbers`: columns of numbers, by name.
 
     Only a file with semicolons is searched, as its commas cannot separate cells. Each number with a comma is either a
     decimal (59,71) or has thousands (1,234): a file that has only such as 1,234, or points in other numbers, does not
@@ -71,7 +71,7 @@ def find_decimal_comma(
     if not found["comma"][0]:
         return form, []
     if found["decimal"][0] and not found["point"][0]:
-        return form._replace(decimal_comma=True), [f"{path}: has decimal commas; its numbers are read as such"]
+        return form._replace(decimal_comma=True), ["has decimal commas"]
     examples = [_example(path, scan, form, numbers, _WITH_COMMA)]
     examples += [_example(path, scan, form, numbers, _WITH_POINT)] if found["point"][0] else []
     raise CannotServe(

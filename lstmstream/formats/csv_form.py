@@ -74,7 +74,7 @@ class Source:
 
 
 def csv_form(path: Path, options: CsvOptions, wanted: Collection[str]) -> tuple[CsvForm, list[str]]:
-    """The file's form by its first rows, and what the user should know of it; decimal commas only where `options` say.
+    """The file's form by its first rows, and what was found that nobody has said; decimal commas only by `options`.
 
     `wanted` are the fields that are asked for: where the header can be split in several ways, it is the way that finds
     them. Raises CannotServe for UTF-16, for lines that end in CR, and where the header does not decide.
@@ -89,15 +89,15 @@ def csv_form(path: Path, options: CsvOptions, wanted: Collection[str]) -> tuple[
     comma = options.decimal == "comma"
     if header.casefold().startswith("sep=") and len(header) == len("sep=;"):  # Excel's line
         found = options.delimiter or header[-1]
-        return CsvForm(found, comma, 1), [f"{path}: is separated by {delimiter_name(found)}, as its first line says"]
+        return CsvForm(found, comma, 1), [f"is separated by {delimiter_name(found)}, as its first line says,"]
     if options.delimiter is not None:
         return CsvForm(options.delimiter, comma), []
     lines = list(io.StringIO(text, newline=""))
     found, others = _delimiter(path, lines[:-1] if len(start) >= _START_BYTES else lines, options, wanted)
     if found == "," and not others:
         return CsvForm(found, comma), []
-    also = f", though its header has {_names(others)} too" if others else ""
-    return CsvForm(found, comma), [f"{path}: is separated by {delimiter_name(found)}{also}; it is read as such"]
+    also = f", though its header has {_names(others)} too," if others else ""
+    return CsvForm(found, comma), [f"is separated by {delimiter_name(found)}{also}"]
 
 
 def delimiter_name(delimiter: str) -> str:

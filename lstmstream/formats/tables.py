@@ -55,7 +55,7 @@ class Table:
     path: Path
     scan: pl.LazyFrame
     form: CsvForm | None
-    notes: list[str]  # what the user should know of the form, one line each
+    found: list[str]  # of the form of CSV, what nobody has said
 
     @property
     def fields(self) -> list[str]:
@@ -63,6 +63,12 @@ class Table:
         with reading(self.path, self.form):
             schema = self.scan.collect_schema()
         return [name for first, kind in schema.items() for name in _nested_names(first, kind)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, one line each."""
+        found = " and ".join(self.found).removesuffix(",")
+        return [f"{self.path}: {found}; it is read as such"] if found else []
 
     def count(self) -> int | None:
         """The number of rows where the file says it; None for CSV."""
@@ -75,8 +81,8 @@ class Table:
         """The table with the decimal comma in its form if its `numbers` have it. Raises CannotServe."""
         if self.form is None:
             return self
-        form, notes = csv_cells.find_decimal_comma(self.path, self.scan, self.form, options, numbers)
-        return replace(self, form=form, notes=[*self.notes, *notes])
+        form, found = csv_cells.find_decimal_comma(self.path, self.scan, self.form, options, numbers)
+        return replace(self, form=form, found=[*self.found, *found])
 
 
 @contextmanager
@@ -97,15 +103,15 @@ def open_table(path: Path, options: CsvOptions, wanted: Collection[str]) -> Tabl
         kind = table_kind(path)
         if kind != "csv":
             return Table(path, pl.scan_ipc(path) if kind == "arrow" else pl.scan_parquet(path), None, [])
-        form, notes = csv_form(path, options, wanted)
+        form, found = csv_form(path, options, wanted)
         scan = pl.scan_csv(path, infer_schema=False, separator=form.delimiter, skip_lines=form.skipped_lines)
-        return Table(path, scan, form, notes)
+        return Table(path, scan, form, found)
 
 
 def table_events(table: Table, roles: FieldRoles, options: CsvOptions = FROM_FILE) -> Iterator[bytes]:
     """Each row as a JSON object, b"" for a blank row of CSV. Nulls and NaN are left out, times are ISO 8601.
 
-    `options` must be those that the table was opened with; its notes get a line for decimal commas.
+    `options` must be those that the table was opened with; its `found` gets decimal commas too.
 
     Raises CannotServe, at once for a column whose type cannot be read in its role, and while its rows are read where
     one cannot be.
@@ -114,7 +120,7 @@ def table_events(table: Table, roles: FieldRoles, options: CsvOptions = FROM_FIL
         columns = _plan(table, roles)
         numbers = {".".join(one.path): one.expression for one in columns if one.is_number}
         found = table.with_decimals(options, numbers)
-        table.notes[:] = found.notes
+        table.found[:] = found.found
         if found.form is not None:
             columns = _with_literals(found.scan, found.form, columns)
     return _rows(found, columns)

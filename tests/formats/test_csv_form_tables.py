@@ -49,18 +49,24 @@ def write(folder: Path, content: str | bytes) -> Path:
     ("content", "notes"),
     [
         ("k,t,n,c\na,1,59.71,x\n", []),
-        ("k;t;n;c\na;1;59,71;x\n", ["is separated by ';'", "has decimal commas; its numbers are read as such"]),
-        ("k;t;n;c\na;1;59.71;x\n", ["is separated by ';'"]),
-        ("k\tt\tn\tc\na\t1\t59.71\tx\n", ["is separated by tabs"]),
-        ("k|t|n|c\na|1|59.71|x\n", ["is separated by '|'"]),
-        ("sep=;\r\nk;t;n;c\r\na;1;59.71;x\r\n", ["is separated by ';', as its first line says"]),
-        ("\ufeffsep=,\r\nk,t,n,c\r\na,1,59.71,x\r\n", ["is separated by ',', as its first line says"]),
-        ("\ufeffk;t;n;c\r\na;1;59,71;x", ["is separated by ';'", "has decimal commas"]),
-        ('"k";"t";"n";"c"\n"a";"1";"59,71";"x"\n', ["is separated by ';'", "has decimal commas"]),
+        ("k;t;n;c\na;1;59,71;x\n", ["is separated by ';' and has decimal commas; it is read as such"]),
+        ("k;t;n;c\na;1;59.71;x\n", ["is separated by ';'; it is read as such"]),
+        ("k\tt\tn\tc\na\t1\t59.71\tx\n", ["is separated by tabs; it is read as such"]),
+        ("k|t|n|c\na|1|59.71|x\n", ["is separated by '|'; it is read as such"]),
+        ("sep=;\r\nk;t;n;c\r\na;1;59.71;x\r\n", ["is separated by ';', as its first line says; it is read as such"]),
+        (
+            "\ufeffsep=,\r\nk,t,n,c\r\na,1,59.71,x\r\n",
+            ["is separated by ',', as its first line says; it is read as such"],
+        ),
+        ("\ufeffk;t;n;c\r\na;1;59,71;x", ["is separated by ';' and has decimal commas; it is read as such"]),
+        ('"k";"t";"n";"c"\n"a";"1";"59,71";"x"\n', ["is separated by ';' and has decimal commas; it is read as such"]),
         ('k,t,n,c,"z;y;x;w;v;u"\na,1,59.71,x,\n', []),
         ("k,t,n,c,z;y;x;w;v;u\na,1,59.71,x,\n", []),
-        ("k;t;n;c;Speed, m/s, mean, of, all\na;1;59,71;x;1\n", ["is separated by ';', though its header has ',' too"]),
-        ("\n\nk;t;n;c\na;1;59,71;x\n", ["is separated by ';'", "has decimal commas"]),
+        (
+            "k;t;n;c;Speed, m/s, mean, of, all\na;1;59,71;x;1\n",
+            ["is separated by ';', though its header has ',' too, and has decimal commas; it is read as such"],
+        ),
+        ("\n\nk;t;n;c\na;1;59,71;x\n", ["is separated by ';' and has decimal commas; it is read as such"]),
     ],
 )
 def test_what_is_clear_is_read_by_both_readers_and_said(tmp_path: Path, content: str, notes: list[str]) -> None:
@@ -68,10 +74,7 @@ def test_what_is_clear_is_read_by_both_readers_and_said(tmp_path: Path, content:
     found, said = train(path)
     assert found == EVENT
     assert events(path) == [{"k": "a", "t": "1", "n": 59.71, "c": "x"}]
-    for note in notes:
-        assert any(line.startswith(note) for line in said), said
-    assert len(said) >= len(notes)
-    assert bool(said) == bool(notes)
+    assert said == notes
 
 
 def test_delimiters_and_line_ends_inside_quotes_are_text(tmp_path: Path) -> None:
