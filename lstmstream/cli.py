@@ -478,7 +478,7 @@ def events(
     except Fatal as error:
         print(f"lstmstream: {error}", file=sys.stderr)
         return 1
-    print(f"{counted(sent, 'event')} {'was' if sent == 1 else 'were'} written to topic {topic}.", file=sys.stderr)
+    print(f"{counted(sent, 'event was', 'events were')} written to topic {topic}.", file=sys.stderr)
     return 0
 
 

@@ -108,7 +108,7 @@ def send(
     except Fatal as error:
         typer.echo(f"lstmstream: {error}", err=True)
         return 1
-    typer.echo(f"{counted(sent, 'event')} {'was' if sent == 1 else 'were'} written to topic {topic}.", err=True)
+    typer.echo(f"{counted(sent, 'event was', 'events were')} written to topic {topic}.", err=True)
     return 0
 
 

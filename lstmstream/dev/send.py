@@ -71,7 +71,10 @@ def send_file(
         (found.without_time, "a time, after the one before it in the file"),
     ):
         if missing:
-            _say(f"{path}: {_events(len(missing))} sent without {what}; the first: {missing[0]}")
+            _say(
+                f"{path}: {counted(len(missing), 'event was', 'events were')} sent without {what}; the"
+                f" first: {missing[0]}"
+            )
     return send_all(bootstrap_servers, topic, found.events, rate=rate, stopping=stopping)
 
 
@@ -139,10 +142,6 @@ def _values(path: Path, fields: FileFields, csv: CsvOptions) -> Iterator[bytes]:
     for note in (*table.notes, *notes):
         _say(note)
     yield from events
-
-
-def _events(count: int) -> str:
-    return f"{counted(count, 'event')} {'was' if count == 1 else 'were'}"
 
 
 def _say(text: str) -> None:

@@ -32,6 +32,7 @@ from lstmstream.history.read import resolve_paths
 from lstmstream.model import Card, Model, load_model
 from lstmstream.records import Bools, Floats
 from lstmstream.serve.step import OnnxStep
+from lstmstream.wording import counted
 
 MAX_LISTED = 10  # classes in a message
 MAX_LISTED_LABELS = 20  # classes in the table's head
@@ -157,14 +158,16 @@ def _with_classes(
         columns = 1 if prediction is None or spec.task == "anomaly" else prediction.shape[1]
         if len(classes) > max(2, columns):
             raise CannotServe(
-                f"field {label!r} has {len(classes)} values ({', '.join(map(repr, classes[:MAX_LISTED]))}), but the"
+                f"field {label!r} has {counted(len(classes), 'value')}"
+                f" ({', '.join(map(repr, classes[:MAX_LISTED]))}), but the"
                 f" model has {max(2, columns)} classes; is it the label?"
             )
         if set(classes) <= {"0", "1"}:
             classes = ("0", "1")
         elif columns > len(classes):
             raise CannotServe(
-                f"field {label!r} has {len(classes)} values, but the model has {columns} classes, so their order is"
+                f"field {label!r} has {counted(len(classes), 'value')}, but the model has"
+                f" {counted(columns, 'class', 'classes')}, so their order is"
                 " not known; give data with all classes, or a model whose card names them"
             )
     return replace(spec, classes=classes), order_classes(events, classes)
@@ -240,10 +243,14 @@ def _print_table(
         console.print(Text(text))  # not as markup: names may hold brackets
 
     say(f"{summary['model']} {summary['version']} ({summary['task']}) on {summary['data']}")
-    say(f"{summary['events']:,} events of {summary['keys']:,} keys, {summary['from']} to {summary['to']}")
+    say(
+        f"{counted(summary['events'], 'event')} of {counted(summary['keys'], 'key')}, {summary['from']} to"
+        f" {summary['to']}"
+    )
     if per_key:
         say(
-            f"{summary['judged']:,} keys have a label at their last event, where they are evaluated; alerts, precision,"
+            f"{counted(summary['judged'], 'key has', 'keys have')} a label at their last event, where they"
+            " are evaluated; alerts, precision,"
             " recall and f1 count every event"
         )
     elif summary["judged"] != summary["events"]:

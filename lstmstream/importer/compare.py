@@ -18,6 +18,7 @@ from lstmstream.history.fields import Fields
 from lstmstream.importer.graph import open_session, run
 from lstmstream.importer.layout import Floats
 from lstmstream.importer.step_form import StepGraph
+from lstmstream.wording import counted
 
 MAX_KEYS, MAX_EVENTS = 2000, 500  # of the data: enough to see a difference, and quick
 _TOLERANCE = 1e-5
@@ -39,7 +40,7 @@ def compare_modes(
     gaps = np.abs(step_scores - window_scores)  # NaN after a sequence's end
     counts = (~np.isnan(gaps)).sum(axis=0)
     lines = [
-        f"  compare   {data}: {len(sequences)} keys, {int(counts.sum())} events",
+        f"  compare   {data}: {counted(len(sequences), 'key')}, {counted(int(counts.sum()), 'event')}",
         f"            |score of step mode - score of window mode| with windows of {length} events",
         f"            {'event':>7} {'keys':>7} {'mean':>10} {'largest':>10}",
     ]
@@ -60,7 +61,7 @@ def _listed_events(events: int, length: int) -> list[int]:
 def _conclusion(gaps: NDArray[Any], length: int) -> list[str]:
     after = gaps[:, length:]
     if after.size == 0 or np.isnan(after).all():
-        return [f"            no key has more than {length} events: the two modes differ only after that"]
+        return [f"            no key has more than {counted(length, 'event')}: the two modes differ only after that"]
     largest = np.nanmax(np.where(np.isnan(after), -1.0, after), axis=0)
     different = np.flatnonzero(largest > _TOLERANCE)
     if not len(different):
