@@ -348,7 +348,7 @@ def test_states_that_cannot_be_rebuilt_are_not(world: World, tmp_path: Path) -> 
     value = good.value or b""
     log[newest] = good._replace(value=value[:-1] + bytes([value[-1] ^ 1]))
     world.start()
-    with pytest.raises(CannotServe, match=r"state records are damaged, the first at offset .* began with those"):
+    with pytest.raises(CannotServe, match=r"state record is damaged, the first at offset .* began with those"):
         world.settle()
     world.kill(world.daemons[0])
     log[newest] = good
