@@ -13,11 +13,13 @@ from lstmstream import __version__, codec
 from lstmstream import completion as completions
 from lstmstream.capacity.commands import capacity
 from lstmstream.config_command import app as config
+from lstmstream.csv_arguments import DecimalOption, DelimiterOption
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe
 from lstmstream.importer.commands import import_
 from lstmstream.states.commands import app as state
+from lstmstream.wording import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -154,6 +156,8 @@ def score(
     no_timestamp: Annotated[
         bool, typer.Option("--no-timestamp", help="Events have no timestamp; use the time at which they are read.")
     ] = False,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
     profile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Print the time per stage and write sampled stacks for speedscope.app."),
@@ -165,6 +169,7 @@ def score(
 
     Exits with 1 if there are events and none could be scored.
     """
+    from lstmstream.formats.csv_form import CsvOptions
     from lstmstream.serve.freed_memory import keep_freed_memory
     from lstmstream.serve.score import score_file
 
@@ -183,6 +188,7 @@ def score(
             events=events,
             stage=stage,
             shard=shard,
+            csv=CsvOptions.of(delimiter, decimal),
         )
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
@@ -218,6 +224,8 @@ def evaluate(
     key: Annotated[str | None, typer.Option(help="Field of the entity key. Default: the card's.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="Field of the event time. Default: the card's.")] = None,
     target: Annotated[str | None, typer.Option(help="Field of the label. Default: the card's.")] = None,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
     since: Annotated[
         str | None,
         typer.Option("--from", help="Evaluate from this time on (ISO 8601); earlier events fill the states."),
@@ -235,6 +243,7 @@ def evaluate(
     Prints the metrics of its task, with 95 % intervals.
     """
     from lstmstream.evaluation.command import evaluate as run_evaluation
+    from lstmstream.formats.csv_form import CsvOptions
 
     return run_evaluation(
         model,
@@ -246,6 +255,7 @@ def evaluate(
         as_json=as_json,
         resamples=resamples,
         k=k or (100,),
+        csv=CsvOptions.of(delimiter, decimal),
     )
 
 
@@ -468,7 +478,7 @@ def events(
     except Fatal as error:
         print(f"lstmstream: {error}", file=sys.stderr)
         return 1
-    print(f"{sent:,} events were written to topic {topic}.", file=sys.stderr)
+    print(f"{counted(sent, 'event was', 'events were')} written to topic {topic}.", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from lstmstream.wording import counted
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -38,7 +40,11 @@ class RowProgress:
             left = ""
             if done:
                 left = f", {done:.0%}, about {_duration((now - self._started) * (1 - done) / done)} left"
-            print(f"lstmstream: {self._name}: {rows:,} rows, {rate:,.0f} rows/s{left}", file=sys.stderr, flush=True)
+            print(
+                f"lstmstream: {self._name}: {counted(rows, 'row')}, {rate:,.0f} rows/s{left}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Takes the bar off the terminal."""
@@ -65,7 +71,7 @@ class RowProgress:
             self._task,
             total=None if done is None else 1.0,
             completed=done or 0.0,
-            text=f"{rows:,} rows, {rate:,.0f} rows/s",
+            text=f"{counted(rows, 'row')}, {rate:,.0f} rows/s",
         )
 
 

@@ -15,6 +15,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.model import Card
 from lstmstream.serve.checkpoint import EVENTS_PER_WRITE
 from lstmstream.serve.factory import load_step_model
+from lstmstream.wording import counted
 
 MIB = 2**20
 
@@ -54,7 +55,7 @@ def plan(config: Config, costs: Costs, *, keys: int, rate: float) -> dict[str, f
 def lines(card: Card, costs: Costs, needs: dict[str, Any], *, keys: int, rate: float) -> list[str]:
     """A table for people."""
     rows = [
-        ("", "measured", f"for {keys:,} keys and {rate:,.0f} events/s"),
+        ("", "measured", f"for {counted(keys, 'key')} and {rate:,.0f} events/s"),
         ("memory of states", f"{costs.key_bytes:,.0f} bytes per key", _size(needs["memory_bytes"])),
         ("CPU", f"{costs.cpu_us:.2f} us per event", f"{needs['cores']:.2f} cores"),
         ("restart", f"{costs.states_per_s:,.0f} states/s", f"{needs['restart_s']:,.1f} s, one worker"),

@@ -33,6 +33,7 @@ from lstmstream.transport.partitioner import partitions_of
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.transport.ports import CommittedOffset, TopicInfo
 from lstmstream.transport.schema_registry import RegistryClient
+from lstmstream.wording import counted
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")  # one of them: they share a folder
 CLOCK_MS = 60_000  # records may be so far in the future
@@ -178,7 +179,9 @@ class TopicChecks:
                 f" {end}: events were deleted before they were answered, or the topic is another one",
             )
         if not gone:
-            yield ok("group", f"{config.name} is {_lag(committed, ranges):,} records behind the end of the input")
+            yield ok(
+                "group", f"{config.name} is {counted(_lag(committed, ranges), 'record')} behind the end of the input"
+            )
 
     def _keys(self, sample: RecordBatch, partitions: int) -> Iterator[Check]:
         keyed = np.array([key is not None for key in sample.keys])
@@ -187,7 +190,7 @@ class TopicChecks:
             count = int((~keyed).sum())
             yield failed(
                 "keys",
-                f"{count:,} of {len(sample):,} records have no key, and share one state per partition; give the records"
+                f"{count:,} of {len(sample):,} records without a key share one state per partition; give the records"
                 " a key, or set input.key to a field",
             )
         if partitions == 1 or not keyed.any():
@@ -234,7 +237,10 @@ class TopicChecks:
         engine.rollback()
         letters = result.dead_letters
         total, alerts = len(sample), int(result.predictions.alert.sum())
-        text = f"{total:,} records give {len(result.predictions.index):,} predictions, {alerts:,} of them alerts"
+        text = (
+            f"{counted(total, 'record gives', 'records give')}"
+            f" {counted(len(result.predictions.index), 'prediction')}, {alerts:,} of them alerts"
+        )
         if not letters:
             yield ok("records", text)
         else:
@@ -246,7 +252,9 @@ class TopicChecks:
                 report = failed if count == total else warning
                 hint = self._hint(sample.values[letter.index])
                 yield report(
-                    "records", f"{count:,} of {total:,} become dead letters: {letter.message} (first: {place}){hint}"
+                    "records",
+                    f"{count:,} of {total:,} {'becomes a dead letter' if count == 1 else 'become dead letters'}:"
+                    f" {letter.message} (first: {place}){hint}",
                 )
             yield ok("records", text) if len(letters) < total else failed("records", text)
         yield from self._fields(result, step)
@@ -276,7 +284,7 @@ class TopicChecks:
         for name in absent:
             similar = similar_name(name, names)
             hint = f"; did you mean {similar!r}?" if similar is not None else f"; they have {listed(names)}"
-            yield failed("fields", f"the model reads {name!r}, and none of {events:,} events has it{hint}")
+            yield failed("fields", f"the model reads {name!r}, and none of {counted(events, 'event')} has it{hint}")
         unused = [name for name in carried if all(locate(d, name) is ABSENT for d in result.decoded.documents)]
         for name in unused:
             yield warning("fields", f"output.include or output.key names {name!r}, and none of the events has it")

@@ -23,6 +23,7 @@ from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.logs import escape_untrusted
 from lstmstream.transport.kafka_admin import KafkaAdmin, open_kafka_admin
 from lstmstream.transport.patient_broker import PatientBroker, connected
+from lstmstream.wording import counted
 
 STAGES = ("decode", "validate", "late", "step", "publish")
 REASON_CHARS = 120  # on the screen
@@ -65,7 +66,8 @@ def list_letters(config: Path, filter_: Filter, *, limit: int, as_json: bool, st
     total = sum(stages.values())
     shown = f"; the last {len(last):,} are shown (--limit)" if len(last) < total else ""
     print(
-        f"{total:,} dead letters{': ' if parts else ''}{parts}; {replayed:,} of them replayed{shown}", file=sys.stderr
+        f"{counted(total, 'dead letter')}{': ' if parts else ''}{parts}; {replayed:,} of them replayed{shown}",
+        file=sys.stderr,
     )
     return 0
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lstmstream.demo.scenario import Scenario
 from lstmstream.demo.tally import RECENT, Alert, Errors, Snapshot, Tally
+from lstmstream.wording import counted
 
 _LINE_INTERVAL_S = 1.0  # between two lines where there is no terminal
 
@@ -58,7 +59,7 @@ class Display:
             self._next_line = time.monotonic() + _LINE_INTERVAL_S
             self.note(
                 f"{now.seconds:6.1f} s  {now.predictions:,} of {now.sent:,} events scored, {now.rate:,.0f}/s, "
-                f"p50 {_ms(now.p50)} p99 {_ms(now.p99)} (last {RECENT:,} predictions), {now.keys:,} keys, "
+                f"p50 {_ms(now.p50)} p99 {_ms(now.p99)} (last {RECENT:,} predictions), {counted(now.keys, 'key')}, "
                 + self._outcome(now)
             )
             new = min(now.alerts - self._alerts_shown, 2)
@@ -78,20 +79,20 @@ class Display:
             f"p99 {_ms(now.p99)}",
             f"from sending an event to reading its prediction, last {RECENT:,} predictions",
         )
-        table.add_row("state", f"{now.keys:,} keys", f"{now.dead_letters:,} dead letters", "")
+        table.add_row("state", counted(now.keys, "key"), counted(now.dead_letters, "dead letter"), "")
         table.add_row("model", self._outcome(now), "", self._page)
         return Panel(table, title=f"lstmstream demo, {now.seconds:.0f} s", subtitle="Ctrl-C to stop")
 
     def _outcome(self, now: Snapshot) -> str:
         if self._scenario.forecast:
             return _errors(now.errors, self._scenario.shown)
-        return f"{now.alerts:,} alerts, {now.true_alerts:,} of them true"
+        return f"{counted(now.alerts, 'alert')}, {now.true_alerts:,} of them true"
 
     def summary(self, tally: Tally, *, first_prediction: float | None, dead_letter_reason: str) -> None:
         """Show the numbers of the whole demo. `first_prediction`: seconds from the start of the command."""
         quality, (p50, p99) = tally.quality(), tally.latency()
-        records = f"{tally.predictions:,} predictions, {tally.dead_letters:,} dead letters"
-        self.note(f"\n{tally.sent:,} events: {records}, {tally.duplicates:,} duplicates")
+        records = f"{counted(tally.predictions, 'prediction')}, {counted(tally.dead_letters, 'dead letter')}"
+        self.note(f"\n{counted(tally.sent, 'event')}: {records}, {counted(tally.duplicates, 'duplicate')}")
         if dead_letter_reason:
             self.note(f"reason of the newest dead letter: {dead_letter_reason}")
         if not tally.predictions:
@@ -107,7 +108,7 @@ class Display:
         incidents = f"{sum(quality.counts[1:]):,} {self._scenario.incident}s"
         events = quality.average_precision  # NaN where an incident is more than one event
         self.note(
-            f"{quality.alerts:,} alerts, {incidents}: precision {_percent(quality.precision)}, "
+            f"{counted(quality.alerts, 'alert')}, {incidents}: precision {_percent(quality.precision)}, "
             f"recall {_percent(quality.recall)}"
             + ("" if math.isnan(events) else f", average precision {_percent(events)}")
         )

@@ -1,4 +1,4 @@
-"""The commands `lstmstream dev up|topic|down|status`, which control the development broker, and `dev reports`.
+"""The commands of `lstmstream dev`: the development broker, events of a file for any broker, and `reports`.
 
 The broker is imported when a command runs: its Kafka client would slow down every other command, and `--help`.
 """
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lstmstream.csv_arguments import DecimalOption, DelimiterOption
 from lstmstream.dev.kafka_jars import KAFKA_VERSION, jars_folder
+from lstmstream.errors import CannotServe
+from lstmstream.wording import counted
 
 if TYPE_CHECKING:
     from lstmstream.dev.broker import DevBroker
@@ -55,7 +58,58 @@ def topic(
 ) -> None:
     """Create topics on the broker, with Kafka's default settings. One that exists is left as it is."""
     for name, count in _broker(home).create_topics(names, partitions).items():
-        typer.echo(f"Topic {name} has {count} partition{'s' if count > 1 else ''}.")
+        typer.echo(f"Topic {name} has {counted(count, 'partition')}.")
+
+
+@app.command()
+def send(
+    file: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet.")],
+    topic: Annotated[str, typer.Option(help="Topic to write to; it must exist.")],
+    key: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Field whose value is the record's key: input.key.")
+    ] = None,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Send the records without keys.")] = False,
+    timestamp: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Field with the event time: input.timestamp. Events are sent in its order."),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="A column of CSV that is text though it looks like numbers. Repeatable."),
+    ] = None,
+    bootstrap_servers: Annotated[str, typer.Option(help="The broker.")] = "127.0.0.1:9092",
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Events per second. Default: as fast as it can.")] = None,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
+) -> int:
+    """Write the events of a file to a topic.
+
+    One JSON object for each row of CSV or Parquet, and each event of JSONL as it is, with keys, and in order of time:
+    what a producer would have written as the events came.
+    """
+    from lstmstream.dev.send import FileFields, send_file
+    from lstmstream.errors import Fatal
+    from lstmstream.formats.csv_form import CsvOptions
+    from lstmstream.shutdown import ShutdownSignal
+
+    if (key is None) != no_key:
+        raise CannotServe("give either --key FIELD, or --no-key if all events belong to one key")
+    stop = ShutdownSignal()
+    try:
+        sent = send_file(
+            file,
+            topic,
+            bootstrap_servers,
+            FileFields(key, timestamp, tuple(text or ())),
+            csv=CsvOptions.of(delimiter, decimal),
+            rate=rate,
+            stopping=lambda: stop.requested,
+        )
+    except Fatal as error:
+        typer.echo(f"lstmstream: {error}", err=True)
+        return 1
+    typer.echo(f"{counted(sent, 'event was', 'events were')} written to topic {topic}.", err=True)
+    return 0
 
 
 @app.command()
@@ -106,8 +160,8 @@ def reports(
     After each event with a label comes a report: an event of its own with kind: report, the key, the time when the
     label became known, and the label. Reports after the last event are left out.
     """
-    from lstmstream.config.types import parse_duration  # noqa: PLC0415 - see above
-    from lstmstream.dev.reports import Reports, write_to  # noqa: PLC0415 - see above
+    from lstmstream.config.types import parse_duration
+    from lstmstream.dev.reports import Reports, write_to
 
     wanted = Reports(key, timestamp, label, field, round(parse_duration(delay, "--delay") * 1000))
     try:
@@ -120,6 +174,6 @@ def reports(
 
 
 def _broker(home: Path | None) -> DevBroker:
-    from lstmstream.dev.broker import DevBroker, default_home  # noqa: PLC0415 - see above
+    from lstmstream.dev.broker import DevBroker, default_home
 
     return DevBroker(home or default_home())

@@ -17,6 +17,7 @@ import orjson
 
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.extras import require_for_table
+from lstmstream.formats.csv_form import FROM_FILE
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.files import DataFile
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
@@ -88,10 +89,10 @@ def _lines(history: Path, reports: Reports) -> Iterator[bytes]:
         return (line for lines in file.batches(_LINES) for line in lines)
     file.close()
     require_for_table(history)
-    from lstmstream.formats.tables import field_names, table_events  # noqa: PLC0415 -- needs polars
+    from lstmstream.formats.tables import open_table, table_events  # noqa: PLC0415 -- needs polars
 
-    present = field_names(history)
-    return table_events(history, FieldRoles(times=(reports.timestamp,), passthrough=tuple(present)))
+    table = open_table(history, FROM_FILE, (reports.key, reports.timestamp, reports.label))
+    return table_events(table, FieldRoles(times=(reports.timestamp,), passthrough=tuple(table.fields)))
 
 
 def _read(line: bytes, where: str, reports: Reports) -> tuple[dict[str, Any], int]:

@@ -25,12 +25,14 @@ from lstmstream.evaluation.intervals import Interval, bootstrap_intervals, resam
 from lstmstream.evaluation.metrics import Evaluated
 from lstmstream.evaluation.offline import score_events
 from lstmstream.evaluation.training_data import Overlap, overlap
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.history.events import Events, load_events_for_card, order_classes
 from lstmstream.history.read import resolve_paths
 from lstmstream.model import Card, Model, load_model
 from lstmstream.records import Bools, Floats
 from lstmstream.serve.step import OnnxStep
+from lstmstream.wording import counted
 
 MAX_LISTED = 10  # classes in a message
 MAX_LISTED_LABELS = 20  # classes in the table's head
@@ -48,6 +50,7 @@ def evaluate(
     as_json: bool = False,
     resamples: int = 200,
     k: Collection[int] = (100,),
+    csv: CsvOptions = FROM_FILE,
 ) -> int:
     """Evaluates `model` on `data` (JSONL, CSV or Parquet; a path or a pattern), prints it and returns the exit code.
 
@@ -67,6 +70,7 @@ def evaluate(
         timestamp=timestamp or fields.get("timestamp"),
         target=label,
         silent=SilentEvents.model_validate(fields.get("silent") or {}).mark,
+        csv=csv,
     )
     for note in events.notes:
         print(f"lstmstream: {note}", file=sys.stderr)
@@ -154,14 +158,16 @@ def _with_classes(
         columns = 1 if prediction is None or spec.task == "anomaly" else prediction.shape[1]
         if len(classes) > max(2, columns):
             raise CannotServe(
-                f"field {label!r} has {len(classes)} values ({', '.join(map(repr, classes[:MAX_LISTED]))}), but the"
+                f"field {label!r} has {counted(len(classes), 'value')}"
+                f" ({', '.join(map(repr, classes[:MAX_LISTED]))}), but the"
                 f" model has {max(2, columns)} classes; is it the label?"
             )
         if set(classes) <= {"0", "1"}:
             classes = ("0", "1")
         elif columns > len(classes):
             raise CannotServe(
-                f"field {label!r} has {len(classes)} values, but the model has {columns} classes, so their order is"
+                f"field {label!r} has {counted(len(classes), 'value')}, but the model has"
+                f" {counted(columns, 'class', 'classes')}, so their order is"
                 " not known; give data with all classes, or a model whose card names them"
             )
     return replace(spec, classes=classes), order_classes(events, classes)
@@ -237,10 +243,14 @@ def _print_table(
         console.print(Text(text))  # not as markup: names may hold brackets
 
     say(f"{summary['model']} {summary['version']} ({summary['task']}) on {summary['data']}")
-    say(f"{summary['events']:,} events of {summary['keys']:,} keys, {summary['from']} to {summary['to']}")
+    say(
+        f"{counted(summary['events'], 'event')} of {counted(summary['keys'], 'key')}, {summary['from']} to"
+        f" {summary['to']}"
+    )
     if per_key:
         say(
-            f"{summary['judged']:,} keys have a label at their last event, where they are evaluated; alerts, precision,"
+            f"{counted(summary['judged'], 'key has', 'keys have')} a label at their last event, where they"
+            " are evaluated; alerts, precision,"
             " recall and f1 count every event"
         )
     elif summary["judged"] != summary["events"]:

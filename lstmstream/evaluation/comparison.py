@@ -17,6 +17,12 @@ METRIC_NAMES = {
 }
 
 
+_FORECASTS_ONLY = (
+    " The data have no labels, so this says nothing about which faults the alerts find: look at the highest scores, and"
+    " name known faults by target.field to have them counted."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The result for a report, and what it is based on."""
@@ -27,6 +33,7 @@ class Comparison:
     metric: str = ""
     baseline: str = ""  # the best one
     difference: Interval | None = None  # positive where the network is better
+    forecasts_only: bool = False  # an anomaly model without labels: whether it finds faults is not what was compared
 
 
 def main_metric(evaluated: Evaluated) -> str:
@@ -41,17 +48,20 @@ def compare(
 ) -> Comparison:
     """The model against the baseline that is best on these events. `called` is the model's name in the text."""
     name = main_metric(model)
+    forecasts_only = model.task == "anomaly" and not model.has_labels
+    note = _FORECASTS_ONLY if forecasts_only else ""
     ours = compute_metrics(model).get(name, np.nan)
     theirs = {other: compute_metrics(evaluated).get(name, np.nan) for other, evaluated in baselines.items()}
     theirs = {other: value for other, value in theirs.items() if np.isfinite(value)}
     if not np.isfinite(ours) or not theirs:
-        return Comparison(None, "Unclear", "Nothing can be compared: the split has no baseline or no true values.")
+        text = f"Nothing can be compared: the split has no baseline or no true values.{note}"
+        return Comparison(None, "Unclear", text, forecasts_only=forecasts_only)
     best = (min if name in LOWER_IS_BETTER else max)(theirs, key=lambda other: theirs[other])
     difference = paired_difference(model, baselines[best], name, resamples=resamples, seed=seed)
     values = f"{METRIC_NAMES[name]} {ours:.3g}, against {theirs[best]:.3g} for the best baseline, {best!r}"
     if np.isnan(difference["low"]):
         text = f"The {called} has {values}. There are too few events to tell this apart from chance; evaluate on more."
-        return Comparison(None, "Unclear", text, name, best, difference)
+        return Comparison(None, "Unclear", text + note, name, best, difference, forecasts_only)
     interval = (
         f"a difference of {_signed(difference['value'])} (95 % interval {_signed(difference['low'])} to"
         f" {_signed(difference['high'])}; + is better)"
@@ -60,13 +70,16 @@ def compare(
     if better:
         text = f"The {called} has {values}: {interval}."
     elif difference["high"] < 0:
-        text = f"The {called} is worse: {values}: {interval}. Use the baseline, or find what went wrong in training."
+        remedy = "Find" if forecasts_only else "Use the baseline, or find"
+        text = f"The {called} is worse: {values}: {interval}. {remedy} what went wrong in training."
+    elif forecasts_only:
+        text = f"The {called} has {values}: {interval}, which may be chance."
     else:
         text = (
             f"The {called} has {values}: {interval}, which may be chance. The baseline is simpler and, as far as these"
             " events show, just as good."
         )
-    return Comparison(better, "Yes" if better else "No", text, name, best, difference)
+    return Comparison(better, "Yes" if better else "No", text + note, name, best, difference, forecasts_only)
 
 
 def _signed(value: float) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from lstmstream.errors import CannotServe
 from lstmstream.evaluation.alert_counts import alert_counts
 from lstmstream.evaluation.metrics import Doubles, Evaluated, alerts, f1_scores
+from lstmstream.wording import counted
 
 RuleKind = Literal["f1", "alerts_per_day", "cost", "value", "default", "none"]
 ANOMALY_THRESHOLD = 0.5  # the default; the anomaly score is scaled to it
@@ -152,7 +153,7 @@ def _outcome(evaluated: Evaluated, threshold: float) -> str:
     count = int(raised.sum())
     whole = " in the whole stream" if evaluated.stream_share < 1 else ""
     rate = f" ({evaluated.per_day(count):.3g} per day{whole})" if evaluated.days > 0 else ""
-    text = f" On the validation split it gives {count} alerts{rate} in {len(evaluated)} events"
+    text = f" On the validation split it gives {counted(count, 'alert')}{rate} in {counted(len(evaluated), 'event')}"
     positive = evaluated.label > 0
     if positive.any():
         per_key = evaluated.per == "sequence"

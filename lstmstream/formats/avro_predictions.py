@@ -41,6 +41,7 @@ SCHEMA: dict[str, Any] = {
         {"name": "prediction", "type": ["null", {"type": "array", "items": "float"}], "default": None},
         {"name": "warm", "type": ["null", "boolean"], "default": None},
         {"name": "alert", "type": "boolean"},
+        {"name": "held_back", **_OPTIONAL_TEXT, "doc": "Which rule has held the alert back."},
         {"name": "reasons", "type": ["null", {"type": "array", "items": _REASON}], "default": None},
         {"name": "steps", "type": "long"},
         {"name": "model", "type": "string"},

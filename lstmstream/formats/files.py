@@ -203,16 +203,15 @@ def table_kind(path: Path) -> Kind:
     return "csv" if head else _KIND_OF_SUFFIX.get(path.suffix.lower(), "csv")
 
 
-def first_line(path: Path, most_bytes: int) -> bytes:
-    """The first line of a text file that may be compressed, at most `most_bytes` of it. Raises OSError."""
+def text_start(path: Path, most_bytes: int) -> bytes:
+    """The first bytes of a text file that may be compressed, at most `most_bytes` or so. Raises OSError."""
     with path.open("rb") as file:
         head = file.read(most_bytes)
     packed = compression(head)
     if packed is not None:
         with suppress(*DAMAGED):
             head = DECOMPRESSORS[packed]().decompress(head, most_bytes)
-    line, end, _ = head.partition(b"\n")
-    return line + end
+    return head
 
 
 class _Input:

@@ -36,6 +36,12 @@ def split_frame(value: bytes) -> Frame:
             f"the value begins with the byte {value[0]}, not with the 0 of a schema registry's serializer; see"
             " input.format",
         )
+    if schema_id == 0:  # no registry has it
+        raise BadRecord(
+            "decode",
+            "the value names the schema 0: Apicurio's serializer writes numbers of eight bytes unless it has"
+            " apicurio.registry.as-confluent: true; see docs/formats.md",
+        )
     return Frame(schema_id, value[_PREFIX.size :])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.formats.values import label_text
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.read import order_note, read_chunks
@@ -64,11 +65,17 @@ class Events:
         return np.repeat(np.arange(len(self.keys), dtype=np.int64), self.lengths)
 
 
-def load_events(files: Sequence[Path], fields: Fields, *, ram_bytes: int | None = None) -> Events:
+def load_events(
+    files: Sequence[Path],
+    fields: Fields,
+    *,
+    csv: CsvOptions = FROM_FILE,
+    ram_bytes: int | None = None,
+) -> Events:
     """Reads and sorts the files. Raises CannotServe for files and values that cannot be read."""
     notes = [order_note(files)] if fields.timestamp is None and len(files) > 1 else []
     events = sort_events(
-        read_chunks(files, fields, notes), fields, ram_bytes=RAM_BYTES if ram_bytes is None else ram_bytes
+        read_chunks(files, fields, notes, csv), fields, ram_bytes=RAM_BYTES if ram_bytes is None else ram_bytes
     )
     repeated = repeated_events(events)
     if repeated > REPEATED_SHARE * len(events):
@@ -112,6 +119,7 @@ def load_events_for_card(
     timestamp: str | None,
     target: str | None,
     silent: tuple[str, str] | None = None,
+    csv: CsvOptions = FROM_FILE,
 ) -> Events:
     """The events with the numbers and category codes of a model's card.
 
@@ -121,7 +129,8 @@ def load_events_for_card(
     """
     numbers, categories = (tuple(feature.name for feature in group) for group in (card.numbers, card.categories))
     sizes = tuple(feature.size for feature in card.numbers)
-    events = load_events(files, Fields(key, timestamp, numbers, categories, label=target, silent=silent, sizes=sizes))
+    fields = Fields(key, timestamp, numbers, categories, label=target, silent=silent, sizes=sizes)
+    events = load_events(files, fields, csv=csv)
     return encode_categories(events, card.categories)
 
 

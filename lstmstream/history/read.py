@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.formats.files import DataFile
 from lstmstream.history.fields import Chunk, Fields
 from lstmstream.history.jsonl import JsonlReader
@@ -71,13 +72,19 @@ def order_note(files: Sequence[Path]) -> str:
     )
 
 
-def read_chunks(files: Sequence[Path], fields: Fields, notes: list[str] | None = None) -> Iterator[Chunk]:
+def read_chunks(
+    files: Sequence[Path],
+    fields: Fields,
+    notes: list[str] | None = None,
+    csv: CsvOptions = FROM_FILE,
+) -> Iterator[Chunk]:
     """The rows of the files in order, in chunks. `notes` gets a line for each thing that the user should know.
 
     Long reading shows its progress on standard error. Raises CannotServe naming the file, the field and the row in the
     file (from 0), and where polars is missing.
     """
     row = 0
+    notes = [] if notes is None else notes
     jsonl = JsonlReader(fields)
     with closing(RowProgress(f"reading {files[0]}" if len(files) == 1 else f"reading {len(files)} files")) as progress:
         for number, path in enumerate(files):
@@ -88,9 +95,8 @@ def read_chunks(files: Sequence[Path], fields: Fields, notes: list[str] | None =
                     require_for_table(path)
                     from lstmstream.history.tables import read_table  # noqa: PLC0415 -- polars is an optional dependency
 
-                    chunks = read_table(path, fields, row)
-                if notes is not None:
-                    notes += file.notes
+                    chunks = read_table(path, fields, row, csv, notes)
+                notes += file.notes
                 for chunk in chunks:
                     yield chunk
                     row += len(chunk)

@@ -15,6 +15,7 @@ from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.history.events import Events
 from lstmstream.records import Ints
+from lstmstream.wording import counted
 
 NONE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3  # events of NONE only warm up the state
 SPLIT_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -113,7 +114,8 @@ def split_events(events: Events, options: SplitOptions, seed: int) -> Split:
     for name in SPLIT_NAMES.values():
         if required[name] and counts[name] == 0:
             raise CannotServe(
-                f"split: the {name} split is empty ({split.description}; of {len(events)} events {counts['train']}"
+                f"split: the {name} split is empty ({split.description}; of {counted(len(events), 'event')}"
+                f" {counts['train']}"
                 f" train, {counts['validation']} validation, {counts['test']} test); {_remedy(name, options, events)}"
             )
     return split

@@ -13,8 +13,9 @@ import polars as pl
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.formats import csv_cells
 from lstmstream.formats.columns import ColumnRole, find_column, is_repeated, repeated_column, type_problem
+from lstmstream.formats.csv_form import CsvOptions, Source
 from lstmstream.formats.field_names import unknown_field
-from lstmstream.formats.tables import PER_MS, scan_table
+from lstmstream.formats.tables import PER_MS, Table, open_table, reading
 from lstmstream.formats.timestamps import (
     DATE_RANGES,
     SECONDS_BELOW,
@@ -29,37 +30,40 @@ from lstmstream.history.fields import Chunk, Fields
 from lstmstream.records import Bools, Floats, Ints
 
 CHUNK_ROWS = 131_072
-_WITH_COMMAS = re.compile(r"\s*[+-]?\d[\d.,]*,\d+\s*|\s*[+-]?\d+(?:,\d{3})+\.\d+\s*")  # 59,71 and 1.234,5 and 1,234.5
+_WITH_MARKS = re.compile(r"\s*[+-]?\d[\d.,]*,\d+\s*|\s*[+-]?\d+(?:,\d{3})+\.\d+\s*")  # 59,71 and 1.234,5 and 1,234.5
 _BLANK = "\0blank"  # a column name that no file has
 
 
-def read_table(file: Path, fields: Fields, first_row: int) -> Iterator[Chunk]:
+def read_table(file: Path, fields: Fields, first_row: int, options: CsvOptions, notes: list[str]) -> Iterator[Chunk]:
     """The rows of one file, of which the first has the index `first_row` among all rows; blank rows of CSV are skipped.
 
-    Raises CannotServe.
+    `notes` gets a line for what the user should know of the form of CSV. Raises CannotServe.
     """
     row = 0  # in this file
-    try:
-        scan, csv = scan_table(file, fields.all())
-        columns = _columns(file, scan, fields, csv=csv)
+    table = open_table(file, options, fields.all())
+    with reading(file, table.form):
+        columns = _columns(table, fields)
+        numbers = [name for name, width in zip(fields.numbers, fields.widths, strict=True) if width == 1]
+        cells = dict(zip(fields.all(), columns, strict=True))
+        table = table.with_decimals(options, {name: cells[name] for name in numbers})
+        notes += table.notes
+        source, csv = Source(file, table.form, options), table.form is not None
         if csv:
             columns.append(pl.all_horizontal(pl.all().is_null()).alias(_BLANK))
-        for frame in scan.select(columns).collect_batches(maintain_order=True, chunk_size=CHUNK_ROWS):
+        for frame in table.scan.select(columns).collect_batches(maintain_order=True, chunk_size=CHUNK_ROWS):
             rows: Sequence[int] = range(row, row + len(frame))
             row += len(frame)
             if csv and frame[_BLANK].any():
                 rows = [rows[index] for index in (~frame[_BLANK]).arg_true()]
                 frame = frame.filter(~pl.col(_BLANK))  # noqa: PLW2901 -- the same rows
             if rows:
-                yield _chunk(file, frame, fields, rows, first_row, csv=csv)
+                yield _chunk(source, frame, fields, rows, first_row)
                 first_row += len(rows)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise csv_cells.read_error(file, error) from error
 
 
-def _columns(file: Path, scan: pl.LazyFrame, fields: Fields, *, csv: bool) -> list[pl.Expr]:
+def _columns(table: Table, fields: Fields) -> list[pl.Expr]:
     """One expression for each field, named as the field. Raises CannotServe with all fields that cannot be read."""
-    schema = scan.collect_schema()
+    file, schema, csv = table.path, table.scan.collect_schema(), table.form is not None
     expressions, problems = [], []
     for name in fields.all():
         expression = find_column(name, schema)
@@ -71,7 +75,7 @@ def _columns(file: Path, scan: pl.LazyFrame, fields: Fields, *, csv: bool) -> li
         expressions.append(expression.alias(name))
     if problems:
         raise CannotServe(*problems)
-    kinds = scan.select(expressions).collect_schema()
+    kinds = table.scan.select(expressions).collect_schema()
     arrays = [name for name, width in zip(fields.numbers, fields.widths, strict=True) if width > 1]
     roles: list[tuple[ColumnRole, Sequence[str | None]]] = [
         ("key", [fields.key]), ("time", [fields.timestamp]), ("label", [fields.label]), ("split", [fields.split]),
@@ -90,12 +94,13 @@ def _columns(file: Path, scan: pl.LazyFrame, fields: Fields, *, csv: bool) -> li
     return expressions
 
 
-def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int], first_row: int, *, csv: bool) -> Chunk:
+def _chunk(file: Source, frame: pl.DataFrame, fields: Fields, rows: Sequence[int], first_row: int) -> Chunk:
     """`rows` [M] are the frame's rows in the file; `first_row` is the index of the first among all rows kept."""
+    comma = file.form is not None and file.form.decimal_comma
 
     def texts(name: str, role: Role) -> list[str | None]:
-        if csv and name in fields.numbers and role in ("key", "category"):  # 07 is 7 then, as in JSON
-            cells = csv_cells.parse_cells(frame[name])
+        if file.form is not None and name in fields.numbers and role in ("key", "category"):  # 07 is 7 then, as in JSON
+            cells = csv_cells.parse_cells(frame[name], decimal_comma=comma)
             return _each(cells, lambda value: text_of(value, name, role), file, rows)
         return _texts(file, frame[name], rows, role)
 
@@ -105,7 +110,7 @@ def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int],
         given = texts(fields.key, "key")
         if None in given:
             where = rows[given.index(None)]
-            raise CannotServe(f"{file}: row {where}: field {fields.key!r}, the key, is missing; remove such rows")
+            raise CannotServe(f"{file.row(where)}: field {fields.key!r}, the key, is missing; remove such rows")
         keys = [key for key in given if key is not None]
     if fields.timestamp is None:
         timestamp = np.arange(first_row, first_row + len(frame), dtype=np.int64) * 1000
@@ -115,9 +120,7 @@ def _chunk(file: Path, frame: pl.DataFrame, fields: Fields, rows: Sequence[int],
         [
             np.empty((len(frame), 0), np.float32),
             *(
-                _numbers(file, frame[name], rows, csv=csv)[:, None]
-                if width == 1
-                else _arrays(file, frame[name], rows, width)
+                _numbers(file, frame[name], rows)[:, None] if width == 1 else _arrays(file, frame[name], rows, width)
                 for name, width in zip(fields.numbers, fields.widths, strict=True)
             ),
         ],
@@ -141,7 +144,7 @@ def _silent(texts: list[str | None], equals: str) -> Bools:
     return np.array([text == wanted for text in texts], dtype=np.bool_)
 
 
-def _texts(file: Path, series: pl.Series, rows: Sequence[int], role: Role) -> list[str | None]:
+def _texts(file: Source, series: pl.Series, rows: Sequence[int], role: Role) -> list[str | None]:
     """[M] What `text_of` gives for each value, whole columns at a time where they have a simple type.
 
     Raises CannotServe.
@@ -173,20 +176,23 @@ def _canonical(series: pl.Series, role: Role) -> pl.Series:
     return series.replace(list(changed), list(changed.values())) if changed else series
 
 
-def _numbers(file: Path, series: pl.Series, rows: Sequence[int], *, csv: bool = False) -> Floats:
+def _numbers(file: Source, series: pl.Series, rows: Sequence[int]) -> Floats:
     """[M] float32, NaN where missing. Raises CannotServe."""
-    kind = series.dtype
+    kind, csv = series.dtype, file.form is not None
+    comma = file.form is not None and file.form.decimal_comma
     empty = series.null_count() == len(series)
     if kind == pl.String and (empty or csv):
-        wide = csv_cells.parse_numbers(series)
+        wide = csv_cells.parse_numbers(series, decimal_comma=comma)
         if invalid := csv_cells.invalid_numbers(series, wide):
             index = invalid[0]
             text = series[index]
             advice = "leave the cell empty where the value is missing, or use the field as a category"
-            if _WITH_COMMAS.fullmatch(text):
-                advice = "write decimals with a point, and thousands without a separator"
+            if _WITH_MARKS.fullmatch(text.replace(".", ",") if comma else text):
+                advice = f"write decimals with a {'comma' if comma else 'point'}, and thousands without a separator"
+                if not comma and text.count(",") == 1 and "." not in text:
+                    advice += f", or say that the comma is decimal: {file.options.names[1]} comma"
             raise CannotServe(
-                f"{file}: row {rows[index]}: field {series.name!r} is {text[:40]!r}, not a number; {advice}"
+                f"{file.row(rows[index])}: field {series.name!r} is {text[:40]!r}, not a number; {advice}"
             )
     elif kind == pl.String:
         raise CannotServe(
@@ -202,12 +208,12 @@ def _numbers(file: Path, series: pl.Series, rows: Sequence[int], *, csv: bool = 
     if len(infinite):
         where = rows[int(infinite[0])]
         raise CannotServe(
-            f"{file}: row {where}: field {series.name!r} is not finite in float32; fix the value, or leave it empty"
+            f"{file.row(where)}: field {series.name!r} is not finite in float32; fix the value, or leave it empty"
         )
     return values
 
 
-def _arrays(file: Path, series: pl.Series, rows: Sequence[int], size: int) -> Floats:
+def _arrays(file: Source, series: pl.Series, rows: Sequence[int], size: int) -> Floats:
     """[M, size] float32 of a column of lists, NaN where a number or a whole list is missing. Raises CannotServe."""
     lists = _each(series.to_list(), lambda value: number_array(value, series.name, size), file, rows)
     inner = pl.Series(
@@ -216,7 +222,7 @@ def _arrays(file: Path, series: pl.Series, rows: Sequence[int], size: int) -> Fl
     return _numbers(file, inner, [row for row in rows for _ in range(size)]).reshape(len(series), size)
 
 
-def _timestamps(file: Path, series: pl.Series, rows: Sequence[int]) -> Ints:
+def _timestamps(file: Source, series: pl.Series, rows: Sequence[int]) -> Ints:
     """[M] What `timestamp_ms` gives for each value, whole columns at a time for integers and for moments.
 
     Raises CannotServe, naming the row.
@@ -229,7 +235,7 @@ def _timestamps(file: Path, series: pl.Series, rows: Sequence[int]) -> Ints:
     missing = series.is_null()
     if missing.any():
         where = rows[int(missing.arg_true()[0])]
-        raise CannotServe(f"{file}: row {where}: field {name!r}, the timestamp, is missing; remove such rows")
+        raise CannotServe(f"{file.row(where)}: field {name!r}, the timestamp, is missing; remove such rows")
     if kind == pl.String:  # all digits, as the epochs of a CSV file are
         whole = series.cast(pl.Int64, strict=False) if not series.str.contains("[^0-9]").any() else series
         series = whole if whole.null_count() == 0 else series
@@ -245,7 +251,7 @@ def _timestamps(file: Path, series: pl.Series, rows: Sequence[int]) -> Ints:
     if len(outside):
         index = int(outside[0])
         reason = outside_years(int(times[index]))
-        raise CannotServe(f"{file}: row {rows[index]}: field {name!r} {reason}; fix the value")
+        raise CannotServe(f"{file.row(rows[index])}: field {name!r} {reason}; fix the value")
     return times
 
 
@@ -260,12 +266,12 @@ def _epochs_ms(epochs: Ints) -> Ints:
     return times
 
 
-def _each(values: Iterable[Any], parse: Callable[[Any], Any], file: Path, rows: Sequence[int]) -> list[Any]:
+def _each(values: Iterable[Any], parse: Callable[[Any], Any], file: Source, rows: Sequence[int]) -> list[Any]:
     """`parse` of every value. Raises CannotServe naming the row where it raises BadRecord."""
     parsed = []
     for index, value in enumerate(values):
         try:
             parsed.append(parse(value))
         except BadRecord as bad:
-            raise CannotServe(f"{file}: row {rows[index]}: {bad}; fix the value, or remove the row") from bad
+            raise CannotServe(f"{file.row(rows[index])}: {bad}; fix the value, or remove the row") from bad
     return parsed

@@ -20,6 +20,7 @@ import onnxruntime
 
 from lstmstream import __version__
 from lstmstream.errors import CannotServe
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.importer.compare import compare_modes
 from lstmstream.importer.constants import fix_inputs, parse_assignments
 from lstmstream.importer.equivalence import check_equivalence
@@ -81,6 +82,7 @@ def import_model(
     states: Sequence[str] = (),
     allow_growth: bool = False,
     examples: Path | None = None,
+    csv: CsvOptions = FROM_FILE,
 ) -> int:
     """Imports `file` to `out`, prints the report and returns the exit code 0. Raises CannotServe.
 
@@ -114,7 +116,7 @@ def import_model(
     if compare is not None:
         with ImportProgress(compare) as progress:
             progress.stage("runs both modes on the data")
-            lines = _compare(source, options, converted, compare, names, key, timestamp)
+            lines = _compare(source, options, converted, compare, names, key, timestamp, csv)
         print("\n".join(lines))
     return 0
 
@@ -347,6 +349,7 @@ def _compare(
     names: FeatureNames,
     key: str | None,
     timestamp: str | None,
+    csv: CsvOptions,
 ) -> list[str]:
     """Lines about both modes on the user's data."""
     window = options.window or converted.length
@@ -363,7 +366,7 @@ def _compare(
         return [f"  compare   only {converted.mode} mode is possible; {other} mode is not: {error}"]
     steps = {converted.mode: converted.step, other: second.step}
     fields = tuple(one.name for one in names.fields)
-    return compare_modes(steps["step"], steps["window"], window, data, fields, key, timestamp)
+    return compare_modes(steps["step"], steps["window"], window, data, fields, key, timestamp, csv)
 
 
 def _import_weights(

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from lstmstream.csv_arguments import DecimalOption, DelimiterOption
+
 
 def import_(
     file: Annotated[Path, typer.Argument(help="ONNX, .keras, .pt or .safetensors.")],
@@ -44,6 +46,8 @@ def import_(
     ] = None,
     key: Annotated[str | None, typer.Option(help="With --compare: column of the entity key.")] = None,
     timestamp: Annotated[str | None, typer.Option(help="With --compare: column of the event time.")] = None,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the model's card as JSON; the report goes to standard error.")
     ] = False,
@@ -55,6 +59,7 @@ def import_(
     from lstmstream.extras import require
 
     require("import", "`lstmstream import`")
+    from lstmstream.formats.csv_form import CsvOptions
     from lstmstream.importer.command import import_model
     from lstmstream.model import inspect_json, load_model
 
@@ -80,6 +85,7 @@ def import_(
             states=state or (),
             allow_growth=allow_growth,
             examples=examples,
+            csv=CsvOptions.of(delimiter, decimal),
         )
     if as_json:
         print(json.dumps(inspect_json(load_model(out)), ensure_ascii=False, allow_nan=False))

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmstream.errors import CannotServe
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.history.events import load_events
 from lstmstream.history.fields import Fields
 from lstmstream.importer.graph import open_session, run
 from lstmstream.importer.layout import Floats
 from lstmstream.importer.step_form import StepGraph
+from lstmstream.wording import counted
 
 MAX_KEYS, MAX_EVENTS = 2000, 500  # of the data: enough to see a difference, and quick
 _TOLERANCE = 1e-5
@@ -30,14 +32,15 @@ def compare_modes(
     features: tuple[str, ...],
     key: str | None,
     timestamp: str | None,
+    csv: CsvOptions = FROM_FILE,
 ) -> list[str]:
     """Lines of a report; `length` is the window's. Raises CannotServe where the data cannot be read."""
-    sequences = read_sequences(data, features, key, timestamp)
+    sequences = read_sequences(data, features, key, timestamp, csv)
     step_scores, window_scores = (scores(model, sequences) for model in (step, window))
     gaps = np.abs(step_scores - window_scores)  # NaN after a sequence's end
     counts = (~np.isnan(gaps)).sum(axis=0)
     lines = [
-        f"  compare   {data}: {len(sequences)} keys, {int(counts.sum())} events",
+        f"  compare   {data}: {counted(len(sequences), 'key')}, {counted(int(counts.sum()), 'event')}",
         f"            |score of step mode - score of window mode| with windows of {length} events",
         f"            {'event':>7} {'keys':>7} {'mean':>10} {'largest':>10}",
     ]
@@ -58,7 +61,7 @@ def _listed_events(events: int, length: int) -> list[int]:
 def _conclusion(gaps: NDArray[Any], length: int) -> list[str]:
     after = gaps[:, length:]
     if after.size == 0 or np.isnan(after).all():
-        return [f"            no key has more than {length} events: the two modes differ only after that"]
+        return [f"            no key has more than {counted(length, 'event')}: the two modes differ only after that"]
     largest = np.nanmax(np.where(np.isnan(after), -1.0, after), axis=0)
     different = np.flatnonzero(largest > _TOLERANCE)
     if not len(different):
@@ -85,12 +88,18 @@ def scores(model: StepGraph, sequences: list[Floats]) -> NDArray[np.float32]:
     return result
 
 
-def read_sequences(data: Path, features: tuple[str, ...], key: str | None, timestamp: str | None) -> list[Floats]:
+def read_sequences(
+    data: Path,
+    features: tuple[str, ...],
+    key: str | None,
+    timestamp: str | None,
+    csv: CsvOptions = FROM_FILE,
+) -> list[Floats]:
     """One array [T, F] for each key, longest first; NaN where a value is missing. Raises CannotServe."""
     try:
         if not data.is_file():
             raise CannotServe(f"{data}: no such file")
-        events = load_events([data], Fields(key, timestamp, features, ()))
+        events = load_events([data], Fields(key, timestamp, features, ()), csv=csv)
     except CannotServe as error:
         raise CannotServe(*(f"--compare {problem}" for problem in error.problems)) from error
     if not len(events):

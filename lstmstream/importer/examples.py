@@ -20,6 +20,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.importer.equivalence import difference
 from lstmstream.records import Floats
 from lstmstream.serve.step_model import StepInput, StepModel
+from lstmstream.wording import counted
 
 TOLERANCE = 1e-4  # absolute up to 1, relative above: outputs that were printed with four digits pass
 
@@ -61,7 +62,7 @@ class Examples:
     def report_line(self, widest: float) -> str:
         """What is printed of a check that passed."""
         return (
-            f"  examples  {len(self.lines)} sequence{'s' if len(self.lines) != 1 else ''} of the original: largest"
+            f"  examples  {counted(len(self.lines), 'sequence')} of the original: largest"
             f" difference {widest:.2g}; at most {TOLERANCE:.0e} is accepted"
         )
 
@@ -94,9 +95,7 @@ def _inputs(events: Any, features: int, where: str) -> Floats:
     if x.ndim == 1 and features == 1:
         x = x[:, None]
     if x.ndim != 2 or x.shape[1] != features or not len(x):
-        raise CannotServe(
-            f"{where}: input: should be a list of events with {features} number{'s' if features != 1 else ''} each"
-        )
+        raise CannotServe(f"{where}: input: should be a list of events with {counted(features, 'number')} each")
     return x
 
 
@@ -108,7 +107,7 @@ def _outputs(output: Any, events: int, width: int, where: str) -> Floats:
     if y.shape == (events, width) or (y.shape == (events,) and width == 1):
         return y.reshape(events, width)
     raise CannotServe(
-        f"{where}: output: should be {width} number{'s' if width != 1 else ''}, as after the last event, or a list with"
+        f"{where}: output: should be {counted(width, 'number')}, as after the last event, or a list with"
         f" that for each of the {events} events"
     )
 

@@ -22,6 +22,7 @@ from lstmstream.serve.factory import open_reader
 from lstmstream.transport.kafka_admin import open_kafka_admin
 from lstmstream.transport.patient_broker import connected
 from lstmstream.transport.schema_registry import read_patiently
+from lstmstream.wording import counted
 
 LIMIT_S = 20.0  # a broker may take so long to answer
 KEYED = 0.99  # this share of the records with a key makes it the key
@@ -68,11 +69,13 @@ def init(
     sample = read_sample(topic, servers, name, records, wire)
     documents, bad = _documents(sample)
     if not documents:
-        raise CannotServe(f"topic {topic!r}: none of its newest {len(sample):,} records is a JSON object")
+        raise CannotServe(f"topic {topic!r}: none of its newest {counted(len(sample), 'record')} is a JSON object")
     keyed = sum(key is not None for key in sample.keys) >= KEYED * len(sample)
     found = propose(profiles(documents), len(documents), keyed=keyed)
     if not _watched(found):
-        raise CannotServe(f"topic {topic!r}: no field of its newest {len(documents):,} events is a number to watch")
+        raise CannotServe(
+            f"topic {topic!r}: no field of its newest {counted(len(documents), 'event')} is a number to watch"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream.write_text(stream_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
@@ -173,7 +176,10 @@ def _documents(sample: RecordBatch) -> tuple[list[Document], int]:
 
 
 def _report(found: Proposal, events: int, bad: int, stream: Path, train: Path) -> None:
-    print(f"{events:,} events were looked at" + (f"; {bad:,} more records are no JSON objects" if bad else ""))
+    print(
+        f"{counted(events, 'event was', 'events were')} looked at"
+        + (f"; {counted(bad, 'more record is no JSON object', 'more records are no JSON objects')}" if bad else "")
+    )
     print(f"key         {found.key or 'that of the record'}")
     print(f"timestamp   {found.timestamp or 'that of the record'}")
     print(f"numbers     {', '.join(found.numbers)}")

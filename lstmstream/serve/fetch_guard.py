@@ -18,6 +18,7 @@ from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.seeks import Seeks
 from lstmstream.transport.ports import GroupMember
+from lstmstream.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ class FetchGuard:
     def _update_health(self) -> None:
         if self._sought:
             self._observer.on_blocked(
-                "fetch", f"{len(self._sought)} partitions return no records although some are waiting"
+                "fetch",
+                f"{counted(len(self._sought), 'partition returns', 'partitions return')} no records"
+                " although some are waiting",
             )
         else:
             self._observer.on_unblocked("fetch")

@@ -12,6 +12,7 @@ import orjson
 
 from lstmstream.errors import CannotServe
 from lstmstream.serve.stack_sampler import SCHEMA, StackSampler
+from lstmstream.wording import counted
 
 HEAD_BYTES = 200
 MIN_THREAD_S = 0.05  # a thread with less CPU time is not in the table
@@ -72,7 +73,7 @@ def table(totals: Totals, wall_s: float, cpu_s: float, threads: Mapping[str, flo
     """The lines of the table. `cpu_s`: of the whole process; `threads`: CPU seconds by name."""
     events, batches = totals.events, totals.batches
     lines = [
-        f"{events:,} events in {wall_s:.1f} s and {batches:,} batches",
+        f"{counted(events, 'event')} in {wall_s:.1f} s and {counted(batches, 'batch', 'batches')}",
         f"{_ratio(events, batches, 1)} events per batch",
         f"{_ratio(cpu_s * 1e6, events, 2)} CPU seconds per million events",
         f"{'stage':<10}{'us per event':>14}{'us per batch':>14}{'of the time':>13}",

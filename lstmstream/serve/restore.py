@@ -34,6 +34,7 @@ from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import IDENTITY_BYTES, Floor
 from lstmstream.serve.stream_time import NEVER
 from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
+from lstmstream.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -551,7 +552,10 @@ class Restore:
             reason = f"the group's offset was moved back to {committed}, before the floor at {floor.offset}"
         if loaded.damaged:
             first = min(loaded.damaged.values())
-            reason = f"{len(loaded.damaged)} state records are damaged, the first at offset {first}"
+            reason = (
+                f"{counted(len(loaded.damaged), 'state record is', 'state records are')} damaged, the"
+                f" first at offset {first}"
+            )
         return reason
 
     def _check_gap(self, deadline_s: float) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lstmstream.errors import CannotServe, Fatal, UnreadableRecords
 from lstmstream.serve.checkpoint import StateTopic
 from lstmstream.serve.state_records import Floor, StateIdentity
+from lstmstream.wording import counted
 
 
 def move_states(partitions: int) -> str:
@@ -103,7 +104,8 @@ class RestoreErrors(NamedTuple):
     def input_grown(self, before: int, now: int) -> CannotServe:
         """Its number of partitions is another one."""
         return CannotServe(
-            f"topic {self.input_topic!r} has {now} partitions, and had {before} when the states in {self.state_topic!r}"
+            f"topic {self.input_topic!r} has {counted(now, 'partition')}, and had {before} when the states"
+            f" in {self.state_topic!r}"
             f" were written: keys have moved. {move_states(now)}"
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lstmstream.logs import show_status
 from lstmstream.serve.restore import Restore, Restored
+from lstmstream.wording import counted
 
 INTERVAL_S = 5.0
 BAR_WIDTH = 30
@@ -35,7 +36,7 @@ class RestoreProgress:
         count = len(restores)
         text = f"{count} partition{'s are' if count > 1 else ' is'} being restored"
         if left:
-            text += f", {left:,} records left to read"
+            text += f", {counted(left, 'record')} left to read"
         seconds_left = self._seconds_left(now_s, left)
         if seconds_left is not None:
             text += f", about {seconds_left:.0f} s"

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from lstmstream.errors import CannotServe
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.formats.files import STANDARD_INPUT
 from lstmstream.records import Headers
 from lstmstream.row_progress import RowProgress
@@ -46,13 +47,15 @@ def score_file(
     events: Path | None = None,
     stage: str | None = None,
     shard: str | None = None,
+    csv: CsvOptions = FROM_FILE,
 ) -> int:
     """Answer the events of `data` in their order; all are of one partition. Returns the exit code.
 
     `config_or_model` is a daemon's YAML or a model; `key` and `timestamp` name columns, before those of the YAML and of
     the model's card. `no_key`: all events belong to one key (null). `no_timestamp`: the timestamp is the moment of
     reading. `profile`: the file of a profile. `events`: the file for those of `output.events`. `shard`: such as 3/16,
-    see `lstmstream.serve.shard`. The exit code is 1 where there are rows and none could be scored.
+    see `lstmstream.serve.shard`. `csv`: how CSV is written. The exit code is 1 where there are rows and none could be
+    scored.
     """
     part = None if shard is None else Shard.parse(shard)
     columns = KeyAndTime(key, timestamp, no_key=no_key, no_timestamp=no_timestamp)
@@ -82,7 +85,7 @@ def score_file(
     late = LateRows(name, config.input.late)
     batches = 0
     with ExitStack() as files:
-        rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS)))
+        rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS, csv=csv)))
         unseen = UnseenFields(name, rows.sought_fields)
         features = FeaturesWithoutValues(name, step.card)
         for note in rows.notes:

@@ -15,6 +15,7 @@ from lstmstream.config import Config, load_config
 from lstmstream.config.schema import SilentEvents
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.formats.event_reader import EventReader
 from lstmstream.formats.field_names import unknown_fields
 from lstmstream.formats.field_roles import FieldRoles
@@ -145,7 +146,15 @@ def field_roles(config: Config, card: Card) -> FieldRoles:
 class ScoreInput:
     """The events of a file, of a pipe or of standard input, in batches of one partition; an offset is a row, from 0."""
 
-    def __init__(self, data: str, config: Config, card: Card, *, batch_events: int) -> None:
+    def __init__(
+        self,
+        data: str,
+        config: Config,
+        card: Card,
+        *,
+        batch_events: int,
+        csv: CsvOptions = FROM_FILE,
+    ) -> None:
         """`data` - is standard input. Raises CannotServe where the file cannot be read, or lacks a wanted column."""
         path = Path(data)
         if not path.exists():
@@ -167,7 +176,7 @@ class ScoreInput:
             self.sought_fields = list(dict.fromkeys([*wanted_fields(config, card), *config.output.include]))
             self._lists = self.file.batches(batch_events)
         else:
-            self._lists = self._table(config, card)
+            self._lists = self._table(config, card, csv)
 
     def __iter__(self) -> Iterator[RecordBatch]:
         for lines in self._lists:
@@ -189,22 +198,24 @@ class ScoreInput:
         """Closes the file."""
         self.file.close()
 
-    def _table(self, config: Config, card: Card) -> Iterator[list[bytes]]:
+    def _table(self, config: Config, card: Card, csv: CsvOptions) -> Iterator[list[bytes]]:
         path = self.file.path
         assert path is not None
         require_for_table(path)
-        from lstmstream.formats.tables import count_rows, field_names, table_events  # noqa: PLC0415 -- needs polars
+        from lstmstream.formats.tables import open_table, table_events  # noqa: PLC0415 -- needs polars
 
-        present = field_names(path)
+        table = open_table(path, csv, [*wanted_fields(config, card), *config.output.include])
+        present = table.fields
         roles = field_roles(config, card)
         if config.output.events.topic is not None:  # they have all fields
             roles = roles._replace(passthrough=tuple(dict.fromkeys([*roles.passthrough, *present])))
-        events = table_events(path, roles)  # raises for a file that is not a table
+        events = table_events(table, roles, csv)  # raises for a file that is not a table
         if missing := [name for name in wanted_fields(config, card) if name not in present]:
             raise CannotServe(unknown_fields(path, missing, present))
         if missing := [name for name in config.output.include if name not in present]:
             self.notes.append(f"output.include: {unknown_fields(path, missing, present)}")
-        self.total_rows = count_rows(path)
+        self.total_rows = table.count()
+        self.notes += table.notes
         return _lists(events, self._limit)
 
 

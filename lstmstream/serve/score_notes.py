@@ -17,6 +17,7 @@ from lstmstream.logs import message_kind
 from lstmstream.model import Card
 from lstmstream.records import RecordBatch
 from lstmstream.serve.engine import Result
+from lstmstream.wording import counted
 
 EARLY_ROWS = 4096  # after which a field that none of them has is named
 MAX_REASONS = 5  # named, of refused rows
@@ -98,12 +99,12 @@ class UnseenFields:
             self._search(records.values)
         self._rows += len(records)
         if self._rows >= EARLY_ROWS and self._parsed and not self._said:
-            self._say(f"first {self._rows:,} rows")
+            self._say(f"first {counted(self._rows, 'row')}")
 
     def finish(self) -> None:
         """Names the fields that no row had. Where no row is a JSON object there is nothing to say of fields."""
         if self._parsed and self._unseen:
-            self._say(f"{self._rows:,} rows")
+            self._say(counted(self._rows, "row"))
 
     @property
     def unseen(self) -> list[str]:
@@ -160,7 +161,8 @@ class FeaturesWithoutValues:
             if unknown:
                 known = ", ".join(map(repr, (feature.vocabulary or ())[:MAX_LISTED])) or "none"
                 say(
-                    f"{self._name}: no row has a value of {feature.name!r} that the model knows ({unknown:,} rows with"
+                    f"{self._name}: no row has a value of {feature.name!r} that the model knows"
+                    f" ({counted(unknown, 'row')} with"
                     f" other values, {missing:,} without any); it knows {known}"
                 )
             else:
@@ -191,6 +193,7 @@ class LateRows:
                 "drop": "they became dead letters",
             }[self._policy]
             say(
-                f"{self._name}: {self._count:,} rows are older than an earlier row of their key; {effect}"
+                f"{self._name}: {counted(self._count, 'row is', 'rows are')} older than an earlier row of"
+                f" their key; {effect}"
                 f" (input.late: {self._policy}). Sort the file by time if it is not in the order of the stream"
             )

@@ -20,6 +20,7 @@ from lstmstream.serve.topic_settings import (
     roles,
 )
 from lstmstream.transport.ports import Admin, TopicInfo
+from lstmstream.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def ensure_topics(config: Config, admin: Admin, state_floats: int | None = None)
         raise MissingTopics(
             *(
                 f"topic {name!r} does not exist, and create_topics is false; create it with"
-                f" {source.partitions} partitions{_required_settings(name, config)}"
+                f" {counted(source.partitions, 'partition')}{_required_settings(name, config)}"
                 for name in missing
             )
         )
@@ -210,12 +211,13 @@ def _made_again(name: str, config: Config) -> str:
 def _partitions_changed(name: str, before: int, now: int, config: Config) -> str:
     if name == config.input.topic:
         return (
-            f"topic {name!r} has grown from {before} to {now} partitions: keys have moved, and their states with them."
+            f"topic {name!r} has grown from {before} to {counted(now, 'partition')}: keys have moved, and"
+            " their states with them."
             f" {move_states(now)}"
         )
     if name == config.state.topic:
-        return f"topic {name!r} had {before} partitions and now has {now}: {_NOT_AS_THE_INPUT}"
-    return f"topic {name!r} had {before} partitions and now has {now}; restart to continue with that"
+        return f"topic {name!r} had {counted(before, 'partition')} and now has {now}: {_NOT_AS_THE_INPUT}"
+    return f"topic {name!r} had {counted(before, 'partition')} and now has {now}; restart to continue with that"
 
 
 def _prediction_topics(config: Config) -> set[str]:
@@ -244,7 +246,7 @@ def partition_problems(config: Config, found: Mapping[str, TopicInfo], source: T
     state = found.get(config.state.topic)
     if state is None or state.partitions == source.partitions:
         return []
-    text = f"state.topic: topic {config.state.topic!r} has {state.partitions} partitions and the input"
+    text = f"state.topic: topic {config.state.topic!r} has {counted(state.partitions, 'partition')} and the input"
     text += f" {config.input.topic!r} has {source.partitions}: "
     if state.partitions > source.partitions:
         return [text + _NOT_AS_THE_INPUT]

@@ -15,6 +15,7 @@ import numpy as np
 
 from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
+from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.model import Model
 from lstmstream.records import Bools, Observations, RecordBatch
 from lstmstream.row_progress import RowProgress
@@ -35,7 +36,14 @@ from lstmstream.transport.partitioner import partitions_of_keys
 
 
 def build_states(
-    config: Path, history: Sequence[Path], *, key: str | None, timestamp: str | None, at: JoinAt, stage: str | None
+    config: Path,
+    history: Sequence[Path],
+    *,
+    key: str | None,
+    timestamp: str | None,
+    at: JoinAt,
+    stage: str | None,
+    csv: CsvOptions = FROM_FILE,
 ) -> int:
     """Build them and write them. Raises CannotServe."""
     loaded = load_config(config, stage=stage)
@@ -48,7 +56,7 @@ def build_states(
         joins = find_joins(seeding.broker, topic, seeding.partitions, at, engine)
         built = HistoryRun(reading, step, joins)
         for file in history:
-            built.read(file)
+            built.read(file, csv)
         count = write_built(seeding, built, joins)
     say_joined(count, loaded, joins)
     return 0
@@ -85,11 +93,11 @@ class HistoryRun:
         """The states, by partition."""
         return self._engine.scorer.states.slabs
 
-    def read(self, file: Path) -> None:
+    def read(self, file: Path, csv: CsvOptions = FROM_FILE) -> None:
         """Run the events of one file. Raises CannotServe."""
         before, refused, first = self.rows, 0, ""
         with (
-            closing(ScoreInput(str(file), self._config, self._step.card, batch_events=BATCH_EVENTS)) as rows,
+            closing(ScoreInput(str(file), self._config, self._step.card, batch_events=BATCH_EVENTS, csv=csv)) as rows,
             closing(RowProgress(f"build {file.name}")) as progress,
         ):
             for note in rows.notes:

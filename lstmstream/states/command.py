@@ -16,6 +16,7 @@ from lstmstream.serve.state import KeyState
 from lstmstream.serve.state_records import StateIdentity
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.stored import StateTopicReader, StoredStates, opened, with_prefix
+from lstmstream.wording import counted
 
 KEY_CHARS = 40  # on the screen
 SHOWN_VALUES = 16  # of a part, on the screen
@@ -51,9 +52,9 @@ def list_states(config: Path, *, prefix: str | None, limit: int, as_json: bool, 
     for one in latest:
         print(orjson.dumps(_members(one)).decode() if as_json else _line(one))
     shown = f"; the {len(latest):,} with the latest events are shown (--limit)" if len(latest) < total else ""
-    say(f"{total:,} states in {partitions} partitions{shown}")
+    say(f"{counted(total, 'state')} in {counted(partitions, 'partition')}{shown}")
     if damaged:
-        say(f"{damaged:,} records are damaged; the daemon rebuilds these states from the input")
+        say(f"{counted(damaged, 'record is', 'records are')} damaged; the daemon rebuilds such states from the input")
     for other in others:
         say(f"the topic also has states of {other}")
     return 0

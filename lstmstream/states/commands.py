@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lstmstream.csv_arguments import DecimalOption, DelimiterOption
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the states of keys, and erase them.")
 
 _Config = Annotated[Path, typer.Argument(help="The daemon's configuration (YAML).")]
@@ -176,6 +178,8 @@ def build(
     history: Annotated[list[Path], typer.Argument(help="Events older than the input: .jsonl, .csv, .parquet.")],
     key: _Key = None,
     timestamp: _Timestamp = None,
+    delimiter: DelimiterOption = None,
+    decimal: DecimalOption = None,
     at_offset: _AtOffset = None,
     at_time: _AtTime = None,
     stage: _StageName = None,
@@ -187,8 +191,10 @@ def build(
     state topic no states. The input goes on at its first retained record, unless --at-offset or --at-time says where; a
     history with an event that is not older than that is refused. A build that was stopped leaves nothing that counts.
     """
+    from lstmstream.formats.csv_form import CsvOptions
     from lstmstream.states.build import build_states
     from lstmstream.states.joining import JoinAt
 
     at = JoinAt.parse(at_offset or [], at_time)
-    return build_states(config, history, key=key, timestamp=timestamp, at=at, stage=stage)
+    csv = CsvOptions.of(delimiter, decimal)
+    return build_states(config, history, key=key, timestamp=timestamp, at=at, stage=stage, csv=csv)

@@ -38,6 +38,7 @@ from lstmstream.states.stored import refuse_shared_rules
 from lstmstream.transport.kafka_admin import open_kafka_admin
 from lstmstream.transport.patient_broker import LIMIT_S, PatientBroker, connected
 from lstmstream.transport.ports import CALL_TIMEOUT_S, MemberInfo, TopicInfo
+from lstmstream.wording import counted
 
 LOOK_S = 0.5
 MEMBERS_S = 5.0  # between looks at the group
@@ -268,7 +269,7 @@ def _print(deletion: Deletion, *, idle: bool, timeout_s: float, as_json: bool) -
             count = sum(one.found for one in erased if one.partition == partition)
             if offsets:
                 span = f"{min(offsets)}" if min(offsets) == max(offsets) else f"{min(offsets)} to {max(offsets)}"
-                print(f"partition {partition}  from input offset {span} on  {count} states erased")
+                print(f"partition {partition}  from input offset {span} on  {counted(count, 'state')} erased")
     if idle:
         say(
             "no member of the group is running: the keys are erased at the next start, before the first new event;"

@@ -23,6 +23,7 @@ from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import SHOWN_VALUES, say
 from lstmstream.states.stored import StateTopicReader, StoredStates, opened, refuse_shared_rules
 from lstmstream.transport.schema_registry import read_patiently
+from lstmstream.wording import counted
 
 
 class _Other(NamedTuple):
@@ -134,7 +135,7 @@ def _print(pair: _Pair, card: Card, other_card: Card) -> None:
         print("the input has none of the key's events any more, so there is nothing to compare with")
         return
     if other.steps < served.steps:
-        say(f"the other model has seen {other.steps:,} events of the key, the served one {served.steps:,}")
+        say(f"the other model has seen {counted(other.steps, 'event')} of the key, the served one {served.steps:,}")
     differences = _differences(pair, card, other_card)
     one, two = state_parts(card, served.row), state_parts(other_card, other.row)
     for name in dict.fromkeys([*one, *two]):

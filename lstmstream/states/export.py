@@ -18,6 +18,7 @@ from lstmstream.serve.state_records import StateIdentity
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import say
 from lstmstream.states.stored import StateTopicReader, StoredStates, opened, with_prefix
+from lstmstream.wording import counted
 
 CHUNK_ROWS = 8_192
 SUFFIXES = (".jsonl", ".parquet")
@@ -41,7 +42,7 @@ def export_states(config: Path, out: Path, *, prefix: str | None, partition: int
             with contextlib.nullcontext(sys.stdout.buffer) if to_screen else _written(out) as file:
                 for stored in _chosen(reader, partition, wanted):
                     count += _write_json(file, reader.card, reader.identity, stored)
-    say(f"{count:,} states were written to {'standard output' if to_screen else out}")
+    say(f"{counted(count, 'state was', 'states were')} written to {'standard output' if to_screen else out}")
     return 0
 
 

@@ -21,6 +21,7 @@ from lstmstream.states.seeding import Seeding
 from lstmstream.states.state_file import UNNAMED, FileStates, StateFile, check_states, open_state_file
 from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.transport.partitioner import partitions_of_keys
+from lstmstream.wording import counted
 
 NO_OFFSET = -1  # in place of the last event's: it is not in the input
 
@@ -83,7 +84,10 @@ def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[i
 def say_joined(count: int, config: Config, joins: Mapping[int, Join]) -> None:
     """What was done, for a person."""
     where = ", ".join(f"{number}:{join.offset}" for number, join in sorted(joins.items()))
-    say(f"{count:,} states were written; the input goes on at {config.input.topic} {where} (partition:offset)")
+    say(
+        f"{counted(count, 'state was', 'states were')} written; the input goes on at {config.input.topic}"
+        f" {where} (partition:offset)"
+    )
 
 
 def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> None:

@@ -54,6 +54,7 @@ from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.transport.partitioner import partitions_of_keys
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.transport.ports import CommittedOffset, Membership, TopicInfo
+from lstmstream.wording import counted
 
 BYTES_PER_TRANSACTION = 4 << 20
 SLICE_S = 1.0
@@ -112,11 +113,13 @@ class Repartition:
             )
         self._before = floor.partitions
         if self._before == self._partitions:
-            self._say(f"the states are those of {self._partitions} partitions already")
+            self._say(f"the states are those of {counted(self._partitions, 'partition')} already")
             self._clear_after(floor)
             return
         if self._before > self._partitions:
-            raise CannotServe(f"--partitions {self._partitions}: the states are those of {self._before} partitions")
+            raise CannotServe(
+                f"--partitions {self._partitions}: the states are those of {counted(self._before, 'partition')}"
+            )
         self._seed = floor.seed or self._seed
         self._member.check_nobody_there()
         self._offsets = self._drained_offsets()
@@ -129,7 +132,8 @@ class Repartition:
             raise self._not_drained("somebody has written to it meanwhile")
         self._switch(floors)
         self._say(
-            f"{self.moved:,} states have moved: the daemon goes on with {self._partitions} partitions where it stood"
+            f"{counted(self.moved, 'state has', 'states have')} moved: the daemon goes on with"
+            f" {counted(self._partitions, 'partition')} where it stood"
         )
         self._clear()
 
@@ -148,7 +152,8 @@ class Repartition:
         have = found[source].partitions
         if have != self._partitions:
             raise CannotServe(
-                f"--partitions {self._partitions}: topic {source!r} has {have} partitions. First give the topic the"
+                f"--partitions {self._partitions}: topic {source!r} has {counted(have, 'partition')}. First"
+                " give the topic the"
                 " number that it is to have (kafka-topics --alter --partitions), then run this with it"
             )
         if found[self._state_topic].partitions > self._partitions:
@@ -203,7 +208,8 @@ class Repartition:
     def _grow(self) -> None:
         if not self._config.create_topics:
             raise CannotServe(
-                f"state.topic: give topic {self._state_topic!r} {self._partitions} partitions (kafka-topics --alter):"
+                f"state.topic: give topic {self._state_topic!r} {counted(self._partitions, 'partition')}"
+                " (kafka-topics --alter):"
                 " create_topics is false"
             )
         self._member.patiently(
@@ -276,8 +282,9 @@ class Repartition:
 
     def _wrong_partition(self, number: int, last_offsets: Ints) -> CannotServe:
         return CannotServe(
-            f"{self._config.input.topic}[{number}]: {len(last_offsets)} keys have states there, and murmur2 of the key"
-            f" puts none of them there among {self._before} partitions (one has its last event at offset"
+            f"{self._config.input.topic}[{number}]: {counted(len(last_offsets), 'key has', 'keys have')}"
+            " states there, and murmur2 of the key"
+            f" puts none of them there among {counted(self._before, 'partition')} (one has its last event at offset"
             f" {last_offsets[0]}). The input is partitioned by something else, or producers went on after it had got"
             " more partitions. Start under another name, from the beginning"
         )

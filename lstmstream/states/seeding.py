@@ -37,6 +37,7 @@ from lstmstream.states.joining import Join
 from lstmstream.states.sole_member import MemberTransport, SoleMember
 from lstmstream.states.stored import refuse_shared_rules
 from lstmstream.transport.patient_broker import PatientBroker
+from lstmstream.wording import counted
 
 BYTES_PER_TRANSACTION = 16 << 20
 
@@ -117,7 +118,7 @@ class Seeding:
                     left += 1
         if left:
             self._say(
-                f"{left:,} states that an unfinished import or build has left do not count; it begins from the start"
+                f"{counted(left, 'state')} of an unfinished import or build will not count; it begins from the start"
             )
 
     # -- writing

@@ -8,6 +8,7 @@ from lstmstream.records import Floats
 from lstmstream.train.batching import MIN_UPDATES
 from lstmstream.train.schema import Training
 from lstmstream.train.trainer import TrainingResult
+from lstmstream.wording import counted
 
 MAX_LISTED = 8  # weights of classes in a sentence
 _LATE_GAIN = 0.02  # of the improvement since the first epoch; a larger gain in the last fifth means it would go on
@@ -36,7 +37,7 @@ def training_advice(result: TrainingResult, options: Training, *, batch_size: in
         cure += "." if window else f", or training.steps below {options.steps}."
     else:
         cure = "Use more data." if window else f"Try training.steps below {options.steps}, or more data."
-    return f"{finding} An epoch had only {updates} update{'s' if updates != 1 else ''} of the weights. {cure}"
+    return f"{finding} An epoch had only {counted(updates, 'update')} of the weights. {cure}"
 
 
 def score_note(classes: Sequence[str], weights: Floats) -> str:

@@ -24,6 +24,7 @@ from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.leaks import leak_warnings
 from lstmstream.train.precision import coarse_numbers, constant_note
 from lstmstream.train.schema import TrainConfig
+from lstmstream.wording import counted
 
 MAX_SAMPLE_ROWS = 200_000  # of the training split, for constant features and leaks
 MAX_LISTED = 5  # classes named in a message
@@ -125,7 +126,8 @@ def _empty_features(events: Events, split: Split, config: TrainConfig) -> Iterat
     for column, number in enumerate(config.features.numbers):
         if np.isnan(np.asarray(events.x[training, column])).all():
             yield (
-                f"features.numbers: {number.name} has no value in the training split ({len(training):,} events);"
+                f"features.numbers: {number.name} has no value in the training split"
+                f" ({counted(len(training), 'event')});"
                 " leave it out, or use data that have it"
             )
 
@@ -135,7 +137,7 @@ def _empty_losses(events: Events, config: TrainConfig, loss_masks: Mapping[str, 
     if config.task != "classify" and int(events.lengths.max(initial=0)) <= config.target.horizon:
         yield (
             f"data: no key has more than {config.target.horizon} event(s), so there is nothing to forecast"
-            f" (data.key is {config.data.key!r}: {len(events.keys):,} keys, {len(events):,} events)"
+            f" (data.key is {config.data.key!r}: {counted(len(events.keys), 'key')}, {counted(len(events), 'event')})"
         )
         return
     for name, mask in loss_masks.items():
@@ -182,7 +184,8 @@ def _class_problems(events: Events, config: TrainConfig, loss_masks: Mapping[str
     weights = config.training.class_weights
     if isinstance(weights, list) and len(weights) != len(events.classes):
         yield (
-            f"training.class_weights: has {len(weights)} values, and there are {len(events.classes)} classes:"
+            f"training.class_weights: has {len(weights)} values, and there are"
+            f" {counted(len(events.classes), 'class', 'classes')}:"
             f" {', '.join(events.classes)}"
         )
 

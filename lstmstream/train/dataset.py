@@ -125,7 +125,7 @@ def _read_events(config: TrainConfig, fields: Fields) -> tuple[Events, Fields, S
     if config.data.source == "files":
         warnings: list[str] = []
         files = resolve_paths(config.data.path, config.folder, warnings)
-        return load_events(files, fields), fields, warnings
+        return load_events(files, fields, csv=config.data.csv.options), fields, warnings
     from lstmstream.history.topics import TopicRange, fetch_topic  # noqa: PLC0415 -- files need no Kafka client
     from lstmstream.transport.schema_registry import open_event_reader  # noqa: PLC0415 -- as above
 

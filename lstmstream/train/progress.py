@@ -21,6 +21,7 @@ from lstmstream.train.dataset import Dataset
 from lstmstream.train.report.report import Report
 from lstmstream.train.schema import CELL_TITLES
 from lstmstream.train.trainer import EpochMetrics, Progress, Trainer, TrainingResult
+from lstmstream.wording import counted
 
 MAX_LISTED = 8  # classes with their counts
 MAX_WARNINGS = 10  # before training; the report has all of them
@@ -43,7 +44,8 @@ def summary_lines(report: Report, out: Path) -> list[str]:
     lines.append(report.threshold_rule)
     if report.score_note:
         lines.append(report.score_note)
-    lines.append(f"Worth it? {report.comparison.answer}. {report.comparison.text}")
+    question = "Better forecasts?" if report.comparison.forecasts_only else "Worth it?"
+    lines.append(f"{question} {report.comparison.answer}. {report.comparison.text}")
     if report.advice:
         lines.append(report.advice)
     lines.append(f"Report: {out.with_suffix('.html')}")
@@ -95,7 +97,9 @@ class ConsoleProgress:
         dataset = self._dataset
         events, config = dataset.events, dataset.config
         self.print(f"{config.name} version {config.version}: {config.task}")
-        self.print(f"{len(events):,} events of {len(events.keys):,} keys; {dataset.split.description}")
+        self.print(
+            f"{counted(len(events), 'event')} of {counted(len(events.keys), 'key')}; {dataset.split.description}"
+        )
         for label, name in SPLIT_NAMES.items():
             in_split = dataset.split.labels == label
             if not in_split.any():

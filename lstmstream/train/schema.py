@@ -36,6 +36,7 @@ from lstmstream.config.types import (
 )
 from lstmstream.config.yaml_file import read_placed, read_yaml
 from lstmstream.errors import CannotServe
+from lstmstream.formats.csv_form import CsvOptions, Decimal, Delimiter
 from lstmstream.train.types import (
     ClassWeights,
     Count,
@@ -65,6 +66,22 @@ class KafkaSource(Kafka):
     """`kafka`: the broker that `data.from: kafka` reads from, as for the daemon."""
 
     bootstrap_servers: Servers = Field(["127.0.0.1:9092"], description="Addresses of the cluster, for `from: kafka`.")
+
+
+class Csv(Section):
+    """`data.csv`: how CSV files are written, where that cannot be seen or is seen wrongly."""
+
+    delimiter: Delimiter | None = Field(
+        None, description="What separates cells. Default: found from the header and the fields above."
+    )
+    decimal: Decimal | None = Field(
+        None, description="What separates decimals. Default: a point; in files with `;` it is found from the numbers."
+    )
+
+    @property
+    def options(self) -> CsvOptions:
+        """What the readers of CSV need."""
+        return CsvOptions.of(self.delimiter, self.decimal, ("data.csv.delimiter:", "data.csv.decimal:"))
 
 
 class Data(Section):
@@ -101,6 +118,7 @@ class Data(Section):
         " `from: kafka`, the record's timestamp.",
     )
     silent: SilentEvents
+    csv: Csv
 
 
 class NumberField(Section):

@@ -34,6 +34,7 @@ from lstmstream.train.batching import (
 from lstmstream.train.loss import Objective, augment
 from lstmstream.train.network import TorchNetwork
 from lstmstream.train.schema import Training
+from lstmstream.wording import counted
 
 EVAL_BATCH = 512  # keys, or windows, at once where no gradient is needed
 MIN_POSITIVES = 50  # in the validation split, for `monitor: auto`: with fewer, average precision may keep a first epoch
@@ -109,10 +110,10 @@ class Trainer:
     @property
     def batch_text(self) -> str:
         """Size and number of the batches in words."""
-        updates = f"{self.updates_per_epoch:,} update{'s' if self.updates_per_epoch != 1 else ''} per epoch"
+        updates = f"{counted(self.updates_per_epoch, 'update')} per epoch"
         if self.window is not None:
             return f"{self.batch_size} windows, {updates}"
-        return f"{self.batch_size} {'keys' if self.batch_size != 1 else 'key'} x {self.options.steps} events, {updates}"
+        return f"{counted(self.batch_size, 'key')} x {self.options.steps} events, {updates}"
 
     def run(
         self,
@@ -307,7 +308,7 @@ class Trainer:
         if not all(math.isfinite(last.get(name, 0.0)) for name in ("train_loss", "validation_loss")):
             return "the loss became infinite or NaN"
         if result.epochs_without_improvement >= self.options.patience:
-            return f"{result.epochs_without_improvement} epochs without improvement on the validation split"
+            return f"{counted(result.epochs_without_improvement, 'epoch')} without improvement on the validation split"
         return "all epochs complete"
 
     def _save_checkpoint(self) -> None:

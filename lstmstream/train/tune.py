@@ -26,6 +26,7 @@ from lstmstream.train.dataset import Dataset, prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.schema import TrainConfig, Tune, load_training, validate_training
 from lstmstream.train.trainer import EpochMetrics
+from lstmstream.wording import counted
 
 MAX_LISTED = 10  # of the best trials
 Params = Mapping[str, float | int]  # option to value
@@ -87,7 +88,7 @@ def tune(path: Path, *, trials: int | None = None, out: Path | None = None, as_j
         print(json.dumps({"config": str(out), "trials": len(study.trials), "best": found}))
     else:
         _print_table(best)
-        print(f"{out}: the best of {len(study.trials)} trials; now: lstmstream train {out}")
+        print(f"{out}: the best of {counted(len(study.trials), 'trial')}; now: lstmstream train {out}")
     return 0
 
 

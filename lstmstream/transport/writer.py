@@ -13,6 +13,7 @@ from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Producer
 from lstmstream.transport.partitioner import partitions_of
 from lstmstream.transport.ports import CommittedOffset, Membership
+from lstmstream.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Writer:
             count = self._partition_counts[topic] = producer.call(lambda p: p.partition_count(topic, left), left)
         partitions = partitions_of(batch, count)
         if max(partitions) >= count:  # a client would wait for such a partition to come
-            raise TryAgain(f"topic {topic!r} has only {count} partitions")
+            raise TryAgain(f"topic {topic!r} has only {counted(count, 'partition')}")
         producer.call(lambda p: p.send(batch, partitions), left_s(deadline))
 
     def transact(self, batches: Sequence[RecordBatch], offsets: GroupOffsets | None, deadline: float) -> None:

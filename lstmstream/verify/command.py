@@ -23,6 +23,7 @@ from lstmstream.verify.history import History
 from lstmstream.verify.run import Verification
 from lstmstream.verify.topics import Limits
 from lstmstream.verify.values import Refused, read_time
+from lstmstream.wording import counted
 
 MAX_LISTED = 20  # findings on the screen; --json has more
 ROUND_S = 2.0  # between two rounds of --follow
@@ -137,17 +138,20 @@ def _print_summary(summary: dict[str, Any], *, listed: bool) -> None:
         )
     whose = "" if summary["sample"] == 1 else f" (values of {summary['sample']:.3g} of the keys)"
     print(
-        f"{summary['events']:,} events{whose}: {summary['predictions']:,} predictions, {summary['alerts']:,} alerts,"
-        f" {summary['dead_letters']:,} dead letters in {summary['seconds']:.1f} s"
+        f"{counted(summary['events'], 'event')}{whose}: {counted(summary['predictions'], 'prediction')},"
+        f" {counted(summary['alerts'], 'alert')},"
+        f" {counted(summary['dead_letters'], 'dead letter')} in {summary['seconds']:.1f} s"
     )
     if summary["enriched_events"] is not None:
         print(f"{summary['enriched_events']:,} of their enriched events are right")
     if summary["silent"]:
-        print(f"{summary['silent']:,} events have no answer, as input.silent says")
+        print(f"{counted(summary['silent'], 'event has', 'events have')} no answer, as input.silent says")
     if summary["repeated"]:
-        print(f"{summary['repeated']:,} records were repeated, as delivery at_least_once allows")
+        print(
+            f"{counted(summary['repeated'], 'record was', 'records were')} repeated, as delivery at_least_once allows"
+        )
     if summary["others"]:
-        print(f"{summary['others']:,} records of other programs or inputs in these topics are left out")
+        print(f"left out: {counted(summary['others'], 'record')} of other programs or inputs in these topics")
     for one in summary["unjudged"]:
         print(f"not judged: partition {one['partition']}, among events {one['from']} to {one['to']}: {one['reason']}")
     if listed:

@@ -88,7 +88,7 @@ def test_the_groups_offsets(world: VerifyWorld) -> None:
         produce(world, b"k", EVENT)
     world.serve()
     produce(world, b"k", EVENT)
-    assert found(world)["group"] == [(Status.OK, "t is 1 records behind the end of the input")]
+    assert found(world)["group"] == [(Status.OK, "t is 1 record behind the end of the input")]
     world.broker.truncate(INPUT, partition_of(b"k", PARTITIONS), before=10)
     (said,) = found(world)["group"]
     assert said[0] is Status.FAILED
@@ -121,7 +121,7 @@ def test_a_key_of_almost_that_name(world: VerifyWorld) -> None:
     (said, _) = found(world)["records"]
     assert said == (
         Status.FAILED,
-        "1 of 1 become dead letters: field 'Note', the key, is missing (first: in[2]@0); did you mean 'note'?",
+        "1 of 1 becomes a dead letter: field 'Note', the key, is missing (first: in[2]@0); did you mean 'note'?",
     )
 
 
@@ -130,7 +130,7 @@ def test_records_without_a_key(world: VerifyWorld) -> None:
     produce(world, None, EVENT)
     status, text = found(world)["keys"][0]
     assert status is Status.FAILED
-    assert text.startswith("1 of 2 records have no key, and share one state per partition; give the records a key, or")
+    assert text.startswith("1 of 2 records without a key share one state per partition; give the records a key, or")
 
 
 def test_keys_in_several_partitions_and_another_partitioner(world: VerifyWorld) -> None:
@@ -166,7 +166,7 @@ def test_events_that_become_dead_letters(world: VerifyWorld) -> None:
 def test_fields_that_no_event_has(world: VerifyWorld) -> None:
     produce(world, b"k", b'{"Amount": 1}')
     said = found(world)["fields"]
-    assert said[0] == (Status.FAILED, "the model reads 'amount', and none of 1 events has it; did you mean 'Amount'?")
+    assert said[0] == (Status.FAILED, "the model reads 'amount', and none of 1 event has it; did you mean 'Amount'?")
     assert said[1] == (Status.WARNING, "output.include or output.key names 'note', and none of the events has it")
 
 

@@ -193,6 +193,15 @@ def test_the_comparison_without_a_baseline() -> None:
     assert compare(noisy(0.1), {}).better is None
 
 
+def test_without_labels_the_comparison_says_that_it_is_of_forecasts() -> None:
+    labelled = noisy(0.1)
+    unlabelled = replace(labelled, task="anomaly", label=np.full(len(labelled), -1))
+    found = compare(unlabelled, {})
+    assert found.forecasts_only
+    assert "no labels, so this says nothing about which faults the alerts find" in found.text
+    assert not compare(labelled, {}).forecasts_only
+
+
 def test_the_comparison_on_one_event_does_not_pretend() -> None:
     evaluated, found = all_of(
         TaskSpec("forecast", ("v",), ("v",)), history(lengths=[2], seed=0, values=np.array([1.0, 3.0]))

@@ -148,6 +148,7 @@ def test_the_prefix_of_json_schema() -> None:
     assert reason(reader, b'{"a": 1}') == (
         "the value begins with the byte 123, not with the 0 of a schema registry's serializer; see input.format"
     )
+    assert "apicurio.registry.as-confluent: true" in reason(reader, bytes(9) + b"{}")
     assert reason(reader, b"\0\0\0") == "the value has 3 bytes, fewer than the 5 that name its schema"
     both = EventReader(json_schema_body, "after", max_bytes=1_000_000)
     assert json.loads(read(both, frame(9, debezium())) or b"")["amount"] == 1.5

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lstmstream.errors import BadRecord
 from lstmstream.formats import csv_cells
+from lstmstream.formats.csv_form import Source
 from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.formats.values import cell_number, text_of
 from lstmstream.history import tables as history_tables
@@ -66,10 +67,11 @@ def test_columns_are_the_scalar_functions(data: st.DataObject, kind: Any, role: 
     series = pl.Series("f", values, dtype=kind)
     if not (kind == pl.Boolean and role == "key"):  # refused by its type
         expected = each(values, lambda value: text_of(value, "f", role))
-        check(expected, lambda: history_tables._texts(Path("x.parquet"), series, range(len(values)), role))
+        check(expected, lambda: history_tables._texts(Source(Path("x.parquet")), series, range(len(values)), role))
     if kind not in {pl.Boolean, pl.Date}:
         times = each(values, lambda value: timestamp_ms(value, "f"))
-        check(times, lambda: history_tables._timestamps(Path("x.parquet"), series, range(len(values))).tolist())
+        source = Source(Path("x.parquet"))
+        check(times, lambda: history_tables._timestamps(source, series, range(len(values))).tolist())
 
 
 def each(values: list[Any], read: Any) -> Any:

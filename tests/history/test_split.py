@@ -218,7 +218,7 @@ def test_unknown_names_of_splits() -> None:
 @pytest.mark.parametrize(
     ("events", "options", "name", "counts"),
     [
-        (days(1), {}, "train", "of 1 events 0 train, 0 validation, 1 test"),
+        (days(1), {}, "train", "of 1 event 0 train, 0 validation, 1 test"),
         (days(10), {"validation": 0}, "validation", "of 10 events 8 train, 0 validation, 2 test"),
         (days(100), {"train_to": "2018-01-01"}, "train", "0 train, 15 validation, 15 test"),
         (days(100), {"gap": "90d"}, "train", "by time: train before 2018-03-12T00:00:00Z"),

@@ -166,10 +166,10 @@ def test_what_it_refuses(world: VerifyWorld, tmp_path: Path) -> None:
     with pytest.raises(CannotServe, match="topic 'in' has no records to look at"):
         run(tmp_path)
     world.broker.append(INPUT, 0, b"k", b"text", NOW_MS, [])
-    with pytest.raises(CannotServe, match="none of its newest 1 records is a JSON object"):
+    with pytest.raises(CannotServe, match="none of its newest 1 record is a JSON object"):
         run(tmp_path)
     world.broker.append(INPUT, 0, b"k", b'{"name": "a"}', NOW_MS, [])
-    with pytest.raises(CannotServe, match="no field of its newest 1 events is a number"):
+    with pytest.raises(CannotServe, match="no field of its newest 1 event is a number"):
         run(tmp_path)
     world.broker.append(INPUT, 0, b"k", b'{"x": 1.5}', NOW_MS, [])
     assert run(tmp_path) == 0

@@ -81,7 +81,7 @@ def test_a_partition_whose_records_wait_is_told_again_where_to_read() -> None:
     world.second(1)
     assert (world.member.resumed, world.member.joined) == ([(0, 7)], 0)
     assert world.told.actions == ["seek"]
-    assert world.told.blocked == {"fetch": "1 partitions return no records although some are waiting"}
+    assert world.told.blocked == {"fetch": "1 partition returns no records although some are waiting"}
     world.second(0, 1)
     assert world.told.blocked == {}, "it gives records again"
     world.second(0, 1)
@@ -148,7 +148,7 @@ def test_several_partitions_are_told_at_once() -> None:
     assert world.told.actions == ["seek", "seek"]
     assert world.told.blocked == {"fetch": "2 partitions return no records although some are waiting"}
     world.second(0, 1)
-    assert world.told.blocked == {"fetch": "1 partitions return no records although some are waiting"}
+    assert world.told.blocked == {"fetch": "1 partition returns no records although some are waiting"}
 
 
 def test_one_that_still_stalls_is_enough_for_a_new_consumer() -> None:

@@ -131,7 +131,7 @@ def test_an_offset_without_states_is_refused() -> None:
     [
         ({"input_topic_id": "another"}, f"were not written for the topic {INPUT!r} that is there now: it was deleted"),
         ({"state_topic_id": "another"}, f"topic {STATE!r} was deleted and recreated"),
-        ({"partitions": 2}, f"topic {INPUT!r} has 1 partitions, and had 2"),
+        ({"partitions": 2}, f"topic {INPUT!r} has 1 partition, and had 2"),
     ],
 )
 @pytest.mark.parametrize("committed", [1, None, 9], ids=["in the log", "gone with the topic", "behind the end"])

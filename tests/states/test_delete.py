@@ -146,7 +146,7 @@ def test_lines_for_people(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> N
     options = {"keys_from": None, "as_base64": False, "timeout_s": 60.0, "as_json": False, "stage": None}
     assert delete_states(CONFIG, ["a"], **options) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "partition 0  from input offset 4 on  1 states erased",
+        "partition 0  from input offset 4 on  1 state erased",
         "partition 1  from input offset 4 on  0 states erased",
         "partition 2  from input offset 4 on  0 states erased",
     ]

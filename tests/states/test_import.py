@@ -156,7 +156,7 @@ def test_what_a_run_before_has_left_does_not_count(world: World, tmp_path: Path)
     said: list[str] = []
     past = Past(KEYS[5:])
     seed(world, past.write(tmp_path / "s.jsonl", world), said=said.append)
-    assert "that an unfinished import or build has left do not count" in said[0]
+    assert "of an unfinished import or build will not count" in said[0]
     serve(world, kill=True)
     serve(world)
     assert answered(world) == past.expected(world)
@@ -348,7 +348,7 @@ def test_states_that_cannot_be_rebuilt_are_not(world: World, tmp_path: Path) -> 
     value = good.value or b""
     log[newest] = good._replace(value=value[:-1] + bytes([value[-1] ^ 1]))
     world.start()
-    with pytest.raises(CannotServe, match=r"state records are damaged, the first at offset .* began with those"):
+    with pytest.raises(CannotServe, match=r"state record is damaged, the first at offset .* began with those"):
         world.settle()
     world.kill(world.daemons[0])
     log[newest] = good

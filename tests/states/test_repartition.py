@@ -187,7 +187,7 @@ def test_keys_that_are_not_where_the_partitioner_puts_them() -> None:
     world.produce(b"x", b'{"amount": 1}', wrong)
     world.serve()
     world.grow()
-    with pytest.raises(CannotServe, match=r"1 keys have states there, and murmur2 of the key puts none of them there"):
+    with pytest.raises(CannotServe, match=r"1 key has states there, and murmur2 of the key puts none of them there"):
         world.repartition()
 
 

@@ -129,7 +129,7 @@ def test_a_damaged_record_is_counted(world: VerifyWorld, capsys: pytest.CaptureF
     log[last] = log[last]._replace(value=value[:-1] + bytes([value[-1] ^ 1]))
     found, said = listed(capsys)
     assert "a" not in [one.get("key") for one in found]
-    assert "1 records are damaged" in said
+    assert "1 record is damaged" in said
 
 
 @pytest.mark.usefixtures("world")
@@ -182,7 +182,7 @@ def test_a_state_beside_that_of_another_model(
     assert diff_states(CONFIG, "a2", same, as_json=False, stage=None) == 0
     printed = capsys.readouterr()
     assert "largest difference" in printed.out
-    assert "the other model has seen 1 events of the key, the served one 2" in printed.err
+    assert "the other model has seen 1 event of the key, the served one 2" in printed.err
     assert diff_states(CONFIG, "nobody", same, as_json=False, stage=None) == 1
 
 

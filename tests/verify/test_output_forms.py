@@ -75,6 +75,27 @@ def test_each_form_says_what_json_does(tmp_path: Path, registry: Registry, form:
         assert list(registry.subjects) == [f"{OUTPUT}-value", f"{ALERTS}-value"]
 
 
+@pytest.mark.parametrize("form", ["avro", "avro, binary"])
+def test_a_policy_for_alerts_holds_back_the_same_ones_in_avro(tmp_path: Path, registry: Registry, form: str) -> None:
+    policy = {"cooldown": "10m", "hold": True, "mute": ["k2"]}
+    plain, world = (made(tmp_path, registry, output, alerts=policy) for output in ({}, FORMS[form]))
+    for one in (plain, world):
+        fill(one, events(150, bad=0.0))
+        one.serve()
+    told = []
+    for p in range(3):
+        for was, now in zip(plain.log(OUTPUT, p), world.log(OUTPUT, p), strict=True):
+            there, wanted = _float32(read(now, form, registry)), _float32(json.loads(was.value or b""))
+            assert list(there) == list(wanted)
+            assert there == wanted
+            told.append(there.get("held_back"))
+        assert len(plain.log(ALERTS, p)) == len(world.log(ALERTS, p))
+    assert set(told) == {None, "hold", "mute"}
+    verification = world.verify()
+    assert verification.exit_code == 0, verification.summary()
+    assert verification.summary()["alerts"] > 2
+
+
 def _float32(prediction: dict[str, Any]) -> dict[str, Any]:
     found = {name: one for name, one in prediction.items() if one is not None}
     found["score"] = np.float32(found["score"])

@@ -17,6 +17,7 @@ from lstmstream.train.report.html import escaped, format_time, table
 from lstmstream.train.report.plots import Plot
 from lstmstream.train.report.report import Report
 from lstmstream.train.report.summary import FieldFacts, SplitFacts
+from lstmstream.wording import counted
 
 TILES = {
     "classify": ("average_precision", "roc_auc", "accuracy", "macro_f1", "recall", "precision", "alerts_per_day"),
@@ -87,7 +88,8 @@ def _subtitle(report: Report) -> str:
     verb = {"classify": "Classifies", "forecast": "Forecasts", "anomaly": "Detects anomalies"}[report.task]
     article = "an" if report.cell[0] in "LSs" else "a"
     return (
-        f"{verb} with {article} {escaped(report.cell)} &middot; {summary.rows:,} events of {summary.keys:,} keys"
+        f"{verb} with {article} {escaped(report.cell)} &middot; {counted(summary.rows, 'event')} of"
+        f" {counted(summary.keys, 'key')}"
         f" &middot; {format_time(summary.start_ms)} to {format_time(summary.end_ms)} UTC"
     )
 
@@ -97,8 +99,11 @@ def _comparison(report: Report) -> str:
     comparison = report.comparison
     css_class = {True: " yes", False: " no", None: ""}[comparison.better]
     advice = f"<p>{escaped(report.advice)}</p>" if report.advice else ""
+    question = f"Is the {report.cell} worth it?"
+    if comparison.forecasts_only:
+        question = f"Does the {report.cell} forecast better than simple baselines?"
     return (
-        f'<div class="card comparison{css_class}"><strong>Is the {escaped(report.cell)} worth it?'
+        f'<div class="card comparison{css_class}"><strong>{escaped(question)}'
         f" <span>{escaped(comparison.answer)}.</span></strong><p>{escaped(comparison.text)}</p>{advice}</div>"
     )
 
@@ -153,13 +158,14 @@ def _results(report: Report) -> str:
         (detail_rows if is_detail else overall_rows).append(row)
     heads = ["metric", report.cell, *baselines, *([f"{report.cell} on validation"] if validation else [])]
     note = (
-        f"On the {report.split_name} split, {len(report.evaluated):,} events. Below a value: its 95 % interval."
+        f"On the {report.split_name} split, {counted(len(report.evaluated), 'event')}. Below a value: its"
+        " 95 % interval."
         " Bold: the best of the row."
     )
     if report.evaluated.per == "sequence":
         note += (
             f" Alerts, precision, recall and F1 count all of them; the other metrics the last events of"
-            f" {len(report.evaluated.labelled):,} keys."
+            f" {counted(len(report.evaluated.labelled), 'key')}."
         )
     if report.split_name == "validation":
         note += (
@@ -246,7 +252,7 @@ def _data(report: Report) -> str:
     summary = report.summary
     low, median, high = summary.events_per_key
     events = f"{low:,} to {high:,}, median {median:,.0f}" if low < high else f"{low:,}"
-    sizes = f"{summary.rows:,} events of {summary.keys:,} keys. Events per key: {events}."
+    sizes = f"{counted(summary.rows, 'event')} of {counted(summary.keys, 'key')}. Events per key: {events}."
     labels, binary = any(split.labelled for split in report.splits), report.evaluated.is_binary
     label_heads = ["labelled", "positive"][: 1 + binary] if labels else []
     splits = table(
