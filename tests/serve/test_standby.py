@@ -389,7 +389,7 @@ def test_a_damaged_record_has_the_states_rebuilt_as_without_it(world: World, cap
     world.kill(first)
     take_over(world, second)
     assert sources(world, second)["standby"] == 2
-    assert [r for r in caplog.records if "1 state records are damaged" in r.getMessage()]
+    assert [r for r in caplog.records if "1 state record is damaged" in r.getMessage()]
     produce(world, 14)
     world.settle()
     world.check()
