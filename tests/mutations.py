@@ -233,22 +233,21 @@ REMEDIES = [
     ),
     (
         "the state topic is read up to the last stable offset",
-        "lstmstream/serve/restore.py",
-        "        self._reader = transport.open_reader(state_topic, number, start, end)\n",
+        "lstmstream/serve/restore_load.py",
+        "        self._reader = transport.open_reader(topic, number, start, end)\n",
         (
             "        stable = transport._broker.transactions.stable_end  # type: ignore\n"
-            "        end = stable(state_topic, number, end)\n"
-            "        self._reader = transport.open_reader(state_topic, number, start, end)\n"
+            "        end = stable(topic, number, end)\n"
+            "        self._reader = transport.open_reader(topic, number, start, end)\n"
         ),
     ),
     (
         "the committed offset is looked up after the end of the state topic",
         "lstmstream/serve/restore.py",
-        "            self.partition.erasures.read_to = end\n        self.phase = RestorePhase.LOAD\n",
+        "        self._load.begin()\n",
         (
-            "            self.partition.erasures.read_to = end\n"
-            "        self._committed = transport.committed_offsets([number]).get(number)\n"
-            "        self.phase = RestorePhase.LOAD\n"
+            "        self._load.begin()\n"
+            "        self._committed = self._context.transport.committed_offsets([number]).get(number)\n"
         ),
     ),
     (

@@ -40,7 +40,7 @@ from lstmstream.serve.old_models import OldModelSweeper
 from lstmstream.serve.partition import Partitions
 from lstmstream.serve.phase import ALLOWED, Phase
 from lstmstream.serve.refusals import Refusals
-from lstmstream.serve.restore import RestoreContext
+from lstmstream.serve.restore_context import RestoreContext
 from lstmstream.serve.restores import Restores
 from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.snapshot_folder import SnapshotFolder

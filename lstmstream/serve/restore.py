@@ -8,7 +8,6 @@ start empty (nothing is there, or a reset was asked for), refuse.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple
@@ -18,22 +17,17 @@ import numpy as np
 from lstmstream.errors import CannotServe, UnreadableRecords
 from lstmstream.records import Bools, Ints, RecordBatch
 from lstmstream.serve.alert_restore import RestoredAlerts
-from lstmstream.serve.batch_limit import BatchLimit
-from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan
 from lstmstream.serve.committer import input_partitions, is_ours, is_unfinished_seed
-from lstmstream.serve.engine import Engine
 from lstmstream.serve.key_table import Key
 from lstmstream.serve.old_models import OldModels
 from lstmstream.serve.partition import Partition
+from lstmstream.serve.restore_context import RestoreContext
 from lstmstream.serve.restore_errors import RestoreErrors
+from lstmstream.serve.restore_load import StateLoad
 from lstmstream.serve.restore_warnings import RestoreWarnings
-from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotRefused, other_records
-from lstmstream.serve.snapshot_folder import SnapshotFolder
-from lstmstream.serve.standby import Standby, Standbys
-from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import IDENTITY_BYTES, Floor
 from lstmstream.serve.stream_time import NEVER
-from lstmstream.transport.ports import CommittedOffset, LogReader, Membership, Transport
+from lstmstream.transport.ports import CommittedOffset, LogReader, Membership
 from lstmstream.wording import counted
 
 log = logging.getLogger(__name__)
@@ -55,26 +49,6 @@ class RestorePhase(Enum):
     CHECK_GAP = auto()  # somebody else moved the group's offset forward: over records that we have not answered?
     REPLAY = auto()  # re-read the input
     DONE = auto()
-
-
-class RestoreContext(NamedTuple):
-    """What all restores of a daemon share."""
-
-    transport: Transport
-    engine: Engine
-    checkpointer: Checkpointer
-    commit: Callable[[CheckpointPlan, Membership], None]  # of a plan without a batch; raises as Transport.commit
-    input_topic: str
-    group: str
-    start: str  # earliest | latest, for a group that has no offset
-    on_model_change: str  # fail | reset | replay
-    replay_s: float  # how far back in the input
-    on_foreign_commit: str  # fail | accept
-    clock: Callable[[], float]
-    batch_limit: BatchLimit
-    warned: set[str]  # what was said once and holds for all partitions
-    snapshots: SnapshotFolder | None = None  # of `state.dir`
-    standbys: Standbys | None = None  # of `state.standby`
 
 
 class Restored(NamedTuple):
@@ -101,16 +75,12 @@ class Restore:
         self._context = context
         self._began_s = context.clock()
         self._committed: CommittedOffset | None = None
-        self._reader: LogReader | None = None
-        self._snapshot: SnapshotFile | None = None  # that is being loaded
-        self._from_snapshot: int | None = None
-        self._from_standby: int | None = None
-        self._state_records = 0  # read from the state topic
+        self._reader: LogReader | None = None  # of the input
         self._warnings = RestoreWarnings(partition.number, context.warned)
         self._errors = RestoreErrors(
             context.input_topic, partition.number, context.checkpointer.topic.name, context.group
         )
-        self._loaded = self._nothing_loaded()
+        self._load = StateLoad(partition, context, self._errors)
         self._replay_from = 0
         self._unplayed: RecordBatch | None = None  # was read, and is still to be replayed
         self._answered = answered  # where the group's offset was when we last knew it to be our own
@@ -132,8 +102,7 @@ class Restore:
     @property
     def remaining(self) -> int:
         """Records still to be read in this phase."""
-        unplayed = 0 if self._unplayed is None else len(self._unplayed)
-        unplayed += 0 if self._snapshot is None else self._snapshot.remaining
+        unplayed = self._load.remaining + (0 if self._unplayed is None else len(self._unplayed))
         return unplayed if self._reader is None else unplayed + max(0, self._reader.end - self._reader.position)
 
     @property
@@ -168,7 +137,8 @@ class Restore:
             if self.phase is RestorePhase.LOOK_UP:
                 self._look_up()
             elif self.phase is RestorePhase.LOAD:
-                self._load(deadline_s)
+                if self._load.read(deadline_s):
+                    self.phase = RestorePhase.CHOOSE
             elif self.phase is RestorePhase.CHOOSE:
                 self._choose(membership)
             elif self.phase is RestorePhase.CLEAR:
@@ -190,20 +160,15 @@ class Restore:
             self._replay_from,
             self._replayed,
             duration_s,
-            self._from_snapshot,
-            self._from_standby,
-            self._state_records,
+            self._load.from_snapshot,
+            self._load.from_standby,
+            self._load.records,
         )
-
-    def _nothing_loaded(self) -> StateLoader:
-        return StateLoader(self.partition, self._context.checkpointer.identity.digest, self._errors)
 
     def close(self) -> None:
         """Free its reader, and what was read."""
         self._unplayed = None
-        if self._snapshot is not None:
-            self._snapshot.close()
-            self._snapshot = None
+        self._load.close()
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -214,91 +179,28 @@ class Restore:
         before = None if self._committed is None else self._committed.offset
         if self.phase is not RestorePhase.LOOK_UP and before != (None if found is None else found.offset):
             self.close()
-            self._loaded, self._replayed = self._nothing_loaded(), 0
+            self._load.forget()
+            self._replayed = 0
             self.phase = RestorePhase.LOOK_UP
         self._unsure = False
 
-    # -- from the state topic
-
     def _look_up(self) -> None:
-        transport, number = self._context.transport, self.partition.number
-        state_topic = self._context.checkpointer.topic.name
-        self._committed = transport.committed_offsets([number]).get(number)
+        number = self.partition.number
+        self._committed = self._context.transport.committed_offsets([number]).get(number)
         if self._committed is not None and is_unfinished_seed(self._committed.metadata):
             raise self._errors.seed_unfinished()
-        # Up to the high watermark, not the last stable offset (KAFKA-10167): the reader waits for pending transactions.
-        start, end = transport.offset_range(state_topic, number)
         self.close()
-        self._from_snapshot = self._from_standby = None
-        self._state_records = 0
-        standby = self._find_sources(number, start, end)
-        if standby is not None:
-            start, self._from_standby = standby.offset, standby.states
-        elif self._snapshot is not None:
-            start, self._from_snapshot = self._snapshot.head.offset, self._snapshot.states
-        self._reader = transport.open_reader(state_topic, number, start, end)
-        self.partition.erasures.begin(end)
-        self.partition.begin_states(0)
-        if standby is not None:
-            self._loaded = standby.hand_over(self.partition)
-            self.partition.erasures.read_to = end
+        self._load.begin()
         self.phase = RestorePhase.LOAD
-
-    def _find_sources(self, number: int, start: int, end: int) -> Standby | None:
-        """A standby, or the open snapshot: of the two, the one that leaves less of the state topic to read."""
-        standbys, snapshots = self._context.standbys, self._context.snapshots
-        standby = None if standbys is None else standbys.find(number, start, end)
-        self._snapshot = None if snapshots is None else snapshots.open(number, start, end)
-        if standby is None or self._snapshot is None:
-            return standby
-        if self._snapshot.head.offset > standby.offset:
-            return None
-        self._snapshot.close()
-        self._snapshot = None
-        return standby
 
     def _open_reader(self, topic: str, start: int, end: int) -> None:
         self.close()
         self._reader = self._context.transport.open_reader(topic, self.partition.number, start, end)
 
-    def _load_snapshot(self, snapshot: SnapshotFile) -> None:
-        """Its next block; at its end, its other records. One that turns out to be damaged leaves nothing behind."""
-        snapshots, slab = self._context.snapshots, self.partition.slab
-        assert snapshots is not None
-        try:
-            block = snapshot.next()
-        except (SnapshotRefused, OSError) as error:
-            snapshots.refuse(snapshot.path, error)
-            self.close()
-            self._loaded = self._nothing_loaded()
-            self.phase = RestorePhase.LOOK_UP
-            return
-        if block is not None:
-            self._loaded.put(block.keys, block.columns)
-            for at, incident in block.incidents.items():
-                slab.set_incident(block.keys[at], incident)
-            return
-        self._loaded.take(other_records(snapshot.head))
-        snapshot.close()
-        self._snapshot = None
-
-    def _load(self, deadline_s: float) -> None:
-        if self._snapshot is not None:
-            self._load_snapshot(self._snapshot)
-            return
-        reader = self._reader
-        assert reader is not None
-        if reader.position >= reader.end:
-            self.phase = RestorePhase.CHOOSE
-            return
-        before = self._loaded.records
-        self._loaded.read(reader, max(0.0, deadline_s - self._context.clock()))
-        self._state_records += self._loaded.records - before
-
     # -- the choice
 
     def _choose(self, membership: Membership) -> None:
-        context, loaded, committed = self._context, self._loaded, self._committed
+        context, loaded, committed = self._context, self._load.states, self._committed
         beginning, end = context.transport.offset_range(context.input_topic, self.partition.number)
         if loaded.damaged_floor is not None:
             raise self._errors.floor_damaged(loaded.damaged_floor)
@@ -312,7 +214,7 @@ class Restore:
         rows = self.partition.slab.index.rows()
         of_floor = np.zeros(len(rows), np.bool_)  # others cannot be used
         if floor is not None:
-            of_floor = floor.vouches_for(self._loaded.origins(rows))
+            of_floor = floor.vouches_for(self._load.states.origins(rows))
             newest = int(self.partition.slab.last_offset[rows[of_floor]].max(initial=-1))
             self._answered = max(self._answered, floor.position, floor.offset, newest + 1)
         self._answered = max(self._answered, self.partition.erasures.last)
@@ -333,7 +235,7 @@ class Restore:
 
     def _note_other_models(self) -> None:
         """What the partition is to know of them. Raises CannotServe where one has answered what our states miss."""
-        context, loaded, floor = self._context, self._loaded, self._loaded.floor
+        context, loaded, floor = self._context, self._load.states, self._load.states.floor
         ours = context.checkpointer.identity
         self.partition.old_models = OldModels(loaded.others)
         self._takes_over = floor is not None and loaded.served_last != ours.digest[:IDENTITY_BYTES]
@@ -349,7 +251,7 @@ class Restore:
 
     def _begin_without_states(self, membership: Membership, committed: int, beginning: int) -> None:
         """Events were answered, and there are no states that count: rebuild them, start empty, or refuse."""
-        context, others = self._context, self._loaded.other_identities()
+        context, others = self._context, self._load.states.other_identities()
         ours, way = context.checkpointer.identity, context.on_model_change
         if way == "fail" and others:
             raise self._errors.other_identity(ours, others)
@@ -368,7 +270,7 @@ class Restore:
     def _check_offset(self, committed: int, beginning: int, end: int) -> None:
         """Whether events can be answered from the group's offset on. Raises CannotServe."""
         if not beginning <= committed <= end:
-            raise self._topics_made_again(self._loaded.floor) or self._errors.outside(committed, beginning, end)
+            raise self._topics_made_again(self._load.states.floor) or self._errors.outside(committed, beginning, end)
         if committed < self.partition.erasures.last:
             raise self._errors.before_erasure(committed, self.partition.erasures.last)
 
@@ -465,7 +367,7 @@ class Restore:
         rebuilt_to = self.partition.rebuilt_to
         self.partition.begin_states(origin, committed)
         self.partition.rebuilt_to = rebuilt_to
-        self._loaded = self._nothing_loaded()
+        self._load.forget()
         self._replay_from, self._floor_position = origin, committed
         self.phase = RestorePhase.REPLAY
 
@@ -507,7 +409,7 @@ class Restore:
             raise self._errors.input_gone(self._replay_from, beginning)
         self.partition.origin, self.partition.answers_from = floor.origin, floor.answers_from
         self.partition.seed, self.partition.moved_from = floor.seed, floor.moved_from
-        self._loaded = self._nothing_loaded()
+        self._load.forget()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.
         gap = self._foreign and committed > self._answered
@@ -542,7 +444,7 @@ class Restore:
 
         `rows` [n] are those of the slab that hold a state, `of_floor` [n] marks those that began where the floor says.
         """
-        slab, loaded = self.partition.slab, self._loaded
+        slab, loaded = self.partition.slab, self._load.states
         reason = None
         ahead = slab.last_offset[rows] >= committed
         slab.remove_all(slab.index.keys_at(rows[~of_floor | ahead]))

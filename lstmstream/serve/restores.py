@@ -8,7 +8,8 @@ from lstmstream.errors import SchemaRegistryDown, TryAgain
 from lstmstream.serve.failure_log import FailureLog
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
-from lstmstream.serve.restore import Restore, RestoreContext, Restored
+from lstmstream.serve.restore import Restore, Restored
+from lstmstream.serve.restore_context import RestoreContext
 from lstmstream.serve.restore_progress import RestoreProgress
 from lstmstream.transport.ports import Membership
 

@@ -29,7 +29,8 @@ from lstmstream.serve.engine import Engine
 from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.partition import Partition, Partitions
-from lstmstream.serve.restore import Restore, RestoreContext
+from lstmstream.serve.restore import Restore
+from lstmstream.serve.restore_context import RestoreContext
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import (
     ENTITY_KEY,

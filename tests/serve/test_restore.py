@@ -89,7 +89,7 @@ def test_it_works_in_slices() -> None:
         left.append((restore.phase, restore.remaining))
     assert [n for phase, n in left if phase is RestorePhase.LOAD] == [37, 23, 9, 0]  # two reads of seven in each
     assert [n for phase, n in left if phase is RestorePhase.REPLAY] == [36, 22, 8, 0]
-    assert restored == Restored(0, 100, 50, 50, 50, pytest.approx(0.3 * (8 + 8)))
+    assert restored == Restored(0, 100, 50, 50, 50, pytest.approx(0.3 * (8 + 8)), state_records=51)
     assert restore.phase is RestorePhase.DONE
     assert restore.remaining == 0
     world.check()

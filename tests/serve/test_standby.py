@@ -551,10 +551,10 @@ def test_a_restore_that_begins_again_reads_the_topic(world: World) -> None:
         world.step(first)
     world.kill(first)
     world.broker.read_records, world.call_s = 1, 0.3
-    while not any(restore._state_records for restore in second._partitions.restoring()):
+    while not any(restore._load.records for restore in second._partitions.restoring()):
         world.step(second)
     for restore in second._partitions.restoring():
-        assert restore._from_standby is not None
+        assert restore._load.from_standby is not None
         restore._committed = None  # as if the group's offset had moved
         restore.check_again()
     world.call_s = 0.01
