@@ -80,10 +80,13 @@ def run_demo(
 
 
 class _StopSignals:
-    """SIGINT, SIGTERM and SIGHUP set `event`; while `interrupts`, the first one also raises KeyboardInterrupt."""
+    """SIGINT, SIGTERM and SIGHUP set `requested`; while `interrupts`, the first one also raises KeyboardInterrupt.
+
+    It is no `Event`: a handler that sets one while its own thread looks at it waits for its lock for ever.
+    """
 
     def __init__(self) -> None:
-        self.event = Event()
+        self.requested = False
         self.interrupts = True
         self._before: dict[int, signal.Handlers | int | Callable[..., object] | None] = {}
 
@@ -99,7 +102,7 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _caught(self, *_: object) -> None:
-        self.event.set()
+        self.requested = True
         if self.interrupts:
             self.interrupts = False
             raise KeyboardInterrupt
@@ -229,21 +232,21 @@ class _Demo:
 
     def stream(self, daemon: Daemon, servers: str, topics: Topics, seed: int, rate: float) -> int:
         """Send, read and show until the end or a signal. Returns the exit code."""
-        tally, reading = Tally(self._scenario), Event()
+        tally, sending, reading = Tally(self._scenario), Event(), Event()
         sender = Sender(
-            servers, topics, self._scenario.stream(seed), tally, rate=rate, limit=self._events, stop=self._stop.event
+            servers, topics, self._scenario.stream(seed), tally, rate=rate, limit=self._events, stop=sending
         )
         reader = Reader(servers, topics, self._scenario, tally, stop=reading)
         self._stop.interrupts = False
         failure: str | None = None
-        with _running(sender, self._stop.event), _running(reader, reading):
+        with _running(sender, sending), _running(reader, reading):
             try:
                 with self._display:
                     self._watch(daemon, tally, sender, reader)
             except Fatal as problem:
                 failure = str(problem)
-            stopped = self._stop.event.is_set()
-            self._stop.event.set()  # the sender's end
+            stopped = self._stop.requested
+            sending.set()  # its end
             sender.join(10)
             code = daemon.stop()
         failure = failure or (None if stopped else self._check(tally, code, daemon))
@@ -267,7 +270,10 @@ class _Demo:
     def _watch(self, daemon: Daemon, tally: Tally, sender: Sender, reader: Reader) -> None:
         """Return at the last prediction or at a signal. Raises Fatal."""
         seen, moved = 0, time.monotonic()
-        while not self._stop.event.wait(_REFRESH_S):
+        while True:
+            time.sleep(_REFRESH_S)
+            if self._stop.requested:
+                return
             if seen == 0 and tally.first_prediction is not None:
                 self._display.note(f"first prediction {tally.first_prediction - self._started:.1f} s after the start")
             done = tally.predictions + tally.dead_letters

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from lstmstream.errors import RecordRefused
 from lstmstream.transport.clients import confluent_producer
 from lstmstream.transport.clients.confluent_producer import BatchBytes, ConfluentProducer
 from lstmstream.transport.decisions import ErrorKind, Problem
 from lstmstream.transport.ports import Membership
+from tests.transport.test_protocol import batch
 
 FENCED = KafkaException(KafkaError(KafkaError._FENCED, "fenced", fatal=True))
 MESSAGE = "<built-in method> returned NULL without setting an exception"
@@ -71,6 +73,24 @@ def test_an_error_that_has_a_cause_is_left_as_it_is(
     with pytest.raises(SystemError) as raised:
         call(producer)
     assert raised.value is error
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_record_that_is_refused_counts_before_those_that_go_with_its_transaction(
+    order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction's own error does not name the topic, which the daemon needs to leave the record out."""
+    kinds = {KafkaError.MSG_SIZE_TOO_LARGE: ErrorKind.RECORD_TOO_LARGE, KafkaError._PURGE_QUEUE: ErrorKind.TRANSIENT}
+    too_large, purged = (KafkaError(code) for code in kinds)
+    monkeypatch.setattr(confluent_producer, "RdProducer", LibraryProducer)
+    monkeypatch.setattr(LibraryProducer, "flush", lambda _self, _limit_s: 0)
+    monkeypatch.setattr(LibraryProducer, "known", KafkaException(too_large), raising=False)
+    producer = ConfluentProducer({}, BatchBytes(1), lambda error: Problem(kinds[error.code()], error.str()))
+    producer._sent.append(batch("out"))
+    producer._undelivered.extend([(too_large, "out", 0), (purged, "out", 1)][::order])
+    with pytest.raises(RecordRefused) as refused:
+        producer.flush(1.0)
+    assert (refused.value.topic, refused.value.partition, refused.value.too_large) == ("out", 0, True)
 
 
 def test_a_batch_that_is_too_large_names_the_topic(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as RdProducer
 
+from lstmstream.errors import CannotServe, RecordRefused
 from lstmstream.records import RecordBatch
 from lstmstream.transport.clients.confluent_consumer import topic_offsets
 from lstmstream.transport.decisions import PASSING_OF_WRITES, ErrorKind, Problem, record_refused, write_failed
@@ -122,6 +123,11 @@ class ConfluentProducer:
 
     def _cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> Exception:
         """The error that will not pass, if there is one."""
+        named = [one for one in failed if one[0].code() not in _PURGED]
+        own = [(self._problem(error), topic, partition) for error, topic, partition in named]
+        cause = write_failed(own)  # it names the topic; the transaction's error, for which others are purged, does not
+        if isinstance(cause, (RecordRefused, CannotServe)):
+            return cause
         purged = {topic for error, topic, _ in failed if error.code() in _PURGED}
         if purged and (lost := self._transaction_error(purged)) is not None:
             return lost
