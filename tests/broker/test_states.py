@@ -38,6 +38,9 @@ def test_the_state_of_a_key(broker: str, topic_prefix: str, tmp_path: Path) -> N
     )
     with RunningWorkers(config, tmp_path / "log", workers=2) as daemon:
         wait_answered(daemon, broker, topic_prefix, PARTITIONS)
+        # A partition that changes its owner at the stop has its states in the input only.
+        daemon.wait(lambda: {line["worker"] for line in daemon.said("partition restored")} == {0, 1}, "shared")
+        daemon.wait(lambda: daemon.partitions() == set(range(PARTITIONS)), "serving all partitions")
         bodies: list[dict[str, Any]] = []
 
         def answered(key: str, status: int) -> bool:  # it may be busy, or still learn of the commit
