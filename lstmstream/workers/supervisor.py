@@ -24,6 +24,8 @@ STEADY_S = 60.0  # a worker that has run for so long begins with the first of th
 GRACE_S = 5.0  # beyond shutdown_timeout, which each worker keeps by itself
 CANNOT_SERVE = 2  # the exit code that starting again would not change
 
+_SIGNALLED = b"s"  # no number of a signal
+
 log = logging.getLogger(__name__)
 
 
@@ -123,6 +125,8 @@ class Supervisor:
             end.settimeout(0.0)
         self._selector.register(self._woken, selectors.EVENT_READ)
         shutdown.on_request(self._on_signal)
+        # The system may give a signal to another thread, which does not end a `select` of this one.
+        before = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         try:
             for worker in self._workers:
                 if not shutdown.requested:
@@ -132,6 +136,7 @@ class Supervisor:
         finally:
             for worker in self._workers:  # none, unless something failed here: then they stop by themselves
                 worker.leave()
+            signal.set_wakeup_fd(before)
             self._selector.close()
             self._woken.close()
             self._wake.close()
@@ -141,13 +146,13 @@ class Supervisor:
     def _on_signal(self) -> None:
         """In the signal handler: each signal wakes the loop once."""
         with contextlib.suppress(OSError):
-            self._wake.send(b"s")
+            self._wake.send(_SIGNALLED)
 
     def _run_once(self) -> None:
         for key, _ in self._selector.select(self._timeout_s()):
             if key.fileobj is self._woken:
-                self._woken.recv(64)
-                self._stop()
+                if _SIGNALLED in self._woken.recv(64):  # else it is a signal whose handler runs next
+                    self._stop()
             elif not key.data.read():
                 self._on_end(key.data)
         now_s = self._clock()
