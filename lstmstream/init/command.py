@@ -178,7 +178,7 @@ def _documents(sample: RecordBatch) -> tuple[list[Document], int]:
 def _report(found: Proposal, events: int, bad: int, stream: Path, train: Path) -> None:
     print(
         f"{counted(events, 'event was', 'events were')} looked at"
-        + (f"; {counted(bad, 'more record is no JSON object', 'more records are no JSON objects')}" if bad else "")
+        + (f"; {counted(bad, 'more record is not a JSON object', 'more records are not JSON objects')}" if bad else "")
     )
     print(f"key         {found.key or 'that of the record'}")
     print(f"timestamp   {found.timestamp or 'that of the record'}")
