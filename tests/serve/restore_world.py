@@ -15,7 +15,8 @@ from lstmstream.serve.committer import NONCE_PREFIX, Committer
 from lstmstream.serve.observers import Observer, StageTimer
 from lstmstream.serve.partition import Partition, PartitionPhase, Partitions
 from lstmstream.serve.refusals import Refusals
-from lstmstream.serve.restore import Restore, RestoreContext, Restored
+from lstmstream.serve.restore import Restore, Restored
+from lstmstream.serve.restore_context import RestoreContext
 from lstmstream.serve.state import CLEAN, KeyState, Slab
 from lstmstream.serve.state_records import (
     Floor,
