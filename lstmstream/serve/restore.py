@@ -214,7 +214,7 @@ class Restore:
         rows = self.partition.slab.index.rows()
         of_floor = np.zeros(len(rows), np.bool_)  # others cannot be used
         if floor is not None:
-            of_floor = floor.vouches_for(self._load.states.origins(rows))
+            of_floor = floor.vouches_for(loaded.origins(rows))
             newest = int(self.partition.slab.last_offset[rows[of_floor]].max(initial=-1))
             self._answered = max(self._answered, floor.position, floor.offset, newest + 1)
         self._answered = max(self._answered, self.partition.erasures.last)

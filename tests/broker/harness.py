@@ -144,6 +144,10 @@ class RunningDaemon:
         """One of its metrics that has no label, 0 while it does not answer."""
         return self.metrics().get((f"lstmstream_{name}", ()), 0.0)
 
+    def restores(self, source: str) -> float:
+        """Partitions whose states came from there; 0 while it does not answer."""
+        return self.metrics().get(("lstmstream_restores_total", (("source", source),)), 0.0)
+
     def partitions(self) -> set[int]:
         """The partitions of the input that it serves, as /metrics has them (renewed once a second)."""
         return {

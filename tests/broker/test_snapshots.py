@@ -20,10 +20,6 @@ def with_frequent_snapshots(config: Path, log: Path) -> RunningDaemon:
     return RunningDaemon(config, log, command=command)
 
 
-def restores(daemon: RunningDaemon, source: str) -> float:
-    return daemon.metrics().get(("lstmstream_restores_total", (("source", source),)), 0.0)
-
-
 def test_states_from_snapshots_give_the_right_answers(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     """Killed while it writes them; then with all of them; then with a flipped byte in each."""
     name, folder = topic_prefix, tmp_path / "snapshots"
@@ -48,12 +44,12 @@ def test_states_from_snapshots_give_the_right_answers(broker: str, topic_prefix:
         return committed_offsets(broker, name) == end_offsets(broker, f"{name}.in", partitions=PARTITIONS)
 
     def restored(daemon: RunningDaemon) -> bool:
-        return restores(daemon, "snapshot") + restores(daemon, "topic") == PARTITIONS
+        return daemon.restores("snapshot") + daemon.restores("topic") == PARTITIONS
 
     produce(broker, f"{name}.in", found[: COUNT // 3])
     with with_frequent_snapshots(config, tmp_path / "log1") as daemon:
         daemon.wait(of_all, "a snapshot of each partition")
-        assert restores(daemon, "topic") == PARTITIONS
+        assert daemon.restores("topic") == PARTITIONS
         produce(broker, f"{name}.in", found[COUNT // 3 : 2 * COUNT // 3])
         before = len([line for line in daemon.log_lines if line.get("message") == "snapshot written"])
         daemon.wait(
@@ -63,7 +59,7 @@ def test_states_from_snapshots_give_the_right_answers(broker: str, topic_prefix:
         daemon.kill9()
     with with_frequent_snapshots(config, tmp_path / "log2") as daemon:
         daemon.wait(lambda: restored(daemon) and answered(), "all answered")
-        assert (restores(daemon, "snapshot"), restores(daemon, "topic")) == (PARTITIONS, 0)
+        assert (daemon.restores("snapshot"), daemon.restores("topic")) == (PARTITIONS, 0)
         assert daemon.sigterm() == 0, daemon.last_words()
     for path in files():
         content = bytearray(path.read_bytes())
@@ -72,7 +68,7 @@ def test_states_from_snapshots_give_the_right_answers(broker: str, topic_prefix:
     produce(broker, f"{name}.in", found[2 * COUNT // 3 :])
     with with_frequent_snapshots(config, tmp_path / "log3") as daemon:
         daemon.wait(lambda: restored(daemon) and answered(), "all answered")
-        assert (restores(daemon, "snapshot"), restores(daemon, "topic")) == (0, PARTITIONS)
+        assert (daemon.restores("snapshot"), daemon.restores("topic")) == (0, PARTITIONS)
         assert any("is damaged" in line.get("message", "") for line in daemon.log_lines)
         daemon.wait(of_all, "a snapshot of each partition")
         assert daemon.sigterm() == 0, daemon.last_words()

@@ -21,10 +21,6 @@ PARTITIONS = 4
 COUNT = 4_000
 
 
-def restores(daemon: RunningDaemon, source: str) -> float:
-    return daemon.metrics().get(("lstmstream_restores_total", (("source", source),)), 0.0)
-
-
 def test_a_takeover_begins_with_what_was_followed(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     """The survivor reads no more of the state topic than came after its last look."""
     name = topic_prefix
@@ -60,7 +56,7 @@ def test_a_takeover_begins_with_what_was_followed(broker: str, topic_prefix: str
         produce(broker, f"{name}.in", found[COUNT // 2 :])
         first.kill9()
         second.wait(lambda: len(second.partitions()) == PARTITIONS and answered(), "all answered")
-        assert restores(second, "standby") == len(lost)
+        assert second.restores("standby") == len(lost)
         said = [line for line in second.log_lines if line["message"] == "partition restored"]
         taken = [line for line in said if line["from_standby"] is not None]
         assert {line["partition"] for line in taken} == lost

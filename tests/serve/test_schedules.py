@@ -386,15 +386,20 @@ class VerifiedAtLeastOnce(Verified):
     delivery = "at_least_once"
 
 
+def schedule_settings(share: int) -> settings:
+    """Of a machine that runs one in `share` of all schedules."""
+    return settings(
+        max_examples=max(1, SCHEDULES // share),
+        stateful_step_count=40,
+        deadline=None,
+        derandomize="LSTMSTREAM_SCHEDULES" not in os.environ,
+    )
+
+
 TestExactlyOnce = Schedules.TestCase
 TestAtLeastOnce = AtLeastOnce.TestCase
 TestVerified = Verified.TestCase
 TestVerifiedAtLeastOnce = VerifiedAtLeastOnce.TestCase
 for case, share in ((TestExactlyOnce, 1), (TestAtLeastOnce, 1), (TestVerified, 5), (TestVerifiedAtLeastOnce, 10)):
     case.pytestmark = [pytest.mark.timeout(900)]
-    case.settings = settings(
-        max_examples=max(1, SCHEDULES // share),
-        stateful_step_count=40,
-        deadline=None,
-        derandomize="LSTMSTREAM_SCHEDULES" not in os.environ,
-    )
+    case.settings = schedule_settings(share)

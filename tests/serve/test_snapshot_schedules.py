@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -10,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from lstmstream.serve import snapshots
 from tests.serve.memory_world import STATES
 from tests.serve.schedule_world import ScheduleWorld
-from tests.serve.test_schedules import DAEMON, SCHEDULES, Schedules
+from tests.serve.test_schedules import DAEMON, Schedules, schedule_settings
 
 FOUND: Counter[str] = Counter()  # restores by source, in all schedules
 
@@ -71,13 +69,5 @@ def test_any_schedule_with_snapshots(machine: type[WithSnapshots], monkeypatch: 
     monkeypatch.setattr(snapshots, "LOOK_INTERVAL_S", 0.5)
     monkeypatch.setattr(snapshots, "MAX_AGE_S", 1.0)
     FOUND.clear()
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=max(1, SCHEDULES // 15),
-            stateful_step_count=40,
-            deadline=None,
-            derandomize="LSTMSTREAM_SCHEDULES" not in os.environ,
-        ),
-    )
+    run_state_machine_as_test(machine, settings=schedule_settings(15))
     assert FOUND["snapshot"] > 0

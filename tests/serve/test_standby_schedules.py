@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from lstmstream.serve import standby
 from tests.serve.schedule_world import ScheduleWorld
-from tests.serve.test_schedules import DAEMON, SCHEDULES, Schedules
+from tests.serve.test_schedules import DAEMON, Schedules, schedule_settings
 
 FOUND: Counter[str] = Counter()  # restores by source, in all schedules
 
@@ -51,13 +49,5 @@ def test_any_schedule_with_standbys(machine: type[WithStandbys], monkeypatch: py
     monkeypatch.setattr(standby, "MEMBERS_INTERVAL_S", 2.0)
     monkeypatch.setattr(standby, "RETRY_S", 2.0)
     FOUND.clear()
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=max(1, SCHEDULES // 15),
-            stateful_step_count=40,
-            deadline=None,
-            derandomize="LSTMSTREAM_SCHEDULES" not in os.environ,
-        ),
-    )
+    run_state_machine_as_test(machine, settings=schedule_settings(15))
     assert FOUND["standby"] > 0

@@ -11,15 +11,11 @@ import pytest
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.states.joining import JoinAt
-from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World
+from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World, crash_at_call
 from tests.serve.test_snapshots import let_it_write
 from tests.states.seed_world import KEYS, PAST_MS, Past, answered, produce, seed
 
 MAX_CALLS = 14
-
-
-class _Killed(BaseException):
-    pass
 
 
 @pytest.fixture
@@ -93,23 +89,12 @@ def test_a_kill_leaves_all_or_nothing(point: str, tmp_path: Path) -> None:
 
 
 def kill_at(point: str, nth: int, tmp_path: Path) -> str | None:
-    world, past, seen = World(), Past(), 0
+    world, past = World(), Past()
     produce(world, 30)
     path = past.write(tmp_path / "s.jsonl", world)
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    world.watch = watch
-    outcome = None
-    try:
+    with crash_at_call(world, point, nth) as crash:
         seed(world, path)
-    except _Killed:
-        outcome = "killed"
-    world.watch = lambda _point: None
+    outcome = "killed" if crash.happened else None
     world.abort_transactions()
     daemon = world.start()
     problem = ""
@@ -146,10 +131,8 @@ def test_a_broker_that_fails_meanwhile(world: World, point: str, tmp_path: Path)
 
 def test_what_a_run_before_has_left_does_not_count(world: World, tmp_path: Path) -> None:
     """Neither for the next run, nor for a daemon whose states begin at the same offset."""
-    stop_at(world, "committed", 3)
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, "committed", 3):
         seed(world, Past(seed=2).write(tmp_path / "other.jsonl", world))
-    world.watch = lambda _point: None
     assert any(world.state_logs())
     again = World()
     again.broker, again.now_s = world.broker, world.now_s
@@ -163,10 +146,8 @@ def test_what_a_run_before_has_left_does_not_count(world: World, tmp_path: Path)
 
 
 def test_a_daemon_that_starts_without_states_does_not_meet_them(world: World, tmp_path: Path) -> None:
-    stop_at(world, "committed", 3)
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, "committed", 3):
         seed(world, Past().write(tmp_path / "s.jsonl", world))
-    world.watch = lambda _point: None
     world.broker.offsets.clear()  # as the message says
     serve(world)
     serve(world)
@@ -204,18 +185,6 @@ def test_a_daemon_that_comes_right_after_the_last_transaction(world: World, tmp_
     world.watch = lambda _point: None
     world.settle()
     assert answered(world) == past.expected(world)
-
-
-def stop_at(world: World, point: str, nth: int) -> None:
-    seen = 0
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    world.watch = watch
 
 
 @pytest.mark.parametrize("point", ["begin", "sent", "commit"])

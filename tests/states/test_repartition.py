@@ -6,7 +6,6 @@ Judged by each key's events in the order in which they were produced, wherever t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from lstmstream.serve.factory import make_engine
 from lstmstream.serve.state_records import key_kind, unpack_key
 from lstmstream.states.repartition import Repartition
 from lstmstream.transport.partitioner import partition_of
-from tests.serve.memory_world import INPUT, OUTPUT, PARTITIONS, STATES, FakeStep, World, card, fold
+from tests.serve.memory_world import INPUT, OUTPUT, PARTITIONS, STATES, FakeStep, World, card, crash_at_call, fold
 from tests.states.seed_world import KEYS, SeedTransport
 
 MORE = 7
@@ -221,10 +220,6 @@ def test_a_rebuild_from_the_input_is_refused_afterwards() -> None:
         world.settle()
 
 
-class _Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("point", ["read", "begin", "sent", "commit", "committed", "poll", "describe"])
 def test_a_run_that_is_cut_is_done_again(point: str) -> None:
     """At each call of its kind. Between the two the daemon refuses to start, or goes on with all states."""
@@ -244,12 +239,8 @@ def crash_at(point: str, nth: int) -> bool:
         world.serve(20)
         world.grow()
     partitions = MORE if nth % 2 else 5
-    world.watch = crashing(point, nth)
-    crashed = True
-    with contextlib.suppress(_Killed):
+    with crash_at_call(world, point, nth) as crash:
         world.repartition(partitions)
-        crashed = False
-    world.watch = lambda _point: None
     world.broker.transactions.abort_all()
     daemons = len(world.daemons)
     with contextlib.suppress(CannotServe):
@@ -261,19 +252,7 @@ def crash_at(point: str, nth: int) -> bool:
     world.serve(40)
     world.check_keys()
     assert world.homes() == {key: {partition_of(key, partitions)} for key in KEYS}
-    return crashed and nth < MAX_CRASHES
-
-
-def crashing(point: str, nth: int) -> Callable[[str], None]:
-    seen = 0
-
-    def watch(at: str) -> None:
-        nonlocal seen
-        seen += at == point
-        if seen > nth:
-            raise _Killed
-
-    return watch
+    return crash.happened and nth < MAX_CRASHES
 
 
 @pytest.mark.parametrize("point", ["read", "begin", "sent", "commit", "committed", "poll", "describe", "bounds"])

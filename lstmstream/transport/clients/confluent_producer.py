@@ -123,15 +123,14 @@ class ConfluentProducer:
 
     def _cause(self, failed: Sequence[tuple[KafkaError, str, int]]) -> Exception:
         """The error that will not pass, if there is one."""
-        named = [one for one in failed if one[0].code() not in _PURGED]
-        own = [(self._problem(error), topic, partition) for error, topic, partition in named]
+        problems = [(self._problem(error), topic, partition) for error, topic, partition in failed]
+        purged = {topic for error, topic, _ in failed if error.code() in _PURGED}
+        own = [one for one, (error, *_) in zip(problems, failed, strict=True) if error.code() not in _PURGED]
         cause = write_failed(own)  # it names the topic; the transaction's error, for which others are purged, does not
         if isinstance(cause, (RecordRefused, CannotServe)):
             return cause
-        purged = {topic for error, topic, _ in failed if error.code() in _PURGED}
         if purged and (lost := self._transaction_error(purged)) is not None:
             return lost
-        problems = [(self._problem(error), topic, partition) for error, topic, partition in failed]
         if (cause := write_failed(problems)) is not None:
             return cause
         of_all = (e for (e, *_), (p, *_) in zip(failed, problems, strict=True) if p.kind not in PASSING_OF_WRITES)
