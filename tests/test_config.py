@@ -451,10 +451,6 @@ def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any])
     ("changes", "path"),
     [
         ({"state__max_keys": 10, "input__late": "score", "alerts__mute": ["a"]}, "state.max_keys"),
-        (
-            {"alerts__max_per_hour": 9, "output__format": "avro", "kafka__schema_registry__url": "http://registry:1"},
-            "alerts.max_per_hour",
-        ),
     ],
 )
 def test_what_is_not_implemented_yet_is_refused_and_says_so(load: Load, changes: dict[str, Any], path: str) -> None:

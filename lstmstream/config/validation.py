@@ -126,16 +126,6 @@ def _alert_conflicts(config: Config) -> Iterator[Conflict]:
     if alerts.end_record and topic is None:
         text = "is missing, and alerts.end_record needs it; set it"
         yield Conflict(("output.alerts_topic", "alerts.end_record"), text)
-    if config.output.format == "avro":
-        yield from _records_beside_alerts(config)
-
-
-def _records_beside_alerts(config: Config) -> Iterator[Conflict]:
-    """Their members are not those of a prediction, whose Avro schema all records of a topic have."""
-    for option in ("end_record", "max_per_hour"):
-        if getattr(config.alerts, option):
-            text = "writes records beside the alerts, which are not implemented yet in Avro; set output.format: json"
-            yield Conflict((f"alerts.{option}", "output.format"), text)
 
 
 def _login_conflicts(security: Security) -> Iterator[Conflict]:

@@ -52,7 +52,7 @@ def up(
 
 @app.command()
 def topic(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Topics to create.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Topics to create.")],
     partitions: Annotated[int, typer.Option(min=1, help="Number of partitions per topic.")] = 1,
     home: _Home = None,
 ) -> None:

@@ -60,11 +60,11 @@ def open_output_form(config: Config) -> OutputForm | None:
     avro = None
     if output.format == "avro":
         require("avro", "output.format: avro")
-        from lstmstream.formats.avro_predictions import SCHEMA_TEXT, avro_prediction  # noqa: PLC0415 -- needs fastavro
+        from lstmstream.formats.avro_predictions import SCHEMA_TEXTS, avro_record  # noqa: PLC0415 -- needs fastavro
 
         password_file = config.files.get(PASSWORD)
         registry = RegistryClient(config.kafka.schema_registry, config.folder, password_file=password_file)
-        avro = AvroOutput(avro_prediction, lambda topic: registry.register(f"{topic}-value", SCHEMA_TEXT))
+        avro = AvroOutput(avro_record, lambda kind, topic: registry.register(f"{topic}-value", SCHEMA_TEXTS[kind]))
     return OutputForm(config.name, topics, avro=avro, cloudevents=output.cloudevents)
 
 

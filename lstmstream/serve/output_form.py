@@ -18,14 +18,14 @@ from lstmstream.formats.wire_format import frame
 from lstmstream.records import Headers, Ints, RecordBatch
 
 Kind = Literal["prediction", "alert"]
-ToAvro = Callable[[bytes, int], bytes]  # the JSON and the event time → the record
+ToAvro = Callable[[str, bytes, int], bytes]  # the kind, the JSON and the event time → the record
 
 
 class AvroOutput(NamedTuple):
     """How predictions become Avro."""
 
     encode: ToAvro
-    register: Callable[[str], int]  # the topic → the number of its schema. Raises SchemaRegistryDown
+    register: Callable[[str, str], int]  # the kind and its topic → the number of the schema. Raises SchemaRegistryDown
 
 
 class OutputForm:
@@ -47,7 +47,7 @@ class OutputForm:
     def prepare(self) -> None:
         """Have the schemas registered. Raises SchemaRegistryDown."""
         if self._avro is not None and len(self._schemas) < len(self._topics):
-            self._schemas = {kind: self._avro.register(topic) for kind, topic in self._topics.items()}
+            self._schemas = {kind: self._avro.register(kind, topic) for kind, topic in self._topics.items()}
 
     def write(self, kind: Kind, records: RecordBatch, timestamps: Ints, sources: list[str]) -> RecordBatch:
         """N records of JSON in their final form.
@@ -61,7 +61,7 @@ class OutputForm:
     def _record(
         self, kind: Kind, text: bytes, time_ms: int, source: str, headers: Headers
     ) -> tuple[bytes | None, Headers]:
-        value = text if self._avro is None else frame(self._schemas[kind], self._avro.encode(text, time_ms))
+        value = text if self._avro is None else frame(self._schemas[kind], self._avro.encode(kind, text, time_ms))
         if self._mode is None:
             return value, headers
         attributes = {

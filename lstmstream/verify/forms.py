@@ -116,10 +116,16 @@ class Forms:
             raise ValueError("it is not of a schema of Avro")
         found = reader(value[_FRAME.size :])
         members: dict[str, Any] = {name: one for name, one in found.items() if one is not None}
-        if "key" not in members and "key_base64" not in members:
+        if not {"key", "key_base64", "summary"} & members.keys():  # a summary is about a partition
             members = {"key": None, **members}
         members["timestamp"] = iso_text(found["timestamp"])
-        members["score"] = np.float32(found["score"])
+        if "score" in members:
+            members["score"] = np.float32(found["score"])
+        if "ended" in members:
+            members["ended"] |= {name: iso_text(members["ended"][name]) for name in ("started", "last")}
+        if "summary" in members:
+            for hour in members["summary"]["hours"]:
+                hour["hour"] = iso_text(hour["hour"])
         if "prediction" in members:
             members["prediction"] = np.array(members["prediction"], np.float32)
         for reason in members.get("reasons", ()):
@@ -131,11 +137,7 @@ class Forms:
     def _reader(self, number: int) -> ReadAvro | None:
         import fastavro  # noqa: PLC0415 -- optional
 
-        schema = orjson.loads(self._schema_text(number))
-        for field in schema["fields"]:
-            if isinstance(field["type"], dict):
-                field["type"].pop("logicalType", None)
-        parsed = fastavro.parse_schema(schema)
+        parsed = fastavro.parse_schema(_plain_types(orjson.loads(self._schema_text(number))))
 
         def read(body: bytes) -> Any:
             try:
@@ -156,6 +158,15 @@ class Forms:
                 if time.monotonic() >= give_up_s:
                     raise CannotServe(str(error)) from error
                 time.sleep(RETRY_S)
+
+
+def _plain_types(schema: Any) -> Any:
+    """A schema of Avro whose times are read as the numbers that they are."""
+    if isinstance(schema, list):
+        return [_plain_types(one) for one in schema]
+    if isinstance(schema, dict):
+        return {name: _plain_types(one) for name, one in schema.items() if name != "logicalType"}
+    return schema
 
 
 def _data(value: bytes) -> bytes:

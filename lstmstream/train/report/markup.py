@@ -37,6 +37,10 @@ _METRIC_LABELS = {
     "mase": "MASE",
     "f1": "F1",
     "macro_f1": "macro F1",
+    "score_p50": "median score",
+    "score_p90": "90th percentile of the scores",
+    "score_p99": "99th percentile of the scores",
+    "score_p999": "99.9th percentile of the scores",
 }
 
 
