@@ -116,6 +116,11 @@ class Committer:
         """Whether a transaction is open beside the loop; it is `pending` too."""
         return self._running is not None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a transaction in the background has not come to its end yet. The next one must wait for that."""
+        return self._running is not None and not self._running.done()
+
     def submit(
         self,
         result: Result,

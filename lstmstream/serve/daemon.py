@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 0.25  # a shutdown waits for its end
 POLL_TIMEOUT_RESTORING_S = 0.005  # there is other work
+FILL_S = 0.02  # how long more records are waited for while a transaction is open anyway
 DRAIN_FRACTION = 0.8  # of the shutdown timeout; the rest is for leaving the group
 QUIET_S = 10.0
 REJOIN_AFTER = 10  # refusals of the membership in a row: the group is joined with a new consumer
@@ -271,19 +272,28 @@ class Daemon:
             self._standbys.tick(polled.membership, self._partitions)
 
     def _poll(self) -> PollResult:
-        """What the broker has, up to the limit of a batch; with `batch.max_wait`, a little more of it."""
-        limit, wait_s = self._batch_limit.now, self._config.batch.max_wait
+        """What the broker has, up to the limit of a batch.
+
+        More is waited for with `batch.max_wait`, and while the transaction before is open: the next one cannot begin
+        before its end, so a fuller batch costs no time. A client that fetches partition by partition gives the end of
+        one fetch before it has the next.
+        """
+        limit = self._batch_limit.now
         with self._timer("poll"):
             polled = self._transport.poll(self._poll_timeout_s(), limit)
-            deadline_s = self._clock.monotonic_s() + wait_s
-            while 0 < len(polled.records) < limit and (left_s := deadline_s - self._clock.monotonic_s()) > 0:
-                if self._stopping:
+            wait_until_s = self._clock.monotonic_s() + self._config.batch.max_wait
+            while 0 < len(polled.records) < limit and not self._stopping:
+                left_s = wait_until_s - self._clock.monotonic_s()
+                if left_s <= 0 and not self._committer.is_open:
                     break
+                wait_s = min(left_s, POLL_TIMEOUT_S) if left_s > 0 else FILL_S
                 try:  # a commit with at_least_once waits in line behind a poll
-                    more = self._transport.poll(min(left_s, POLL_TIMEOUT_S), limit - len(polled.records))
+                    more = self._transport.poll(wait_s, limit - len(polled.records))
                 except UnreadableRecords:
                     break  # what was read before it is answered first; the next poll says it again
                 polled = more._replace(records=concatenate([polled.records, more.records]))
+                if left_s <= 0 and not len(more.records):
+                    break
         return polled
 
     def _poll_timeout_s(self) -> float:

@@ -75,3 +75,43 @@ def test_a_stop_does_not_wait_for_it() -> None:
     assert world.stop(daemon) == 0
     assert not world.unanswered(), "what was read is answered first"
     world.check()
+
+
+def test_while_a_transaction_is_open_the_next_batch_is_filled() -> None:
+    """A client that fetches partition by partition gives the end of one fetch before it has the next."""
+    world = World(batch={"max_events": 5})
+    daemon = world.start()
+    world.settle()
+    produce(world, 5)
+    world.step(daemon)
+    assert world.background.calls == 1, "the first batch is full"
+    transport = world.transports[id(daemon)]
+    poll, given = transport.poll, list[int]()
+
+    def by_pieces(timeout_s: float, max_events: int) -> PollResult:
+        polled = poll(timeout_s, min(2, max_events))
+        given.append(len(polled.records))
+        return polled
+
+    setattr(transport, "poll", by_pieces)  # noqa: B010 - a method, for the type checker
+    produce(world, 8)
+    world.step(daemon)
+    assert given == [2, 2, 1], "up to the limit"
+    assert world.background.calls == 2, "it is full, so the one after it may be stepped beside it"
+    given.clear()
+    world.step(daemon)
+    assert given == [2, 1, 0], "what is there, and then no longer"
+    assert world.background.calls == 2
+    world.settle()
+    world.check()
+
+
+def test_where_no_transaction_is_open_nothing_is_waited_for() -> None:
+    world = World(batch={"max_events": 5})
+    daemon = world.start()
+    world.settle()
+    limits_s = polls_of(world, daemon)
+    produce(world, 2)
+    world.step(daemon)
+    assert len(limits_s) == 1
+    assert not world.unanswered()
