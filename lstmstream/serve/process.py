@@ -14,6 +14,7 @@ from lstmstream.serve.clock import Clock
 from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.freed_memory import keep_freed_memory
+from lstmstream.serve.garbage import collect_seldom
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import Guard, HttpServer, daemon_routes
@@ -131,6 +132,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
         if daemon is None:
             transport.close(timeout_s=1.0)
             return 0
+        collect_seldom()
         lookup.start(card, daemon.states)
         shutdown.on_request(daemon.stop)
         return daemon.run()
