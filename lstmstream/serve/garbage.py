@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import gc
 
-THRESHOLDS = (
-    20_000,
-    10,
-    10,
-)  # Python's are 700, 10, 10. Clients that were replaced are in cycles: it must not be never
+# Python's are 700, 10, 10. Not never: clients that were replaced are in cycles.
+THRESHOLDS = (20_000, 10, 10)
 
 
 def collect_seldom() -> None:
