@@ -331,9 +331,7 @@ def state_columns(numbers: Ints, rows: Floats) -> StateColumns:
     return StateColumns(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], rows)
 
 
-def unpack_states(
-    record_keys: list[bytes], values: list[bytes], digest: bytes, floats: int
-) -> StateColumns | None:
+def unpack_states(record_keys: list[bytes], values: list[bytes], digest: bytes, floats: int) -> StateColumns | None:
     """All of C records at once; None where one is not sound, has an incident or another size or identity."""
     found = _without_checksums(record_keys, values, floats)
     if found is None:

@@ -346,7 +346,7 @@ def test_state_records_of_another_kind_or_number_are_refused_without_harm() -> N
     compiled = codec.load()
     assert compiled is not None
     records = np.zeros(2, "V20")
-    for keys, given, size in (
+    for keys, array, size in (
         ([b"a"], records, 20),
         ([b"a", b"b"], records, 19),
         ([b"a", b"b"], records, 3),
@@ -357,7 +357,7 @@ def test_state_records_of_another_kind_or_number_are_refused_without_harm() -> N
         ((b"a", b"b"), records, 20),
     ):
         with pytest.raises((ValueError, TypeError)):
-            compiled.write_states(keys, b"prefix", b"null", given, size)
+            compiled.write_states(keys, b"prefix", b"null", array, size)
     for keys, values, size in (([b"a"], [bytes(20)] * 2, 20), ([b"a"] * 2, [bytes(20)] * 2, 19), ([], [], -1)):
         with pytest.raises(ValueError, match="equally many"):
             compiled.read_states(keys, values, records, size)
