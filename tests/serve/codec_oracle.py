@@ -114,10 +114,10 @@ def states_alike(source: random.Random) -> bool:
     """Records of the state topic are written and read, damaged ones too, as Python does; whether they were sound."""
     count, floats = source.randrange(5), source.choice([0, 1, 2, 3, 17])
     keys = [source.choice([None, source.randbytes(source.choice([0, 1, 7, 8, 300]))]) for _ in range(count)]
-    numbers = [np.array([source.getrandbits(63) for _ in range(count)], np.int64) for _ in range(4)]
-    failures = np.array([source.randrange(1 << 16) for _ in range(count)], np.int64)
+    numbers = np.array([[source.getrandbits(63) for _ in range(count)] for _ in range(5)], np.int64)
+    numbers[4] %= 1 << 16  # failures
     rows = np.frombuffer(source.randbytes(4 * count * floats), np.float32).reshape(count, floats)
-    columns, digest = state_records.StateColumns(*numbers, failures, rows), source.randbytes(16)
+    columns, digest = state_records.state_columns(numbers, rows), source.randbytes(16)
     packed = in_both(lambda: state_records.pack_columns(keys, columns, digest))
     record_keys, values = ([field or b"" for field in fields] for fields in packed)  # none is null
     for _ in range(source.choice([0, 0, 1, 1, 2]) if count else 0):
