@@ -12,7 +12,7 @@ from types import ModuleType
 from lstmstream.errors import CannotServe
 
 VARIABLE = "LSTMSTREAM_CODEC"
-INTERFACE = 5  # as native/codec.c has it: a file that was compiled for another version of this package is not used
+INTERFACE = 6  # as native/codec.c has it: a file that was compiled for another version of this package is not used
 
 _module: ModuleType | None
 try:

@@ -24,7 +24,7 @@
 #error "doubles are not computed as doubles here, so numbers would be rounded in another way than in Python"
 #endif
 
-#define INTERFACE 5 /* as lstmstream/codec.py has it: another one is not used */
+#define INTERFACE 6 /* as lstmstream/codec.py has it: another one is not used */
 
 #include "json.h"
 #include "values.h"
@@ -35,6 +35,7 @@
 #include "key_table.h"
 #include "records.h"
 #include "rows.h"
+#include "states.h"
 
 static int add_class(PyObject *module, const char *name, PyType_Spec *spec)
 {
@@ -47,6 +48,7 @@ static int add_class(PyObject *module, const char *name, PyType_Spec *spec)
 
 static int fill_module(PyObject *module)
 {
+    fill_crc_tables();
     if (add_class(module, "Decoder", &decoder_spec) < 0 || add_class(module, "KeyTable", &key_table_spec) < 0) return -1;
     return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }
@@ -67,6 +69,12 @@ static PyMethodDef module_functions[] = {
     {"write_rows", write_rows, METH_VARARGS,
      "write_rows(columns, suffix, count) -> list of bytes or None\n\n"
      "columns: a tuple of (kind, prefix, list of bytes or array), see lstmstream/serve/rows.py."},
+    {"write_states", write_states, METH_VARARGS,
+     "write_states(keys, prefix, null_key, records, record_bytes) -> (record keys, values)\n\n"
+     "records: an array of as many records, in each of which the last four bytes are left to the checksum."},
+    {"read_states", read_states, METH_VARARGS,
+     "read_states(record_keys, values, records, record_bytes) -> bool\n\n"
+     "Copies the values into the array; False where one has another size, or its checksum is wrong."},
     {NULL, NULL, 0, NULL},
 };
 

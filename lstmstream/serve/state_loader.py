@@ -23,6 +23,8 @@ from lstmstream.serve.state_records import (
     OldStateFormat,
     StateColumns,
     StateIdentity,
+    are_of_keys,
+    entity_keys,
     is_unusual,
     key_kind,
     unpack_floor,
@@ -74,7 +76,16 @@ class StateLoader:
     def take(self, batch: RecordBatch) -> None:
         """A batch of state records, straight into the slab. Raises CannotServe."""
         self.records += len(batch)
-        ours: dict[bytes, int] = {}  # record key → index of its newest record
+        if len(batch) and are_of_keys(batch.keys, self._digest):  # as nearly all batches are
+            self._partition.erasures.identities.add(self._digest[:IDENTITY_BYTES])
+            ours = dict(zip(batch.keys, range(len(batch)), strict=True))
+        else:
+            ours = self._take_others(batch)
+        self._read_states(batch, ours)
+
+    def _take_others(self, batch: RecordBatch) -> dict[bytes, int]:
+        """All but our states; the index of the newest record of each of these. Raises CannotServe."""
+        ours: dict[bytes, int] = {}
         for i, record_key in enumerate(batch.keys):
             offset = int(batch.offsets[i])
             try:
@@ -96,7 +107,7 @@ class StateLoader:
                 self._log_damaged(error, offset)
             except OldStateFormat as error:
                 raise self._errors.old_format(offset) from error
-        self._read_states(batch, ours)
+        return ours
 
     def _read_erasure(self, record_key: bytes, value: bytes | None, offset: int) -> None:
         take_logged(
@@ -127,7 +138,7 @@ class StateLoader:
 
     def _read_states(self, batch: RecordBatch, ours: dict[bytes, int]) -> None:
         """The newest records of each of this identity's keys in the batch."""
-        gone = [key for key, i in ours.items() if batch.values[i] is None]
+        gone = [key for key, i in ours.items() if batch.values[i] is None] if None in batch.values else []
         for record_key in gone:
             del ours[record_key]
             self._forget(record_key)
@@ -145,16 +156,15 @@ class StateLoader:
             for record_key, i in ours.items():
                 self._read_state(record_key, batch.values[i] or b"", int(batch.offsets[i]))
             return
-        record_keys = list(ours)
         if not np.isfinite(columns.rows).all():
             raise self._errors.does_not_fit(int(batch.offsets[0]))
-        keys = [unpack_key(record_key) for record_key in record_keys]
+        keys = entity_keys(ours)
         self.put(keys, columns)
         if slab.incidents:
             for key in keys:
                 slab.set_incident(key, None)
         if self.damaged:
-            for record_key in record_keys:
+            for record_key in ours:
                 self.damaged.pop(record_key, None)
 
     def put(self, keys: list[Key], columns: StateColumns) -> None:

@@ -16,15 +16,17 @@ kinds are about keys that are erased: erasure_records.py has them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
+from operator import methodcaller
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from zlib import crc32
 
 import numpy as np
 import orjson
 
+from lstmstream import codec
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.alert_memory import Incident, PartitionMemory
 from lstmstream.serve.state import KeyState, Slab
@@ -175,6 +177,18 @@ def unpack_key(record_key: bytes) -> bytes | None:
     return None if kind == NULL_KEY else record_key[_PREFIX_BYTES:]
 
 
+def are_of_keys(record_keys: list[bytes | None], digest: bytes) -> TypeGuard[list[bytes]]:
+    """Whether all are record keys of this identity's states, of keys that are not null."""
+    prefix = ENTITY_KEY + digest[:IDENTITY_BYTES]
+    return None not in record_keys and all(map(methodcaller("startswith", prefix), record_keys))
+
+
+def entity_keys(record_keys: Iterable[bytes]) -> list[bytes | None]:
+    """`unpack_key` of record keys that are known to be those of states."""
+    null = NULL_KEY[0]
+    return [None if key[0] == null else key[_PREFIX_BYTES:] for key in record_keys]
+
+
 # -- states
 
 
@@ -218,14 +232,13 @@ def _pack_empty(slab: Slab, rows: Ints, digest: bytes, origin: int) -> tuple[lis
 
 
 def pack_columns(
-    entities: Sequence[bytes | None],
+    entities: list[bytes | None],
     columns: StateColumns,
     digest: bytes,
     incidents: Mapping[bytes | None, Incident] = MappingProxyType({}),
 ) -> tuple[list[bytes | None], list[bytes | None]]:
     """(record keys, values) of the states of C entity keys; `incidents` of those that have one."""
     count, floats = columns.rows.shape
-    keys = [pack_key(key, digest) for key in entities]
     records = np.empty(count, _record_type(floats))
     header = records["header"]
     header["magic"], header["format"], header["digest"] = _MAGIC, STATE_FORMAT, np.void(digest)
@@ -233,17 +246,31 @@ def pack_columns(
     header["last_offset"], header["steps"] = columns.last_offsets, columns.steps
     header["last_timestamp"], header["failures"] = columns.last_timestamps, columns.failures
     records["row"] = columns.rows
-    size = records.dtype.itemsize
-    body, view = size - _CRC.size, records.view(np.uint8).data
-    starts = range(0, count * size, size)
-    records["crc"] = [crc32(view[at : at + body], crc32(key)) for at, key in zip(starts, keys, strict=True)]
-    packed = records.tobytes()
-    values: list[bytes | None] = [packed[at : at + size] for at in starts]
+    keys, values = _with_checksums(entities, records, digest)
     for i, entity in enumerate(entities) if incidents else ():
         if (incident := incidents.get(entity)) is not None:
-            longer = _with_incident(packed[starts[i] : starts[i] + body], incident)
+            longer = _with_incident(values[i][: -_CRC.size], incident)
             values[i] = longer + _CRC.pack(crc32(longer, crc32(keys[i])))
-    return list(keys), values
+    return list(keys), list(values)
+
+
+def _with_checksums(
+    entities: list[bytes | None], records: np.ndarray[Any, np.dtype[np.void]], digest: bytes
+) -> tuple[list[bytes], list[bytes]]:
+    """(record keys, values): `records` [C] with their checksums, which go with the key."""
+    size = records.dtype.itemsize
+    if (compiled := codec.load()) is not None:
+        prefix = digest[:IDENTITY_BYTES]
+        found: tuple[list[bytes], list[bytes]] = compiled.write_states(
+            entities, ENTITY_KEY + prefix, NULL_KEY + prefix, records, size
+        )
+        return found
+    keys = [pack_key(key, digest) for key in entities]
+    body, view = size - _CRC.size, records.view(np.uint8).data
+    starts = range(0, len(records) * size, size)
+    records["crc"] = [crc32(view[at : at + body], crc32(key)) for at, key in zip(starts, keys, strict=True)]
+    packed = records.tobytes()
+    return keys, [packed[at : at + size] for at in starts]
 
 
 def _record_type(floats: int) -> np.dtype[np.void]:
@@ -304,17 +331,11 @@ def state_columns(numbers: Ints, rows: Floats) -> StateColumns:
     return StateColumns(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], rows)
 
 
-def unpack_states(
-    record_keys: Sequence[bytes], values: Sequence[bytes], digest: bytes, floats: int
-) -> StateColumns | None:
+def unpack_states(record_keys: list[bytes], values: list[bytes], digest: bytes, floats: int) -> StateColumns | None:
     """All of C records at once; None where one is not sound, has an incident or another size or identity."""
-    size = _STATE.size + 4 * floats
-    if any(len(value) != size + _CRC.size for value in values):
+    found = _without_checksums(record_keys, values, floats)
+    if found is None:
         return None
-    for key, value in zip(record_keys, values, strict=True):
-        if crc32(memoryview(value)[:size], crc32(key)) != int.from_bytes(value[size:], "little"):
-            return None
-    found = np.frombuffer(b"".join(values), dtype=_record_type(floats))
     header = found["header"]
     sound = (
         (header["magic"] == _MAGIC)
@@ -330,8 +351,25 @@ def unpack_states(
         header["steps"].astype(np.int64),
         header["last_timestamp"].astype(np.int64),
         header["failures"].astype(np.int64),
-        found["row"].astype(np.float32),
+        found["row"].astype(np.float32, copy=False),
     )
+
+
+def _without_checksums(
+    record_keys: list[bytes], values: list[bytes], floats: int
+) -> np.ndarray[Any, np.dtype[np.void]] | None:
+    """[C] Records whose checksums are right; None where one is not, or has another size."""
+    kind = _record_type(floats)
+    if (compiled := codec.load()) is not None:
+        found = np.empty(len(values), kind)
+        return found if compiled.read_states(record_keys, values, found, kind.itemsize) else None
+    size = kind.itemsize - _CRC.size
+    if any(len(value) != kind.itemsize for value in values):
+        return None
+    for key, value in zip(record_keys, values, strict=True):
+        if crc32(memoryview(value)[:size], crc32(key)) != int.from_bytes(value[size:], "little"):
+            return None
+    return np.frombuffer(b"".join(values), dtype=kind)
 
 
 # -- floors

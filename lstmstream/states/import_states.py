@@ -107,8 +107,9 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
     every = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
     if not len(every):
         raise CannotServe(f"{path}: has no states")
-    order = np.argsort(every, kind="stable")
-    if len(twice := np.flatnonzero(np.diff(every[order]) == 0)):
+    if (np.diff(np.sort(every)) == 0).any():  # without argsort, which takes ten times as long
+        order = np.argsort(every, kind="stable")
+        twice = np.flatnonzero(np.diff(every[order]) == 0)
         one, other = order[twice[0]] + 1, order[twice[0] + 1] + 1
         raise CannotServe(f"{path}: rows {one} and {other} have the same key; a key can have one state only")
 

@@ -48,36 +48,30 @@ def partitions_of_keys(keys: Sequence[bytes | None], partitions: int) -> Ints:
     """[N] `partition_of` for N keys at once; no Python code runs for each."""
     texts = [b"" if key is None else key for key in keys] if None in keys else keys
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))  # type: ignore[arg-type]  # no None
-    data = np.frombuffer(b"".join(texts) + bytes(4), np.uint8).astype(np.uint32)  # type: ignore[arg-type]  # likewise
-    hashes = _murmur2_all(data, np.cumsum(lengths) - lengths, lengths)
+    joined = b"".join(texts) + bytes(4)  # type: ignore[arg-type]  # likewise
+    words = np.ndarray(len(joined) - 3, "<u4", joined, strides=(1,))  # the little-endian number at each place
+    hashes = _murmur2_all(words, np.cumsum(lengths) - lengths, lengths)
     found = (hashes & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
     if None in keys:
         found[[key is None for key in keys]] = 0
     return found
 
 
-def _murmur2_all(data: NDArray[np.uint32], starts: Ints, lengths: Ints) -> NDArray[np.uint32]:
-    """[N] `murmur2` of the bytes in `data` at `starts`, four of each at a time; uint32 wraps around as it has to."""
+def _murmur2_all(words: NDArray[np.uint32], starts: Ints, lengths: Ints) -> NDArray[np.uint32]:
+    """[N] `murmur2` of the bytes at `starts`, four of each at a time; uint32 wraps around as it has to."""
     m = np.uint32(_M)
     h = np.uint32(_SEED) ^ lengths.astype(np.uint32)
     for at in range(0, int(lengths.max(initial=0)) & ~3, 4):
         rows: Ints | slice = slice(None) if (whole := lengths >= at + 4).all() else np.flatnonzero(whole)
-        k = _word(data, starts[rows] + at, 4) * m
+        k = words[starts[rows] + at] * m
         k = (k ^ k >> np.uint32(24)) * m
         h[rows] = h[rows] * m ^ k
     for rest in (1, 2, 3):
         rows = np.flatnonzero(lengths & 3 == rest)
-        h[rows] = (h[rows] ^ _word(data, starts[rows] + lengths[rows] - rest, rest)) * m
+        k = words[starts[rows] + lengths[rows] - rest] & np.uint32((1 << 8 * rest) - 1)
+        h[rows] = (h[rows] ^ k) * m
     h = (h ^ h >> np.uint32(13)) * m
     return h ^ h >> np.uint32(15)
-
-
-def _word(data: NDArray[np.uint32], at: Ints, size: int) -> NDArray[np.uint32]:
-    """The little-endian number of `size` bytes at each place."""
-    word = data[at]
-    for place in range(1, size):
-        word |= data[at + place] << np.uint32(8 * place)
-    return word
 
 
 def partitions_of(batch: RecordBatch, partitions: int) -> list[int]:

@@ -13,8 +13,10 @@ import importlib.util
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,13 +24,14 @@ from lstmstream import codec
 from lstmstream.errors import BadRecord
 from lstmstream.formats.json_documents import parse_document
 from lstmstream.records import RecordBatch
-from lstmstream.serve import key_table
+from lstmstream.serve import key_table, state_records
 from lstmstream.serve.decode import Decoder, _Rejects
 from lstmstream.serve.event_fields import _text
 from lstmstream.transport import record_format
 from tests.serve.hostile_events import hostile_event
 from tests.serve.test_fast_decode import assert_texts, batch, decoder, plain
 
+T = TypeVar("T")
 MEMBERS = ("amount", "id", "channel", "at", "other", "more", "é")
 
 
@@ -107,6 +110,41 @@ def hostile_records(source: random.Random) -> tuple[bytes, int]:
     return bytes(body), count + (source.random() < 0.1) * source.choice([-count, 1, 1 << 30])
 
 
+def states_alike(source: random.Random) -> bool:
+    """Records of the state topic are written and read, damaged ones too, as Python does; whether they were sound."""
+    count, floats = source.randrange(5), source.choice([0, 1, 2, 3, 17])
+    keys = [source.choice([None, source.randbytes(source.choice([0, 1, 7, 8, 300]))]) for _ in range(count)]
+    numbers = np.array([[source.getrandbits(63) for _ in range(count)] for _ in range(5)], np.int64)
+    numbers[4] %= 1 << 16  # failures
+    rows = np.frombuffer(source.randbytes(4 * count * floats), np.float32).reshape(count, floats)
+    columns, digest = state_records.state_columns(numbers, rows), source.randbytes(16)
+    packed = in_both(lambda: state_records.pack_columns(keys, columns, digest))
+    record_keys, values = ([field or b"" for field in fields] for fields in packed)  # none is null
+    for _ in range(source.choice([0, 0, 1, 1, 2]) if count else 0):
+        damaged = source.choice([record_keys, values])
+        i = source.randrange(count)
+        at, piece = source.randrange(len(damaged[i]) + 1), source.choice([b"", b"\0", source.randbytes(1)])
+        damaged[i] = damaged[i][:at] + piece + damaged[i][at + source.randrange(2) :]
+    found = in_both(lambda: comparable(state_records.unpack_states(record_keys, values, digest, floats)))
+    assert found is None or found == comparable(columns)
+    return found is not None
+
+
+def comparable(columns: state_records.StateColumns | None) -> list[bytes] | None:
+    return None if columns is None else [np.ascontiguousarray(column).tobytes() for column in columns]
+
+
+def in_both(function: Callable[[], T]) -> T:
+    """What it gives, with the codec and without."""
+    compiled, module = function(), codec._module
+    codec._module = None
+    try:
+        assert function() == compiled
+    finally:
+        codec._module = module
+    return compiled
+
+
 def tables_alike(source: random.Random, steps: int = 60, largest: int = 40) -> int:
     """How many keys a table had at most. AssertionError where one of the two is not as a dict.
 
@@ -161,6 +199,7 @@ def main() -> None:
         codec._module = load_library(args.library)
     one, source = decoder(), random.Random(args.seed)
     end, read, members_read, records_read, keys, count = time.monotonic() + args.seconds, 0, 0, 0, 0, 0
+    states_read = 0
     while time.monotonic() < end:
         values: list[bytes | None] = [hostile_event(source) for _ in range(source.choice([1, 1, 1, 3, 40]))]
         if len(values) == 40:
@@ -177,11 +216,13 @@ def main() -> None:
         except AssertionError:
             print(f"seed {args.seed}, batch {count}: {body!r} with {claimed} records", file=sys.stderr)
             raise
+        states_read += states_alike(random.Random(f"{args.seed} states {count}"))
         if count % 50 == 0:
             keys += tables_alike(random.Random(f"{args.seed} {count}"), largest=source.choice([3, 40, 400]))
         count += 1
     print(f"seed {args.seed}, {count:,} batches of each kind: the codec reads {read:,} of hostile events, members of")
     print(f"{members_read:,}, and {records_read:,} of the log, as Python code reads them; it declines the others")
+    print(f"state records of {states_read:,} batches are sound, the others refused, with the codec and without")
     print(f"tables with {keys:,} keys at most, all together, are as dicts")
 
 

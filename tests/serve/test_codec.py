@@ -22,7 +22,7 @@ from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.records import UnreadableValue
 from lstmstream.serve.decode import Decoder
 from lstmstream.serve.fast_decode import LazyDocuments
-from tests.serve.codec_oracle import load_library, read_alike
+from tests.serve.codec_oracle import load_library, read_alike, states_alike
 from tests.serve.hostile_events import VALUES, hostile_event, number_text
 from tests.serve.scoring import MODEL, nested, rows, run
 from tests.serve.test_fast_decode import CARD, PLAIN, assert_same, batch, decoder, plain
@@ -331,6 +331,38 @@ def test_scores_are_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     predictions, dead_letters = outputs["pure"]
     assert predictions.count(b"\n") > 4_800
     assert dead_letters.count(b"\n") > 20
+
+
+@needs_codec
+def test_state_records_are_as_python_makes_and_reads_them() -> None:
+    source, sound = random.Random(3), 0
+    for _ in range(2_000):
+        sound += states_alike(source)
+    assert 500 < sound < 1_900
+
+
+@needs_codec
+def test_state_records_of_another_kind_or_number_are_refused_without_harm() -> None:
+    compiled = codec.load()
+    assert compiled is not None
+    records = np.zeros(2, "V20")
+    for keys, array, size in (
+        ([b"a"], records, 20),
+        ([b"a", b"b"], records, 19),
+        ([b"a", b"b"], records, 3),
+        ([b"a", b"b"], records, 0),
+        ([b"a", b"b"], records, -20),
+        ([b"a", b"b"], records[::2], 20),
+        ([b"a", "b"], records, 20),
+        ((b"a", b"b"), records, 20),
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            compiled.write_states(keys, b"prefix", b"null", array, size)
+    for keys, values, size in (([b"a"], [bytes(20)] * 2, 20), ([b"a"] * 2, [bytes(20)] * 2, 19), ([], [], -1)):
+        with pytest.raises(ValueError, match="equally many"):
+            compiled.read_states(keys, values, records, size)
+    assert compiled.read_states([b"a", None], [bytes(20)] * 2, records, 20) is False
+    assert compiled.read_states([b"a", b"b"], [bytes(20), None], records, 20) is False
 
 
 # -- which one is used

@@ -35,6 +35,8 @@ from lstmstream.serve.state_records import (
     unpack_states,
 )
 
+pytestmark = pytest.mark.usefixtures("either_codec")
+
 IDENTITY = StateIdentity("fraud", "3", "f" * 32, "5000ms", "apply", "the record's", "at", "10000000")
 OTHER = IDENTITY._replace(ttl="none")
 DIGEST = IDENTITY.digest
