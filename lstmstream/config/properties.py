@@ -120,7 +120,7 @@ class Properties(Section):
         description="Maximum bytes per partition in a fetch response, before they are unpacked.",
     )
 
-    batch_size: ByteCount = Field(262_144, alias="batch.size", description="Maximum bytes per batch of records sent.")
+    batch_size: ByteCount = Field(1_000_000, alias="batch.size", description="Maximum bytes per batch of records sent.")
     linger_ms: Milliseconds = Field(
         0, alias="linger.ms", description="How long to wait for more records before a batch is sent."
     )
