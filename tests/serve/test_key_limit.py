@@ -203,6 +203,25 @@ def test_the_most_recent_keys_have_a_state() -> None:
     assert in_memory(world) == list(check(world).kept)
 
 
+@pytest.mark.parametrize("late", ["apply", "score", "drop"])
+def test_a_late_event_sees_its_key_if_it_is_answered(late: str) -> None:
+    world = World(**RULES | {"input": {"topic": INPUT, "late": late}, "state": {"max_keys": 2}})
+    daemon = world.start()
+    for _ in range(2):
+        produce(world, b"a")
+        produce(world, b"b")
+        produce(world, b"a", at_s=world.now_s - 10)
+        world.settle()
+        assert in_memory(world) == ([b"a", b"b"] if late == "drop" else [b"b", b"a"])
+        world.kill(daemon)
+        daemon = world.start()
+        world.settle()
+        assert in_memory(world) == ([b"a", b"b"] if late == "drop" else [b"b", b"a"])
+    produce(world, b"c")
+    world.settle()
+    assert in_memory(world) == ([b"b", b"c"] if late == "drop" else [b"a", b"c"])
+
+
 def test_an_evicted_key_leaves_memory_and_state_topic() -> None:
     world = World(**RULES)
     daemon = world.start()
