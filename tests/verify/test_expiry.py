@@ -216,5 +216,5 @@ def test_an_eviction_that_is_wrong_is_found(tmp_path: Path, monkeypatch: Patch, 
 
 
 def test_a_sample_of_the_keys_cannot_tell(tmp_path: Path) -> None:
-    with pytest.raises(CannotServe, match=r"--sample: state.max_keys"):
+    with pytest.raises(CannotServe, match=r"--sample: with state.max_keys it depends on the events of all other keys"):
         made(tmp_path, **LIMIT).verification(sample=0.5)
