@@ -185,14 +185,11 @@ class Partition:
     def empty_states(self, keys: list[Key]) -> None:
         """Make these states empty ones, as of keys without events. The state topic has records of them."""
         slab = self.slab
+        self.erase(keys)
         rows, _, _ = slab.find_or_add(keys)
-        slab.note_gone(rows)
         slab.rows.fill(rows, self.initial)
         slab.steps[rows] = slab.last_timestamp[rows] = slab.failures[rows] = 0
-        slab.last_offset[rows], slab.recorded[rows] = -1, 1
-        if slab.incidents:
-            for key in keys:
-                slab.set_incident(key, None)
+        slab.recorded[rows] = 1
 
     def begin_states(self, origin: int, answers_from: int = -1) -> None:
         """Forget all states (of a restore that starts again); from here on they begin at `origin`."""

@@ -392,7 +392,7 @@ class Restore:
             # States of different offsets do not tell which keys were there, so none is used. Those of keys that are
             # not there after the rebuild are written as empty ones.
             index = self.partition.slab.index
-            self.partition.empty_states([*dropped, *index.keys_at(index.rows())])
+            self.partition.empty_states([*dropped, *self._load.states.damaged_keys(), *index.keys_at(index.rows())])
         self._replay_from = floor.offset if reason is None else floor.origin
         self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so
         self._foreign = not is_ours(group.metadata) and committed > self._answered

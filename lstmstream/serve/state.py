@@ -132,18 +132,14 @@ class Slab:
         if not keys:
             return
         rows = self.index.remove_all(keys)
-        self.note_gone(rows)
+        if self.recency is not None:
+            self.recency.present -= int(np.count_nonzero(self.steps[rows] > 0))
         self.steps[rows] = self.failures[rows] = self.recorded[rows] = 0
         self.last_offset[rows] = -1
         self.first_unwritten[rows] = CLEAN
         if self.incidents:
             for key in keys:
                 self.incidents.pop(key, None)
-
-    def note_gone(self, rows: Ints) -> None:
-        """The states at `rows` [n] are about to go."""
-        if self.recency is not None:
-            self.recency.present -= int(np.count_nonzero(self.steps[rows] > 0))
 
     def get(self, row: int) -> KeyState:
         """A copy of one row."""

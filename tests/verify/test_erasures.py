@@ -140,7 +140,15 @@ def test_erased_keys_make_room_for_others(tmp_path: Path, settings: dict[str, An
 
 def keep_the_place(patch: pytest.MonkeyPatch) -> None:
     """The state is a fresh one, and the key goes on to count."""
-    patch.setattr(Slab, "note_gone", lambda _self, _rows: None)
+    remove_all = Slab.remove_all
+
+    def keep(self: Slab, keys: list[bytes | None]) -> None:
+        recency = self.recency
+        self.recency = None
+        remove_all(self, keys)
+        self.recency = recency
+
+    patch.setattr(Slab, "remove_all", keep)
 
 
 def leave_events_out_of_rebuilds(patch: pytest.MonkeyPatch) -> None:
