@@ -294,7 +294,7 @@ EXPLAINED = {
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
-    "partition.py:116: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
+    "partition.py:117: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
 }  # by what is changed
 
 

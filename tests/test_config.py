@@ -450,18 +450,6 @@ def test_a_wrong_value_is_named_by_its_path(load: Load, changes: dict[str, Any])
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"state__max_keys": 10, "input__late": "score", "alerts__mute": ["a"]}, "state.max_keys"),
-    ],
-)
-def test_what_is_not_implemented_yet_is_refused_and_says_so(load: Load, changes: dict[str, Any], path: str) -> None:
-    (line,) = problems(load, tree(**changes))
-    assert line.startswith(f"{path}: ")
-    assert "not implemented yet" in line
-
-
-@pytest.mark.parametrize(
-    ("changes", "path"),
-    [
         ({"alerts__hold": True}, "alerts.cooldown"),
         ({"alerts__cooldown": "10m", "alerts__end_record": True}, "alerts.end_record"),
         (

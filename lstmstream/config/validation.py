@@ -1,4 +1,4 @@
-"""Conflicts between options of the daemon, each of them valid by itself; and options that are not implemented yet."""
+"""Conflicts between options of the daemon, each of them valid by itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ WITH_REGISTRY = ("avro", "protobuf")  # formats whose schemas are in a registry
 
 def daemon_conflicts(config: Config) -> Iterator[Conflict]:
     """Find every conflict of the daemon's configuration. Reads the certificate files."""
-    yield from _not_implemented(config)
     yield from _topic_conflicts(config)
     yield from _alert_conflicts(config)
     yield from silent_conflicts(config.input.silent, "input.silent")
@@ -88,12 +87,6 @@ def registry_conflicts(registry: SchemaRegistry, folder: Path) -> Iterator[Confl
         if plain:
             yield Conflict((f"{above}.ca", f"{above}.url"), "needs TLS; use an https address, or remove it")
         yield from _ca_conflicts(folder / registry.ca, f"{above}.ca")
-
-
-def _not_implemented(config: Config) -> Iterator[Conflict]:
-    if config.state.max_keys is not None and config.input.late == "score" and config.alerts.any:
-        text = "is not implemented yet with input.late: score and a policy for alerts; use input.late: apply or drop"
-        yield Conflict(("state.max_keys", "input.late"), text)
 
 
 def _topic_conflicts(config: Config) -> Iterator[Conflict]:

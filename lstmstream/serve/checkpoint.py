@@ -240,9 +240,8 @@ class Checkpointer:
         )
 
     def _erasure_plan(self, partition: Partition, position: int) -> ErasurePlan:
-        index = partition.slab.index
         partition.erasures.identities.add(self.identity.digest[:IDENTITY_BYTES])
-        return partition.erasures.plan(position, self.topic.input_topic_id, lambda key: key in index)
+        return partition.erasures.plan(position, self.topic.input_topic_id, partition.slab.has_state)
 
     def _to_delete(self, partition: Partition, limit: int) -> Ints:
         """Rows whose records go now."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -17,8 +18,15 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmstream.errors import TryAgain, UnreadableRecords
-from lstmstream.records import Ints, Observations
-from lstmstream.serve.erasure_records import DIGEST_BYTES, digest_of, pack_erasure, unpack_erasure, unpack_request
+from lstmstream.records import Ints, Observations, pick
+from lstmstream.serve.erasure_records import (
+    DIGEST_BYTES,
+    Erasure,
+    digest_of,
+    pack_erasure,
+    unpack_erasure,
+    unpack_request,
+)
 from lstmstream.serve.state_records import (
     ENTITY_KEY,
     IDENTITY_BYTES,
@@ -35,6 +43,7 @@ BEHIND_INTERVAL_S = 1.0  # while more is new than one slice has read
 READ_S = 0.1  # at once, of one partition
 LOOK_S = 0.25  # of all partitions: the loop waits for it
 RETENTION_INTERVAL_S = 60.0  # for a look at what the input no longer has
+_NO_END = 2**62
 FORGOTTEN_PER_TRANSACTION = 1_000  # erasures: all of them could take longer than a transaction may
 
 
@@ -142,6 +151,10 @@ class Erasures:
             kept[row] = offset >= until[key]
         return None if kept.all() else np.flatnonzero(kept)
 
+    def applied(self) -> list[Erasure]:
+        """All of them, by their offsets."""
+        return sorted(map(unpack_erasure, self._applied), key=lambda one: one.offset)
+
     def _add(self, record_key: bytes) -> None:
         digest, offset = unpack_erasure(record_key)
         self._applied[record_key] = offset
@@ -152,6 +165,42 @@ class Erasures:
         digest = record_key[1 : 1 + DIGEST_BYTES]
         if offset is not None and self._until.get(digest) == offset:
             del self._until[digest]  # an earlier one of the same key is needed no more either
+
+
+class RebuildErasures:
+    """Those of a rebuild with `state.max_keys`, which takes a key's events before its erasure too.
+
+    Until then the key had a place among those that have a state, so that others had to go. At its offset it leaves.
+    """
+
+    def __init__(self, erasures: Erasures, salt: str) -> None:
+        self._waiting = deque(erasures.applied())
+        self._salt = salt
+        self._last = erasures.last
+        self._digests = {one.digest for one in self._waiting}
+        self._keys: dict[bytes, bytes | None] = {}  # digest → the key, of which an event has come
+
+    @property
+    def next_offset(self) -> int:
+        """Of the next one; beyond all offsets where there is none."""
+        return self._waiting[0].offset if self._waiting else _NO_END
+
+    def note(self, observations: Observations) -> None:
+        """Observations that are about to be applied: an erasure names only a digest of its key."""
+        early = np.flatnonzero(observations.offsets < self._last)
+        for key in dict.fromkeys(pick(observations.keys, early)):
+            digest = digest_of(key, self._salt)
+            if digest in self._digests:
+                self._keys[digest] = key
+
+    def take_due(self, offset: int) -> list[bytes | None]:
+        """The keys that leave at or before this offset, each once; those without an event are left out."""
+        found: dict[bytes | None, None] = {}
+        while self.next_offset <= offset:
+            digest = self._waiting.popleft().digest
+            if digest in self._keys:
+                found[self._keys[digest]] = None
+        return list(found)
 
 
 def _state_key(key: bytes | None, identity: bytes) -> bytes:

@@ -1,9 +1,9 @@
 """`state.max_keys`: after each event a partition has the states of its most recently seen keys, and of no other.
 
-An event sees its key if it changes what is kept of it (docs/semantics.md, line 38). So the set is a function of the
-log, and its order is that of `last_offset`. A batch is done as one event after the other would be: a part of it in
-which no key can be evicted before the last event that it has there is done at once, and what is over the limit is
-evicted behind it.
+An event sees its key if it is answered or changes what is kept of it (docs/semantics.md, line 38). So the set is a
+function of the log, whatever the policy for alerts, and its order is that of `last_offset`. A batch is done as one
+event after the other would be: a part of it in which no key can be evicted before the last event that it has there is
+done at once, and what is over the limit is evicted behind it.
 """
 
 from __future__ import annotations

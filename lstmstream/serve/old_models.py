@@ -9,6 +9,7 @@ verify still finds in it which events that model has answered. See docs/model-ch
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,6 +61,7 @@ class OldModels:
         """`models`: by the bytes that name the identity in record keys."""
         self.models = dict(models or {})
         self.next: Deletion | None = None  # is to be committed before more is read
+        self.look_at_s = -math.inf  # clock time; whether the time of one of them has come
 
     def unfinished(self) -> dict[bytes, Floor]:
         """The dropped ones of which records are left."""
@@ -98,7 +100,6 @@ class OldModelSweeper:
         self._reader: LogReader | None = None
         self._current: Partition | None = None  # that it reads
         self._next_s = 0.0
-        self._next_look_s = 0.0
 
     def tick(self, running: Iterable[Partition]) -> None:
         """A little work."""
@@ -110,9 +111,9 @@ class OldModelSweeper:
         if self._current is not None and self._current not in partitions:
             self.close()
         try:
-            if now_s >= self._next_look_s:
-                self._next_look_s = now_s + LOOK_INTERVAL_S
-                for partition in partitions:
+            for partition in partitions:
+                if now_s >= partition.old_models.look_at_s:
+                    partition.old_models.look_at_s = now_s + LOOK_INTERVAL_S
                     self._mark(partition)
             self._delete(partitions)
         except LstmstreamError as error:  # no fault of the stream

@@ -19,6 +19,7 @@ import numpy as np
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.alert_memory import PartitionMemory, RulesFrom
 from lstmstream.serve.erasures import Erasures
+from lstmstream.serve.key_table import Key
 from lstmstream.serve.old_models import OldModels
 from lstmstream.serve.scored import ChangedRows
 from lstmstream.serve.state import CLEAN, Slab, StateStore
@@ -179,10 +180,16 @@ class Partition:
 
     def erase(self, keys: Iterable[bytes | None]) -> None:
         """Forget keys, whether they have a state or not. Not while a batch is in flight."""
-        for key in keys:
-            if key in self.slab.index:
-                self.slab.remove(key)
-        self.slab.recency = None
+        self.slab.remove_all([key for key in dict.fromkeys(keys) if key in self.slab.index])
+
+    def empty_states(self, keys: list[Key]) -> None:
+        """Make these states empty ones, as of keys without events. The state topic has records of them."""
+        slab = self.slab
+        self.erase(keys)
+        rows, _, _ = slab.find_or_add(keys)
+        slab.rows.fill(rows, self.initial)
+        slab.steps[rows] = slab.last_timestamp[rows] = slab.failures[rows] = 0
+        slab.recorded[rows] = 1
 
     def begin_states(self, origin: int, answers_from: int = -1) -> None:
         """Forget all states (of a restore that starts again); from here on they begin at `origin`."""

@@ -8,6 +8,7 @@ start empty (nothing is there, or a reset was asked for), refuse.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple
@@ -15,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lstmstream.errors import CannotServe, UnreadableRecords
-from lstmstream.records import Bools, Ints, RecordBatch
+from lstmstream.records import Bools, Ints, Observations, RecordBatch
 from lstmstream.serve.alert_restore import RestoredAlerts
 from lstmstream.serve.committer import input_partitions, is_ours, is_unfinished_seed
+from lstmstream.serve.erasures import RebuildErasures
 from lstmstream.serve.key_table import Key
 from lstmstream.serve.old_models import OldModels
 from lstmstream.serve.partition import Partition
@@ -80,6 +82,7 @@ class Restore:
         self._errors = RestoreErrors(
             context.input_topic, partition.number, context.checkpointer.topic.name, context.group
         )
+        self._salt = context.checkpointer.topic.input_topic_id  # of the digests in erasures
         self._load = StateLoad(partition, context, self._errors)
         self._replay_from = 0
         self._unplayed: RecordBatch | None = None  # was read, and is still to be replayed
@@ -89,6 +92,7 @@ class Restore:
         self._rebuilds = False  # from the origin, since records of the state topic cannot be used
         self._evicts = False  # all that is read again begins without states, so that keys are evicted again
         self._rebuild_noted = False  # the floor record says so
+        self._erasures: RebuildErasures | None = None  # of a rebuild in which keys are evicted
         self._floor_position = 0
         self._newest_ms = -1  # the latest timestamp of the events that were answered last
         self._alerts = RestoredAlerts(partition, context.checkpointer.alert_rules)
@@ -378,14 +382,17 @@ class Restore:
         """
         committed = group.offset
         self._floor_position = max(floor.position, floor.offset)
-        reason = self._drop_unusable(floor, committed, rows, of_floor) or self._alerts.why_rebuilt(floor, committed)
+        reason, dropped = self._drop_unusable(floor, committed, rows, of_floor)
+        reason = reason or self._alerts.why_rebuilt(floor, committed)
         if floor.offset < floor.rebuilt_to:
             reason = reason or "a rebuild was not finished"
         self._evicts, self._rebuild_noted = reason is not None and self._context.engine.scorer.limits_keys, False
-        keys = self.partition.slab.index.keys_at(self.partition.slab.index.rows()) if self._evicts else []
         self._alerts.resume(floor, committed)
         if self._evicts:
-            self._empty_states(keys)
+            # States of different offsets do not tell which keys were there, so none is used. Those of keys that are
+            # not there after the rebuild are written as empty ones.
+            index = self.partition.slab.index
+            self.partition.empty_states([*dropped, *self._load.states.damaged_keys(), *index.keys_at(index.rows())])
         self._replay_from = floor.offset if reason is None else floor.origin
         self._floor_position = min(self._floor_position, committed)  # it was moved back: the next floor says so
         self._foreign = not is_ours(group.metadata) and committed > self._answered
@@ -415,19 +422,6 @@ class Restore:
         gap = self._foreign and committed > self._answered
         self.phase = RestorePhase.CHECK_GAP if gap else RestorePhase.REPLAY
 
-    def _empty_states(self, keys: list[Key]) -> None:
-        """With `state.max_keys`: states of different offsets do not tell which keys were there, so none is used.
-
-        The state topic has records of these keys: those that are not there after the rebuild are written as empty ones.
-        """
-        slab = self.partition.slab
-        rows, _, _ = slab.find_or_add(keys)
-        slab.rows.fill(rows, self.partition.initial)
-        slab.steps[rows] = slab.last_timestamp[rows] = slab.failures[rows] = 0
-        slab.last_offset[rows], slab.recorded[rows] = -1, 1
-        for key in list(slab.incidents):
-            slab.set_incident(key, None)
-
     def _note_rebuild(self, membership: Membership) -> None:
         """Until the floor has passed all that is read again, a restart does it all again."""
         assert self._committed is not None
@@ -439,15 +433,16 @@ class Restore:
         self._context.commit(plan, membership)
         self._rebuild_noted = True
 
-    def _drop_unusable(self, floor: Floor, committed: int, rows: Ints, of_floor: Bools) -> str | None:
-        """Remove states of another origin, and of events that are not committed. Why a rebuild is needed, or None.
+    def _drop_unusable(self, floor: Floor, committed: int, rows: Ints, of_floor: Bools) -> tuple[str | None, list[Key]]:
+        """Remove states of another origin, and of events that are not committed: (why a rebuild is needed, their keys).
 
         `rows` [n] are those of the slab that hold a state, `of_floor` [n] marks those that began where the floor says.
         """
         slab, loaded = self.partition.slab, self._load.states
         reason = None
         ahead = slab.last_offset[rows] >= committed
-        slab.remove_all(slab.index.keys_at(rows[~of_floor | ahead]))
+        dropped = slab.index.keys_at(rows[~of_floor | ahead])
+        slab.remove_all(dropped)
         if (ahead & of_floor).any():
             reason = f"the group's offset was moved back to {committed}, before states that were written later"
         if floor.offset > committed:
@@ -458,7 +453,7 @@ class Restore:
                 f"{counted(len(loaded.damaged), 'state record is', 'state records are')} damaged, the"
                 f" first at offset {first}"
             )
-        return reason
+        return reason, dropped
 
     def _check_gap(self, deadline_s: float) -> None:
         """Whether the group's offset was moved over records. Only control records or aborted ones are no loss."""
@@ -502,6 +497,7 @@ class Restore:
         if self._reader is None:
             if self._evicts and not self._rebuild_noted:
                 self._note_rebuild(membership)
+            self._erasures = RebuildErasures(self.partition.erasures, self._salt) if self._evicts else None
             self._open_reader(self._context.input_topic, self._replay_from, self._committed.offset)
         reader = self._reader
         assert reader is not None
@@ -512,6 +508,7 @@ class Restore:
             return
         if reader.position < reader.end:
             return  # a batch was passed over
+        self._erase_until(self._committed.offset)
         # From here on the offset is our own, so that this is said once; and it is known who answers.
         if self._foreign or self._takes_over:
             position, origin = self._committed.offset, self.partition.origin
@@ -539,9 +536,13 @@ class Restore:
         count = min(len(batch), limit.of_time)
         if count:
             policy, end = self._alerts.policy_at(int(batch.offsets[0]))
+            if self._erasures is None:
+                kept: Callable[[Observations], Ints | None] = partial(self.partition.erasures.kept, salt=self._salt)
+            else:
+                self._erase_until(int(batch.offsets[0]))
+                kept, end = self._erasures.note, min(end, self._erasures.next_offset)
             count = min(count, int(np.searchsorted(batch.offsets, end)))
             events, began_s = batch.slice(0, count), clock()
-            kept = partial(self.partition.erasures.kept, salt=self._context.checkpointer.topic.input_topic_id)
             replayed = self._context.engine.replay(
                 events, policy, count_hours=self._alerts.count_hours, kept=kept, evict=self._evicts
             )
@@ -552,6 +553,20 @@ class Restore:
             self._replayed += count
             self._min_timestamp_ms = min(self._min_timestamp_ms, events.min_timestamp_ms()[number])
         self._unplayed = batch.slice(count, len(batch)) if count < len(batch) else None
+
+    def _erase_until(self, offset: int) -> None:
+        """In a rebuild with `state.max_keys`: the keys that were erased at offsets up to here leave."""
+        if self._erasures is None:
+            return
+        slab = self.partition.slab
+        for key in self._erasures.take_due(offset):
+            row = slab.index.get(key)
+            if row is None:
+                continue
+            if slab.recorded[row]:  # of events after its erasure; it is to be written, or deleted
+                self.partition.empty_states([key])
+            else:
+                self.partition.erase([key])
 
     def _run(self, position: int, *, floor: int, floor_position: int | None = None) -> None:
         self.close()

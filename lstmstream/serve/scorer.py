@@ -391,7 +391,7 @@ class Scorer:
             moves & seen, np.maximum(last, timestamp), np.where(moves, timestamp, last)
         )
         states.steps[:n] = np.where(moves, base + 1, steps)
-        touched = moves | failed
+        touched = (moves if self._limit is None else answered) | failed  # line 38: an answered one sees its key
         states.failures[:n] = np.where(moves, 0, np.minimum(failures + failed, MAX_FAILURES))
         states.last_offset[:n] = np.where(touched, observations.offsets[chosen], states.last_offset[:n])
         first = touched & (first_change[:n] < 0)

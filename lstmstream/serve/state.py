@@ -113,6 +113,11 @@ class Slab:
         self.recorded[rows] = 0
         return rows
 
+    def has_state(self, key: Key) -> bool:
+        """Whether the key has a state; that of an evicted one is empty."""
+        row = self.index.get(key)
+        return row is not None and bool(self.steps[row] > 0)
+
     def remove(self, key: Key) -> None:
         """Forget a key; its row number is free."""
         self.remove_all([key])
@@ -127,6 +132,8 @@ class Slab:
         if not keys:
             return
         rows = self.index.remove_all(keys)
+        if self.recency is not None:
+            self.recency.present -= int(np.count_nonzero(self.steps[rows] > 0))
         self.steps[rows] = self.failures[rows] = self.recorded[rows] = 0
         self.last_offset[rows] = -1
         self.first_unwritten[rows] = CLEAN

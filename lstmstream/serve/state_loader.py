@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import numpy as np
 
@@ -206,6 +207,15 @@ class StateLoader:
         row = slab.index[key]
         slab.recorded[row] = 1
         self._origin_room()[row] = stored.origin
+
+    def damaged_keys(self) -> list[Key]:
+        """Whose newest record cannot be trusted, as far as that is known."""
+        found: list[Key] = []
+        for record_key in self.damaged:
+            with suppress(CorruptStateRecord):
+                if key_kind(record_key)[1] == self._digest[:IDENTITY_BYTES]:
+                    found.append(unpack_key(record_key or b""))
+        return found
 
     def other_identities(self) -> list[StateIdentity]:
         """Those that have a floor here."""

@@ -35,7 +35,7 @@ def state_fields(partition: int, state: KeyState) -> dict[str, Any]:
     """What belongs to a state besides its row."""
     return {
         "partition": partition,
-        "offset": state.last_offset,
+        "offset": max(state.last_offset, -1),  # -1: it was there before the input
         "timestamp": format_iso(state.last_timestamp),
         "steps": state.steps,
         "failures": state.failures,

@@ -31,7 +31,7 @@ from lstmstream.serve.step_model import StepModel
 from lstmstream.states.command import say
 from lstmstream.states.import_states import NO_OFFSET, opened_seeding, say_joined
 from lstmstream.states.joining import Join, JoinAt, find_joins, overlap
-from lstmstream.states.seeding import Seeding
+from lstmstream.states.seeding import Seeding, seed_offsets
 from lstmstream.transport.partitioner import partitions_of_keys
 
 
@@ -121,7 +121,7 @@ class HistoryRun:
         order = np.argsort(partitions, kind="stable")
         events = replace(found, partitions=partitions, offsets=found.offsets + before).take(order)
         silent: Bools = decoded.silent[order]
-        self._engine.scorer.replay(events, silent, self._policy, count_hours=True)
+        self._engine.scorer.replay(events, silent, self._policy, count_hours=True, evict=True)
         return [f"row {records.offsets[one.index] + 1}: {one.message}" for one in decoded.dead_letters]
 
     def _check_times(self, file: Path, found: Observations) -> None:
@@ -154,7 +154,11 @@ def write_built(seeding: Seeding, built: HistoryRun, joins: Mapping[int, Join]) 
     with closing(RowProgress("writing states")) as progress:
         for number, slab in built.slabs.items():
             rows = slab.index.rows()
-            slab.last_offset[rows] = NO_OFFSET
+            if seeding.max_keys is None:
+                slab.last_offset[rows] = NO_OFFSET
+            else:  # which of them is seen least recently has to be known from then on
+                order = np.argsort(slab.last_offset[rows])
+                slab.last_offset[rows] = seed_offsets(np.zeros(len(rows), np.int64), order)
             for key, incident in list(slab.incidents.items()):
                 slab.set_incident(key, incident._replace(offset=NO_OFFSET))
             for start in range(0, len(rows), seeding.rows_at_once):

@@ -105,7 +105,7 @@ def _line(one: _Listed) -> str:
     state = one.state
     key = "(none)" if one.key is None else escape_untrusted(one.key, KEY_CHARS)
     failures = f"  {state.failures} failures in a row" if state.failures else ""
-    at = f"{one.partition}@{state.last_offset}"
+    at = f"{one.partition}@{max(state.last_offset, -1)}"
     return f"{key:<24}  {format_iso(state.last_timestamp)}  {state.steps:>9,} events  {at:>12}{failures}"
 
 

@@ -34,7 +34,6 @@ from lstmstream.serve.erasure_records import (
 )
 from lstmstream.serve.state_view import key_member
 from lstmstream.states.command import say
-from lstmstream.states.stored import refuse_shared_rules
 from lstmstream.transport.kafka_admin import open_kafka_admin
 from lstmstream.transport.patient_broker import LIMIT_S, PatientBroker, connected
 from lstmstream.transport.ports import CALL_TIMEOUT_S, MemberInfo, TopicInfo
@@ -87,7 +86,6 @@ def delete_states(
     """Erase keys. 1 where one of them had no state, or no owner has confirmed in time; raises CannotServe."""
     wanted = read_keys(keys, keys_from, as_base64=as_base64)
     loaded = load_config(config, stage=stage)
-    refuse_shared_rules(loaded, "state delete", lateness=False)
     kafka = open_kafka_admin(loaded)
     with connected(kafka, "the keys cannot be erased", say=say) as broker:
         deletion = Deletion(kafka, broker, loaded, wanted)

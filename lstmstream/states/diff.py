@@ -16,8 +16,11 @@ from lstmstream.logs import escape_untrusted
 from lstmstream.model import Card
 from lstmstream.records import Floats
 from lstmstream.row_progress import RowProgress
+from lstmstream.serve.decode import Decoded
 from lstmstream.serve.engine import Engine
+from lstmstream.serve.erasures import RebuildErasures
 from lstmstream.serve.factory import load_step_model, make_engine, open_reader
+from lstmstream.serve.scorer import Scorer
 from lstmstream.serve.state import KeyState
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import SHOWN_VALUES, say
@@ -45,7 +48,7 @@ class _Pair(NamedTuple):
 def diff_states(config: Path, key: str, model: str, *, as_json: bool, stage: str | None) -> int:
     """Print both; 1 where the key has no state. Raises CannotServe."""
     loaded = load_config(config, stage=stage)
-    refuse_shared_rules(loaded, "state diff")
+    refuse_shared_rules(loaded, "state diff", max_keys=False)
     other = _load(loaded, model)
     wanted, pairs = os.fsencode(key), []
     with opened(config, stage=stage, say=say) as reader:
@@ -80,10 +83,12 @@ def _follow(
 ) -> KeyState | None:
     """The other model's state after the key's events that the input still has, up to the last one of the served one.
 
-    Without those before the key was erased.
+    Without those before the key was erased. With `state.max_keys` after the events of all keys: others may have had to
+    go for them, or this one.
     """
     topic, scorer, partition = other.config.input.topic, other.engine.scorer, stored.partition
-    kept = partial(stored.erasures.kept, salt=reader.broker.describe([topic])[topic].topic_id)
+    salt = reader.broker.describe([topic])[topic].topic_id
+    limited, kept = RebuildErasures(stored.erasures, salt), partial(stored.erasures.kept, salt=salt)
     events, slab = open_reader(other.config), scorer.states.open(partition)
     beginning, _ = reader.broker.offset_range(topic, partition)
     end = served.last_offset + 1
@@ -91,15 +96,31 @@ def _follow(
         for records in reader.broker.read(topic, partition, beginning, end):
             progress.update(int(records.offsets[-1]) - beginning, (records.offsets[-1] - beginning) / (end - beginning))
             mine = records
-            if other.config.input.key is None:
+            if other.config.input.key is None and not scorer.limits_keys:
                 mine = records.take(np.flatnonzero([one == key for one in records.keys]))
             if not len(mine):
                 continue
             decoded = other.engine.decode(read_patiently(events, mine))
+            if scorer.limits_keys:
+                _replay_limited(scorer, partition, decoded, limited)
+                continue
             of_key = np.flatnonzero([one == key for one in decoded.observations.keys])
             scorer.replay(decoded.observations.take(of_key), decoded.silent[of_key], kept=kept)
     row = slab.index.get(key)
     return None if row is None else slab.get(row)
+
+
+def _replay_limited(scorer: Scorer, partition: int, decoded: Decoded, erasures: RebuildErasures) -> None:
+    """The events of all keys of the partition, which lose their states as the daemon's keys do."""
+    observations, slab, start = decoded.observations, scorer.states.slabs[partition], 0
+    while start < len(observations.offsets):
+        slab.remove_all([key for key in erasures.take_due(int(observations.offsets[start])) if key in slab.index])
+        end = int(np.searchsorted(observations.offsets, erasures.next_offset))
+        part = np.arange(start, end)
+        some = observations.take(part)
+        erasures.note(some)
+        scorer.replay(some, decoded.silent[part], evict=True)
+        start = end
 
 
 def _members(pair: _Pair, card: Card, other_card: Card) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.state_records import StateColumns, pack_columns
 from lstmstream.states.command import say
 from lstmstream.states.joining import Join, JoinAt, find_joins, overlap
-from lstmstream.states.seeding import Seeding
+from lstmstream.states.seeding import Seeding, seed_offsets
 from lstmstream.states.state_file import UNNAMED, FileStates, StateFile, check_states, open_state_file
 from lstmstream.transport.kafka import open_kafka_transport
 from lstmstream.transport.partitioner import partitions_of_keys
@@ -58,27 +58,50 @@ def _without_instance(config: Config) -> Config:
 
 def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> int:
     """Look at all of the file first, then write it; how many states. Raises CannotServe."""
-    _check(seeding, states, path, joins)
+    offsets = _check(seeding, states, path, joins)
     seeding.begin(joins)
-    count = 0
+    count = read = 0
     digest = seeding.identity.digest
     with closing(RowProgress(f"import {path.name}")) as progress:
-        for chunk in states.read(seeding.rows_at_once, with_rows=True):
-            check_states(path, chunk, seeding.identity)
-            rows = len(chunk.keys)
+        for found in states.read(seeding.rows_at_once, with_rows=True):
+            check_states(path, found, seeding.identity)
+            chunk, last_offsets = found, np.full(len(found.keys), NO_OFFSET)
+            if offsets is not None and seeding.max_keys is not None:
+                chunk, last_offsets = _most_recent(found, offsets[read:], seeding.max_keys)
+            read, count = read + len(found.keys), count + len(chunk.keys)
             columns = StateColumns(
-                np.full(rows, seeding.origin),
-                np.full(rows, NO_OFFSET),
+                np.full(len(chunk.keys), seeding.origin),
+                last_offsets,
                 chunk.steps,
                 chunk.timestamps,
                 chunk.failures,
                 chunk.rows,
             )
-            seeding.write(_partitions(path, chunk, seeding.partitions), *pack_columns(chunk.keys, columns, digest))
-            count += rows
-            progress.update(count, count / states.count if states.count else None)
+            if len(chunk.keys):
+                seeding.write(_partitions(path, chunk, seeding.partitions), *pack_columns(chunk.keys, columns, digest))
+            progress.update(read, read / states.count if states.count else None)
         seeding.finish()
+    if count < read:
+        left_out = counted(read - count, "state of the least recent keys was", "states of the least recent keys were")
+        say(f"{left_out} left out: state.max_keys is {seeding.max_keys:,} for each partition")
     return count
+
+
+def _most_recent(chunk: FileStates, last_offsets: Ints, max_keys: int) -> tuple[FileStates, Ints]:
+    """Those that have a place among the `max_keys` of their partition, and what stands for their last offsets.
+
+    `last_offsets` of these C states, and of those that come after them.
+    """
+    kept = np.flatnonzero(last_offsets[: len(chunk.keys)] >= -max_keys)
+    found = chunk._replace(
+        keys=[chunk.keys[i] for i in kept.tolist()],
+        partitions=chunk.partitions[kept],
+        timestamps=chunk.timestamps[kept],
+        steps=chunk.steps[kept],
+        failures=chunk.failures[kept],
+        rows=chunk.rows[kept],
+    )
+    return found, last_offsets[kept]
 
 
 def say_joined(count: int, config: Config, joins: Mapping[int, Join]) -> None:
@@ -90,9 +113,13 @@ def say_joined(count: int, config: Config, joins: Mapping[int, Join]) -> None:
     )
 
 
-def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> None:
-    """All that can be known without the state rows, so that a file that is refused leaves nothing behind."""
+def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> Ints | None:
+    """All that can be known without the state rows, so that a file that is refused leaves nothing behind.
+
+    [N] With `state.max_keys` what stands for the states' last offsets, by the time of their last events; else None.
+    """
     hashes = []
+    places: list[tuple[Ints, Ints]] = []  # partitions and times
     for chunk in states.read(1 << 16, with_rows=False):
         check_states(path, chunk, seeding.identity)
         partitions = _partitions(path, chunk, seeding.partitions)
@@ -103,6 +130,8 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
                 i = int(late[0])
                 where = f"{path}: row {chunk.first_row + i}"
                 raise overlap(where, chunk.keys[i], number, int(chunk.timestamps[i]), join)
+        if seeding.max_keys is not None:
+            places.append((partitions, chunk.timestamps.copy()))
         hashes.append(np.fromiter(map(hash, zip(partitions.tolist(), chunk.keys, strict=True)), np.int64))
     every = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
     if not len(every):
@@ -112,6 +141,10 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
         twice = np.flatnonzero(np.diff(every[order]) == 0)
         one, other = order[twice[0]] + 1, order[twice[0] + 1] + 1
         raise CannotServe(f"{path}: rows {one} and {other} have the same key; a key can have one state only")
+    if not places:
+        return None
+    every_partition, times = (np.concatenate(some) for some in zip(*places, strict=True))
+    return seed_offsets(every_partition, np.argsort(times, kind="stable"))
 
 
 def _partitions(path: Path, states: FileStates, partitions: int) -> Ints:

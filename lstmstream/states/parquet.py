@@ -37,7 +37,7 @@ def _frame(card: Card, identity: StateIdentity, stored: StoredStates) -> pl.Data
         "key": pl.Series([one.get("key") for one in members], dtype=pl.String),
         "key_base64": pl.Series([one.get("key_base64") for one in members], dtype=pl.String),
         "partition": pl.Series(np.full(len(rows), stored.partition), dtype=pl.Int32),
-        "offset": pl.Series(slab.last_offset[rows], dtype=pl.Int64),
+        "offset": pl.Series(np.maximum(slab.last_offset[rows], -1), dtype=pl.Int64),
         "timestamp": pl.Series(slab.last_timestamp[rows], dtype=pl.Int64).cast(_TIME),
         "steps": pl.Series(slab.steps[rows], dtype=pl.Int64),
         "failures": pl.Series(slab.failures[rows], dtype=pl.Int64),

@@ -42,6 +42,20 @@ from lstmstream.wording import counted
 BYTES_PER_TRANSACTION = 16 << 20
 
 
+def seed_offsets(partitions: Ints, order: Ints) -> Ints:
+    """[N] What stands for the last offset of N states that are there before the input, with `state.max_keys`.
+
+    -1 for the most recent one of each partition, -2 for the one before: a key's place among those that have a state.
+    `order` [N]: positions of the states, the least recent first.
+    """
+    ordered = order[np.argsort(partitions[order], kind="stable")]
+    ends = np.append(np.flatnonzero(np.diff(partitions[ordered])) + 1, len(ordered))
+    counts = np.diff(ends, prepend=0)
+    offsets = np.empty(len(ordered), np.int64)
+    offsets[ordered] = np.arange(len(ordered)) - np.repeat(ends, counts)
+    return offsets
+
+
 class Seeding:
     """One run. `prepare`, `begin`, any number of `write`, `finish`; then, whatever has happened, `close`."""
 
@@ -58,6 +72,7 @@ class Seeding:
         self.broker = PatientBroker(transport, say=say)
         self.origin = -2 - secrets.randbits(62)  # what the states of this run name in place of an origin
         self.rows_at_once = max(1, BYTES_PER_TRANSACTION // state_record_bytes(card.state.size))
+        self.max_keys = config.state.max_keys  # of a partition; None: no limit
         self._config, self._card, self._transport = config, card, transport
         self._clock, self._say = clock, say
         self._member = SoleMember(config.name, transport, clock)
@@ -78,7 +93,7 @@ class Seeding:
 
     def prepare(self) -> None:
         """Reach the broker, make the topics that are missing, and see that nothing has begun. Raises CannotServe."""
-        refuse_shared_rules(self._config, "state build | import")
+        refuse_shared_rules(self._config, "state build | import", max_keys=False)
         self._member.patiently("the broker cannot be used", self._transport.connect)
         self._topics = self._member.patiently("the topics cannot be used", self._ensure_topics, GONE_S)
         self._member.check_nobody_there()

@@ -83,11 +83,14 @@ class StateTopicReader:
         return StoredStates(number, slab, counts, len(loader.damaged), others, partition.erasures)
 
 
-def refuse_shared_rules(config: Config, what: str, *, lateness: bool = True) -> None:
-    """Raises CannotServe where a state depends on the events of other keys, which `what` does not see."""
+def refuse_shared_rules(config: Config, what: str, *, max_keys: bool = True) -> None:
+    """Raises CannotServe where a state depends on the events of other keys, which `what` does not see.
+
+    `max_keys`: whether it is refused with that too.
+    """
     options = {"state.max_keys": config.state.max_keys, "input.max_lateness": config.input.max_lateness}
     for option, value in options.items():
-        if value is not None and (lateness or option == "state.max_keys"):
+        if value is not None and (max_keys or option != "state.max_keys"):
             raise CannotServe(f"{option}: {what} is not implemented yet with it, since states depend on other keys too")
 
 

@@ -279,6 +279,7 @@ class Recomputation:
             raise Refused("step")
         reasons = self._reasons(state, output)
         if late and settings.late == "score":
+            self._see(key)
             return output, steps, reasons
         if kept is None:
             kept = self._states[key] = _KeyState(output.state)

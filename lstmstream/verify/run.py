@@ -46,7 +46,10 @@ class Verification:
         if sample < 1 and config.alerts.max_per_hour is not None:
             raise CannotServe("--sample: alerts.max_per_hour counts the alerts of all keys; verify without --sample")
         if sample < 1 and config.state.max_keys is not None:
-            raise CannotServe("--sample: state.max_keys counts all keys; verify without --sample")
+            raise CannotServe(
+                "--sample: with state.max_keys it depends on the events of all other keys whether a key has a state,"
+                " and on what the model says to them, so that none can be left out; verify without --sample"
+            )
         self._broker, self._config, self._model = broker, config, model
         self._envelopes = Envelopes(config)
         self._forms = Forms(config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,54 @@ def test_a_key_is_erased_and_stays_so(broker: str, topic_prefix: str, tmp_path: 
     assert steps["k0-2"] == list(range(1, 51))
     code, summary, said = verify(config)
     assert (code, summary["predictions"]) == (0, 150 * PARTITIONS), said
+
+
+def limited_events(first: int, count: int) -> Iterator[tuple[bytes, bytes, int, int]]:
+    """Of each partition: some of six keys often, others seldom."""
+    source = random.Random(first)
+    for i in range(first, first + count):
+        for p in range(PARTITIONS):
+            key = min(source.randrange(6), source.randrange(6))
+            yield b"k%d-%d" % (p, key), b'{"amount": %d}' % i, NOW_MS + 1000 * i, p
+
+
+def test_an_erased_key_makes_room_for_others(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    """With `state.max_keys`: live, after a kill, and in the rebuild of a new model, which the whole log decides."""
+    name = topic_prefix
+    create_topics(broker, [f"{name}.in", f"{name}.out"], partitions=PARTITIONS)
+    configs = []
+    for seed in range(2):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        configs.append(
+            write_config(
+                folder / "c.yaml",
+                name=name,
+                model=random_model(folder, hidden=4, seed=seed),
+                servers=broker,
+                on_model_change="replay",
+                state={"max_keys": 3, "checkpoint_interval": "1h"},
+            )
+        )
+    old, new = configs
+    found = list(limited_events(0, 60))
+    produce(broker, f"{name}.in", found)
+    with RunningDaemon(old, tmp_path / "log1") as daemon:
+        daemon.wait(lambda: answered(broker, name, 60), "all answered")
+        code, body = delete(old, found[-PARTITIONS][0].decode())  # the most recent one has a state
+        assert (code, body["confirmed"]) == (0, True), body
+        produce(broker, f"{name}.in", list(limited_events(60, 30)))
+        daemon.wait(lambda: answered(broker, name, 90), "all answered")
+        daemon.kill9()
+    produce(broker, f"{name}.in", list(limited_events(90, 30)))
+    with RunningDaemon(old, tmp_path / "log2") as daemon:
+        daemon.wait(lambda: answered(broker, name, 120), "all answered")
+        assert daemon.sigterm() == 0, daemon.last_words()
+    code, summary, said = verify(old)
+    assert (code, summary["predictions"]) == (0, 120 * PARTITIONS), said
+    produce(broker, f"{name}.in", list(limited_events(120, 30)))
+    with RunningDaemon(new, tmp_path / "log3") as daemon:
+        daemon.wait(lambda: answered(broker, name, 150), "all answered")
+        assert daemon.sigterm() == 0, daemon.last_words()
+    code, summary, said = verify(new, "--from", "120")
+    assert (code, summary["predictions"], summary["not_judged"]) == (0, 30 * PARTITIONS, 0), said

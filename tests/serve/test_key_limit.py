@@ -203,6 +203,25 @@ def test_the_most_recent_keys_have_a_state() -> None:
     assert in_memory(world) == list(check(world).kept)
 
 
+@pytest.mark.parametrize("late", ["apply", "score", "drop"])
+def test_a_late_event_sees_its_key_if_it_is_answered(late: str) -> None:
+    world = World(**RULES | {"input": {"topic": INPUT, "late": late}, "state": {"max_keys": 2}})
+    daemon = world.start()
+    for _ in range(2):
+        produce(world, b"a")
+        produce(world, b"b")
+        produce(world, b"a", at_s=world.now_s - 10)
+        world.settle()
+        assert in_memory(world) == ([b"a", b"b"] if late == "drop" else [b"b", b"a"])
+        world.kill(daemon)
+        daemon = world.start()
+        world.settle()
+        assert in_memory(world) == ([b"a", b"b"] if late == "drop" else [b"b", b"a"])
+    produce(world, b"c")
+    world.settle()
+    assert in_memory(world) == ([b"b", b"c"] if late == "drop" else [b"a", b"c"])
+
+
 def test_an_evicted_key_leaves_memory_and_state_topic() -> None:
     world = World(**RULES)
     daemon = world.start()
@@ -455,3 +474,29 @@ def test_an_incident_goes_with_its_key() -> None:
     said = [json.loads(r.value or b"") for r in world.broker.topics["alerts"].logs[0]]
     assert [(one["key"], one["source"]["offset"]) for one in said] == [("a", 0), ("a", KEYS + 1)]
     check(world)
+
+
+def test_a_damaged_record_of_a_key_that_has_gone_is_deleted(caplog: pytest.LogCaptureFixture) -> None:
+    """Else each start would rebuild all, for as long as the input has it all."""
+    world = World(**RULES)
+    daemon = world.start()
+    for number in range(KEYS + 1):
+        produce(world, b"k%d" % number)
+    world.settle()
+    world.stop(daemon)
+    log = world.broker.topics["t.state"].logs[0]
+    (at,) = [i for i, r in enumerate(log) if r.value and r.key and r.key.endswith(b"k0")]
+    log[at] = log[at]._replace(value=b"x" + (log[at].value or b"")[1:])
+    for _ in range(3):
+        caplog.clear()
+        daemon = world.start()
+        world.settle()
+        rebuilt = "rebuilding states" in caplog.text
+        for number in range(20):
+            produce(world, b"k%d" % (1 + number % KEYS))
+            world.settle()
+            idle(world, daemon, 2)
+        check(world)
+        world.stop(daemon)
+    assert not rebuilt
+    assert b"k0" not in records(world)

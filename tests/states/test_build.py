@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from lstmstream.errors import CannotServe
+from lstmstream.states import build as states_build
 from lstmstream.states.build import history_config
+from lstmstream.states.seeding import seed_offsets
 from tests.serve.memory_world import INPUT, PARTITIONS
 from tests.states.build_world import TOPIC, build, build_world, judge, lines, past
 from tests.verify.world import ALERTS, VerifyWorld
@@ -89,3 +91,49 @@ def test_what_is_not_known_of_a_history(
     world.settings["input"] = {"topic": INPUT, **settings}
     with pytest.raises(CannotServe, match=message):
         history_config(world.config(), world.model, *options)
+
+
+# -- state.max_keys
+
+
+def limited_world(tmp_path: Path) -> VerifyWorld:
+    world = build_world(tmp_path)
+    world.settings["state"] = {"max_keys": 2, "checkpoint_interval": "5s"}
+    world.settings["input"] = {"topic": INPUT}
+    return world
+
+
+def serve_in_lives(world: VerifyWorld, lives: int) -> None:
+    """Daemons that are killed after some events each."""
+    for number in range(lives):
+        daemon = world.start(world.onnx_step())
+        for _ in range(8 + number):
+            world.step(daemon)
+            world.now_s += 0.7
+        world.kill(daemon)
+    world.serve()
+
+
+@pytest.mark.parametrize("lives", [0, 4])
+def test_the_most_recent_keys_of_history_and_topic(tmp_path: Path, lives: int) -> None:
+    """Which of the keys of the history goes first has to be known after restarts too."""
+    world, found = limited_world(tmp_path), past()
+    world.settings["batch"] = {"max_events": 4}
+    file = lines(tmp_path / "1.jsonl", found)
+    assert build(world, [file]) == 2 * PARTITIONS
+    serve_in_lives(world, lives)
+    code, summary = judge(world, [file])
+    assert (code, summary["findings"]) == (0, [])
+    assert summary["predictions"] + summary["dead_letters"] == TOPIC
+    code, summary = judge(world, None)
+    assert (code, summary["findings"]) == (2, [])
+    assert summary["not_judged"] < TOPIC, "what began after the history is judged without it"
+
+
+def test_a_wrong_order_of_the_keys_of_a_history_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states_build, "seed_offsets", lambda partitions, order: seed_offsets(partitions, order[::-1]))
+    world = limited_world(tmp_path)
+    file = lines(tmp_path / "1.jsonl", past()[:140])
+    build(world, [file])
+    world.serve()
+    assert judge(world, [file])[0] == 1

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.serve.state_records import FLOOR
 from lstmstream.states.joining import JoinAt
-from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World, crash_at_call
+from lstmstream.states.seeding import seed_offsets
+from lstmstream.transport.partitioner import partition_of
+from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World, amount_of, crash_at_call, fold
 from tests.serve.test_snapshots import let_it_write
 from tests.states.seed_world import KEYS, PAST_MS, Past, answered, produce, seed
 
@@ -333,3 +337,51 @@ def test_an_input_that_is_not_there(world: World, tmp_path: Path) -> None:
         CannotServe, match=r"the topics cannot be used, for 10 s: input\.topic: topic 'in' does not exist"
     ):
         seed(world, Past().write(tmp_path / "s.jsonl", world))
+
+
+# -- state.max_keys
+
+
+def test_places_of_states_that_were_there_before() -> None:
+    partitions, times = np.array([1, 0, 1, 1, 0]), np.array([5, 9, 7, 5, 3])
+    assert seed_offsets(partitions, np.argsort(times, kind="stable")).tolist() == [-3, -1, -1, -2, -2]
+
+
+def limited_world(max_keys: int) -> tuple[World, Past, dict[bytes, int]]:
+    """And the times of the keys' last events: the order of the file is another one."""
+    world, past = World(state={"max_keys": max_keys, "checkpoint_interval": "5s"}), Past()
+    return world, past, {key: PAST_MS - 7 * (number * 7 % len(KEYS)) for number, key in enumerate(KEYS)}
+
+
+def expected_of_limited(world: World, past: Past, times: dict[bytes, int], max_keys: int) -> list[Any]:
+    """As Past.expected, with only the most recent keys of each partition."""
+    found = []
+    for partition, log in enumerate(world.broker.topics[INPUT].logs):
+        mine = sorted((key for key in KEYS if partition_of(key, PARTITIONS) == partition), key=lambda key: times[key])
+        states = {key: past.states[key] for key in mine[-max_keys:]}
+        for record in log:
+            assert record.key is not None
+            mean, count, steps = states.pop(record.key, (np.float32(0.5), np.float32(0), 0))
+            mean, count = fold(mean, count, np.float32(amount_of(record.value)))
+            states[record.key] = mean, count, steps + 1
+            if len(states) > max_keys:
+                del states[next(iter(states))]
+            found.append((partition, record.offset, float(str(mean - count)), steps + 1))
+    return found
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("max_keys", [1, 2, 3, 5])
+def test_the_least_recent_ones_go_first(tmp_path: Path, max_keys: int, *, kill: bool) -> None:
+    """As if their last events had come before the input, in the order of their times. Some are too many already."""
+    world, past, times = limited_world(max_keys)
+    produce(world, 4, KEYS[:2])
+    path = past.write(tmp_path / "s.jsonl", world)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "timestamp": times[row["key"].encode()]}) + "\n" for row in rows))
+    seed(world, path)
+    for number in range(6):
+        serve(world, kill=kill)
+        produce(world, 5, [*KEYS[number : number + 3], b"new%d" % number])
+    serve(world)
+    assert answered(world) == expected_of_limited(world, past, times, max_keys)

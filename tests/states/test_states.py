@@ -12,14 +12,14 @@ import pytest
 from lstmstream.errors import CannotServe
 from lstmstream.serve.erasure_records import pack_request
 from lstmstream.serve.state_records import FLOOR
-from lstmstream.states import diff
+from lstmstream.states import diff, stored
 from lstmstream.states.command import get_state, list_states
 from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
 from tests.models import random_model
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES
-from tests.states.world import CONFIG, KEYS, append, exported
-from tests.verify.world import VerifyWorld
+from tests.states.world import CONFIG, KEYS, Opened, append, exported
+from tests.verify.world import NOW_MS, VerifyWorld
 
 
 def listed(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[list[dict[str, Any]], str]:
@@ -199,3 +199,33 @@ def test_a_state_beside_another_one_after_the_key_was_erased(
     (state,) = json.loads(capsys.readouterr().out)["states"]
     assert state["served"]["steps"] == 1
     assert state["served"] == state["other"]
+
+
+def test_a_state_beside_another_one_with_a_limit_on_the_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The key has gone and come back; then it is erased, so that another one does not have to go."""
+    made = VerifyWorld(random_model(tmp_path, hidden=2, seed=1), state={"max_keys": 2, "checkpoint_interval": "5s"})
+    monkeypatch.setattr(diff, "load_config", lambda _path, stage=None: made.config())
+    monkeypatch.setattr(stored, "load_config", lambda _path, stage=None: made.config())
+    monkeypatch.setattr(stored, "open_kafka_admin", lambda _config: Opened(made.broker, INPUT))
+
+    def answer(keys: str) -> None:
+        for number, key in enumerate(keys):
+            made.broker.append(INPUT, 0, key.encode(), b'{"amount": %d}' % number, NOW_MS + 1000 * number, [])
+        made.serve()
+
+    def steps(key: str) -> tuple[int, int]:
+        assert diff_states(CONFIG, key, str(made.settings["model"]), as_json=True, stage=None) == 0
+        (state,) = json.loads(capsys.readouterr().out)["states"]
+        assert state["served"] == state["other"]
+        return state["served"]["steps"], state["served"]["offset"]
+
+    answer("aabcaa")  # a goes for c
+    assert steps("a") == (2, 5)
+    made.broker.append(STATES, 0, *pack_request([b"a"]))
+    answer("dc")
+    assert steps("c") == (2, 7)
+    answer("ba")
+    assert steps("a") == (1, 9)
+    assert diff_states(CONFIG, "c", str(made.settings["model"]), as_json=True, stage=None) == 1

@@ -146,11 +146,44 @@ def test_the_most_recent_keys_are_right(tmp_path: Path, late: str) -> None:
     assert steps.count(1) > 10
 
 
-def test_incidents_go_with_their_keys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", ["apply", "score"])
+def test_incidents_go_with_their_keys(tmp_path: Path, late: str) -> None:
     policy = {"cooldown": "10m", "hold": True, "end_record": True}
-    done = limited(tmp_path, alerts=policy).verify()
+    done = limited(tmp_path, alerts=policy, input={"topic": INPUT, "late": late}).verify()
     assert kinds(done) == {}
     assert done.summary()["end_records"] > 0
+
+
+def lives_with(folder: Path, policies: list[dict[str, Any]]) -> VerifyWorld:
+    """One after the other, with late events that are answered; then a damaged record makes the last one rebuild all."""
+    folder.mkdir()
+    world = made(folder, **LIMIT, input={"topic": INPUT, "late": "score"})
+    for policy in policies:
+        daemon = world.start(world.onnx_step(), alerts=policy)
+        for _ in range(3):
+            world.step(daemon)
+            world.now_s += 0.5
+        world.stop(daemon)
+    for partition in range(3):
+        log = world.log("t.state", partition)
+        for at in [i for i, one in enumerate(log) if one.key and one.key[:1] == b"\x01" and one.value][-1:]:
+            log[at] = log[at]._replace(value=b"x" + (log[at].value or b"")[1:])
+    daemon = world.start(world.onnx_step(), alerts=policies[-1])
+    world.settle()
+    world.stop(daemon)
+    return world
+
+
+def test_which_keys_go_does_not_depend_on_the_policy_for_alerts(tmp_path: Path) -> None:
+    """A late event may change what is remembered of its key; it sees its key in any case."""
+    hold = [{"cooldown": "10m", "hold": True}, {"cooldown": "20m", "hold": True, "end_record": True}]
+    world = lives_with(tmp_path / "1", hold * 3)
+    done = world.verify(config=world.config(alerts=hold[-1]))
+    assert kinds(done) == {}
+    steps = [answer["steps"] for answer in world.answers()]
+    for number, policies in enumerate([[{}, *hold, {}], [*hold, {}, hold[0]]]):
+        other = lives_with(tmp_path / f"other{number}", policies)
+        assert [answer["steps"] for answer in other.answers()] == steps
 
 
 def forget_nothing(patch: Patch) -> None:
@@ -183,5 +216,5 @@ def test_an_eviction_that_is_wrong_is_found(tmp_path: Path, monkeypatch: Patch, 
 
 
 def test_a_sample_of_the_keys_cannot_tell(tmp_path: Path) -> None:
-    with pytest.raises(CannotServe, match=r"--sample: state.max_keys"):
+    with pytest.raises(CannotServe, match=r"--sample: with state.max_keys it depends on the events of all other keys"):
         made(tmp_path, **LIMIT).verification(sample=0.5)
