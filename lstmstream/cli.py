@@ -16,7 +16,7 @@ from lstmstream.config_command import app as config
 from lstmstream.csv_arguments import DecimalOption, DelimiterOption
 from lstmstream.dead_letter.commands import app as dead_letter
 from lstmstream.dev.commands import app as dev
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, Fatal
 from lstmstream.importer.commands import import_
 from lstmstream.states.commands import app as state
 from lstmstream.wording import counted
@@ -47,6 +47,9 @@ def main() -> NoReturn:
         code = app(standalone_mode=False, prog_name=NAME)
     except CannotServe as error:
         fail(*error.problems)
+    except Fatal as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        code = 1
     except typer.Exit as done:
         code = done.exit_code
     except typer.Abort:
@@ -467,7 +470,6 @@ def events(
     Card payments, keyed by customer; `builtin:demo` scores them.
     """
     from lstmstream.demo.events import send_events
-    from lstmstream.errors import Fatal
     from lstmstream.shutdown import ShutdownSignal
 
     stop = ShutdownSignal()

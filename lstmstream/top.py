@@ -34,6 +34,8 @@ COLUMNS = (
 WORDS = frozenset({"daemon", "address", "phase", "model"})
 LEFT_OUT = frozenset({"address", "batch", "memory", "model"})  # where the terminal is narrower than
 WIDE = 120  # columns
+LEFT_OUT_NARROW = LEFT_OUT | {"p50", "keys"}  # where it is narrower than
+NARROW = 72
 
 
 class Answer(NamedTuple):
@@ -106,11 +108,14 @@ def ask(url: str, token: str | None) -> Answer:
 
 def render(answers: Sequence[Answer], width: int) -> Group:
     """The table, and below it what needs a person: reasons, last alerts, dead letters. `width`: of the terminal."""
-    shown = [column for column in COLUMNS if width >= WIDE or column not in LEFT_OUT]
+    left_out = frozenset() if width >= WIDE else LEFT_OUT if width >= NARROW else LEFT_OUT_NARROW
+    shown = [column for column in COLUMNS if column not in left_out]
     table = Table(box=None, pad_edge=False, expand=False)
     for column in shown:
         number = column not in WORDS
-        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        table.add_column(
+            column, justify="right" if number else "left", no_wrap=number or column == "phase", overflow="fold"
+        )
     for answer in answers:
         row = _row(answer)
         table.add_row(*(row.get(column, Text("")) for column in shown))

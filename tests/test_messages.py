@@ -67,6 +67,7 @@ def without_place(problem: str) -> str:
     [
         ("input: {topic: null}", "input.topic: is missing; set it (topic to read events from)"),
         ("inptu: {}", "inptu: unknown key; did you mean input?"),
+        ("state.ttl: 2d", "state.ttl: unknown key; write it as a section: state: {ttl: …}"),
         (
             "output: {zzz: 1}",
             (
@@ -183,7 +184,35 @@ def test_a_variable(environ: dict[str, str], message: str, tmp_path: Path) -> No
             "a: [1",
             (
                 "FOLDER/stream.yaml: line 1, column 6: while parsing a flow sequence, "
-                "expected ',' or ']', but got '<stream end>'"
+                "expected ',' or ']', but got '<stream end>'; close the bracket"
+            ),
+        ),
+        (
+            "a: [b?]",
+            (
+                "FOLDER/stream.yaml: line 1, column 6: while parsing a flow sequence, expected ',' or ']', but got '?'"
+                "; a name or text with one of ?,:#[]{} in it needs quotes"
+            ),
+        ),
+        (
+            "a: b: c",
+            (
+                "FOLDER/stream.yaml: line 1, column 5: mapping values are not allowed here; text with a colon"
+                " needs quotes, and keys of a section the same indentation"
+            ),
+        ),
+        (
+            "a:\n  b: 1\n c: 2",
+            (
+                "FOLDER/stream.yaml: line 3, column 2: while parsing a block mapping, expected <block end>, but found"
+                " '<block mapping start>'; keys of a section need the same indentation"
+            ),
+        ),
+        (
+            "\ta: 1",
+            (
+                "FOLDER/stream.yaml: line 1, column 1: while scanning for the next token, found character '\\t' that"
+                " cannot start any token; indent with spaces, not with tabs"
             ),
         ),
         (

@@ -130,3 +130,11 @@ def test_an_answer_that_is_something_else(body: dict[str, Any]) -> None:
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(CannotServe, match="is not the address of a daemon"):
         top.run_top([url], once=True, as_json=False, token_file=None)
+
+
+def test_a_terminal_of_60_columns_breaks_no_word() -> None:
+    world = LiveWorld()
+    world.load()
+    rows = shown(top.Answer("http://127.0.0.1:9108", world.snapshot()), width=60).splitlines()
+    assert rows[0].split() == ["daemon", "phase", "events/s", "p99", "lag", "alerts", "dead"]
+    assert rows[1].split()[:2] == ["payments", "starting"]

@@ -146,6 +146,9 @@ def _unknown_key(keys: Keys, options: Mapping[str, Option]) -> str:
         return f"unknown key; set the environment variable {variable_of(keys)} instead"
     if re.match(r"[\w.-]+:", key):
         return "unknown key; put a space after the colon"
+    if ".".join([*above, key]) in options:
+        section, _, inner = key.partition(".")
+        return f"unknown key; write it as a section: {section}: {{{inner}: …}}"
     near = difflib.get_close_matches(key, known, n=1)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known keys here: {', '.join(known)}"
 

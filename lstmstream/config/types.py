@@ -131,8 +131,13 @@ def _sha256(value: str) -> str:
     return value.lower()
 
 
+def is_field(name: str) -> bool:
+    """Whether an option can name the field."""
+    return len(name) <= 1000 and all(name.split("."))
+
+
 def _field_path(value: str) -> str:
-    if len(value) > 1000 or not all(value.split(".")):
+    if not is_field(value):
         raise ValueError("is not a valid field; write its name, with dots for nested fields: customer.id")
     return value
 

@@ -15,6 +15,13 @@ from lstmstream.errors import CannotServe
 from lstmstream.logs import escape_untrusted
 
 _QUOTES_NOTHING = re.compile(r"""(?:[^'"]|'(?:\\?.|<[a-z ]+>)')*""")
+_HINTS = {  # by what pyyaml says; the first counts
+    "but got '<stream end>'": "; close the bracket",
+    r"found character '\t'": "; indent with spaces, not with tabs",
+    "while parsing a flow ": "; a name or text with one of ?,:#[]{} in it needs quotes",
+    "mapping values are not allowed": "; text with a colon needs quotes, and keys of a section the same indentation",
+    "while parsing a block mapping": "; keys of a section need the same indentation",
+}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def _text(error: yaml.MarkedYAMLError) -> str:
     text = ", ".join(part for part in (error.context, error.problem) if part)
     if not isinstance(error, _Fault) and not _QUOTES_NOTHING.fullmatch(text):
         text = re.sub(r"""['"].*['"]""", "(hidden)", text, flags=re.DOTALL)
-    return escape_untrusted(text)
+    return escape_untrusted(text) + next((hint for sign, hint in _HINTS.items() if sign in text), "")
 
 
 class _Loader(yaml.SafeLoader):

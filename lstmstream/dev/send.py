@@ -95,7 +95,8 @@ def _in_order(path: Path, fields: FileFields, csv: CsvOptions) -> _Found:
             without_key.append(f"row {row}: {bad}")
         try:
             if document is not None and fields.timestamp is not None:
-                last_ms = timestamp_ms(locate(document, fields.timestamp), fields.timestamp)
+                time = locate(document, fields.timestamp)
+                last_ms = timestamp_ms(None if time is ABSENT else time, fields.timestamp)
         except BadRecord as bad:
             without_time.append(f"row {row}: {bad}")
         events.append((last_ms, key, value))
@@ -130,15 +131,18 @@ def _values(path: Path, fields: FileFields, csv: CsvOptions) -> Iterator[bytes]:
     names = table.fields
     if problems := [unknown_field(path, name, names) for name in asked if name not in names]:
         raise CannotServe(*problems)
-    numbers, notes = numeric_columns(table, csv, without=asked)
+    columns = [name for name in table.scan.collect_schema() if name]
+    numbers, notes = numeric_columns(table, csv, without=[*asked, ""])
     roles = FieldRoles(
         keys=() if fields.key is None else (fields.key,),
         times=() if fields.timestamp is None else (fields.timestamp,),
         numbers=tuple(numbers),
         categories=fields.texts,
-        passthrough=tuple(table.scan.collect_schema()),
+        passthrough=tuple(columns),
     )
     events = table_events(table, roles, csv)
+    if "" in names:  # pandas' index
+        notes.append(f"{path}: the column without a name is left out; give it a name to send it")
     for note in (*table.notes, *notes):
         _say(note)
     yield from events

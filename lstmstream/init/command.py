@@ -61,6 +61,8 @@ def init(
 
     `as_json`: what was found is printed as JSON.
     """
+    if folder.exists() and not folder.is_dir():
+        raise CannotServe(f"{folder}: is a file; give the folder that stream.yaml and train.yaml are written to")
     stream, train = folder / "stream.yaml", folder / "train.yaml"
     for file in (stream, train):
         if file.exists() and not force:
@@ -81,7 +83,7 @@ def init(
         stream.write_text(stream_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
         train.write_text(train_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
     except OSError as error:
-        raise CannotServe(f"{error.filename}: {error.strerror}") from error
+        raise CannotServe(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
     if as_json:
         looked_at = {"events": len(documents), "not_json": bad}
         print(json.dumps(looked_at | asdict(found) | {"files": [str(stream), str(train)]}, ensure_ascii=False))
@@ -182,13 +184,23 @@ def _report(found: Proposal, events: int, bad: int, stream: Path, train: Path) -
     )
     print(f"key         {found.key or 'that of the record'}")
     print(f"timestamp   {found.timestamp or 'that of the record'}")
-    print(f"numbers     {', '.join(found.numbers)}")
-    for title, names in (("categories", found.categories), ("label", [found.label or ""]), ("left out", found.others)):
-        if any(names):
-            print(f"{title:<11} {', '.join(names)}")
+    lists = {"numbers": found.numbers, "categories": found.categories, "left out": found.others}
+    lists["label"] = [] if found.label is None else [found.label]
+    for title in ("numbers", "categories", "label", "left out"):
+        if lists[title]:
+            print(f"{title:<11} {', '.join(map(_shown, lists[title]))}")
+    for name, reason in found.reasons.items():
+        print(f"{_shown(name)} is left out: {reason}")
+    for name in found.numbers:
+        if "," in name:
+            print(f"{_shown(name)} is in train.yaml only: its comma would end the name in builtin:anomaly:")
     for name, count in found.texts.items():
         print(f"{name} is text in {count:,} of them: such events become dead letters")
     print(f"\n{stream} and {train} are written. Now: lstmstream check {stream}", file=sys.stderr)
+
+
+def _shown(name: str) -> str:
+    return name if name and name == name.strip() and name.isprintable() else repr(name)
 
 
 def _flow(value: Any) -> str:

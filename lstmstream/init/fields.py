@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lstmstream.config.types import is_field
 from lstmstream.errors import BadRecord
 from lstmstream.formats.json_documents import Document
-from lstmstream.formats.timestamps import timestamp_ms
+from lstmstream.formats.timestamps import spells_number, timestamp_ms
 from lstmstream.formats.values import category_text
 
 MAX_DEPTH = 3  # of nested objects
@@ -22,6 +23,7 @@ _KEY_NAME = re.compile(
     r"(^|[_.])(key|id|customer|card|account|user|client|device|sensor|machine|host|terminal|vehicle)s?(_?id)?$|id$",
     re.IGNORECASE,
 )
+_NUMBER_AS_TEXT = re.compile(r"[^\w+-]?[+-]?\d[\d.,' ]*\W?[a-zA-Z%]{0,5}")  # 1,014.0 or 3 kWh
 _LABEL_NAME = re.compile(r"(^|[_.]|^is_)(fraud|label|target|anomaly|fault|failure|churn|class)\w*$", re.IGNORECASE)
 
 
@@ -37,6 +39,7 @@ class Profile:
     booleans: int = 0
     times: int = 0  # values that can be times
     values: set[str] = field(default_factory=set)
+    example: str = ""  # the first text
     rises: bool = True  # each number is larger than the one before
     _last: float | None = None
 
@@ -52,6 +55,7 @@ class Profile:
             self._last = float(value)
         elif isinstance(value, str):
             self.texts += 1
+            self.example = self.example or value
         try:
             self.values.add(category_text(value, self.name) or "")
         except BadRecord:  # a number that is not whole
@@ -84,6 +88,7 @@ class Proposal:
     numbers: list[str]
     categories: list[str]
     others: list[str]  # that are left out
+    reasons: dict[str, str]  # of some of `others`
     texts: dict[str, int]  # of `numbers` that are text in some events: in how many
 
 
@@ -98,6 +103,8 @@ def profiles(documents: Sequence[Document]) -> list[Profile]:
 
 def propose(fields: Sequence[Profile], events: int, *, keyed: bool) -> Proposal:
     """`events`: their number. `keyed`: the records have keys."""
+    unnamed = [one.name for one in fields if not is_field(one.name)]
+    fields = [one for one in fields if is_field(one.name)]
     timestamp = _best(
         (one for one in fields if one.times == one.events and 2 * one.events > events),
         lambda one: (bool(_TIME_NAME.search(one.name)), one.texts > 0, one.events),
@@ -111,7 +118,7 @@ def propose(fields: Sequence[Profile], events: int, *, keyed: bool) -> Proposal:
             lambda one: bool(_KEY_NAME.search(one.name)),
         )
     left = [one for one in fields if one.name not in {timestamp, key}]
-    label = next((one.name for one in left if _LABEL_NAME.search(one.name) and one.is_category(events)), None)
+    label = next((one.name for one in left if _LABEL_NAME.search(one.name) and _can_be_label(one)), None)
     left = [one for one in left if one.name != label]
     categories = [one.name for one in left if one.is_category(events) and not _measures(one)]
     numbers = [
@@ -119,9 +126,12 @@ def propose(fields: Sequence[Profile], events: int, *, keyed: bool) -> Proposal:
         for one in left
         if one.is_number and one.name not in categories and not one.is_counter and not _is_identifier(one)
     ]
-    others = [one.name for one in left if one.name not in {*categories, *numbers}]
+    rest = [one for one in left if one.name not in {*categories, *numbers}]
+    reasons = {one.name: reason for one in rest if (reason := _why_left_out(one))}
+    reasons |= dict.fromkeys(unnamed, "an option cannot name it")
+    others = [*(one.name for one in rest), *unnamed]
     texts = {one.name: one.texts for one in left if one.name in numbers and one.texts}
-    return Proposal(key, timestamp, label, numbers, categories, others, texts)
+    return Proposal(key, timestamp, label, numbers, categories, others, reasons, texts)
 
 
 def _walk(document: Document, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -139,13 +149,27 @@ def _can_be_time(value: Any) -> bool:
     if isinstance(value, int | float):
         low, high = EPOCH_S
         return low <= value < high or 1000 * low <= value < 1000 * high
-    if not isinstance(value, str) or len(value) < 8 or not any(sign in value for sign in "-:T"):
+    if not isinstance(value, str) or len(value) < 8:
         return False
+    if spells_number(value):  # seconds as CSV writes them
+        return "e" not in value.lower() and _can_be_time(float(value))
     try:
         timestamp_ms(value, "time")
     except BadRecord:
         return False
-    return True
+    return any(sign in value for sign in "-:T")
+
+
+def _can_be_label(one: Profile) -> bool:
+    """Few values, though some may be of another type, such as None as text: a label must not become a feature."""
+    return 2 <= len(one.values) <= FEW_VALUES and one.events in (one.texts + one.numbers, one.booleans)
+
+
+def _why_left_out(one: Profile) -> str:
+    """What a person may not expect: a number that some events have as text."""
+    if not one.texts or not (one.numbers or _NUMBER_AS_TEXT.fullmatch(one.example)):
+        return ""
+    return f"text in {one.texts:,} of {one.events:,} events, such as {one.example[:40]!r}"
 
 
 def _can_be_key(one: Profile, events: int) -> bool:

@@ -11,6 +11,7 @@ import sys
 import time
 from base64 import b64encode
 from contextlib import ExitStack, closing
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,6 +32,7 @@ from lstmstream.serve.score_notes import FeaturesWithoutValues, LateRows, Refuse
 from lstmstream.serve.shard import Shard, ShardFilter
 
 BATCH_EVENTS = 4096
+_WRITE_BYTES = 131_072
 
 
 def score_file(
@@ -81,18 +83,18 @@ def score_file(
     config = configs[0]
     shards = None if part is None else ShardFilter(part, configs, loaded[0][1].card)
     name = STANDARD_INPUT if data == "-" else data
-    refused = [RefusedRows(name, kept=dead_letters is not None) for _ in engines]
     late = LateRows(name, config.input.late)
     batches = 0
     with ExitStack() as files:
         rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS, csv=csv)))
+        refused = [RefusedRows(name, kept=dead_letters, place=rows.place) for _ in engines]
         unseen = UnseenFields(name, rows.sought_fields)
         features = FeaturesWithoutValues(name, step.card)
         for note in rows.notes:
             say(note)
-        predictions = _open_out(out, files)
-        letters = files.enter_context(dead_letters.open("wb")) if dead_letters is not None else None
-        enriched = files.enter_context(events.open("wb")) if events is not None else None
+        predictions = sys.stdout.buffer if out == "-" else _opened("--out", Path(out), files)
+        letters = None if dead_letters is None else _opened("--dead-letters", dead_letters, files)
+        enriched = None if events is None else _opened("--events", events, files)
         files_of = [_Files(None, letters, enriched if number == 0 else None) for number in range(len(engines))]
         files_of[-1] = files_of[-1]._replace(predictions=predictions)
         progress = files.enter_context(closing(RowProgress(name, terminal=_draws_bar(out))))
@@ -167,8 +169,22 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _open_out(out: str, files: ExitStack) -> IO[bytes]:
-    return sys.stdout.buffer if out == "-" else files.enter_context(Path(out).open("wb"))
+class _NamedFile(FileIO):
+    """A file whose failing writes name it, as a failing open does."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, self.name) from None
+
+
+def _opened(option: str, path: Path, files: ExitStack) -> IO[bytes]:
+    """Raises CannotServe where the file cannot be opened."""
+    try:
+        return files.enter_context(BufferedWriter(_NamedFile(path, "w"), _WRITE_BYTES))
+    except OSError as error:
+        raise CannotServe(f"{option} {path}: {error.strerror}; name another file") from error
 
 
 def _dead_letter_json(value: bytes | None, headers: Headers) -> bytes:

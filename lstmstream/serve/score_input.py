@@ -15,7 +15,7 @@ from lstmstream.config import Config, load_config
 from lstmstream.config.schema import SilentEvents
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require_for_table
-from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
+from lstmstream.formats.csv_form import FROM_FILE, CsvForm, CsvOptions, line_of_row
 from lstmstream.formats.event_reader import EventReader
 from lstmstream.formats.field_names import unknown_fields
 from lstmstream.formats.field_roles import FieldRoles
@@ -170,6 +170,7 @@ class ScoreInput:
         self._topic = data
         self._limit = batch_events
         self._reader: EventReader | None = None
+        self._csv_form: CsvForm | None = None
         if self.file.kind == "jsonl":
             if config.input.unwrap is not None:  # a table has no envelopes
                 self._reader = EventReader(None, config.input.unwrap, max_bytes=config.input.max_bytes)
@@ -186,6 +187,13 @@ class ScoreInput:
             if values:
                 records = event_batch(self._topic, np.array(offsets, dtype=np.int64), values)
                 yield records if self._reader is None else self._reader.read(records)
+
+    def place(self, row: int) -> str:
+        """How messages name a row: from 0, and of CSV with the line at which it begins, as editors count."""
+        line = None
+        if self._csv_form is not None and self.file.path is not None:
+            line = line_of_row(self.file.path, self._csv_form, row)
+        return f"row {row}" if line is None else f"row {row}, line {line}"
 
     @property
     def done(self) -> float | None:
@@ -215,6 +223,7 @@ class ScoreInput:
         if missing := [name for name in config.output.include if name not in present]:
             self.notes.append(f"output.include: {unknown_fields(path, missing, present)}")
         self.total_rows = table.count()
+        self._csv_form = table.form
         self.notes += table.notes
         return _lists(events, self._limit)
 

@@ -6,7 +6,8 @@ Everything is counted, and few lines are printed, however many rows there are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -33,10 +34,11 @@ def say(text: str) -> None:
 class RefusedRows:
     """Dead letters by reason. The first of each kind is named at once, the numbers come at the end."""
 
-    def __init__(self, name: str, *, kept: bool) -> None:
-        """`kept`: the dead letters go to a file, so nothing is said unless all rows were refused."""
+    def __init__(self, name: str, *, kept: Path | None, place: Callable[[int], str] = "row {}".format) -> None:
+        """`kept`: the file of the dead letters; only the numbers are said then. `place`: how a row is named."""
         self._name = name
         self._kept = kept
+        self._place = place
         self._reasons: dict[str, tuple[int, int, str]] = {}  # by the message without its numbers: count, row, message
         self._may_be_a_table = False  # the only row
         self.rows = 0
@@ -56,8 +58,8 @@ class RefusedRows:
                 kind, (0, int(result.records.offsets[letter.index]), letter.message)
             )
             self._reasons[kind] = (count + 1, row, message)
-            if not count and not self._kept and len(self._reasons) <= MAX_REASONS:
-                say(f"{self._name}, row {row}: {message}")
+            if not count and self._kept is None and len(self._reasons) <= MAX_REASONS:
+                say(f"{self._name}, {self._place(row)}: {message}")
 
     def finish(self, *, json: bool = False) -> bool:
         """Says the totals; whether there were rows and none was answered.
@@ -65,21 +67,21 @@ class RefusedRows:
         `json`: the file is JSON, which may hold a whole table in one object.
         """
         nothing = self.refused > 0 and self.refused == self.rows
-        if self.refused and (nothing or not self._kept):
+        if self.refused:
             often = sorted(self._reasons.values(), reverse=True, key=lambda reason: (reason[0], -reason[1]))
-            parts = [f"{message} ({_where(count, row)})" for count, row, message in often[:MAX_REASONS]]
+            parts = [f"{message} ({self._where(count, row)})" for count, row, message in often[:MAX_REASONS]]
             parts += [f"{len(often) - MAX_REASONS:,} more reasons"] if len(often) > MAX_REASONS else []
             share = f"none of {self.rows:,} rows" if nothing else f"{self.refused:,} of {self.rows:,} rows"
             what = "could be scored" if nothing else "are dead letters"
-            hint = "" if self._kept else "; --dead-letters FILE keeps them"
+            hint = "; --dead-letters FILE keeps them" if self._kept is None else f"; they are in {self._kept}"
             if json and nothing and self.rows == 1 and self._may_be_a_table:
                 hint = f"; {ONE_VALUE}"
             say(f"{self._name}: {share} {what}: {'; '.join(parts)}{hint}")
         return nothing
 
-
-def _where(count: int, first: int) -> str:
-    return f"row {first}" if count == 1 else f"{count:,} rows, the first is row {first}"
+    def _where(self, count: int, first: int) -> str:
+        place = self._place(first)
+        return place if count == 1 else f"{count:,} rows, the first is {place}"
 
 
 class UnseenFields:

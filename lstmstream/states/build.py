@@ -17,7 +17,7 @@ from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
 from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.model import Model
-from lstmstream.records import Bools, Observations, RecordBatch
+from lstmstream.records import Bools, DeadLetter, Observations, RecordBatch
 from lstmstream.row_progress import RowProgress
 from lstmstream.serve.alert_memory import PartitionMemory, RulesFrom
 from lstmstream.serve.alert_policy import AlertPolicy
@@ -103,35 +103,35 @@ class HistoryRun:
             for note in rows.notes:
                 say(note)
             for records in rows:
-                letters = self._run(file, records, before)
+                letters = self._run(rows, records, before)
                 if letters and not refused:
-                    first = letters[0]
+                    first = f"{rows.place(int(records.offsets[letters[0].index]))}: {letters[0].message}"
                 refused += len(letters)
                 progress.update(rows.rows, rows.done)
             self.rows += rows.rows
         if refused:
             say(f"{file}: {refused:,} of {self.rows - before:,} rows are no events; the first: {first}")
 
-    def _run(self, file: Path, records: RecordBatch, before: int) -> list[str]:
-        """`before`: rows of earlier files. What is wrong with rows that are no events."""
+    def _run(self, rows: ScoreInput, records: RecordBatch, before: int) -> Sequence[DeadLetter]:
+        """`records`: a batch of `rows`; `before`: rows of earlier files. What is wrong with rows that are no events."""
         decoded = self._engine.decode(records)
         found = decoded.observations
         partitions = partitions_of_keys(found.keys, len(self._joins))
-        self._check_times(file, replace(found, partitions=partitions))
+        self._check_times(rows, replace(found, partitions=partitions))
         order = np.argsort(partitions, kind="stable")
         events = replace(found, partitions=partitions, offsets=found.offsets + before).take(order)
         silent: Bools = decoded.silent[order]
         self._engine.scorer.replay(events, silent, self._policy, count_hours=True, evict=True)
-        return [f"row {records.offsets[one.index] + 1}: {one.message}" for one in decoded.dead_letters]
+        return decoded.dead_letters
 
-    def _check_times(self, file: Path, found: Observations) -> None:
+    def _check_times(self, rows: ScoreInput, found: Observations) -> None:
         for number, join in self._joins.items():
             if join.before_ms is None:
                 continue
             late = np.flatnonzero((found.partitions == number) & (found.timestamps >= join.before_ms))
             if len(late):
                 i = int(late[0])
-                name = f"{file}: row {found.offsets[i] + 1}"
+                name = f"{rows.file.path}: {rows.place(int(found.offsets[i]))}"
                 raise overlap(name, found.keys[i], number, int(found.timestamps[i]), join)
 
     def alerts(self, partition: int) -> PartitionMemory | None:

@@ -106,7 +106,8 @@ def _line(one: _Listed) -> str:
     key = "(none)" if one.key is None else escape_untrusted(one.key, KEY_CHARS)
     failures = f"  {state.failures} failures in a row" if state.failures else ""
     at = f"{one.partition}@{max(state.last_offset, -1)}"
-    return f"{key:<24}  {format_iso(state.last_timestamp)}  {state.steps:>9,} events  {at:>12}{failures}"
+    steps = f"{state.steps:>9,} {'event ' if state.steps == 1 else 'events'}"
+    return f"{key:<24}  {format_iso(state.last_timestamp)}  {steps}  {at:>12}{failures}"
 
 
 def _print_state(reader: StateTopicReader, one: _Listed) -> None:

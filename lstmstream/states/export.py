@@ -33,15 +33,17 @@ def export_states(config: Path, out: Path, *, prefix: str | None, partition: int
         require("tables", f"--out {out}: writing Parquet", otherwise="write .jsonl")
     wanted = None if prefix is None else os.fsencode(prefix)
     count = 0
-    with opened(config, stage=stage, say=say) as reader:
+    with (
+        opened(config, stage=stage, say=say) as reader,
+        contextlib.nullcontext(sys.stdout.buffer) if to_screen else _written(out) as file,
+    ):
         if out.suffix == ".parquet":
             from lstmstream.states.parquet import write_parquet  # noqa: PLC0415 -- needs polars
 
-            count = write_parquet(out, reader.card, reader.identity, _chosen(reader, partition, wanted))
+            count = write_parquet(file, reader.card, reader.identity, _chosen(reader, partition, wanted))
         else:
-            with contextlib.nullcontext(sys.stdout.buffer) if to_screen else _written(out) as file:
-                for stored in _chosen(reader, partition, wanted):
-                    count += _write_json(file, reader.card, reader.identity, stored)
+            for stored in _chosen(reader, partition, wanted):
+                count += _write_json(file, reader.card, reader.identity, stored)
     say(f"{counted(count, 'state was', 'states were')} written to {'standard output' if to_screen else out}")
     return 0
 
@@ -53,11 +55,17 @@ def _chosen(reader: StateTopicReader, partition: int | None, prefix: bytes | Non
 
 @contextlib.contextmanager
 def _written(out: Path) -> Iterator[BinaryIO]:
+    """A file that is there once it is whole: a part of the states would look like all of them."""
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        with out.open("wb") as file:
+        with unfinished.open("wb") as file:
             yield file
+        unfinished.replace(out)
     except OSError as error:
         raise CannotServe(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
 
 
 def _write_json(file: BinaryIO, card: Card, identity: StateIdentity, stored: StoredStates) -> int:

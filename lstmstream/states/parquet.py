@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -19,14 +20,17 @@ from lstmstream.states.stored import StoredStates
 _TIME = pl.Datetime("ms", "UTC")
 
 
-def write_parquet(out: Path, card: Card, identity: StateIdentity, partitions: Iterable[StoredStates]) -> int:
-    """Columns as the members of a prediction, and `state.<part>` for each part of the row; how many rows."""
+def write_parquet(out: BinaryIO, card: Card, identity: StateIdentity, partitions: Iterable[StoredStates]) -> int:
+    """Columns as the members of a prediction, and `state.<part>` for each part of the row; how many rows.
+
+    Raises OSError where it cannot be written.
+    """
     frames = [_frame(card, identity, stored) for stored in partitions]
     frame = pl.concat(frames)
     try:
         frame.write_parquet(out, compression="snappy")  # the numbers hardly get smaller, whatever is tried
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise CannotServe(f"--out {out}: cannot be written ({error})") from error
+    except pl.exceptions.PolarsError as error:
+        raise OSError(str(error)) from error
     return len(frame)
 
 

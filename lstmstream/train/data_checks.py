@@ -28,6 +28,7 @@ from lstmstream.wording import counted
 
 MAX_SAMPLE_ROWS = 200_000  # of the training split, for constant features and leaks
 MAX_LISTED = 5  # classes named in a message
+MISSING_WORDS = frozenset({"none", "null", "nil", "nan", "na", "n/a", "n.a.", "<na>", "-", "?"})  # casefolded
 _YEAR_1971_MS = 31_536_000_000
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 _BYTES_PER_UNIT = 40  # of activations and gradients, for each gate of each hidden unit and event of a batch
@@ -56,11 +57,35 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
         *_constant_features(events, sample, training, config),
         *coarse_numbers(events, sample, config),
         *leak_warnings(events, split, config, sample),
+        *_missing_labels(events, config),
         *_unlabeled_events(events, split, config),
         *_unlabeled_keys(events, split, config),
         *_interleaved_splits(events, split, config),
         *_labelled_anomalies(events, training, config),
     ]
+
+
+def rare_values(events: Events, rows: Ints, encoder: FeatureEncoder, config: TrainConfig) -> Iterator[str]:
+    """A sentence for each category most of whose values in the rows `rows` [n] are too rare for the vocabulary.
+
+    `events` have the texts of their categories.
+    """
+    for column, (category, option) in enumerate(zip(encoder.categories, config.features.categories, strict=True)):
+        if category.vocabulary is None:
+            continue
+        known = set(category.vocabulary)
+        is_rare = np.array([False, *(text not in known for text in events.texts[column])])
+        present = rare = 0
+        for chunk in row_slices(len(rows)):
+            codes = events.codes[rows[chunk], column]
+            present += int((codes > 0).sum())
+            rare += int(is_rare[codes].sum())
+        if rare > present / 2:
+            yield (
+                f"{category.name}: {rare:,} of {present:,} values in the training split are too rare to learn from"
+                f" (fewer than {option.min_count} events each) and count as unknown; leave out free text and"
+                " identifiers, or set buckets for it"
+            )
 
 
 def check_scale(encoder: FeatureEncoder) -> None:
@@ -233,6 +258,16 @@ def _constant_features(events: Events, sample: Ints, training: Ints, config: Tra
         if is_constant(codes):
             what = "always has the same value" if codes[sample[0]] else "is always missing"
             yield f"{category.name} {what} {remedy}"
+
+
+def _missing_labels(events: Events, config: TrainConfig) -> Iterator[str]:
+    """Classes that look like a missing label."""
+    for name in events.classes if config.task == "classify" else ():
+        if name.strip().casefold() in MISSING_WORDS:
+            yield (
+                f"target.field: {name!r} is a class of {config.target.field!r}, one of {len(events.classes)}; if it"
+                " stands for a missing label, leave those values empty"
+            )
 
 
 def _unlabeled_events(events: Events, split: Split, config: TrainConfig) -> Iterator[str]:

@@ -96,6 +96,7 @@ def prepare_dataset(
     if base is None:
         flag_missing = config.training.mask > 0
         encoder = fit_encoder(events, seen, config.features, flag_missing=flag_missing)
+        warnings += data_checks.rare_values(events, seen, encoder, config)
         data_checks.check_scale(encoder)
         events = add_statistics(events, encoder)
         encoder = scale_history(encoder, events, split.rows(TRAIN))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, Fatal
 from lstmstream.evaluation.metrics import Evaluated, average_precision, rank_by_score
 from lstmstream.history.events import Events
 from lstmstream.records import Bools, Floats, Ints
@@ -312,27 +312,32 @@ class Trainer:
         return "all epochs complete"
 
     def _save_checkpoint(self) -> None:
-        """Writes everything that resuming needs; an interrupted write leaves the old checkpoint."""
+        """Writes everything that resuming needs; an interrupted write leaves the old checkpoint. Raises Fatal."""
         if self.checkpoint is None:
             return
         unfinished = self.checkpoint.with_name(f".{self.checkpoint.name}.part")
-        torch.save(
-            {
-                "settings_digest": self.settings_digest,
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-                "rng": _to_python(self.rng.bit_generator.state),
-                "augment_generator": self.augment_generator.get_state(),
-                "torch_rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-                "result": {
-                    name: getattr(self.result, name) for name in ("history", "best_epoch", "best_metric", "weights")
-                },
+        content = {
+            "settings_digest": self.settings_digest,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "rng": _to_python(self.rng.bit_generator.state),
+            "augment_generator": self.augment_generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "result": {
+                name: getattr(self.result, name) for name in ("history", "best_epoch", "best_metric", "weights")
             },
-            unfinished,
-        )
-        unfinished.replace(self.checkpoint)
+        }
+        try:
+            torch.save(content, unfinished)
+            unfinished.replace(self.checkpoint)
+        except (OSError, RuntimeError) as error:  # of a full disk torch says the latter
+            unfinished.unlink(missing_ok=True)
+            raise Fatal(
+                f"{self.checkpoint}: the checkpoint cannot be written ({str(error).splitlines()[0]}); is the disk full?"
+                " Make room, or give a path on another disk with --out"
+            ) from error
 
     def remove_checkpoint(self) -> None:
         """Deletes the checkpoint, once the model file is written."""

@@ -156,3 +156,16 @@ def test_on_a_broker_each_key_is_in_its_partition_in_order(
     assert sorted(json.loads(record.value)["n"] for record in found) == [row + 0.5 for row in range(400)]
     assert run(str(path), "--topic", f"{topic}.not", "--key", "k", "--bootstrap-servers", broker) == 1
     assert "does the topic exist?" in capsys.readouterr().err
+
+
+def test_a_column_without_a_name_is_left_out_and_a_missing_time_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """As pandas writes a data frame, with a total at the end."""
+    path = tmp_path / "x.csv"
+    path.write_text(",k,t,n\n0,a,2026-01-01,1.5\n1,Total,,1.5\n")
+    found = sent(monkeypatch, path, FileFields("k", "t"))
+    assert [event for _, event in found] == [{"k": "a", "t": "2026-01-01", "n": 1.5}, {"k": "Total", "n": 1.5}]
+    said = capsys.readouterr().err
+    assert "the column without a name is left out; give it a name to send it" in said
+    assert "row 1: field 't', the timestamp, is missing" in said

@@ -176,3 +176,30 @@ def test_what_it_refuses(world: VerifyWorld, tmp_path: Path) -> None:
     with pytest.raises(CannotServe, match=r"stream\.yaml: is there already; give another folder, or --force"):
         run(tmp_path)
     assert run(tmp_path, force=True) == 0
+
+
+def test_what_people_export_and_no_option_can_name(
+    world: VerifyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The index of a data frame, thousands separators, seconds as text, a label that is sometimes the text None."""
+    for n in range(60):
+        event = {"": n * 7 % 13 + 0.5, "Energy (kWh)": f"1,{n:03}.5", "Time": f"{1_700_000_000 + n}.25"}
+        event |= {"Outside": n % 17 + 0.5, "is_fraud": "None" if n == 3 else n % 2, "a,b": n % 11 + 0.5}
+        world.broker.append(INPUT, 0, b"k", orjson.dumps(event), NOW_MS, [])
+    assert run(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "'' is left out: an option cannot name it\n" in said
+    assert "Energy (kWh) is left out: text in 60 of 60 events, such as '1,000.5'\n" in said
+    assert "a,b is in train.yaml only: its comma would end the name in builtin:anomaly:\n" in said
+    config = load_config(tmp_path / "stream.yaml")
+    assert (config.model, config.input.timestamp) == ("builtin:anomaly:Outside", "Time")
+    training = load_training(tmp_path / "train.yaml")
+    assert training.target.field == "is_fraud", "a label must not become a feature"
+    assert [number.name for number in training.features.numbers] == ["Outside", "a,b"]
+
+
+def test_a_folder_that_is_a_file(world: VerifyWorld, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("precious", encoding="utf-8")
+    world.broker.append(INPUT, 0, b"k", b'{"v":1.5}', NOW_MS, [])
+    with pytest.raises(CannotServe, match="taken: is a file; give the folder"):
+        run(tmp_path / "taken")

@@ -99,7 +99,9 @@ def test_dead_letters_go_to_their_file(tmp_path: Path, capfd: Any) -> None:
     assert [one.get("value") for one in found] == ["{", None, '{"amount":"x"}']
     assert found[1]["value_base64"] == "/w=="
     assert found[0]["__streams.errors.topic"] == str(data)
-    assert capfd.readouterr().err == ""
+    said = capfd.readouterr().err
+    assert said.startswith(f"lstmstream: {data}: 3 of 5 rows are dead letters: ")
+    assert said.endswith(f"; they are in {letters}\n")
     assert run(MODEL, data, "--out", out) == 0
     said = capfd.readouterr().err
     assert "row 1" in said
@@ -197,3 +199,19 @@ def test_a_config_names_key_time_and_fields_and_the_options_come_first(tmp_path:
         assert without_source(out.read_bytes()) == without_source(b"\n".join(answers))
         steps = [json.loads(line)["steps"] for line in out.read_bytes().splitlines()]
         assert steps == ([1, 2, 1, 1, 1] if key == "id" else [1, 1, 1, 2, 1])
+
+
+@pytest.mark.parametrize("option", ["--out", "--dead-letters"])
+def test_a_full_disk_names_its_file(tmp_path: Path, capfd: Any, option: str) -> None:
+    data = tmp_path / "in.jsonl"
+    data.write_bytes(b"{\n" * 3 + WHOLE)
+    assert run(MODEL, data, option, "/dev/full") == 1
+    assert "lstmstream: /dev/full: No space left on device" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--dead-letters"])
+def test_a_folder_that_is_not_there_is_exit_2(tmp_path: Path, capfd: Any, option: str) -> None:
+    data, file = tmp_path / "in.jsonl", tmp_path / "none" / "file"
+    data.write_bytes(WHOLE)
+    assert run(MODEL, data, option, file) == 2
+    assert f"{option} {file}: No such file or directory; name another file" in capfd.readouterr().err

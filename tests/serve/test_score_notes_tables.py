@@ -186,7 +186,7 @@ def test_where_no_row_could_be_answered_the_exit_code_is_1(tmp_path: Path, capfd
     assert run_as_is(DEMO, data, "--out", tmp_path / "out", *options) == 1
     said = capfd.readouterr().err.splitlines()
     assert f"{data}: none of 30 rows could be scored: field 'time' is not an ISO 8601 time" in said[-1]
-    assert "(30 rows, the first is row 0)" in said[-1]
+    assert f"(30 rows, the first is row 0{', line 2' if kind == 'csv' else ''})" in said[-1]
     assert ("--dead-letters FILE keeps them" in said[-1]) == (not kept)
     assert len(said) == (1 if kept else 2)
     if kept:

@@ -300,3 +300,18 @@ def test_the_shards_of_a_table_together_are_the_whole(tmp_path: Path, monkeypatc
             lines += (tmp_path / "out").read_bytes().splitlines()
         lines.sort(key=lambda line: int(json.loads(line)["source"]["row"]))
         assert lines == (tmp_path / "whole").read_bytes().splitlines(), kind
+
+
+def test_a_refused_row_of_csv_is_named_with_its_line(tmp_path: Path, capfd: Any) -> None:
+    """Blank lines are rows, and a row with a line break in quotes is one; the line is that of an editor."""
+    data, letters = tmp_path / "x.csv", tmp_path / "letters"
+    data.write_text('id,at,amount\na,1,1\n\nb,2,x\n"c\nd",3,2\n\ne,4,y\nf,,3\n')
+    options = ("--key", "id", "--timestamp", "at", "--out", tmp_path / "out")
+    assert run("builtin:anomaly:amount", data, *options) == 0
+    said = capfd.readouterr().err
+    assert f"{data}, row 2, line 4: field 'amount' is a string" in said
+    assert f"{data}, row 6, line 9: field 'at', the timestamp, is missing" in said
+    assert run("builtin:anomaly:amount", data, *options, "--dead-letters", letters) == 0
+    rows = [json.loads(line)["__streams.errors.offset"] for line in letters.read_text().splitlines()]
+    assert rows == ["2", "5", "6"]
+    assert "(2 rows, the first is row 2, line 4)" in capfd.readouterr().err

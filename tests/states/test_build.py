@@ -67,7 +67,7 @@ def test_an_overlap_is_refused(world: VerifyWorld, tmp_path: Path, late_ms: int)
     """At the time of the first event that the input has in the partition, or later."""
     first = min((record.timestamp_ms, record.key) for log in world.broker.topics[INPUT].logs for record in log)
     event = {"id": (first[1] or b"").decode(), "ts": first[0] + late_ms, "amount": 1}
-    with pytest.raises(CannotServe, match=r"2\.jsonl: row 1: has an event of key .* they overlap"):
+    with pytest.raises(CannotServe, match=r"2\.jsonl: row 0: has an event of key .* they overlap"):
         build(world, [lines(tmp_path / "1.jsonl", past()), lines(tmp_path / "2.jsonl", [event])])
     assert not any(world.state_logs())
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
+from lstmstream.errors import CannotServe
 from lstmstream.states.export import export_states
 from tests.states.world import CONFIG, exported
 from tests.verify.world import NOW_MS, VerifyWorld
@@ -22,3 +24,17 @@ def test_parquet_has_the_same(world: VerifyWorld, tmp_path: Path) -> None:
         parts = np.float32([np.ravel(one["parts"][part.name]) for one in rows])
         assert frame[f"state.{part.name}"].to_numpy().tobytes() == parts.tobytes()
     assert frame["timestamp"].dt.epoch("ms").min() == NOW_MS + 10_000
+
+
+@pytest.mark.usefixtures("world")
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As polars says it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise pl.exceptions.ComputeError("parquet: No space left on device (os error 28)")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    out = tmp_path / "states.parquet"
+    with pytest.raises(CannotServe, match=r"states\.parquet: cannot be written \(parquet: No space left"):
+        export_states(CONFIG, out, prefix=None, partition=None, stage=None)
+    assert not out.exists()

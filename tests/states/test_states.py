@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from lstmstream.states import diff, stored
 from lstmstream.states.command import get_state, list_states
 from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
+from lstmstream.states.stored import StateTopicReader, StoredStates
 from tests.models import random_model
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES
 from tests.states.world import CONFIG, KEYS, Opened, append, exported
@@ -229,3 +233,22 @@ def test_a_state_beside_another_one_with_a_limit_on_the_keys(
     answer("ba")
     assert steps("a") == (1, 9)
     assert diff_states(CONFIG, "c", str(made.settings["model"]), as_json=True, stage=None) == 1
+
+
+@pytest.mark.usefixtures("world")
+def test_an_export_that_fails_leaves_the_file_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the states would look like all of them."""
+    file = tmp_path / "s.jsonl"
+    file.write_bytes(b"precious")
+    read = StateTopicReader.read
+
+    def torn(self: StateTopicReader, partition: int | None = None) -> Iterator[StoredStates]:
+        yield from itertools.islice(read(self, partition), 1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StateTopicReader, "read", torn)
+    with pytest.raises(CannotServe, match=r"cannot be written \(No space left on device\)"):
+        export_states(CONFIG, file, prefix=None, partition=None, stage=None)
+    assert file.read_bytes() == b"precious"
+    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.part"))

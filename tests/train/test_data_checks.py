@@ -14,6 +14,7 @@ from lstmstream.history.events import Events, load_events, order_classes
 from lstmstream.history.fields import Fields
 from lstmstream.history.split import TRAIN, VALIDATION, Split, split_events
 from lstmstream.train import data_checks
+from lstmstream.train.features import fit_encoder
 from lstmstream.train.schema import TrainConfig, validate_training
 
 ROWS = 400
@@ -393,3 +394,24 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
     late = [i % 2 if i < 200 else None for i in range(ROWS)]
     errors = Data(tmp_path, frame_of(fraud=late, amount=pl.Series([None] * ROWS, dtype=pl.Float64))).errors()
     assert [error.split(":")[0] for error in errors] == ["features.numbers", "split"]
+
+
+def test_a_class_that_looks_like_a_missing_label(tmp_path: Path) -> None:
+    labels = ["0", "1", "None", "0"] * (ROWS // 4)
+    data = Data(tmp_path, frame_of(fraud=labels), classes=("0", "1", "None"))
+    expected = "target.field: 'None' is a class of 'fraud', one of 3; if it stands for a missing label"
+    assert [text for text in data.warnings() if text.startswith(expected)]
+    good = Data(tmp_path, frame_of(fraud=["ok", "fault"] * (ROWS // 2)), classes=("ok", "fault"))
+    assert not [text for text in good.warnings() if "target.field" in text]
+
+
+def test_a_category_of_free_text(tmp_path: Path) -> None:
+    def warned(shops: list[str]) -> list[str]:
+        data = Data(tmp_path, frame_of(shop=shops))
+        rows = data.split.rows(TRAIN)
+        encoder = fit_encoder(data.events, rows, data.config.features)
+        return list(data_checks.rare_values(data.events, rows, encoder, data.config))
+
+    (said,) = warned([f"text {i}" for i in range(ROWS)])
+    assert "values in the training split are too rare to learn from (fewer than 2 events each)" in said
+    assert warned(["a", "b"] * (ROWS // 2)) == []

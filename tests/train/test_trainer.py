@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, Fatal
 from lstmstream.history.split import TEST
 from lstmstream.train import features
 from lstmstream.train.dataset import Dataset, prepare_dataset
@@ -294,3 +294,17 @@ def test_the_test_split_does_not_change_the_model(tmp_path: Path) -> None:
     assert one.history[0]["validation_loss"] == other.history[0]["validation_loss"]
     for name, value in one.weights.items():
         assert torch.equal(value, other.weights[name]), name
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, as torch says it."""
+
+    def full(_: object, file: Path) -> None:
+        file.write_bytes(b"a part")
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 1 vs 2\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    trainer = dataset_and_trainer(tmp_path, tmp_path / "m.checkpoint")[1]
+    with pytest.raises(Fatal, match=r"m\.checkpoint: the checkpoint cannot be written .* is the disk full\?"):
+        run(trainer, stop_after=1)
+    assert not list(tmp_path.glob(".*.part"))
