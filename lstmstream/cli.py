@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ app.command()(capacity)
 app.command("import")(import_)
 
 NAME = "lstmstream"
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EPIPE}
 
 
 def main() -> NoReturn:
@@ -45,10 +47,19 @@ def main() -> NoReturn:
     completions.answer_shells()
     try:
         code = app(standalone_mode=False, prog_name=NAME)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where an error can be told
     except CannotServe as error:
         fail(*error.problems)
     except Fatal as error:
         print(f"{NAME}: {error}", file=sys.stderr)
+        code = 1
+    except OSError as error:
+        if error.errno not in NOT_WRITTEN or sys.stdout is None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
+        if not isinstance(error, BrokenPipeError):  # the reader has seen enough: `| head`
+            print(f"{NAME}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         code = 1
     except typer.Exit as done:
         code = done.exit_code
@@ -177,27 +188,21 @@ def score(
     from lstmstream.serve.score import score_file
 
     keep_freed_memory()
-    try:
-        return score_file(
-            config,
-            data,
-            out=out,
-            key=key,
-            timestamp=timestamp,
-            dead_letters=dead_letters,
-            no_key=no_key,
-            no_timestamp=no_timestamp,
-            profile=profile,
-            events=events,
-            stage=stage,
-            shard=shard,
-            csv=CsvOptions.of(delimiter, decimal),
-        )
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
-        if not isinstance(error, BrokenPipeError):  # the reader has seen enough: `| head`
-            print(f"lstmstream: {error.filename or out}: {error.strerror}", file=sys.stderr)
-        return 1
+    return score_file(
+        config,
+        data,
+        out=out,
+        key=key,
+        timestamp=timestamp,
+        dead_letters=dead_letters,
+        no_key=no_key,
+        no_timestamp=no_timestamp,
+        profile=profile,
+        events=events,
+        stage=stage,
+        shard=shard,
+        csv=CsvOptions.of(delimiter, decimal),
+    )
 
 
 @app.command()

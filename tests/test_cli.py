@@ -95,7 +95,8 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
     events = tmp_path / "events.jsonl"
     events.write_text('{"customer":"a","time":1,"amount":1,"distance_km":1,"merchant":"fuel","entry":"chip"}\n' * 3)
     nowhere = lstmstream("score", "builtin:demo", str(events), "--out", str(tmp_path / "no" / "where"))
-    assert (nowhere.returncode, nowhere.stderr) == (1, f"lstmstream: {tmp_path}/no/where: No such file or directory\n")
+    said = f"lstmstream: --out {tmp_path}/no/where: No such file or directory; name another file\n"
+    assert (nowhere.returncode, nowhere.stderr) == (2, said)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "lstmstream", "score", "builtin:demo", str(events)],
@@ -105,7 +106,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
             check=False,
             timeout=180,
         )
-    assert (done.returncode, done.stderr) == (1, "lstmstream: -: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "lstmstream: standard output: No space left on device\n")
 
 
 @pytest.mark.parametrize("wanted", ["", "pure"])
@@ -120,3 +121,32 @@ def test_a_codec_that_is_not_known_is_exit_2() -> None:
     done = lstmstream("score", "builtin:demo", "-", **{codec.VARIABLE: "fast"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("lstmstream: LSTMSTREAM_CODEC must be pure or compiled, not 'fast'")
+
+
+@pytest.mark.parametrize("arguments", [["completion", "bash"], ["config", "schema"], ["--help"], ["model", "inspect"]])
+def test_a_full_disk_behind_standard_output_is_one_sentence(arguments: list[str]) -> None:
+    arguments = [*arguments, "builtin:demo"] if arguments == ["model", "inspect"] else arguments
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lstmstream", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "lstmstream: standard output: No space left on device\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """`lstmstream model inspect builtin:demo | true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "lstmstream", "model", "inspect", "builtin:demo"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
