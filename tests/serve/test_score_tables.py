@@ -207,7 +207,7 @@ def test_epochs_and_texts_may_stand_in_one_column_of_times(tmp_path: Path, capfd
     assert run(MODEL, path, "--timestamp", "at", "--out", out) == 0
     times = [json.loads(line)["timestamp"][-7:-1] for line in out.read_bytes().splitlines()]
     assert times == ["00.000", "01.000", "02.500"]
-    assert "row 2: field 'at' is not an ISO 8601 time" in capfd.readouterr().err
+    assert "row 2, line 4: field 'at' is not an ISO 8601 time" in capfd.readouterr().err
 
 
 def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
