@@ -37,6 +37,7 @@ from lstmstream.importer.step_form import POSITION_DEPENDENT, Missing, StepGraph
 from lstmstream.importer.trial import GrowthCheck, write_checked
 from lstmstream.importer.weights import UNSEEN_IN_WEIGHTS, read_weights
 from lstmstream.importer.window import check_window, to_window
+from lstmstream.model import CARD_KEY
 from lstmstream.model.card import Card
 from lstmstream.model.onnx_proto import FLOAT, quote_untrusted
 from lstmstream.train.export import OUTPUTS
@@ -180,6 +181,8 @@ def _open(file: Path) -> tuple[SourceGraph, dict[str, Any]]:
         origin = {"format": "keras", "keras": version, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         return parse_checked(content, str(file)), origin
     source = read_onnx(file)
+    if any(entry.key == CARD_KEY for entry in source.model.metadata_props):
+        raise CannotServe(f"import {file}: it is a model of lstmstream already; use it as it is (model: {file})")
     outside = {"external_data": dict(source.data_files)} if source.data_files else {}
     return source, {"format": "onnx", "opset": source.opset, "sha256": source.sha256, **outside}
 

@@ -18,6 +18,7 @@ from lstmstream.model import load_model
 from tests.importer import source_files
 from tests.importer.torch_models import STEPS
 from tests.importer.torch_models import cases as torch_cases
+from tests.models import random_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]  # the first one makes the files
 TOLERANCE = 1e-5
@@ -245,6 +246,13 @@ def test_the_score_of_class_probabilities_is_one_minus_the_first(files: Path, tm
 def test_the_task_follows_from_the_last_operator(files: Path, tmp_path: Path, name: str, task: str) -> None:
     import_model(files / name, out=tmp_path / "m.onnx")
     assert load_model(tmp_path / "m.onnx").card.task == task
+
+
+def test_a_model_of_lstmstream_needs_no_import(tmp_path: Path) -> None:
+    own = random_model(tmp_path)
+    with pytest.raises(CannotServe, match=r"is a model of lstmstream already; use it as it is \(model: "):
+        import_model(own, out=tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_operators_whose_bits_depend_on_the_batch_are_padded_to_a_vector(
