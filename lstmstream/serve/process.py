@@ -14,7 +14,7 @@ from lstmstream.serve.clock import Clock
 from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.factory import load_step_model
 from lstmstream.serve.freed_memory import keep_freed_memory
-from lstmstream.serve.garbage import collect_seldom
+from lstmstream.serve.garbage import search_new_objects_only
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.health import Health
 from lstmstream.serve.http import Guard, HttpServer, daemon_routes
@@ -132,7 +132,7 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
         if daemon is None:
             transport.close(timeout_s=1.0)
             return 0
-        collect_seldom()
+        search_new_objects_only()
         lookup.start(card, daemon.states)
         shutdown.on_request(daemon.stop)
         return daemon.run()
