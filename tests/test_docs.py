@@ -6,11 +6,14 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer
 import yaml
 from prometheus_client import CollectorRegistry
 
+from lstmstream.cli import app
 from lstmstream.config import Config, options
 from lstmstream.config.diagnostics import validate
 from lstmstream.serve.metrics import Metrics
@@ -109,6 +112,21 @@ def test_the_configurations_of_the_way_from_csv_to_alerts_are_good(tmp_path: Pat
 def test_every_option_is_in_the_reference() -> None:
     words = set(code(REFERENCE.read_text(encoding="utf-8")))
     assert {option.path.removeprefix("kafka.properties.") for option in options()} <= words
+
+
+def commands_of(command: Any, name: str) -> list[str]:
+    """The names of those that do something, as they are typed."""
+    groups = getattr(command, "commands", None)
+    if groups is None:
+        return [name]
+    return [found for word, one in groups.items() if not one.hidden for found in commands_of(one, f"{name} {word}")]
+
+
+def test_every_command_is_in_a_document() -> None:
+    names = commands_of(typer.main.get_command(app), "lstmstream")
+    assert len(names) > 20
+    text = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    assert [name for name in names if not re.search(re.escape(name) + r"(?![\w-])", text)] == []
 
 
 def test_every_metric_is_in_the_reference() -> None:
