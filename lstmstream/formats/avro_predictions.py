@@ -18,49 +18,17 @@ from lstmstream.formats.timestamps import timestamp_ms as parse_timestamp_ms
 
 _TIME = {"type": "long", "logicalType": "timestamp-millis"}
 _OPTIONAL_TEXT: dict[str, Any] = {"type": ["null", "string"], "default": None}
-_REASON = {
-    "type": "record",
-    "name": "Reason",
-    "fields": [{"name": "feature", "type": "string"}, {"name": "size", "type": "float"}],
-}
-_SOURCE = {
-    "type": "record",
-    "name": "Source",
-    "fields": [
-        {"name": "topic", "type": "string"},
-        {"name": "partition", "type": "int"},
-        {"name": "offset", "type": "long"},
-    ],
-}
-_ENDED = {
-    "type": "record",
-    "name": "Ended",
-    "fields": [
-        {"name": "started", "type": _TIME},
-        {"name": "last", "type": _TIME},
-        {"name": "offset", "type": "long"},
-        {"name": "held_back", "type": "long"},
-    ],
-}
-_HOUR = {
-    "type": "record",
-    "name": "Hour",
-    "fields": [
-        {"name": "hour", "type": _TIME},
-        {"name": "alerts", "type": "long"},
-        {"name": "held_back", "type": "long"},
-        {"name": "first_offset", "type": "long"},
-        {"name": "last_offset", "type": "long"},
-    ],
-}
-_SUMMARY = {
-    "type": "record",
-    "name": "Summary",
-    "fields": [
-        {"name": "partition", "type": "int"},
-        {"name": "hours", "type": {"type": "array", "items": _HOUR}},
-    ],
-}
+
+
+def _record(name: str, **types: Any) -> dict[str, Any]:
+    return {"type": "record", "name": name, "fields": [{"name": field, "type": one} for field, one in types.items()]}
+
+
+_REASON = _record("Reason", feature="string", size="float")
+_SOURCE = _record("Source", topic="string", partition="int", offset="long")
+_ENDED = _record("Ended", started=_TIME, last=_TIME, offset="long", held_back="long")
+_HOUR = _record("Hour", hour=_TIME, alerts="long", held_back="long", first_offset="long", last_offset="long")
+_SUMMARY = _record("Summary", partition="int", hours={"type": "array", "items": _HOUR})
 _IN_PREDICTIONS_ONLY = ("score", "alert", "steps")  # an end record and a summary have none of them
 _FIELDS: list[dict[str, Any]] = [
     {"name": "key", **_OPTIONAL_TEXT},

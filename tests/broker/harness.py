@@ -31,6 +31,8 @@ from kafka.errors import (
 from kafka.protocol.consumer.offsets import IsolationLevel
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.models import random_model
+
 READY_S = 180.0  # for what takes a second on a machine with nothing else to do
 IN_FLIGHT = 50_000  # records that `produce` hands over before it waits for the broker
 EXIT_S = 90.0  # after SIGTERM; the daemon's own limit is 30 s
@@ -245,6 +247,26 @@ def write_config(path: Path, *, name: str, model: Path, servers: str, **sections
         settings[section] = keys if isinstance(keys, str) else {**settings.get(section, {}), **keys}
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def two_models(servers: str, name: str, folder: Path, *, partitions: int, **state: str | int) -> list[Path]:
+    """A configuration for each of two models, for the same group and topics; a new model's states are rebuilt."""
+    create_topics(servers, [f"{name}.in", f"{name}.out"], partitions=partitions)
+    configs = []
+    for seed in range(2):
+        own = folder / str(seed)
+        own.mkdir()
+        configs.append(
+            write_config(
+                own / "c.yaml",
+                name=name,
+                model=random_model(own, hidden=4, seed=seed),
+                servers=servers,
+                on_model_change="replay",
+                state=state,
+            )
+        )
+    return configs
 
 
 def create_topics(servers: str, names: Sequence[str], *, partitions: int) -> None:

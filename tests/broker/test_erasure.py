@@ -10,7 +10,15 @@ from typing import Any
 
 import orjson
 
-from tests.broker.harness import RunningDaemon, committed_offsets, create_topics, produce, read_all, write_config
+from tests.broker.harness import (
+    RunningDaemon,
+    committed_offsets,
+    create_topics,
+    produce,
+    read_all,
+    two_models,
+    write_config,
+)
 from tests.broker.test_states import state_command
 from tests.broker.test_verify import verify
 from tests.models import random_model
@@ -94,22 +102,7 @@ def limited_events(first: int, count: int) -> Iterator[tuple[bytes, bytes, int, 
 def test_an_erased_key_makes_room_for_others(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     """With `state.max_keys`: live, after a kill, and in the rebuild of a new model, which the whole log decides."""
     name = topic_prefix
-    create_topics(broker, [f"{name}.in", f"{name}.out"], partitions=PARTITIONS)
-    configs = []
-    for seed in range(2):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        configs.append(
-            write_config(
-                folder / "c.yaml",
-                name=name,
-                model=random_model(folder, hidden=4, seed=seed),
-                servers=broker,
-                on_model_change="replay",
-                state={"max_keys": 3, "checkpoint_interval": "1h"},
-            )
-        )
-    old, new = configs
+    old, new = two_models(broker, name, tmp_path, partitions=PARTITIONS, max_keys=3, checkpoint_interval="1h")
     found = list(limited_events(0, 60))
     produce(broker, f"{name}.in", found)
     with RunningDaemon(old, tmp_path / "log1") as daemon:

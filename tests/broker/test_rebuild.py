@@ -9,10 +9,15 @@ from typing import Any
 import orjson
 
 from lstmstream.serve.state_records import ENTITY_KEY, key_kind
-from tests.broker.harness import RunningDaemon, committed_offsets, create_topics, produce, read_all, write_config
+from tests.broker.harness import (
+    RunningDaemon,
+    committed_offsets,
+    produce,
+    read_all,
+    two_models,
+)
 from tests.broker.test_states import state_command
 from tests.broker.test_verify import verify
-from tests.models import random_model
 
 NOW_MS = 1_700_000_000_000
 PARTITIONS = 2
@@ -36,26 +41,6 @@ def serve(broker: str, name: str, config: Path, log: Path, end: int, *, gone: by
         assert daemon.sigterm() == 0, daemon.last_words()
 
 
-def two_models(broker: str, name: str, tmp_path: Path, **state: str) -> list[Path]:
-    """A configuration for each of two models, for the same group and topics."""
-    create_topics(broker, [f"{name}.in", f"{name}.out"], partitions=PARTITIONS)
-    configs = []
-    for seed in range(2):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        configs.append(
-            write_config(
-                folder / "c.yaml",
-                name=name,
-                model=random_model(folder, hidden=4, seed=seed),
-                servers=broker,
-                on_model_change="replay",
-                state={"replay": "60s", **state},
-            )
-        )
-    return configs
-
-
 def steps_since(origin: int, answer: dict[str, Any]) -> bool:
     """Whether the key's state has all its events from this offset on, and none before."""
     offset = answer["source"]["offset"]
@@ -75,7 +60,7 @@ def models_with_states(broker: str, name: str) -> set[bytes]:
 
 def test_a_new_model_goes_on_with_states_rebuilt_from_the_input(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     name = topic_prefix
-    old, new = two_models(broker, name, tmp_path)
+    old, new = two_models(broker, name, tmp_path, partitions=PARTITIONS, replay="60s")
     fill(broker, name, 0, 100)
     serve(broker, name, old, tmp_path / "log1", 100)
     fill(broker, name, 100, 20)
@@ -95,7 +80,7 @@ def test_there_and_back_revives_nothing_of_states_that_were_dropped(
 ) -> None:
     """Models A, B, A: each has deleted the states of the other meanwhile, and begins with the last 60 s."""
     name = topic_prefix
-    one, other = two_models(broker, name, tmp_path, keep_old_models="0s")
+    one, other = two_models(broker, name, tmp_path, partitions=PARTITIONS, replay="60s", keep_old_models="0s")
     fill(broker, name, 0, 100)
     serve(broker, name, one, tmp_path / "log1", 100)
     (of_one,) = models_with_states(broker, name)
