@@ -13,24 +13,25 @@ from tests.faults.test_requests import behind
 from tests.faults.trial import Trial
 
 PARTITIONS = 6
-FOR_S = 60.0
+FOR_S = 60.0  # at least
+VISITS = 5  # at least
 EVERY_S = 2.0
 STALL_S = 45.0  # without an answer; generous, for slow machines
 
 
-@pytest.mark.timeout(420)
 def assigned(daemon: RunningDaemon) -> bool:
     return any(line["message"] == "partitions assigned" for line in daemon.log_lines)
 
 
+@pytest.mark.timeout(900)
 def test_a_member_that_comes_and_goes(broker: str, topic_prefix: str, tmp_path: Path, seed: int) -> None:
-    """A member more for two seconds, then two seconds without it, for a minute."""
+    """A member more for two seconds, again and again."""
     with Trial(broker, topic_prefix, tmp_path, partitions=PARTITIONS, rate=200, seed=seed) as trial:
         with RunningDaemon(trial.config, tmp_path / "log") as steady:
             steady.wait_ready()
             trial.begin()
             until, visits = time.monotonic() + FOR_S, 0
-            while time.monotonic() < until:
+            while time.monotonic() < until or visits < VISITS:
                 with RunningDaemon(trial.config, tmp_path / f"visit-{visits}.log") as visitor:
                     visitor.wait(lambda visitor=visitor: assigned(visitor), "assigned partitions")
                     time.sleep(EVERY_S)
@@ -38,7 +39,6 @@ def test_a_member_that_comes_and_goes(broker: str, topic_prefix: str, tmp_path: 
                 visits += 1
                 ends = trial.ends()
                 steady.wait(lambda ends=ends: trial.answered(ends), f"past visit {visits}", STALL_S)
-            assert visits >= 5
             trial.settle(steady.wait)
             assert steady.count("rebalances_total") > visits, "nobody came"
             events = steady.count("events_total")

@@ -16,7 +16,7 @@ from tests.faults.trial import Trial
 
 PARTITIONS = 4
 POINTS = ("polled", "begun", "flushed", "offsets_sent")
-SLEEP_S = 16  # beyond the transaction's timeout, the time limit of a commit, and max.poll.interval.ms
+SLEEP_S = 16  # at least: beyond the transaction's timeout, the time limit of a commit, and max.poll.interval.ms
 PROPERTIES = {**SHORT_SESSION, "max.poll.interval.ms": 8000}
 
 
@@ -47,6 +47,8 @@ def test_a_stalled_owner_commits_nothing_once_it_was_replaced(
                 trial.wait_answered(second, "the stall")
                 if how == "freeze":
                     first.thaw()
+                else:
+                    trial.config.with_suffix(".wakes").touch()
                 second.wait(lambda: first.exit_code is not None or first.ready(), "beside one that is back or gone")
                 trial.settle(second.wait)
                 # One that slept inside a call has to leave: nobody can tell what the call still does.
