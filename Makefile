@@ -19,6 +19,8 @@ CODEC = lstmstream/_codec.abi3.so
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
+# Without bytecode each program that a test starts compiles all modules again: half of the CPU time of its start.
+unexport PYTHONDONTWRITEBYTECODE
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
@@ -47,7 +49,7 @@ coverage: .venv/.test .venv-dev/.package ## the same one after the other, and wh
 
 # kafka-python leaves sockets open whose broker was killed; some are collected after the last test.
 test-faults: .venv-dev/.package ## every fault on real brokers, both clients, about half an hour; `python -m tests.faults.chaos --help` for longer runs
-	LSTMSTREAM_TEST_FAULTS=1 .venv-dev/bin/python -m pytest -W "ignore:unclosed:ResourceWarning" tests/faults $(PYTEST_ARGS)
+	LSTMSTREAM_TEST_FAULTS=1 .venv-dev/bin/python -m pytest --numprocesses 2 --dist worksteal -W "ignore:unclosed:ResourceWarning" tests/faults $(PYTEST_ARGS)
 
 check: .venv-dev/.package docs ## style, types, imports, dependencies, documents
 	.venv-dev/bin/ruff check .
