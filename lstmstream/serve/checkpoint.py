@@ -347,6 +347,7 @@ class Checkpointer:
             alerts=None if self.alert_rules is None else owned.alerts,
             seed=owned.seed,
             moved_from=owned.moved_from,
+            outside_times=owned.outside_times,
             stream_time_ms=stream_time_ms,
             rebuilt_to=owned.rebuilt_to if owned.rebuilt_to > offset else -1,
             earlier=owned.earlier,

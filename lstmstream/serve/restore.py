@@ -416,6 +416,7 @@ class Restore:
             raise self._errors.input_gone(self._replay_from, beginning)
         self.partition.origin, self.partition.answers_from = floor.origin, floor.answers_from
         self.partition.seed, self.partition.moved_from = floor.seed, floor.moved_from
+        self.partition.outside_times = floor.outside_times
         self._load.forget()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.

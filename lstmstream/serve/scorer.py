@@ -179,6 +179,7 @@ class Scorer:
         count_hours: bool = False,
         kept: Callable[[Observations], Ints | None] = lambda _observations: None,
         evict: bool = False,
+        on_too_late: Callable[[list[DeadLetter]], None] = lambda _letters: None,
     ) -> dict[int, ChangedRows]:
         """Move states by observations that were answered before, skipping for each key what its state has seen.
 
@@ -186,11 +187,12 @@ class Scorer:
         `policy`: by which they were answered. `silent` [M]: as for `score`. `count_hours`: whether the alerts of the
         partition are counted again too. `kept`: positions of those that count, None: all; the stream time passes them
         all. `evict`: whether keys are evicted, as where the replay begins without any; else the state topic has told
-        it already.
+        it already. `on_too_late`: takes the dead letters of what is beyond `input.max_lateness`.
         """
         assert not self.states.in_flight, "a batch is in flight"
-        in_time, _ = self._split_by_time(observations)
+        in_time, too_late = self._split_by_time(observations)
         if in_time is not None:
+            on_too_late(too_late)
             observations, silent = observations.take(in_time), None if silent is None else silent[in_time]
         if (rows := kept(observations)) is not None:
             observations, silent = observations.take(rows), None if silent is None else silent[rows]

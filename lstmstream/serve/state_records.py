@@ -117,6 +117,9 @@ class Floor(NamedTuple):
     rebuilt_to: int = -1  # with state.max_keys: until `offset` comes here, a restart rebuilds all from the origin
     stream_time_ms: int = NEVER  # greatest event time before `offset`; NEVER also where it is not needed
     moved_from: int = 0  # partitions before `lstmstream state repartition`; 0: it was never done
+    # (input offset, event time), ascending: the stream time that is met there is not less, because of events that this
+    # partition's input does not have: those of a history, or of other partitions. Empty without input.max_lateness.
+    outside_times: tuple[tuple[int, int], ...] = ()
     # Another model has replaced this one, and none of its states counts: (its records in the state topic below this
     # offset are deleted, those below this one are to be).
     dropped: tuple[int, int] | None = None
@@ -381,7 +384,7 @@ def pack_floor(floor: Floor) -> bytes:
     for name in ("position", "answers_from", "rebuilt_to"):
         if fields[name] < 0:
             del fields[name]
-    for name in ("seed", "moved_from"):
+    for name in ("seed", "moved_from", "outside_times"):
         if not fields[name]:
             del fields[name]
     for name in ("dropped", "earlier"):
@@ -409,9 +412,11 @@ def unpack_floor(value: bytes) -> Floor:
         for name in {"dropped", "earlier"} & fields.keys():
             first, end = fields[name]
             fields[name] = int(first), int(end)
+        outside = tuple((int(offset), int(time_ms)) for offset, time_ms in fields.pop("outside_times", ()))
         return Floor(
             **{**fields, "identity": StateIdentity(**fields["identity"])},
             alerts=None if alerts is None else PartitionMemory.from_json(alerts),
+            outside_times=outside,
         )
     except CorruptStateRecord:
         raise

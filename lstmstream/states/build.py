@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from lstmstream.serve.score_input import KeyAndTime, ScoreInput, with_key_and_ti
 from lstmstream.serve.state import Slab
 from lstmstream.serve.state_records import pack_states
 from lstmstream.serve.step_model import StepModel
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.states.command import say
 from lstmstream.states.import_states import NO_OFFSET, opened_seeding, say_joined
 from lstmstream.states.joining import Join, JoinAt, find_joins, overlap
@@ -75,6 +76,21 @@ def history_config(config: Config, model: Model, key: str | None, timestamp: str
     return reading.model_copy(update={"input": reading.input.model_copy(update={"silent": config.input.silent})})
 
 
+@dataclass(slots=True)
+class _LeftOut:
+    """Rows of a file that change no state."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, rows: ScoreInput, records: RecordBatch, letters: Sequence[DeadLetter]) -> None:
+        """`letters`: of some of these records."""
+        if letters and not self.count:
+            first = min(letters, key=lambda letter: letter.index)
+            self.first = f"{rows.place(int(records.offsets[first.index]))}: {first.message}"
+        self.count += len(letters)
+
+
 class HistoryRun:
     """The states that a history gives."""
 
@@ -95,7 +111,7 @@ class HistoryRun:
 
     def read(self, file: Path, csv: CsvOptions = FROM_FILE) -> None:
         """Run the events of one file. Raises CannotServe."""
-        before, refused, first = self.rows, 0, ""
+        before, no_events, too_late = self.rows, _LeftOut(), _LeftOut()
         with (
             closing(ScoreInput(str(file), self._config, self._step.card, batch_events=BATCH_EVENTS, csv=csv)) as rows,
             closing(RowProgress(f"build {file.name}")) as progress,
@@ -103,17 +119,18 @@ class HistoryRun:
             for note in rows.notes:
                 say(note)
             for records in rows:
-                letters = self._run(rows, records, before)
-                if letters and not refused:
-                    first = f"{rows.place(int(records.offsets[letters[0].index]))}: {letters[0].message}"
-                refused += len(letters)
+                for letters, left_out in zip(self._run(rows, records, before), (no_events, too_late), strict=True):
+                    left_out.add(rows, records, letters)
                 progress.update(rows.rows, rows.done)
             self.rows += rows.rows
-        if refused:
-            say(f"{file}: {refused:,} of {self.rows - before:,} rows are no events; the first: {first}")
+        for left_out, why in ((no_events, "are no events"), (too_late, "are too late and change no state")):
+            if left_out.count:
+                say(f"{file}: {left_out.count:,} of {self.rows - before:,} rows {why}; the first: {left_out.first}")
 
-    def _run(self, rows: ScoreInput, records: RecordBatch, before: int) -> Sequence[DeadLetter]:
-        """`records`: a batch of `rows`; `before`: rows of earlier files. What is wrong with rows that are no events."""
+    def _run(
+        self, rows: ScoreInput, records: RecordBatch, before: int
+    ) -> tuple[Sequence[DeadLetter], Sequence[DeadLetter]]:
+        """`records`: a batch of `rows`; `before`: rows of earlier files. Rows that are no events, and too late ones."""
         decoded = self._engine.decode(records)
         found = decoded.observations
         partitions = partitions_of_keys(found.keys, len(self._joins))
@@ -121,8 +138,13 @@ class HistoryRun:
         order = np.argsort(partitions, kind="stable")
         events = replace(found, partitions=partitions, offsets=found.offsets + before).take(order)
         silent: Bools = decoded.silent[order]
-        self._engine.scorer.replay(events, silent, self._policy, count_hours=True, evict=True)
-        return decoded.dead_letters
+        too_late: list[DeadLetter] = []
+        self._engine.scorer.replay(
+            events, silent, self._policy, count_hours=True, evict=True, on_too_late=too_late.extend
+        )
+        for slab in self.slabs.values():  # the times before each batch are for floors, and there is none here
+            slab.stream_time.begin(0, slab.stream_time.now_ms)
+        return decoded.dead_letters, too_late
 
     def _check_times(self, rows: ScoreInput, found: Observations) -> None:
         for number, join in self._joins.items():
@@ -133,6 +155,11 @@ class HistoryRun:
                 i = int(late[0])
                 name = f"{rows.file.path}: {rows.place(int(found.offsets[i]))}"
                 raise overlap(name, found.keys[i], number, int(found.timestamps[i]), join)
+
+    def times_ms(self) -> dict[int, int]:
+        """The stream time of each partition that has one, with `input.max_lateness`."""
+        times = {number: slab.stream_time.now_ms for number, slab in self.slabs.items()}
+        return {number: time_ms for number, time_ms in times.items() if time_ms != NEVER}
 
     def alerts(self, partition: int) -> PartitionMemory | None:
         """What the policy remembers of a partition; None: there is no policy."""
@@ -169,5 +196,5 @@ def write_built(seeding: Seeding, built: HistoryRun, joins: Mapping[int, Join]) 
                 progress.update(count, count / total)
             if (memory := built.alerts(number)) is not None:
                 alerts[number] = memory
-        seeding.finish(alerts)
+        seeding.finish(alerts, built.times_ms())
     return count

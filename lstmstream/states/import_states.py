@@ -15,6 +15,7 @@ from lstmstream.records import Ints
 from lstmstream.row_progress import RowProgress
 from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.state_records import StateColumns, pack_columns
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.states.command import say
 from lstmstream.states.joining import Join, JoinAt, find_joins, overlap
 from lstmstream.states.seeding import Seeding, seed_offsets
@@ -58,7 +59,7 @@ def _without_instance(config: Config) -> Config:
 
 def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> int:
     """Look at all of the file first, then write it; how many states. Raises CannotServe."""
-    offsets = _check(seeding, states, path, joins)
+    offsets, times_ms = _check(seeding, states, path, joins)
     seeding.begin(joins)
     count = read = 0
     digest = seeding.identity.digest
@@ -80,7 +81,7 @@ def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[i
             if len(chunk.keys):
                 seeding.write(_partitions(path, chunk, seeding.partitions), *pack_columns(chunk.keys, columns, digest))
             progress.update(read, read / states.count if states.count else None)
-        seeding.finish()
+        seeding.finish(times_ms=times_ms)
     if count < read:
         left_out = counted(read - count, "state of the least recent keys was", "states of the least recent keys were")
         say(f"{left_out} left out: state.max_keys is {seeding.max_keys:,} for each partition")
@@ -113,12 +114,16 @@ def say_joined(count: int, config: Config, joins: Mapping[int, Join]) -> None:
     )
 
 
-def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> Ints | None:
+def _check(
+    seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]
+) -> tuple[Ints | None, Mapping[int, int]]:
     """All that can be known without the state rows, so that a file that is refused leaves nothing behind.
 
     [N] With `state.max_keys` what stands for the states' last offsets, by the time of their last events; else None.
+    With `input.max_lateness` the stream time of each partition that has states: the greatest time of their events.
     """
     hashes = []
+    newest_ms = np.full(len(joins), NEVER)  # [P]
     places: list[tuple[Ints, Ints]] = []  # partitions and times
     for chunk in states.read(1 << 16, with_rows=False):
         check_states(path, chunk, seeding.identity)
@@ -130,6 +135,7 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
                 i = int(late[0])
                 where = f"{path}: row {chunk.first_row + i}"
                 raise overlap(where, chunk.keys[i], number, int(chunk.timestamps[i]), join)
+        np.maximum.at(newest_ms, partitions, chunk.timestamps)
         if seeding.max_keys is not None:
             places.append((partitions, chunk.timestamps.copy()))
         hashes.append(np.fromiter(map(hash, zip(partitions.tolist(), chunk.keys, strict=True)), np.int64))
@@ -141,10 +147,12 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
         twice = np.flatnonzero(np.diff(every[order]) == 0)
         one, other = order[twice[0]] + 1, order[twice[0] + 1] + 1
         raise CannotServe(f"{path}: rows {one} and {other} have the same key; a key can have one state only")
+    times_ms = dict(enumerate(newest_ms.tolist())) if seeding.compares_times else {}
+    times_ms = {number: time_ms for number, time_ms in times_ms.items() if time_ms != NEVER}
     if not places:
-        return None
+        return None, times_ms
     every_partition, times = (np.concatenate(some) for some in zip(*places, strict=True))
-    return seed_offsets(every_partition, np.argsort(times, kind="stable"))
+    return seed_offsets(every_partition, np.argsort(times, kind="stable")), times_ms
 
 
 def _partitions(path: Path, states: FileStates, partitions: int) -> Ints:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 
 import numpy as np
 
@@ -32,10 +33,10 @@ from lstmstream.serve.state_records import (
     pack_floor,
     state_record_bytes,
 )
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.serve.topics import GONE_S, MissingTopics, NotVisibleYet, Topics, ensure_topics
 from lstmstream.states.joining import Join
 from lstmstream.states.sole_member import MemberTransport, SoleMember
-from lstmstream.states.stored import refuse_shared_rules
 from lstmstream.transport.patient_broker import PatientBroker
 from lstmstream.wording import counted
 
@@ -73,6 +74,7 @@ class Seeding:
         self.origin = -2 - secrets.randbits(62)  # what the states of this run name in place of an origin
         self.rows_at_once = max(1, BYTES_PER_TRANSACTION // state_record_bytes(card.state.size))
         self.max_keys = config.state.max_keys  # of a partition; None: no limit
+        self.compares_times = config.input.max_lateness is not None  # of an event with those of other keys
         self._config, self._card, self._transport = config, card, transport
         self._clock, self._say = clock, say
         self._member = SoleMember(config.name, transport, clock)
@@ -93,7 +95,6 @@ class Seeding:
 
     def prepare(self) -> None:
         """Reach the broker, make the topics that are missing, and see that nothing has begun. Raises CannotServe."""
-        refuse_shared_rules(self._config, "state build | import", max_keys=False)
         self._member.patiently("the broker cannot be used", self._transport.connect)
         self._topics = self._member.patiently("the topics cannot be used", self._ensure_topics, GONE_S)
         self._member.check_nobody_there()
@@ -172,8 +173,15 @@ class Seeding:
         if writing is not None:
             writing.result()
 
-    def finish(self, alerts: Mapping[int, PartitionMemory] | None = None) -> None:
-        """Make the states count, all at once. `alerts`: what is remembered of each partition. Raises CannotServe."""
+    def finish(
+        self,
+        alerts: Mapping[int, PartitionMemory] = MappingProxyType({}),
+        times_ms: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        """Make the states count, all at once. Raises CannotServe.
+
+        `alerts`: what is remembered of each partition. `times_ms`: the greatest event time of each, where it counts.
+        """
         self.wait()
         numbers, topics = sorted(self._joins), self._known.state
         floors = [
@@ -185,8 +193,10 @@ class Seeding:
                 partitions=topics.partitions,
                 state_topic_id=topics.topic_id,
                 position=self._joins[number].offset,
-                alerts=None if alerts is None else alerts.get(number),
+                alerts=alerts.get(number),
                 seed=self.origin,
+                stream_time_ms=times_ms.get(number, NEVER),
+                outside_times=((self._joins[number].offset, times_ms[number]),) if number in times_ms else (),
             )
             for number in numbers
         ]

@@ -149,6 +149,7 @@ class Recomputation:
         self._occluded = _features_by_name(card) if settings.reasons else {}
         self._states: dict[bytes | None, _KeyState] = {}
         self.newest_ms: int | None = None  # of the partition's events so far
+        self.outside_times: list[tuple[int, int]] = []  # (offset, time) of events of elsewhere, that are still to come
 
     def add_erasures(self, erased: Sequence[Erased]) -> None:
         """Keys that start over at offsets that are still to come."""
@@ -159,6 +160,7 @@ class Recomputation:
         for erased in self._names.forgotten_at(offset):
             self._states.pop(erased, None)
             self._books.forget(erased)
+        self._pass_outside_times(offset)
         threshold = self._books.threshold_at(offset, self._settings.threshold)
         self._threshold = None if threshold is None else np.float32(threshold)
         by_record = self._settings.key is None
@@ -240,6 +242,11 @@ class Recomputation:
             self.newest_ms = time_ms
         elif self.newest_ms - time_ms > self._settings.max_lateness_ms:
             raise Refused("late")
+
+    def _pass_outside_times(self, offset: int) -> None:
+        while self.outside_times and self.outside_times[0][0] <= offset:
+            _, time_ms = self.outside_times.pop(0)
+            self.newest_ms = time_ms if self.newest_ms is None else max(self.newest_ms, time_ms)
 
     def _read_features(self, fields: dict[str, Any]) -> None:
         row, column = self._model.x[0], 0

@@ -29,6 +29,8 @@ class Origins(NamedTuple):
     seeded: bool = False  # whether the own states began with others, which were imported or built from history
     floor: int = 0  # of the own states
     stream_time_ms: int | None = None  # greatest event time before the floor, where it is noted
+    moved: bool = False  # whether keys have come from other partitions, with their states
+    outside_times: tuple[tuple[int, int], ...] = ()  # offset, and the time that events of elsewhere make it there
 
 
 def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tuple[Origins, list[dict[str, Any]]]:
@@ -63,6 +65,8 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
             bool(own[0].get("seed")),
             int(own[0].get("offset", origin)),
             own[0].get("stream_time_ms"),
+            bool(own[0].get("moved_from")),
+            tuple((int(offset), int(time_ms)) for offset, time_ms in own[0].get("outside_times", ())),
         )
     else:
         origins = Origins(first, None)

@@ -22,6 +22,7 @@ class PartitionRange:
     whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
     newest_ms: int | None = None  # greatest event time before `own`, where that cannot be read any more
+    outside_times: tuple[tuple[int, int], ...] = ()  # offset, and the time that events of elsewhere make it there
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
     seeded: bool = False  # whether its states began with some that were imported or built from history
     erasures: Erasures = field(default_factory=Erasures)
@@ -42,8 +43,9 @@ class JudgedPartition:
     last_answered: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """The stream time that the first own event meets."""
+        """The stream time that the first own event meets, and what raises it later."""
         self.recomputation.newest_ms = self.range.newest_ms
+        self.recomputation.outside_times = list(self.range.outside_times)
 
     def had(self, offset: int) -> bool:
         """Whether an earlier window had an event at this offset."""

@@ -104,9 +104,10 @@ def plan(
         start = max(beginning, beginning if origins.first is None else origins.first)
         own = committed[partition] if origins.own is None else max(start, origins.own)
         known = known or origins.own is not None
-        whole = origins.own is not None and origins.own >= beginning and (with_history or not origins.seeded)
+        from_history = with_history and not origins.moved
+        whole = origins.own is not None and origins.own >= beginning and (from_history or not origins.seeded)
         newest_ms = None
-        if config.input.max_lateness is not None and origins.own is not None and not whole:
+        if config.input.max_lateness is not None and origins.own is not None and origins.own < beginning:
             # What the newest event was is known from the floor on: nothing before it can be judged.
             own, newest_ms = max(own, origins.floor), origins.stream_time_ms
         ranges[partition] = PartitionRange(
@@ -117,6 +118,7 @@ def plan(
             whole=whole,
             seeded=origins.seeded,
             newest_ms=newest_ms,
+            outside_times=() if from_history else origins.outside_times,  # the history itself says it
             between=origins.between,
             alert_rules=origins.alert_rules,
             erasures=erasures,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ import pytest
 from lstmstream.errors import CannotServe
 from lstmstream.states import build as states_build
 from lstmstream.states.build import history_config
+from lstmstream.states.joining import JoinAt
 from lstmstream.states.seeding import seed_offsets
-from tests.serve.memory_world import INPUT, PARTITIONS
-from tests.states.build_world import TOPIC, build, build_world, judge, lines, past
+from lstmstream.transport.partitioner import partition_of
+from lstmstream.verify.published import dead_letter_headers
+from lstmstream.verify.topics import Limits
+from tests.serve.memory_world import INPUT, LETTERS, PARTITIONS
+from tests.states.build_world import TOPIC, Event, build, build_world, judge, lines, past
 from tests.verify.world import ALERTS, VerifyWorld
 
 
@@ -135,5 +140,98 @@ def test_a_wrong_order_of_the_keys_of_a_history_is_found(tmp_path: Path, monkeyp
     world = limited_world(tmp_path)
     file = lines(tmp_path / "1.jsonl", past()[:140])
     build(world, [file])
+    world.serve()
+    assert judge(world, [file])[0] == 1
+
+
+# -- input.max_lateness
+
+LATENESS_MS = 5_000
+
+
+def late_world(tmp_path: Path) -> tuple[VerifyWorld, list[Event]]:
+    """And a history that ends later than the topic begins: events of the topic are too late because of it."""
+    world = build_world(tmp_path)
+    world.settings["input"] = {"topic": INPUT, "max_lateness": f"{LATENESS_MS}ms"}
+    world.settings["batch"] = {"max_events": 4}
+    return world, [{**event, "ts": event["ts"] + 200_000} for event in past()]
+
+
+def too_late(world: VerifyWorld, found: list[Event]) -> tuple[int, list[tuple[int, int]]]:
+    """By a loop of its own: how many events of the history are, and (partition, offset) of those of the topic."""
+    newest_ms, in_history, in_topic = [-1] * PARTITIONS, 0, []
+
+    def is_late(partition: int, event: Event) -> bool:
+        if event["amount"] == "much":
+            return False
+        late = event["ts"] < newest_ms[partition] - LATENESS_MS
+        newest_ms[partition] = max(newest_ms[partition], event["ts"])
+        return late
+
+    for event in found:
+        in_history += is_late(partition_of(event["id"].encode(), PARTITIONS), event)
+    for partition in range(PARTITIONS):
+        for record in world.log(INPUT, partition):
+            in_topic += [(partition, record.offset)] * is_late(partition, json.loads(record.value or b""))
+    return in_history, in_topic
+
+
+def late_letters(world: VerifyWorld) -> list[tuple[int, int]]:
+    said = [dead_letter_headers(record.headers) for p in range(PARTITIONS) for record in world.log(LETTERS, p)]
+    return sorted((one.source.partition, one.source.offset) for one in said if one and one.stage == "late")
+
+
+def at_the_beginning() -> JoinAt:
+    return JoinAt.parse([f"{partition}:0" for partition in range(PARTITIONS)], None)
+
+
+@pytest.mark.parametrize("lives", [0, 4])
+@pytest.mark.parametrize("max_keys", [None, 2])
+def test_the_time_of_the_history_goes_on_in_the_topic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lives: int, max_keys: int | None
+) -> None:
+    world, found = late_world(tmp_path)
+    if max_keys:
+        world.settings["state"] = {"max_keys": max_keys, "checkpoint_interval": "5s"}
+    files = [lines(tmp_path / "1.jsonl", found[:90]), lines(tmp_path / "2.jsonl", found[90:])]
+    in_history, in_topic = too_late(world, found)
+    assert in_history > 0
+    assert in_topic[0] == (0, 0)
+    build(world, files, at_the_beginning())
+    said = re.findall(
+        r"(\d+) of \d+ rows are too late and change no state; the first: row \d+", capsys.readouterr().err
+    )
+    assert sum(map(int, said)) == in_history
+    serve_in_lives(world, lives)
+    assert late_letters(world) == in_topic
+    code, summary = judge(world, files)
+    assert (code, summary["findings"]) == (0, [])
+    assert summary["predictions"] + summary["dead_letters"] == TOPIC
+
+
+def test_without_the_history_its_time_is_known(tmp_path: Path) -> None:
+    """Of a key that begins in the topic the first event is too late, because of the history; the second is judged."""
+    world, found = late_world(tmp_path)
+    del world.settings["alerts"]  # these are decided on by events of other keys, too
+    partition = partition_of(b"new", PARTITIONS)
+    log = world.log(INPUT, partition)
+    for at_ms in (max(event["ts"] for event in found), log[0].timestamp_ms):
+        event = {"id": "new", "ts": at_ms, "amount": 1.0}
+        world.broker.append(INPUT, partition, b"new", json.dumps(event).encode(), at_ms, [])
+        log.insert(0, log.pop())
+    world.number_again(INPUT, partition)
+    build(world, [lines(tmp_path / "1.jsonl", found)], at_the_beginning())
+    world.serve()
+    assert (partition, 0) in late_letters(world)
+    done = world.verify(limits=Limits(1, 2))
+    assert len(done.comparison.findings) == 0
+    assert partition not in {one["partition"] for one in done.summary()["unjudged"]}
+
+
+def test_a_build_that_forgets_the_time_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states_build.HistoryRun, "times_ms", lambda _self: {})
+    world, found = late_world(tmp_path)
+    file = lines(tmp_path / "1.jsonl", found)
+    build(world, [file], at_the_beginning())
     world.serve()
     assert judge(world, [file])[0] == 1

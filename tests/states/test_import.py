@@ -385,3 +385,36 @@ def test_the_least_recent_ones_go_first(tmp_path: Path, max_keys: int, *, kill: 
         produce(world, 5, [*KEYS[number : number + 3], b"new%d" % number])
     serve(world)
     assert answered(world) == expected_of_limited(world, past, times, max_keys)
+
+
+# -- input.max_lateness
+
+NOW_MS, LATENESS_MS = 1_700_000_000_000, 5_000
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("keys", [KEYS, KEYS[:1]])
+def test_the_time_of_the_newest_state_goes_on(tmp_path: Path, keys: list[bytes], *, kill: bool) -> None:
+    """Of each partition; where it has no state, the time begins with the input."""
+    world, past = World(input={"topic": INPUT, "max_lateness": "5s"}), Past(keys)
+    path = past.write(tmp_path / "s.jsonl", world)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    newest_ms, lines = [-1] * PARTITIONS, []
+    for number, row in enumerate(rows):
+        at_ms = NOW_MS + 20_000 * partition_of(row["key"].encode(), PARTITIONS) - 3_000 * (number * 7 % len(KEYS))
+        newest_ms[row["partition"]] = max(newest_ms[row["partition"]], at_ms)
+        lines.append(json.dumps({**row, "timestamp": at_ms}) + "\n")
+    path.write_text("".join(lines))
+    late = set()
+    for number in range(45):
+        partition, at_ms = number % PARTITIONS, NOW_MS - 6_000 + 1_000 * (number % 11) + 2_000 * number
+        if at_ms < newest_ms[partition] - LATENESS_MS:
+            late.add((partition, number // PARTITIONS))
+        newest_ms[partition] = max(newest_ms[partition], at_ms)
+        world.broker.append(INPUT, partition, b"x%d" % (number % 4), b'{"amount": 1}', at_ms, [])
+    seed(world, path, JoinAt.parse([f"{partition}:0" for partition in range(PARTITIONS)], None))
+    for _ in range(2):
+        serve(world, kill=kill)
+    places = {(partition, offset) for partition in range(PARTITIONS) for offset in range(15)}
+    assert {(partition, offset) for partition, offset, *_ in answered(world)} == places - late
+    assert {partition for partition, offset in late if offset == 0} == ({1, 2} if len(keys) > 1 else {2})
