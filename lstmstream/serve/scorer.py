@@ -126,6 +126,11 @@ class Scorer:
         return self._limit is not None
 
     @property
+    def compares_times(self) -> bool:
+        """Whether events are compared with those of all keys (`input.max_lateness`)."""
+        return self._max_lateness_ms is not None
+
+    @property
     def alert_rules(self) -> AlertRules | None:
         """By which alerts are published; None: all are."""
         return None if self._policy is None else self._policy.rules

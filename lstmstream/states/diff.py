@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,17 +15,18 @@ import orjson
 from lstmstream.config import Config, load_config
 from lstmstream.logs import escape_untrusted
 from lstmstream.model import Card
-from lstmstream.records import Floats
+from lstmstream.records import Floats, Ints, Observations, RecordBatch
 from lstmstream.row_progress import RowProgress
 from lstmstream.serve.decode import Decoded
 from lstmstream.serve.engine import Engine
-from lstmstream.serve.erasures import RebuildErasures
+from lstmstream.serve.erasures import Erasures, RebuildErasures
 from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.scorer import Scorer
 from lstmstream.serve.state import KeyState
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
+from lstmstream.serve.stream_time import StreamTime
 from lstmstream.states.command import SHOWN_VALUES, say
-from lstmstream.states.stored import StateTopicReader, StoredStates, opened, refuse_shared_rules
+from lstmstream.states.stored import StateTopicReader, StoredStates, opened
 from lstmstream.transport.schema_registry import read_patiently
 from lstmstream.wording import counted
 
@@ -48,7 +50,6 @@ class _Pair(NamedTuple):
 def diff_states(config: Path, key: str, model: str, *, as_json: bool, stage: str | None) -> int:
     """Print both; 1 where the key has no state. Raises CannotServe."""
     loaded = load_config(config, stage=stage)
-    refuse_shared_rules(loaded, "state diff", max_keys=False)
     other = _load(loaded, model)
     wanted, pairs = os.fsencode(key), []
     with opened(config, stage=stage, say=say) as reader:
@@ -84,30 +85,52 @@ def _follow(
     """The other model's state after the key's events that the input still has, up to the last one of the served one.
 
     Without those before the key was erased. With `state.max_keys` after the events of all keys: others may have had to
-    go for them, or this one.
+    go for them, or this one. With `input.max_lateness` the events of all keys are read, for their times.
     """
     topic, scorer, partition = other.config.input.topic, other.engine.scorer, stored.partition
     salt = reader.broker.describe([topic])[topic].topic_id
-    limited, kept = RebuildErasures(stored.erasures, salt), partial(stored.erasures.kept, salt=salt)
+    limited, kept = (
+        RebuildErasures(stored.erasures, salt),
+        partial(_of_key, key=key, erasures=stored.erasures, salt=salt),
+    )
     events, slab = open_reader(other.config), scorer.states.open(partition)
     beginning, _ = reader.broker.offset_range(topic, partition)
     end = served.last_offset + 1
+    only_mine = other.config.input.key is None and not (scorer.limits_keys or scorer.compares_times)
     with closing(RowProgress(f"{topic}[{partition}]")) as progress:
-        for records in reader.broker.read(topic, partition, beginning, end):
+        for records in _read(reader, topic, stored, beginning, end, slab.stream_time):
             progress.update(int(records.offsets[-1]) - beginning, (records.offsets[-1] - beginning) / (end - beginning))
-            mine = records
-            if other.config.input.key is None and not scorer.limits_keys:
-                mine = records.take(np.flatnonzero([one == key for one in records.keys]))
-            if not len(mine):
+            some = records.take(np.flatnonzero([one == key for one in records.keys])) if only_mine else records
+            if not len(some):
                 continue
-            decoded = other.engine.decode(read_patiently(events, mine))
+            decoded = other.engine.decode(read_patiently(events, some))
             if scorer.limits_keys:
                 _replay_limited(scorer, partition, decoded, limited)
-                continue
-            of_key = np.flatnonzero([one == key for one in decoded.observations.keys])
-            scorer.replay(decoded.observations.take(of_key), decoded.silent[of_key], kept=kept)
+            else:
+                scorer.replay(decoded.observations, decoded.silent, kept=kept)
     row = slab.index.get(key)
     return None if row is None else slab.get(row)
+
+
+def _read(
+    reader: StateTopicReader, topic: str, stored: StoredStates, beginning: int, end: int, stream_time: StreamTime
+) -> Iterator[RecordBatch]:
+    """The events between the two offsets, with the stream time raised where events of elsewhere have raised it."""
+    start = beginning
+    for offset, time_ms in stored.outside_times:
+        if start < offset < end:
+            yield from reader.broker.read(topic, stored.partition, start, offset)
+            start = offset
+        if offset <= start:
+            stream_time.begin(start, max(stream_time.now_ms, time_ms))
+    yield from reader.broker.read(topic, stored.partition, start, end)
+
+
+def _of_key(observations: Observations, *, key: bytes, erasures: Erasures, salt: str) -> Ints:
+    """The rows of those that are of the key, and were not erased."""
+    mine = np.flatnonzero([one == key for one in observations.keys])
+    kept = erasures.kept(observations.take(mine), salt)
+    return mine if kept is None else mine[kept]
 
 
 def _replay_limited(scorer: Scorer, partition: int, decoded: Decoded, erasures: RebuildErasures) -> None:

@@ -35,6 +35,7 @@ class StoredStates(NamedTuple):
     damaged: int  # records that cannot be used: the daemon rebuilds these states from the input
     others: list[StateIdentity]  # models and settings whose states are here as well
     erasures: Erasures
+    outside_times: tuple[tuple[int, int], ...]  # see Floor
 
 
 class StateTopicReader:
@@ -80,18 +81,8 @@ class StateTopicReader:
         counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
         counts = counts[slab.steps[counts] > 0]
         others = [one.floor.identity for one in loader.others.values() if one.floor.dropped is None]
-        return StoredStates(number, slab, counts, len(loader.damaged), others, partition.erasures)
-
-
-def refuse_shared_rules(config: Config, what: str, *, max_keys: bool = True) -> None:
-    """Raises CannotServe where a state depends on the events of other keys, which `what` does not see.
-
-    `max_keys`: whether it is refused with that too.
-    """
-    options = {"state.max_keys": config.state.max_keys, "input.max_lateness": config.input.max_lateness}
-    for option, value in options.items():
-        if value is not None and (max_keys or option != "state.max_keys"):
-            raise CannotServe(f"{option}: {what} is not implemented yet with it, since states depend on other keys too")
+        outside_times = () if loader.floor is None else loader.floor.outside_times
+        return StoredStates(number, slab, counts, len(loader.damaged), others, partition.erasures, outside_times)
 
 
 @contextmanager

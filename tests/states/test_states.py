@@ -19,9 +19,12 @@ from lstmstream.states import diff, stored
 from lstmstream.states.command import get_state, list_states
 from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
+from lstmstream.states.joining import JoinAt
 from lstmstream.states.stored import StateTopicReader, StoredStates
+from lstmstream.transport.partitioner import partition_of
 from tests.models import random_model
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES
+from tests.states.build_world import build, lines
 from tests.states.world import CONFIG, KEYS, Opened, append, exported
 from tests.verify.world import NOW_MS, VerifyWorld
 
@@ -233,6 +236,29 @@ def test_a_state_beside_another_one_with_a_limit_on_the_keys(
     answer("ba")
     assert steps("a") == (1, 9)
     assert diff_states(CONFIG, "c", str(made.settings["model"]), as_json=True, stage=None) == 1
+
+
+def test_a_state_beside_another_one_with_a_bound_on_lateness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Events of other keys decide on which are too late, those of a history too."""
+    bound = {"topic": INPUT, "max_lateness": "5s"}
+    made = VerifyWorld(random_model(tmp_path, hidden=2, seed=1), input=bound)
+    monkeypatch.setattr(diff, "load_config", lambda _path, stage=None: made.config())
+    monkeypatch.setattr(stored, "load_config", lambda _path, stage=None: made.config())
+    monkeypatch.setattr(stored, "open_kafka_admin", lambda _config: Opened(made.broker, INPUT))
+    partition = partition_of(b"z", PARTITIONS)
+    for key, second in ((b"a", 0), (b"b", 58), (b"a", 57), (b"b", 70), (b"a", 64), (b"a", 66)):
+        made.broker.append(INPUT, partition, key, b'{"amount": %d}' % second, NOW_MS + 1000 * second, [])
+    history = lines(tmp_path / "h.jsonl", [{"id": "z", "ts": NOW_MS + 60_000, "amount": 1}])
+    build(made, [history], JoinAt.parse([f"{number}:0" for number in range(PARTITIONS)], None))
+    made.serve()
+    for key, found in (("a", (2, 5)), ("b", (2, 3))):
+        capsys.readouterr()
+        assert diff_states(CONFIG, key, str(made.settings["model"]), as_json=True, stage=None) == 0
+        (state,) = json.loads(capsys.readouterr().out)["states"]
+        assert state["served"] == state["other"]
+        assert (state["served"]["steps"], state["served"]["offset"]) == found
 
 
 @pytest.mark.usefixtures("world")
