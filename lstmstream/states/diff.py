@@ -89,10 +89,8 @@ def _follow(
     """
     topic, scorer, partition = other.config.input.topic, other.engine.scorer, stored.partition
     salt = reader.broker.describe([topic])[topic].topic_id
-    limited, kept = (
-        RebuildErasures(stored.erasures, salt),
-        partial(_of_key, key=key, erasures=stored.erasures, salt=salt),
-    )
+    limited = RebuildErasures(stored.erasures, salt)
+    kept = partial(_of_key, key=key, erasures=stored.erasures, salt=salt)
     events, slab = open_reader(other.config), scorer.states.open(partition)
     beginning, _ = reader.broker.offset_range(topic, partition)
     end = served.last_offset + 1

@@ -10,6 +10,7 @@ behind are cleared away (docs/repartition.md).
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -64,12 +65,8 @@ NOT_IN_INPUT = -1  # in place of the last event's offset: it is in another parti
 def repartition_states(config: Path, partitions: int, *, stage: str | None) -> int:
     """Move the states. Raises CannotServe."""
     loaded = load_config(config, stage=stage)
-    for option, value in {
-        "state.max_keys": loaded.state.max_keys,
-        "input.max_lateness": loaded.input.max_lateness,
-    }.items():
-        if value is not None:
-            raise CannotServe(f"{option}: state repartition is not implemented yet with it")
+    if loaded.state.max_keys is not None:
+        raise CannotServe("state.max_keys: state repartition is not implemented yet with it")
     _, step = load_step_model(loaded)
     engine = make_engine(loaded, step, reader=open_reader(loaded))
     with closing(Repartition(loaded, engine, open_kafka_transport(loaded), partitions, say=say)) as run:
@@ -253,6 +250,8 @@ class Repartition:
             seed=self._seed,
             moved_from=self._before,
             earlier=partition.earlier,
+            stream_time_ms=partition.slab.stream_time.now_ms,
+            outside_times=partition.outside_times,
         )
         partition.close()
         return floor
@@ -397,7 +396,7 @@ class Repartition:
         ours = floor_key(self._identity.digest)
         numbers = list(range(self._partitions))
         keys: list[bytes | None] = [ours] * len(numbers)
-        values: list[bytes | None] = [pack_floor(floor) for floor in [*floors, *fresh]]
+        values: list[bytes | None] = [pack_floor(floor) for floor in self._with_times([*floors, *fresh])]
         for number in range(self._before):  # those of other models would be those of keys that have left
             others = self._other_floors(number)
             numbers += [number] * len(others)
@@ -405,6 +404,23 @@ class Repartition:
             values += [None] * len(others)
         nonce = f"{NONCE_PREFIX}repartition-{-self._seed:x}:of{self._partitions}"
         self._commit(np.array(numbers, np.int64), keys, values, nonce)
+
+    def _with_times(self, floors: Sequence[Floor]) -> list[Floor]:
+        """Those of all partitions, with the greatest stream time of the old ones whose keys can be there now.
+
+        Whether they have a state still or not: one that has expired for good is removed, since what comes of it is too
+        late (docs/semantics.md, line 37), and has to be so in the new partition as well.
+        """
+        common = math.gcd(self._before, self._partitions)  # a key stays in its class modulo any divisor of both
+        found = []
+        for number, floor in enumerate(floors):
+            time_ms = max(old.stream_time_ms for old in floors[number % common : self._before : common])
+            if time_ms > floor.stream_time_ms:
+                outside_times = (*floor.outside_times, (floor.offset, time_ms))
+                found.append(floor._replace(stream_time_ms=time_ms, outside_times=outside_times))
+            else:
+                found.append(floor)
+        return found
 
     def _other_floors(self, number: int) -> list[bytes]:
         found: dict[bytes, bool] = {}

@@ -12,6 +12,7 @@ from lstmstream.serve.clock import Clock
 from lstmstream.serve.factory import make_engine
 from lstmstream.states.build import HistoryRun, history_config, write_built
 from lstmstream.states.joining import JoinAt, find_joins
+from lstmstream.states.repartition import Repartition
 from lstmstream.states.seeding import Seeding
 from lstmstream.transport.partitioner import partition_of
 from lstmstream.verify.history import History
@@ -44,10 +45,16 @@ def build_world(tmp_path: Path) -> VerifyWorld:
     made = VerifyWorld(path, state={"ttl": "1h", "checkpoint_interval": "5s"}, alerts=POLICY)
     made.settings["output"]["threshold"] = 0.312
     made.settings["input"] = {"topic": INPUT, "late": "score"}
-    for event in events(TOPIC, NOW_MS + 1, 2):
-        key = event["id"].encode()
-        made.broker.append(INPUT, partition_of(key, PARTITIONS), key, json.dumps(event).encode(), event["ts"], [])
+    append_events(made, events(TOPIC, NOW_MS + 1, 2))
     return made
+
+
+def append_events(world: VerifyWorld, found: Sequence[Event]) -> None:
+    """To the topic, as it is partitioned now."""
+    for event in found:
+        key = event["id"].encode()
+        number = partition_of(key, len(world.broker.topics[INPUT].logs))
+        world.broker.append(INPUT, number, key, json.dumps(event).encode(), event["ts"], [])
 
 
 def past() -> list[Event]:
@@ -79,6 +86,17 @@ def build(world: VerifyWorld, files: Sequence[Path], at: JoinAt | None = None) -
         return write_built(seeding, built, joins)
     finally:
         seeding.close()
+
+
+def repartition(world: VerifyWorld, partitions: int) -> None:
+    """As the command does, once the topic has so many."""
+    config, transport = world.config(), SeedTransport(world.broker, INPUT)
+    clock = Clock(lambda: world.now_s, lambda: world.now_s, world._sleep)
+    run = Repartition(config, make_engine(config, world.onnx_step()), transport, partitions, clock=clock)
+    try:
+        run.run()
+    finally:
+        world.broker.leave(transport.member_id)
 
 
 def judge(world: VerifyWorld, files: Sequence[Path] | None) -> tuple[int, dict[str, Any]]:

@@ -16,8 +16,19 @@ from lstmstream.states.seeding import seed_offsets
 from lstmstream.transport.partitioner import partition_of
 from lstmstream.verify.published import dead_letter_headers
 from lstmstream.verify.topics import Limits
-from tests.serve.memory_world import INPUT, LETTERS, PARTITIONS
-from tests.states.build_world import TOPIC, Event, build, build_world, judge, lines, past
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS
+from tests.states.build_world import (
+    TOPIC,
+    Event,
+    append_events,
+    build,
+    build_world,
+    events,
+    judge,
+    lines,
+    past,
+    repartition,
+)
 from tests.verify.world import ALERTS, VerifyWorld
 
 
@@ -235,3 +246,36 @@ def test_a_build_that_forgets_the_time_is_found_out(tmp_path: Path, monkeypatch:
     build(world, [file], at_the_beginning())
     world.serve()
     assert judge(world, [file])[0] == 1
+
+
+# -- and state repartition
+
+
+@pytest.mark.parametrize("bound", [{}, {"max_lateness": f"{LATENESS_MS}ms"}], ids=["none", "max_lateness"])
+@pytest.mark.parametrize("built", [False, True])
+def test_keys_that_stay_and_new_ones_are_judged_after_a_repartition(
+    tmp_path: Path, bound: dict[str, str], *, built: bool
+) -> None:
+    """With the history or without it; those that have moved are not."""
+    world = build_world(tmp_path)
+    del world.settings["alerts"]
+    world.settings["input"] = {"topic": INPUT, **bound}
+    files = [lines(tmp_path / "1.jsonl", past())] if built else None
+    if files:
+        build(world, files)
+    ahead = {"id": "k0", "ts": world.log(INPUT, 0)[-1].timestamp_ms + 300_000, "amount": 1}
+    append_events(world, [ahead])  # the other partitions' time is behind
+    world.serve()
+    for topic in (INPUT, OUTPUT, ALERTS, LETTERS):
+        world.broker.grow(topic, 5)
+    repartition(world, 5)
+    more = events(TOPIC, ahead["ts"] - 300_000, 3)
+    append_events(world, [*more, *({**event, "id": f"new{event['id']}"} for event in more)])
+    world.serve()
+    for history in {None: None, "given": files}.values():
+        code, summary = judge(world, history)
+        assert (code, summary["findings"]) == (2, [])
+        assert summary["not_judged"] < summary["events"] - TOPIC // 2
+        assert {one["reason"] for one in summary["unjudged"]} == {
+            "their keys may have had states that were moved, or imported or built from history (--history)"
+        }

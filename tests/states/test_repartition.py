@@ -288,3 +288,90 @@ def test_keys_that_others_have_put_elsewhere_stay_where_they_are_in_use(repartit
     assert {key: before[key] for key in elsewhere} == {key: {partition} for key, partition in elsewhere.items()}
     assert world.repartition(partitions) == [f"the states are those of {partitions} partitions already"]
     assert world.homes() == before
+
+
+# -- input.max_lateness
+
+LATENESS_MS, TTL_MS = 5_000, 20_000
+FRESH = np.float32(0.5), np.float32(0), 0
+
+
+class Timed(Growing):
+    """Events with times of their own."""
+
+    def __init__(self) -> None:
+        state = {"ttl": f"{TTL_MS}ms", "checkpoint_interval": "2s"}
+        super().__init__(input={"topic": INPUT, "max_lateness": f"{LATENESS_MS}ms"}, state=state)
+        self.times_ms: list[int] = []  # of `order`
+        self.grown: dict[int, tuple[int, int]] = {}  # events before → partitions before and afterwards
+
+    def timed(self, count: int, ahead_ms: int) -> None:
+        """Some are late. Each partition is ahead of the one before by so much."""
+        for _ in range(count):
+            number = len(self.order)
+            key, partitions = KEYS[number * 3 % len(KEYS)], len(self.broker.topics[INPUT].logs)
+            partition = partition_of(key, partitions)
+            at_ms = 1_700_000_000_000 + 1_000 * number - 3_000 * (number % 4) + ahead_ms * (partition % PARTITIONS)
+            self.order.append((key, partition, self.broker.topics[INPUT].end(partition), float(number % 50)))
+            self.times_ms.append(at_ms)
+            self.broker.append(INPUT, partition, key, b'{"amount": %d}' % (number % 50), at_ms, [])
+
+    def serve_timed(self, count: int, ahead_ms: int, *, kill: bool) -> None:
+        daemon = self.start()
+        self.timed(count, ahead_ms)
+        self.settle()
+        (self.kill if kill else self.stop)(daemon)
+
+    def move(self, partitions: int) -> None:
+        self.grown[len(self.order)] = len(self.broker.topics[INPUT].logs), partitions
+        self.grow(partitions)
+        self.repartition(partitions)
+
+    def check_times(self) -> int:
+        """Each event is answered, or too late, by the rule; how many are too late."""
+        newest_ms, late = [-1] * PARTITIONS, 0
+        states: dict[bytes, tuple[Any, Any, int, int]] = {}
+        expected = {}
+        for number, (key, partition, offset, amount) in enumerate(self.order):
+            if number in self.grown:
+                before, after = self.grown[number]
+                homes = {(some % before, some % after) for some in range(before * after)}  # of all hashes
+                newest_ms = [max(newest_ms[old] for old, new in homes if new == one) for one in range(after)]
+            at_ms, newest = self.times_ms[number], newest_ms[partition]
+            newest_ms[partition] = max(newest, at_ms)
+            if at_ms < newest - LATENESS_MS:
+                late += 1
+                continue
+            mean, count, steps, last_ms = states.get(key, (*FRESH, at_ms))
+            if at_ms - last_ms > TTL_MS:
+                mean, count, steps = FRESH
+            mean, count = fold(mean, count, np.float32(amount))
+            states[key] = mean, count, steps + 1, max(at_ms, last_ms)
+            expected[partition, offset] = float(str(mean - count)), steps + 1
+        found = {(a["source"]["partition"], a["source"]["offset"]): (a["score"], a["steps"]) for a in self.answers()}
+        assert found == expected
+        return late
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("numbers", [(7,), (6,), (4, 6)], ids=str)
+def test_the_stream_time_goes_on(numbers: tuple[int, ...], kill: bool) -> None:
+    """A partition begins with the greatest one of those that its keys may have come from."""
+    world = Timed()
+    world.serve_timed(60, 20_000, kill=kill)
+    late = world.check_times()
+    for number in numbers:
+        world.move(number)
+        world.serve_timed(30, 0, kill=kill)
+    world.serve_timed(60, 0, kill=kill)
+    assert world.check_times() > late + 10
+
+
+def test_the_stream_time_of_partitions_that_stay_the_newest_is_their_own() -> None:
+    world = Timed()
+    world.serve_timed(30, 20_000, kill=False)
+    world.move(6)
+    floors = [floor for _, floor in sorted(world._floors().items())]
+    newest_ms = [max(t for t, one in zip(world.times_ms, world.order, strict=True) if one[1] == p) for p in range(3)]
+    assert [floor.stream_time_ms for floor in floors] == newest_ms * 2
+    assert [bool(floor.outside_times) for floor in floors] == [False] * 3 + [True] * 3
