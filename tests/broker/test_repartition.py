@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from lstmstream.transport.partitioner import partition_of
 from tests.broker.harness import (
@@ -44,8 +45,12 @@ def fill(broker: str, name: str, first: int, count: int, partitions: int) -> dic
 
 def alone(model: Path, folder: Path, count: int) -> dict[str, list[tuple[float, int]]]:
     """Score and steps of each key's events, of the engine over a file."""
-    events = folder / "events.jsonl"
     rows = [{"k": KEYS[i % len(KEYS)].decode(), "t": NOW_MS + 1000 * i, "amount": i % 31} for i in range(count)]
+    return scored(model, folder, rows)
+
+
+def scored(model: Path, folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, int]]]:
+    events = folder / "events.jsonl"
     events.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "lstmstream", "score", str(model), str(events), "--key", "k", "--timestamp", "t"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -93,3 +98,50 @@ def test_the_daemon_goes_on_with_more_partitions(broker: str, topic_prefix: str,
     assert (code, summary["findings"]) == (2, []), said  # what keys that have moved met is not known to it
     assert all("moved" in one["reason"] for one in summary["unjudged"])
     assert summary["events"] - summary["not_judged"] >= 120
+
+
+@pytest.mark.only_client("confluent")
+def test_the_stream_time_goes_on_with_more_partitions(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    """With `input.max_lateness`; one of the old partitions is ahead, so that events in the others become too late."""
+    name, model = topic_prefix, random_model(tmp_path, hidden=4)
+    create_topics(broker, [f"{name}.in", f"{name}.out"], partitions=BEFORE)
+    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker, input={"max_lateness": "5s"})
+    newest_ms, in_time = [0] * BEFORE, []
+
+    def fill_timed(first: int, ahead_ms: int) -> dict[int, int]:
+        records, counts = [], dict.fromkeys(range(len(newest_ms)), 0)
+        for i in range(first, first + 120):
+            key = KEYS[i * 5 % len(KEYS)]
+            number = partition_of(key, len(newest_ms))
+            at_ms = NOW_MS + 1000 * i + ahead_ms * (partition_of(key, BEFORE) == 1) - 9_000 * (i % 10 == 7)
+            counts[number] += 1
+            records.append((key, b'{"amount": %d}' % (i % 31), at_ms, number))
+            if at_ms >= newest_ms[number] - 5_000:
+                in_time.append({"k": key.decode(), "t": at_ms, "amount": i % 31})
+            newest_ms[number] = max(newest_ms[number], at_ms)
+        produce(broker, f"{name}.in", records)
+        return counts
+
+    counts = fill_timed(0, 30_000)
+    with RunningDaemon(config, tmp_path / "log1") as daemon:
+        daemon.wait(lambda: committed_offsets(broker, name) == counts, "all answered")
+        assert daemon.sigterm() == 0, daemon.last_words()
+    before = len(in_time)
+    assert newest_ms[1] > newest_ms[0] + 20_000
+    with admin(broker) as client:
+        client.create_partitions({f"{name}.in": AFTER})
+    done = state_command("repartition", str(config), "--partitions", str(AFTER))
+    assert done.returncode == 0, done.stderr
+    newest_ms[:] = [max(newest_ms)] * AFTER
+    more = fill_timed(120, 0)
+    assert before < 120
+    assert len(in_time) - before < 100
+    ends = {number: more[number] + counts.get(number, 0) for number in range(AFTER)}
+    with RunningDaemon(config, tmp_path / "log2") as daemon:
+        daemon.wait(lambda: committed_offsets(broker, name) == ends, "all answered")
+        assert daemon.sigterm() == 0, daemon.last_words()
+    answers = [orjson.loads(one.value) for one in read_all(broker, f"{name}.out", partitions=BEFORE)]
+    assert by_key(answers) == scored(model, tmp_path, in_time)
+    code, summary, said = verify(config)
+    assert (code, summary["findings"]) == (2, []), said
+    assert all("moved" in one["reason"] for one in summary["unjudged"])

@@ -185,6 +185,38 @@ def test_the_most_recent_keys_of_a_history_go_on_in_the_topic(broker: str, topic
 
 
 @pytest.mark.only_client("confluent")
+def test_the_stream_time_of_a_history_goes_on_in_the_topic(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    """With `input.max_lateness`, through a restart; then with an import of what is left, as of another group."""
+    found, half, name, other = events(600), 350, f"{topic_prefix}a", f"{topic_prefix}b"
+    for event in found:
+        event["ts"] -= 60_000 * (event["n"] % 4 == 2)
+    joined, bound = [f"--at-offset={number}:0" for number in range(PARTITIONS)], {"max_lateness": "20s"}
+    config = configure(broker, name, tmp_path / "a", input=bound)
+    file, columns = str(write_lines(tmp_path / "h.jsonl", found[:half])), ["--key", "id", "--timestamp", "ts"]
+    to_topic(broker, f"{name}.in", found[half:450])
+    done = state_command("build", str(config), file, *columns, *joined)
+    assert done.returncode == 0, done.stderr
+    assert "of 350 rows are too late and change no state" in done.stderr
+    serve(broker, name, config, tmp_path / "log1", found[half:450])
+    to_topic(broker, f"{name}.in", found[450:500])
+    serve(broker, name, config, tmp_path / "log2", found[half:500])
+    code, summary, said = verify(config, "--history", file, *columns)
+    assert (code, summary["events"], summary["dead_letters"] > 0) == (0, 150, True), said
+    states = str(tmp_path / "states.parquet")
+    assert state_command("export", str(config), "--out", states).returncode == 0
+    second = configure(broker, other, tmp_path / "b", input=bound)
+    to_topic(broker, f"{other}.in", found[500:])
+    done = state_command("import", str(second), states, *joined)
+    assert done.returncode == 0, done.stderr
+    serve(broker, other, second, tmp_path / "log3", found[500:])
+    to_topic(broker, f"{name}.in", found[500:])
+    serve(broker, name, config, tmp_path / "log4", found[half:])
+    answered = answers(broker, f"{other}.out")
+    assert answered == {n: one for n, one in answers(broker, f"{name}.out").items() if n >= 500}
+    assert len(answered) < 100
+
+
+@pytest.mark.only_client("confluent")
 def test_an_import_that_was_killed_is_done_again(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     """Until then a daemon refuses to start."""
     name, count = topic_prefix, 150_000
