@@ -263,7 +263,7 @@ def test_keys_that_stay_and_new_ones_are_judged_after_a_repartition(
     files = [lines(tmp_path / "1.jsonl", past())] if built else None
     if files:
         build(world, files)
-    ahead = {"id": "k0", "ts": world.log(INPUT, 0)[-1].timestamp_ms + 300_000, "amount": 1}
+    ahead: Event = {"id": "k0", "ts": world.log(INPUT, 0)[-1].timestamp_ms + 300_000, "amount": 1}
     append_events(world, [ahead])  # the other partitions' time is behind
     world.serve()
     for topic in (INPUT, OUTPUT, ALERTS, LETTERS):

@@ -253,9 +253,9 @@ def test_a_state_beside_another_one_with_a_bound_on_lateness(
     history = lines(tmp_path / "h.jsonl", [{"id": "z", "ts": NOW_MS + 60_000, "amount": 1}])
     build(made, [history], JoinAt.parse([f"{number}:0" for number in range(PARTITIONS)], None))
     made.serve()
-    for key, found in (("a", (2, 5)), ("b", (2, 3))):
+    for name, found in (("a", (2, 5)), ("b", (2, 3))):
         capsys.readouterr()
-        assert diff_states(CONFIG, key, str(made.settings["model"]), as_json=True, stage=None) == 0
+        assert diff_states(CONFIG, name, str(made.settings["model"]), as_json=True, stage=None) == 0
         (state,) = json.loads(capsys.readouterr().out)["states"]
         assert state["served"] == state["other"]
         assert (state["served"]["steps"], state["served"]["offset"]) == found
