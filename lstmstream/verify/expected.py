@@ -151,6 +151,15 @@ class Recomputation:
         self.newest_ms: int | None = None  # of the partition's events so far
         self.outside_times: list[tuple[int, int]] = []  # (offset, time) of events of elsewhere, that are still to come
 
+    @property
+    def needs_all_states(self) -> bool:
+        """Whether a state is known only where those of all keys are.
+
+        With `state.max_keys` it matters which events were seen, and with `late: drop` a late one is not: of a key whose
+        last event is not known nobody can tell.
+        """
+        return self._settings.max_keys is not None and self._settings.late == "drop"
+
     def add_erasures(self, erased: Sequence[Erased]) -> None:
         """Keys that start over at offsets that are still to come."""
         self._names.add(erased, self._states)

@@ -55,6 +55,8 @@ class JudgedPartition:
     def learn(self, value: bytes | None, row: int) -> None:
         """Where the input has lost events: a prediction may say that the state of its key began there."""
         key = self.window.entities[row]
+        if self.recomputation.needs_all_states:
+            return
         if key not in self.known_from and self.window.expected(row).steps == 1 and parse(value).get("steps") == 1:
             self.known_from[key] = self.window.offsets[row]
 

@@ -29,7 +29,7 @@ from tests.states.build_world import (
     past,
     repartition,
 )
-from tests.verify.world import ALERTS, VerifyWorld
+from tests.verify.world import ALERTS, NOW_MS, VerifyWorld
 
 
 @pytest.fixture
@@ -158,6 +158,32 @@ def test_a_wrong_order_of_the_keys_of_a_history_is_found(tmp_path: Path, monkeyp
 # -- input.max_lateness
 
 LATENESS_MS = 5_000
+
+
+@pytest.mark.parametrize("with_history", [True, False])
+def test_a_late_event_of_a_key_of_the_history_makes_room_for_nobody(tmp_path: Path, with_history: bool) -> None:
+    """It is dropped and not seen, so that no key is evicted for it. Without the history nobody can tell that."""
+    world = limited_world(tmp_path)
+    world.settings["alerts"] = {}
+    world.settings["input"] = {"topic": INPUT, "late": "drop"}
+    keys = [key for key in map(b"q%d".__mod__, range(99)) if partition_of(key, PARTITIONS) == 0]
+    of_history, first, second = keys[:3]
+    events = [(first, 1), (of_history, 2), (second, 3), (first, 4)]
+    for partition in range(PARTITIONS):
+        world.log(INPUT, partition).clear()
+    for key, time_ms in events:
+        value = json.dumps({"id": key.decode(), "ts": NOW_MS + time_ms, "amount": 1.0}).encode()
+        world.broker.append(INPUT, 0, key, value, NOW_MS + time_ms, [])
+    history = lines(tmp_path / "1.jsonl", [{"id": of_history.decode(), "ts": NOW_MS + 10, "amount": 1.0}])
+    build(world, [history], at_the_beginning())
+    world.serve()
+    assert [(x["key"], x["steps"]) for x in world.answers()] == [
+        (first.decode(), 1),
+        (second.decode(), 1),
+        (first.decode(), 2),
+    ]
+    code, summary = judge(world, [history] if with_history else None)
+    assert (code, summary["not_judged"]) == ((0, 0) if with_history else (2, 4))
 
 
 def late_world(tmp_path: Path) -> tuple[VerifyWorld, list[Event]]:
