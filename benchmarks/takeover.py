@@ -1,6 +1,7 @@
 """How long a partition is silent after one of several daemons was killed or restarted, on this machine.
 
-    python -m benchmarks.takeover [--client NAME] [--kills N] [--restarts N] [--rate EVENTS] [--partitions P]
+    python -m benchmarks.takeover [--client NAME] [--only CASE] [--kills N] [--restarts N] [--rate EVENTS]
+        [--partitions P] [--property NAME=VALUE]
 
 Three daemons serve a steady stream, with a session timeout of 6 s. One of them is killed with -9 again and again:
 members that are static and are started again at once, and members that are not, whose place the others take once the
@@ -38,12 +39,14 @@ def measure(
     times: int,
     partitions: int,
     rate: float,
+    properties: dict[str, int],
 ) -> list[float]:
     """The longest silence of a partition, in seconds, for each time that `strike` was done to one of the workers."""
     silences = []
     folder.mkdir()
+    kafka = {"properties": {**harness.SHORT_SESSION, **properties}}
     with (
-        Trial(servers, name, folder, partitions=partitions, rate=rate, seed=1) as trial,
+        Trial(servers, name, folder, partitions=partitions, rate=rate, seed=1, kafka=kafka) as trial,
         Fleet(trial.config, workers, static=lambda _number: static) as fleet,
     ):
         fleet.wait_ready()
@@ -80,7 +83,10 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument("--rate", type=float, default=2000.0, help="events a second")
     parser.add_argument("--partitions", type=int, default=12)
+    parser.add_argument("--only", choices=["static", "dynamic", "restart", "dynamic-restart"], help="one case")
+    parser.add_argument("--property", action="append", default=[], metavar="NAME=VALUE", help="of kafka.properties")
     given = parser.parse_args()
+    properties = {name: int(value) for name, _, value in (one.partition("=") for one in given.property)}
     harness.CLIENT = given.client
     rows = []
     with tempfile.TemporaryDirectory(prefix="lstmstream-takeover-") as folder:
@@ -93,6 +99,8 @@ def main() -> int:
                 ("restart of one of 2, static", "restart", Worker.stop_and_start, 2, True, given.restarts),
                 ("restart of one of 2", "dynamic-restart", Worker.stop_and_start, 2, False, given.restarts),
             ):
+                if given.only not in (None, name):
+                    continue
                 silences = measure(
                     Path(folder) / name,
                     servers,
@@ -103,6 +111,7 @@ def main() -> int:
                     times=times,
                     partitions=given.partitions,
                     rate=given.rate,
+                    properties=properties,
                 )
                 rows.append((what, silences))
         finally:
