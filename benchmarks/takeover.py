@@ -59,7 +59,7 @@ def measure(
             fleet.wait_ready()
             wait_answered(trial, fleet)
             silences.append(trial.readers.longest_silence_s())
-            print(f"{name} {number + 1}: {silences[-1]:.2f} s", file=sys.stderr, flush=True)
+            print(f"{name} {number + 1}: {trial.readers.longest_silence()}", file=sys.stderr, flush=True)
         trial.settle(fleet.wait)
         fleet.stop()
         findings = trial.judge()
