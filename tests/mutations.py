@@ -41,7 +41,8 @@ FAST = [  # in the order in which they are likely to notice
     *("tests/serve/test_restore_unreadable.py", "tests/serve/test_partition.py", "tests/serve/test_checkpoint.py"),
     *("tests/serve/test_restore_faults.py", "tests/serve/test_handover.py", "tests/serve/test_refusals.py"),
     *("tests/serve/test_position.py", "tests/serve/test_slept.py", "tests/transport/test_memory.py"),
-    *("tests/transport/test_kafka_transport.py", "tests/serve/test_erasure.py"),
+    *("tests/transport/test_kafka_transport.py", "tests/serve/test_erasure.py", "tests/serve/test_key_limit.py"),
+    *("tests/serve/test_expiry.py", "tests/serve/test_limited_erasure.py"),
 ]
 LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
 FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
