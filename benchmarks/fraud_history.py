@@ -21,7 +21,7 @@ Measured, means of the four weeks, beside those of fraud_weeks.py with all featu
     7              history, amount       product     2      0.740 ± 0.002      0.291 ± 0.001       0.892 ± 0.001
     all            history, amount       product     1      0.754              0.293               0.890
     all, 6 epochs  history, amount       product     1      0.755              0.293               0.886
-    7              history, amount       chain       1      0.747              0.293               0.896
+    7              history, amount       chain       2      0.746 ± 0.000      0.293 ± 0.000       0.894 ± 0.003
     all            history, amount       chain       1      0.760              0.295               0.887
 
 Two to ten minutes per seed for seven days, fifteen for all, on a busy core.
