@@ -103,8 +103,7 @@ def found_in(output: str) -> list[str]:
 def outputs(servers: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """Exit code and all output of each command, several at a time."""
 
-    def output(command: str, login: str) -> tuple[int, str]:
-        folder = tmp_path_factory.mktemp("canary")
+    def output(command: str, login: str, folder: Path) -> tuple[int, str]:
         config, variables = config_file(folder, login, *servers)
         name, *others = command.split(" ")
         sub = [others.pop(0)] if name in {"dead-letter", "state"} else []
@@ -121,7 +120,10 @@ def outputs(servers: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
         return done.returncode, done.stdout
 
     with ThreadPoolExecutor(4) as pool:
-        tries = {command: pool.submit(output, command, login) for command, login in COMMANDS}
+        tries = {
+            command: pool.submit(output, command, login, tmp_path_factory.mktemp("canary"))
+            for command, login in COMMANDS
+        }
         return {command: one.result() for command, one in tries.items()}
 
 
