@@ -24,7 +24,6 @@ import argparse
 import math
 import sys
 import tempfile
-from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,7 +34,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from benchmarks.fraud_features import DAY, DELAY
+from benchmarks.fraud_features import DAY, DELAY, usual_amount
+from benchmarks.fraud_history import METRICS
 from benchmarks.fraud_weeks import START, WEEKS, evaluate, read_transactions
 
 Array = NDArray[np.float64]
@@ -43,7 +43,6 @@ LIMIT = 220.0
 TERMINAL_DAYS, TERMINALS_A_DAY = 28, 2 / 10_000
 CARD_DAYS, CARDS_A_DAY = 14, 3 / 5_000
 FRAUD_SHARE, FACTOR = 1 / 3, 5.0  # of a leaked card's events, and of their amounts
-FIRST_MEAN = 50.0  # of a customer without an amount so far
 NEGATIVE = 0.0228  # share of amounts below zero, which the simulator draws again, evenly from 0 to twice the mean
 LEAST = 1e-9  # of a density: no amount is impossible
 
@@ -117,19 +116,7 @@ class Customer:
 
     def __init__(self) -> None:
         self.labelled = Attack(CARD_DAYS, CARDS_A_DAY)  # by all events whose labels are known
-        self.waiting: deque[Event] = deque()
-        self._amounts = [FIRST_MEAN]
-
-    @property
-    def mean(self) -> float:
-        """The median of the amounts so far."""
-        middle = len(self._amounts)
-        return (self._amounts[(middle - 1) // 2] + self._amounts[middle // 2]) / 2
-
-    def add(self, event: Event) -> None:
-        """An event without a label, later than all others."""
-        self.waiting.append(event)
-        insort(self._amounts, event.amount)
+        self.waiting: deque[Event] = deque()  # without a label so far
 
     def learn(self, until_s: int) -> None:
         """Take in the labels of the events up to `until_s`."""
@@ -143,9 +130,9 @@ class Customer:
             else:
                 self.labelled.observe(genuine, genuine * (1 - FRAUD_SHARE))
 
-    def card_fraud(self, time_s: int, amount: float) -> float:
+    def card_fraud(self, time_s: int, amount: float, mean: float) -> float:
         """The probability that an event is fraud with a leaked card."""
-        card, mean = self.labelled.copy(), self.mean
+        card = self.labelled.copy()
         for event in self.waiting:
             card.advance(event.time_s // DAY)
             genuine, stolen = card_densities(event.amount, mean)
@@ -185,15 +172,18 @@ def scores(raw: pl.DataFrame, from_day: int) -> Iterator[tuple[int, float]]:
     """Number and probability of fraud of each event from day `from_day` on; `raw` in the order of time."""
     customers, terminals = defaultdict[int, Customer](Customer), defaultdict[int, Terminal](Terminal)
     columns = ("TRANSACTION_ID", "TX_TIME_SECONDS", "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT", "TX_FRAUD")
-    for number, time_s, customer_id, terminal_id, amount, fraud in raw.select(columns).iter_rows():
+    means = usual_amount(raw["CUSTOMER_ID"].cast(pl.Int64).to_numpy(), raw["TX_AMOUNT"].to_numpy(), last=len(raw))
+    for (number, time_s, customer_id, terminal_id, amount, fraud), mean in zip(
+        raw.select(columns).iter_rows(), means.tolist(), strict=True
+    ):
         customer, terminal = customers[customer_id], terminals[terminal_id]
         by_terminal = terminal.fraud(time_s)
         customer.learn(time_s - DELAY)
         needed = fraud or time_s // DAY >= from_day
-        by_card = customer.card_fraud(time_s, amount) if needed else 0.0
+        by_card = customer.card_fraud(time_s, amount, mean) if needed else 0.0
         other = 1.0 if amount > LIMIT else by_card
         terminal.add(time_s, other if fraud else None)
-        customer.add(Event(time_s, amount, bool(fraud), customer.mean, by_terminal))
+        customer.waiting.append(Event(time_s, amount, bool(fraud), mean, by_terminal))
         if time_s // DAY >= from_day:
             yield number, 1 - (1 - other) * (1 - by_terminal)
 
@@ -210,8 +200,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lstmstream-fraud-") as name:
         weeks = evaluate(options.shared, table, Path(name))
     for begins, found in zip(WEEKS, weeks, strict=True):
-        print(f"{begins}:  " + "  ".join(f"{metric} {found[metric]:.4f}" for metric in ("ap", "cp100", "auc")))
-    for metric in ("ap", "cp100", "auc"):
+        print(f"{begins}:  " + "  ".join(f"{metric} {found[metric]:.4f}" for metric in METRICS))
+    for metric in METRICS:
         print(f"{metric}: {np.mean([found[metric] for found in weeks]):.4f}")
     return 0
 
