@@ -28,7 +28,6 @@ from lstmstream.serve.score_input import KeyAndTime, ScoreInput, with_key_and_ti
 from lstmstream.serve.state import Slab
 from lstmstream.serve.state_records import pack_states
 from lstmstream.serve.step_model import StepModel
-from lstmstream.serve.stream_time import NEVER
 from lstmstream.states.command import say
 from lstmstream.states.import_states import NO_OFFSET, opened_seeding, say_joined
 from lstmstream.states.joining import Join, JoinAt, find_joins, overlap
@@ -157,9 +156,8 @@ class HistoryRun:
                 raise overlap(name, found.keys[i], number, int(found.timestamps[i]), join)
 
     def times_ms(self) -> dict[int, int]:
-        """The stream time of each partition that has one, with `input.max_lateness`."""
-        times = {number: slab.stream_time.now_ms for number, slab in self.slabs.items()}
-        return {number: time_ms for number, time_ms in times.items() if time_ms != NEVER}
+        """The stream time of each partition; NEVER where it has none, or without `input.max_lateness`."""
+        return {number: slab.stream_time.now_ms for number, slab in self.slabs.items()}
 
     def alerts(self, partition: int) -> PartitionMemory | None:
         """What the policy remembers of a partition; None: there is no policy."""

@@ -59,7 +59,7 @@ def _without_instance(config: Config) -> Config:
 
 def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> int:
     """Look at all of the file first, then write it; how many states. Raises CannotServe."""
-    offsets, times_ms = _check(seeding, states, path, joins)
+    offsets, newest_ms = _check(seeding, states, path, joins)
     seeding.begin(joins)
     count = read = 0
     digest = seeding.identity.digest
@@ -81,7 +81,7 @@ def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[i
             if len(chunk.keys):
                 seeding.write(_partitions(path, chunk, seeding.partitions), *pack_columns(chunk.keys, columns, digest))
             progress.update(read, read / states.count if states.count else None)
-        seeding.finish(times_ms=times_ms)
+        seeding.finish(times_ms=dict(enumerate(newest_ms.tolist())))
     if count < read:
         left_out = counted(read - count, "state of the least recent keys was", "states of the least recent keys were")
         say(f"{left_out} left out: state.max_keys is {seeding.max_keys:,} for each partition")
@@ -114,16 +114,14 @@ def say_joined(count: int, config: Config, joins: Mapping[int, Join]) -> None:
     )
 
 
-def _check(
-    seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]
-) -> tuple[Ints | None, Mapping[int, int]]:
+def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> tuple[Ints | None, Ints]:
     """All that can be known without the state rows, so that a file that is refused leaves nothing behind.
 
     [N] With `state.max_keys` what stands for the states' last offsets, by the time of their last events; else None.
-    With `input.max_lateness` the stream time of each partition that has states: the greatest time of their events.
+    [P] The greatest time of the last events of each partition's states; NEVER where it has none.
     """
     hashes = []
-    newest_ms = np.full(len(joins), NEVER)  # [P]
+    newest_ms = np.full(len(joins), NEVER)
     places: list[tuple[Ints, Ints]] = []  # partitions and times
     for chunk in states.read(1 << 16, with_rows=False):
         check_states(path, chunk, seeding.identity)
@@ -147,12 +145,10 @@ def _check(
         twice = np.flatnonzero(np.diff(every[order]) == 0)
         one, other = order[twice[0]] + 1, order[twice[0] + 1] + 1
         raise CannotServe(f"{path}: rows {one} and {other} have the same key; a key can have one state only")
-    times_ms = dict(enumerate(newest_ms.tolist())) if seeding.compares_times else {}
-    times_ms = {number: time_ms for number, time_ms in times_ms.items() if time_ms != NEVER}
     if not places:
-        return None, times_ms
+        return None, newest_ms
     every_partition, times = (np.concatenate(some) for some in zip(*places, strict=True))
-    return seed_offsets(every_partition, np.argsort(times, kind="stable")), times_ms
+    return seed_offsets(every_partition, np.argsort(times, kind="stable")), newest_ms
 
 
 def _partitions(path: Path, states: FileStates, partitions: int) -> Ints:

@@ -74,7 +74,6 @@ class Seeding:
         self.origin = -2 - secrets.randbits(62)  # what the states of this run name in place of an origin
         self.rows_at_once = max(1, BYTES_PER_TRANSACTION // state_record_bytes(card.state.size))
         self.max_keys = config.state.max_keys  # of a partition; None: no limit
-        self.compares_times = config.input.max_lateness is not None  # of an event with those of other keys
         self._config, self._card, self._transport = config, card, transport
         self._clock, self._say = clock, say
         self._member = SoleMember(config.name, transport, clock)
@@ -180,10 +179,14 @@ class Seeding:
     ) -> None:
         """Make the states count, all at once. Raises CannotServe.
 
-        `alerts`: what is remembered of each partition. `times_ms`: the greatest event time of each, where it counts.
+        `alerts`: what is remembered of each partition. `times_ms`: the greatest event time of each; NEVER or left out
+        where there is none. It counts with `input.max_lateness` only.
         """
         self.wait()
         numbers, topics = sorted(self._joins), self._known.state
+        if self._config.input.max_lateness is None:
+            times_ms = {}
+        known_ms = {number: time_ms for number, time_ms in times_ms.items() if time_ms != NEVER}
         floors = [
             Floor(
                 self.identity,
@@ -195,8 +198,8 @@ class Seeding:
                 position=self._joins[number].offset,
                 alerts=alerts.get(number),
                 seed=self.origin,
-                stream_time_ms=times_ms.get(number, NEVER),
-                outside_times=((self._joins[number].offset, times_ms[number]),) if number in times_ms else (),
+                stream_time_ms=known_ms.get(number, NEVER),
+                outside_times=((self._joins[number].offset, known_ms[number]),) if number in known_ms else (),
             )
             for number in numbers
         ]

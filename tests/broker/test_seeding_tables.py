@@ -158,62 +158,70 @@ def test_states_built_from_history_go_on_in_the_topic(broker: str, topic_prefix:
     assert (code, summary["predictions"]) == (0, len(found) - half), said
 
 
+COLUMNS = ["--key", "id", "--timestamp", "ts"]
+HALF, BEFORE_EXPORT = 350, 500
+
+
+def build_and_go_on(
+    broker: str, name: str, config: Path, found: Sequence[Event], folder: Path, *joined: str
+) -> tuple[str, list[str]]:
+    """States of the first half, and the daemon behind it, through a restart; what was said, arguments for `verify`."""
+    file = str(write_lines(folder / "h.jsonl", found[:HALF]))
+    to_topic(broker, f"{name}.in", found[HALF:450])
+    done = state_command("build", str(config), file, *COLUMNS, *joined)
+    assert done.returncode == 0, done.stderr
+    serve(broker, name, config, folder / "log1", found[HALF:450])
+    to_topic(broker, f"{name}.in", found[450:BEFORE_EXPORT])
+    serve(broker, name, config, folder / "log2", found[HALF:BEFORE_EXPORT])
+    return done.stderr, ["--history", file, *COLUMNS]
+
+
+def answers_of_both(
+    broker: str, groups: Sequence[tuple[str, Path]], found: Sequence[Event], folder: Path, *joined: str
+) -> list[dict[int, Any]]:
+    """What the rest gets from a group that imports what the states are by now, and from the one that goes on."""
+    (name, config), (other, second) = groups
+    states = str(folder / "states.parquet")
+    assert state_command("export", str(config), "--out", states).returncode == 0
+    to_topic(broker, f"{other}.in", found[BEFORE_EXPORT:])
+    done = state_command("import", str(second), states, *joined)
+    assert done.returncode == 0, done.stderr
+    serve(broker, other, second, folder / "log3", found[BEFORE_EXPORT:])
+    to_topic(broker, f"{name}.in", found[BEFORE_EXPORT:])
+    serve(broker, name, config, folder / "log4", found[HALF:])
+    going_on = {n: one for n, one in answers(broker, f"{name}.out").items() if n >= BEFORE_EXPORT}
+    return [answers(broker, f"{other}.out"), going_on]
+
+
 def test_the_most_recent_keys_of_a_history_go_on_in_the_topic(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     """With `state.max_keys`, through a restart; then with an import of what is left, as of another group."""
-    found, half, name, other = events(600), 350, f"{topic_prefix}a", f"{topic_prefix}b"
+    found, name, other = events(600), f"{topic_prefix}a", f"{topic_prefix}b"
     config = configure(broker, name, tmp_path / "a", state={"max_keys": 4})
-    file, columns = str(write_lines(tmp_path / "h.jsonl", found[:half])), ["--key", "id", "--timestamp", "ts"]
-    to_topic(broker, f"{name}.in", found[half:450])
-    done = state_command("build", str(config), file, *columns)
-    assert done.returncode == 0, done.stderr
-    assert "12 states were written" in done.stderr
-    serve(broker, name, config, tmp_path / "log1", found[half:450])
-    to_topic(broker, f"{name}.in", found[450:500])
-    serve(broker, name, config, tmp_path / "log2", found[half:500])
-    code, summary, said = verify(config, "--history", file, *columns)
+    said, judged_by = build_and_go_on(broker, name, config, found, tmp_path)
+    assert "12 states were written" in said
+    code, summary, said = verify(config, *judged_by)
     assert (code, summary["predictions"]) == (0, 150), said
-    states = str(tmp_path / "states.parquet")
-    assert state_command("export", str(config), "--out", states).returncode == 0
     second = configure(broker, other, tmp_path / "b", state={"max_keys": 4})
-    to_topic(broker, f"{other}.in", found[500:])
-    done = state_command("import", str(second), states)
-    assert done.returncode == 0, done.stderr
-    serve(broker, other, second, tmp_path / "log3", found[500:])
-    to_topic(broker, f"{name}.in", found[500:])
-    serve(broker, name, config, tmp_path / "log4", found[half:])
-    assert answers(broker, f"{other}.out") == {n: one for n, one in answers(broker, f"{name}.out").items() if n >= 500}
+    imported, going_on = answers_of_both(broker, [(name, config), (other, second)], found, tmp_path)
+    assert imported == going_on
 
 
 @pytest.mark.only_client("confluent")
 def test_the_stream_time_of_a_history_goes_on_in_the_topic(broker: str, topic_prefix: str, tmp_path: Path) -> None:
     """With `input.max_lateness`, through a restart; then with an import of what is left, as of another group."""
-    found, half, name, other = events(600), 350, f"{topic_prefix}a", f"{topic_prefix}b"
+    found, name, other = events(600), f"{topic_prefix}a", f"{topic_prefix}b"
     for event in found:
         event["ts"] -= 60_000 * (event["n"] % 4 == 2)
     joined, bound = [f"--at-offset={number}:0" for number in range(PARTITIONS)], {"max_lateness": "20s"}
     config = configure(broker, name, tmp_path / "a", input=bound)
-    file, columns = str(write_lines(tmp_path / "h.jsonl", found[:half])), ["--key", "id", "--timestamp", "ts"]
-    to_topic(broker, f"{name}.in", found[half:450])
-    done = state_command("build", str(config), file, *columns, *joined)
-    assert done.returncode == 0, done.stderr
-    assert "of 350 rows are too late and change no state" in done.stderr
-    serve(broker, name, config, tmp_path / "log1", found[half:450])
-    to_topic(broker, f"{name}.in", found[450:500])
-    serve(broker, name, config, tmp_path / "log2", found[half:500])
-    code, summary, said = verify(config, "--history", file, *columns)
+    said, judged_by = build_and_go_on(broker, name, config, found, tmp_path, *joined)
+    assert "of 350 rows are too late and change no state" in said
+    code, summary, said = verify(config, *judged_by)
     assert (code, summary["events"], summary["dead_letters"] > 0) == (0, 150, True), said
-    states = str(tmp_path / "states.parquet")
-    assert state_command("export", str(config), "--out", states).returncode == 0
     second = configure(broker, other, tmp_path / "b", input=bound)
-    to_topic(broker, f"{other}.in", found[500:])
-    done = state_command("import", str(second), states, *joined)
-    assert done.returncode == 0, done.stderr
-    serve(broker, other, second, tmp_path / "log3", found[500:])
-    to_topic(broker, f"{name}.in", found[500:])
-    serve(broker, name, config, tmp_path / "log4", found[half:])
-    answered = answers(broker, f"{other}.out")
-    assert answered == {n: one for n, one in answers(broker, f"{name}.out").items() if n >= 500}
-    assert len(answered) < 100
+    imported, going_on = answers_of_both(broker, [(name, config), (other, second)], found, tmp_path, *joined)
+    assert imported == going_on
+    assert len(imported) < 100
 
 
 @pytest.mark.only_client("confluent")

@@ -88,6 +88,11 @@ def answered(world: World) -> list[tuple[int, int, float, int]]:
     return [(a["source"]["partition"], a["source"]["offset"], a["score"], a["steps"]) for a in world.answers()]
 
 
+def at_the_beginning() -> JoinAt:
+    """The states join the input before its first event."""
+    return JoinAt.parse([f"{partition}:0" for partition in range(PARTITIONS)], None)
+
+
 def seed(
     world: World,
     path: Path,

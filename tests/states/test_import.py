@@ -17,7 +17,7 @@ from lstmstream.states.seeding import seed_offsets
 from lstmstream.transport.partitioner import partition_of
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, World, amount_of, crash_at_call, fold
 from tests.serve.test_snapshots import let_it_write
-from tests.states.seed_world import KEYS, PAST_MS, Past, answered, produce, seed
+from tests.states.seed_world import KEYS, PAST_MS, Past, answered, at_the_beginning, produce, seed
 
 MAX_CALLS = 14
 
@@ -412,7 +412,7 @@ def test_the_time_of_the_newest_state_goes_on(tmp_path: Path, keys: list[bytes],
             late.add((partition, number // PARTITIONS))
         newest_ms[partition] = max(newest_ms[partition], at_ms)
         world.broker.append(INPUT, partition, b"x%d" % (number % 4), b'{"amount": 1}', at_ms, [])
-    seed(world, path, JoinAt.parse([f"{partition}:0" for partition in range(PARTITIONS)], None))
+    seed(world, path, at_the_beginning())
     for _ in range(2):
         serve(world, kill=kill)
     places = {(partition, offset) for partition in range(PARTITIONS) for offset in range(15)}

@@ -19,12 +19,12 @@ from lstmstream.states import diff, stored
 from lstmstream.states.command import get_state, list_states
 from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
-from lstmstream.states.joining import JoinAt
 from lstmstream.states.stored import StateTopicReader, StoredStates
 from lstmstream.transport.partitioner import partition_of
 from tests.models import random_model
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES
 from tests.states.build_world import build, lines
+from tests.states.seed_world import at_the_beginning
 from tests.states.world import CONFIG, KEYS, Opened, append, exported
 from tests.verify.world import NOW_MS, VerifyWorld
 
@@ -251,7 +251,7 @@ def test_a_state_beside_another_one_with_a_bound_on_lateness(
     for key, second in ((b"a", 0), (b"b", 58), (b"a", 57), (b"b", 70), (b"a", 64), (b"a", 66)):
         made.broker.append(INPUT, partition, key, b'{"amount": %d}' % second, NOW_MS + 1000 * second, [])
     history = lines(tmp_path / "h.jsonl", [{"id": "z", "ts": NOW_MS + 60_000, "amount": 1}])
-    build(made, [history], JoinAt.parse([f"{number}:0" for number in range(PARTITIONS)], None))
+    build(made, [history], at_the_beginning())
     made.serve()
     for name, found in (("a", (2, 5)), ("b", (2, 3))):
         capsys.readouterr()
