@@ -5,6 +5,7 @@
 #
 #   .venv        what a user installs without extras; `make test` adds pytest. Neither torch nor polars is ever in it
 #   .venv-dev    everything: all extras, tests, checks
+#   .venv-gpu    the daemon with ONNX Runtime for NVIDIA GPUs, and tests
 #   .venv-docs   what builds the site of the documents
 #   .venv-tools  what makes the locks, the audit and the bill of materials
 
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOCKED = -m pip install --quiet --require-hashes
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test coverage test-faults check docs format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-churn bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock image-check manifests audit sbom clean
+.PHONY: help demo test coverage test-faults test-gpu check docs format bench bench-speed bench-stages bench-gpu bench-parity bench-restart bench-state bench-churn bench-verify bench-training bench-cells bench-accuracy codec fuzz-codec lock image-check manifests audit sbom clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -50,6 +51,9 @@ coverage: .venv/.test .venv-dev/.package ## the same one after the other, and wh
 # kafka-python leaves sockets open whose broker was killed; some are collected after the last test.
 test-faults: .venv-dev/.package ## every fault on real brokers, both clients, about half an hour; `python -m tests.faults.chaos --help` for longer runs
 	LSTMSTREAM_TEST_FAULTS=1 .venv-dev/bin/python -m pytest --numprocesses 2 --dist worksteal -W "ignore:unclosed:ResourceWarning" tests/faults $(PYTEST_ARGS)
+
+test-gpu: .venv-gpu/.package ## what needs an NVIDIA GPU: scores and states as on the CPU, and the daemon; fails where there is none
+	LSTMSTREAM_TEST_GPU=1 .venv-gpu/bin/python -m pytest tests/gpu $(PYTEST_ARGS)
 
 check: .venv-dev/.package docs ## style, types, imports, dependencies, documents
 	.venv-dev/bin/ruff check .
@@ -79,8 +83,8 @@ bench-stages: .venv-dev/.package ## CPU time per event of decoding, stepping and
 bench-accuracy: .venv-dev/.package ## the detector builtin:anomaly on public benchmarks; ACCURACY_ARGS="--data FOLDER"
 	.venv-dev/bin/python -m benchmarks.accuracy $(ACCURACY_ARGS)
 
-bench-gpu: .venv-dev/.package ## events a second with states on the host and on a GPU, and whether the scores agree
-	.venv-dev/bin/python -m benchmarks.gpu
+bench-gpu: .venv-gpu/.package ## events a second with states on the host and on a GPU, and whether the scores agree
+	.venv-gpu/bin/python -m benchmarks.gpu
 
 bench-parity: .venv-dev/.package ## all of ../shared/fraud through Kafka, against torch and `score`
 	.venv-dev/bin/python -m benchmarks.parity
@@ -129,7 +133,7 @@ sbom: .venv-tools/.locked ## dist/sbom.json, the bill of materials of the base i
 	.venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/sbom.json requirements/base.txt
 
 clean: ## remove the environments and all that tools left behind; the development broker's data stay
-	rm -rf .venv .venv-dev .venv-docs .venv-tools .cache/throughput .cache/sanitized $(CODEC) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-dev .venv-gpu .venv-docs .venv-tools .cache/throughput .cache/sanitized $(CODEC) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments: a changed lock makes its environment anew, so that nothing of the old one lingers -------------------
@@ -162,6 +166,13 @@ endef
 	.venv-dev/bin/python $(LOCKED) -r requirements/foreign.txt
 	@touch $@
 
+.venv-gpu/.locked: requirements/cuda.txt requirements/build.txt requirements/test.txt
+	$(new_environment)
+	.venv-gpu/bin/python $(LOCKED) -r requirements/cuda.txt
+	.venv-gpu/bin/python $(LOCKED) -r requirements/build.txt
+	.venv-gpu/bin/python $(LOCKED) -r requirements/test.txt
+	@touch $@
+
 .venv-docs/.locked: requirements/docs.txt
 	$(new_environment)
 	.venv-docs/bin/python $(LOCKED) -r requirements/docs.txt
@@ -180,4 +191,4 @@ endef
 $(CODEC): $(wildcard native/*)
 	@$(PYTHON) native/build.py
 
-.PRECIOUS: .venv/.locked .venv-dev/.locked
+.PRECIOUS: .venv/.locked .venv-dev/.locked .venv-gpu/.locked

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from lstmstream.model import load_model
 from lstmstream.records import Floats, Observations
@@ -59,8 +58,10 @@ def main() -> int:
         model = load_model(
             str(random_model(Path(folder), hidden=args.hidden, layers=args.layers, numbers=("a", "b", "c")))
         )
-        devices = ["cpu", *(["cuda"] if "CUDAExecutionProvider" in ort.get_available_providers() else [])]
-        steps = [OnnxStep(model, device=device) for device in devices]
+        steps = [OnnxStep(model, device="cpu")]
+        gpu = OnnxStep(model, device="auto")
+        if gpu.device == "cuda":
+            steps.append(gpu)
     shape = {"batches": args.batches, "events": args.events, "keys": args.keys, "zipf": args.zipf}
     batches = list(make_observations(model.card, **shape))
     best: dict[tuple[str, str], float] = {}

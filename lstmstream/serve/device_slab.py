@@ -88,7 +88,15 @@ class DeviceSlab:
     def _grow(self, least: int) -> None:
         """For the time of the copy, old and new memory are both there."""
         old = self.capacity
-        larger = self.memory.empty((max(least, int(old * _GROWTH)), self.size), _FLOAT)
+        count = max(least, int(old * _GROWTH))
+        try:
+            larger = self.memory.empty((count, self.size), _FLOAT)
+        except Exception as error:  # onnxruntime raises its own unrelated classes
+            size = count * self.size * _FLOAT.itemsize
+            raise MemoryError(
+                f"no memory on the GPU for {size} bytes of states, beside the {self.capacity} rows there; give"
+                " state.max_keys or state.ttl, more workers with a GPU each, or device.device: cpu"
+            ) from error
         everywhere = self.upload_places(np.arange(old))
         self._read.run_into({SLAB: self.array, ROWS: everywhere}, {VALUES: larger.part(0, 0, old)})
         self.array = larger

@@ -5,8 +5,11 @@ At load the model is tried (model_checks.py) before the first event reaches it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +29,7 @@ from lstmstream.serve.device_mover import DeviceMover, NotOnDeviceError
 from lstmstream.serve.split_step import NotSplitError, SplitStep
 from lstmstream.serve.step_model import Rounds, StepInput, StepOutput
 
-SAID_CHARS = 600
+REASON_CHARS = 600
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # float32 as it is: TF32 keeps 10 bits of 23
 
 log = logging.getLogger(__name__)
@@ -58,14 +61,14 @@ class OnnxStep:
         self.model = model
         self._providers = _providers(device)
         self._threads = threads
-        self.session, said = self._open_first(model.content)
+        self.session, lack = self._open_first(model.content)
         self.device = "cuda" if self.session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
-        if self.device == "cpu" and "CUDAExecutionProvider" in self._providers:
-            reason = f"ONNX Runtime could not load CUDA: {said or 'no reason given'}"
+        if lack is not None:
+            reason = f"ONNX Runtime cannot use CUDA: {lack}"
             if device == "cuda":
                 raise CannotServe(
-                    f"device.device: cuda is set, but {reason}. Install the CUDA and cuDNN libraries it names"
-                    " (the extra `gpu` brings them), or set device.device: cpu"
+                    f"device.device: cuda is set, but {reason}. Install what it names (the extra `gpu` brings CUDA and"
+                    " cuDNN; libcuda.so.1 is part of NVIDIA's driver), or set device.device: cpu"
                 )
             log.warning("the model runs on the CPU: %s", reason)
         self.inputs = [name for name in StepInput._fields if name in model.graph_inputs]
@@ -108,13 +111,22 @@ class OnnxStep:
         """What the graph takes of it, by name."""
         return {name: getattr(given, name) for name in self.inputs}
 
-    def _open_first(self, content: bytes) -> tuple[ort.InferenceSession, str]:
-        """A session, and what the runtime printed meanwhile, where it may fail to load CUDA."""
+    def _open_first(self, content: bytes) -> tuple[ort.InferenceSession, str | None]:
+        """A session, and why it is on the CPU where CUDA was wanted. Raises CannotServe."""
         if "CUDAExecutionProvider" not in self._providers:
-            return self.open_session(content), ""
+            return self.open_session(content), None
+        _load_cuda_libraries()
+        refused = ""
+        session = None
         with captured_stderr() as printed:
-            session = self.open_session(content)
-        return session, " ".join(printed().split())[:SAID_CHARS]
+            try:
+                session = self.open_session(content)
+            except CannotServe as error:  # a GPU that is not there, or a model that cannot be loaded anywhere
+                refused = str(error)
+        if session is not None and session.get_providers()[0] == "CUDAExecutionProvider":
+            return session, None
+        self._providers = ["CPUExecutionProvider"]
+        return session or self.open_session(content), _reason(printed()) or refused or "no reason given"
 
     def open_session(self, content: bytes) -> ort.InferenceSession:
         """A session over other bytes with the same options. Raises CannotServe."""
@@ -131,6 +143,19 @@ class OnnxStep:
             return ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise CannotServe(f"model {self.model.path}: ONNX Runtime cannot load it: {error}") from error
+
+
+def _reason(printed: str) -> str:
+    """Why CUDA could not be loaded, on one line: of what the runtime printed, the error of the dynamic linker."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", printed).split())
+    found = re.search(r"with error: (.*?)(?: \d{4}-\d\d-\d\d |$)", text)
+    return (found[1] if found else text)[:REASON_CHARS]
+
+
+def _load_cuda_libraries() -> None:
+    """Those that pip has installed (the extra `gpu`): ONNX Runtime looks only where the system keeps its libraries."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it lacks; the session's own error has the reason
+        ort.preload_dlls()
 
 
 def _providers(device: str) -> list[str]:

@@ -66,3 +66,8 @@ def _finite(values: Floats) -> bool:
     """A finite sum needs finite terms; where the sum is not finite, look at each."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+
+
+def may_use_gpu(device: str) -> bool:
+    """Whether a daemon with this `device.device` may have used a GPU: with `auto`, where this ONNX Runtime has CUDA."""
+    return device == "cuda" or (device == "auto" and "CUDAExecutionProvider" in ort.get_available_providers())

@@ -20,6 +20,7 @@ from lstmstream.verify.expected import settings_of
 from lstmstream.verify.findings import KINDS
 from lstmstream.verify.forms import Forms, carried
 from lstmstream.verify.history import History, read_past
+from lstmstream.verify.model import may_use_gpu
 from lstmstream.verify.published import Source, dead_letter_headers, prediction_source
 from lstmstream.verify.topics import Limits, committed_offsets, find_topics, plan
 
@@ -61,7 +62,7 @@ class Verification:
             broker, config, model.card, self.topics, self._committed, limits, with_history=history is not None
         )
         self.sample = sample
-        exact = config.delivery == "exactly_once" and config.device.device != "cuda"
+        exact = config.delivery == "exactly_once" and not may_use_gpu(config.device.device)
         self.tolerance = tolerance if tolerance is not None else 0.0 if exact else ANOTHER_CPU
         self._enriched = self._open_enriched(limits)
         settings = settings_of(config, model.card, sample=sample)

@@ -244,6 +244,21 @@ def test_rows_survive_growth() -> None:
     assert slab.capacity >= 40_000
 
 
+def test_a_device_without_memory_for_more_rows_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = device_slab(3).open(3, 700)
+    values = np.ones((700, 3), np.float32)
+    rows.write(np.arange(700), values)
+
+    def full(*_given: Any) -> None:
+        raise RuntimeError("bad allocation")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceMemory, "empty", full)
+        with pytest.raises(MemoryError, match=r"no memory on the GPU for \d+ bytes of states, .* state\.max_keys"):
+            rows.grow(40_000)
+    assert rows.read(np.arange(700)).tobytes() == values.tobytes()
+
+
 def test_a_device_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     real = device_mover.step_content
     monkeypatch.setattr(device_mover, "step_content", lambda content, initial: real(content, [i + 1 for i in initial]))

@@ -63,8 +63,10 @@ def test_a_model_is_tried_on_zeros_and_on_large_numbers(tmp_path: Path, where: A
 class FallenBack(ort.InferenceSession):
     """A runtime that has CUDA and cannot load it: it says so on standard error, and takes the CPU."""
 
+    printed = b"[E:onnxruntime] Failed to load library: libcublasLt.so.13: cannot open shared object file\n"
+
     def __init__(self, *given: Any, **named: Any) -> None:
-        os.write(2, b"[E:onnxruntime] Failed to load library: libcublasLt.so.13: cannot open shared object file\n")
+        os.write(2, self.printed)
         super().__init__(*given, **named | {"providers": ["CPUExecutionProvider"]})
 
 
@@ -90,6 +92,69 @@ def test_auto_falls_back_to_the_cpu_and_says_so(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.usefixtures("without_cuda")
+def test_of_what_the_runtime_prints_the_reason_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "\x1b[1;31m2026-11-28 04:39:13.0 [E:onnxruntime:Default, provider_bridge_ort.cc:2458 operator()] FAIL : Failed"
+        " to load library /usr/lib/libonnxruntime_providers_cuda.so with error: libcuda.so.1: cannot open shared object"
+        " file\n\x1b[m\n\x1b[0;93m2026-11-28 04:39:13.1 [W:onnxruntime:Default] Failed to create\x1b[m\n"
+    )
+    monkeypatch.setattr(FallenBack, "printed", text.encode())
+    with pytest.raises(CannotServe, match=r"cannot use CUDA: libcuda\.so\.1: cannot open shared object file\. Install"):
+        OnnxStep(load_model(SMALL), device="cuda")
+
+
+@pytest.mark.usefixtures("without_cuda")
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_a_gpu_that_cannot_be_opened(
+    device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is a driver, and no GPU for it: the runtime raises."""
+
+    class Refused(ort.InferenceSession):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            if named["providers"][0][0] == "CUDAExecutionProvider":
+                raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+            super().__init__(*given, **named)
+
+    monkeypatch.setattr(ort, "InferenceSession", Refused)
+    if device == "cuda":
+        with pytest.raises(CannotServe, match=r"device\.device: cuda is set, but .*no CUDA-capable device"):
+            OnnxStep(load_model(SMALL), device=device)
+        return
+    step = OnnxStep(load_model(SMALL), device=device)
+    assert step.device == "cpu"
+    assert step.open_session(step.model.content).get_providers() == ["CPUExecutionProvider"]
+    (warning,) = caplog.records
+    assert "no CUDA-capable device" in warning.getMessage()
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_the_libraries_that_pip_has_installed_are_loaded_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`score` writes predictions to standard output, where the runtime prints what it lacks."""
+    order = []
+
+    def preload() -> None:
+        order.append("libraries")
+        print("Failed to load libcublasLt.so.13")
+
+    class Opened(FallenBack):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            order.append("session")
+            super().__init__(*given, **named)
+
+    monkeypatch.setattr(ort, "preload_dlls", preload)
+    monkeypatch.setattr(ort, "InferenceSession", Opened)
+    OnnxStep(load_model(SMALL), device="auto")
+    assert order[:2] == ["libraries", "session"]
+    assert order.count("libraries") == 1
+    OnnxStep(load_model(SMALL), device="cpu")
+    assert order.count("libraries") == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("without_cuda")
 def test_a_gpu_computes_in_float32_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -100,8 +165,7 @@ def test_a_gpu_computes_in_float32_without_tf32(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ort, "InferenceSession", Asked)
     OnnxStep(load_model(SMALL), device="auto")
-    assert asked
-    assert all(options["CUDAExecutionProvider"]["use_tf32"] == "0" for options in asked)
+    assert asked[0]["CUDAExecutionProvider"]["use_tf32"] == "0"
 
 
 @pytest.mark.usefixtures("without_cuda")

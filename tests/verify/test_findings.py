@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import orjson
 import pytest
 
@@ -114,6 +115,17 @@ def test_reasons_are_recomputed(tmp_path: Path) -> None:
     done = world.verify()
     assert (kinds(done), fields(done)) == ({"wrong": 3}, {"reasons"})
     assert kinds(world.verify(tolerance=1e-4)) == {"wrong": 2}
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+@pytest.mark.parametrize("runtime", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+def test_the_last_bits_count_where_no_gpu_can_have_answered(
+    world: VerifyWorld, device: str, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [runtime])
+    may_be_gpu = device == "cuda" or (device == "auto" and runtime == "CUDAExecutionProvider")
+    world.settings["device"] = {"device": device}
+    assert world.verify().tolerance == (1e-5 if may_be_gpu else 0.0)
 
 
 def larger_by_a_little(reasons: list[dict[str, Any]]) -> None:
