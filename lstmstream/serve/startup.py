@@ -175,6 +175,8 @@ def _ensure_topics(
                 raise
             if str(error) != said:
                 said = str(error)
-                log.warning("%s; waiting for %g s", error, GONE_S)
+                # Brokers take a moment to know a topic that was just made: nothing to worry about.
+                level = logging.INFO if isinstance(error, NotVisibleYet) else logging.WARNING
+                log.log(level, "%s; waiting for up to %g s", error, GONE_S)
         clock.sleep(WAIT_FOR_TOPIC_S)
     return None
