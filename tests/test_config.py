@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lstmstream.config import Config, load_config, options
+from lstmstream.config.types import start_ms
 from lstmstream.errors import CannotServe
 
 CANARY = "canary-hunter2"
@@ -427,6 +429,10 @@ def test_an_invalid_size_is_refused(load: Load, value: object) -> None:
         {"log__format": "xml"},
         {"input__late": "never"},
         {"input__start": "middle"},
+        {"input__start": "2026-11-31"},
+        {"input__start": "1764309600"},
+        {"input__start": 1764309600},
+        {"input__start": True},
         {"delivery": "maybe"},
         {"kafka__bootstrap_servers": []},
         {"kafka__bootstrap_servers": "host"},
@@ -754,3 +760,22 @@ def test_a_schema_registry(load: Load) -> None:
     assert CANARY not in repr(config)
     insecure = {**given, "url": "http://registry:8081", "insecure": True}
     load(tree(**{f"kafka__schema_registry__{name}": value for name, value in insecure.items()}))
+
+
+@pytest.mark.parametrize(
+    ("written", "ms"),
+    [
+        ("earliest", None),
+        ("latest", None),
+        ("2026-11-28T06:00:00Z", 1_795_845_600_000),
+        ("2026-11-28T07:00:00+01:00", 1_795_845_600_000),
+        ("2026-11-28", 1_795_824_000_000),
+        (date(2026, 11, 28), 1_795_824_000_000),
+        (datetime(2026, 11, 28, 6, tzinfo=UTC), 1_795_845_600_000),
+        ("1h30m", 1_795_845_600_000 - 5_400_000),
+        ("7d", 1_795_845_600_000 - 7 * 86_400_000),
+    ],
+    ids=str,
+)
+def test_where_to_start(load: Load, written: Any, ms: int | None) -> None:
+    assert start_ms(load(tree(input__start=written)).input.start, now_s=1_795_845_600.0) == ms

@@ -16,10 +16,12 @@ from lstmstream.check.broker_limits import check_request_size, check_timeouts
 from lstmstream.check.results import Check, failed, ok, warning
 from lstmstream.check.state_owner import check_states
 from lstmstream.config import Config, load_config
+from lstmstream.config.types import start_ms
 from lstmstream.errors import BadRecord, CannotServe, SchemaRegistryDown, TryAgain
 from lstmstream.formats.field_names import listed, names_of, similar_name
 from lstmstream.formats.json_documents import ABSENT, locate, parse_document
 from lstmstream.formats.schemas import UnknownSchema
+from lstmstream.formats.timestamps import format_iso
 from lstmstream.logs import escape_untrusted, message_kind
 from lstmstream.records import RecordBatch, partition_numbers
 from lstmstream.serve.config_warnings import config_warnings
@@ -167,8 +169,7 @@ class TopicChecks:
         config = self._config
         committed = self._broker.group_offsets(config.input.topic, list(ranges))
         if not committed:
-            place = "the beginning" if config.input.start == "earliest" else "the end"
-            yield ok("group", f"{config.name} has no offsets yet: it starts at {place} of the input (input.start)")
+            yield ok("group", f"{config.name} has no offsets yet: it starts at {_place(config)} (input.start)")
             return
         gone = {p: at for p, at in committed.items() if not ranges[p][0] <= at.offset <= ranges[p][1]}
         for number, at in gone.items():
@@ -313,6 +314,15 @@ def check_broker(kafka: Kafka, config: Config) -> Check:
     except (TryAgain, CannotServe) as error:
         return failed("broker", f"{servers}: {error}")
     return ok("broker", f"{servers} can be reached")
+
+
+def _place(config: Config) -> str:
+    """Where a group without offsets starts."""
+    ends = {"earliest": "the beginning of the input", "latest": "the end of the input"}
+    moment_ms = start_ms(config.input.start, time.time())
+    if moment_ms is None:
+        return ends[config.input.start]
+    return f"the first record of {format_iso(moment_ms)} or later"
 
 
 def _by_key(records: RecordBatch) -> RecordBatch:

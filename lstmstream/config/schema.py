@@ -36,6 +36,7 @@ from lstmstream.config.types import (
     Sha256,
     SingleLine,
     Size,
+    Start,
     StrictInt,
     Token,
     Topic,
@@ -178,8 +179,11 @@ class Input(Section):
         description="Envelope around the event. `after`: the row after a change of Debezium. `cloudevents`: the data of"
         " a CloudEvent, with its attributes as fields `ce_NAME`. Default: none.",
     )
-    start: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where to begin when the group has no committed offset."
+    start: Start = Field(
+        "earliest",
+        description="Where to begin when the group has no committed offset: at one of the ends of the topic, or at the"
+        " first record with this Kafka timestamp or a later one (a time as 2026-11-28T06:00:00Z, or `7d`: seven days"
+        " ago).",
     )
     silent: SilentEvents
     late: Literal["apply", "score", "drop"] = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from lstmstream.errors import CannotServe
+from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.formats.timestamps import spells_number, timestamp_ms
 
 _FLOAT32_MAX = 3.4028234663852886e38
 _INT32_MAX = 2**31 - 1
@@ -23,6 +25,7 @@ _DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,6})?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _LONGEST_S = 36_500 * 86_400
+_ENDS = ("earliest", "latest")  # of a topic
 _SIZE = re.compile(r"(\d{1,12}) ?(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"})
@@ -61,6 +64,30 @@ def parse_duration(text: str, option: str) -> float:
         return float(_seconds(text))  # type: ignore[arg-type]  # a float
     except ValueError as error:
         raise CannotServe(f"{option}: {text!r} {error}") from error
+
+
+def _start(value: object) -> object:
+    """A place in a topic, as it was written. `start_ms` says when it is."""
+    text = value.isoformat() if isinstance(value, date) else value  # YAML makes one of a time without quotes
+    try:
+        if isinstance(text, str) and text not in _ENDS and not _DURATION.fullmatch(text):
+            if spells_number(text):
+                raise ValueError
+            timestamp_ms(text, "start")
+        if isinstance(text, str):
+            return text
+    except (BadRecord, ValueError):
+        pass
+    raise ValueError("must be earliest, latest, a time like 2026-11-28T06:00:00Z, or so long ago: 12h, 7d")
+
+
+def start_ms(start: str, now_s: float) -> int | None:
+    """Milliseconds since 1970 of an `input.start`, of which a duration counts back from now; None: one of the ends."""
+    if start in _ENDS:
+        return None
+    if _DURATION.fullmatch(start):
+        return max(0, round(1000 * (now_s - parse_duration(start, "input.start"))))
+    return timestamp_ms(start, "input.start")
 
 
 def _bytes(value: object) -> object:
@@ -224,6 +251,7 @@ _SIZE_TEXT = {
 }
 
 Duration = Annotated[float, BeforeValidator(_seconds), Written(_DURATION_TEXT, is_duration=True)]  # seconds
+Start = Annotated[str, BeforeValidator(_start)]
 Size = Annotated[int, BeforeValidator(_bytes), Written(_SIZE_TEXT), Field(ge=1, le=_INT32_MAX)]  # bytes
 StrictInt = Annotated[int, BeforeValidator(_number)]
 _Finite = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
@@ -248,6 +276,7 @@ Secret = Annotated[SecretStr, AfterValidator(_non_empty)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 VALUE_NAMES = {  # what the reference calls the values that these functions accept
     _seconds: "duration",
+    _start: "earliest, latest, a time, or a duration",
     _bytes: "size",
     group_name: "name",
     _topic: "topic",

@@ -40,7 +40,7 @@ from lstmstream.serve.old_models import OldModelSweeper
 from lstmstream.serve.partition import Partitions
 from lstmstream.serve.phase import ALLOWED, Phase
 from lstmstream.serve.refusals import Refusals
-from lstmstream.serve.restore_context import RestoreContext
+from lstmstream.serve.restore_context import RestoreContext, start_of
 from lstmstream.serve.restores import Restores
 from lstmstream.serve.seeks import Seeks
 from lstmstream.serve.snapshot_folder import SnapshotFolder
@@ -177,7 +177,7 @@ class Daemon:
             self._committer.submit_plan,
             config.input.topic,
             config.name,
-            config.input.start,
+            start_of(config, clock.wall_s()),
             config.on_model_change,
             config.state.replay,
             config.input.on_foreign_commit,

@@ -233,7 +233,7 @@ class Restore:
             self._continue(floor, committed, beginning, rows, of_floor)
         elif committed is None:
             self._check_growth()
-            self._start_empty(membership, beginning if context.start == "earliest" else end)
+            self._start_empty(membership, context.first_offset(self.partition.number, beginning, end))
         else:
             self._begin_without_states(membership, committed.offset, beginning)
 

@@ -31,7 +31,7 @@ from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.restore import Restore
-from lstmstream.serve.restore_context import RestoreContext
+from lstmstream.serve.restore_context import RestoreContext, start_of
 from lstmstream.serve.state import CLEAN
 from lstmstream.serve.state_records import (
     ENTITY_KEY,
@@ -315,7 +315,7 @@ class Repartition:
             self._commit_plan,
             config.input.topic,
             config.name,
-            config.input.start,
+            start_of(config, self._clock.wall_s()),
             "fail",
             config.state.replay,
             config.input.on_foreign_commit,

@@ -63,7 +63,7 @@ class World:
     """An input and a state topic of one partition, and a restore over them."""
 
     def __init__(
-        self, *, start: str = "earliest", on_model_change: str = "fail", on_foreign_commit: str = "fail"
+        self, *, start: str | int = "earliest", on_model_change: str = "fail", on_foreign_commit: str = "fail"
     ) -> None:
         self.now_s = 1_000.0
         self.read_takes_s = 0.0

@@ -395,6 +395,22 @@ def test_start_latest_begins_at_the_end() -> None:
     assert len(world.answers()) == 30
 
 
+def test_start_by_time_begins_with_the_records_since_then() -> None:
+    world = World(input={"topic": INPUT, "start": "1h"})
+    fill(world, 20)
+    world.now_s += 7_200
+    fill(world, 30)
+    daemon = world.start()
+    world.settle()
+    assert len(world.answers()) == 30
+    world.now_s += 86_400
+    assert world.stop(daemon) == 0
+    fill(world, 5)
+    world.start()
+    world.settle()
+    assert len(world.answers()) == 35, "it counts for a group that has no offset"
+
+
 KEYS = st.sampled_from([b"a", b"b", b"c", b"", b"\x00floor", b"\x01a", b"\xff\xfe", None])
 EVENTS = st.lists(
     st.tuples(KEYS, st.integers(-1000, 1000).map(lambda n: b'{"amount": %d}' % n) | st.just(b"no")),

@@ -88,8 +88,18 @@ def test_a_reset_begins_at_the_committed_offset_and_leaves_the_others_states() -
     assert len(again.state_log) == 2
 
 
-@pytest.mark.parametrize(("start", "origin"), [("earliest", 2), ("latest", 5)])
-def test_where_nothing_is_there_states_begin_where_the_config_says(start: str, origin: int) -> None:
+@pytest.mark.parametrize(
+    ("start", "origin"),
+    [
+        ("earliest", 2),
+        ("latest", 5),
+        (BASE_MS, 2),
+        (BASE_MS + 2_001, 3),
+        (BASE_MS + 4_000, 4),
+        (BASE_MS + 4_001, 5),
+    ],
+)
+def test_where_nothing_is_there_states_begin_where_the_config_says(start: str | int, origin: int) -> None:
     world = World(start=start)
     world.produce(*[b"a"] * 5)
     world.broker.truncate(INPUT, 0, 2)
