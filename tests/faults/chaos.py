@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,12 +28,24 @@ from typing import Any
 from lstmstream.dev.broker import DevBroker
 from tests.broker import harness
 from tests.faults.fleet import Fleet, Worker
+from tests.faults.judge import tombstones
+from tests.faults.load import HOT_KEY, KEYS
 from tests.faults.trial import Trial
 
 PARTITIONS = 12
 NAME = "chaos"
 OF_DAEMONS = {"kill9": 5, "freeze": 3, "sigterm": 3}  # kind to weight
 OF_BROKER = {"broker_kill9": 1, "broker_restart": 1, "broker_freeze": 1}
+ERASURES = {"erase": 3}
+# By which keys lose their states: the least recently seen ones, or those that have expired for good.
+RULES: dict[str, dict[str, dict[str, Any]]] = {
+    "max-keys": {"state": {"max_keys": 5}},
+    "expiry": {"input": {"max_lateness": "1m"}, "state": {"ttl": "1h"}},
+}
+ERASE_S = 60.0
+ERASED_KEYS = 10  # at once
+HOT_ERASURES_FROM = 0.8  # of the shares that choose a key
+NOT_STARTED = 2  # exit code
 GAP_S = (2.0, 8.0)  # between faults: shorter, and the group is never at rest for a moment
 FREEZE_S = (3.0, 30.0)
 BROKER_FREEZE_S = (3.0, 15.0)
@@ -47,6 +60,7 @@ class Outcome:
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     aborted: int = 0
+    erasures: Counter[int] = field(default_factory=Counter)  # by exit code
     sent: int = 0
     silence: str = "unknown"
     counted: float = 0.0  # events, by /metrics of all lives
@@ -67,6 +81,8 @@ class Outcome:
         yield f"sent: {self.sent}; records of aborted transactions: {self.aborted}"
         yield f"counted by /metrics of all lives: {self.counted:.0f}"
         yield f"longest silence: {self.silence}"
+        if self.erasures:
+            yield f"erasures by exit code: {dict(sorted(self.erasures.items()))}"
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"finding: {finding}" for finding in self.findings)
         yield {0: "All is right.", 1: "There are findings.", 2: "Vacuous: no fault struck inside a transaction."}[
@@ -77,12 +93,15 @@ class Outcome:
 class Faults:
     """Chooses faults by a seed and lets them strike, several at a time, but one at a time on each process."""
 
-    def __init__(self, seed: int, fleet: Fleet, broker: DevBroker, outcome: Outcome, *, kinds: dict[str, int]) -> None:
-        self._source = random.Random(seed)
+    def __init__(
+        self, seed: int, config: Path, fleet: Fleet, broker: DevBroker, outcome: Outcome, *, kinds: dict[str, int]
+    ) -> None:
+        self._source, self._config = random.Random(seed), config
         self._fleet, self._broker, self._outcome, self._kinds = fleet, broker, outcome, kinds
         self._threads: list[Thread] = []
         self._broker_busy = False
         self._broker_struck = 0.0  # when it was last seen away
+        self._erasing = False
 
     def strike_until(self, deadline: float) -> None:
         """Faults at random until then; ended daemons are started again. All faults are over at the return."""
@@ -104,6 +123,11 @@ class Faults:
             if not self._broker_busy:
                 self._broker_busy = True
                 self._begin(kind, self._strike_broker, kind, share)
+            return
+        if kind in ERASURES:
+            if not self._erasing:
+                self._erasing = True
+                self._begin(kind, self._erase, kind, share)
             return
         idle = self._fleet.idle()
         if idle:
@@ -155,6 +179,24 @@ class Faults:
             self._broker_struck = time.monotonic()
             self._broker_busy = False
 
+    def _erase(self, _kind: str, share: float) -> None:
+        """`lstmstream state delete` on the live group; what was erased is in the log, so `verify` knows it."""
+        first = int(share * KEYS)
+        keys = [f"k{(first + number) % KEYS}" for number in range(ERASED_KEYS)]
+        if share > HOT_ERASURES_FROM:
+            keys.append(HOT_KEY.decode())
+        try:
+            command = [sys.executable, "-m", "lstmstream", "state", "delete", str(self._config), *keys]
+            done = subprocess.run(
+                [*command, "--timeout", f"{ERASE_S:.0f}s"], capture_output=True, text=True, timeout=300, check=False
+            )
+            self._outcome.erasures[done.returncode] += 1
+            away = self._broker_busy or time.monotonic() - self._broker_struck < harness.EXIT_S
+            if done.returncode not in {0, 1} and not (away and done.returncode == NOT_STARTED):
+                self._outcome.findings.append(f"erasure of {keys}: exit code {done.returncode}: {done.stderr[-400:]}")
+        finally:
+            self._erasing = False
+
 
 def _between(bounds: tuple[float, float], share: float) -> float:
     return bounds[0] + share * (bounds[1] - bounds[0])
@@ -175,20 +217,25 @@ def run(
     keep: bool = False,
     snapshots: bool = False,
     standby: int = 0,
+    rule: str | None = None,
 ) -> Outcome:
     """One run in a folder of its own, on the client that `harness.CLIENT` names. `keep`: the broker's data stay.
 
-    `snapshots`: local ones, every second or two, in one folder for all daemons. `standby`: `state.standby`.
+    `snapshots`: local ones, every second or two, in one folder for all daemons. `standby`: `state.standby`. With a
+    `rule` of RULES keys lose their states by it, and others by erasures.
     """
     outcome = Outcome()
     broker = DevBroker(folder / "broker")
     servers = broker.up(port=0)
-    kinds = {**OF_DAEMONS, **(OF_BROKER if broker_faults else {})}
-    sections: dict[str, Any] = {}
+    kinds = {**OF_DAEMONS, **(OF_BROKER if broker_faults else {}), **({} if rule is None else ERASURES)}
+    state: dict[str, Any] = {"ttl": "1h", "checkpoint_interval": "1s"}
+    sections = {"input": {"late": "drop"}, "state": state}
+    for section, options in RULES[rule].items() if rule is not None else ():
+        sections[section] |= options
     if snapshots:
-        sections["state"] = {"ttl": "1h", "checkpoint_interval": "1s", "dir": str(folder / "snapshots")}
+        state["dir"] = str(folder / "snapshots")
     if standby:
-        sections.setdefault("state", {"ttl": "1h", "checkpoint_interval": "1s"})["standby"] = standby
+        state["standby"] = standby
     trial = Trial(servers, NAME, folder, partitions=PARTITIONS, rate=rate, seed=seed, **sections)
     program = "tests.broker.snapshotting_daemon" if snapshots else "lstmstream"
     try:
@@ -196,7 +243,7 @@ def run(
             fleet.wait_ready()
             trial.begin()
             fleet.wait(lambda: trial.load.written > 0, "given events")
-            Faults(seed, fleet, broker, outcome, kinds=kinds).strike_until(time.monotonic() + seconds)
+            Faults(seed, trial.config, fleet, broker, outcome, kinds=kinds).strike_until(time.monotonic() + seconds)
             trial.settle(fleet.wait)
             outcome.findings += fleet.stop()
             for end in fleet.ends():
@@ -210,6 +257,11 @@ def run(
         outcome.silence = trial.readers.longest_silence()
         if snapshots or standby:
             outcome.notes.append(restored_from(folder))
+        if rule is not None:
+            count = tombstones(servers, f"{NAME}.state", partitions=PARTITIONS)
+            outcome.notes.append(f"tombstones in the state topic: {count}")
+            if not count:
+                outcome.findings.append("no key has lost its state")
     except AssertionError as error:
         outcome.findings.append(str(error))
     finally:
@@ -243,6 +295,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the logs even if all is right")
     parser.add_argument("--snapshots", action="store_true", help="with state.dir, and a snapshot every second or two")
     parser.add_argument("--standby", type=int, default=0, help="state.standby: members that each one follows")
+    parser.add_argument("--rule", choices=RULES, help="by which keys lose their states; others are erased")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second")
     given = parser.parse_args()
     harness.CLIENT = given.client
@@ -258,6 +311,7 @@ def main() -> int:
         keep=given.keep,
         snapshots=given.snapshots,
         standby=given.standby,
+        rule=given.rule,
     )
     print("\n".join(outcome.lines()), flush=True)
     if outcome.findings or given.keep:

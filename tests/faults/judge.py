@@ -194,6 +194,11 @@ def open_transactions(servers: str, name: str, *, partitions: int) -> list[str]:
         return [topic for topic in topics if in_transaction(client, topic, partitions=partitions)]
 
 
+def tombstones(servers: str, topic: str, *, partitions: int) -> int:
+    """Records without a value: in the state topic of keys that expired, were evicted or erased."""
+    return sum(record.value is None for record in read_all(servers, topic, partitions=partitions))
+
+
 def aborted_records(servers: str, topic: str, *, partitions: int) -> int:
     """How many records stand there that no read_committed reader is shown: a fault struck inside their transaction."""
     counts = [

@@ -19,6 +19,7 @@ from tests.verify.world import events
 
 HOT_KEY = b"hot"
 HOT_SHARE = 1 / 3
+KEYS = 200  # named k0 and so on, beside the hot one and hostile ones
 HOSTILE_SHARE = 0.02
 CHUNK = 2_000  # events that are made at once
 
@@ -47,7 +48,7 @@ def hostile_stream(seed: int, partitions: int) -> Iterator[Record]:
     later_ms = 0
     for chunk in count():
         last_ms = 0
-        for given_key, given_value, at_ms in events(CHUNK, seed=seed + chunk, keys=200):
+        for given_key, given_value, at_ms in events(CHUNK, seed=seed + chunk, keys=KEYS):
             key: bytes | None = given_key
             value: bytes | None = given_value
             if source.random() < HOT_SHARE:
