@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -150,3 +151,27 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "")
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "lstmstream.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["lstmstream", "--version"]
+runpy.run_module("lstmstream", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("ignored", "code"), [(False, -signal.SIGINT), (True, 0)])
+def test_ctrl_c_while_modules_are_loaded_is_no_traceback(ignored: bool, code: int) -> None:
+    """A shell lets programs in the background ignore it."""
+    before = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" if ignored else ""
+    done = subprocess.run(
+        [sys.executable, "-c", before + INTERRUPTED], capture_output=True, text=True, check=False, timeout=180
+    )
+    assert (done.returncode, done.stderr) == (code, "")

@@ -38,7 +38,7 @@ class Started:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait_for(self, pattern: str, seconds: float = 120) -> None:
+    def wait_for(self, pattern: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.text()):
             assert self.process.poll() is None, self.text()
