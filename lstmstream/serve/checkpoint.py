@@ -348,6 +348,7 @@ class Checkpointer:
             seed=owned.seed,
             moved_from=owned.moved_from,
             outside_times=owned.outside_times,
+            moves=owned.moves,
             stream_time_ms=stream_time_ms,
             rebuilt_to=owned.rebuilt_to if owned.rebuilt_to > offset else -1,
             earlier=owned.earlier,

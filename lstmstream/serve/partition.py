@@ -137,6 +137,7 @@ class Partition:
         self.seed = 0  # of states that were there before the origin; see Floor
         self.moved_from = 0  # partitions before their number was changed; see Floor
         self.outside_times: tuple[tuple[int, int], ...] = ()  # stream times of events of elsewhere; see Floor
+        self.moves: tuple[tuple[int, int, int], ...] = ()  # changes of the number of partitions; see Floor
         self.floor = 0  # as it stands in the state topic
         self.floor_written_s = 0.0
         self.floor_position = 0  # the position that the floor record names
@@ -197,7 +198,7 @@ class Partition:
         self._use(self._states.open(self.number))
         self.slab.stream_time.begin(origin, NEVER)
         self.origin, self.answers_from, self.seed, self.rebuilt_to = origin, answers_from, 0, -1
-        self.moved_from, self.outside_times = 0, ()
+        self.moved_from, self.outside_times, self.moves = 0, (), ()
 
     def adopt(self, other: Partition) -> None:
         """Take over the states and erasures that were read from the state topic for it, which `other` loses."""

@@ -21,6 +21,7 @@ from lstmstream.serve.alert_restore import RestoredAlerts
 from lstmstream.serve.committer import input_partitions, is_ours, is_unfinished_seed
 from lstmstream.serve.erasures import RebuildErasures
 from lstmstream.serve.key_table import Key
+from lstmstream.serve.moves import left_behind
 from lstmstream.serve.old_models import OldModels
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.restore_context import RestoreContext
@@ -416,7 +417,7 @@ class Restore:
             raise self._errors.input_gone(self._replay_from, beginning)
         self.partition.origin, self.partition.answers_from = floor.origin, floor.answers_from
         self.partition.seed, self.partition.moved_from = floor.seed, floor.moved_from
-        self.partition.outside_times = floor.outside_times
+        self.partition.outside_times, self.partition.moves = floor.outside_times, floor.moves
         self._load.forget()
         self.close()
         # Before the input is opened: that may fail, and the choice is made.
@@ -442,7 +443,8 @@ class Restore:
         slab, loaded = self.partition.slab, self._load.states
         reason = None
         ahead = slab.last_offset[rows] >= committed
-        dropped = slab.index.keys_at(rows[~of_floor | ahead])
+        left = left_behind(floor.moves, self.partition.number, slab.index.keys_at(rows), slab.last_offset[rows])
+        dropped = slab.index.keys_at(rows[~of_floor | ahead | left])
         slab.remove_all(dropped)
         if (ahead & of_floor).any():
             reason = f"the group's offset was moved back to {committed}, before states that were written later"

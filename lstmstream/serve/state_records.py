@@ -120,6 +120,8 @@ class Floor(NamedTuple):
     # (input offset, event time), ascending: the stream time that is met there is not less, because of events that this
     # partition's input does not have: those of a history, or of other partitions. Empty without input.max_lateness.
     outside_times: tuple[tuple[int, int], ...] = ()
+    # Of each `lstmstream state repartition`: (input offset from which on, partitions before, partitions after).
+    moves: tuple[tuple[int, int, int], ...] = ()
     # Another model has replaced this one, and none of its states counts: (its records in the state topic below this
     # offset are deleted, those below this one are to be).
     dropped: tuple[int, int] | None = None
@@ -384,7 +386,7 @@ def pack_floor(floor: Floor) -> bytes:
     for name in ("position", "answers_from", "rebuilt_to"):
         if fields[name] < 0:
             del fields[name]
-    for name in ("seed", "moved_from", "outside_times"):
+    for name in ("seed", "moved_from", "outside_times", "moves"):
         if not fields[name]:
             del fields[name]
     for name in ("dropped", "earlier"):
@@ -413,10 +415,12 @@ def unpack_floor(value: bytes) -> Floor:
             first, end = fields[name]
             fields[name] = int(first), int(end)
         outside = tuple((int(offset), int(time_ms)) for offset, time_ms in fields.pop("outside_times", ()))
+        moves = tuple((int(offset), int(old), int(new)) for offset, old, new in fields.pop("moves", ()))
         return Floor(
             **{**fields, "identity": StateIdentity(**fields["identity"])},
             alerts=None if alerts is None else PartitionMemory.from_json(alerts),
             outside_times=outside,
+            moves=moves,
         )
     except CorruptStateRecord:
         raise

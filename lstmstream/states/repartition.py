@@ -29,6 +29,7 @@ from lstmstream.serve.committer import COMMIT_TIMEOUT_S, NONCE_PREFIX, SEEDING_P
 from lstmstream.serve.engine import Engine
 from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.identity import state_identity
+from lstmstream.serve.key_table import Key
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.restore import Restore
 from lstmstream.serve.restore_context import RestoreContext, start_of
@@ -49,6 +50,7 @@ from lstmstream.serve.state_records import (
     unpack_floor,
     unpack_key,
 )
+from lstmstream.states.arrivals import Arrivals
 from lstmstream.states.command import say
 from lstmstream.states.sole_member import LIMIT_S, RETRY_S, MemberTransport, SoleMember
 from lstmstream.transport.kafka import open_kafka_transport
@@ -65,8 +67,6 @@ NOT_IN_INPUT = -1  # in place of the last event's offset: it is in another parti
 def repartition_states(config: Path, partitions: int, *, stage: str | None) -> int:
     """Move the states. Raises CannotServe."""
     loaded = load_config(config, stage=stage)
-    if loaded.state.max_keys is not None:
-        raise CannotServe("state.max_keys: state repartition is not implemented yet with it")
     _, step = load_step_model(loaded)
     engine = make_engine(loaded, step, reader=open_reader(loaded))
     with closing(Repartition(loaded, engine, open_kafka_transport(loaded), partitions, say=say)) as run:
@@ -103,6 +103,8 @@ class Repartition:
         self._before = 0  # partitions that the states are in
         self._offsets: dict[int, int] = {}  # the group's, of all partitions, from which the daemon goes on
         self.moved = 0  # states
+        max_keys = config.state.max_keys
+        self._arrivals = None if max_keys is None else Arrivals(partitions, max_keys)
 
     def run(self) -> None:
         """Raises CannotServe where it cannot be done, and then nothing has changed that counts."""
@@ -128,6 +130,7 @@ class Repartition:
         if found[self._state_topic].partitions < self._partitions:
             self._grow()
         self._member.join(self._partitions)
+        left_out = self._order_arrivals()
         floors = [self._move(number) for number in range(self._before)]
         again = self._drained_offsets()
         if any(again[number] != self._offsets[number] for number in range(self._before)):
@@ -137,6 +140,8 @@ class Repartition:
             f"{counted(self.moved, 'state has', 'states have')} moved: the daemon goes on with"
             f" {counted(self._partitions, 'partition')} where it stood"
         )
+        if left_out:
+            self._say(f"{left_out:,} left out: state.max_keys is {self._config.state.max_keys:,} for each partition")
         self._clear()
 
     def close(self) -> None:
@@ -229,14 +234,35 @@ class Repartition:
 
     # -- one old partition
 
+    def _order_arrivals(self) -> int:
+        """With `state.max_keys`, which keys have a place where they come: needs the keys of all. How many have none."""
+        if self._arrivals is None:
+            return 0
+        for number in range(self._before):
+            partition = self._restored(number)
+            slab = partition.slab
+            for rows in self._chunks(partition):
+                keys, homes, staying, moving = self._divide(partition, rows)
+                stay = rows[staying]
+                stay = stay[slab.steps[stay] > 0]
+                self._arrivals.stay(number, len(stay), int(slab.last_offset[stay].min(initial=0)))
+                chosen = rows[moving]
+                self._arrivals.come([keys[i] for i in moving.tolist()], homes[moving], slab.last_timestamp[chosen])
+            partition.close()
+        return self._arrivals.settle()
+
+    def _chunks(self, partition: Partition) -> Iterator[Ints]:
+        """Rows of the keys that are there, but for those whose erasure was asked for: the owner does the rest."""
+        partition.erase(partition.erasures.requested())
+        rows = partition.slab.index.rows()
+        for start in range(0, len(rows), self._rows_at_once):
+            yield rows[start : start + self._rows_at_once]
+
     def _move(self, number: int) -> Floor:
         """Write its states that have moved, and those that are newer than their records. Its new floor record."""
         partition = self._restored(number)
-        partition.erase(partition.erasures.requested())  # the owner does the rest
-        slab = partition.slab
-        rows = slab.index.rows()
-        for start in range(0, len(rows), self._rows_at_once):
-            self._move_rows(partition, rows[start : start + self._rows_at_once])
+        for rows in self._chunks(partition):
+            self._move_rows(partition, rows)
         floor = Floor(
             self._identity,
             origin=partition.origin,
@@ -252,29 +278,42 @@ class Repartition:
             earlier=partition.earlier,
             stream_time_ms=partition.slab.stream_time.now_ms,
             outside_times=partition.outside_times,
+            moves=(*partition.moves, (self._offsets[number], self._before, self._partitions)),
         )
         partition.close()
         return floor
 
-    def _move_rows(self, partition: Partition, rows: Ints) -> None:
-        slab, number, digest = partition.slab, partition.number, self._identity.digest
+    def _divide(self, partition: Partition, rows: Ints) -> tuple[list[Key], Ints, Ints, Ints]:
+        """The keys [N], their partitions among the new ones [N], and which of them stay and which move."""
+        slab, number = partition.slab, partition.number
         keys = slab.index.keys_at(rows)
         has_key = np.array([key is not None for key in keys], np.bool_)  # those without one share a state per partition
         new_homes = np.where(has_key, partitions_of_keys(keys, self._partitions), number)
         elsewhere = has_key & (partitions_of_keys(keys, self._before) != number)
-        left = elsewhere & (new_homes == number) & (slab.last_offset[rows] == NOT_IN_INPUT)  # by a run that was cut
+        left = elsewhere & (new_homes == number) & (slab.last_offset[rows] < 0)  # by a run that was cut
         if (elsewhere & ~left).any():
             raise self._wrong_partition(number, slab.last_offset[rows[elsewhere & ~left]])
-        moving = np.flatnonzero((new_homes != number) & ~elsewhere)
-        newer = rows[(new_homes == number) & ~elsewhere & (slab.first_unwritten[rows] != CLEAN)]
+        staying = np.flatnonzero((new_homes == number) & ~elsewhere)
+        moving = np.flatnonzero((new_homes != number) & ~elsewhere & (slab.steps[rows] > 0))  # not those that have gone
+        return keys, new_homes, staying, moving
+
+    def _move_rows(self, partition: Partition, rows: Ints) -> None:
+        slab, number, digest = partition.slab, partition.number, self._identity.digest
+        keys, new_homes, staying, moving = self._divide(partition, rows)
+        stay = rows[staying]
+        newer = stay[slab.first_unwritten[stay] != CLEAN]
         if len(newer):
             self._write(np.full(len(newer), number), *pack_states(slab, newer, digest, partition.origin))
+        last_offsets = np.full(len(moving), NOT_IN_INPUT)
+        if self._arrivals is not None:
+            last_offsets = self._arrivals.last_offsets([keys[i] for i in moving.tolist()])
+            moving, last_offsets = moving[last_offsets < 0], last_offsets[last_offsets < 0]
         if not len(moving):
             return
         chosen = rows[moving]
         columns = StateColumns(
             np.full(len(moving), self._seed),
-            np.full(len(moving), NOT_IN_INPUT),
+            last_offsets,
             slab.steps[chosen],
             slab.last_timestamp[chosen],
             slab.failures[chosen],
@@ -390,6 +429,7 @@ class Repartition:
                 alerts=None if rules is None else PartitionMemory((RulesFrom(NOT_IN_INPUT, rules),), ()),
                 seed=self._seed,
                 moved_from=self._before,
+                moves=((self._offsets[number], self._before, self._partitions),),
             )
             for number in range(self._before, self._partitions)
         ]

@@ -16,6 +16,7 @@ import orjson
 from lstmstream.config import Config
 from lstmstream.model import Card, Feature, Model
 from lstmstream.records import Floats, UnreadableValue
+from lstmstream.transport.partitioner import partition_of
 from lstmstream.verify.alerts import AlertBooks, AlertDecision, Rules
 from lstmstream.verify.envelopes import Event
 from lstmstream.verify.erasures import Erased, KeyNames
@@ -150,6 +151,7 @@ class Recomputation:
         self._states: dict[bytes | None, _KeyState] = {}
         self.newest_ms: int | None = None  # of the partition's events so far
         self.outside_times: list[tuple[int, int]] = []  # (offset, time) of events of elsewhere, that are still to come
+        self.moves: list[tuple[int, int, int]] = []  # (offset, our number, partitions) where keys leave; likewise
 
     @property
     def needs_all_states(self) -> bool:
@@ -170,6 +172,7 @@ class Recomputation:
             self._states.pop(erased, None)
             self._books.forget(erased)
         self._pass_outside_times(offset)
+        self._pass_moves(offset)
         threshold = self._books.threshold_at(offset, self._settings.threshold)
         self._threshold = None if threshold is None else np.float32(threshold)
         by_record = self._settings.key is None
@@ -256,6 +259,14 @@ class Recomputation:
         while self.outside_times and self.outside_times[0][0] <= offset:
             _, time_ms = self.outside_times.pop(0)
             self.newest_ms = time_ms if self.newest_ms is None else max(self.newest_ms, time_ms)
+
+    def _pass_moves(self, offset: int) -> None:
+        """Keys whose events are in another partition from here on have left."""
+        while self.moves and self.moves[0][0] <= offset:
+            _, ours, partitions = self.moves.pop(0)
+            for key in [key for key in self._states if key is not None and partition_of(key, partitions) != ours]:
+                del self._states[key]
+                self._books.forget(key)
 
     def _read_features(self, fields: dict[str, Any]) -> None:
         row, column = self._model.x[0], 0

@@ -31,6 +31,7 @@ class Origins(NamedTuple):
     stream_time_ms: int | None = None  # greatest event time before the floor, where it is noted
     moved: bool = False  # whether keys have come from other partitions, with their states
     outside_times: tuple[tuple[int, int], ...] = ()  # offset, and the time that events of elsewhere make it there
+    moves: tuple[tuple[int, int], ...] = ()  # offset from which on the input has so many partitions
 
 
 def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tuple[Origins, list[dict[str, Any]]]:
@@ -67,6 +68,7 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
             own[0].get("stream_time_ms"),
             bool(own[0].get("moved_from")),
             tuple((int(offset), int(time_ms)) for offset, time_ms in own[0].get("outside_times", ())),
+            tuple((int(offset), int(partitions)) for offset, _, partitions in own[0].get("moves", ())),
         )
     else:
         origins = Origins(first, None)

@@ -23,6 +23,7 @@ class PartitionRange:
     between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
     newest_ms: int | None = None  # greatest event time before `own`, where that cannot be read any more
     outside_times: tuple[tuple[int, int], ...] = ()  # offset, and the time that events of elsewhere make it there
+    moves: tuple[tuple[int, int, int], ...] = ()  # offset, this partition, and how many there are from there on
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
     seeded: bool = False  # whether its states began with some that were imported or built from history
     erasures: Erasures = field(default_factory=Erasures)
@@ -46,6 +47,7 @@ class JudgedPartition:
         """The stream time that the first own event meets, and what raises it later."""
         self.recomputation.newest_ms = self.range.newest_ms
         self.recomputation.outside_times = list(self.range.outside_times)
+        self.recomputation.moves = list(self.range.moves)
 
     def had(self, offset: int) -> bool:
         """Whether an earlier window had an event at this offset."""

@@ -119,6 +119,7 @@ def plan(
             seeded=origins.seeded,
             newest_ms=newest_ms,
             outside_times=() if from_history else origins.outside_times,  # the history itself says it
+            moves=tuple((offset, partition, partitions) for offset, partitions in origins.moves),
             between=origins.between,
             alert_rules=origins.alert_rules,
             erasures=erasures,

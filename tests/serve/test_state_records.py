@@ -357,6 +357,7 @@ floors = st.builds(
     seed=st.just(0) | st.integers(-(2**63), -2),
     moved_from=st.integers(0, 2**31 - 1),
     outside_times=st.lists(st.tuples(offsets, st.integers(-(2**62), 2**62)), max_size=3).map(tuple),
+    moves=st.lists(st.tuples(offsets, st.integers(1, 99), st.integers(1, 99)), max_size=3).map(tuple),
     rebuilt_to=st.just(-1) | offsets,
     stream_time_ms=st.integers(-(2**62), 2**62),
     dropped=st.none() | st.tuples(offsets, offsets),
