@@ -290,6 +290,20 @@ def test_keys_that_others_have_put_elsewhere_stay_where_they_are_in_use(repartit
     assert world.homes() == before
 
 
+def test_a_key_that_a_producer_goes_on_to_put_where_it_was_starts_over_there() -> None:
+    """What it has left there does not count, whether it is cleared away or not; what comes of it from now on does."""
+    world = Growing()
+    world.serve(40)
+    world.grow()
+    world.repartition()
+    key = next(key for key in KEYS if partition_of(key, PARTITIONS) != partition_of(key, MORE))
+    seen = len(world.answers())
+    for _ in range(3):
+        world.produce(key, b'{"amount": 1}', partition_of(key, PARTITIONS))
+        world.serve(kill=True)
+    assert [answer["steps"] for answer in world.answers()[seen:]] == [1, 2, 3]
+
+
 # -- input.max_lateness
 
 LATENESS_MS, TTL_MS = 5_000, 20_000

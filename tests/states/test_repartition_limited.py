@@ -159,8 +159,8 @@ def test_arrivals_have_places_behind_those_that_stay() -> None:
     arrivals.stay(0, 2, 17)
     arrivals.stay(0, 0, 0)
     arrivals.stay(1, 1, -5)  # it was there before the input
-    arrivals.come([b"b", b"a", b"c"], np.array([0, 0, 0]), np.array([9, 9, 8]))
+    arrivals.come([b"b", b"c", b"a"], np.array([0, 0, 0]), np.array([9, 9, 9]))
     arrivals.come([b"d", b"e"], np.array([1, 2]), np.array([1, 1]))
     assert arrivals.settle() == 1
     keys = [b"a", b"b", b"c", b"d", b"e"]
-    assert arrivals.last_offsets(keys).tolist() == [-2, -1, 0, -6, -1]
+    assert arrivals.last_offsets(keys).tolist() == [0, -2, -1, -6, -1]
