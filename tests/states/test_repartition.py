@@ -301,7 +301,7 @@ def test_a_key_that_a_producer_goes_on_to_put_where_it_was_starts_over_there() -
     end = world.broker.topics[INPUT].end(where)
     for _ in range(3):
         world.produce(key, b'{"amount": 1}', where)
-        world.serve(kill=True)
+        world.serve()
     answers = {(one["source"]["partition"], one["source"]["offset"]): one["steps"] for one in world.answers()}
     assert [answers[where, end + number] for number in range(3)] == [1, 2, 3]
 
