@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections import defaultdict
@@ -145,3 +146,41 @@ def test_the_stream_time_goes_on_with_more_partitions(broker: str, topic_prefix:
     code, summary, said = verify(config)
     assert (code, summary["findings"]) == (2, []), said
     assert all("moved" in one["reason"] for one in summary["unjudged"])
+
+
+@pytest.mark.only_client("confluent")
+def test_with_a_limit_on_the_number_of_keys(broker: str, topic_prefix: str, tmp_path: Path) -> None:
+    """Judged by `verify`, which knows the keys that stay; those that have moved away make room."""
+    name, model, many = topic_prefix, random_model(tmp_path, hidden=4), [b"m%d" % number for number in range(30)]
+    create_topics(broker, [f"{name}.in", f"{name}.out"], partitions=BEFORE)
+    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker, state={"max_keys": 6})
+    source, written = random.Random(5), dict.fromkeys(range(AFTER), 0)
+
+    def fill_some(partitions: int) -> None:
+        records = []
+        for i in range(300):
+            key = many[int(source.random() * source.randrange(len(many)))]
+            number = partition_of(key, partitions)
+            records.append((key, b'{"amount": %d}' % (i % 31), NOW_MS + 1000 * sum(written.values()), number))
+            written[number] += 1
+        produce(broker, f"{name}.in", records)
+
+    def serve(log: str, partitions: int) -> None:
+        wanted = {number: written[number] for number in range(partitions)}
+        with RunningDaemon(config, tmp_path / log) as daemon:
+            daemon.wait(lambda: committed_offsets(broker, name) == wanted, "all answered")
+            assert daemon.sigterm() == 0, daemon.last_words()
+
+    fill_some(BEFORE)
+    serve("log1", BEFORE)
+    with admin(broker) as client:
+        client.create_partitions({f"{name}.in": AFTER})
+    done = state_command("repartition", str(config), "--partitions", str(AFTER))
+    assert done.returncode == 0, done.stderr
+    for log in ("log2", "log3"):
+        fill_some(AFTER)
+        serve(log, AFTER)
+    code, summary, said = verify(config)
+    assert (code, summary["findings"]) == (2, []), said
+    assert all("moved" in one["reason"] for one in summary["unjudged"])
+    assert summary["events"] - summary["not_judged"] > 500
