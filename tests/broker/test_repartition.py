@@ -153,7 +153,7 @@ def test_with_a_limit_on_the_number_of_keys(broker: str, topic_prefix: str, tmp_
     """Judged by `verify`, which knows the keys that stay; those that have moved away make room."""
     name, model, many = topic_prefix, random_model(tmp_path, hidden=4), [b"m%d" % number for number in range(30)]
     create_topics(broker, [f"{name}.in", f"{name}.out"], partitions=BEFORE)
-    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker, state={"max_keys": 6})
+    config = write_config(tmp_path / "c.yaml", name=name, model=model, servers=broker, state={"max_keys": 3})
     source, written = random.Random(5), dict.fromkeys(range(AFTER), 0)
 
     def fill_some(partitions: int) -> None:
