@@ -24,4 +24,6 @@ def left_behind(
         moved = (partitions_of_keys(keys, before) == number) & (partitions_of_keys(keys, after) != number)
         left |= moved & (last_offsets < offset)
     has_key = np.array([key is not None for key in keys], np.bool_)  # others have a state in each partition
-    return left & has_key & (partitions_of_keys(keys, moves[-1][2]) != number)  # it may have come back
+    left &= has_key
+    left &= partitions_of_keys(keys, moves[-1][2]) != number  # it may have come back
+    return left
