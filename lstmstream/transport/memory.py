@@ -92,6 +92,7 @@ class MemoryBroker:
         self.misled: dict[int, int] = {}  # partition → how far behind the offset of its next seek the client goes on
         self.fault: Callable[[str], None] = lambda _point: None
         self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
+        self.on_fence: Callable[[int], None] = lambda _author: None  # of an author whom another member takes for gone
         self.read_records = 7  # of one read outside the group: few, so that slices are real
         self._clock = clock
         self._generation = 0
@@ -239,8 +240,8 @@ class MemoryTransport:
         self._exactly_once = exactly_once
         self._positions: dict[int, tuple[int, int]] = {}  # partition → (epoch, next offset) once resumed
         self._joined = False
-        self._author = self.member_id  # of transactions: the member that has made the last commit
-        self._epoch = broker.transactions.init(self._author)  # of the producer
+        self.author = self.member_id  # of transactions: the member that has made the last commit
+        self._epoch = broker.transactions.init(self.author)  # of the producer
         self._usable = True  # the producer
 
     def connect(self) -> None:
@@ -380,7 +381,9 @@ class MemoryTransport:
             raise TryAgain("this member is not in its group")
         found = abandoned_ids(open_ids, GROUP, members)
         for transactional_id in found:
-            self._broker.transactions.abort(int(transactional_id.removeprefix(transactional_id_of(GROUP, ""))))
+            author = int(transactional_id.removeprefix(transactional_id_of(GROUP, "")))
+            self._broker.on_fence(author)
+            self._broker.transactions.abort(author)
         return len(found)
 
     def commit(
@@ -394,9 +397,9 @@ class MemoryTransport:
         timeout_s: float,  # nothing here takes time
     ) -> None:
         """See GroupMember."""
-        if membership.member_id != str(self._author):
-            self._author = int(membership.member_id)
-            self._epoch = self._broker.transactions.init(self._author)
+        if membership.member_id != str(self.author):
+            self.author = int(membership.member_id)
+            self._epoch = self._broker.transactions.init(self.author)
         assert offsets, "a transaction without offsets is not fenced"
         for batch in states:
             assert set(batch.partitions.tolist()) <= set(offsets), (
@@ -422,7 +425,7 @@ class MemoryTransport:
     def _transact(
         self, batches: Sequence[RecordBatch], offsets: Mapping[int, int], nonce: str, membership: Membership
     ) -> None:
-        author, epoch, transactions = self._author, self._epoch, self._broker.transactions
+        author, epoch, transactions = self.author, self._epoch, self._broker.transactions
         transactions.begin(author, epoch)
         for batch in batches:
             self._broker.on_write(batch)
@@ -445,7 +448,7 @@ class MemoryTransport:
         """See GroupMember."""
         self._usable = False  # the old producer is gone, whatever becomes of the new one
         self._broker.at("recover")
-        self._epoch = self._broker.transactions.init(self._author)
+        self._epoch = self._broker.transactions.init(self.author)
         self._broker.at("recovered")
         self._usable = True
 
