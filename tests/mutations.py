@@ -42,7 +42,8 @@ FAST = [  # in the order in which they are likely to notice
     *("tests/serve/test_restore_faults.py", "tests/serve/test_handover.py", "tests/serve/test_refusals.py"),
     *("tests/serve/test_position.py", "tests/serve/test_slept.py", "tests/transport/test_memory.py"),
     *("tests/transport/test_kafka_transport.py", "tests/serve/test_erasure.py", "tests/serve/test_key_limit.py"),
-    *("tests/serve/test_expiry.py", "tests/serve/test_limited_erasure.py"),
+    *("tests/serve/test_expiry.py", "tests/serve/test_limited_erasure.py", "tests/serve/test_abandoned.py"),
+    *("tests/transport/test_protocol.py",),
 ]
 LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
 FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
@@ -280,6 +281,30 @@ REMEDIES = [
         "lstmstream/serve/restore.py",
         "                self.partition.dirty.mark_only(changed)\n",
         "                pass\n",
+    ),
+    (
+        "what a dead member has left open is not ended",
+        "lstmstream/serve/daemon.py",
+        "            self._abandoned.tick(membership)\n",
+        "            pass\n",
+    ),
+    (
+        "after a failure what a dead member has left open is not looked for again",
+        "lstmstream/serve/abandoned.py",
+        "            if self._attempts < ATTEMPTS:\n",
+        "            if False:\n",
+    ),
+    (
+        "the transaction of a living member is ended",
+        "lstmstream/transport/abandoned.py",
+        " and one.removeprefix(prefix) not in member_ids)",
+        ")",
+    ),
+    (
+        "the transactional id does not name the member",
+        "lstmstream/transport/kafka.py",
+        "        if self._instance is None and member_id:\n",
+        "        if False:\n",
     ),
     (
         "the producer is used again after an error",

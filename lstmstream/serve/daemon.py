@@ -24,6 +24,7 @@ from lstmstream.errors import (
     UnreadableRecords,
 )
 from lstmstream.records import RecordBatch, concatenate
+from lstmstream.serve.abandoned import AbandonedTransactions
 from lstmstream.serve.batch_limit import BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer
 from lstmstream.serve.clock import Clock
@@ -188,6 +189,7 @@ class Daemon:
             self._standbys,
         )
         self._restores = Restores(context, self._partitions, observer, self._failures)
+        self._abandoned = AbandonedTransactions(transport, clock.monotonic_s)
         self._membership: Membership | None = None  # of the last poll; None before the first assignment
         self._token: object = None  # of the membership under which the partitions were last known to be ours
         self._failed = False  # the transport failed and has not recovered yet
@@ -313,6 +315,8 @@ class Daemon:
         self._housekeeping.check_assignment(assigned)
         for number in assigned:
             self._restores.begin(number, now[number])
+        if assigned:
+            self._abandoned.on_assigned()
         self._membership = polled.membership
         self._observer.on_rebalance()
         self._housekeeping.on_rebalance()
@@ -415,6 +419,8 @@ class Daemon:
 
     def _restore_some(self, membership: Membership) -> None:
         """A slice of work for several restores; a partition goes live when its own is done."""
+        if self._partitions.restoring():
+            self._abandoned.tick(membership)
         for restored in self._restores.advance(membership, lambda: self._committer.pending is not None):
             self._seeks.resume(restored.partition, restored.offset)
             self._observer.on_restored(restored)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from lstmstream.config import Config
 from lstmstream.errors import Fatal, LstmstreamError, OwnershipLost, TryAgain
 from lstmstream.records import RecordBatch
+from lstmstream.transport.abandoned import transactional_id_of
 from lstmstream.transport.calls import ClientThread
 from lstmstream.transport.clients import Client, GroupConsumer
 from lstmstream.transport.credentials import Credentials
@@ -88,10 +89,10 @@ class KafkaTransport(KafkaAdmin):
         diagnose: Callable[[], str] = lambda: "",
         security: SecuritySettings | None = None,
     ) -> None:
-        """`instance`: the group.instance.id, if there is one.
+        """`instance`: the group.instance.id, if there is one. `security`: whose files may be replaced.
 
-        With it another process may follow under the same transactional id, so that it need not wait for this one's
-        transaction to time out. Without, the id is random, and none can. `security`: whose files may be replaced.
+        With it another process may follow under the same transactional id, which ends the transaction that this one
+        may leave open. Without, the transactional id names the member, so that others can tell whether it is gone.
         """
         super().__init__(client, diagnose=diagnose)
         self._credentials = Credentials(security or SecuritySettings())
@@ -216,7 +217,8 @@ class KafkaTransport(KafkaAdmin):
         writer = self._writer
         if writer is None:
             raise TryAgain("there is no producer")
-        if writer.repeated:
+        renamed = self._take_name(membership.member_id)
+        if writer.repeated or renamed:
             writer = self._replace_writer(deadline)
         transactional = [*outputs, *states] if writer.plain is None else states
         if writer.plain is not None:
@@ -226,6 +228,20 @@ class KafkaTransport(KafkaAdmin):
         else:
             left = left_s(deadline)
             self._member().call(lambda consumer: consumer.commit(with_nonce, membership, left), left)
+
+    def _take_name(self, member_id: str) -> bool:
+        """Whether the transactional id is another one from now on: that of the member that commits.
+
+        Between two transactions only. What is left open after an error is ended under the id that it has.
+        """
+        before = self._transactional_id
+        if self._instance is None and member_id:
+            self._transactional_id = transactional_id_of(self._group, member_id)
+        return self._transactional_id != before
+
+    def end_abandoned(self, membership: Membership) -> int:
+        """See GroupMember."""
+        return self.end_abandoned_of(self._group, self._input_topic, membership.member_id)
 
     def recover(self, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """See GroupMember. New producers, since the old ones are not to be trusted after an error.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from lstmstream.config import Config
 from lstmstream.errors import CannotServe, LstmstreamError, TryAgain
 from lstmstream.records import RecordBatch
+from lstmstream.transport.abandoned import abandoned_ids
 from lstmstream.transport.calls import CallBound, ClientThread
 from lstmstream.transport.clients import Admin, Client, Producer, Reader
 from lstmstream.transport.clients.choose import open_client
@@ -25,6 +27,7 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 SILENT_S, LONGEST_SILENT_S = 15.0, 120.0  # a reader that gets no further is replaced, less and less often
+END_ABANDONED_S = 5.0  # restores wait for it
 FAILURES = 3  # of a reader, in a row, before it is replaced
 READ_GRACE_S = 5.0  # a reader may take so much longer than it is told, while it connects or asks another library
 
@@ -147,6 +150,31 @@ class KafkaAdmin:
             raise
         return writer
 
+    def end_abandoned_of(self, group: str, topic: str, member_id: str, timeout_s: float = END_ABANDONED_S) -> int:
+        """For a member of a group: end what others have left open that are gone; see GroupMember.end_abandoned.
+
+        With an admin client of its own, so that one that gets no answer is in nobody's way.
+        """
+        deadline = time.monotonic() + timeout_s
+        admin = self._open("abandoned", self._client.admin, lambda admin: admin.close(), left_s(deadline))
+        try:
+            left = left_s(deadline)
+            open_ids = admin.call(lambda admin: admin.open_transactional_ids(left), left)
+            if not abandoned_ids(open_ids, group, {member_id}):
+                return 0
+            left = left_s(deadline)
+            member_ids = {one.member_id for one in admin.call(lambda a: a.group_members(group, topic, left), left)}
+            if member_id not in member_ids:  # a coordinator that has just started may answer with those of long before
+                raise TryAgain("the broker does not name this member among those of its group")
+            abandoned = abandoned_ids(open_ids, group, member_ids)
+            for transactional_id in abandoned:
+                left = left_s(deadline)
+                admin.call(partial(_fence, transactional_id=transactional_id, timeout_s=left), left)
+                log.info("ended the transaction of a member that is gone", extra={"transactional_id": transactional_id})
+            return len(abandoned)
+        finally:
+            admin.end(lambda admin: admin.close(), 0.0)
+
     def close(self, timeout_s: float) -> None:
         """Free the admin client; readers are closed by whoever opened them. Never raises."""
         if self._admin is not None:
@@ -174,6 +202,10 @@ class KafkaAdmin:
             return error
         problem = self._client.problem(error)
         return None if problem is None else decide(problem)
+
+
+def _fence(admin: Admin, transactional_id: str, timeout_s: float) -> None:
+    admin.fence(transactional_id, timeout_s)
 
 
 def open_kafka_admin(config: Config) -> KafkaAdmin:

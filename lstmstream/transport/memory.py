@@ -18,6 +18,7 @@ import numpy as np
 
 from lstmstream.errors import CannotServe, OutcomeUnknown, TryAgain
 from lstmstream.records import BY_KEY, Headers, RecordBatch
+from lstmstream.transport.abandoned import abandoned_ids, transactional_id_of
 from lstmstream.transport.memory_transactions import Transactions
 from lstmstream.transport.ports import (
     CALL_TIMEOUT_S,
@@ -29,11 +30,12 @@ from lstmstream.transport.ports import (
     Transport,
 )
 
+GROUP = "group"  # there is one
 # Where a test may strike. At `sent` the records are written and the offsets are not, at `commit` they are too; after
 # `committed` the transaction is decided, after `recovered` the producer is a new one, though the caller does not know
 # it. `outputs` is passed with `at_least_once` only, where they are written before the transaction begins.
 FAULT_POINTS = (
-    *("connect", "describe", "recover", "recovered"),
+    *("connect", "describe", "recover", "recovered", "abandoned"),
     *("poll", "resume", "committed_offset", "bounds", "stable_end", "read"),
     *("outputs", "begin", "sent", "commit", "committed"),
 )
@@ -80,7 +82,7 @@ class MemoryBroker:
         self.topics: dict[str, MemoryTopic] = {}
         self.offsets: dict[int, int] = {}  # the group's, by input partition
         self.metadata: dict[int, str] = {}  # of those offsets
-        self.transactions = Transactions(self, clock)  # an author is a member
+        self.transactions = Transactions(self, clock)  # an author is a member of the group
         self.hanging: dict[tuple[str, int], int] = {}  # topic and partition → offset of a transaction of others
         self.others: list[MemberInfo] = []  # members of the group that are not ours
         self.withheld: set[int] = set()  # partitions that give nothing to a consumer that has them already
@@ -90,6 +92,7 @@ class MemoryBroker:
         self.misled: dict[int, int] = {}  # partition → how far behind the offset of its next seek the client goes on
         self.fault: Callable[[str], None] = lambda _point: None
         self.on_write: Callable[[RecordBatch], None] = lambda _batch: None  # may raise: what it is given is not written
+        self.on_fence: Callable[[int], None] = lambda _author: None  # of an author whom another member takes for gone
         self.read_records = 7  # of one read outside the group: few, so that slices are real
         self._clock = clock
         self._generation = 0
@@ -236,7 +239,9 @@ class MemoryTransport:
         self._input_topic = input_topic
         self._exactly_once = exactly_once
         self._positions: dict[int, tuple[int, int]] = {}  # partition → (epoch, next offset) once resumed
-        self._epoch = broker.transactions.init(self.member_id)  # of the producer
+        self._joined = False
+        self.author = self.member_id  # of transactions: the member that has made the last commit
+        self._epoch = broker.transactions.init(self.author)  # of the producer
         self._usable = True  # the producer
 
     def connect(self) -> None:
@@ -292,6 +297,10 @@ class MemoryTransport:
         """See GroupMember."""
         self._broker.withheld.clear()
         self._broker.leave(self.member_id)
+        if self._joined:  # the group gives no id twice
+            MemoryTransport._made += 1
+            self.member_id = MemoryTransport._made
+        self._joined = True
         self._broker.join(self.member_id, len(self._broker.topics[self._input_topic].logs))
 
     def poll(self, timeout_s: float, max_events: int) -> PollResult:  # nothing ever comes by waiting
@@ -363,6 +372,20 @@ class MemoryTransport:
         self._broker.at("group_members")
         return [*self._broker.members(), *self._broker.others]
 
+    def end_abandoned(self, membership: Membership) -> int:
+        """See GroupMember."""
+        self._broker.at("abandoned")
+        open_ids = [transactional_id_of(GROUP, str(author)) for author in self._broker.transactions.open]
+        members = {member.member_id for member in self._broker.members()}
+        if membership.member_id not in members:
+            raise TryAgain("this member is not in its group")
+        found = abandoned_ids(open_ids, GROUP, members)
+        for transactional_id in found:
+            author = int(transactional_id.removeprefix(transactional_id_of(GROUP, "")))
+            self._broker.on_fence(author)
+            self._broker.transactions.abort(author)
+        return len(found)
+
     def commit(
         self,
         outputs: Sequence[RecordBatch],
@@ -374,6 +397,9 @@ class MemoryTransport:
         timeout_s: float,  # nothing here takes time
     ) -> None:
         """See GroupMember."""
+        if membership.member_id != str(self.author):
+            self.author = int(membership.member_id)
+            self._epoch = self._broker.transactions.init(self.author)
         assert offsets, "a transaction without offsets is not fenced"
         for batch in states:
             assert set(batch.partitions.tolist()) <= set(offsets), (
@@ -399,7 +425,7 @@ class MemoryTransport:
     def _transact(
         self, batches: Sequence[RecordBatch], offsets: Mapping[int, int], nonce: str, membership: Membership
     ) -> None:
-        author, epoch, transactions = self.member_id, self._epoch, self._broker.transactions
+        author, epoch, transactions = self.author, self._epoch, self._broker.transactions
         transactions.begin(author, epoch)
         for batch in batches:
             self._broker.on_write(batch)
@@ -422,7 +448,7 @@ class MemoryTransport:
         """See GroupMember."""
         self._usable = False  # the old producer is gone, whatever becomes of the new one
         self._broker.at("recover")
-        self._epoch = self._broker.transactions.init(self.member_id)
+        self._epoch = self._broker.transactions.init(self.author)
         self._broker.at("recovered")
         self._usable = True
 

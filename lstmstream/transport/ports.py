@@ -140,6 +140,13 @@ class GroupMember(Protocol):
     def group_members(self) -> Sequence[MemberInfo]:
         """All members of the group, this one too. Raises TryAgain, CannotServe."""
 
+    def end_abandoned(self, membership: Membership) -> int:
+        """End what members have left open in a transaction that the group has no more; how many transactions.
+
+        One of a member that the group has is left alone, whatever it does. A transaction whose author is not known,
+        such as one of another program, stays open. Raises TryAgain, CannotServe.
+        """
+
     def commit(
         self,
         outputs: Sequence[RecordBatch],

@@ -127,6 +127,12 @@ def commit(
     transport.commit(outputs, states, offsets, nonce=nonce, membership=membership, timeout_s=timeout_s)
 
 
+def make_producer_of(transport: KafkaTransport, membership: Membership) -> None:
+    """The one that its first commit would make: its transactional id names the member."""
+    transport._take_name(membership.member_id)
+    transport.recover()
+
+
 def commit_at_last(
     transport: KafkaTransport,
     membership: Membership,
@@ -722,6 +728,7 @@ def test_a_call_that_was_left_behind_writes_nothing_more(broker: str, make: Make
     """It wakes up after its successor has begun: what it still does meets its own producer, which is fenced."""
     transport = make()
     membership = until_assigned(transport).membership
+    make_producer_of(transport, membership)
     writer = transport._writer
     assert writer is not None
     producer = writer.transactional._object
@@ -826,6 +833,7 @@ def test_at_least_once_writes_outputs_outside_and_states_inside_a_transaction(
 ) -> None:
     transport = make(exactly_once=False)
     membership = until_assigned(transport).membership
+    make_producer_of(transport, membership)
     hang_in_commit(transport)
     with pytest.raises(TryAgain):
         commit(

@@ -12,6 +12,7 @@ import orjson
 import pytest
 import yaml
 from confluent_kafka.admin import AclOperation, ResourceType
+from kafka import KafkaProducer
 
 from tests.broker.harness import (
     RunningDaemon,
@@ -91,6 +92,26 @@ def test_these_rights_are_enough(secured: SecuredBroker, topic_prefix: str, tmp_
         daemon.wait(lambda: committed_offsets(secured.plain, topic_prefix).get(0) == EVENTS + 1, "past all events")
         assert daemon.sigterm() == 0, daemon.last_words()
     assert len(list(read_all(secured.plain, f"{topic_prefix}.out", partitions=1))) == EVENTS
+
+
+def test_they_are_enough_to_end_what_a_dead_member_has_left_open(
+    secured: SecuredBroker, topic_prefix: str, tmp_path: Path
+) -> None:
+    config = prepared(secured, tmp_path, topic_prefix, secured.scram())
+    gone = f"{topic_prefix}.member:gone"
+    producer = KafkaProducer(bootstrap_servers=secured.plain, transactional_id=gone, transaction_timeout_ms=600_000)
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send(f"{topic_prefix}.out", b"unfinished").get(60)
+    with (
+        secured.allowing(rights(topic_prefix).values(), USER),
+        RunningDaemon(config, tmp_path / "log") as daemon,
+    ):
+        daemon.wait(lambda: committed_offsets(secured.plain, topic_prefix).get(0) == EVENTS + 1, "past all events")
+        assert [line for line in daemon.log_lines if line.get("transactional_id") == gone]
+        assert daemon.sigterm() == 0, daemon.last_words()
+    assert len(list(read_all(secured.plain, f"{topic_prefix}.out", partitions=1))) == EVENTS
+    producer.close()
 
 
 @pytest.mark.parametrize("missing", RIGHTS)

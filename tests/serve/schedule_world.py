@@ -100,6 +100,7 @@ class ScheduleWorld(World):
         self.executor: Executor | None = executors[overlap]
         self.background = self.executor  # type: ignore[assignment]
         self.watch = self._make_calls
+        self.broker.on_fence = self._check_gone
         self.struck: Counter[tuple[str, str]] = Counter()  # kind of transaction and fate
         self.highest: dict[int, int] = {}  # the group's offsets
         self.highest_floor: dict[int, int] = {}
@@ -108,6 +109,10 @@ class ScheduleWorld(World):
     def _make_calls(self, point: str) -> None:
         if point == "poll" and isinstance(self.executor, PollExecutor):
             self.executor.make()
+
+    def _check_gone(self, author: int) -> None:
+        members = [member.member_id for member in self.broker.members()]
+        assert str(author) not in members, f"member {author} is fenced, and the group has it"
 
     # -- actions
 
@@ -147,7 +152,7 @@ class ScheduleWorld(World):
 
         def act() -> None:
             author = self.busy[-1]
-            member_id = self.transports[id(author)].member_id
+            member_id = self.transports[id(author)].author
             self.struck[kind_of(author), fate] += 1
             if fate in ("late", "too late", "twice"):
                 self.broker.transactions.leave_behind(member_id)
@@ -210,8 +215,11 @@ class ScheduleWorld(World):
         self.faults.clear()
         self.actions.clear()
         self.broker.transactions.visible_after_s = 0.0
-        self.start()
+        last = self.start()
         self.settle()
+        if self.assigned(last):
+            members = {int(member.member_id) for member in self.broker.members()}
+            assert self.broker.transactions.open.keys() <= members, "what dead members have left open was not ended"
         self.now_s += TIMEOUT_S + 1
         self.broker.transactions.tick()  # what dead members have left open ends
         self.check_all()

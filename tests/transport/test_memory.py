@@ -151,6 +151,54 @@ def test_what_a_dead_member_left_open_stays_open_until_its_timeout() -> None:
         world.broker.transactions.commit(dead.member_id, 1)
 
 
+def test_a_member_ends_what_dead_ones_have_left_open_and_nothing_else() -> None:
+    world = World()
+    world.broker.transactions.lingering = True
+    dead, alive, third = world.member(), world.member(), world.member()
+    world.fail(dead, b"a", 1)
+    membership = alive.poll(0.0, 1).membership
+    assert alive.end_abandoned(membership) == 0, "its author is in the group"
+    world.broker.leave(dead.member_id)
+    world.fail(third, b"b", 1)
+    membership = alive.poll(0.0, 1).membership
+    assert alive.end_abandoned(membership) == 1
+    assert set(world.broker.transactions.open) == {third.member_id}
+    with pytest.raises(TryAgain):
+        world.broker.transactions.commit(dead.member_id, 1)
+    third.recover()
+    assert alive.committed_offsets([0]) == {}
+    assert world.values() == []
+
+
+def test_what_is_decided_is_not_undone_by_it() -> None:
+    world = World()
+    world.broker.transactions.lingering = True
+    dead, alive = world.member(), world.member()
+    world.broker.transactions.visible_after_s = 1e9
+    world.commit(dead, b"a", 1)
+    world.broker.leave(dead.member_id)
+    alive.end_abandoned(alive.poll(0.0, 1).membership)
+    assert world.values() == [b"a"]
+
+
+def test_a_member_that_was_dropped_is_another_one_when_it_is_back() -> None:
+    """What it had open is fenced under its former id, by itself or by others, and it goes on under the new one."""
+    world = World()
+    world.broker.transactions.lingering = True
+    dropped, alive = world.member(), world.member()
+    world.fail(dropped, b"a", 1)
+    former = dropped.member_id
+    world.broker.leave(former)
+    dropped.poll(0.0, 1)
+    assert dropped.member_id != former
+    assert alive.end_abandoned(alive.poll(0.0, 1).membership) == 1
+    with pytest.raises(AssertionError, match="after an error comes recover"):
+        world.commit(dropped, b"b", 1)
+    dropped.recover()
+    world.commit(dropped, b"b", 1)
+    assert world.values() == [b"b"]
+
+
 def test_offsets_of_an_old_generation_are_refused_and_what_was_written_is_aborted() -> None:
     world = World()
     first = world.member()

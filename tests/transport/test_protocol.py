@@ -39,6 +39,8 @@ class FakeClient:
         self.listener: AssignmentListener | None = None
         self.member_id = "m-1"  # of the consumer
         self.members: list[MemberInfo] = []  # of the group, as the broker has it
+        self.open_ids: list[str] = []  # transactional ids
+        self.transactional_ids: list[str] = []  # of its producers
         self.hanging = threading.Event()  # a call waits for its event
         self._made = 0
 
@@ -102,6 +104,8 @@ class FakeClient:
 
     def producer(self, transactional_id: str | None) -> FakeProducer:
         name = "plain" if transactional_id is None else "tx"
+        if transactional_id is not None:
+            self.transactional_ids.append(transactional_id)
         self.note(f"open-{name}")
         return FakeProducer(self, name)
 
@@ -137,6 +141,13 @@ class FakeAdmin:
     def group_members(self, group: str, topic: str, timeout_s: float) -> Sequence[MemberInfo]:
         self._client.note("group-members")
         return self._client.members
+
+    def open_transactional_ids(self, timeout_s: float) -> Collection[str]:
+        self._client.note("open-ids")
+        return self._client.open_ids
+
+    def fence(self, transactional_id: str, timeout_s: float) -> None:
+        self._client.note(f"fence {transactional_id}")
 
     def close(self) -> None:
         self._client.note("close-admin")
@@ -230,6 +241,7 @@ def connected(*, exactly_once: bool = True, instance: str | None = None) -> tupl
     client = FakeClient()
     made = KafkaTransport(client, group="g", input_topic="in", exactly_once=exactly_once, instance=instance)
     as_port: Transport = made
+    made._take_name(MEMBERSHIP.member_id)  # as after its first commit
     as_port.connect()
     as_port.join()
     client.take()
@@ -476,7 +488,99 @@ def test_offsets_are_asked_for_as_they_should_be() -> None:
 
 def test_an_instance_has_a_transactional_id_of_its_own() -> None:
     _, static = connected(instance="one")
+    commit(static, [batch("out")])
     assert static._transactional_id == "g.one"
-    ids = {connected()[1]._transactional_id for _ in range(2)}
-    assert len(ids) == 2
-    assert all(name.startswith("g.") and len(name) > 30 for name in ids)
+
+
+def other_member(member_id: str) -> Membership:
+    return MEMBERSHIP._replace(member_id=member_id)
+
+
+def test_without_an_instance_each_member_has_a_transactional_id_that_names_it() -> None:
+    """From its first transaction on; until then it is one that nobody else has."""
+    client = FakeClient()
+    transport = KafkaTransport(client, group="g", input_topic="in")
+    transport.connect()
+    (first,) = client.transactional_ids
+    assert first.startswith("g.")
+    assert KafkaTransport(client, group="g", input_topic="in")._transactional_id != first
+    transport.join()
+    for member_id in ("m-1", "m-1", "m-2"):
+        given = {"nonce": "n", "membership": other_member(member_id), "timeout_s": 5.0}
+        transport.commit([batch("out")], [], {1: 7}, **given)
+    assert client.transactional_ids == [first, "g.member:m-1", "g.member:m-2"]
+    calls = [call for call in client.take() if call in ("init", "begin")]
+    assert calls == ["init", *("init", "begin"), "begin", *("init", "begin")]
+
+
+def test_what_failed_is_ended_under_the_id_that_it_had() -> None:
+    """The member may have another one by then."""
+    client, transport = connected()
+    client.fail("commit", ErrorKind.TRANSIENT)
+    with pytest.raises(TryAgain):
+        commit(transport, [batch("out")])
+    client.member_id = "m-2"
+    transport.recover()
+    assert set(client.transactional_ids) == {"g.member:m-1"}
+
+
+OF_NOBODY = ["g.member:m-1", "g.member:m-2", "g.one", "g.0123", "g", "g.member", "g.x.member:m-9", "other.member:m-9"]
+
+
+@pytest.mark.parametrize(
+    ("open_ids", "ended"),
+    [
+        ([], []),
+        (OF_NOBODY, []),
+        ([*OF_NOBODY, "g.member:m-9", "g.member:m-8"], ["g.member:m-8", "g.member:m-9"]),
+    ],
+)
+def test_the_transaction_of_a_member_that_is_gone_is_ended_and_no_other(open_ids: list[str], ended: list[str]) -> None:
+    """Neither its own, nor that of a member that the group has, of a static one, of a stage or of another program."""
+    client, transport = connected()
+    client.open_ids, client.members = open_ids, [member("m-1", ""), member("m-2", "")]
+    assert transport.end_abandoned(MEMBERSHIP) == len(ended)
+    client.wait_for("close-admin")
+    asked = ["group-members"] if ended or "g.member:m-2" in open_ids else []
+    fenced = [f"fence {one}" for one in ended]
+    assert client.take() == ["open-admin", "open-ids", *asked, *fenced, "close-admin"]
+    assert len(client.transactional_ids) == 1, "no producer is made for it"
+
+
+def test_members_are_asked_for_after_the_transactions() -> None:
+    """One that joins in between, and writes, is not taken for one that is gone."""
+    client, transport = connected()
+    client.members = [member("m-1", "")]
+
+    def join() -> None:
+        client.open_ids = ["g.member:m-9", "g.member:m-8"]
+        client.members.append(member("m-8", ""))
+
+    client.faults["open-ids"] = join
+    assert transport.end_abandoned(MEMBERSHIP) == 1
+    assert [call for call in client.take() if call.startswith("fence")] == ["fence g.member:m-9"]
+
+
+def test_a_coordinator_that_does_not_know_us_is_not_believed() -> None:
+    client, transport = connected()
+    client.open_ids, client.members = ["g.member:m-9"], [member("m-2", "")]
+    with pytest.raises(TryAgain, match="does not name this member"):
+        transport.end_abandoned(MEMBERSHIP)
+    assert not [call for call in client.take() if call.startswith("fence")]
+
+
+@pytest.mark.parametrize("call", ["open-admin", "open-ids", "group-members", "fence"])
+@pytest.mark.parametrize(("kind", "error"), [(ErrorKind.TRANSIENT, TryAgain), (ErrorKind.DENIED, CannotServe)])
+def test_what_fails_of_it_leaves_the_other_clients_as_they_are(
+    call: str, kind: ErrorKind, error: type[Exception]
+) -> None:
+    client, transport = connected()
+    client.open_ids, client.members = ["g.member:m-9"], [member("m-1", "")]
+    client.fail(call, kind)
+    with pytest.raises(error):
+        transport.end_abandoned(MEMBERSHIP)
+    client.take()
+    assert transport.committed_offsets([0]) == {}
+    commit(transport, [batch("out")], [batch("state", partition=2)])
+    assert [one for one in client.take() if one != "close-admin"] == ["committed", *TRANSACTION]
+    assert transport.end_abandoned(MEMBERSHIP) == 1

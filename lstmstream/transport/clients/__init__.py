@@ -68,6 +68,15 @@ class Admin(Protocol):
         Not by the group's own consumer: a broker answers no other request of a connection while a join is pending.
         """
 
+    def open_transactional_ids(self, timeout_s: float) -> Collection[str]:
+        """Of all transactions that are open on any broker, as far as we may see them."""
+
+    def fence(self, transactional_id: str, timeout_s: float) -> None:
+        """Have the broker abort what is open under this id, and refuse its producer from now on.
+
+        The end of the transaction is not waited for.
+        """
+
     def close(self) -> None:
         """Free it."""
 

@@ -361,6 +361,16 @@ class ConfluentAdmin:
         raise_first(found)
         return {at.partition: CommittedOffset(at.offset, metadata_of(at)) for at in found if at.offset >= 0}
 
+    def open_transactional_ids(self, timeout_s: float) -> list[str]:
+        """See Admin. Asked with kafka-python: librdkafka has no such call."""
+        with self._other_admin() as admin:
+            return admin.open_transactional_ids(timeout_s)
+
+    def fence(self, transactional_id: str, timeout_s: float) -> None:
+        """See Admin. The same: a producer of librdkafka takes a second to come and go."""
+        with self._other_admin() as admin:
+            admin.fence(transactional_id, timeout_s)
+
     def close(self) -> None:
         """See Admin: the admin client ends with its last reference."""
         if self._consumer is not None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import kafka.errors as kerr
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec, TransactionState
 from kafka.protocol.consumer.offsets import IsolationLevel
+from kafka.protocol.metadata import CoordinatorType
+from kafka.protocol.producer.transaction import InitProducerIdRequest
 
 from lstmstream.transport.clients import AssignmentListener
 from lstmstream.transport.clients.fetch_limit import FetchLimit
@@ -249,6 +251,33 @@ class KafkaPythonAdmin:
             for at, o in found.items()
             if o.offset >= 0
         }
+
+    def open_transactional_ids(self, timeout_s: float) -> list[str]:
+        """See Admin. Each broker knows those that it coordinates.
+
+        The library takes the state's member for a filter too, and sends its name, by which the broker finds nothing.
+        """
+        found = self._admin.list_transactions(state_filters=[TransactionState.ONGOING.value])
+        return [one.transactional_id for of_broker in found.values() for one in of_broker]
+
+    def fence(self, transactional_id: str, timeout_s: float) -> None:
+        """See Admin. As a new producer of this id begins, for which the library has no call without such a producer."""
+        request = InitProducerIdRequest(
+            transactional_id=transactional_id,
+            transaction_timeout_ms=1000,
+            producer_id=-1,
+            producer_epoch=-1,
+            max_version=4,
+        )
+
+        async def send() -> Any:
+            at = await self._admin._find_coordinator_id(transactional_id, key_type=CoordinatorType.TRANSACTION)
+            return await self._admin._manager.send(request, node_id=at)
+
+        error = kerr.for_code(self._admin._manager.run(send).error_code)
+        # Of an open transaction the broker begins the end, and then has the caller ask again for a producer.
+        if error not in (kerr.NoError, kerr.ConcurrentTransactionsError):
+            raise error(f"transactional id {transactional_id!r}: {error.__name__}")
 
     def close(self) -> None:
         """See Admin."""
