@@ -420,6 +420,7 @@ def test_an_invalid_size_is_refused(load: Load, value: object) -> None:
         {"alerts__max_per_hour": 0},
         {"alerts__mute": [""]},
         {"alerts__mute": ["a*", "a*"]},
+        {"alerts__mute": ["a*", True]},
         {"state__dir": ""},
         {"state__dir": "~/snapshots"},
         {"create_topics": "perhaps"},

@@ -239,6 +239,12 @@ def scalar_text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+def _pattern_text(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("is true or false in YAML, as yes, no, on and off are; put it in quotes")  # noqa: TRY004
+    return scalar_text(value)
+
+
 def _single_line(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("is empty or contains unprintable characters; write it on one line")
@@ -269,7 +275,8 @@ Sha256 = Annotated[str, AfterValidator(_sha256)]
 FieldPath = Annotated[str, AfterValidator(_field_path)]
 FieldPaths = Annotated[list[FieldPath], BeforeValidator(_split), AfterValidator(_distinct)]
 AddedFields = dict[Annotated[str, AfterValidator(_plain_field)], Annotated[str, AfterValidator(_output_value)]]
-KeyPatterns = Annotated[list[ScalarText], BeforeValidator(_split), AfterValidator(_key_patterns)]
+_PatternText = Annotated[str, BeforeValidator(_pattern_text), Written({"type": ["string", "integer"]})]
+KeyPatterns = Annotated[list[_PatternText], BeforeValidator(_split), AfterValidator(_key_patterns)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Servers = Annotated[list[str], BeforeValidator(_split), AfterValidator(_servers)]
 Secret = Annotated[SecretStr, AfterValidator(_non_empty)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lstmstream.errors import CannotServe, Fatal, UnreadableRecords
@@ -17,6 +17,30 @@ def move_states(partitions: int) -> str:
         "Pause the producers, stop every member, and move the states with `lstmstream state repartition CONFIG"
         f" --partitions {partitions}` (docs/repartition.md); or start under another name, from the beginning"
     )
+
+
+OPTIONS = {
+    "fingerprint": "fingerprint",
+    "ttl": "state.ttl",
+    "late": "input.late",
+    "key": "input.key",
+    "timestamp": "input.timestamp",
+    "max_bytes": "input.max_bytes",
+}
+
+
+def _apart(identities: Sequence[StateIdentity]) -> list[str]:
+    """Each in words: the model, and of the settings those that are not the same for all."""
+    first = identities[0]
+    names = [name for name in OPTIONS if any(getattr(one, name) != getattr(first, name) for one in identities)]
+    with_others = any(one.others != first.others for one in identities)
+    found = []
+    for one in identities:
+        settings = [f"{OPTIONS[name]} {getattr(one, name)}" for name in names]
+        if with_others:
+            settings.append(one.others or "no other settings")
+        found.append(f"model {one.model} version {one.version} ({', '.join(settings)})")
+    return found
 
 
 _RESET = "Delete the topic and set on_model_change: reset to start with empty states"
@@ -61,16 +85,18 @@ class RestoreErrors(NamedTuple):
 
     def other_identity(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> CannotServe:
         """Another model's states, and no reset was asked for."""
+        here, *there = _apart([ours, *others])
         return CannotServe(
-            f"{self._where}: its states belong to {' and '.join(map(str, others))}, but this is {ours}. Serve the old"
+            f"{self._where}: its states belong to {' and '.join(there)}, but this is {here}. Serve the old"
             " one; or set on_model_change: replay to rebuild the states from the input, or reset to start with empty"
             " ones"
         )
 
     def evictions_missed(self, ours: StateIdentity, others: Iterable[StateIdentity]) -> CannotServe:
         """With `state.max_keys`, and no reset was asked for."""
+        here, *there = _apart([ours, *others])
         return CannotServe(
-            f"{self._where}: {' and '.join(map(str, others))} has answered since {ours}, and with state.max_keys it"
+            f"{self._where}: {' and '.join(there)} has answered since {here}, and with state.max_keys it"
             " depends on every event which keys have a state. Set on_model_change: replay to rebuild the states from"
             " the input, or reset to start with empty ones"
         )

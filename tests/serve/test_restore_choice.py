@@ -62,8 +62,30 @@ def test_floors_of_other_identities_alone_are_refused_and_all_are_named() -> Non
         world.write(b"a", at=1, identity=identity)
         world.write_floor(1, identity=identity)
     message = world.refusal()
-    assert f"its states belong to {OTHER} and {third}, but this is {IDENTITY}" in message
+    theirs = [
+        f"model {name} version 1 (fingerprint {letter * 32})" for name, letter in (("other", "e"), ("third", "d"))
+    ]
+    ours = f"model m version 1 (fingerprint {'f' * 32})"
+    assert f"its states belong to {' and '.join(theirs)}, but this is {ours}. Serve the old one" in message
     assert "on_model_change: replay" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "there", "here"),
+    [
+        ({"ttl": "3600000ms"}, "state.ttl 3600000ms", "state.ttl none"),
+        ({"others": "max_keys 5"}, "max_keys 5", "no other settings"),
+        ({"late": "drop", "key": "id"}, "input.late drop, input.key id", "input.late apply, input.key the record's"),
+    ],
+)
+def test_of_the_settings_those_are_named_that_differ(change: dict[str, str], there: str, here: str) -> None:
+    world = World()
+    world.produce(b"a")
+    world.commit_offset(1)
+    identity = IDENTITY._replace(**change)
+    world.write(b"a", at=1, identity=identity)
+    world.write_floor(1, identity=identity)
+    assert f"to model m version 1 ({there}), but this is model m version 1 ({here})." in world.refusal()
 
 
 def test_a_reset_begins_at_the_committed_offset_and_leaves_the_others_states() -> None:
