@@ -1,7 +1,7 @@
 """Card fraud, with the features of the customer's past computed by the product: `history` of the amount.
 
     python -m benchmarks.fraud_history [--shared ../shared] [--seeds 1] [--terminal outside|product|chain|none]
-        [--days 7|all] [--epochs N] [--hidden N]
+        [--days 7|all] [--epochs N] [--hidden N] [--cell NAME]
 
 The protocol of fraud_weeks.py: seven training days (`--days all`: all days before the labels are known), the test week
 two weeks after the training week began. Events before the training days only warm up the states, in training and in
@@ -156,7 +156,7 @@ def with_terminals(events: pl.DataFrame, terminal: pl.Series, folder: Path) -> p
     return events.drop(added).hstack(made.drop("id").with_columns(pl.col("terminal_since") / 86_400))
 
 
-def config(terminal: str, seed: int, training: dict[str, Any], hidden: int) -> dict[str, Any]:
+def config(terminal: str, seed: int, training: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     """The training configuration; `training` are options of that section."""
     numbers: list[Any] = [{"name": "amount", "history": ["1d", "7d", "30d"]}]
     if terminal != "none":
@@ -164,7 +164,7 @@ def config(terminal: str, seed: int, training: dict[str, Any], hidden: int) -> d
         numbers += [*TERMINAL_PLAIN, *({"name": name, "log": True} for name in logged)]
     return CONFIG | {
         "features": {"numbers": numbers, "elapsed": True},
-        "model": CONFIG["model"] | {"hidden": hidden},
+        "model": CONFIG["model"] | model,
         "training": CONFIG["training"] | training | {"seed": seed},
     }
 
@@ -191,7 +191,7 @@ def one_week(events: pl.DataFrame, begins: str, options: argparse.Namespace, see
     seen = events.filter(pl.col("day").is_between(day - WARM_UP_DAYS if week else 0, day + 20))
     first = day if week else 0
     training = {"epochs": options.epochs or (9 if week else 3)}
-    settings = config(options.terminal, seed, training, options.hidden)
+    settings = config(options.terminal, seed, training, {"hidden": options.hidden, "cell": options.cell})
     model = train(folder, training_data(seen, first, day + 7), settings)
     scored = seen.with_columns(score(folder, seen, model))
     return scored.filter(pl.col("day") >= day + 14).select(TRANSACTION_ID="id", score="score")
@@ -206,7 +206,8 @@ def main() -> int:
     parser.add_argument("--terminal", choices=["outside", "product", "chain", "none"], default="outside")
     parser.add_argument("--days", choices=["7", "all"], default="7", help="of training")
     parser.add_argument("--epochs", type=int, help="of training; default: 9, or 3 with all days")
-    parser.add_argument("--hidden", type=int, default=64, help="units of the LSTM")
+    parser.add_argument("--hidden", type=int, default=64, help="units of the recurrent layer")
+    parser.add_argument("--cell", default="lstm", help="lstm, gru, mingru, minlstm, slstm or s4d")
     options = parser.parse_args()
     raw = read_transactions(options.shared)
     events = to_events(raw)
