@@ -181,3 +181,13 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"a": Evil()}, tmp_path / "w.pt")
     assert "holds more than weights" in refusal(tmp_path / "w.pt", layout=layout_file(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    layout = tmp_path / "layout.yaml"
+    layout.write_text("cell: lstm\nlayers: ''\nhead: {linear: head.}\nfeatures: [a, b]\n")
+    torch.jit.script(torch.nn.LSTM(2, 4)).save(tmp_path / "m.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CannotServe, match=r"m.pt: is TorchScript, a program with its weights; save the weights"):
+            import_model(tmp_path / "m.pt", out=tmp_path / "m.onnx", layout=layout)
