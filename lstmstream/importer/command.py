@@ -100,8 +100,8 @@ def import_model(
             raise CannotServe(f"import: --out {out}: is also the file of the {what}; name another file")
     if window is not None and mode == "step" and compare is None:
         raise CannotServe(
-            f"import: --window {window}: is for --mode window, and this is --mode step, whose state is never reset; give"
-            " --mode window, or leave it out"
+            f"import: --window {window}: is for --mode window, and this is --mode step, whose state is never reset;"
+            " give --mode window, or leave it out"
         )
     if compare is None and (key is not None or timestamp is not None):
         raise CannotServe(

@@ -210,7 +210,7 @@ def test_times_in_another_unit(tmp_path: Path) -> None:
 
 
 def test_a_time_that_stands_for_none(tmp_path: Path) -> None:
-    times = [START_S + i for i in range(ROWS - 1)] + [253_402_214_400]  # 9999-12-31
+    times = [START_S + i for i in range(ROWS - 1)] + [253_402_214_400_000]  # ms: 9999-12-31
     (warning,) = Data(tmp_path, frame_of(time=times)).warnings()
     assert warning.startswith("the latest time of 'time' is 9999-12-31T00:00:00Z, more than a year from now: is it a")
 
