@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -48,7 +49,7 @@ class KeyState(NamedTuple):
 
 
 class Scorer:
-    """Scores rows with a model and keeps state per key between calls. Not thread-safe.
+    """Scores rows with a model and keeps state per key between calls. Calls from several threads take turns.
 
     scorer = Scorer.open("card-fraud.onnx")
     predictions = scorer.score([{"customer": "c1", "time": "2026-01-05T10:31:07Z", "amount": 12.5}])
@@ -66,6 +67,7 @@ class Scorer:
         self._engine = make_engine(config, step, from_file=True)
         self._engine.scorer.states.open(_PARTITION)
         self._rows = 0  # scored so far: the offset of the next row
+        self._turn = threading.Lock()  # of whoever reads or moves the states
 
     @classmethod
     def open(
@@ -164,11 +166,16 @@ class Scorer:
 
     def _score_batch(self, events: list[bytes | BadRecord]) -> list[dict[str, Any]]:
         count = len(events)
-        offsets = np.arange(self._rows, self._rows + count, dtype=np.int64)
         values = [None if isinstance(event, BadRecord) else event for event in events]
-        result = self._engine.process(event_batch("rows", offsets, values))
-        self._engine.commit()
-        self._rows += count
+        with self._turn:
+            offsets = np.arange(self._rows, self._rows + count, dtype=np.int64)
+            try:
+                result = self._engine.process(event_batch("rows", offsets, values))
+            except BaseException:  # Ctrl-C in a notebook too, which goes on with the same scorer
+                self._engine.rollback()
+                raise
+            self._engine.commit()
+            self._rows += count
         answers: list[dict[str, Any]] = [dict.fromkeys(_COLUMNS) for _ in range(count)]
         for letter in result.dead_letters:
             event = events[letter.index]
@@ -182,19 +189,24 @@ class Scorer:
 
     def state(self, key: str | bytes | None) -> KeyState | None:
         """What the model remembers of a key; None for one that it has not seen."""
-        slab = self._engine.scorer.states.slabs[_PARTITION]
-        row = slab.index.get(key.encode() if isinstance(key, str) else key)
-        return None if row is None or not slab.steps[row] else view_state(self._card, slab.get(row))
+        if not isinstance(key, str | bytes | None):
+            raise TypeError(f"a key is text, as in the answers: {str(key)!r}; this is of type {type(key).__name__}")
+        with self._turn:
+            slab = self._engine.scorer.states.slabs[_PARTITION]
+            row = slab.index.get(key.encode() if isinstance(key, str) else key)
+            return None if row is None or not slab.steps[row] else view_state(self._card, slab.get(row))
 
     def save(self, path: str | Path) -> None:
         """Write all states to a file, for `load`. The file is replaced as a whole."""
-        slab = self._engine.scorer.states.slabs[_PARTITION]
-        rows = slab.index.rows()
-        rows = rows[slab.steps[rows] > 0]
-        keys, values = pack_states(slab, rows, self._identity.digest, 0)
+        with self._turn:
+            slab = self._engine.scorer.states.slabs[_PARTITION]
+            rows = slab.index.rows()
+            rows = rows[slab.steps[rows] > 0]
+            keys, values = pack_states(slab, rows, self._identity.digest, 0)
+            scored = self._rows
         unfinished = Path(f"{path}.tmp")
         with unfinished.open("wb") as file:
-            file.write(_MAGIC + orjson.dumps({**self._identity._asdict(), "rows": self._rows}) + b"\n")
+            file.write(_MAGIC + orjson.dumps({**self._identity._asdict(), "rows": scored}) + b"\n")
             for part in (part for pair in zip(keys, values, strict=True) for part in pair):
                 file.write(len(part or b"").to_bytes(4, "little") + (part or b""))
         unfinished.replace(path)
@@ -210,11 +222,12 @@ class Scorer:
         except (ValueError, KeyError, TypeError) as error:  # CorruptStateRecord and OldStateFormat are ValueErrors
             raise CannotServe(f"{path}: cannot be used as a file of states: {error}") from error
         store = self._engine.scorer.states
-        store.close(_PARTITION)
-        slab = store.open(_PARTITION)
-        for key, state in states:
-            slab.put(key, state)
-        self._rows = rows
+        with self._turn:
+            store.close(_PARTITION)
+            slab = store.open(_PARTITION)
+            for key, state in states:
+                slab.put(key, state)
+            self._rows = rows
 
     def _parse(self, content: bytes) -> tuple[list[tuple[bytes | None, engine_state.KeyState]], int]:
         if not content.startswith(_MAGIC):

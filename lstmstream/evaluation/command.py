@@ -6,6 +6,7 @@ The file is run as the daemon runs it, on the CPU; nothing is fitted. Prints a t
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from lstmstream.evaluation.metrics import Evaluated
 from lstmstream.evaluation.offline import score_events
 from lstmstream.evaluation.training_data import Overlap, overlap
 from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
-from lstmstream.formats.timestamps import format_iso, timestamp_ms
+from lstmstream.formats.timestamps import format_iso, timestamp_ms, unlikely_times
 from lstmstream.history.events import Events, load_events_for_card, order_classes
 from lstmstream.history.read import resolve_paths
 from lstmstream.model import Card, Model, load_model
@@ -76,6 +77,10 @@ def evaluate(
         print(f"lstmstream: {note}", file=sys.stderr)
     if not len(events):
         raise CannotServe(f"{data}: has no events; give a file with at least one")
+    time_field = timestamp or fields.get("timestamp")
+    latest = int(events.timestamp.max())
+    if events.timed and time_field and (doubt := unlikely_times(time_field, latest, time.time() * 1000)):
+        print(f"lstmstream: {data}: {doubt}", file=sys.stderr)
     spec = _task_spec(card, target)
     score, prediction = score_events(OnnxStep(loaded, device="cpu"), events)
     spec, events = _with_classes(spec, events, prediction, label)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -27,6 +28,8 @@ Decimal = Literal["point", "comma"]
 DELIMITERS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}  # that are looked for, and their names in messages
 _START_BYTES = 65_536
 _COMPARED_ROWS = 20
+_LISTED_CELLS = 6
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,10 @@ def csv_form(path: Path, options: CsvOptions, wanted: Collection[str]) -> tuple[
     if header.casefold().startswith("sep=") and len(header) == len("sep=;"):  # Excel's line
         found = options.delimiter or header[-1]
         return CsvForm(found, comma, 1), [f"is separated by {delimiter_name(found)}, as its first line says,"]
+    lines = list(io.StringIO(text, newline=""))
+    _check_header(path, lines, options, wanted)
     if options.delimiter is not None:
         return CsvForm(options.delimiter, comma), []
-    lines = list(io.StringIO(text, newline=""))
     found, others = _delimiter(path, lines[:-1] if len(start) >= _START_BYTES else lines, options, wanted)
     if found == "," and not others:
         return CsvForm(found, comma), []
@@ -103,6 +107,39 @@ def csv_form(path: Path, options: CsvOptions, wanted: Collection[str]) -> tuple[
 def delimiter_name(delimiter: str) -> str:
     """How messages call it."""
     return DELIMITERS.get(delimiter, repr(delimiter))
+
+
+def _check_header(path: Path, lines: Sequence[str], options: CsvOptions, wanted: Collection[str]) -> None:
+    """Raises CannotServe where the first line has none of the fields `wanted`: it is a row, or above the header.
+
+    Other names are left to those who know which fields are similar.
+    """
+    signs = DELIMITERS if options.delimiter is None else [options.delimiter]
+    numbers = [number for number, line in enumerate(lines[:_COMPARED_ROWS], 1) if line.strip()]
+    rows = [[_cells(lines[number - 1], sign) for sign in signs] for number in numbers]
+    names = set(wanted)
+    if not names or not rows or any(names & set(cells) for cells in rows[0]):
+        return
+    for number, ways in zip(numbers[1:], rows[1:], strict=True):
+        if any(2 * len(names & set(cells)) > len(names) for cells in ways):  # those of output.include may be missing
+            raise CannotServe(
+                f"{path}: the names of the columns are in line {number}, and must be in the first one; remove the"
+                " lines before them"
+            )
+    first = max(rows[0], key=len)
+    if any(_NUMBER.fullmatch(cell.strip()) for cell in first):
+        cells = ", ".join(map(repr, first[:_LISTED_CELLS]))
+        raise CannotServe(
+            f"{path}: its first line must name the columns, and begins with {cells}; put a line with the names before"
+            " it"
+        )
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    cells: list[str] = []
+    with suppress(csv.Error):
+        cells = next(csv.reader([line], delimiter=delimiter), [])
+    return cells
 
 
 def _delimiter(

@@ -37,6 +37,8 @@ _EXACT = Context(prec=2 * _MAX_DIGITS)
 _ISO = re.compile(r"(?:[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{8}|[0-9]{4}-?W[0-9]{2}(?:-?[1-7])?)(?:[Tt ].+)?", re.DOTALL)
 
 _TIME_FOLLOWS = {"T", "t", " "}
+_YEAR_1971_MS = 31_536_000_000
+_YEAR_MS = 365 * 86_400_000  # ahead of now, as input.max_future has it
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -168,3 +170,18 @@ def format_iso(ms: int) -> str:
     """Milliseconds since 1970 UTC as ISO 8601 with Z; milliseconds are written only where there are any."""
     timespec = "milliseconds" if ms % 1000 else "seconds"
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def unlikely_times(name: str, latest_ms: int, now_ms: float) -> str | None:
+    """A sentence for data whose latest time says that a unit or a value is a mistake; None where it is plausible."""
+    if latest_ms < _YEAR_1971_MS:
+        return (
+            f"all times of {name!r} lie before 1971 (latest: {format_iso(latest_ms)}); numbers are read"
+            " as seconds below 1e11, else as milliseconds: is the unit a different one?"
+        )
+    if latest_ms > now_ms + _YEAR_MS:
+        return (
+            f"the latest time of {name!r} is {format_iso(latest_ms)}, more than a year from now: is it a placeholder,"
+            " or another unit? A daemon refuses such events (input.max_future)"
+        )
+    return None

@@ -95,6 +95,19 @@ def import_model(
     pairs = None if examples is None else read_examples(examples)
     if mode not in {"step", "window"} or missing not in {"zero", "error"}:
         raise CannotServe(f"import: --mode {mode} --missing {missing}: should be step or window, zero or error")
+    for what, read in (("model to import", file), ("layout", layout), ("examples", examples), ("data", compare)):
+        if read is not None and out.exists() and read.exists() and out.samefile(read):
+            raise CannotServe(f"import: --out {out}: is also the file of the {what}; name another file")
+    if window is not None and mode == "step" and compare is None:
+        raise CannotServe(
+            f"import: --window {window}: is for --mode window, and this is --mode step, whose state is never reset;"
+            " give --mode window, or leave it out"
+        )
+    if compare is None and (key is not None or timestamp is not None):
+        raise CannotServe(
+            "import: --key and --timestamp are columns of the data of --compare; leave them out, and name them in the"
+            " daemon's configuration (input.key, input.timestamp)"
+        )
     if file.suffix in _WEIGHTS:
         with ImportProgress(file) as progress:
             return _import_weights(

@@ -106,6 +106,11 @@ def _torch_state_dict(file: Path, content: bytes) -> dict[str, Any]:
         if zipfile.is_zipfile(io.BytesIO(content)):  # torch unpacks members without a limit
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 _check_size(file, sum(member.file_size for member in archive.infolist()))
+                if any("/code/" in name for name in archive.namelist()):
+                    raise CannotServe(
+                        f"import {file}: is TorchScript, a program with its weights; save the weights alone:"
+                        ' torch.save(torch.jit.load("model.pt").state_dict(), "weights.pt")'
+                    )
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except CannotServe:
         raise

@@ -28,7 +28,7 @@ from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.score_chain import configs_to_score, make_engines, process
 from lstmstream.serve.score_input import KeyAndTime, ScoreInput
-from lstmstream.serve.score_notes import FeaturesWithoutValues, LateRows, RefusedRows, UnseenFields, say
+from lstmstream.serve.score_notes import FeaturesWithoutValues, RefusedRows, RowTimes, UnseenFields, say
 from lstmstream.serve.shard import Shard, ShardFilter
 
 BATCH_EVENTS = 4096
@@ -83,7 +83,7 @@ def score_file(
     config = configs[0]
     shards = None if part is None else ShardFilter(part, configs, loaded[0][1].card)
     name = STANDARD_INPUT if data == "-" else data
-    late = LateRows(name, config.input.late)
+    times = RowTimes(name, config.input.late, config.input.timestamp)
     batches = 0
     with ExitStack() as files:
         rows = files.enter_context(closing(ScoreInput(data, config, step.card, batch_events=BATCH_EVENTS, csv=csv)))
@@ -108,7 +108,7 @@ def score_file(
                 refused[number].add(result)
                 if number == 0:
                     features.add(result)
-                    late.add(result.late_events if config.input.timestamp is not None else 0)
+                    times.add(result)
             if rows.file.live:
                 predictions.flush()
             progress.update(rows.rows, rows.done)
@@ -117,7 +117,7 @@ def score_file(
         profiled.finish(Totals(rows.rows, batches, timer.take()), say)
     unseen.finish()
     features.finish(unseen.unseen)
-    late.finish()
+    times.finish()
     if shards is not None:
         say(f"{name}: {shards.rows:,} of {rows.rows:,} rows are in shard {shards.shard}")
     if not rows.rows:

@@ -6,6 +6,7 @@ Everything is counted, and few lines are printed, however many rows there are.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from lstmstream.errors import BadRecord
 from lstmstream.formats.field_names import MAX_LISTED, unknown_fields
 from lstmstream.formats.json_documents import ABSENT, ONE_VALUE, locate, may_be_a_table, parse_document
+from lstmstream.formats.timestamps import unlikely_times
 from lstmstream.logs import message_kind
 from lstmstream.model import Card
 from lstmstream.records import RecordBatch
@@ -174,20 +176,28 @@ class FeaturesWithoutValues:
                 )
 
 
-class LateRows:
-    """Rows that are older than the row of their key before them."""
+class RowTimes:
+    """Rows that are older than the row of their key before them, and a latest time that tells a wrong unit."""
 
-    def __init__(self, name: str, policy: str) -> None:
+    def __init__(self, name: str, policy: str, field: str | None) -> None:
+        """`policy`: input.late. `field`: of the time; None: the rows have none."""
         self._name = name
         self._policy = policy
+        self._field = field
         self._count = 0
+        self._latest_ms: int | None = None
 
-    def add(self, count: int) -> None:
-        """Counts those of a batch."""
-        self._count += count
+    def add(self, result: Result) -> None:
+        """Looks at the rows of a batch that could be read."""
+        times = result.decoded.observations.timestamps
+        if self._field is None or not len(times):
+            return
+        self._count += result.late_events
+        newest = int(times.max())
+        self._latest_ms = newest if self._latest_ms is None else max(self._latest_ms, newest)
 
     def finish(self) -> None:
-        """Says how many there were."""
+        """Says how many are late, and what is unlikely of the latest time."""
         if self._count:
             effect = {
                 "apply": "they were scored in the order of the file",
@@ -199,3 +209,7 @@ class LateRows:
                 f" their key; {effect}"
                 f" (input.late: {self._policy}). Sort the file by time if it is not in the order of the stream"
             )
+        if self._field is None or self._latest_ms is None:
+            return
+        if note := unlikely_times(self._field, self._latest_ms, time.time() * 1000):
+            say(f"{self._name}: {note}")

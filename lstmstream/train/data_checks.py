@@ -7,13 +7,14 @@ Apart from missing labels, only the training split is looked at.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lstmstream.errors import CannotServe
-from lstmstream.formats.timestamps import format_iso
+from lstmstream.formats.timestamps import unlikely_times
 from lstmstream.history.events import Events, row_slices
 from lstmstream.history.split import NONE, TRAIN, Split
 from lstmstream.records import Bools, Floats, Ints
@@ -28,8 +29,9 @@ from lstmstream.wording import counted
 
 MAX_SAMPLE_ROWS = 200_000  # of the training split, for constant features and leaks
 MAX_LISTED = 5  # classes named in a message
+MAX_COMPARED = 200  # values of a category; with more it may be of identifiers, where case counts
+MANY_CLASSES = 50  # with more, decimal points in the labels say that they are numbers
 MISSING_WORDS = frozenset({"none", "null", "nil", "nan", "na", "n/a", "n.a.", "<na>", "-", "?"})  # casefolded
-_YEAR_1971_MS = 31_536_000_000
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 _BYTES_PER_UNIT = 40  # of activations and gradients, for each gate of each hidden unit and event of a batch
 
@@ -52,12 +54,13 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
     return [
         *events.notes,
         *_unsorted_rows(events),
-        *_early_times(events, config),
+        *_unlikely_times(events, config),
         *_short_sequences(events, config),
         *_constant_features(events, sample, training, config),
         *coarse_numbers(events, sample, config),
         *leak_warnings(events, split, config, sample),
         *_missing_labels(events, config),
+        *_similar_values(events, config),
         *_unlabeled_events(events, split, config),
         *_unlabeled_keys(events, split, config),
         *_interleaved_splits(events, split, config),
@@ -205,7 +208,13 @@ def _class_problems(events: Events, config: TrainConfig, loss_masks: Mapping[str
     elif (counts == 0).any():
         missing = [name for name, count in zip(events.classes, counts, strict=True) if count == 0]
         names = ", ".join(map(repr, missing[:MAX_LISTED]))
-        yield f"target.field: the training split has no {names}; leave the class out, or change split"
+        remedy = "leave the class out, or change split"
+        if len(events.classes) > MANY_CLASSES and any("." in name for name in events.classes):
+            remedy = (
+                f"{field!r} has {len(events.classes):,} different values, as a measurement has: forecast it (task:"
+                " forecast), or write a class for each range of values"
+            )
+        yield f"target.field: the training split has no {names}; {remedy}"
     weights = config.training.class_weights
     if isinstance(weights, list) and len(weights) != len(events.classes):
         yield (
@@ -223,13 +232,11 @@ def _unsorted_rows(events: Events) -> Iterator[str]:
         )
 
 
-def _early_times(events: Events, config: TrainConfig) -> Iterator[str]:
-    latest = int(events.timestamp.max(initial=0))
-    if events.timed and len(events) and latest < _YEAR_1971_MS:
-        yield (
-            f"all times of {config.data.timestamp!r} lie before 1971 (latest: {format_iso(latest)}); numbers are read"
-            " as seconds below 1e11, else as milliseconds: is the unit a different one?"
-        )
+def _unlikely_times(events: Events, config: TrainConfig) -> Iterator[str]:
+    if events.timed and len(events):
+        latest = int(events.timestamp.max())
+        if note := unlikely_times(str(config.data.timestamp or "the record's timestamp"), latest, time.time() * 1000):
+            yield note
 
 
 def _short_sequences(events: Events, config: TrainConfig) -> Iterator[str]:
@@ -267,6 +274,25 @@ def _missing_labels(events: Events, config: TrainConfig) -> Iterator[str]:
             yield (
                 f"target.field: {name!r} is a class of {config.target.field!r}, one of {len(events.classes)}; if it"
                 " stands for a missing label, leave those values empty"
+            )
+
+
+def _similar_values(events: Events, config: TrainConfig) -> Iterator[str]:
+    """Labels, and values of a category, that are different values for their case or for spaces only."""
+    fields: list[tuple[str, Sequence[str]]] = []
+    if config.task == "classify":
+        fields.append((f"target.field: {config.target.field}", events.classes))
+    names = [category.name for category in config.features.categories]
+    fields += [(name, texts) for name, texts in zip(names, events.texts, strict=True) if len(texts) <= MAX_COMPARED]
+    for where, texts in fields:
+        alike: dict[str, list[str]] = {}
+        for text in texts:
+            alike.setdefault(" ".join(text.casefold().split()), []).append(text)
+        if groups := [found for found in alike.values() if len(found) > 1]:
+            examples = "; ".join(", ".join(map(repr, sorted(found))) for found in groups[:MAX_LISTED])
+            yield (
+                f"{where} has values that differ only in case or in spaces, and count as different ones: {examples}."
+                " Write those that mean the same alike, in the stream too"
             )
 
 

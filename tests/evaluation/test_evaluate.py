@@ -347,3 +347,11 @@ def test_no_file_no_events_no_next_event(tmp_path: Path) -> None:
 def test_numbers_as_text() -> None:
     texts = ["0.7123", "12.35", "1,234,568", "-"]
     assert [format_number(value) for value in (0.71234, 12.3456, 1_234_567.8, NAN)] == texts
+
+
+def test_times_in_another_unit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = trained(tmp_path, target="fraud", classes=["0", "1"]), table(tmp_path, labels=[0, 1])
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("\n".join(json.dumps({**line, "time": line["time"] / 86_400}) for line in lines))
+    assert evaluate(str(model), str(data), as_json=True, resamples=20) == 0
+    assert "all times of 'time' lie before 1971" in capsys.readouterr().err

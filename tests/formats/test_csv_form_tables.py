@@ -77,6 +77,28 @@ def test_what_is_clear_is_read_by_both_readers_and_said(tmp_path: Path, content:
     assert said == notes
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (
+            "# exported\n# v2\nk,t,n,c\na,1,59.71,x\n",
+            "the names of the columns are in line 3, and must be in the first one",
+        ),
+        (
+            "Report;2026\n\nk;t;n;c\na;1;59,71;x\n",
+            "the names of the columns are in line 3, and must be in the first one",
+        ),
+        ("a,1,59.71,x\nb,2,1.5,y\n", "its first line must name the columns, and begins with 'a', '1', '59.71', 'x'"),
+    ],
+)
+def test_a_first_line_without_the_names_of_columns_is_named(tmp_path: Path, content: str, what: str) -> None:
+    path = write(tmp_path, content)
+    for read in (train, events):
+        wanted = refused(what, read, path)
+        assert wanted.startswith(f"{path}: ")
+    assert csv_form(path, FROM_FILE, ()) is not None  # nobody asks for a field
+
+
 def test_delimiters_and_line_ends_inside_quotes_are_text(tmp_path: Path) -> None:
     path = write(tmp_path, 'k;t;n;c;m\r\n"a;b";1;"1,5";"x\r\ny";"2,5"\r\n\r\n" c ""d""";2;;z;"0,25"')
     assert train(path)[0] == [("a;b", 1000, [1.5], ["x\r\ny"]), (' c "d"', 2000, [None], ["z"])]

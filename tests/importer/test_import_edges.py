@@ -384,3 +384,17 @@ def test_data_that_cannot_be_compared_is_refused(tmp_path: Path, options: dict[s
     (tmp_path / "d.txt").touch()
     with pytest.raises(CannotServe, match=said):
         import_model(lstm_file(tmp_path / "a.onnx"), out=tmp_path / "m.onnx", **given)
+
+
+def test_the_original_is_not_overwritten(tmp_path: Path) -> None:
+    file = lstm_file(tmp_path / "a.onnx")
+    content = file.read_bytes()
+    with pytest.raises(CannotServe, match=r"--out .*a.onnx: is also the file of the model to import; name another"):
+        import_model(file, out=file)
+    assert file.read_bytes() == content
+
+
+def test_options_that_would_have_no_effect_are_refused(tmp_path: Path) -> None:
+    file = lstm_file(tmp_path / "a.onnx")
+    assert "--window 4: is for --mode window, and this is --mode step" in refusal(file, window=4)
+    assert "--key and --timestamp are columns of the data of --compare" in refusal(file, key="customer")

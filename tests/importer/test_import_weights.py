@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lstmstream.errors import CannotServe
 from lstmstream.importer import weights
 from lstmstream.importer.command import import_model
 from lstmstream.importer.weight_files import read_tensors
@@ -181,3 +183,15 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"a": Evil()}, tmp_path / "w.pt")
     assert "holds more than weights" in refusal(tmp_path / "w.pt", layout=layout_file(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    layout = tmp_path / "layout.yaml"
+    layout.write_text("cell: lstm\nlayers: ''\nhead: {linear: head., activation: none}\nfeatures: [a, b]\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch gives it up
+        torch.jit.script(torch.nn.LSTM(2, 4)).save(tmp_path / "m.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CannotServe, match=r"m.pt: is TorchScript, a program with its weights; save the weights"):
+            import_model(tmp_path / "m.pt", out=tmp_path / "m.onnx", layout=layout)

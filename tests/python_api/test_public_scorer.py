@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import StrEnum
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from lstmstream import CannotServe, Scorer
+from lstmstream.serve.encode import Encoder
 from lstmstream.testing import TestDriver
 
 MODEL = Path(__file__).parents[1] / "data" / "small.onnx"
@@ -64,6 +66,40 @@ def test_more_rows_than_a_batch() -> None:
     answers = opened().score(rows(10_000))
     assert len(answers) == 10_000
     assert answers[-1]["steps"] == 3334
+
+
+def test_calls_from_several_threads_take_turns() -> None:
+    scorer = opened()
+    with ThreadPoolExecutor(6) as threads:
+        parts = list(threads.map(scorer.score, [rows(60)] * 60))
+    assert sorted(answer["steps"] for part in parts for answer in part if answer["key"] == "c0") == list(range(1, 1201))
+    state = scorer.state("c0")
+    assert state is not None
+    assert state.steps == 1200
+
+
+def test_an_interrupted_call_leaves_the_states_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, undisturbed = opened(), opened()
+    encode = Encoder.encode
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(rows(5))
+    assert scorer.state("c0") is None
+    monkeypatch.setattr(Encoder, "encode", encode)
+    assert scorer.score(rows(50)) == undisturbed.score(rows(50))
+    assert str(scorer.state("c0")) == str(undisturbed.state("c0"))
+
+
+def test_a_key_that_is_not_text_has_no_state() -> None:
+    scorer = opened()
+    scorer.score([{"customer": 17, "time": 0, "amount": 1.0}])
+    assert scorer.state("17") is not None
+    with pytest.raises(TypeError, match=r"a key is text, as in the answers: '17'; this is of type int"):
+        scorer.state(17)  # type: ignore[arg-type]
 
 
 def test_a_row_that_cannot_be_answered_says_why() -> None:

@@ -81,6 +81,23 @@ def test_key_and_time_are_the_cards_unless_they_are_named(tmp_path: Path, kind: 
     assert answers(named) == answers(out)
 
 
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((45383.5, 45384), "all times of 'time' lie before 1971 (latest: 1970-01-01T12:36:24Z); numbers are read"),
+        (("2026-01-05", "9999-12-31"), "the latest time of 'time' is 9999-12-31T00:00:00Z, more than a year from now"),
+        (("2026-01-05", "2026-01-06"), None),
+    ],
+)
+def test_times_that_are_a_mistake_are_named(
+    tmp_path: Path, capfd: Any, times: tuple[Any, Any], said: str | None
+) -> None:
+    data = [{**event, "time": time} for event, time in zip(events(2), times, strict=True)]
+    assert run_as_is(DEMO, write(tmp_path / "x.csv", data), "--out", tmp_path / "out") == 0
+    found = capfd.readouterr().err
+    assert found == "" if said is None else f"x.csv: {said}" in found
+
+
 def config_of(folder: Path, model: str, extra: str = "") -> Path:
     path = folder / "c.yaml"
     path.write_text(

@@ -209,6 +209,30 @@ def test_times_in_another_unit(tmp_path: Path) -> None:
         )
 
 
+def test_a_time_that_stands_for_none(tmp_path: Path) -> None:
+    times = [START_S + i for i in range(ROWS - 1)] + [253_402_214_400_000]  # ms: 9999-12-31
+    (warning,) = Data(tmp_path, frame_of(time=times)).warnings()
+    assert warning.startswith("the latest time of 'time' is 9999-12-31T00:00:00Z, more than a year from now: is it a")
+
+
+def test_labels_that_are_a_measurement(tmp_path: Path) -> None:
+    labels = [str(i / 8) for i in range(ROWS)]
+    (error,) = Data(tmp_path, frame_of(fraud=labels), classes=tuple(labels)).errors()
+    assert error.endswith(
+        "; 'fraud' has 400 different values, as a measurement has: forecast it (task: forecast), or write a class for"
+        " each range of values"
+    )
+
+
+def test_values_that_differ_in_case_or_spaces(tmp_path: Path) -> None:
+    labels, shops = ["ok", "fault", "Ok", "fault "] * (ROWS // 4), ["a b", "A  b", "c", "d"] * (ROWS // 4)
+    data = Data(tmp_path, frame_of(fraud=labels, shop=shops), classes=("ok", "Ok", "fault", "fault "))
+    said = [text for text in data.warnings() if "count as different ones" in text]
+    assert [text.split(" has values")[0] for text in said] == ["target.field: fraud", "shop"]
+    assert "'Ok', 'ok'; 'fault', 'fault '." in said[0]
+    assert "'A  b', 'a b'." in said[1]
+
+
 def test_unsorted_time(tmp_path: Path) -> None:
     times = [START_S + i for i in range(ROWS)]
     times[40], times[32] = times[32], times[40]  # both of key c0
