@@ -227,7 +227,7 @@ class TestDriver:
         """Kill the daemon: no state is written, and it does not leave the group. Records piped in meanwhile wait."""
         transport, self._daemon = self._transport, None
         if transport is not None:
-            self._broker.transactions.abort(transport.member_id)
+            self._broker.transactions.abort(transport.author)
             self._broker.leave(transport.member_id)
 
     def stop(self) -> int:
