@@ -165,8 +165,8 @@ def test_what_is_missing_is_zero_or_an_error(tmp_path: Path, mode: Any) -> None:
     file = lstm_file(tmp_path / "a.onnx")
     x = draw(2, 4, F)
     x[:, 2, 1] = np.nan
-    import_model(file, out=tmp_path / "zero.onnx", mode=mode, window=3)
-    import_model(file, out=tmp_path / "error.onnx", mode=mode, window=3, missing="error")
+    import_model(file, out=tmp_path / "zero.onnx", mode=mode, window=3 if mode == "window" else None)
+    import_model(file, out=tmp_path / "error.onnx", mode=mode, window=3 if mode == "window" else None, missing="error")
     ours, _ = source_files.serve(tmp_path / "zero.onnx", x)
     filled, _ = source_files.serve(tmp_path / "zero.onnx", np.nan_to_num(x))
     np.testing.assert_array_equal(ours, filled)

@@ -163,8 +163,10 @@ def test_scaling_is_part_of_the_model(tmp_path: Path, mode: Any) -> None:
     file = lstm_file(tmp_path / "a.onnx")
     listed = tmp_path / "features.yaml"
     listed.write_text("features:\n- {name: a, centre: 100, scale: 20}\n- {name: v, size: 2, scale: 0.5}\n")
-    import_model(file, out=tmp_path / "raw.onnx", mode=mode, window=4, features=str(listed))
-    import_model(file, out=tmp_path / "scaled.onnx", mode=mode, window=4)
+    import_model(
+        file, out=tmp_path / "raw.onnx", mode=mode, window=4 if mode == "window" else None, features=str(listed)
+    )
+    import_model(file, out=tmp_path / "scaled.onnx", mode=mode, window=4 if mode == "window" else None)
     x = draw(3, 9, F)
     raw = x * np.array([20, 0.5, 0.5], np.float32) + np.array([100, 0, 0], np.float32)
     ours, _ = source_files.serve(tmp_path / "raw.onnx", raw)
