@@ -1,6 +1,7 @@
 """How well `builtin:anomaly` finds anomalies on public benchmarks: one configuration, through `lstmstream score`.
 
-    python -m benchmarks.accuracy --data FOLDER [--sets nab,touchstone,gutentag,smapmsl] [--phases N] [--report FILE]
+    python -m benchmarks.accuracy --data FOLDER [--model anomaly-small] [--sets nab,touchstone,gutentag,smapmsl]
+        [--phases N] [--report FILE]
 
 FOLDER has a folder for each set, and `scorers/` with a program for each. Each series is a stream of events in their
 order, and a reading knows the events up to its own. The tables have the same figures of plain detectors and of rules
@@ -28,6 +29,8 @@ from benchmarks.accuracy.published import SOURCES, published
 from benchmarks.accuracy.report import SetResult, write_report
 from benchmarks.accuracy.series import READERS, Numbers, Series, shifted
 
+MODELS = ("anomaly", "anomaly-small")
+
 
 def say(line: str) -> None:
     """Progress, apart from the results."""
@@ -37,17 +40,18 @@ def say(line: str) -> None:
 class Kept:
     """Readings on disk: [T, K] of each detector, phase and series."""
 
-    def __init__(self, out: Path, *, reuse: bool) -> None:
-        self.out, self.reuse = out, reuse
+    def __init__(self, out: Path, model: str, *, reuse: bool) -> None:
+        self.out, self.model, self.reuse = out, model, reuse
 
     def own(self, name: str, starts: Sequence[Sequence[Series]]) -> list[list[Readings]]:
-        """Of builtin:anomaly, by phase. All phases are scored together."""
+        """Of the product's model, by phase. All phases are scored together."""
         series = [one for phase in starts for one in phase]
-        paths = [self._path(name, "builtin", phase, one) for phase, moved in enumerate(starts) for one in moved]
+        own = "builtin" if self.model == MODELS[0] else self.model
+        paths = [self._path(name, own, phase, one) for phase, moved in enumerate(starts) for one in moved]
         missing = [i for i, path in enumerate(paths) if not (self.reuse and path.exists())]
         began_s = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="lstmstream-accuracy-") as folder:
-            made = product.predictions([series[i] for i in missing], Path(folder))
+            made = product.predictions([series[i] for i in missing], Path(folder), self.model)
         for i, prediction in zip(missing, made, strict=True):
             _save(paths[i], prediction)
         rows = sum(len(series[i].x) for i in missing)
@@ -97,6 +101,7 @@ def main() -> int:
     parser.add_argument("--sets", default=",".join(READERS), help="(%(default)s)")
     parser.add_argument("--files", default="", help="only series whose name has this in it")
     parser.add_argument("--phases", type=int, default=1, help="starts of Numenta's files (%(default)s)")
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="of the package (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path(".cache/accuracy"), help="(%(default)s)")
     parser.add_argument("--reuse", action="store_true", help="take the readings that --out has, compute the others")
     parser.add_argument("--report", type=Path, help="write a page with tables and pictures: FILE.html")
@@ -106,11 +111,12 @@ def main() -> int:
         parser.error(f"--sets: {', '.join(sorted(unknown))}: use some of {', '.join(READERS)}")
     if given.phases < 1:
         parser.error("--phases: must be 1 or more")
-    kept = Kept(given.out.absolute(), reuse=given.reuse)
+    kept = Kept(given.out.absolute(), given.model, reuse=given.reuse)
     results = []
     for name in given.sets.split(","):
         result = measure(name, given.data.absolute(), kept, phases=given.phases, files=given.files)
-        print(f"## {name}\n\n{result.table.markdown()}\n", flush=True)
+        text = result.table.markdown().replace(OWN, f"builtin:{given.model}")
+        print(f"## {name}\n\n{text}\n", flush=True)
         results.append(result)
     noise = noise_series()
     sets = {**by_kind(noise, kept.own("noise", [noise])[0]), **{one.name: (one.series, one.own) for one in results}}

@@ -1,4 +1,4 @@
-"""The readings of `builtin:anomaly`, by `lstmstream score`: the shipped model, in the engine that serves it."""
+"""The readings of a detector that ships with the package, by `lstmstream score`: in the engine that serves it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from benchmarks.accuracy.series import Numbers, Series
 LIMIT_S = 6 * 3600
 
 
-def predictions(series: Sequence[Series], folder: Path) -> list[Numbers]:
+def predictions(series: Sequence[Series], folder: Path, model: str) -> list[Numbers]:
     """[T, 4] for each series. Each is a key; those of one width are in one file, since batches cost less than rows."""
     found: list[Numbers] = [np.empty(0)] * len(series)
     widths: dict[int, list[int]] = defaultdict(list)
     for number, one in enumerate(series):
         widths[one.x.shape[1]].append(number)
     for width, numbers in widths.items():
-        made = _score([series[number] for number in numbers], width, folder)
+        made = _score([series[number] for number in numbers], width, folder, model)
         for number, prediction in zip(numbers, made, strict=True):
             found[number] = prediction
     return found
 
 
-def _score(series: Sequence[Series], width: int, folder: Path) -> list[Numbers]:
+def _score(series: Sequence[Series], width: int, folder: Path, model: str) -> list[Numbers]:
     fields = [f"c{number}" for number in range(width)]
     events, answers = folder / "events.jsonl", folder / "predictions.jsonl"
     with events.open("wb") as file:
         file.writelines(_events(series, fields))
-    command = [sys.executable, "-m", "lstmstream", "score", f"builtin:anomaly:{','.join(fields)}", str(events)]
+    command = [sys.executable, "-m", "lstmstream", "score", f"builtin:{model}:{','.join(fields)}", str(events)]
     command += ["--key", "key", "--timestamp", "time", "--out", str(answers)]
     subprocess.run(command, check=True, timeout=LIMIT_S, stderr=subprocess.DEVNULL)
     found = [np.empty((len(one.x), 4)) for one in series]

@@ -32,7 +32,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from lstmstream.model import Card, write_model
-from lstmstream.model.card import WARM, Feature, StatePart, StateSpec
+from lstmstream.model.card import WARM, Feature
+from lstmstream.train.anomaly_sizes import FAR, KEY_FLOATS, LARGE, MAX_TRACE, MODELS, Blocks, Sizes
 from lstmstream.train.export.graph import IR_VERSION, OPSET, GraphBuilder
 from lstmstream.train.expressions import Formulas, Tensor
 
@@ -40,18 +41,10 @@ SLOW_ROWS = 4000.0  # of the mean and deviation that scale a channel
 WINSOR = 4.0  # deviations, of what may move them
 Z_MAX = 20.0
 X_MAX, X_MIN = 1e37, 1e-30  # beyond them a value counts as that, and a deviation below as that
-FAR = 1e38  # a distance that no centre has; a step between two values that was never seen
 START_ROWS = 150  # before the first centre
 LEAST_RATE = 0.007  # of a centre
-SHAPES = {"short": (32, 5), "middle": (32, 8), "long": (64, 25)}  # centres, and values of each
-RING = 100  # values of z that are kept; the long shape has means of four
-ORDER = 16  # of the autoregression
 FORGETTING = 0.999
-MAX_TRACE = 100.0  # of its covariance, per regressor
-HOURS = 24
 DAY_MS = 86_400_000
-BLOCK_ROWS, BLOCKS, RANK = 25, 128, 6  # of `events`
-NOVEL_BLOCK_ROWS, NOVEL_BLOCKS = 50, 256
 NOVEL_FLOOR, LEVEL_WEIGHT = 0.1, 1.75
 HOLD_ROWS, BOOST, BOOST_ROWS = 30, 0.6, 150.0
 FLAT_ROWS, FLAT_TIMES, FLAT_CHANGES = 60.0, 4.0, 100.0  # of a value that hangs; it has changed so often before
@@ -59,43 +52,15 @@ WARM_ROWS = 200.0
 SPIKE = 5.0  # times the usual error of the forecast: such a row counts at once
 QUIET_ROWS, GAP_S = 250, 86_400.0  # after a gap
 
-CHANNEL_PARTS: dict[str, tuple[int, ...]] = {
-    "scale": (5,),  # mean, deviation, least step between two values, last x, rows
-    "ring": (RING,),
-    **{f"{name}_centres": (k, width) for name, (k, width) in SHAPES.items()},
-    **{f"{name}_counts": (k,) for name, (k, _) in SHAPES.items()},
-    **{f"{name}_usual": (3,) for name in SHAPES},  # centres in use, running mean distance, rows
-    "covariance": (ORDER + 1, ORDER + 1),
-    "weights": (ORDER + 1,),
-    "regressors": (ORDER + 1,),  # the last values of z, newest first, and 1
-    "hours": (2, HOURS),  # usual z, and rows
-    "residual": (1,),  # of the hour, smoothed
-    "differences": (3,),  # fast and slow variance, last z
-    "level": (1,),
-    "flat": (3,),  # rows with this value, longest such stretch before, changes
-    "smooth": (3,),  # distances of short and middle, level
-    "ratios": (3, 2),  # running mean and rows, of middle, long and forecast error
-    "blocks": (5, BLOCKS),
-    "block_now": (5,),
-    "block_reference": (5,),
-    "novel_blocks": (2, NOVEL_BLOCKS),
-    "novel_now": (2,),
-    "novel_reference": (2,),
-    "block_count": (4,),  # rows in the block and blocks, of both
-}
-KEY_PARTS = {"forecast": 1, "rank": 1, "rows": 1, "hold": 1, "boost": 1, "quiet": 1}
-CHANNEL_FLOATS = sum(int(np.prod(shape)) for shape in CHANNEL_PARTS.values())
-KEY_FLOATS = sum(KEY_PARTS.values())
 
-
-def anomaly_model() -> tuple[bytes, Card]:
+def anomaly_model(sizes: Sizes = LARGE) -> tuple[bytes, Card]:
     """The ONNX model, whose nodes are the same for any number of channels, and its card: of one channel.
 
     `lstmstream/model/channels.py` makes more of it.
     """
     graph = GraphBuilder()
-    state = _state()
-    outputs = _add_step(Formulas(graph), state.size)
+    state = sizes.state()
+    outputs = _add_step(Formulas(graph), sizes)
     inputs = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1]),
         helper.make_tensor_value_info("timestamp", TensorProto.INT64, ["N"]),
@@ -105,7 +70,7 @@ def anomaly_model() -> tuple[bytes, Card]:
     made = helper.make_graph(graph.nodes, "anomaly", inputs, outputs, graph.weights)
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     card = Card(
-        name="anomaly",
+        name=sizes.name,
         version="1",
         task="anomaly",
         features=(Feature("value", "number"),),
@@ -117,39 +82,18 @@ def anomaly_model() -> tuple[bytes, Card]:
     return proto.SerializeToString(), card
 
 
-def _state() -> StateSpec:
-    """The row: the key's own floats, then those of the channel."""
-    initial = np.zeros(KEY_FLOATS + CHANNEL_FLOATS, np.float32)
-    parts, offset = [], 0
-    for name, size in KEY_PARTS.items():
-        parts.append(StatePart(name, offset, (size,)))
-        offset += size
-    for name, shape in CHANNEL_PARTS.items():
-        parts.append(StatePart(f"0.{name}", offset, shape))
-        size = int(np.prod(shape))
-        if name == "scale":
-            initial[offset + 2] = FAR
-        elif name == "covariance":
-            initial[offset : offset + size] = (MAX_TRACE * np.eye(ORDER + 1, dtype=np.float32)).ravel()
-        elif name == "regressors":
-            initial[offset + ORDER] = 1
-        offset += size
-    return StateSpec(len(initial), tuple(map(float, initial)), tuple(parts))
-
-
-def _add_step(f: Formulas, size: int) -> list[object]:
+def _add_step(f: Formulas, sizes: Sizes) -> list[object]:
+    parts, size = sizes.channel_parts(), sizes.state().size
     x, elapsed = f.given("x"), f.given("elapsed")
     own, rest = f.split_at(f.given("state"), KEY_FLOATS)
-    channels = f.reshape_like(rest, x, CHANNEL_FLOATS)  # [N, C, CHANNEL_FLOATS]
+    channels = f.reshape_like(rest, x, sizes.channel_floats)  # [N, C, floats]
     missing = f.apply("IsNaN", x)
-    before = dict(
-        zip(CHANNEL_PARTS, f.split(channels, [int(np.prod(shape)) for shape in CHANNEL_PARTS.values()]), strict=True)
-    )
-    after, readings = _Channel(f, x, missing, before).step()
-    kept = f.where(f.unsqueeze(missing), channels, f.join(*[after[name] for name in CHANNEL_PARTS]))
+    before = dict(zip(parts, f.split(channels, [int(np.prod(shape)) for shape in parts.values()]), strict=True))
+    after, readings = _Channel(f, sizes, x, missing, before).step()
+    kept = f.where(f.unsqueeze(missing), channels, f.join(*[after[name] for name in parts]))
     zero = f.constant(0.0)
-    top = f.max(f.where(f.unsqueeze(missing), zero, readings), 1)  # [N, 11]
-    new_own, score, prediction = _fuse(f, own, top, elapsed)
+    top = f.max(f.where(f.unsqueeze(missing), zero, readings), 1)  # [N, readings]
+    new_own, score, prediction = _fuse(f, sizes, own, top, elapsed)
     flat = f.apply("Flatten", kept, axis=1)
     f.apply("Concat", new_own, flat, axis=1, output="state_out")
     f.apply("Squeeze", score, f.integers(1), output="score")
@@ -164,8 +108,8 @@ def _add_step(f: Formulas, size: int) -> list[object]:
 class _Channel:
     """One row of each channel. Tensors are [N, C, ...]; those of one value per channel are [N, C, 1]."""
 
-    def __init__(self, f: Formulas, x: Tensor, missing: Tensor, before: dict[str, Tensor]) -> None:
-        self.f, self.before = f, before
+    def __init__(self, f: Formulas, sizes: Sizes, x: Tensor, missing: Tensor, before: dict[str, Tensor]) -> None:
+        self.f, self.sizes, self.before = f, sizes, before
         self.mean, self.deviation, self.least_step, self.last_x, self.rows = f.split(before["scale"], [1] * 5)
         self.x = f.clip(f.where(f.unsqueeze(missing), self.last_x, f.unsqueeze(x)), -X_MAX, X_MAX)
         self.after: dict[str, Tensor] = {}
@@ -177,27 +121,36 @@ class _Channel:
     def step(self) -> tuple[dict[str, Tensor], Tensor]:
         f, before, after = self.f, self.before, self.after
         z = self.scaled()
-        ring = after["ring"] = f.join(f.last(before["ring"], RING - 1), z)
-        groups = f.reshape(f.total(f.reshape(ring, 0, 0, RING // 4, 4), 4), 0, 0, RING // 4) / 4.0
-        windows = {
-            "short": f.last(ring, 5),
-            "middle": f.last(ring, 8),
-            "long": groups - f.sum(groups, 3, RING // 4, keep=True) / (RING / 4),
-        }
+        ring = after["ring"] = f.join(f.last(before["ring"], self.sizes.ring - 1), z)
+        windows = self.windows(ring)
         started = self.rows >= float(START_ROWS)
         distances = {name: self.distance(name, window, started) for name, window in windows.items()}
         error = self.forecast_error(z)
         residual = self.season(z)
         spread = self.variance_ratio(z)
         level = after["level"] = before["level"] + self.rate(200.0) * (z - before["level"])
-        smooth = f.join(distances["short"], distances["middle"], f.abs(level))
+        smooth = f.join(*[distances[name] for name in self.sizes.smoothed], f.abs(level))
         smooth = after["smooth"] = before["smooth"] + self.rate(8.0) * (smooth - before["smooth"])
-        short, middle, slow = f.split(smooth, [1] * 3)
-        ratios = self.ratios(distances["middle"], distances["long"], error, started)
-        events = self.blocks(f.join(short, middle, f.abs(residual), f.abs(z), spread))
-        novelty = self.novelty(f.join(middle, slow))
+        *near, slow = f.split(smooth, [1] * (len(self.sizes.smoothed) + 1))
+        ratios = self.ratios([*[distances[name] for name in self.sizes.compared], error], started)
+        events = self.blocks(f.join(*near, f.abs(residual), f.abs(z), spread))
+        novelty = self.novelty(f.join(near[-1], slow))
         after["block_count"] = f.join(self.event_count, self.novel_count)
         return after, f.join(ratios, events, novelty, self.hangs())
+
+    def windows(self, ring: Tensor) -> dict[str, Tensor]:
+        """The last values of each shape's width; the long one has means of four, less their mean."""
+        f, (count, width) = self.f, (self.sizes.ring, self.sizes.ring // 4)
+        if "long" in self.sizes.shapes:
+            groups = f.reshape(f.total(f.reshape(ring, 0, 0, width, 4), 4), 0, 0, width) / 4.0
+        found = {
+            name: ring if shape[1] == count else f.last(ring, shape[1])
+            for name, shape in self.sizes.shapes.items()
+            if name != "long"
+        }
+        if "long" in self.sizes.shapes:
+            found["long"] = groups - f.sum(groups, 3, width, keep=True) / (count / 4)
+        return found
 
     def hangs(self) -> Tensor:
         """1 in the row in which x has not changed for too long, else 0."""
@@ -235,7 +188,7 @@ class _Channel:
 
     def distance(self, name: str, window: Tensor, started: Tensor) -> Tensor:
         """Of the window to the nearest centre, which moves; or a new one is opened."""
-        f, (count, width) = self.f, SHAPES[name]
+        f, (count, width) = self.f, self.sizes.shapes[name]
         flat, counts = self.before[f"{name}_centres"], self.before[f"{name}_counts"]
         used, usual, rows = f.split(self.before[f"{name}_usual"], [1] * 3)
         centres = f.reshape(flat, 0, 0, count, width)
@@ -260,7 +213,7 @@ class _Channel:
 
     def forecast_error(self, z: Tensor) -> Tensor:
         """|z - forecast| by recursive least squares, see Haykin, Adaptive Filter Theory, section 10."""
-        f, size = self.f, ORDER + 1
+        f, size = self.f, self.sizes.order + 1
         regressors, weights = self.before["regressors"], self.before["weights"]
         covariance = f.reshape(self.before["covariance"], 0, 0, size, size)
         error = z - f.sum(weights * regressors, 3, size, keep=True)
@@ -273,14 +226,14 @@ class _Channel:
         trace = f.sum(flat * f.constant(np.eye(size).ravel()), 3, size * size, keep=True)
         bound = MAX_TRACE * size
         self.after["covariance"] = flat * f.where(trace > bound, bound / trace, 1.0)
-        self.after["regressors"] = f.join(z, f.first(regressors, ORDER - 1), f.last(regressors, 1))
+        self.after["regressors"] = f.join(z, f.first(regressors, size - 2), f.last(regressors, 1))
         return f.abs(error)
 
     def season(self, z: Tensor) -> Tensor:
         """How far z is from what is usual at this hour, smoothed over 48 rows."""
-        f = self.f
-        usual, rows = f.split(self.before["hours"], [HOURS] * 2)
-        now = f.hour_of_day("timestamp", HOURS, DAY_MS)  # [N, 1, HOURS], 1 at the hour
+        f, hours = self.f, self.sizes.hours
+        usual, rows = f.split(self.before["hours"], [hours] * 2)
+        now = f.hour_of_day("timestamp", hours, DAY_MS)  # [N, 1, hours], 1 at the hour
         seen = f.only(rows * now, keep=True)
         residual = z - f.only(usual * now, keep=True)
         new = f.maximum(1.0 / (seen + 1.0), 0.1) * residual
@@ -299,13 +252,13 @@ class _Channel:
         self.after["differences"] = f.join(fast, slow, z)
         return f.abs(f.log((fast + 1e-3) / (slow + 1e-3), 1))
 
-    def ratios(self, middle: Tensor, long: Tensor, error: Tensor, started: Tensor) -> Tensor:
-        """Each over its running mean."""
+    def ratios(self, values: list[Tensor], started: Tensor) -> Tensor:
+        """Each over its running mean: distances, and at last the forecast's error, which there is from the start."""
         f = self.f
-        parts = f.split(self.before["ratios"], [2] * 3)
+        parts = f.split(self.before["ratios"], [2] * len(values))
         always = self.rows >= 0.0
         found, kept = [], []
-        for part, value, active in zip(parts, (middle, long, error), (started, started, always), strict=True):
+        for part, value, active in zip(parts, values, [started] * (len(values) - 1) + [always], strict=True):
             mean, rows = f.split(part, [1] * 2)
             known = mean > 0.0
             ratio = f.where((rows > 20.5) & known, value / f.maximum(mean, 1e-30), 0.0)
@@ -317,22 +270,22 @@ class _Channel:
         return f.join(*found)
 
     def blocks(self, values: Tensor) -> Tensor:
-        """Each of 5 values over the 6th largest of the maxima of the last blocks."""
-        f = self.f
+        """Each of the measures over the 6th largest (the small model: 3rd) of the maxima of the last blocks."""
+        f, sizes = self.f, self.sizes
         count, _ = f.split(self.before["block_count"], [2] * 2)
         (rings, now, references), self.event_count, some = self.move_blocks(
-            "block", "blocks", values, count, block_rows=BLOCK_ROWS, blocks=BLOCKS, ranks=(RANK,) * 5
+            "block", "blocks", values, count, sizes.events, (sizes.event_rank,) * len(sizes.measures)
         )
         self.after["blocks"], self.after["block_now"], self.after["block_reference"] = rings, now, references
         before = self.before["block_reference"]
         return f.where(some & (before > 0.0), values / (before + 1e-9), 0.0)
 
     def novelty(self, values: Tensor) -> Tensor:
-        """The middle shape over the largest of all blocks and of this one, the level over the third largest."""
-        f = self.f
+        """The middle shape over the largest of all blocks and of this one, the level over one of the largest."""
+        f, sizes = self.f, self.sizes
         _, count = f.split(self.before["block_count"], [2] * 2)
         (rings, now, references), self.novel_count, some = self.move_blocks(
-            "novel", "novel_blocks", values, count, block_rows=NOVEL_BLOCK_ROWS, blocks=NOVEL_BLOCKS, ranks=(1, 3)
+            "novel", "novel_blocks", values, count, sizes.novel, (1, sizes.level_rank)
         )
         self.after["novel_blocks"], self.after["novel_now"], self.after["novel_reference"] = rings, now, references
         first, third = f.split(self.before["novel_reference"], [1] * 2)
@@ -341,48 +294,49 @@ class _Channel:
         return f.where(some, values / reference / f.constant([1.0, LEVEL_WEIGHT]), 0.0)
 
     def move_blocks(
-        self,
-        part: str,
-        ring: str,
-        values: Tensor,
-        count: Tensor,
-        *,
-        block_rows: int,
-        blocks: int,
-        ranks: tuple[int, ...],
+        self, part: str, ring: str, values: Tensor, count: Tensor, kept: Blocks, ranks: tuple[int, ...]
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
         """(rings, maxima of the present block, references), counts, and whether a block was complete before."""
-        f, width = self.f, len(ranks)
+        f, width, blocks = self.f, len(ranks), kept.blocks
         rings = f.reshape(self.before[ring], 0, 0, width, blocks)
         rows, done = f.split(count, [1] * 2)
         now = f.maximum(self.before[f"{part}_now"], values)
-        closes = rows >= block_rows - 1.5
+        closes = rows >= kept.rows - 1.5
         place = done - f.floor(done / float(blocks)) * float(blocks)
         here = f.constant(np.arange(blocks)).equals(place) & closes  # [N, C, blocks]
         rings = f.where(f.unsqueeze(here, 2), f.unsqueeze(now, 3), rings)
         filled = f.minimum(done + 1.0, float(blocks))
         there = f.constant(np.arange(blocks)) < filled
-        largest = f.top(f.where(f.unsqueeze(there, 2), rings, -1.0), max(ranks))  # [N, C, width, max(ranks)]
+        maxima = f.where(f.unsqueeze(there, 2), rings, -1.0)
+        reference = f.where(closes, self.ranked(maxima, ranks, filled), self.before[f"{part}_reference"])
+        new_count = f.join(f.where(closes, 0.0, rows + 1.0), f.where(closes, done + 1.0, done))
+        flat = f.reshape(rings, 0, 0, width * blocks)
+        return (flat, f.where(closes, 0.0, now), reference), new_count, done > 0.5
+
+    def ranked(self, maxima: Tensor, ranks: tuple[int, ...], filled: Tensor) -> Tensor:
+        """[N, C, width] Of each of [N, C, width, blocks] the one of this rank; the last one while there are fewer."""
+        f = self.f
+        if max(ranks) == 1:
+            return f.max(maxima)
+        largest = f.top(maxima, max(ranks))  # [N, C, width, max(ranks)]
         wanted = f.minimum(filled, f.constant(ranks)) - 1.0  # [N, C, width]
         chosen = f.constant(np.arange(max(ranks))).equals(f.unsqueeze(wanted, 3)).as_float()
-        reference = f.where(closes, f.only(largest * chosen), self.before[f"{part}_reference"])
-        new_count = f.join(f.where(closes, 0.0, rows + 1.0), f.where(closes, done + 1.0, done))
-        kept = f.reshape(rings, 0, 0, width * blocks)
-        return (kept, f.where(closes, 0.0, now), reference), new_count, done > 0.5
+        return f.only(largest * chosen)
 
 
-def _fuse(f: Formulas, own: Tensor, top: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The key's own floats [N, 6], the score [N, 1] and the prediction [N, 4] of the largest readings [N, 11]."""
+def _fuse(f: Formulas, sizes: Sizes, own: Tensor, top: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The key's own floats [N, 6], the score [N, 1] and the prediction [N, 4] of the largest readings."""
     forecast, rank, rows, hold, boost, quiet = f.split(own, [1] * 6)
-    middle, long, error, events, novelty, hangs = f.split(top, [1, 1, 1, 5, 2, 1])
+    count, measures = len(sizes.compared), len(sizes.measures)
+    *ratios, error, events, novelty, hangs = f.split(top, [1] * (count + 1) + [measures, 2, 1])
     forecast = forecast + f.maximum(1.0 / (rows + 1.0), 1.0 / 40) * (error - forecast)
-    logs = f.log(f.join(middle + 1.0, long + 1.0, forecast + 1.0, (error + 1e-3) / SPIKE), 4)
-    usual, spike = f.split(logs, [3, 1])
-    rank = rank + f.maximum(1.0 / (rows + 1.0), 1.0 / 12) * (f.total(usual, 3) - rank)
+    logs = f.log(f.join(*[one + 1.0 for one in [*ratios, forecast]], (error + 1e-3) / SPIKE), count + 2)
+    usual, spike = f.split(logs, [count + 1, 1])
+    rank = rank + f.maximum(1.0 / (rows + 1.0), 1.0 / 12) * (f.total(usual, count + 1) - rank)
     ranked = rank + f.maximum(spike, 0.0)
 
     cut = f.minimum(events, 5.0)
-    joined = f.power(f.total(cut * cut * cut, 5) / 5.0, 1 / 3, 1)
+    joined = f.power(f.total(cut * cut * cut, measures) / float(measures), 1 / 3, 1)
     held = hold - 1.0
     hold = f.maximum(held, 0.0)
     boost = boost * (1 - 1 / BOOST_ROWS)
@@ -401,9 +355,10 @@ def _fuse(f: Formulas, own: Tensor, top: Tensor, elapsed: Tensor) -> tuple[Tenso
 
 
 def main() -> int:
-    """Write the model file that the package ships."""
-    content, card = anomaly_model()
-    write_model(sys.argv[1], content, card)
+    """Write the model file that the package ships: FILE [MODEL]."""
+    file, *name = sys.argv[1:]
+    content, card = anomaly_model(MODELS[name[0] if name else LARGE.name])
+    write_model(file, content, card)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The detector of `builtin:anomaly` for one key, row by row, in float64: as anomaly_graph.py describes it."""
+"""The detectors `builtin:anomaly` and `builtin:anomaly-small` for one key, row by row, in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = {"short": (32, 5), "middle": (32, 8), "long": (64, 25)}
+from lstmstream.train.anomaly_sizes import LARGE, Sizes
 
 
 class Centres:
@@ -84,19 +84,23 @@ class Blocks:
 class Channel:
     """One number of the key."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
         self.rows, self.mean, self.variance, self.least, self.last_x = 0, 0.0, 0.0, math.inf, 0.0
-        self.ring = np.zeros(100)
-        self.centres = {name: Centres(count) for name, (count, _) in SHAPES.items()}
-        self.covariance, self.weights, self.regressors = 100.0 * np.eye(17), np.zeros(17), np.zeros(17)
-        self.regressors[16] = 1.0
-        self.hours, self.hour_rows, self.residual = np.zeros(24), np.zeros(24), 0.0
+        self.ring = np.zeros(sizes.ring)
+        self.centres = {name: Centres(count) for name, (count, _) in sizes.shapes.items()}
+        width = sizes.order + 1
+        self.covariance, self.weights, self.regressors = 100.0 * np.eye(width), np.zeros(width), np.zeros(width)
+        self.regressors[sizes.order] = 1.0
+        self.hours, self.hour_rows, self.residual = np.zeros(sizes.hours), np.zeros(sizes.hours), 0.0
         self.fast = self.slow = self.last_z = self.level = 0.0
         self.flat_rows = self.longest_flat = self.changes = 0
-        self.smooth = np.zeros(3)
-        self.ratios = [Ratio() for _ in range(3)]
-        self.blocks = [Blocks(25, 128, 6) for _ in range(5)]
-        self.novel = [Blocks(50, 256, 1, 0.1), Blocks(50, 256, 3, 0.1)]
+        near = [name for name in sizes.shapes if name != "long"]
+        self.smooth = np.zeros(len(near) + 1)
+        self.ratios = [Ratio() for name in sizes.shapes if name != "short"]
+        self.error_ratio = Ratio()
+        self.blocks = [Blocks(sizes.events.rows, sizes.events.blocks, sizes.event_rank) for _ in range(len(near) + 3)]
+        self.novel = [Blocks(sizes.novel.rows, sizes.novel.blocks, rank, 0.1) for rank in (1, sizes.level_rank)]
 
     def rate(self, rows: float) -> float:
         return max(1 / (self.rows + 1), 1 / rows)
@@ -105,12 +109,14 @@ class Channel:
         hangs = self.hangs(x)
         z = self.scaled(x)
         self.ring = np.append(self.ring[1:], z)
-        groups = self.ring.reshape(25, 4).mean(axis=1)
-        windows = {"short": self.ring[-5:], "middle": self.ring[-8:], "long": groups - groups.mean()}
+        windows = {name: self.ring[-width:] for name, (_, width) in self.sizes.shapes.items()}
+        if "long" in windows:
+            groups = self.ring.reshape(-1, 4).mean(axis=1)
+            windows["long"] = groups - groups.mean()
         started = self.rows >= 150
         near = {name: self.centres[name].distance(one) if started else 0.0 for name, one in windows.items()}
         error = abs(self.forecast_error(z))
-        hour = timestamp_ms % 86_400_000 // 3_600_000
+        hour = timestamp_ms % 86_400_000 * self.sizes.hours // 86_400_000
         residual = z - self.hours[hour]
         self.hour_rows[hour] += 1
         self.hours[hour] += max(1 / self.hour_rows[hour], 0.1) * residual
@@ -120,15 +126,15 @@ class Channel:
         self.fast += self.rate(16) * (square - self.fast)
         self.slow += self.rate(1000) * (square - self.slow)
         self.level += self.rate(200) * (z - self.level)
-        self.smooth += self.rate(8) * (np.array([near["short"], near["middle"], abs(self.level)]) - self.smooth)
+        shapes = [value for name, value in near.items() if name != "long"]
+        self.smooth += self.rate(8) * (np.array([*shapes, abs(self.level)]) - self.smooth)
         spread = abs(math.log((self.fast + 1e-3) / (self.slow + 1e-3)))
-        ratios = [
-            self.ratios[0].of(near["middle"]) if started else 0.0,
-            self.ratios[1].of(near["long"]) if started else 0.0,
-            self.ratios[2].of(error),
-        ]
-        short, middle, slow = self.smooth
-        measures = (short, middle, abs(self.residual), abs(z), spread)
+        compared = [value for name, value in near.items() if name != "short"]
+        ratios = [one.of(value) if started else 0.0 for one, value in zip(self.ratios, compared, strict=True)]
+        ratios.append(self.error_ratio.of(error))
+        *smooth, slow = self.smooth
+        middle = smooth[-1]
+        measures = (*smooth, abs(self.residual), abs(z), spread)
         events = [block.of(value) for block, value in zip(self.blocks, measures, strict=True)]
         novelty = [self.novel[0].of(middle), self.novel[1].of(slow) / 1.75]
         self.rows += 1
@@ -169,41 +175,46 @@ class Channel:
         self.weights = self.weights + gain / divisor * min(max(error, -3.0), 3.0)
         self.covariance = (self.covariance - np.outer(gain, gain) / divisor) / 0.999
         trace = float(np.trace(self.covariance))
-        if trace > 1700:
-            self.covariance *= 1700 / trace
-        self.regressors = np.array([z, *self.regressors[:15], 1.0])
+        most = 100.0 * (self.sizes.order + 1)
+        if trace > most:
+            self.covariance *= most / trace
+        self.regressors = np.array([z, *self.regressors[: self.sizes.order - 1], 1.0])
         return error
 
 
 class Detector:
     """One key."""
 
-    def __init__(self, channels: int) -> None:
-        self.channels = [Channel() for _ in range(channels)]
+    def __init__(self, channels: int, sizes: Sizes = LARGE) -> None:
+        self.channels = [Channel(sizes) for _ in range(channels)]
+        self.compared = sum(name != "short" for name in sizes.shapes)
+        self.measures = 3 + sum(name != "long" for name in sizes.shapes)
         self.rows = self.hold = self.quiet = 0
         self.forecast = self.rank = self.boost = 0.0
 
     def step(self, values: Any, elapsed_s: float, timestamp_ms: int) -> tuple[float, float, float, float]:
         """rank, events, novelty, warm"""
-        top = np.zeros(11)
+        last = self.compared + 1 + self.measures
+        top = np.zeros(last + 3)
         for channel, value in zip(self.channels, values, strict=True):
             if not math.isnan(value):
                 top = np.maximum(top, channel.step(float(value), timestamp_ms))
         n = self.rows + 1
-        self.forecast += max(1 / n, 1 / 40) * (top[2] - self.forecast)
-        usual = math.log1p(top[0]) + math.log1p(top[1]) + math.log1p(self.forecast)
+        error = top[self.compared]
+        self.forecast += max(1 / n, 1 / 40) * (error - self.forecast)
+        usual = float(np.log1p(top[: self.compared]).sum()) + math.log1p(self.forecast)
         self.rank += max(1 / n, 1 / 12) * (usual - self.rank)
-        ranked = self.rank + max(0.0, math.log((top[2] + 1e-3) / 5.0))
-        joined = float(np.mean(np.minimum(top[3:8], 5.0) ** 3)) ** (1 / 3)
+        ranked = self.rank + max(0.0, math.log((error + 1e-3) / 5.0))
+        joined = float(np.mean(np.minimum(top[self.compared + 1 : last], 5.0) ** 3)) ** (1 / 3)
         self.hold = max(self.hold - 1, 0)
         self.boost *= 1 - 1 / 150
-        level = max(0.0 if self.hold else joined / (1 + self.boost), top[10])
+        level = max(0.0 if self.hold else joined / (1 + self.boost), top[last + 2])
         if level >= 1:
             self.hold, self.boost = 30, self.boost + 0.6
         if elapsed_s > 86_400:
             self.quiet = 250
         warm = float(self.rows >= 200)
-        novelty = 0.0 if self.quiet else float(max(top[8], top[9])) * warm
+        novelty = 0.0 if self.quiet else float(max(top[last], top[last + 1])) * warm
         self.quiet = max(self.quiet - 1, 0)
         self.rows += 1
         return ranked, level / (level + 1) * warm, novelty, warm

@@ -14,16 +14,19 @@ from lstmstream.model import load_model
 from lstmstream.serve.score import score_file
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.step_model import StepInput
-from lstmstream.train.anomaly_graph import CHANNEL_FLOATS, KEY_FLOATS, anomaly_model
+from lstmstream.train.anomaly_graph import anomaly_model
+from lstmstream.train.anomaly_sizes import KEY_FLOATS, LARGE, MODELS, SMALL, Sizes
 from tests.train.reference_anomaly import Detector
 from tests.verify.world import VerifyWorld, events, fill
 
 Rows = NDArray[np.float32]
 MINUTES_MS, START_MS = 300_000, 1_700_000_000_000
+CHANNEL_FLOATS = LARGE.channel_floats
+BOTH = pytest.mark.parametrize("sizes", MODELS.values(), ids=list(MODELS))
 
 
-def opened(*fields: str) -> OnnxStep:
-    return OnnxStep(load_model(f"builtin:anomaly:{','.join(fields)}"), device="cpu")
+def opened(*fields: str, sizes: Sizes = LARGE) -> OnnxStep:
+    return OnnxStep(load_model(f"builtin:{sizes.name}:{','.join(fields)}"), device="cpu")
 
 
 def walked(
@@ -65,11 +68,12 @@ def ordinary(rows: int, channels: int, seed: int) -> Rows:
     return made.astype(np.float32)
 
 
-def test_the_package_has_what_the_builder_makes() -> None:
-    content, card = anomaly_model()
-    shipped = load_model("builtin:anomaly:value")
+@BOTH
+def test_the_package_has_what_the_builder_makes(sizes: Sizes) -> None:
+    content, card = anomaly_model(sizes)
+    shipped = load_model(f"builtin:{sizes.name}:value")
     assert shipped.card.state == card.state
-    assert card.state.size == KEY_FLOATS + CHANNEL_FLOATS
+    assert card.state.size == KEY_FLOATS + sizes.channel_floats
     import onnx
 
     def nodes(given: bytes) -> list[bytes]:
@@ -79,13 +83,18 @@ def test_the_package_has_what_the_builder_makes() -> None:
     assert nodes(shipped.content) == nodes(content)
 
 
+def test_the_small_one_has_at_most_a_kibibyte_for_a_number() -> None:
+    assert 4 * SMALL.state().size <= 1024
+
+
+@BOTH
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_graph_does_what_the_formulas_say(channels: int) -> None:
-    rows = 900
+def test_the_graph_does_what_the_formulas_say(channels: int, sizes: Sizes) -> None:
+    rows = 900 if sizes is LARGE else 3000
     series = ordinary(rows, channels, seed=channels)
     gaps = {500: 2 * 86_400.0}
-    found, _ = walked(opened(*"abc"[:channels]), [series], gaps=gaps)
-    detector = Detector(channels)
+    found, _ = walked(opened(*"abc"[:channels], sizes=sizes), [series], gaps=gaps)
+    detector = Detector(channels, sizes)
     expected = np.array(
         [
             detector.step(value, gaps.get(row, MINUTES_MS / 1000), START_MS + row * MINUTES_MS)
@@ -98,19 +107,21 @@ def test_the_graph_does_what_the_formulas_say(channels: int) -> None:
     assert expected[:, 2].max() > 0.9
 
 
-def test_bits_do_not_depend_on_the_batch() -> None:
+@BOTH
+def test_bits_do_not_depend_on_the_batch(sizes: Sizes) -> None:
     """States of many rows, since those of the first have zeros where later ones have not."""
     series = [ordinary(400, 2, seed=seed) * np.float32(10.0 ** (seed % 7 - 3)) for seed in range(70)]
-    step = opened("a", "b")
+    step = opened("a", "b", sizes=sizes)
     together, states = walked(step, series)
     apart, others = walked(step, series, sizes=(1, 3, 7, 64))
     assert together.tobytes() == apart.tobytes()
     assert states.tobytes() == others.tobytes()
 
 
-def test_the_unit_does_not_matter() -> None:
+@BOTH
+def test_the_unit_does_not_matter(sizes: Sizes) -> None:
     series = ordinary(500, 1, seed=5)
-    found, _ = walked(opened("a"), [series, series * 1024, series / 4096])
+    found, _ = walked(opened("a", sizes=sizes), [series, series * 1024, series / 4096])
     for other in (found[1], found[2]):
         np.testing.assert_allclose(other[:, 1:], found[0, :, 1:], rtol=1e-3, atol=1e-4)
 
@@ -124,15 +135,16 @@ def test_nothing_of_later_rows_is_known() -> None:
     assert found[0, 300:].tobytes() != found[1, 300:].tobytes()
 
 
-def test_a_channel_that_is_missing_changes_nothing() -> None:
+@BOTH
+def test_a_channel_that_is_missing_changes_nothing(sizes: Sizes) -> None:
     """Its state rests, and the readings are those of the other channel."""
     series = ordinary(400, 1, seed=7)
     with_missing = np.concatenate([series, np.full_like(series, np.nan)], axis=1)
-    alone, _ = walked(opened("a"), [series])
-    both, state = walked(opened("a", "b"), [with_missing])
+    alone, _ = walked(opened("a", sizes=sizes), [series])
+    both, state = walked(opened("a", "b", sizes=sizes), [with_missing])
     assert alone.tobytes() == both.tobytes()
-    initial = np.array(opened("a", "b").card.state.initial, np.float32)
-    assert state[0, -CHANNEL_FLOATS:].tobytes() == initial[-CHANNEL_FLOATS:].tobytes()
+    initial = np.array(opened("a", "b", sizes=sizes).card.state.initial, np.float32)
+    assert state[0, -sizes.channel_floats :].tobytes() == initial[-sizes.channel_floats :].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -146,16 +158,18 @@ def test_a_channel_that_is_missing_changes_nothing() -> None:
     ],
     ids=["zeros", "largest", "both ends", "any size", "a jump"],
 )
-def test_extremes_stay_finite(values: NDArray[np.float64]) -> None:
-    found, state = walked(opened("a"), [values.astype(np.float32)[:, np.newaxis]])
+@BOTH
+def test_extremes_stay_finite(values: NDArray[np.float64], sizes: Sizes) -> None:
+    found, state = walked(opened("a", sizes=sizes), [values.astype(np.float32)[:, np.newaxis]])
     assert np.isfinite(found).all()
     assert np.isfinite(state).all()
 
 
-def test_a_constant_raises_no_alarm_and_a_change_of_it_does() -> None:
+@BOTH
+def test_a_constant_raises_no_alarm_and_a_change_of_it_does(sizes: Sizes) -> None:
     series = np.full((1000, 1), 20.0, np.float32)
     series[900:] = 21
-    found, _ = walked(opened("a"), [series])
+    found, _ = walked(opened("a", sizes=sizes), [series])
     assert found[0, :900, 1].max() < 0.5
     assert found[0, 900:910, 2].max() >= 1.0
 
@@ -181,12 +195,13 @@ def test_a_value_that_hangs_raises_one_alarm() -> None:
     assert state[:, part.offset : part.offset + 3].tolist() == [[500, 1, 701], [500, 30, 672]]
 
 
-def test_it_says_when_it_is_warm() -> None:
+@BOTH
+def test_it_says_when_it_is_warm(sizes: Sizes) -> None:
     """And is silent before."""
-    found, _ = walked(opened("a"), [ordinary(310, 1, seed=1)])
+    found, _ = walked(opened("a", sizes=sizes), [ordinary(310, 1, seed=1)])
     assert found[0, :, 3].tolist() == [0.0] * 200 + [1.0] * 110
     assert found[0, :200, 1:3].max() == 0
-    assert found[0, 200, 1] > 0
+    assert found[0, 200:202, 1].max() > 0
 
 
 def test_records_say_whether_it_is_warm(tmp_path: Path) -> None:
