@@ -201,7 +201,7 @@ def test_it_says_when_it_is_warm(sizes: Sizes) -> None:
     found, _ = walked(opened("a", sizes=sizes), [ordinary(310, 1, seed=1)])
     assert found[0, :, 3].tolist() == [0.0] * 200 + [1.0] * 110
     assert found[0, :200, 1:3].max() == 0
-    assert found[0, 200:202, 1].max() > 0
+    assert found[0, 200:, 1].max() > 0
 
 
 def test_records_say_whether_it_is_warm(tmp_path: Path) -> None:
