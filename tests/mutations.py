@@ -267,14 +267,20 @@ REMEDIES = [
     (
         "states of another origin count",
         "lstmstream/serve/restore.py",
+        "slab.index.keys_at(rows[~of_floor | ahead | left])",
+        "slab.index.keys_at(rows[ahead | left])",
+    ),
+    (
+        "states that keys have left behind count",
+        "lstmstream/serve/restore.py",
+        "slab.index.keys_at(rows[~of_floor | ahead | left])",
         "slab.index.keys_at(rows[~of_floor | ahead])",
-        "slab.index.keys_at(rows[ahead])",
     ),
     (
         "states ahead of the committed offset count",
         "lstmstream/serve/restore.py",
-        "slab.index.keys_at(rows[~of_floor | ahead])",
-        "slab.index.keys_at(rows[~of_floor])",
+        "slab.index.keys_at(rows[~of_floor | ahead | left])",
+        "slab.index.keys_at(rows[~of_floor | left])",
     ),
     (
         "what a replay changes is not dirty",

@@ -307,7 +307,7 @@ def test_an_option_of_the_training(changes: str, message: str, tmp_path: Path) -
             None,
             (
                 "model 'builtin:none': there is no such model in the package; "
-                "use one of: builtin:anomaly, builtin:demo, builtin:history, builtin:load"
+                "use one of: builtin:anomaly, builtin:anomaly-small, builtin:demo, builtin:history, builtin:load"
             ),
         ),
         (
