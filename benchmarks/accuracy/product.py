@@ -17,7 +17,7 @@ from benchmarks.accuracy.series import Numbers, Series
 LIMIT_S = 6 * 3600
 
 
-def predictions(series: Sequence[Series], folder: Path, model: str) -> list[Numbers]:
+def predictions(series: Sequence[Series], folder: Path, model: str = "anomaly") -> list[Numbers]:
     """[T, 4] for each series. Each is a key; those of one width are in one file, since batches cost less than rows."""
     found: list[Numbers] = [np.empty(0)] * len(series)
     widths: dict[int, list[int]] = defaultdict(list)
