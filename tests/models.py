@@ -88,6 +88,7 @@ def poisoned_model(
     file: str = "poisoned.onnx",
     where: Literal["score", "state_out", "prediction"] = "score",
     magic: float = MAGIC,
+    version: str = "1",
     threshold: float | None = 0.5,
     **network: Any,
 ) -> Path:
@@ -95,7 +96,7 @@ def poisoned_model(
     made = random_network(**network)
     proto = build(made)
     _poison(proto, where, magic)
-    return write(folder / file, proto, card_of(made, threshold=threshold))
+    return write(folder / file, proto, card_of(made, version=version, threshold=threshold))
 
 
 def card_of(

@@ -18,6 +18,7 @@ from lstmstream.serve.factory import load_step_model
 from lstmstream.wording import counted
 
 MIB = 2**20
+_BEGAN_BYTES = 8  # a followed state has beside its row where it began
 
 
 def print_capacity(
@@ -40,10 +41,11 @@ def print_capacity(
 
 
 def plan(config: Config, costs: Costs, *, keys: int, rate: float) -> dict[str, float]:
-    """What `keys` keys and `rate` events per second need."""
+    """What `keys` keys and `rate` events per second need, all members of the group together."""
     written = min(rate / EVENTS_PER_WRITE, keys / config.state.checkpoint_interval)
     return {
         "memory_bytes": keys * costs.key_bytes,
+        "standby_bytes": keys * (costs.key_bytes + _BEGAN_BYTES) * config.state.standby,
         "cores": rate * costs.cpu_us / 1e6,
         "restart_s": keys / costs.states_per_s,
         "state_topic_bytes": keys * costs.record_bytes,
@@ -66,6 +68,9 @@ def lines(card: Card, costs: Costs, needs: dict[str, Any], *, keys: int, rate: f
             f"{needs['states_written_per_s']:,.0f}/s, {_size(needs['state_topic_bytes_per_s'])}/s",
         ),
     ]
+    if needs["standby_bytes"]:
+        followed = ("memory of standbys", "", f"{_size(needs['standby_bytes'])} on the members that follow")
+        rows.insert(2, followed)
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     table = [f"{name:<{widths[0]}}  {measured:<{widths[1]}}  {needed}".rstrip() for name, measured, needed in rows]
     head = f"model {card.name} version {card.version}, {card.state.size} numbers of state per key"

@@ -73,6 +73,7 @@ def test_what_follows_from_the_costs() -> None:
     needs = plan(config, COSTS, keys=1_000_000, rate=20_000.0)
     assert needs == {
         "memory_bytes": 5e8,
+        "standby_bytes": 0.0,
         "cores": 0.04,
         "restart_s": 5.0,
         "state_topic_bytes": 6e8,
@@ -80,6 +81,8 @@ def test_what_follows_from_the_costs() -> None:
         "state_topic_bytes_per_s": 2.4e6,
     }
     assert plan(config, COSTS, keys=300, rate=20_000.0)["states_written_per_s"] == 10.0
+    followed = configured("builtin:demo", state={"standby": 2})
+    assert plan(followed, COSTS, keys=1_000_000, rate=1.0)["standby_bytes"] == 2 * (500 + 8) * 1e6
 
 
 def test_what_people_read() -> None:
@@ -89,6 +92,11 @@ def test_what_people_read() -> None:
     text = "\n".join(lines(step.card, COSTS, needs, keys=10_000_000, rate=20_000.0))
     for wanted in ("for 10,000,000 keys and 20,000 events/s", "500 bytes per key", "4.7 GiB", "0.04 cores", "50.0 s"):
         assert wanted in text
+    assert "standby" not in text
+    needs |= {"standby_bytes": 508e7}
+    text = "\n".join(lines(step.card, COSTS, needs, keys=10_000_000, rate=20_000.0))
+    assert "memory of standbys  " in text
+    assert "4.7 GiB on the members that follow" in text
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

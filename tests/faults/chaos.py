@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 
 from lstmstream.dev.broker import DevBroker
 from tests.broker import harness
-from tests.faults.fleet import Fleet, Worker
+from tests.faults.fleet import Fleet, Worker, with_model
 from tests.faults.judge import tombstones
 from tests.faults.load import HOT_KEY, KEYS
 from tests.faults.trial import Trial
@@ -37,10 +37,13 @@ NAME = "chaos"
 OF_DAEMONS = {"kill9": 5, "freeze": 3, "sigterm": 3}  # kind to weight
 OF_BROKER = {"broker_kill9": 1, "broker_restart": 1, "broker_freeze": 1}
 ERASURES = {"erase": 3}
-# By which keys lose their states: the least recently seen ones, or those that have expired for good.
-RULES: dict[str, dict[str, dict[str, Any]]] = {
+CHANGES = {"change_model": 3}
+# By which keys lose their states: the least recently seen ones, those that have expired for good, or all of a model
+# that another one replaces, whose states are rebuilt.
+RULES: dict[str, dict[str, Any]] = {
     "max-keys": {"state": {"max_keys": 5}},
     "expiry": {"input": {"max_lateness": "1m"}, "state": {"ttl": "1h"}},
+    "model-change": {"on_model_change": "replay", "state": {"replay": "1d"}},
 }
 ERASE_S = 60.0
 ERASED_KEYS = 10  # at once
@@ -64,7 +67,7 @@ class Outcome:
     sent: int = 0
     silence: str = "unknown"
     counted: float = 0.0  # events, by /metrics of all lives
-    summary: dict[str, Any] = field(default_factory=dict)
+    summaries: list[dict[str, Any]] = field(default_factory=list)  # of each model
 
     @property
     def exit_code(self) -> int:
@@ -76,8 +79,9 @@ class Outcome:
     def lines(self) -> Iterator[str]:
         """For a person."""
         yield "faults: " + (", ".join(f"{kind} {count}" for kind, count in sorted(self.struck.items())) or "none")
-        shown = ("events", "predictions", "alerts", "dead_letters", "result", "counts", "seconds")
-        yield f"verify: {', '.join(f'{key} {self.summary.get(key)}' for key in shown)}"
+        shown = ("events", "predictions", "alerts", "dead_letters", "not_judged", "result", "counts", "seconds")
+        for summary in self.summaries:
+            yield f"verify: {', '.join(f'{key} {summary.get(key)}' for key in shown)}"
         yield f"sent: {self.sent}; records of aborted transactions: {self.aborted}"
         yield f"counted by /metrics of all lives: {self.counted:.0f}"
         yield f"longest silence: {self.silence}"
@@ -94,9 +98,10 @@ class Faults:
     """Chooses faults by a seed and lets them strike, several at a time, but one at a time on each process."""
 
     def __init__(
-        self, seed: int, config: Path, fleet: Fleet, broker: DevBroker, outcome: Outcome, *, kinds: dict[str, int]
+        self, seed: int, trial: Trial, fleet: Fleet, broker: DevBroker, outcome: Outcome, *, kinds: dict[str, int]
     ) -> None:
-        self._source, self._config = random.Random(seed), config
+        self._source, self._config, self._models = random.Random(seed), trial.config, deque(trial.models)
+        self._rollout: list[Worker] = []  # that still have to be started again
         self._fleet, self._broker, self._outcome, self._kinds = fleet, broker, outcome, kinds
         self._threads: list[Thread] = []
         self._broker_busy = False
@@ -106,10 +111,13 @@ class Faults:
     def strike_until(self, deadline: float) -> None:
         """Faults at random until then; ended daemons are started again. All faults are over at the return."""
         try:
+            if CHANGES.keys() & self._kinds.keys():
+                self._change_model()  # however short the run is, each model has answered something
             while time.monotonic() < deadline:
                 gap_end = time.monotonic() + self._source.uniform(*GAP_S)
                 while time.monotonic() < min(gap_end, deadline):
                     self._fleet.look()
+                    self._roll_out()
                     time.sleep(0.05)
                 self._choose()
         finally:
@@ -124,6 +132,10 @@ class Faults:
                 self._broker_busy = True
                 self._begin(kind, self._strike_broker, kind, share)
             return
+        if kind in CHANGES:
+            if not self._rollout:
+                self._change_model()
+            return
         if kind in ERASURES:
             if not self._erasing:
                 self._erasing = True
@@ -134,6 +146,24 @@ class Faults:
             worker = idle[int(number * len(idle))]
             worker.busy = True
             self._begin(kind, self._strike_worker, kind, worker, share)
+
+    def _change_model(self) -> None:
+        """The configuration names the next model from now on: for who is struck, and for the others by a rollout."""
+        self._models.rotate(-1)
+        print(f"{time.strftime('%H:%M:%S')} change_model {self._models[0].name}", flush=True)
+        self._outcome.struck["change_model"] += 1
+        with_model(self._config, self._models[0], to=self._config)
+        self._rollout = list(self._fleet.workers)
+        for worker in self._rollout:
+            worker.use(self._models[0])
+
+    def _roll_out(self) -> None:
+        """Starts the next daemon again, if nobody strikes it; the group has two models meanwhile."""
+        if self._rollout and not self._rollout[0].busy:
+            worker = self._rollout.pop(0)
+            worker.busy = True
+            kind = self._source.choice(["kill9", "sigterm"])
+            self._begin(kind, self._strike_worker, kind, worker, 0.0)
 
     def _begin(self, kind: str, strike: Any, *args: Any) -> None:
         print(f"{time.strftime('%H:%M:%S')} {kind} {' '.join(_shown(arg) for arg in args[1:])}", flush=True)
@@ -222,35 +252,37 @@ def run(
     """One run in a folder of its own, on the client that `harness.CLIENT` names. `keep`: the broker's data stay.
 
     `snapshots`: local ones, every second or two, in one folder for all daemons. `standby`: `state.standby`. With a
-    `rule` of RULES keys lose their states by it, and others by erasures.
+    `rule` of RULES keys lose their states by it, and others by erasures; and two models answer in turn, if that is it.
     """
     outcome = Outcome()
     broker = DevBroker(folder / "broker")
     servers = broker.up(port=0)
     kinds = {**OF_DAEMONS, **(OF_BROKER if broker_faults else {}), **({} if rule is None else ERASURES)}
-    state: dict[str, Any] = {"ttl": "1h", "checkpoint_interval": "1s"}
-    sections = {"input": {"late": "drop"}, "state": state}
+    changing = rule == "model-change"
+    kinds |= CHANGES if changing else {}
+    sections: dict[str, Any] = {"input": {"late": "drop"}, "state": {"ttl": "1h", "checkpoint_interval": "1s"}}
     for section, options in RULES[rule].items() if rule is not None else ():
-        sections[section] |= options
+        sections[section] = {**sections[section], **options} if isinstance(options, dict) else options
     if snapshots:
-        state["dir"] = str(folder / "snapshots")
+        sections["state"]["dir"] = str(folder / "snapshots")
     if standby:
-        state["standby"] = standby
-    trial = Trial(servers, NAME, folder, partitions=PARTITIONS, rate=rate, seed=seed, **sections)
+        sections["state"]["standby"] = standby
+    models = 2 if changing else 1
+    trial = Trial(servers, NAME, folder, partitions=PARTITIONS, rate=rate, seed=seed, models=models, **sections)
     program = "tests.broker.snapshotting_daemon" if snapshots else "lstmstream"
     try:
         with trial, Fleet(trial.config, workers, program=program) as fleet:
             fleet.wait_ready()
             trial.begin()
             fleet.wait(lambda: trial.load.written > 0, "given events")
-            Faults(seed, trial.config, fleet, broker, outcome, kinds=kinds).strike_until(time.monotonic() + seconds)
+            Faults(seed, trial, fleet, broker, outcome, kinds=kinds).strike_until(time.monotonic() + seconds)
             trial.settle(fleet.wait)
             outcome.findings += fleet.stop()
             for end in fleet.ends():
                 # A member that was fenced leaves with 1; its supervisor starts it again.
                 (outcome.notes if " code 1:" in end else outcome.findings).append(end)
         outcome.findings += trial.judge()
-        outcome.sent, outcome.summary, outcome.aborted = trial.load.sent, trial.summary, trial.aborted()
+        outcome.sent, outcome.summaries, outcome.aborted = trial.load.sent, trial.summaries, trial.aborted()
         outcome.counted = fleet.counted()
         if not 0 < outcome.counted <= trial.summary["events"]:
             outcome.findings.append(f"/metrics counted {outcome.counted:.0f} of {trial.summary['events']} events")
@@ -295,7 +327,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the logs even if all is right")
     parser.add_argument("--snapshots", action="store_true", help="with state.dir, and a snapshot every second or two")
     parser.add_argument("--standby", type=int, default=0, help="state.standby: members that each one follows")
-    parser.add_argument("--rule", choices=RULES, help="by which keys lose their states; others are erased")
+    parser.add_argument("--rule", choices=RULES, help="by which keys lose their states; some are erased")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second")
     given = parser.parse_args()
     harness.CLIENT = given.client

@@ -54,6 +54,10 @@ class Worker:
         elif not self.busy and time.monotonic() - self._scraped > SCRAPE_S:
             self.scrape()
 
+    def use(self, model: Path) -> None:
+        """This model from its next life on."""
+        with_model(self._config, model, to=self._config)
+
     def scrape(self) -> None:
         """Ask /metrics how many events it has counted."""
         self._scraped = time.monotonic()
@@ -147,6 +151,14 @@ def last_error(daemon: RunningDaemon) -> str:
     """The last line of its log at a level that says why it ended."""
     errors = [line for line in daemon.log_lines if line.get("level", "").upper() in {"ERROR", "CRITICAL"}]
     return str(errors[-1].get("message")) if errors else daemon.last_words(3)
+
+
+def with_model(config: Path, model: Path, *, to: Path) -> Path:
+    """The same configuration with this model, written at once, as a daemon may read it at any time."""
+    settings: dict[str, Any] = yaml.safe_load(config.read_text())
+    written = to.with_suffix(".new")
+    written.write_text(yaml.safe_dump({**settings, "model": str(model)}))
+    return written.replace(to)
 
 
 def own_config(config: Path, number: int) -> Path:

@@ -68,7 +68,7 @@ def make_stream(servers: str, name: str, folder: Path, *, partitions: int, **sec
     return write_config(
         folder / "daemon.yaml",
         name=name,
-        model=poisoned_model(folder, categories={"channel": ["web", "7"], "shop": 5}),
+        model=make_model(folder, 1),
         servers=servers,
         **{
             "input": {"late": "drop"},
@@ -77,6 +77,13 @@ def make_stream(servers: str, name: str, folder: Path, *, partitions: int, **sec
             **sections,
         },
     )
+
+
+def make_model(folder: Path, version: int) -> Path:
+    """Other weights for each version."""
+    categories: dict[str, Any] = {"channel": ["web", "7"], "shop": 5}
+    file = f"version-{version}.onnx"
+    return poisoned_model(folder, file=file, version=str(version), seed=version, categories=categories)
 
 
 class Load(Thread):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.broker.harness import RunningDaemon, end_offsets
+from tests.faults.fleet import with_model
 from tests.faults.judge import OffsetsWatch, OnlineReaders, aborted_records, open_transactions, verify
-from tests.faults.load import Load, make_stream
+from tests.faults.load import Load, make_model, make_stream
 
 STALL_S = 120.0  # without one more event answered, once nothing strikes any more
 
@@ -26,15 +27,18 @@ class Trial:
         partitions: int,
         rate: float,
         seed: int,
+        models: int = 1,
         **sections: Any,
     ) -> None:
+        """`models`: how many versions answer in turn; the configuration begins with the first."""
         self.servers, self.name, self.partitions = servers, name, partitions
         self.config = make_stream(servers, name, folder, partitions=partitions, **sections)
+        self.models = [make_model(folder, version) for version in range(1, models + 1)]
         self.load = Load(servers, f"{name}.in", partitions=partitions, rate=rate, seed=seed)
         self.watch = OffsetsWatch(servers, name, f"{name}.in", partitions=partitions)
         self._readers: OnlineReaders | None = None
         self._closing = contextlib.ExitStack()
-        self.summary: dict[str, Any] = {}
+        self.summaries: list[dict[str, Any]] = []  # of each model
 
     def __enter__(self) -> Self:
         return self
@@ -81,17 +85,28 @@ class Trial:
     def judge(self) -> list[str]:
         """All that is wrong. The daemons have stopped."""
         self._closing.close()
-        code, self.summary = verify(self.config)
         findings = []
-        if code != 0:
-            findings.append(f"verify ends with {code}: {self.summary['counts']}, {self.summary['unjudged']}")
-            findings += [str(finding) for finding in self.summary["findings"][:20]]
+        for number, model in enumerate(self.models):
+            code, summary = verify(with_model(self.config, model, to=self.config.with_name(f"verify-{number}.yaml")))
+            self.summaries.append(summary)
+            if code not in ({0} if len(self.models) == 1 else {0, 2}):
+                findings.append(f"verify ends with {code}: {summary['counts']}, {summary['unjudged']}")
+                findings += [str(finding) for finding in summary["findings"][:20]]
+        # A verification leaves out what other models have answered: each prediction was judged by just one of them.
+        judged = [summary["predictions"] - summary["not_judged"] for summary in self.summaries]
+        if sum(judged) != self.summary["predictions"]:
+            findings.append(f"of {self.summary['predictions']} predictions {judged} were judged")
         findings += [*self.readers.duplicates, *self.readers.differences(), *self.watch.fallen]
         opened = open_transactions(self.servers, self.name, partitions=self.partitions)
         findings += [f"{topic} has an open transaction at the end" for topic in opened]
         if not self.watch.looks:
             findings.append("the group's offsets could not be looked at once")
         return findings
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """That of the first model's verification, once it was judged."""
+        return self.summaries[0]
 
     def aborted(self) -> int:
         """Records that no read_committed reader is shown."""
