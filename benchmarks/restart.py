@@ -1,11 +1,12 @@
 """How long a daemon with many keys takes to stop and to start again, and what it costs, on this machine.
 
     python -m benchmarks.restart [--keys N] [--hidden H] [--partitions P] [--client NAME]
-                                 [--snapshots] [--checkout DIR ...] [--rounds R] [--json FILE]
+                                 [--snapshots] [--cold] [--checkout DIR ...] [--rounds R] [--json FILE]
 
 One event for each of 1,000,000 keys, an LSTM of 64 units (512 bytes of state per key), 8 partitions; broker and daemon
 share the cores. It measures a stop by SIGTERM, the start after it, a kill -9 under load, and the start after that.
 `--snapshots`: with `state.dir`, and before the kill each partition has a snapshot of all its keys, in the page cache.
+`--cold`: then another kill, and a start with the files of the broker and the snapshots out of the page cache.
 `--checkout DIR` runs the daemon of another checkout. Given several times, the checkouts take turns, so that they can be
 compared on a machine whose speed changes. The figures have no limits, since machines differ. But an answer that is
 missing, doubled or has the wrong `steps` after a restart is exit code 1. Each wait has a time limit.
@@ -120,7 +121,7 @@ class Run:
         sections: dict[str, Any] = {"kafka": kafka}
         if options.snapshots:
             sections["state"] = {"dir": str(folder / "snapshots")}
-        self._snapshots = options.snapshots
+        self._snapshots, self._cold = options.snapshots, options.cold
         self._config = write_config(folder / "restart.yaml", name=NAME, model=model, servers=servers, **sections)
         self._config.write_text(self._config.read_text() + f"shutdown_timeout: {SHUTDOWN_TIMEOUT_S}s\n")
         self._daemon: RunningDaemon | None = None
@@ -150,6 +151,12 @@ class Run:
                 answers.expect(self._send(self._probes))
                 say("killed; starting again")
                 self._restart("after_kill9", answers)
+                if self._cold:
+                    say("restarted; killing once more, and emptying the page cache")
+                    self._running.kill9()
+                    forget_pages(self._folder)
+                    answers.expect(self._send(self._probes))
+                    self._restart("cold", answers)
             code = self._running.sigterm(SHUTDOWN_TIMEOUT_S + 15)
             assert code == 0, f"exit code {code} at the end\n{self._running.last_words()}"
         finally:
@@ -270,6 +277,18 @@ class Run:
         return round(sum(value for (name, _), value in samples.items() if name == "lstmstream_state_floor_lag_records"))
 
 
+def forget_pages(folder: Path) -> None:
+    """Take all files below the folder out of the page cache."""
+    os.sync()  # pages that are not on the disk yet would stay
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
 def in_mib(size: float) -> int:
     """Bytes as whole MiB."""
     return round(size / 2**20)
@@ -343,6 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--partitions", type=int, default=8, help="partitions of each topic (8)")
     parser.add_argument("--client", choices=("kafka-python", "confluent"), help="kafka.client of the daemon (auto)")
     parser.add_argument("--snapshots", action="store_true", help="with local snapshots of the states")
+    parser.add_argument("--cold", action="store_true", help="and a start with an empty page cache")
     parser.add_argument(
         "--checkout", type=Path, action="append", help="root folder of a checkout; may be repeated (this one)"
     )

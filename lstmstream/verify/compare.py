@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lstmstream.model import Model
@@ -305,7 +305,7 @@ class Comparison:
 
     def _of_another_model(self, found: Found) -> bool:
         said = parse(found.value)
-        if (said.get("model"), said.get("version")) == (self._card.name, self._card.version) or "model" not in said:
+        if self._names_own_model(said) or "model" not in said:
             return False
         if found.record == PREDICTION:
             reason = f"answered by model {said.get('model')} version {said.get('version')}"
@@ -315,11 +315,15 @@ class Comparison:
     def _in_between(self, found: Found, partition: JudgedPartition) -> bool:
         """Whether others may have answered: this model was in use before and after."""
         offset = found.source.offset
-        if not any(first <= offset < last for first, last in partition.range.between):
+        own = found.record != DEAD_LETTER and self._names_own_model(parse(found.value))
+        if not any(first <= offset < end and (alike or not own) for first, end, alike in partition.range.between):
             return False
         if found.record != ALERT:
             self._leave_out(_OTHERS, found.source.partition, offset)
         return True
+
+    def _names_own_model(self, members: Mapping[str, Any]) -> bool:
+        return (members.get("model"), members.get("version")) == (self._card.name, self._card.version)
 
     # -- the end of a window
 

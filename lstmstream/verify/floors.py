@@ -18,13 +18,21 @@ _NOWHERE = 2**62  # where an earlier version's floor does not say how far its gr
 _DEFAULT_MAX_FUTURE_S, _DEFAULT_RESET_AFTER = 365 * 86_400.0, 10
 
 
+class Span(NamedTuple):
+    """Offsets of the input that others may have answered."""
+
+    first: int
+    end: int
+    alike: bool  # whether their records name the same model and version as the own ones
+
+
 class Origins(NamedTuple):
     """Of one input partition."""
 
     first: int | None  # the least input offset from which any model has answered; None: none has
     own: int | None  # from which this model and these settings have
     topic_id: str = ""  # of the input that the own one names
-    between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since the own origin
+    between: tuple[Span, ...] = ()  # where others have answered since the own origin
     alert_rules: tuple[tuple[int, Rules], ...] = ()  # policies for alerts, by the offset from which on they held
     seeded: bool = False  # whether the own states began with others, which were imported or built from history
     floor: int = 0  # of the own states
@@ -48,14 +56,16 @@ def read_origins(batches: Iterable[RecordBatch], wanted: dict[str, str]) -> tupl
     if own:
         origin = own[0]["origin"]
         spans = [
-            (max(origin, _answers_from(floor)), end)
+            Span(max(origin, _answers_from(floor)), end, _alike(floor, own[0]))
             for floor in others
             if (end := floor.get("position", _NOWHERE)) > origin
         ]
-        spans.append((origin, _answers_from(own[0])))
+        spans.append(Span(origin, _answers_from(own[0]), alike=True))
         # Answered with states that were dropped later, as those of a model that another one has replaced are.
         spans += [
-            (max(origin, one[0]), one[1]) for floor in floors if (one := floor.get("earlier")) and one[1] > origin
+            Span(max(origin, one[0]), one[1], _alike(floor, own[0]))
+            for floor in floors
+            if (one := floor.get("earlier")) and one[1] > origin
         ]
         origins = Origins(
             first,
@@ -118,6 +128,10 @@ def _parse(value: bytes | None) -> dict[str, Any] | None:
 def _answers_from(floor: dict[str, Any]) -> int:
     """A model whose states were rebuilt has answered nothing of what they were rebuilt from."""
     return int(floor.get("answers_from", floor["origin"]))
+
+
+def _alike(floor: dict[str, Any], own: dict[str, Any]) -> bool:
+    return all(floor["identity"].get(name) == own["identity"].get(name) for name in ("model", "version"))
 
 
 def _decides(identity: dict[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from lstmstream.verify.alerts import Rules
 from lstmstream.verify.erasures import Erasures
 from lstmstream.verify.expected import Recomputation
+from lstmstream.verify.floors import Span
 from lstmstream.verify.published import parse
 from lstmstream.verify.window import Window
 
@@ -20,7 +21,7 @@ class PartitionRange:
     first: int  # the first event that was asked for
     last: int  # the end of what was asked for
     whole: bool  # whether the input still has the events since `own`, so that the state of every key is known
-    between: tuple[tuple[int, int], ...] = ()  # from and to: where others have answered since then
+    between: tuple[Span, ...] = ()  # where others have answered since then
     newest_ms: int | None = None  # greatest event time before `own`, where that cannot be read any more
     outside_times: tuple[tuple[int, int], ...] = ()  # offset, and the time that events of elsewhere make it there
     moves: tuple[tuple[int, int, int], ...] = ()  # offset, this partition, and how many there are from there on

@@ -598,6 +598,30 @@ def test_another_model_before_and_after_which_this_one_was_in_use(tmp_path: Path
     assert kinds(world.verify()) == {"wrong": 2}
 
 
+def test_a_record_that_names_its_model_is_judged_wherever_others_have_answered(tmp_path: Path) -> None:
+    """Model 1, model 2, model 1: a wrong answer of either is found, as each record says whose it is."""
+    world = made(tmp_path, on_model_change="replay")
+    one = world.model
+    other = tmp_path / "other"
+    other.mkdir()
+    two = load_model(poisoned_model(other, version="2", categories={"channel": ["web", "7"], "shop": 5}, seed=5))
+    for seed, model in enumerate((one, two, one), start=11):
+        world.model = model
+        world.serve()
+        fill(world, events(COUNT, seed=seed))
+    log = world.log(OUTPUT, 0)
+    for model in (one, two):
+        world.model = model
+        done = world.verify()
+        assert (done.exit_code, len(done.comparison.findings)) == (2, 0)
+        row = next(
+            row for row, record in enumerate(log) if b'"version":"%s"' % model.card.version.encode() in record.value
+        )
+        sound, log[row] = log[row], altered(log[row], steps=b"999")
+        assert kinds(world.verify()) == {"wrong": 1}
+        log[row] = sound
+
+
 def test_a_group_that_began_at_the_end_of_the_input(tmp_path: Path) -> None:
     world = made(tmp_path, input={"topic": INPUT, "start": "latest"})
     daemon = world.start(world.onnx_step())

@@ -35,13 +35,19 @@ def test_a_dropped_model_has_answered_what_it_has_answered() -> None:
     old = floor(OLD, origin=0, offset=90, position=100, dropped=(7, 7))
     new = floor(NEW, origin=0, offset=200, position=200, answers_from=100)
     found = origins(NEW, old, new)
-    assert (found.first, found.own, found.between) == (0, 0, ((0, 100), (0, 100)))
+    assert (found.first, found.own, found.between) == (0, 0, ((0, 100, True), (0, 100, True)))
 
 
 def test_what_it_has_answered_before_it_began_again_is_not_forgotten() -> None:
     new = floor(NEW, origin=0, offset=300, position=300, answers_from=100)
     old = floor(OLD, origin=250, offset=400, position=400, answers_from=300, earlier=(0, 200))
-    assert origins(NEW, new, old).between == ((300, 400), (0, 100), (0, 200))
+    assert origins(NEW, new, old).between == ((300, 400, True), (0, 100, True), (0, 200, True))
     found = origins(OLD, new, old)
     assert (found.first, found.own) == (0, 250)
-    assert found.between == ((250, 300), (250, 300))
+    assert found.between == ((250, 300, True), (250, 300, True))
+
+
+def test_the_records_of_another_version_say_so() -> None:
+    old = floor(OLD._replace(version="0"), origin=0, offset=90, position=100, answers_from=30, earlier=(0, 20))
+    new = floor(NEW, origin=0, offset=200, position=200, answers_from=0)
+    assert origins(NEW, old, new).between == ((30, 100, False), (0, 0, True), (0, 20, False))
