@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.broker.harness import RunningDaemon, end_offsets
+from tests.broker.harness import RunningDaemon, end_offsets, read_all
 from tests.faults.fleet import with_model
-from tests.faults.judge import OffsetsWatch, OnlineReaders, aborted_records, open_transactions, verify
+from tests.faults.judge import OffsetsWatch, OnlineReaders, aborted_records, open_transactions, source_of, verify
 from tests.faults.load import Load, make_model, make_stream
 
 STALL_S = 120.0  # without one more event answered, once nothing strikes any more
@@ -93,7 +93,10 @@ class Trial:
                 findings.append(f"verify ends with {code}: {summary['counts']}, {summary['unjudged']}")
                 findings += [str(finding) for finding in summary["findings"][:20]]
         # A verification leaves out what other models have answered: each prediction was judged by just one of them.
-        judged = [summary["predictions"] - summary["not_judged"] for summary in self.summaries]
+        judged = [
+            summary["predictions"] - summary["not_judged"] + self._letters_left_out(summary)
+            for summary in self.summaries
+        ]
         if sum(judged) != self.summary["predictions"]:
             findings.append(f"of {self.summary['predictions']} predictions {judged} were judged")
         findings += [*self.readers.duplicates, *self.readers.differences(), *self.watch.fallen]
@@ -102,6 +105,19 @@ class Trial:
         if not self.watch.looks:
             findings.append("the group's offsets could not be looked at once")
         return findings
+
+    def _letters_left_out(self, summary: dict[str, Any]) -> int:
+        """Dead letters among what was not judged: of events before those that the model's states begin with."""
+        stretches = [one for one in summary["unjudged"] if not one["reason"].startswith("answered by model ")]
+        if not stretches:
+            return 0
+        letters = read_all(self.servers, f"{self.name}.dead-letter", partitions=self.partitions)
+        sources = [source_of(letter) for letter in letters]
+        return sum(
+            one["partition"] == partition and one["from"] <= offset < one["to"]
+            for one in stretches
+            for partition, offset in sources
+        )
 
     @property
     def summary(self) -> dict[str, Any]:
