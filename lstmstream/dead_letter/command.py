@@ -15,10 +15,12 @@ from typing import Any
 
 import orjson
 
-from lstmstream.config import Config, load_config
+from lstmstream.config import Config, load_config, load_stages
+from lstmstream.dead_letter.fields import EventView, ReadFields, UnreadFields
 from lstmstream.dead_letter.letters import Filter, Letter, Place, read_letters
 from lstmstream.dead_letter.replay import Change, Outcome, Replay, set_fields
 from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.formats.json_documents import parse_digits
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.logs import escape_untrusted
 from lstmstream.transport.kafka_admin import KafkaAdmin, open_kafka_admin
@@ -108,6 +110,7 @@ def replay_letters(
     *,
     everything: bool,
     settings: Sequence[str] = (),
+    add_fields: bool = False,
     edit: bool = False,
     dry_run: bool = False,
     as_json: bool = False,
@@ -118,19 +121,59 @@ def replay_letters(
         raise CannotServe("say which dead letters: by their places, --stage, --reason, --key, --from, --to, or --all")
     if settings and edit:
         raise CannotServe("--set and --edit cannot be used together: give one of them")
-    change: Change | None = set_fields(parse_settings(settings)) if settings else edit_value if edit else None
+    given = parse_settings(settings)
     with _opened(config, stage_name) as (loaded, kafka, broker):
+        read = None
+        if given and not add_fields:
+            stages = [] if stage_name is None else [one.config for one in load_stages(config)]
+            read = ReadFields(EventView(loaded), [loaded, *(one for one in stages if one.name != loaded.name)])
+        change: Change | None = set_fields(given, read) if given else edit_value if edit else None
+        run = Replay(kafka, broker, loaded, change=change)
+        if read is not None:
+            _check_fields(run, filter_)
         if dry_run:
-            meant = list(read_letters(broker, loaded.dead_letter.topic, filter_))
-            found = [letter for letter in meant if not letter.replayed]
-            for letter in found:
-                print(_line(letter) if change is None else f"{_line(letter)}\n{_changed(change, letter)}")
-            text = f"{_count(len(found), 'dead letter')} would be replayed"
-            print(text + _others(len(found), len(meant) - len(found)), file=sys.stderr)
-            return 0
-        outcome = Replay(kafka, broker, loaded, change=change).run(filter_)
+            return _print_preview(run, filter_, changed=change is not None)
+        outcome = run.run(filter_)
     _print_outcome(outcome, loaded, as_json=as_json)
     return 1 if outcome.refused else 0
+
+
+def _check_fields(run: Replay, filter_: Filter) -> None:
+    """Before anything is written: whether `--set` adds fields that nobody reads. Raises CannotServe."""
+    total = 0
+    lacking: dict[str, list[tuple[Letter, str]]] = {}
+    for letter, found in run.preview(filter_):
+        total += 1
+        if isinstance(found, UnreadFields):
+            for name, hint in found.hints.items():
+                lacking.setdefault(name, []).append((letter, hint))
+    if lacking:
+        problems = []
+        for name, those in lacking.items():
+            letter, hint = those[0]
+            problems.append(
+                f"--set {name}: {len(those):,} of {counted(total, 'dead letter')} (the first: {letter.place}) would get"
+                f" a field that neither the model nor the configuration reads; {hint} Nothing was written; to add it"
+                " all the same: --add-fields"
+            )
+        raise CannotServe(*problems)
+
+
+def _print_preview(run: Replay, filter_: Filter, *, changed: bool) -> int:
+    done = refused = 0
+    for letter, found in run.preview(filter_):
+        print(_line(letter))
+        if isinstance(found, BadRecord):
+            refused += 1
+            print(f"    would not be replayed: {escape_untrusted(str(found), REASON_CHARS)}")
+            continue
+        done += 1
+        if changed:
+            print(f"    {escape_untrusted(found, 1_000)}")
+    text = f"{counted(done, 'dead letter')} would be replayed"
+    text += f"; {refused:,} could not be" if refused else ""
+    print(text + _others(done + refused, run.earlier), file=sys.stderr)
+    return 1 if refused else 0
 
 
 def parse_settings(settings: Sequence[str]) -> Mapping[str, Any]:
@@ -140,8 +183,11 @@ def parse_settings(settings: Sequence[str]) -> Mapping[str, Any]:
         name, separator, text = setting.partition("=")
         if not name or not separator:
             raise CannotServe(f"--set {setting}: is not FIELD=VALUE")
+        if name in found:
+            raise CannotServe(f"--set {setting}: {name} was given another value before")
         try:
-            found[name] = orjson.loads(text)
+            orjson.loads(text)
+            found[name] = parse_digits(text.encode())  # an integer of any length stays as it is written
         except orjson.JSONDecodeError:
             found[name] = text
     return found
@@ -193,13 +239,6 @@ def _pretty(value: bytes) -> str:
         return orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:
         return escape_untrusted(value, 100_000)
-
-
-def _changed(change: Change, letter: Letter) -> str:
-    try:
-        return f"    {escape_untrusted(change(letter), 1_000)}"
-    except BadRecord as bad:
-        return f"    cannot be changed: {bad!s}"
 
 
 def _print_outcome(outcome: Outcome, config: Config, *, as_json: bool) -> None:

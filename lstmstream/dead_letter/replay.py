@@ -14,9 +14,11 @@ import numpy as np
 import orjson
 
 from lstmstream.config import Config
+from lstmstream.dead_letter.fields import EventView, ReadFields
 from lstmstream.dead_letter.letters import REPLAYED_SUFFIX, Filter, Letter, Place, read_letters, replayed_key
 from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, TryAgain
-from lstmstream.formats.json_documents import ABSENT, Document, locate, parse_digits, parse_document
+from lstmstream.formats.json_documents import ABSENT, locate, parse_document
+from lstmstream.formats.json_members import read_members
 from lstmstream.formats.values import key_text
 from lstmstream.records import BY_KEY, RecordBatch
 from lstmstream.transport.patient_broker import LIMIT_S, PatientBroker
@@ -64,31 +66,42 @@ class _Event(NamedTuple):
     value: bytes
 
 
-def set_fields(settings: Mapping[str, Any]) -> Change:
-    """A change that sets fields of the event; dots lead into nested objects, as in the configuration."""
+def set_fields(settings: Mapping[str, Any], read: ReadFields | None = None) -> Change:
+    """A change that sets fields of the event; dots lead into nested objects, as in the configuration.
+
+    `read`: a field that the event does not have has to be one of these, else UnreadFields is raised; None: it may be
+    any.
+    """
 
     def change(letter: Letter) -> bytes:
-        parse_document(letter.value)
-        document = parse_digits(letter.value or b"")  # integers of any length stay as they are written
-        for path, value in settings.items():
-            _set_field(document, path, value)
-        return orjson.dumps(document)
+        document = parse_document(letter.value)
+        value = letter.value or b""
+        changed = _with_fields(value, settings)
+        added = [] if read is None else [path for path in settings if locate(document, path) is ABSENT]
+        if read is not None and added:
+            without = {path: _with_fields(value, {p: v for p, v in settings.items() if p != path}) for path in added}
+            read.check(value, letter.headers, changed, without)
+        return changed
 
     return change
 
 
-def _set_field(document: Document, path: str, value: Any) -> None:
-    if path in document:
-        document[path] = value
-        return
-    end = path.rfind(".")
-    while end > 0:
-        inner = document.get(path[:end])
-        if type(inner) is dict:
-            _set_field(inner, path[end + 1 :], value)
-            return
-        end = path.rfind(".", 0, end)
-    document[path] = value
+def _with_fields(value: bytes, settings: Mapping[str, Any]) -> bytes:
+    for path, found in settings.items():
+        value = _with_field(value, path, orjson.dumps(found))
+    return value
+
+
+def _with_field(value: bytes, path: str, text: bytes) -> bytes:
+    """The JSON object `value` with one field; all others stay as they are written, to the last digit."""
+    members = read_members(value, "the value")
+    ends = [end for end in range(len(path) - 1, 0, -1) if path[end] == "." and path not in members]
+    inner = next((end for end in ends if members.get(path[:end], b"").startswith(b"{")), None)
+    if inner is None:
+        members[path] = text
+    else:
+        members[path[:inner]] = _with_field(members[path[:inner]], path[inner + 1 :], text)
+    return b"{%b}" % b",".join(orjson.dumps(name) + b":" + raw for name, raw in members.items())
 
 
 class Replay:
@@ -106,6 +119,7 @@ class Replay:
         """`change`: the values to replay in place of those that the dead letters have."""
         self._kafka, self._broker, self._config = kafka, broker, config
         self._change = change
+        self._view = EventView(config)
         self._limit_s = limit_s
         self._topic = config.dead_letter.topic
         self._notes = self._topic + REPLAYED_SUFFIX
@@ -132,14 +146,36 @@ class Replay:
                     raise CannotServe(f"nothing could be replayed for {self._limit_s:g} s: {error}") from error
                 time.sleep(RETRY_S)
             else:
-                return Outcome(list(self._written.values()), list(self._refused.values()), len(self._earlier))
+                return Outcome(list(self._written.values()), list(self._refused.values()), self.earlier)
 
-    def _topics(self) -> dict[str, TopicInfo]:
+    @property
+    def earlier(self) -> int:
+        """Of those that are meant, how many others have replayed."""
+        return len(self._earlier)
+
+    def preview(self, filter_: Filter) -> Iterator[tuple[Letter, bytes | BadRecord]]:
+        """What is meant and was not replayed yet, with the value to write, or why not; writes nothing."""
+        partitions = self._found_topics()[self._config.input.topic].partitions
+        for letter in read_letters(self._broker, self._topic, filter_):
+            if letter.replayed:
+                self._earlier.add(letter.place)
+                continue
+            try:
+                yield letter, self._event(letter, partitions).value
+            except BadRecord as bad:
+                yield letter, bad
+
+    def _found_topics(self) -> dict[str, TopicInfo]:
         source = self._config.input.topic
         found = self._broker.describe([source, self._topic, self._notes])
         for option, name in (("input.topic", source), ("dead_letter.topic", self._topic)):
             if name not in found:
                 raise CannotServe(f"{option}: topic {name!r} does not exist")
+        return found
+
+    def _topics(self) -> dict[str, TopicInfo]:
+        """With that of the notes."""
+        found = self._found_topics()
         if self._notes not in found:
             if not self._config.create_topics:
                 raise CannotServe(
@@ -200,24 +236,23 @@ class Replay:
             raise BadRecord("replay", f"it is of topic {topic!r}, and input.topic is {self._config.input.topic!r}")
         if letter.value is None:
             raise BadRecord("replay", "it has no value")
-        if self._change is None:
-            return _Event(letter, partition, letter.key, letter.value)
-        value, key = self._change(letter), letter.key
-        name = self._config.input.key
-        if name is not None and (new := _key(value, name)) != _key(letter.value, name) and new is not None:
-            key, partition = new, BY_KEY  # it belongs where the events of that key are
+        value, key = letter.value, letter.key
+        if self._change is not None:
+            value = self._change(letter)
+            if (new := self._key(value, letter)) is not None and new != self._key(letter.value, letter):
+                key, partition = new, BY_KEY  # it belongs where the events of that key are
         if partition >= partitions:
             raise BadRecord("replay", f"its partition {partition} does not exist in {topic!r} any more")
         return _Event(letter, partition, key, value)
 
-
-def _key(value: bytes | None, name: str) -> bytes | None:
-    """The entity key in a value; None where there is none."""
-    try:
-        found = locate(parse_document(value), name)
-        return None if found is ABSENT else key_text(found, name).encode()
-    except BadRecord:
-        return None
+    def _key(self, value: bytes, letter: Letter) -> bytes | None:
+        """The entity key in a value of the letter's record; None where it has none, or the record's own key counts."""
+        name = self._config.input.key
+        found = ABSENT if name is None else locate(self._view.document(value, letter.headers), name)
+        try:
+            return None if name is None or found is ABSENT else key_text(found, name).encode()
+        except BadRecord:
+            return None
 
 
 def _batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:

@@ -259,11 +259,15 @@ def test_a_topic_that_was_made_again_has_no_replayed_letters(
 
 def test_a_dry_run_writes_nothing(kafka: Opened, world: VerifyWorld, capsys: pytest.CaptureFixture[str]) -> None:
     before = len(values(world))
-    assert replay_all(settings=["amount=3"], dry_run=True) == 0
+    assert replay_all(settings=["amount=3"], dry_run=True) == 1, "as without --dry-run"
     printed = capsys.readouterr()
-    assert "5 dead letters would be replayed" in printed.err
+    assert "3 dead letters would be replayed; 2 could not be" in printed.err
     assert '{"amount":3}' in printed.out
-    assert "cannot be changed" in printed.out
+    assert "would not be replayed: the value is not UTF-8 JSON" in printed.out
+    assert replay_all(dry_run=True) == 1
+    printed = capsys.readouterr()
+    assert "4 dead letters would be replayed; 1 could not be" in printed.err
+    assert "would not be replayed: it has no value" in printed.out
     assert (len(values(world)), NOTES in world.broker.topics) == (before, False)
 
 
@@ -323,6 +327,8 @@ def test_an_editor_changes_the_value(
         ({"a": {"b.c": 1}}, {"a.b.c": 2}, {"a": {"b.c": 2}}),
         ({"a": {}}, {"a.b": None}, {"a": {"b": None}}),
         ({"x": 1}, {"a.b": "t"}, {"x": 1, "a.b": "t"}),
+        ({"a": {"c": {"d": 1}}}, {"a.c.d": 2, "a.c.e": 3}, {"a": {"c": {"d": 2, "e": 3}}}),
+        ({"a": [1]}, {"a.b": 2}, {"a": [1], "a.b": 2}),
         ({"x": 1}, {"y": [1, {"z": 2}]}, {"x": 1, "y": [1, {"z": 2}]}),
     ],
 )
@@ -343,6 +349,9 @@ def test_settings_are_json_or_text() -> None:
     for wrong in ("a", "=1"):
         with pytest.raises(CannotServe, match="is not FIELD=VALUE"):
             parse_settings([wrong])
+    with pytest.raises(CannotServe, match="--set a=2: a was given another value before"):
+        parse_settings(["a=1", "a=2"])
+    assert orjson.dumps(parse_settings(["id=12345678901234567890123"])) == b'{"id":12345678901234567890123}'
 
 
 def test_a_value_that_is_no_object_has_no_fields_to_set() -> None:
