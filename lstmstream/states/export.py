@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import orjson
 
@@ -18,6 +18,7 @@ from lstmstream.serve.state_records import StateIdentity
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import say
 from lstmstream.states.stored import StateTopicReader, StoredStates, opened, with_prefix
+from lstmstream.whole_file import remedy_of, whole_file
 from lstmstream.wording import counted
 
 CHUNK_ROWS = 8_192
@@ -54,21 +55,15 @@ def _chosen(reader: StateTopicReader, partition: int | None, prefix: bytes | Non
 
 
 @contextlib.contextmanager
-def _written(out: Path) -> Iterator[BinaryIO]:
-    """A file that is there once it is whole: a part of the states would look like all of them."""
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
+def _written(out: Path) -> Iterator[IO[bytes]]:
     try:
-        with unfinished.open("wb") as file:
+        with whole_file(out) as file:
             yield file
-        unfinished.replace(out)
     except OSError as error:
-        raise CannotServe(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+        raise CannotServe(f"--out {out}: cannot be written ({error.strerror or error}){remedy_of(error)}") from error
 
 
-def _write_json(file: BinaryIO, card: Card, identity: StateIdentity, stored: StoredStates) -> int:
+def _write_json(file: IO[bytes], card: Card, identity: StateIdentity, stored: StoredStates) -> int:
     owner = identity.digest.hex()
     for start in range(0, len(stored.rows), CHUNK_ROWS):
         rows = stored.rows[start : start + CHUNK_ROWS]

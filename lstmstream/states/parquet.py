@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ from lstmstream.states.stored import StoredStates
 _TIME = pl.Datetime("ms", "UTC")
 
 
-def write_parquet(out: BinaryIO, card: Card, identity: StateIdentity, partitions: Iterable[StoredStates]) -> int:
+def write_parquet(out: IO[bytes], card: Card, identity: StateIdentity, partitions: Iterable[StoredStates]) -> int:
     """Columns as the members of a prediction, and `state.<part>` for each part of the row; how many rows.
 
     Raises OSError where it cannot be written.

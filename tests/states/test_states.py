@@ -21,6 +21,7 @@ from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
 from lstmstream.states.stored import StateTopicReader, StoredStates
 from lstmstream.transport.partitioner import partition_of
+from tests.file_limit import limited_files
 from tests.models import random_model
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES
 from tests.states.build_world import build, lines
@@ -259,6 +260,17 @@ def test_a_state_beside_another_one_with_a_bound_on_lateness(
         (state,) = json.loads(capsys.readouterr().out)["states"]
         assert state["served"] == state["other"]
         assert (state["served"]["steps"], state["served"]["offset"]) == found
+
+
+@pytest.mark.usefixtures("world")
+def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "out" / "s.jsonl"
+    file.parent.mkdir()
+    with limited_files(1_000), pytest.raises(CannotServe) as failed:
+        export_states(CONFIG, file, prefix=None, partition=None, stage=None)
+    (problem,) = failed.value.problems
+    assert problem.startswith(f"--out {file}: cannot be written (File too large); a limit (ulimit -f)")
+    assert not list(file.parent.iterdir())
 
 
 @pytest.mark.usefixtures("world")
