@@ -13,9 +13,11 @@ import orjson
 
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require
+from lstmstream.formats.timestamps import format_iso
 from lstmstream.model import Card
 from lstmstream.serve.state_records import StateIdentity
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.states.command import say
 from lstmstream.states.stored import StateTopicReader, StoredStates, opened, with_prefix
 from lstmstream.whole_file import remedy_of, whole_file
@@ -64,14 +66,16 @@ def _written(out: Path) -> Iterator[IO[bytes]]:
 
 
 def _write_json(file: IO[bytes], card: Card, identity: StateIdentity, stored: StoredStates) -> int:
-    owner = identity.digest.hex()
+    common: dict[str, Any] = {"identity": identity.digest.hex()}
+    if stored.stream_time_ms != NEVER:  # of no state alone: the newest event may have left none
+        common["stream_time"] = format_iso(stored.stream_time_ms)
     for start in range(0, len(stored.rows), CHUNK_ROWS):
         rows = stored.rows[start : start + CHUNK_ROWS]
         lines = []
         for key, row in zip(stored.slab.index.keys_at(rows), rows.tolist(), strict=True):
             state = stored.slab.get(row)
             members: dict[str, Any] = {**key_member(key), **state_fields(stored.partition, state)}
-            members |= {"identity": owner, "parts": state_parts(card, state.row)}
+            members |= {**common, "parts": state_parts(card, state.row)}
             lines.append(orjson.dumps(members, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
         file.write(b"".join(lines))
     return len(stored.rows)

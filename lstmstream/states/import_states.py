@@ -118,7 +118,8 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
     """All that can be known without the state rows, so that a file that is refused leaves nothing behind.
 
     [N] With `state.max_keys` what stands for the states' last offsets, by the time of their last events; else None.
-    [P] The greatest time of the last events of each partition's states; NEVER where it has none.
+    [P] The stream time of each partition: the greatest one that its states name, or the greatest time of their last
+    events; NEVER where it has none.
     """
     hashes = []
     newest_ms = np.full(len(joins), NEVER)
@@ -133,7 +134,7 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
                 i = int(late[0])
                 where = f"{path}: row {chunk.first_row + i}"
                 raise overlap(where, chunk.keys[i], number, int(chunk.timestamps[i]), join)
-        np.maximum.at(newest_ms, partitions, chunk.timestamps)
+        np.maximum.at(newest_ms, partitions, np.maximum(chunk.timestamps, chunk.stream_times))
         if seeding.max_keys is not None:
             places.append((partitions, chunk.timestamps.copy()))
         hashes.append(np.fromiter(map(hash, zip(partitions.tolist(), chunk.keys, strict=True)), np.int64))

@@ -16,6 +16,7 @@ from lstmstream.formats.timestamps import timestamp_ms
 from lstmstream.model import Card
 from lstmstream.records import Floats, Ints
 from lstmstream.serve.state_records import StateIdentity
+from lstmstream.serve.stream_time import NEVER
 
 UNNAMED = -1  # in place of a partition: the file does not say it
 _CHUNK_LINES = 8_192
@@ -29,6 +30,7 @@ class FileStates(NamedTuple):
     keys: list[bytes | None]
     partitions: Ints  # [C] or UNNAMED
     timestamps: Ints  # [C] milliseconds since 1970 UTC
+    stream_times: Ints  # [C] the stream time of their partition, likewise, or NEVER: the file does not say it
     steps: Ints  # [C]
     failures: Ints  # [C]
     rows: Floats  # [C, S]; [C, 0] where they were not asked for
@@ -105,7 +107,7 @@ class _JsonStates:
 
     def _chunk(self, first_row: int, lines: list[bytes], *, with_rows: bool) -> FileStates:
         size = self._card.state.size if with_rows else 0
-        numbers = np.empty((len(lines), 4), np.int64)
+        numbers = np.empty((len(lines), 5), np.int64)
         rows = np.empty((len(lines), size), np.float32)
         keys, identities = [], set()
         for i, line in enumerate(lines):
@@ -115,6 +117,7 @@ class _JsonStates:
                 numbers[i] = (
                     _whole_or(UNNAMED, state.get("partition")),
                     timestamp_ms(state["timestamp"], "timestamp"),
+                    NEVER if (time := state.get("stream_time")) is None else timestamp_ms(time, "stream_time"),
                     _whole(state["steps"]),
                     _whole_or(0, state.get("failures")),
                 )
@@ -125,8 +128,9 @@ class _JsonStates:
                 raise CannotServe(f"{self._path}: line {first_row + i}: is not a state: {error}") from error
             except KeyError as error:
                 raise CannotServe(f"{self._path}: line {first_row + i}: has no {error.args[0]}") from error
-        partitions, timestamps, steps, failures = numbers.T
-        return FileStates(first_row, list(identities), keys, partitions, timestamps, steps, failures, rows)
+        partitions, timestamps, stream_times, steps, failures = numbers.T
+        owners = list(identities)
+        return FileStates(first_row, owners, keys, partitions, timestamps, stream_times, steps, failures, rows)
 
     def _row(self, parts: dict[str, Any]) -> Floats:
         spec = self._card.state

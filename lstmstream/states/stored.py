@@ -20,6 +20,7 @@ from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.state import Slab, StateStore
 from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import StateIdentity
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.transport.kafka_admin import open_kafka_admin
 from lstmstream.transport.patient_broker import PatientBroker, connected
 
@@ -36,6 +37,7 @@ class StoredStates(NamedTuple):
     others: list[StateIdentity]  # models and settings whose states are here as well
     erasures: Erasures
     outside_times: tuple[tuple[int, int], ...]  # see Floor
+    stream_time_ms: int  # with `input.max_lateness`, else NEVER; not less than the time of any state here
 
 
 class StateTopicReader:
@@ -82,7 +84,12 @@ class StateTopicReader:
         counts = counts[slab.steps[counts] > 0]
         others = [one.floor.identity for one in loader.others.values() if one.floor.dropped is None]
         outside_times = () if loader.floor is None else loader.floor.outside_times
-        return StoredStates(number, slab, counts, len(loader.damaged), others, partition.erasures, outside_times)
+        stream_time_ms = NEVER if loader.floor is None else loader.floor.stream_time_ms
+        if stream_time_ms != NEVER:  # states may be newer than their floor
+            stream_time_ms = max(stream_time_ms, int(slab.last_timestamp[counts].max(initial=NEVER)))
+        return StoredStates(
+            number, slab, counts, len(loader.damaged), others, partition.erasures, outside_times, stream_time_ms
+        )
 
 
 @contextmanager

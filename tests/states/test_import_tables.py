@@ -52,7 +52,7 @@ def test_both_forms_of_an_export_read_the_same(world: VerifyWorld, tmp_path: Pat
     for one, two in pairs:
         check_states(tmp_path, two, state_identity(world.config(), world.model.card))
         assert (one.keys, one.first_row) == (two.keys, two.first_row)
-        for name in ("partitions", "timestamps", "steps", "failures", "rows"):
+        for name in ("partitions", "timestamps", "stream_times", "steps", "failures", "rows"):
             assert np.array_equal(getattr(one, name), getattr(two, name)), name
 
 
