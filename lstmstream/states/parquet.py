@@ -76,9 +76,9 @@ class ParquetStates:
         if missing:
             raise CannotServe(f"{path}: has no column {', '.join(map(repr, missing))}; see state export")
 
-    def read(self, chunk_rows: int, *, with_rows: bool) -> Iterator[FileStates]:
+    def read(self, chunk_rows: int) -> Iterator[FileStates]:
         """See StateFile."""
-        parts = self._card.state.parts if with_rows else ()
+        parts = self._card.state.parts
         columns = [
             self._column("key", pl.String),
             self._column("key_base64", pl.String),
@@ -95,7 +95,7 @@ class ParquetStates:
             for frame in self._scan.select(columns).collect_batches(maintain_order=True, chunk_size=chunk_rows):
                 for start in range(0, len(frame), chunk_rows):  # a row group may come as a whole
                     piece = frame.slice(start, chunk_rows)
-                    yield self._states(row, piece, with_rows=with_rows)
+                    yield self._states(row, piece)
                     row += len(piece)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise self._unreadable(error) from error
@@ -103,10 +103,10 @@ class ParquetStates:
     def _column(self, name: str, kind: type[pl.DataType] | pl.DataType) -> pl.Expr:
         return (pl.col(name) if name in self._names else pl.lit(None).alias(name)).cast(kind)
 
-    def _states(self, first_row: int, frame: pl.DataFrame, *, with_rows: bool) -> FileStates:
-        size = self._card.state.size if with_rows else 0
+    def _states(self, first_row: int, frame: pl.DataFrame) -> FileStates:
+        size = self._card.state.size
         rows = np.empty((len(frame), size), np.float32)
-        for part in self._card.state.parts if with_rows else ():
+        for part in self._card.state.parts:
             values = frame[f"state.{part.name}"]
             if values.null_count():  # a null within is not finite
                 raise CannotServe(f"{self._path}: a state of rows {first_row} and on has no {part.name!r}")

@@ -78,6 +78,8 @@ class StateTopicReader:
         for batch in self.broker.read(topic, number, beginning, end):
             loader.take(batch)
         slab = states.slabs[number]
+        if loader.damaged_floor is not None:
+            raise errors.floor_damaged(loader.damaged_floor)
         rows = slab.index.rows()
         # Others are of a time before the states were reset, of an import that was not finished, or were evicted.
         counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
