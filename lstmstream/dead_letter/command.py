@@ -127,7 +127,7 @@ def replay_letters(
         if given and not add_fields:
             stages = [] if stage_name is None else [one.config for one in load_stages(config)]
             read = ReadFields(EventView(loaded), [loaded, *(one for one in stages if one.name != loaded.name)])
-        change: Change | None = set_fields(given, read) if given else edit_value if edit else None
+        change: Change | None = set_fields(given, read) if given else each_once(edit_value) if edit else None
         run = Replay(kafka, broker, loaded, change=change)
         if read is not None:
             _check_fields(run, filter_)
@@ -194,15 +194,38 @@ def parse_settings(settings: Sequence[str]) -> Mapping[str, Any]:
 
 
 def edit_value(letter: Letter) -> bytes:
-    """The value as a person leaves it in $VISUAL or $EDITOR. Raises BadRecord where the editor fails."""
+    """The value as a person leaves it in $VISUAL or $EDITOR.
+
+    Raises BadRecord where the editor fails or leaves nothing, CannotServe where it cannot be started.
+    """
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     with tempfile.TemporaryDirectory(prefix="lstmstream-") as folder:
         file = Path(folder) / f"dead-letter-{letter.place}.json"
         file.write_bytes(letter.value or b"")
-        ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
+        try:
+            ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
+        except (OSError, ValueError) as error:  # ValueError: quotation marks that are not closed
+            raise CannotServe(
+                f"--edit: {editor!r} cannot be started ({error}); set EDITOR to another editor"
+            ) from error
         if ended.returncode:
             raise BadRecord("replay", f"{editor!r} ended with exit code {ended.returncode}")
-        return file.read_bytes().rstrip(b"\n")
+        value = file.read_bytes().rstrip(b"\n") if file.exists() else b""
+        if not value:
+            raise BadRecord("replay", "the editor has left nothing")
+        return value
+
+
+def each_once(change: Change) -> Change:
+    """The same change, made once for each letter: a transaction that failed is done again, and nobody edits twice."""
+    made: dict[Place, bytes] = {}
+
+    def changed(letter: Letter) -> bytes:
+        if letter.place not in made:
+            made[letter.place] = change(letter)
+        return made[letter.place]
+
+    return changed
 
 
 @contextmanager

@@ -319,6 +319,56 @@ def test_an_editor_changes_the_value(
     assert replay_all(filter_=Filter(key="a"), edit=True) == 1
 
 
+def test_an_event_is_edited_once_however_often_its_transaction_fails(
+    kafka: Opened, world: VerifyWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, log = tmp_path / "editor.py", tmp_path / "log"
+    script.write_text(f"import sys; open({str(log)!r}, 'a').write('x'); open(sys.argv[1], 'w').write('{{}}')")
+    monkeypatch.setenv("VISUAL", f"{sys.executable} {script}")
+    kafka.faults = ["before", "before"]
+    assert replay_all(filter_=Filter(key="b"), edit=True) == 0
+    assert world.log(INPUT, 1)[-1].value == b"{}"
+    assert log.read_text() == "x"
+
+
+@pytest.mark.parametrize("editor", ["no-such-editor --wait", "vi 'unclosed"])
+def test_an_editor_that_cannot_be_started(kafka: Opened, monkeypatch: pytest.MonkeyPatch, editor: str) -> None:
+    monkeypatch.setenv("VISUAL", editor)
+    with pytest.raises(CannotServe, match=r"--edit: .* cannot be started \(.*\); set EDITOR to another editor"):
+        replay_all(edit=True)
+    assert not kafka.transactions
+
+
+@pytest.mark.parametrize("left", ["open(sys.argv[1], 'w')", "os.remove(sys.argv[1])"])
+def test_an_editor_that_leaves_nothing(
+    kafka: Opened, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left: str
+) -> None:
+    monkeypatch.setenv("VISUAL", f'{sys.executable} -c "import os, sys; {left}"')
+    assert replay_all(filter_=Filter(key="b"), edit=True) == 1
+    assert "1@0: not replayed: the editor has left nothing" in capsys.readouterr().err
+    assert not kafka.transactions
+
+
+def test_an_event_of_a_partition_that_is_not_there_any_more(
+    kafka: Opened, world: VerifyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The topic was made again, with fewer of them."""
+    del world.broker.topics[INPUT]
+    world.broker.create(INPUT, 1, {})
+    assert replay_all(filter_=Filter(stage="validate")) == 1
+    said = capsys.readouterr().err
+    assert "2@0: not replayed: its partition 2 does not exist in 'in' any more" in said
+    assert "1 event was written to in; 2 could not be replayed" in said
+
+
+def test_what_others_have_written_to_the_notes_is_passed_over(kafka: Opened, world: VerifyWorld) -> None:
+    world.broker.create(NOTES, 1, {"cleanup.policy": "compact"})
+    for key in (b"text", None, b"[1]", b"5", b'["t",0,0]'):
+        world.broker.append(NOTES, 0, key, b"", NOW_MS, [])
+    assert replay_all(filter_=Filter(key="a")) == 0
+    assert len(kafka.transactions) == 1
+
+
 @pytest.mark.parametrize(
     ("document", "settings", "expected"),
     [
