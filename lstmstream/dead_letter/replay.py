@@ -16,6 +16,7 @@ import orjson
 from lstmstream.config import Config
 from lstmstream.dead_letter.fields import EventView, ReadFields
 from lstmstream.dead_letter.letters import REPLAYED_SUFFIX, Filter, Letter, Place, read_letters, replayed_key
+from lstmstream.dead_letter.moved_keys import MovedKeys
 from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, TryAgain
 from lstmstream.formats.json_documents import ABSENT, locate, parse_document
 from lstmstream.formats.json_members import read_members
@@ -120,6 +121,7 @@ class Replay:
         self._kafka, self._broker, self._config = kafka, broker, config
         self._change = change
         self._view = EventView(config)
+        self._moved = MovedKeys(broker, config)
         self._limit_s = limit_s
         self._topic = config.dead_letter.topic
         self._notes = self._topic + REPLAYED_SUFFIX
@@ -231,26 +233,30 @@ class Replay:
 
     def _event(self, letter: Letter, partitions: int) -> _Event:
         """Raises BadRecord."""
-        topic, partition, _ = letter.source
+        topic, partition, offset = letter.source
         if topic != self._config.input.topic:
             raise BadRecord("replay", f"it is of topic {topic!r}, and input.topic is {self._config.input.topic!r}")
         if letter.value is None:
             raise BadRecord("replay", "it has no value")
         value, key = letter.value, letter.key
+        entity = self._key(value, letter)
         if self._change is not None:
             value = self._change(letter)
-            if (new := self._key(value, letter)) is not None and new != self._key(letter.value, letter):
-                key, partition = new, BY_KEY  # it belongs where the events of that key are
+            if (new := self._key(value, letter)) is not None and new != entity:
+                return _Event(letter, BY_KEY, new, value)  # it belongs where the events of that key are
+        partition = self._moved.partition(entity, partitions, partition, offset)
         if partition >= partitions:
             raise BadRecord("replay", f"its partition {partition} does not exist in {topic!r} any more")
         return _Event(letter, partition, key, value)
 
     def _key(self, value: bytes, letter: Letter) -> bytes | None:
-        """The entity key in a value of the letter's record; None where it has none, or the record's own key counts."""
+        """The entity key of the letter's record with this value; None where it has none."""
         name = self._config.input.key
-        found = ABSENT if name is None else locate(self._view.document(value, letter.headers), name)
+        if name is None:
+            return letter.key
+        found = locate(self._view.document(value, letter.headers), name)
         try:
-            return None if name is None or found is ABSENT else key_text(found, name).encode()
+            return None if found is ABSENT else key_text(found, name).encode()
         except BadRecord:
             return None
 

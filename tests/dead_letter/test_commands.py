@@ -21,7 +21,7 @@ from lstmstream.records import RecordBatch
 from lstmstream.transport.memory import LogRecord
 from lstmstream.transport.patient_broker import PatientBroker
 from tests.models import random_model
-from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, World
 from tests.verify.world import NOW_MS, VerifyTransport, VerifyWorld
 
 NOTES = f"{LETTERS}.replayed"
@@ -38,7 +38,7 @@ CONFIG = Path("c.yaml")
 class Opened(VerifyTransport):
     """As the command opens and closes it; its transactions may fail, before they are written or after."""
 
-    def __init__(self, world: VerifyWorld) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__(world.broker, INPUT)
         self.faults: list[str] = []
         self.transactions: list[list[RecordBatch]] = []
