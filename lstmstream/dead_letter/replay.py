@@ -17,7 +17,7 @@ from lstmstream.config import Config
 from lstmstream.dead_letter.fields import EventView, ReadFields
 from lstmstream.dead_letter.letters import REPLAYED_SUFFIX, Filter, Letter, Place, read_letters, replayed_key
 from lstmstream.dead_letter.moved_keys import MovedKeys
-from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, TryAgain
+from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.formats.json_documents import ABSENT, locate, parse_document
 from lstmstream.formats.json_members import read_members
 from lstmstream.formats.values import key_text
@@ -125,6 +125,7 @@ class Replay:
         self._limit_s = limit_s
         self._topic = config.dead_letter.topic
         self._notes = self._topic + REPLAYED_SUFFIX
+        self._at_once = MAX_LETTERS
         self._sent: set[Place] = set()  # in this run, also in transactions whose outcome was not known
         self._written: dict[Place, Letter] = {}
         self._refused: dict[Place, tuple[Letter, str]] = {}
@@ -136,15 +137,15 @@ class Replay:
         topic_id = found[self._topic].topic_id
         give_up_s = time.monotonic() + self._limit_s
         while True:
-            before = len(self._written)
+            before, at_once = len(self._written) + len(self._refused), self._at_once
             try:
                 self._attempt(filter_, topic_id, found[self._config.input.topic].partitions)
             except OwnershipLost as error:
                 raise CannotServe(f"another replay of {self._topic} has begun; this one stops: {error}") from error
             except TryAgain as error:  # whether the last transaction went through, its notes will tell
-                if len(self._written) > before:
+                if len(self._written) + len(self._refused) > before or self._at_once < at_once:
                     give_up_s = time.monotonic() + self._limit_s
-                if time.monotonic() > give_up_s:
+                elif time.monotonic() > give_up_s:
                     raise CannotServe(f"nothing could be replayed for {self._limit_s:g} s: {error}") from error
                 time.sleep(RETRY_S)
             else:
@@ -191,7 +192,7 @@ class Replay:
         """Everything that is still to be replayed. Raises TryAgain, and then it is not known what was."""
         writer: Writer = self._kafka.open_writer(f"{self._config.name}.dead-letter", CALL_TIMEOUT_S)
         try:  # from here on nobody else can write notes: those that there are, are all
-            for letters in _batches(read_letters(self._broker, self._topic, filter_)):
+            for letters in _batches(read_letters(self._broker, self._topic, filter_), min(self._at_once, MAX_LETTERS)):
                 self._written |= {one.place: one for one in letters if one.replayed and one.place in self._sent}
                 self._earlier |= {one.place for one in letters if one.replayed} - self._sent
                 events = list(self._events([one for one in letters if not one.replayed], partitions))
@@ -219,7 +220,13 @@ class Replay:
             [replayed_key(topic_id, letter.place) for letter in letters],
             [orjson.dumps({"topic": source, "stage": letter.stage}) for letter in letters],
         )
-        writer.transact([batch, notes], None, time.monotonic() + CALL_TIMEOUT_S)
+        try:
+            writer.transact([batch, notes], None, time.monotonic() + CALL_TIMEOUT_S)
+        except RecordRefused as error:  # nothing of it was written; half as many next time, until the event is alone
+            self._at_once = len(events) // 2 or MAX_LETTERS
+            if len(events) == 1:
+                self._refused[letters[0].place] = (letters[0], str(error))
+            raise
         self._written |= {letter.place: letter for letter in letters}
 
     def _events(self, letters: Iterable[Letter], partitions: int) -> Iterator[_Event]:
@@ -261,14 +268,14 @@ class Replay:
             return None
 
 
-def _batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
-    """As many as go into one transaction."""
+def _batches(letters: Iterable[Letter], limit: int) -> Iterator[list[Letter]]:
+    """As many as go into one transaction, at most `limit`."""
     batch: list[Letter] = []
     size = 0
     for letter in letters:
         batch.append(letter)
         size += len(letter.value or b"")
-        if len(batch) >= MAX_LETTERS or size >= MAX_BYTES:
+        if len(batch) >= limit or size >= MAX_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

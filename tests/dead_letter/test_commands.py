@@ -16,7 +16,7 @@ from lstmstream.dead_letter import command, replay
 from lstmstream.dead_letter.command import list_letters, make_filter, parse_settings, replay_letters, show_letter
 from lstmstream.dead_letter.letters import Filter, letters_of
 from lstmstream.dead_letter.replay import Replay, set_fields
-from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, TryAgain
+from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.memory import LogRecord
 from lstmstream.transport.patient_broker import PatientBroker
@@ -41,6 +41,7 @@ class Opened(VerifyTransport):
     def __init__(self, world: World) -> None:
         super().__init__(world.broker, INPUT)
         self.faults: list[str] = []
+        self.refused: tuple[bytes, ...] = ()  # how the values begin that the broker refuses
         self.transactions: list[list[RecordBatch]] = []
 
     def open_writer(self, transactional_id: str, timeout_s: float) -> Opened:
@@ -49,6 +50,8 @@ class Opened(VerifyTransport):
 
     def transact(self, batches: list[RecordBatch], offsets: None, deadline: float) -> None:
         fault = self.faults.pop(0) if self.faults else ""
+        if any((value or b"").startswith(self.refused) for value in batches[0].values):
+            raise RecordRefused("the record is too large", topic=INPUT, too_large=True)
         if fault == "fenced":
             raise OwnershipLost("by another producer")
         if fault != "before":
@@ -233,6 +236,29 @@ def test_a_transaction_whose_outcome_is_not_known_is_looked_for(
     assert "4 events were written to in; 1 could not be replayed" in capsys.readouterr().err
     assert len(values(world)) == before + 4
     assert sum(len(batches[0]) for batches in kafka.transactions) == 4
+
+
+@pytest.mark.parametrize("at_once", [2, 500])
+def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(
+    kafka: Opened,
+    world: VerifyWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at_once: int,
+) -> None:
+    """Such as one that `--set` or `--edit` has made too large."""
+    monkeypatch.setattr(replay, "MAX_LETTERS", at_once)
+    kafka.refused = (b"no json", b'{"amount": [1]}')
+    before = len(values(world))
+    config, admin = world.config(), PatientBroker(kafka)
+    outcome = Replay(kafka, admin, config, limit_s=1e-9).run(Filter())
+    assert {str(letter.place): why for letter, why in outcome.refused} == {
+        "0@1": "it has no value",
+        "1@0": "the record is too large",
+        "2@0": "the record is too large",
+    }
+    assert {str(letter.place) for letter in outcome.replayed} == {"0@0", "1@1"}
+    assert len(values(world)) == before + 2
 
 
 def test_a_second_replay_stops_the_first(kafka: Opened) -> None:
