@@ -229,6 +229,13 @@ def test_a_state_beside_that_of_another_model(
     assert diff_states(CONFIG, "nobody", same, as_json=False, stage=None) == 1
 
 
+def test_a_state_beside_another_one_without_the_input(world: VerifyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diff, "load_config", lambda _path, stage=None: world.config())
+    del world.broker.topics[INPUT]
+    with pytest.raises(CannotServe, match=r"input\.topic: there is no topic 'in'"):
+        diff_states(CONFIG, "a2", str(world.settings["model"]), as_json=True, stage=None)
+
+
 def test_a_state_beside_another_one_after_the_key_was_erased(
     world: VerifyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
