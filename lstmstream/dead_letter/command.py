@@ -44,8 +44,13 @@ def make_filter(
     """What the options mean. Raises CannotServe."""
     if stage is not None and stage not in STAGES:
         raise CannotServe(f"--stage {stage}: there is no such stage; they are {', '.join(STAGES)}")
+    if reason is not None and not reason:
+        raise CannotServe("--reason: is empty, which any reason contains; give a part of one, or leave the option out")
     chosen = frozenset(map(Place.parse, places))
-    return Filter(stage, reason, key, _time("--from", since), _time("--to", until), chosen)
+    since_ms, until_ms = _time("--from", since), _time("--to", until)
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise CannotServe(f"--from {since}: must be before --to {until}")
+    return Filter(stage, reason, key, since_ms, until_ms, chosen)
 
 
 def list_letters(config: Path, filter_: Filter, *, limit: int, as_json: bool, stage_name: str | None = None) -> int:
@@ -135,7 +140,7 @@ def replay_letters(
             return _print_preview(run, filter_, changed=change is not None)
         outcome = run.run(filter_)
     _print_outcome(outcome, loaded, as_json=as_json)
-    return 1 if outcome.refused else 0
+    return 1 if outcome.refused or outcome.missing else 0
 
 
 def _check_fields(run: Replay, filter_: Filter) -> None:
@@ -172,8 +177,10 @@ def _print_preview(run: Replay, filter_: Filter, *, changed: bool) -> int:
             print(f"    {escape_untrusted(found, 1_000)}")
     text = f"{counted(done, 'dead letter')} would be replayed"
     text += f"; {refused:,} could not be" if refused else ""
+    missing = run.missing(filter_)
+    _say_missing(missing)
     print(text + _others(done + refused, run.earlier), file=sys.stderr)
-    return 1 if refused else 0
+    return 1 if refused or missing else 0
 
 
 def parse_settings(settings: Sequence[str]) -> Mapping[str, Any]:
@@ -264,12 +271,19 @@ def _pretty(value: bytes) -> str:
         return escape_untrusted(value, 100_000)
 
 
+def _say_missing(places: Sequence[Place]) -> None:
+    for place in places:
+        print(f"{place}: is not there, or the other options leave it out", file=sys.stderr)
+
+
 def _print_outcome(outcome: Outcome, config: Config, *, as_json: bool) -> None:
     if as_json:
         refused = [{**letter.to_dict(), "refused": why} for letter, why in outcome.refused]
         replayed = [letter.to_dict() for letter in outcome.replayed]
-        print(orjson.dumps({"replayed": replayed, "refused": refused}, option=orjson.OPT_INDENT_2).decode())
+        body = {"replayed": replayed, "refused": refused, "missing": list(map(str, outcome.missing))}
+        print(orjson.dumps(body, option=orjson.OPT_INDENT_2).decode())
         return
+    _say_missing(outcome.missing)
     for letter, why in outcome.refused[:MAX_REFUSED]:
         print(f"{letter.place}: not replayed: {escape_untrusted(why, REASON_CHARS)}", file=sys.stderr)
     if len(outcome.refused) > MAX_REFUSED:

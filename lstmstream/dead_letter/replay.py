@@ -58,6 +58,7 @@ class Outcome(NamedTuple):
     replayed: Sequence[Letter]
     refused: Sequence[tuple[Letter, str]]  # with the reason
     earlier: int  # that were meant, and were replayed before
+    missing: Sequence[Place]  # that were named, and are not there
 
 
 class _Event(NamedTuple):
@@ -130,6 +131,7 @@ class Replay:
         self._written: dict[Place, Letter] = {}
         self._refused: dict[Place, tuple[Letter, str]] = {}
         self._earlier: set[Place] = set()  # that others have replayed
+        self._seen: set[Place] = set()  # that were to be replayed
 
     def run(self, filter_: Filter) -> Outcome:
         """Replay what is meant and was not replayed before. Raises CannotServe."""
@@ -149,12 +151,19 @@ class Replay:
                     raise CannotServe(f"nothing could be replayed for {self._limit_s:g} s: {error}") from error
                 time.sleep(RETRY_S)
             else:
-                return Outcome(list(self._written.values()), list(self._refused.values()), self.earlier)
+                self._seen = {*self._written, *self._refused}
+                return Outcome(
+                    list(self._written.values()), list(self._refused.values()), self.earlier, self.missing(filter_)
+                )
 
     @property
     def earlier(self) -> int:
         """Of those that are meant, how many others have replayed."""
         return len(self._earlier)
+
+    def missing(self, filter_: Filter) -> list[Place]:
+        """After a run or a preview: the places that were named, and have no letter that is meant."""
+        return sorted(filter_.places - self._seen - self._earlier)
 
     def preview(self, filter_: Filter) -> Iterator[tuple[Letter, bytes | BadRecord]]:
         """What is meant and was not replayed yet, with the value to write, or why not; writes nothing."""
@@ -163,6 +172,7 @@ class Replay:
             if letter.replayed:
                 self._earlier.add(letter.place)
                 continue
+            self._seen.add(letter.place)
             try:
                 yield letter, self._event(letter, partitions).value
             except BadRecord as bad:

@@ -14,7 +14,7 @@ import pytest
 
 from lstmstream.dead_letter import command, replay
 from lstmstream.dead_letter.command import list_letters, make_filter, parse_settings, replay_letters, show_letter
-from lstmstream.dead_letter.letters import Filter, letters_of
+from lstmstream.dead_letter.letters import Filter, Place, letters_of
 from lstmstream.dead_letter.replay import Replay, set_fields
 from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
@@ -128,6 +128,8 @@ def test_each_filter_takes_those_that_it_names(capsys: pytest.CaptureFixture[str
     [
         ({"stage": "lost"}, "--stage lost: there is no such stage; they are decode, validate, late, step, publish"),
         ({"since": "tomorrow"}, "--from tomorrow: is not an ISO 8601 time"),
+        ({"reason": ""}, "--reason: is empty, which any reason contains"),
+        ({"since": "2026-01-02", "until": "2026-01-01"}, "--from 2026-01-02: must be before --to 2026-01-01"),
         ({"places": ["0:7"]}, "'0:7' is not a dead letter; name it by partition and offset, as in 0@17"),
         ({"places": ["-1@7"]}, "'-1@7' is not a dead letter"),
     ],
@@ -189,10 +191,23 @@ def test_replayed_events_are_answered_and_none_is_replayed_twice(
     assert "0 events were written to in; 3 were replayed before" in capsys.readouterr().err
     replay_all(filter_=make_filter_of("validate"), dry_run=True)
     assert "0 dead letters would be replayed; 3 were replayed before" in capsys.readouterr().err
-    assert (
-        replay_all(filter_=make_filter(stage=None, reason=None, key=None, since=None, until=None, places=["0@99"])) == 0
-    )
+
+
+def test_a_place_without_a_dead_letter_is_named(
+    kafka: Opened, world: VerifyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = Filter(places=frozenset(map(Place.parse, ["0@0", "0@99"])))
+    for dry_run in (True, False, False):
+        assert replay_all(filter_=places, dry_run=dry_run) == 1
+        said = capsys.readouterr().err
+        assert "0@99: is not there, or the other options leave it out\n" in said
+        assert "0@0" not in said
+    assert "0 events were written to in; 1 was replayed before" in said
+    assert replay_all(filter_=places._replace(places=frozenset([Place(0, 99)]))) == 1
     assert "0 events were written to in; no dead letter is meant" in capsys.readouterr().err
+    assert replay_all(filter_=places, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["missing"] == ["0@99"]
+    assert replay_all(filter_=places._replace(places=frozenset([Place(0, 0)]))) == 0
 
 
 def make_filter_of(stage: str) -> Filter:
