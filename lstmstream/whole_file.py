@@ -32,7 +32,7 @@ def whole_file(path: Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
         with growing_file(path) as file:
             yield file
         return
-    part = target.with_name(f"{target.name}.part" if keep else f".{target.name}.{os.getpid()}.part")
+    part = part_of(target) if keep else target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with growing_file(part) as file:
             yield file
@@ -45,6 +45,11 @@ def whole_file(path: Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
             if isinstance(error, OSError) and str(error.filename) == str(part):
                 raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def part_of(path: Path) -> Path:
+    """Where `keep` leaves what was written."""
+    return path.with_name(f"{path.name}.part")
 
 
 def remedy_of(error: OSError) -> str:

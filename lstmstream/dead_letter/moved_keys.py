@@ -33,7 +33,9 @@ class MovedKeys:
         if found is None or partition >= found.partitions:
             return 0
         floors: dict[bytes, bytes | None] = {}
-        for records in self._broker.read(self._topic, partition, *self._broker.offset_range(self._topic, partition)):
+        start, _ = self._broker.offset_range(self._topic, partition)
+        end = self._broker.last_stable_offsets(self._topic, [partition])[partition]
+        for records in self._broker.read(self._topic, partition, start, end):
             pairs = zip(records.keys, records.values, strict=True)
             floors |= {key: value for key, value in pairs if key is not None and key[:1] == FLOOR}
         return max((offset for value in floors.values() if value is not None for offset in _moves(value)), default=0)

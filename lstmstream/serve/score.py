@@ -29,7 +29,7 @@ from lstmstream.serve.score_chain import configs_to_score, make_engines, process
 from lstmstream.serve.score_input import KeyAndTime, ScoreInput
 from lstmstream.serve.score_notes import FeaturesWithoutValues, RefusedRows, RowTimes, UnseenFields, say
 from lstmstream.serve.shard import Shard, ShardFilter
-from lstmstream.whole_file import growing_file, whole_file
+from lstmstream.whole_file import growing_file, part_of, whole_file
 
 BATCH_EVENTS = 4096
 
@@ -156,7 +156,7 @@ def _refuse_overwriting(inputs: dict[str, str | Path], outputs: dict[str, str | 
             continue
         path = Path(output)
         for what, other in taken.items():
-            if _same_file(path, other):
+            if _same_file(path, other) or _same_file(part_of(path), other):
                 raise CannotServe(f"{option} {path}: is also the file of {what}; name another file")
         taken[option] = path
 

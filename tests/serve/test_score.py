@@ -225,6 +225,14 @@ def test_a_part_of_the_answers_does_not_look_like_all_of_them(tmp_path: Path, ca
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
 
 
+def test_the_part_of_an_output_is_not_the_data_either(tmp_path: Path, capfd: Any) -> None:
+    data = tmp_path / "out.jsonl.part"
+    data.write_bytes(WHOLE)
+    assert run(MODEL, data, "--out", tmp_path / "out.jsonl") == 2
+    assert "is also the file of the data; name another file" in capfd.readouterr().err
+    assert data.read_bytes() == WHOLE
+
+
 @pytest.mark.parametrize("option", ["--out", "--dead-letters"])
 def test_a_folder_that_is_not_there_is_exit_2(tmp_path: Path, capfd: Any, option: str) -> None:
     data, file = tmp_path / "in.jsonl", tmp_path / "none" / "file"
