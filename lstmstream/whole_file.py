@@ -47,6 +47,17 @@ def whole_file(path: Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What fails within names the file: an error of a write does not, and would be taken for one of standard output."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+
+
 def part_of(path: Path) -> Path:
     """Where `keep` leaves what was written."""
     return path.with_name(f"{path.name}.part")
@@ -64,14 +75,10 @@ def growing_file(path: Path) -> IO[bytes]:
 
 
 class _NamedFile(FileIO):
-    """A file whose failing writes name it, as a failing open does."""
-
     def __init__(self, path: Path, mode: str) -> None:
         super().__init__(path, mode)
         self._path = path
 
     def write(self, data: Any) -> int:
-        try:
+        with named(self._path):
             return super().write(data)
-        except OSError as error:
-            raise type(error)(error.errno, error.strerror, str(self._path)) from None

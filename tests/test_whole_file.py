@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmstream.whole_file import remedy_of, whole_file
+from lstmstream.whole_file import named, remedy_of, whole_file
 from tests.file_limit import limited_files
 
 
@@ -56,6 +56,16 @@ def test_a_write_that_fails_names_the_file(tmp_path: Path, keep: bool, size: int
     assert failed.value.errno == errno.EFBIG
     assert not file.exists()
     assert remedy_of(failed.value).startswith("; a limit (ulimit -f)")
+
+
+def test_an_error_of_a_write_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    with pytest.raises(OSError, match="File too large") as failed, limited_files(5), named(file):
+        file.write_bytes(b"x" * 10)
+    assert failed.value.filename == str(file)
+    with pytest.raises(FileNotFoundError) as failed, named(file):
+        (tmp_path / "other").read_bytes()
+    assert failed.value.filename == str(tmp_path / "other")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.logs import escape_untrusted
 from lstmstream.transport.kafka_admin import KafkaAdmin, open_kafka_admin
 from lstmstream.transport.patient_broker import PatientBroker, connected
+from lstmstream.whole_file import named
 from lstmstream.wording import counted
 
 STAGES = ("decode", "validate", "late", "step", "publish")
@@ -208,7 +209,8 @@ def edit_value(letter: Letter) -> bytes:
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     with tempfile.TemporaryDirectory(prefix="lstmstream-") as folder:
         file = Path(folder) / f"dead-letter-{letter.place}.json"
-        file.write_bytes(letter.value or b"")
+        with named(file):
+            file.write_bytes(letter.value or b"")
         try:
             ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
         except (OSError, ValueError) as error:  # ValueError: quotation marks that are not closed
