@@ -59,7 +59,7 @@ def measure_parts(path: Path, card: Card, identity: StateIdentity) -> dict[str, 
     read_s = pack_s = 0.0
     rows = 0
     began = time.process_time()
-    for chunk in ParquetStates(path, card).read(CHUNK_ROWS, with_rows=True):
+    for chunk in ParquetStates(path, card).read(CHUNK_ROWS):
         read_s += time.process_time() - began
         began = time.process_time()
         count = len(chunk.keys)

@@ -20,6 +20,7 @@ from lstmstream.dev.commands import app as dev
 from lstmstream.errors import CannotServe, Fatal
 from lstmstream.importer.commands import import_
 from lstmstream.states.commands import app as state
+from lstmstream.whole_file import remedy_of
 from lstmstream.wording import counted
 
 app = typer.Typer(
@@ -59,7 +60,8 @@ def main() -> NoReturn:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it flushes it
         if not isinstance(error, BrokenPipeError):  # the reader has seen enough: `| head`
-            print(f"{NAME}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+            name = error.filename or "standard output"
+            print(f"{NAME}: {name}: {error.strerror}{remedy_of(error)}", file=sys.stderr)
         code = 1
     except typer.Exit as done:
         code = done.exit_code

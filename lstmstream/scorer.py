@@ -31,6 +31,7 @@ from lstmstream.serve.identity import state_identity
 from lstmstream.serve.score_input import KeyAndTime, bare_config, event_batch, field_roles, with_key_and_time
 from lstmstream.serve.state_records import pack_states, unpack_key, unpack_state
 from lstmstream.serve.state_view import state_parts
+from lstmstream.whole_file import named
 
 BATCH_ROWS = 4096
 _PARTITION = 0
@@ -205,7 +206,7 @@ class Scorer:
             keys, values = pack_states(slab, rows, self._identity.digest, 0)
             scored = self._rows
         unfinished = Path(f"{path}.tmp")
-        with unfinished.open("wb") as file:
+        with named(unfinished), unfinished.open("wb") as file:
             file.write(_MAGIC + orjson.dumps({**self._identity._asdict(), "rows": scored}) + b"\n")
             for part in (part for pair in zip(keys, values, strict=True) for part in pair):
                 file.write(len(part or b"").to_bytes(4, "little") + (part or b""))

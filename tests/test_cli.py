@@ -14,6 +14,8 @@ import pytest
 
 from lstmstream import __version__, codec
 
+FULL = "lstmstream: standard output: No space left on device; free space on its disk, or write to another one\n"
+
 
 def lstmstream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -107,7 +109,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
             check=False,
             timeout=180,
         )
-    assert (done.returncode, done.stderr) == (1, "lstmstream: standard output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, FULL)
 
 
 @pytest.mark.parametrize("wanted", ["", "pure"])
@@ -135,7 +137,7 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(arguments: list[str]
             text=True,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (1, "lstmstream: standard output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, FULL)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

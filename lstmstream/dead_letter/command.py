@@ -15,14 +15,17 @@ from typing import Any
 
 import orjson
 
-from lstmstream.config import Config, load_config
+from lstmstream.config import Config, load_config, load_stages
+from lstmstream.dead_letter.fields import EventView, ReadFields, UnreadFields
 from lstmstream.dead_letter.letters import Filter, Letter, Place, read_letters
 from lstmstream.dead_letter.replay import Change, Outcome, Replay, set_fields
 from lstmstream.errors import BadRecord, CannotServe
+from lstmstream.formats.json_documents import parse_digits
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
 from lstmstream.logs import escape_untrusted
 from lstmstream.transport.kafka_admin import KafkaAdmin, open_kafka_admin
 from lstmstream.transport.patient_broker import PatientBroker, connected
+from lstmstream.whole_file import named
 from lstmstream.wording import counted
 
 STAGES = ("decode", "validate", "late", "step", "publish")
@@ -42,8 +45,13 @@ def make_filter(
     """What the options mean. Raises CannotServe."""
     if stage is not None and stage not in STAGES:
         raise CannotServe(f"--stage {stage}: there is no such stage; they are {', '.join(STAGES)}")
+    if reason is not None and not reason:
+        raise CannotServe("--reason: is empty, which any reason contains; give a part of one, or leave the option out")
     chosen = frozenset(map(Place.parse, places))
-    return Filter(stage, reason, key, _time("--from", since), _time("--to", until), chosen)
+    since_ms, until_ms = _time("--from", since), _time("--to", until)
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise CannotServe(f"--from {since}: must be before --to {until}")
+    return Filter(stage, reason, key, since_ms, until_ms, chosen)
 
 
 def list_letters(config: Path, filter_: Filter, *, limit: int, as_json: bool, stage_name: str | None = None) -> int:
@@ -108,6 +116,7 @@ def replay_letters(
     *,
     everything: bool,
     settings: Sequence[str] = (),
+    add_fields: bool = False,
     edit: bool = False,
     dry_run: bool = False,
     as_json: bool = False,
@@ -118,19 +127,61 @@ def replay_letters(
         raise CannotServe("say which dead letters: by their places, --stage, --reason, --key, --from, --to, or --all")
     if settings and edit:
         raise CannotServe("--set and --edit cannot be used together: give one of them")
-    change: Change | None = set_fields(parse_settings(settings)) if settings else edit_value if edit else None
+    given = parse_settings(settings)
     with _opened(config, stage_name) as (loaded, kafka, broker):
+        read = None
+        if given and not add_fields:
+            stages = [] if stage_name is None else [one.config for one in load_stages(config)]
+            read = ReadFields(EventView(loaded), [loaded, *(one for one in stages if one.name != loaded.name)])
+        change: Change | None = set_fields(given, read) if given else each_once(edit_value) if edit else None
+        run = Replay(kafka, broker, loaded, change=change)
+        if read is not None:
+            _check_fields(run, filter_)
         if dry_run:
-            meant = list(read_letters(broker, loaded.dead_letter.topic, filter_))
-            found = [letter for letter in meant if not letter.replayed]
-            for letter in found:
-                print(_line(letter) if change is None else f"{_line(letter)}\n{_changed(change, letter)}")
-            text = f"{_count(len(found), 'dead letter')} would be replayed"
-            print(text + _others(len(found), len(meant) - len(found)), file=sys.stderr)
-            return 0
-        outcome = Replay(kafka, broker, loaded, change=change).run(filter_)
+            return _print_preview(run, filter_, changed=change is not None)
+        outcome = run.run(filter_)
     _print_outcome(outcome, loaded, as_json=as_json)
-    return 1 if outcome.refused else 0
+    return 1 if outcome.refused or outcome.missing else 0
+
+
+def _check_fields(run: Replay, filter_: Filter) -> None:
+    """Before anything is written: whether `--set` adds fields that nobody reads. Raises CannotServe."""
+    total = 0
+    lacking: dict[str, list[tuple[Letter, str]]] = {}
+    for letter, found in run.preview(filter_):
+        total += 1
+        if isinstance(found, UnreadFields):
+            for name, hint in found.hints.items():
+                lacking.setdefault(name, []).append((letter, hint))
+    if lacking:
+        problems = []
+        for name, those in lacking.items():
+            letter, hint = those[0]
+            problems.append(
+                f"--set {name}: {len(those):,} of {counted(total, 'dead letter')} (the first: {letter.place}) would get"
+                f" a field that neither the model nor the configuration reads; {hint} Nothing was written; to add it"
+                " all the same: --add-fields"
+            )
+        raise CannotServe(*problems)
+
+
+def _print_preview(run: Replay, filter_: Filter, *, changed: bool) -> int:
+    done = refused = 0
+    for letter, found in run.preview(filter_):
+        print(_line(letter))
+        if isinstance(found, BadRecord):
+            refused += 1
+            print(f"    would not be replayed: {escape_untrusted(str(found), REASON_CHARS)}")
+            continue
+        done += 1
+        if changed:
+            print(f"    {escape_untrusted(found, 1_000)}")
+    text = f"{counted(done, 'dead letter')} would be replayed"
+    text += f"; {refused:,} could not be" if refused else ""
+    missing = run.missing(filter_)
+    _say_missing(missing)
+    print(text + _others(done + refused, run.earlier), file=sys.stderr)
+    return 1 if refused or missing else 0
 
 
 def parse_settings(settings: Sequence[str]) -> Mapping[str, Any]:
@@ -140,23 +191,50 @@ def parse_settings(settings: Sequence[str]) -> Mapping[str, Any]:
         name, separator, text = setting.partition("=")
         if not name or not separator:
             raise CannotServe(f"--set {setting}: is not FIELD=VALUE")
+        if name in found:
+            raise CannotServe(f"--set {setting}: {name} was given another value before")
         try:
-            found[name] = orjson.loads(text)
+            orjson.loads(text)
+            found[name] = parse_digits(text.encode())  # an integer of any length stays as it is written
         except orjson.JSONDecodeError:
             found[name] = text
     return found
 
 
 def edit_value(letter: Letter) -> bytes:
-    """The value as a person leaves it in $VISUAL or $EDITOR. Raises BadRecord where the editor fails."""
+    """The value as a person leaves it in $VISUAL or $EDITOR.
+
+    Raises BadRecord where the editor fails or leaves nothing, CannotServe where it cannot be started.
+    """
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     with tempfile.TemporaryDirectory(prefix="lstmstream-") as folder:
         file = Path(folder) / f"dead-letter-{letter.place}.json"
-        file.write_bytes(letter.value or b"")
-        ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
+        with named(file):
+            file.write_bytes(letter.value or b"")
+        try:
+            ended = subprocess.run([*shlex.split(editor), str(file)], check=False)
+        except (OSError, ValueError) as error:  # ValueError: quotation marks that are not closed
+            raise CannotServe(
+                f"--edit: {editor!r} cannot be started ({error}); set EDITOR to another editor"
+            ) from error
         if ended.returncode:
             raise BadRecord("replay", f"{editor!r} ended with exit code {ended.returncode}")
-        return file.read_bytes().rstrip(b"\n")
+        value = file.read_bytes().rstrip(b"\n") if file.exists() else b""
+        if not value:
+            raise BadRecord("replay", "the editor has left nothing")
+        return value
+
+
+def each_once(change: Change) -> Change:
+    """The same change, made once for each letter: a transaction that failed is done again, and nobody edits twice."""
+    made: dict[Place, bytes] = {}
+
+    def changed(letter: Letter) -> bytes:
+        if letter.place not in made:
+            made[letter.place] = change(letter)
+        return made[letter.place]
+
+    return changed
 
 
 @contextmanager
@@ -195,19 +273,19 @@ def _pretty(value: bytes) -> str:
         return escape_untrusted(value, 100_000)
 
 
-def _changed(change: Change, letter: Letter) -> str:
-    try:
-        return f"    {escape_untrusted(change(letter), 1_000)}"
-    except BadRecord as bad:
-        return f"    cannot be changed: {bad!s}"
+def _say_missing(places: Sequence[Place]) -> None:
+    for place in places:
+        print(f"{place}: is not there, or the other options leave it out", file=sys.stderr)
 
 
 def _print_outcome(outcome: Outcome, config: Config, *, as_json: bool) -> None:
     if as_json:
         refused = [{**letter.to_dict(), "refused": why} for letter, why in outcome.refused]
         replayed = [letter.to_dict() for letter in outcome.replayed]
-        print(orjson.dumps({"replayed": replayed, "refused": refused}, option=orjson.OPT_INDENT_2).decode())
+        body = {"replayed": replayed, "refused": refused, "missing": list(map(str, outcome.missing))}
+        print(orjson.dumps(body, option=orjson.OPT_INDENT_2).decode())
         return
+    _say_missing(outcome.missing)
     for letter, why in outcome.refused[:MAX_REFUSED]:
         print(f"{letter.place}: not replayed: {escape_untrusted(why, REASON_CHARS)}", file=sys.stderr)
     if len(outcome.refused) > MAX_REFUSED:

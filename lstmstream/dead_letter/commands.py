@@ -76,6 +76,10 @@ def replay(
             "--set", metavar="FIELD=VALUE", help="Set a field of the event: JSON, or else text. May be repeated."
         ),
     ] = None,
+    add_fields: Annotated[
+        bool,
+        typer.Option("--add-fields", help="Let --set add a field that neither the model nor the configuration reads."),
+    ] = False,
     edit: Annotated[bool, typer.Option("--edit", help="Open each event in $EDITOR first.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be replayed, and write nothing.")
@@ -96,6 +100,7 @@ def replay(
         filter_,
         everything=everything,
         settings=set_ or (),
+        add_fields=add_fields,
         edit=edit,
         dry_run=dry_run,
         as_json=as_json,

@@ -159,11 +159,17 @@ def read_replayed(broker: PatientBroker, topic: str, topic_id: str) -> set[Place
     start, end = broker.offset_range(name, 0)  # up to the high watermark: a transaction that ends just now counts
     places = set()
     for records in broker.read(name, 0, start, end):
-        for key in records.keys:
-            of, partition, offset = orjson.loads(key or b"[null,0,0]")
-            if of == topic_id:
-                places.add(Place(partition, offset))
+        places |= {place for key in records.keys if (place := _replayed_place(key, topic_id)) is not None}
     return places
+
+
+def _replayed_place(key: bytes | None, topic_id: str) -> Place | None:
+    """What a `replayed_key` names; None of another topic of that name, and of a record that others wrote."""
+    try:
+        of, partition, offset = orjson.loads(key or b"")
+    except (ValueError, TypeError):
+        return None
+    return Place(partition, offset) if of == topic_id else None
 
 
 def _bytes_member(name: str, value: bytes | None) -> dict[str, str | None]:

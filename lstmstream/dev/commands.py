@@ -162,12 +162,13 @@ def reports(
     """
     from lstmstream.config.types import parse_duration
     from lstmstream.dev.reports import Reports, write_to
+    from lstmstream.whole_file import remedy_of
 
     wanted = Reports(key, timestamp, label, field, round(parse_duration(delay, "--delay") * 1000))
     try:
         events, written = write_to(out, history, wanted)
     except OSError as error:
-        typer.echo(f"lstmstream: {error.filename or out}: {error.strerror}", err=True)
+        typer.echo(f"lstmstream: {error.filename or out}: {error.strerror}{remedy_of(error)}", err=True)
         return 1
     typer.echo(f"{events:,} events and {written:,} reports were written.", err=True)
     return 0

@@ -21,6 +21,7 @@ from lstmstream.formats.csv_form import FROM_FILE
 from lstmstream.formats.field_roles import FieldRoles
 from lstmstream.formats.files import DataFile
 from lstmstream.formats.timestamps import format_iso, timestamp_ms
+from lstmstream.whole_file import whole_file
 
 MARK = ("kind", "report")  # field and text of a report, for input.silent
 _LINES = 4096
@@ -50,7 +51,7 @@ def write_to(out: str, history: Path, reports: Reports) -> tuple[int, int]:
         return write_reports(history, reports, sys.stdout.buffer)
     if history.exists() and Path(out).exists() and history.samefile(out):
         raise CannotServe(f"--out {out}: is the history; choose another file")
-    with Path(out).open("wb") as file:
+    with whole_file(Path(out)) as file:
         return write_reports(history, reports, file)
 
 

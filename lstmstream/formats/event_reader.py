@@ -50,11 +50,12 @@ class EventReader:
         if value is None or isinstance(value, UnreadableValue) or len(value) > self._max_bytes:
             return value
         try:
-            return self._event(value, headers)
+            return self.event(value, headers)
         except BadRecord as bad:
             return UnreadableValue(value, str(bad))
 
-    def _event(self, value: bytes, headers: Headers) -> bytes | None:
+    def event(self, value: bytes, headers: Headers) -> bytes | None:
+        """The JSON object of one record; None where its envelope has none. Raises BadRecord, TryAgain."""
         if self._unwrap == "cloudevents":
             event = read_cloudevent(value, headers)
             if event.data is None:

@@ -22,6 +22,7 @@ from lstmstream.history.read import order_note, read_chunks
 from lstmstream.model.card import Card, Feature
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.decode import category_code
+from lstmstream.whole_file import named
 
 RAM_BYTES = 1_000_000_000  # of sorted rows; more than that is sorted on disk
 SLICE_ROWS = 262_144  # rows that a pass over all events processes at a time
@@ -316,13 +317,13 @@ class _Spool:
             order = np.argsort(buckets, kind="stable")
             bounds = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1))
             for bucket in np.flatnonzero(np.diff(bounds)).tolist():
-                with self._file(bucket).open("ab") as file:
+                with named(self._file(bucket)), self._file(bucket).open("ab") as file:
                     file.write(rows[order[bounds[bucket] : bounds[bucket + 1]]].tobytes())
 
     def sorted(self) -> np.ndarray[Any, Any]:
         """All rows sorted, as a writable memory map; the bucket files are removed."""
         result = Path(self.folder.name) / "rows"
-        with result.open("wb") as out:
+        with named(result), result.open("wb") as out:
             for bucket in range(_BUCKETS):
                 if self._file(bucket).exists():
                     _sorted(np.fromfile(self._file(bucket), self._kind)).tofile(out)

@@ -13,6 +13,7 @@ from lstmstream.model import load_model, write_model
 from lstmstream.model.card import Card
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.step import OnnxStep
+from lstmstream.whole_file import remedy_of
 
 _WALKED_EVENTS = 2048  # in search of a state that grows without bound
 
@@ -38,7 +39,7 @@ def write_checked(
     except CannotServe as error:
         raise CannotServe(*(problem.replace(str(trial), str(out)) for problem in error.problems)) from error
     except OSError as error:
-        raise CannotServe(f"--out {out}: cannot be written ({error.strerror})") from error
+        raise CannotServe(f"--out {out}: cannot be written ({error.strerror}){remedy_of(error)}") from error
     finally:
         trial.unlink(missing_ok=True)
     return card, lines

@@ -22,6 +22,7 @@ from lstmstream.serve.factory import open_reader
 from lstmstream.transport.kafka_admin import open_kafka_admin
 from lstmstream.transport.patient_broker import connected
 from lstmstream.transport.schema_registry import read_patiently
+from lstmstream.whole_file import remedy_of, whole_file
 from lstmstream.wording import counted
 
 LIMIT_S = 20.0  # a broker may take so long to answer
@@ -80,10 +81,12 @@ def init(
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream.write_text(stream_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
-        train.write_text(train_yaml(found, name=name, topic=topic, servers=servers, wire=wire), encoding="utf-8")
+        with whole_file(stream) as one, whole_file(train) as other:
+            one.write(stream_yaml(found, name=name, topic=topic, servers=servers, wire=wire).encode())
+            other.write(train_yaml(found, name=name, topic=topic, servers=servers, wire=wire).encode())
     except OSError as error:
-        raise CannotServe(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+        why = f"cannot be written ({error.strerror}){remedy_of(error)}"
+        raise CannotServe(f"{error.filename or folder}: {why}") from error
     if as_json:
         looked_at = {"events": len(documents), "not_json": bad}
         print(json.dumps(looked_at | asdict(found) | {"files": [str(stream), str(train)]}, ensure_ascii=False))

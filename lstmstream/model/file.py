@@ -22,6 +22,7 @@ from lstmstream.model import onnx_proto
 from lstmstream.model.card import FORMAT, Card, is_finite
 from lstmstream.model.channels import has_channels, with_channels
 from lstmstream.model.onnx_proto import FLOAT, INT64, quote_untrusted
+from lstmstream.whole_file import named
 
 CARD_KEY = "lstmstream"  # of the file's metadata_props
 MAX_BYTES = 2**31 - 1  # what protobuf can read; a caller may set less
@@ -107,7 +108,7 @@ def write_model(path: str | Path, content: bytes, card: Card) -> Card:
         raise CannotServe(*_with_path(path, error.problems)) from error
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with unfinished.open("wb") as file:
+        with named(path), unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -11,7 +11,6 @@ import sys
 import time
 from base64 import b64encode
 from contextlib import ExitStack, closing
-from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,9 +29,9 @@ from lstmstream.serve.score_chain import configs_to_score, make_engines, process
 from lstmstream.serve.score_input import KeyAndTime, ScoreInput
 from lstmstream.serve.score_notes import FeaturesWithoutValues, RefusedRows, RowTimes, UnseenFields, say
 from lstmstream.serve.shard import Shard, ShardFilter
+from lstmstream.whole_file import growing_file, part_of, whole_file
 
 BATCH_EVENTS = 4096
-_WRITE_BYTES = 131_072
 
 
 def score_file(
@@ -92,9 +91,9 @@ def score_file(
         features = FeaturesWithoutValues(name, step.card)
         for note in rows.notes:
             say(note)
-        predictions = sys.stdout.buffer if out == "-" else _opened("--out", Path(out), files)
-        letters = None if dead_letters is None else _opened("--dead-letters", dead_letters, files)
-        enriched = None if events is None else _opened("--events", events, files)
+        predictions = sys.stdout.buffer if out == "-" else _opened("--out", Path(out), files, rows)
+        letters = None if dead_letters is None else _opened("--dead-letters", dead_letters, files, rows)
+        enriched = None if events is None else _opened("--events", events, files, rows)
         files_of = [_Files(None, letters, enriched if number == 0 else None) for number in range(len(engines))]
         files_of[-1] = files_of[-1]._replace(predictions=predictions)
         progress = files.enter_context(closing(RowProgress(name, terminal=_draws_bar(out))))
@@ -157,7 +156,7 @@ def _refuse_overwriting(inputs: dict[str, str | Path], outputs: dict[str, str | 
             continue
         path = Path(output)
         for what, other in taken.items():
-            if _same_file(path, other):
+            if _same_file(path, other) or _same_file(part_of(path), other):
                 raise CannotServe(f"{option} {path}: is also the file of {what}; name another file")
         taken[option] = path
 
@@ -169,20 +168,10 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-class _NamedFile(FileIO):
-    """A file whose failing writes name it, as a failing open does."""
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            raise type(error)(error.errno, error.strerror, self.name) from None
-
-
-def _opened(option: str, path: Path, files: ExitStack) -> IO[bytes]:
-    """Raises CannotServe where the file cannot be opened."""
+def _opened(option: str, path: Path, files: ExitStack, rows: ScoreInput) -> IO[bytes]:
+    """Raises CannotServe where the file cannot be opened. What comes of a pipe is read while it is written."""
     try:
-        return files.enter_context(BufferedWriter(_NamedFile(path, "w"), _WRITE_BYTES))
+        return files.enter_context(growing_file(path) if rows.file.live else whole_file(path, keep=True))
     except OSError as error:
         raise CannotServe(f"{option} {path}: {error.strerror}; name another file") from error
 

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from lstmstream.config import Config, load_config
+from lstmstream.errors import CannotServe
 from lstmstream.logs import escape_untrusted
 from lstmstream.model import Card
 from lstmstream.records import Floats, Ints, Observations, RecordBatch
@@ -88,7 +89,10 @@ def _follow(
     go for them, or this one. With `input.max_lateness` the events of all keys are read, for their times.
     """
     topic, scorer, partition = other.config.input.topic, other.engine.scorer, stored.partition
-    salt = reader.broker.describe([topic])[topic].topic_id
+    found = reader.broker.describe([topic]).get(topic)
+    if found is None:
+        raise CannotServe(f"input.topic: there is no topic {topic!r}, whose events the other model would read")
+    salt = found.topic_id
     limited = RebuildErasures(stored.erasures, salt)
     kept = partial(_of_key, key=key, erasures=stored.erasures, salt=salt)
     events, slab = open_reader(other.config), scorer.states.open(partition)

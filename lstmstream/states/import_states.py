@@ -64,7 +64,7 @@ def run_import(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[i
     count = read = 0
     digest = seeding.identity.digest
     with closing(RowProgress(f"import {path.name}")) as progress:
-        for found in states.read(seeding.rows_at_once, with_rows=True):
+        for found in states.read(seeding.rows_at_once):
             check_states(path, found, seeding.identity)
             chunk, last_offsets = found, np.full(len(found.keys), NO_OFFSET)
             if offsets is not None and seeding.max_keys is not None:
@@ -115,15 +115,16 @@ def say_joined(count: int, config: Config, joins: Mapping[int, Join]) -> None:
 
 
 def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, Join]) -> tuple[Ints | None, Ints]:
-    """All that can be known without the state rows, so that a file that is refused leaves nothing behind.
+    """All that can be wrong with the file, so that one that is refused leaves nothing behind.
 
     [N] With `state.max_keys` what stands for the states' last offsets, by the time of their last events; else None.
-    [P] The greatest time of the last events of each partition's states; NEVER where it has none.
+    [P] The stream time of each partition: the greatest one that its states name, or the greatest time of their last
+    events; NEVER where it has none.
     """
     hashes = []
     newest_ms = np.full(len(joins), NEVER)
     places: list[tuple[Ints, Ints]] = []  # partitions and times
-    for chunk in states.read(1 << 16, with_rows=False):
+    for chunk in states.read(seeding.rows_at_once):
         check_states(path, chunk, seeding.identity)
         partitions = _partitions(path, chunk, seeding.partitions)
         for number, join in joins.items():
@@ -133,7 +134,7 @@ def _check(seeding: Seeding, states: StateFile, path: Path, joins: Mapping[int, 
                 i = int(late[0])
                 where = f"{path}: row {chunk.first_row + i}"
                 raise overlap(where, chunk.keys[i], number, int(chunk.timestamps[i]), join)
-        np.maximum.at(newest_ms, partitions, chunk.timestamps)
+        np.maximum.at(newest_ms, partitions, np.maximum(chunk.timestamps, chunk.stream_times))
         if seeding.max_keys is not None:
             places.append((partitions, chunk.timestamps.copy()))
         hashes.append(np.fromiter(map(hash, zip(partitions.tolist(), chunk.keys, strict=True)), np.int64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -14,13 +14,14 @@ from lstmstream.errors import CannotServe
 from lstmstream.model import Card
 from lstmstream.serve.state_records import StateIdentity
 from lstmstream.serve.state_view import key_member, state_parts
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.states.state_file import UNNAMED, FileStates
 from lstmstream.states.stored import StoredStates
 
 _TIME = pl.Datetime("ms", "UTC")
 
 
-def write_parquet(out: BinaryIO, card: Card, identity: StateIdentity, partitions: Iterable[StoredStates]) -> int:
+def write_parquet(out: IO[bytes], card: Card, identity: StateIdentity, partitions: Iterable[StoredStates]) -> int:
     """Columns as the members of a prediction, and `state.<part>` for each part of the row; how many rows.
 
     Raises OSError where it cannot be written.
@@ -47,6 +48,8 @@ def _frame(card: Card, identity: StateIdentity, stored: StoredStates) -> pl.Data
         "failures": pl.Series(slab.failures[rows], dtype=pl.Int64),
         "identity": pl.repeat(identity.digest.hex(), len(rows), dtype=pl.String, eager=True),
     }
+    stream_time_ms = None if stored.stream_time_ms == NEVER else stored.stream_time_ms
+    columns["stream_time"] = pl.repeat(stream_time_ms, len(rows), dtype=pl.Int64, eager=True).cast(_TIME)
     for part, values in zip(card.state.parts, state_parts(card, slab.rows.read(rows)).values(), strict=True):
         size = math.prod(part.shape)
         columns[f"state.{part.name}"] = pl.Series(values.reshape(-1, size), dtype=pl.Array(pl.Float32, size))
@@ -73,9 +76,9 @@ class ParquetStates:
         if missing:
             raise CannotServe(f"{path}: has no column {', '.join(map(repr, missing))}; see state export")
 
-    def read(self, chunk_rows: int, *, with_rows: bool) -> Iterator[FileStates]:
+    def read(self, chunk_rows: int) -> Iterator[FileStates]:
         """See StateFile."""
-        parts = self._card.state.parts if with_rows else ()
+        parts = self._card.state.parts
         columns = [
             self._column("key", pl.String),
             self._column("key_base64", pl.String),
@@ -84,6 +87,7 @@ class ParquetStates:
             self._column("steps", pl.Int64),
             self._column("failures", pl.Int64).fill_null(0),
             self._column("identity", pl.String),
+            self._column("stream_time", _TIME).to_physical().fill_null(NEVER),
             *(pl.col(f"state.{part.name}").cast(pl.Array(pl.Float32, math.prod(part.shape))) for part in parts),
         ]
         row = 1
@@ -91,18 +95,18 @@ class ParquetStates:
             for frame in self._scan.select(columns).collect_batches(maintain_order=True, chunk_size=chunk_rows):
                 for start in range(0, len(frame), chunk_rows):  # a row group may come as a whole
                     piece = frame.slice(start, chunk_rows)
-                    yield self._states(row, piece, with_rows=with_rows)
+                    yield self._states(row, piece)
                     row += len(piece)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise self._unreadable(error) from error
 
-    def _column(self, name: str, kind: type[pl.DataType]) -> pl.Expr:
+    def _column(self, name: str, kind: type[pl.DataType] | pl.DataType) -> pl.Expr:
         return (pl.col(name) if name in self._names else pl.lit(None).alias(name)).cast(kind)
 
-    def _states(self, first_row: int, frame: pl.DataFrame, *, with_rows: bool) -> FileStates:
-        size = self._card.state.size if with_rows else 0
+    def _states(self, first_row: int, frame: pl.DataFrame) -> FileStates:
+        size = self._card.state.size
         rows = np.empty((len(frame), size), np.float32)
-        for part in self._card.state.parts if with_rows else ():
+        for part in self._card.state.parts:
             values = frame[f"state.{part.name}"]
             if values.null_count():  # a null within is not finite
                 raise CannotServe(f"{self._path}: a state of rows {first_row} and on has no {part.name!r}")
@@ -110,11 +114,12 @@ class ParquetStates:
         for name in ("timestamp", "steps"):
             if frame[name].null_count():
                 raise CannotServe(f"{self._path}: a state of rows {first_row} and on has no {name}")
-        partitions, timestamps, steps, failures = (
-            frame[name].to_numpy() for name in ("partition", "timestamp", "steps", "failures")
+        partitions, timestamps, stream_times, steps, failures = (
+            frame[name].to_numpy() for name in ("partition", "timestamp", "stream_time", "steps", "failures")
         )
         identities = frame["identity"].unique().to_list()
-        return FileStates(first_row, identities, _keys(frame), partitions, timestamps, steps, failures, rows)
+        keys = _keys(frame)
+        return FileStates(first_row, identities, keys, partitions, timestamps, stream_times, steps, failures, rows)
 
     def _unreadable(self, error: Exception) -> CannotServe:
         return CannotServe(f"{self._path}: cannot be read, it is cut, damaged or not a file of states ({error})")

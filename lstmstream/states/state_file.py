@@ -12,10 +12,11 @@ import orjson
 
 from lstmstream.errors import BadRecord, CannotServe
 from lstmstream.extras import require
-from lstmstream.formats.timestamps import timestamp_ms
+from lstmstream.formats.timestamps import TIMESTAMP_MAX_MS, timestamp_ms
 from lstmstream.model import Card
 from lstmstream.records import Floats, Ints
 from lstmstream.serve.state_records import StateIdentity
+from lstmstream.serve.stream_time import NEVER
 
 UNNAMED = -1  # in place of a partition: the file does not say it
 _CHUNK_LINES = 8_192
@@ -29,9 +30,10 @@ class FileStates(NamedTuple):
     keys: list[bytes | None]
     partitions: Ints  # [C] or UNNAMED
     timestamps: Ints  # [C] milliseconds since 1970 UTC
+    stream_times: Ints  # [C] the stream time of their partition, likewise, or NEVER: the file does not say it
     steps: Ints  # [C]
     failures: Ints  # [C]
-    rows: Floats  # [C, S]; [C, 0] where they were not asked for
+    rows: Floats  # [C, S]
 
 
 class StateFile(Protocol):
@@ -39,7 +41,7 @@ class StateFile(Protocol):
 
     count: int | None  # rows, where the file says it
 
-    def read(self, chunk_rows: int, *, with_rows: bool) -> Iterator[FileStates]:
+    def read(self, chunk_rows: int) -> Iterator[FileStates]:
         """All states in the order of the file. Raises CannotServe."""
 
 
@@ -72,6 +74,8 @@ def check_states(path: Path, states: FileStates, identity: StateIdentity) -> Non
         ("partition", states.partitions, UNNAMED, 2**31 - 1),
         ("steps", states.steps, 1, 2**62),
         ("failures", states.failures, 0, 2**16 - 1),
+        ("timestamp", states.timestamps, 0, TIMESTAMP_MAX_MS),
+        ("stream_time", states.stream_times, NEVER, TIMESTAMP_MAX_MS),
     ):
         if len(bad := np.flatnonzero((values < least) | (values > most))):
             raise CannotServe(f"{path}: row {states.first_row + bad[0]}: {name} is {values[bad[0]]}, which cannot be")
@@ -87,7 +91,7 @@ class _JsonStates:
         self._path = path
         self._card = card
 
-    def read(self, chunk_rows: int, *, with_rows: bool) -> Iterator[FileStates]:
+    def read(self, chunk_rows: int) -> Iterator[FileStates]:
         """See StateFile."""
         lines: list[bytes] = []
         row = 1
@@ -96,16 +100,16 @@ class _JsonStates:
                 for line in file:
                     lines.append(line)
                     if len(lines) >= min(chunk_rows, _CHUNK_LINES):
-                        yield self._chunk(row, lines, with_rows=with_rows)
+                        yield self._chunk(row, lines)
                         row, lines = row + len(lines), []
         except OSError as error:
             raise CannotServe(f"{self._path}: cannot be read ({error.strerror or error})") from error
         if lines:
-            yield self._chunk(row, lines, with_rows=with_rows)
+            yield self._chunk(row, lines)
 
-    def _chunk(self, first_row: int, lines: list[bytes], *, with_rows: bool) -> FileStates:
-        size = self._card.state.size if with_rows else 0
-        numbers = np.empty((len(lines), 4), np.int64)
+    def _chunk(self, first_row: int, lines: list[bytes]) -> FileStates:
+        size = self._card.state.size
+        numbers = np.empty((len(lines), 5), np.int64)
         rows = np.empty((len(lines), size), np.float32)
         keys, identities = [], set()
         for i, line in enumerate(lines):
@@ -115,18 +119,19 @@ class _JsonStates:
                 numbers[i] = (
                     _whole_or(UNNAMED, state.get("partition")),
                     timestamp_ms(state["timestamp"], "timestamp"),
+                    NEVER if (time := state.get("stream_time")) is None else timestamp_ms(time, "stream_time"),
                     _whole(state["steps"]),
                     _whole_or(0, state.get("failures")),
                 )
                 identities.add(state.get("identity"))
-                if with_rows:
-                    rows[i] = self._row(state["parts"])
+                rows[i] = self._row(state["parts"])
             except (ValueError, TypeError, AttributeError, OverflowError, BadRecord) as error:
                 raise CannotServe(f"{self._path}: line {first_row + i}: is not a state: {error}") from error
             except KeyError as error:
                 raise CannotServe(f"{self._path}: line {first_row + i}: has no {error.args[0]}") from error
-        partitions, timestamps, steps, failures = numbers.T
-        return FileStates(first_row, list(identities), keys, partitions, timestamps, steps, failures, rows)
+        partitions, timestamps, stream_times, steps, failures = numbers.T
+        owners = list(identities)
+        return FileStates(first_row, owners, keys, partitions, timestamps, stream_times, steps, failures, rows)
 
     def _row(self, parts: dict[str, Any]) -> Floats:
         spec = self._card.state

@@ -12,7 +12,7 @@ import numpy as np
 from lstmstream.config import Config, load_config
 from lstmstream.errors import CannotServe
 from lstmstream.model import Card, load_model
-from lstmstream.records import Ints
+from lstmstream.records import Bools, Ints
 from lstmstream.serve.erasures import Erasures
 from lstmstream.serve.identity import state_identity
 from lstmstream.serve.partition import Partition
@@ -20,7 +20,9 @@ from lstmstream.serve.restore_errors import RestoreErrors
 from lstmstream.serve.state import Slab, StateStore
 from lstmstream.serve.state_loader import StateLoader
 from lstmstream.serve.state_records import StateIdentity
+from lstmstream.serve.stream_time import NEVER
 from lstmstream.transport.kafka_admin import open_kafka_admin
+from lstmstream.transport.partitioner import partitions_of_keys
 from lstmstream.transport.patient_broker import PatientBroker, connected
 
 PREFIX_ROWS = 65_536  # keys that are looked at together
@@ -36,6 +38,7 @@ class StoredStates(NamedTuple):
     others: list[StateIdentity]  # models and settings whose states are here as well
     erasures: Erasures
     outside_times: tuple[tuple[int, int], ...]  # see Floor
+    stream_time_ms: int  # with `input.max_lateness`, else NEVER; not less than the time of any state here
 
 
 class StateTopicReader:
@@ -76,13 +79,34 @@ class StateTopicReader:
         for batch in self.broker.read(topic, number, beginning, end):
             loader.take(batch)
         slab = states.slabs[number]
+        if loader.damaged_floor is not None:
+            raise errors.floor_damaged(loader.damaged_floor)
         rows = slab.index.rows()
         # Others are of a time before the states were reset, of an import that was not finished, or were evicted.
         counts = rows[:0] if loader.floor is None else rows[loader.floor.vouches_for(loader.origins(rows))]
         counts = counts[slab.steps[counts] > 0]
+        if loader.floor is not None and loader.floor.moves:
+            counts = counts[~_left_behind(slab, counts, number, *loader.floor.moves[-1])]
         others = [one.floor.identity for one in loader.others.values() if one.floor.dropped is None]
         outside_times = () if loader.floor is None else loader.floor.outside_times
-        return StoredStates(number, slab, counts, len(loader.damaged), others, partition.erasures, outside_times)
+        stream_time_ms = NEVER if loader.floor is None else loader.floor.stream_time_ms
+        if stream_time_ms != NEVER:  # states may be newer than their floor
+            stream_time_ms = max(stream_time_ms, int(slab.last_timestamp[counts].max(initial=NEVER)))
+        return StoredStates(
+            number, slab, counts, len(loader.damaged), others, partition.erasures, outside_times, stream_time_ms
+        )
+
+
+def _left_behind(slab: Slab, rows: Ints, number: int, offset: int, before: int, partitions: int) -> Bools:
+    """[N] Of which keys the state has moved elsewhere: a `state repartition` that was cut has not cleared them away.
+
+    `offset`: of the input, from which on the keys of `before` partitions are in as many as `partitions`.
+    """
+    keys = slab.index.keys_at(rows)
+    has_key = np.array([key is not None for key in keys], np.bool_)
+    left = (partitions_of_keys(keys, before) == number) & (partitions_of_keys(keys, partitions) != number)
+    stale: Bools = has_key & left & (slab.last_offset[rows] < offset)
+    return stale
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from lstmstream.train.dataset import Dataset, prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.schema import TrainConfig, Tune, load_training, validate_training
 from lstmstream.train.trainer import EpochMetrics
+from lstmstream.whole_file import whole_file
 from lstmstream.wording import counted
 
 MAX_LISTED = 10  # of the best trials
@@ -147,7 +148,8 @@ def _write_config(out: Path, tree: dict[str, Any], params: Params, config: Train
         section = tree.get(_SECTIONS[name])
         tree[_SECTIONS[name]] = {**(section or {}), name: float(f"{value:.4g}") if isinstance(value, float) else value}
     validate_training(tree, config.folder)  # a file that cannot be loaded must not be written
-    out.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with whole_file(out) as file:
+        file.write(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
 
 
 def _best_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -14,14 +14,14 @@ import pytest
 
 from lstmstream.dead_letter import command, replay
 from lstmstream.dead_letter.command import list_letters, make_filter, parse_settings, replay_letters, show_letter
-from lstmstream.dead_letter.letters import Filter, letters_of
+from lstmstream.dead_letter.letters import Filter, Place, letters_of
 from lstmstream.dead_letter.replay import Replay, set_fields
-from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, TryAgain
+from lstmstream.errors import BadRecord, CannotServe, OwnershipLost, RecordRefused, TryAgain
 from lstmstream.records import RecordBatch
 from lstmstream.transport.memory import LogRecord
 from lstmstream.transport.patient_broker import PatientBroker
 from tests.models import random_model
-from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS
+from tests.serve.memory_world import INPUT, LETTERS, OUTPUT, PARTITIONS, World
 from tests.verify.world import NOW_MS, VerifyTransport, VerifyWorld
 
 NOTES = f"{LETTERS}.replayed"
@@ -38,9 +38,10 @@ CONFIG = Path("c.yaml")
 class Opened(VerifyTransport):
     """As the command opens and closes it; its transactions may fail, before they are written or after."""
 
-    def __init__(self, world: VerifyWorld) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__(world.broker, INPUT)
         self.faults: list[str] = []
+        self.refused: tuple[bytes, ...] = ()  # how the values begin that the broker refuses
         self.transactions: list[list[RecordBatch]] = []
 
     def open_writer(self, transactional_id: str, timeout_s: float) -> Opened:
@@ -49,6 +50,8 @@ class Opened(VerifyTransport):
 
     def transact(self, batches: list[RecordBatch], offsets: None, deadline: float) -> None:
         fault = self.faults.pop(0) if self.faults else ""
+        if any((value or b"").startswith(self.refused) for value in batches[0].values):
+            raise RecordRefused("the record is too large", topic=INPUT, too_large=True)
         if fault == "fenced":
             raise OwnershipLost("by another producer")
         if fault != "before":
@@ -125,6 +128,8 @@ def test_each_filter_takes_those_that_it_names(capsys: pytest.CaptureFixture[str
     [
         ({"stage": "lost"}, "--stage lost: there is no such stage; they are decode, validate, late, step, publish"),
         ({"since": "tomorrow"}, "--from tomorrow: is not an ISO 8601 time"),
+        ({"reason": ""}, "--reason: is empty, which any reason contains"),
+        ({"since": "2026-01-02", "until": "2026-01-01"}, "--from 2026-01-02: must be before --to 2026-01-01"),
         ({"places": ["0:7"]}, "'0:7' is not a dead letter; name it by partition and offset, as in 0@17"),
         ({"places": ["-1@7"]}, "'-1@7' is not a dead letter"),
     ],
@@ -186,10 +191,23 @@ def test_replayed_events_are_answered_and_none_is_replayed_twice(
     assert "0 events were written to in; 3 were replayed before" in capsys.readouterr().err
     replay_all(filter_=make_filter_of("validate"), dry_run=True)
     assert "0 dead letters would be replayed; 3 were replayed before" in capsys.readouterr().err
-    assert (
-        replay_all(filter_=make_filter(stage=None, reason=None, key=None, since=None, until=None, places=["0@99"])) == 0
-    )
+
+
+def test_a_place_without_a_dead_letter_is_named(
+    kafka: Opened, world: VerifyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = Filter(places=frozenset(map(Place.parse, ["0@0", "0@99"])))
+    for dry_run in (True, False, False):
+        assert replay_all(filter_=places, dry_run=dry_run) == 1
+        said = capsys.readouterr().err
+        assert "0@99: is not there, or the other options leave it out\n" in said
+        assert "0@0" not in said
+    assert "0 events were written to in; 1 was replayed before" in said
+    assert replay_all(filter_=places._replace(places=frozenset([Place(0, 99)]))) == 1
     assert "0 events were written to in; no dead letter is meant" in capsys.readouterr().err
+    assert replay_all(filter_=places, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["missing"] == ["0@99"]
+    assert replay_all(filter_=places._replace(places=frozenset([Place(0, 0)]))) == 0
 
 
 def make_filter_of(stage: str) -> Filter:
@@ -235,6 +253,29 @@ def test_a_transaction_whose_outcome_is_not_known_is_looked_for(
     assert sum(len(batches[0]) for batches in kafka.transactions) == 4
 
 
+@pytest.mark.parametrize("at_once", [2, 500])
+def test_an_event_that_the_broker_refuses_does_not_hold_up_the_others(
+    kafka: Opened,
+    world: VerifyWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at_once: int,
+) -> None:
+    """Such as one that `--set` or `--edit` has made too large."""
+    monkeypatch.setattr(replay, "MAX_LETTERS", at_once)
+    kafka.refused = (b"no json", b'{"amount": [1]}')
+    before = len(values(world))
+    config, admin = world.config(), PatientBroker(kafka)
+    outcome = Replay(kafka, admin, config, limit_s=1e-9).run(Filter())
+    assert {str(letter.place): why for letter, why in outcome.refused} == {
+        "0@1": "it has no value",
+        "1@0": "the record is too large",
+        "2@0": "the record is too large",
+    }
+    assert {str(letter.place) for letter in outcome.replayed} == {"0@0", "1@1"}
+    assert len(values(world)) == before + 2
+
+
 def test_a_second_replay_stops_the_first(kafka: Opened) -> None:
     kafka.faults = ["fenced"]
     with pytest.raises(CannotServe, match=r"another replay of t\.dead-letter has begun; this one stops"):
@@ -259,11 +300,15 @@ def test_a_topic_that_was_made_again_has_no_replayed_letters(
 
 def test_a_dry_run_writes_nothing(kafka: Opened, world: VerifyWorld, capsys: pytest.CaptureFixture[str]) -> None:
     before = len(values(world))
-    assert replay_all(settings=["amount=3"], dry_run=True) == 0
+    assert replay_all(settings=["amount=3"], dry_run=True) == 1, "as without --dry-run"
     printed = capsys.readouterr()
-    assert "5 dead letters would be replayed" in printed.err
+    assert "3 dead letters would be replayed; 2 could not be" in printed.err
     assert '{"amount":3}' in printed.out
-    assert "cannot be changed" in printed.out
+    assert "would not be replayed: the value is not UTF-8 JSON" in printed.out
+    assert replay_all(dry_run=True) == 1
+    printed = capsys.readouterr()
+    assert "4 dead letters would be replayed; 1 could not be" in printed.err
+    assert "would not be replayed: it has no value" in printed.out
     assert (len(values(world)), NOTES in world.broker.topics) == (before, False)
 
 
@@ -315,6 +360,56 @@ def test_an_editor_changes_the_value(
     assert replay_all(filter_=Filter(key="a"), edit=True) == 1
 
 
+def test_an_event_is_edited_once_however_often_its_transaction_fails(
+    kafka: Opened, world: VerifyWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, log = tmp_path / "editor.py", tmp_path / "log"
+    script.write_text(f"import sys; open({str(log)!r}, 'a').write('x'); open(sys.argv[1], 'w').write('{{}}')")
+    monkeypatch.setenv("VISUAL", f"{sys.executable} {script}")
+    kafka.faults = ["before", "before"]
+    assert replay_all(filter_=Filter(key="b"), edit=True) == 0
+    assert world.log(INPUT, 1)[-1].value == b"{}"
+    assert log.read_text() == "x"
+
+
+@pytest.mark.parametrize("editor", ["no-such-editor --wait", "vi 'unclosed"])
+def test_an_editor_that_cannot_be_started(kafka: Opened, monkeypatch: pytest.MonkeyPatch, editor: str) -> None:
+    monkeypatch.setenv("VISUAL", editor)
+    with pytest.raises(CannotServe, match=r"--edit: .* cannot be started \(.*\); set EDITOR to another editor"):
+        replay_all(edit=True)
+    assert not kafka.transactions
+
+
+@pytest.mark.parametrize("left", ["open(sys.argv[1], 'w')", "os.remove(sys.argv[1])"])
+def test_an_editor_that_leaves_nothing(
+    kafka: Opened, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left: str
+) -> None:
+    monkeypatch.setenv("VISUAL", f'{sys.executable} -c "import os, sys; {left}"')
+    assert replay_all(filter_=Filter(key="b"), edit=True) == 1
+    assert "1@0: not replayed: the editor has left nothing" in capsys.readouterr().err
+    assert not kafka.transactions
+
+
+def test_an_event_of_a_partition_that_is_not_there_any_more(
+    kafka: Opened, world: VerifyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The topic was made again, with fewer of them."""
+    del world.broker.topics[INPUT]
+    world.broker.create(INPUT, 1, {})
+    assert replay_all(filter_=Filter(stage="validate")) == 1
+    said = capsys.readouterr().err
+    assert "2@0: not replayed: its partition 2 does not exist in 'in' any more" in said
+    assert "1 event was written to in; 2 could not be replayed" in said
+
+
+def test_what_others_have_written_to_the_notes_is_passed_over(kafka: Opened, world: VerifyWorld) -> None:
+    world.broker.create(NOTES, 1, {"cleanup.policy": "compact"})
+    for key in (b"text", None, b"[1]", b"5", b'["t",0,0]'):
+        world.broker.append(NOTES, 0, key, b"", NOW_MS, [])
+    assert replay_all(filter_=Filter(key="a")) == 0
+    assert len(kafka.transactions) == 1
+
+
 @pytest.mark.parametrize(
     ("document", "settings", "expected"),
     [
@@ -323,6 +418,8 @@ def test_an_editor_changes_the_value(
         ({"a": {"b.c": 1}}, {"a.b.c": 2}, {"a": {"b.c": 2}}),
         ({"a": {}}, {"a.b": None}, {"a": {"b": None}}),
         ({"x": 1}, {"a.b": "t"}, {"x": 1, "a.b": "t"}),
+        ({"a": {"c": {"d": 1}}}, {"a.c.d": 2, "a.c.e": 3}, {"a": {"c": {"d": 2, "e": 3}}}),
+        ({"a": [1]}, {"a.b": 2}, {"a": [1], "a.b": 2}),
         ({"x": 1}, {"y": [1, {"z": 2}]}, {"x": 1, "y": [1, {"z": 2}]}),
     ],
 )
@@ -343,6 +440,9 @@ def test_settings_are_json_or_text() -> None:
     for wrong in ("a", "=1"):
         with pytest.raises(CannotServe, match="is not FIELD=VALUE"):
             parse_settings([wrong])
+    with pytest.raises(CannotServe, match="--set a=2: a was given another value before"):
+        parse_settings(["a=1", "a=2"])
+    assert orjson.dumps(parse_settings(["id=12345678901234567890123"])) == b'{"id":12345678901234567890123}'
 
 
 def test_a_value_that_is_no_object_has_no_fields_to_set() -> None:

@@ -21,6 +21,7 @@ from lstmstream.init.fields import profiles, propose
 from lstmstream.serve.factory import load_step_model
 from lstmstream.train.schema import load_training
 from lstmstream.transport.patient_broker import PatientBroker
+from tests.file_limit import limited_files
 from tests.models import random_model
 from tests.verify.world import NOW_MS, VerifyTransport, VerifyWorld
 
@@ -196,6 +197,19 @@ def test_what_people_export_and_no_option_can_name(
     training = load_training(tmp_path / "train.yaml")
     assert training.target.field == "is_fraud", "a label must not become a feature"
     assert [number.name for number in training.features.numbers] == ["Outside", "a,b"]
+
+
+def test_a_full_disk_leaves_both_files_as_they_were(world: VerifyWorld, tmp_path: Path) -> None:
+    world.broker.append(INPUT, 0, b"k", b'{"x": 1.5}', NOW_MS, [])
+    folder = tmp_path / "made"
+    assert run(folder) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with (
+        limited_files(100),
+        pytest.raises(CannotServe, match=r"made/\w+\.yaml: cannot be written \(File too large\); a"),
+    ):
+        run(folder, force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_folder_that_is_a_file(world: VerifyWorld, tmp_path: Path) -> None:

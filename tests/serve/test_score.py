@@ -16,6 +16,7 @@ from lstmstream.serve import score, score_chain
 from lstmstream.serve.engine import Engine, Result
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.state import StateStore
+from tests.file_limit import limited_files
 from tests.serve.helpers import batch, engine
 from tests.serve.reference import Event
 from tests.serve.scoring import BASE_MS, MODEL, expected, rows, run, without_source, write_jsonl
@@ -206,7 +207,30 @@ def test_a_full_disk_names_its_file(tmp_path: Path, capfd: Any, option: str) -> 
     data = tmp_path / "in.jsonl"
     data.write_bytes(b"{\n" * 3 + WHOLE)
     assert run(MODEL, data, option, "/dev/full") == 1
-    assert "lstmstream: /dev/full: No space left on device" in capfd.readouterr().err
+    assert "lstmstream: /dev/full: No space left on device; free space on its disk" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--dead-letters"])
+def test_a_part_of_the_answers_does_not_look_like_all_of_them(tmp_path: Path, capfd: Any, option: str) -> None:
+    data, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    data.write_bytes((WHOLE + b"\n" if option == "--out" else b'{"amount":[]}\n') * 5_000 + WHOLE)
+    out.write_bytes(b"of before\n")
+    with limited_files(100_000):
+        assert run(MODEL, data, option, out) == 1
+    said = capfd.readouterr().err
+    assert f"lstmstream: {out}.part: File too large; a limit (ulimit -f) or the file system allows no larger" in said
+    assert out.read_bytes() == b"of before\n"
+    assert run(MODEL, data, option, out) == 0
+    assert out.stat().st_size > 100_000
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_the_part_of_an_output_is_not_the_data_either(tmp_path: Path, capfd: Any) -> None:
+    data = tmp_path / "out.jsonl.part"
+    data.write_bytes(WHOLE)
+    assert run(MODEL, data, "--out", tmp_path / "out.jsonl") == 2
+    assert "is also the file of the data; name another file" in capfd.readouterr().err
+    assert data.read_bytes() == WHOLE
 
 
 @pytest.mark.parametrize("option", ["--out", "--dead-letters"])

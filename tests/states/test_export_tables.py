@@ -10,6 +10,7 @@ import pytest
 
 from lstmstream.errors import CannotServe
 from lstmstream.states.export import export_states
+from tests.file_limit import limited_files
 from tests.states.world import CONFIG, exported
 from tests.verify.world import NOW_MS, VerifyWorld
 
@@ -38,3 +39,13 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CannotServe, match=r"states\.parquet: cannot be written \(parquet: No space left"):
         export_states(CONFIG, out, prefix=None, partition=None, stage=None)
     assert not out.exists()
+
+
+@pytest.mark.usefixtures("world")
+def test_a_file_that_may_not_grow_leaves_nothing(tmp_path: Path) -> None:
+    """As the system says it, through polars."""
+    out = tmp_path / "out" / "states.parquet"
+    out.parent.mkdir()
+    with limited_files(1_000), pytest.raises(CannotServe, match=r"states\.parquet: cannot be written \(.*too large"):
+        export_states(CONFIG, out, prefix=None, partition=None, stage=None)
+    assert not list(out.parent.iterdir())

@@ -41,7 +41,7 @@ def test_a_daemon_goes_on_from_parquet(tmp_path: Path) -> None:
 
 
 def read(path: Path, world: VerifyWorld) -> list[FileStates]:
-    return list(open_state_file(path, world.model.card).read(4, with_rows=True))
+    return list(open_state_file(path, world.model.card).read(4))
 
 
 def test_both_forms_of_an_export_read_the_same(world: VerifyWorld, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_both_forms_of_an_export_read_the_same(world: VerifyWorld, tmp_path: Pat
     for one, two in pairs:
         check_states(tmp_path, two, state_identity(world.config(), world.model.card))
         assert (one.keys, one.first_row) == (two.keys, two.first_row)
-        for name in ("partitions", "timestamps", "steps", "failures", "rows"):
+        for name in ("partitions", "timestamps", "stream_times", "steps", "failures", "rows"):
             assert np.array_equal(getattr(one, name), getattr(two, name)), name
 
 
@@ -63,6 +63,8 @@ def test_both_forms_of_an_export_read_the_same(world: VerifyWorld, tmp_path: Pat
         (pl.col("timestamp").cast(pl.Boolean).cast(pl.String), "cannot be read, it is cut, damaged or not"),
         (pl.lit([None], pl.Array(pl.Float32, 1)).alias("state.mean"), "its state is not finite"),
         (pl.lit(None, pl.Array(pl.Float32, 1)).alias("state.mean"), "has no 'mean'"),
+        (pl.col("timestamp") - 10**15, "row 1: timestamp is -"),
+        (pl.lit(10**15).alias("stream_time"), "row 1: stream_time is 1000000000000000, which cannot be"),
         (pl.lit("x").alias("identity"), "has states of another model or other settings (identity x)"),
     ],
 )

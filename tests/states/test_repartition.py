@@ -17,7 +17,9 @@ from lstmstream.serve.erasure_records import pack_request
 from lstmstream.serve.factory import make_engine
 from lstmstream.serve.state_records import key_kind, unpack_key
 from lstmstream.states.repartition import Repartition
+from lstmstream.states.stored import StateTopicReader
 from lstmstream.transport.partitioner import partition_of
+from lstmstream.transport.patient_broker import PatientBroker
 from tests.serve.memory_world import INPUT, OUTPUT, PARTITIONS, STATES, FakeStep, World, card, crash_at_call, fold
 from tests.states.seed_world import KEYS, SeedTransport
 
@@ -115,6 +117,19 @@ def test_twice() -> None:
         world.serve(40)
     world.check_keys()
     assert world.homes() == {key: {partition_of(key, 11)} for key in KEYS}
+
+
+def test_what_keys_have_left_behind_is_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that was killed before it had cleared it away; nor is it exported."""
+    world = Growing()
+    world.serve(60)
+    world.grow()
+    monkeypatch.setattr(Repartition, "_clear", lambda _self: None)
+    world.repartition()
+    assert any(len(homes) > 1 for homes in world.homes().values())
+    reader = StateTopicReader(world.config(), card(), PatientBroker(SeedTransport(world.broker, INPUT)))
+    found = [(key, one.partition) for one in reader.read() for key in one.slab.index.keys_at(one.rows)]
+    assert sorted(found) == [(key, partition_of(key, MORE)) for key in sorted(KEYS)]
 
 
 def test_the_daemon_names_the_command() -> None:

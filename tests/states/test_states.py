@@ -21,6 +21,7 @@ from lstmstream.states.diff import diff_states
 from lstmstream.states.export import export_states
 from lstmstream.states.stored import StateTopicReader, StoredStates
 from lstmstream.transport.partitioner import partition_of
+from tests.file_limit import limited_files
 from tests.models import random_model
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES
 from tests.states.build_world import build, lines
@@ -96,6 +97,36 @@ def test_a_key_without_a_state(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no state of key 'nobody' has been written yet" in capsys.readouterr().err
 
 
+def test_an_export_has_no_key_whose_erasure_was_asked_for(
+    world: VerifyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While no daemon runs, the state is still in the topic; an import of the file would bring it back."""
+    for partition in range(PARTITIONS):
+        world.broker.append(STATES, partition, *pack_request([b"a2", b"nobody"]))
+    assert sorted(one.get("key", one.get("key_base64")) for one in exported(tmp_path)) == ["", "/w==", "Zoë", "a", "b"]
+    said = capsys.readouterr().err
+    assert "5 states were written" in said
+    assert "1 state was left out: `state delete` has asked for their erasure, which no owner has confirmed yet" in said
+
+
+def test_an_export_that_lacks_damaged_states_says_so(
+    world: VerifyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(world, b"a")
+    assert export_states(CONFIG, tmp_path / "s.jsonl", prefix=None, partition=None, stage=None) == 1
+    assert "1 record is damaged: the file lacks these states" in capsys.readouterr().err
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_damaged_floor_record_is_not_taken_for_a_topic_without_states(world: VerifyWorld) -> None:
+    log = world.log(STATES, 1)
+    log[:] = [
+        record._replace(value=b"?") if record.key is not None and record.key[:1] == FLOOR else record for record in log
+    ]
+    with pytest.raises(CannotServe, match=r"the floor record in topic 't\.state', partition 1, is damaged"):
+        list_states(CONFIG, prefix=None, limit=1, as_json=True, stage=None)
+
+
 def test_an_export_has_each_state_once(world: VerifyWorld, tmp_path: Path) -> None:
     rows = exported(tmp_path)
     assert sorted(one.get("key", one.get("key_base64")) for one in rows) == ["", "/w==", "Zoë", "a", "a2", "b"]
@@ -128,12 +159,17 @@ def test_states_that_no_floor_record_vouches_for_do_not_count(
     assert get_state(CONFIG, "a2", as_json=False, stage=None) == 1
 
 
-def test_a_damaged_record_is_counted(world: VerifyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+def damage(world: VerifyWorld, key: bytes) -> None:
+    """The newest record of the state of a key of partition 0."""
     log = world.log(STATES, 0)
-    last = max(i for i, record in enumerate(log) if record.key is not None and record.key.endswith(b"a"))
+    last = max(i for i, record in enumerate(log) if record.key is not None and record.key.endswith(key))
     value = log[last].value
     assert value is not None
     log[last] = log[last]._replace(value=value[:-1] + bytes([value[-1] ^ 1]))
+
+
+def test_a_damaged_record_is_counted(world: VerifyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(world, b"a")
     found, said = listed(capsys)
     assert "a" not in [one.get("key") for one in found]
     assert "1 record is damaged" in said
@@ -191,6 +227,13 @@ def test_a_state_beside_that_of_another_model(
     assert "largest difference" in printed.out
     assert "the other model has seen 1 event of the key, the served one 2" in printed.err
     assert diff_states(CONFIG, "nobody", same, as_json=False, stage=None) == 1
+
+
+def test_a_state_beside_another_one_without_the_input(world: VerifyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diff, "load_config", lambda _path, stage=None: world.config())
+    del world.broker.topics[INPUT]
+    with pytest.raises(CannotServe, match=r"input\.topic: there is no topic 'in'"):
+        diff_states(CONFIG, "a2", str(world.settings["model"]), as_json=True, stage=None)
 
 
 def test_a_state_beside_another_one_after_the_key_was_erased(
@@ -259,6 +302,17 @@ def test_a_state_beside_another_one_with_a_bound_on_lateness(
         (state,) = json.loads(capsys.readouterr().out)["states"]
         assert state["served"] == state["other"]
         assert (state["served"]["steps"], state["served"]["offset"]) == found
+
+
+@pytest.mark.usefixtures("world")
+def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "out" / "s.jsonl"
+    file.parent.mkdir()
+    with limited_files(1_000), pytest.raises(CannotServe) as failed:
+        export_states(CONFIG, file, prefix=None, partition=None, stage=None)
+    (problem,) = failed.value.problems
+    assert problem.startswith(f"--out {file}: cannot be written (File too large); a limit (ulimit -f)")
+    assert not list(file.parent.iterdir())
 
 
 @pytest.mark.usefixtures("world")

@@ -18,11 +18,13 @@ from lstmstream.train.report import plots
 from lstmstream.train.report.markup import page
 from lstmstream.train.report.plots import Plot
 from lstmstream.train.report.report import Report
+from lstmstream.whole_file import whole_file
 
 
 def write_report(path: str | Path, report: Report) -> None:
     """Writes the report as an HTML file. Raises OSError."""
-    Path(path).write_text(render(report), encoding="utf-8")
+    with whole_file(Path(path)) as file:
+        file.write(render(report).encode())
 
 
 def render(report: Report) -> str:
