@@ -34,7 +34,7 @@ from lstmstream.importer.progress import ImportProgress
 from lstmstream.importer.report import ConvertedModel, Mode, report, state_line
 from lstmstream.importer.state_pairs import StatePairing, find_pairing, named_alike
 from lstmstream.importer.step_form import POSITION_DEPENDENT, Missing, StepGraph, to_step
-from lstmstream.importer.trial import GrowthCheck, write_checked
+from lstmstream.importer.trial import GrowthCheck, check_out, write_checked
 from lstmstream.importer.weights import UNSEEN_IN_WEIGHTS, read_weights
 from lstmstream.importer.window import check_window, to_window
 from lstmstream.model import CARD_KEY
@@ -95,6 +95,7 @@ def import_model(
     pairs = None if examples is None else read_examples(examples)
     if mode not in {"step", "window"} or missing not in {"zero", "error"}:
         raise CannotServe(f"import: --mode {mode} --missing {missing}: should be step or window, zero or error")
+    check_out(out)
     for what, read in (("model to import", file), ("layout", layout), ("examples", examples), ("data", compare)):
         if read is not None and out.exists() and read.exists() and out.samefile(read):
             raise CannotServe(f"import: --out {out}: is also the file of the {what}; name another file")

@@ -18,6 +18,7 @@ from lstmstream.serve.state_records import StateIdentity
 from lstmstream.serve.state_view import key_member, state_fields, state_parts
 from lstmstream.states.command import say
 from lstmstream.states.stored import StateTopicReader, StoredStates, opened, with_prefix
+from lstmstream.whole_files import whole_file
 from lstmstream.wording import counted
 
 CHUNK_ROWS = 8_192
@@ -56,16 +57,11 @@ def _chosen(reader: StateTopicReader, partition: int | None, prefix: bytes | Non
 @contextlib.contextmanager
 def _written(out: Path) -> Iterator[BinaryIO]:
     """A file that is there once it is whole: a part of the states would look like all of them."""
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        with unfinished.open("wb") as file:
+        with whole_file(out) as file:
             yield file
-        unfinished.replace(out)
     except OSError as error:
         raise CannotServe(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def _write_json(file: BinaryIO, card: Card, identity: StateIdentity, stored: StoredStates) -> int:
