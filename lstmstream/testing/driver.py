@@ -17,7 +17,7 @@ import orjson
 
 from lstmstream.config import Config, load_config
 from lstmstream.config.diagnostics import validate
-from lstmstream.errors import TryAgain
+from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.scorer import KeyState, view_state
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.daemon import Daemon
@@ -83,13 +83,14 @@ class TestDriver:
         *,
         partitions: int = 1,
         start: datetime = datetime(2026, 1, 1, tzinfo=UTC),
+        stage: str | None = None,
     ) -> None:
         """`config`: a YAML file, or its content; the `kafka` section may be left out. `start`: the clock's first time.
 
-        `partitions` of the input topic. A time without a zone is in UTC. Raises CannotServe where the daemon could not
-        start.
+        `partitions` of the input topic. `stage`: the one to run of a file with `stages`. A time without a zone is in
+        UTC. Raises CannotServe where the daemon could not start.
         """
-        self._config = _load(config)
+        self._config = _load(config, stage)
         if partitions < 1:
             raise ValueError(f"partitions is {partitions}; a topic has 1 or more")
         self._now_s = (start if start.tzinfo is not None else start.replace(tzinfo=UTC)).timestamp()
@@ -332,11 +333,19 @@ class TestDriver:
             self.stop()
 
 
-def _load(config: Config | Mapping[str, Any] | str | Path) -> Config:
+def _load(config: Config | Mapping[str, Any] | str | Path, stage: str | None) -> Config:
+    if isinstance(config, str | Path):
+        try:
+            return load_config(Path(config), stage=stage)
+        except CannotServe as error:
+            advice = "choose one of them with --stage NAME (dead-letter: --stage-name)"
+            raise CannotServe(
+                *(problem.replace(advice, "choose one with stage=") for problem in error.problems)
+            ) from None
+    if stage is not None or (isinstance(config, Mapping) and "stages" in config):
+        raise CannotServe("stages: can only be taken from a YAML file; give its path, and one of the stages as stage=")
     if isinstance(config, Config):
         return config
-    if isinstance(config, str | Path):
-        return load_config(Path(config))
     if not isinstance(config, Mapping):
         raise TypeError(f"a configuration is the path of a YAML file, or its content, not a {type(config).__name__}")
     return validate(Config, {"kafka": {"bootstrap_servers": "memory:9092"}, **config}, Path())

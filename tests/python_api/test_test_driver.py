@@ -267,3 +267,17 @@ def test_what_is_no_configuration_is_a_type_error() -> None:
         TestDriver(CONFIG, partitions=0)
     with TestDriver(CONFIG) as driver, pytest.raises(ValueError, match="times is -1"):
         driver.fail_next("poll", -1)
+
+
+def test_a_stage_of_a_file_is_chosen(tmp_path: Path) -> None:
+    shared = {"name": "t", "kafka": {"bootstrap_servers": "nowhere:9092"}}
+    first = {key: value for key, value in CONFIG.items() if key != "name"}
+    path = tmp_path / "two.yaml"
+    path.write_bytes(orjson.dumps({**shared, "stages": [{"name": "only", **first}]}))
+    with TestDriver(path, stage="only") as driver:
+        driver.pipe(event("c1", 1))
+        assert len(driver.read_predictions()) == 1
+    with pytest.raises(CannotServe, match="has the stages only; choose one with stage="):
+        TestDriver(path)
+    with pytest.raises(CannotServe, match="stages: can only be taken from a YAML file; give its path"):
+        TestDriver(orjson.loads(path.read_bytes()))
