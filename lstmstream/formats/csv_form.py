@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
 
 from lstmstream.errors import CannotServe
 from lstmstream.formats.files import text_start
@@ -225,7 +225,7 @@ def _bytes(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         packed = compression(file.read(6))
     if packed == GZIP:
-        return gzip.open(path, "rb")
+        return cast("IO[bytes]", gzip.open(path, "rb"))
     return io.BytesIO() if packed else path.open("rb")
 
 
