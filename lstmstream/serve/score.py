@@ -92,7 +92,7 @@ def score_file(
         features = FeaturesWithoutValues(name, step.card)
         for note in rows.notes:
             say(note)
-        predictions = sys.stdout.buffer if out == "-" else _opened("--out", Path(out), files)
+        predictions = _standard_output() if out == "-" else _opened("--out", Path(out), files)
         letters = None if dead_letters is None else _opened("--dead-letters", dead_letters, files)
         enriched = None if events is None else _opened("--events", events, files)
         files_of = [_Files(None, letters, enriched if number == 0 else None) for number in range(len(engines))]
@@ -177,6 +177,12 @@ class _NamedFile(FileIO):
             return super().write(data)
         except OSError as error:
             raise type(error)(error.errno, error.strerror, self.name) from None
+
+
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise CannotServe("--out: standard output is closed; name a file")
+    return sys.stdout.buffer
 
 
 def _opened(option: str, path: Path, files: ExitStack) -> IO[bytes]:

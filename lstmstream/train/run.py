@@ -58,6 +58,8 @@ def _train(
                 " as it is, with output.threshold for fewer or more alerts (docs/anomaly.md), or train without --init"
             )
         base_model = load_model(init)
+        if out.exists() and out.samefile(base_model.path):
+            raise CannotServe(f"--init {init}: is also the model file that is written; name another one with --out")
         base = read_network(base_model)
         base_training = base_model.card.training
         config = config_for_fine_tuning(config, base, base_model.card)

@@ -25,6 +25,7 @@ from lstmstream.shutdown import ShutdownSignal
 from lstmstream.train.data_checks import check_memory
 from lstmstream.train.dataset import Dataset, prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
+from lstmstream.train.progress import print_or_drop
 from lstmstream.train.schema import TrainConfig, Tune, load_training, validate_training
 from lstmstream.train.trainer import EpochMetrics
 from lstmstream.whole_files import check_replaceable, write_whole
@@ -86,12 +87,12 @@ def _search(config: TrainConfig, stop: ShutdownSignal, trials: int | None) -> op
             try:
                 metric = run_trial(trial, dataset, stop)
             except CannotServe as error:  # its loss was not finite, or it was stopped early: the other trials count
-                console.print(f"{number}  {_format_params(trial.params)}  {error}")
+                print_or_drop(console, f"{number}  {_format_params(trial.params)}  {error}")
                 raise optuna.TrialPruned from error
-            console.print(f"{number}  {_format_params(trial.params)}  validation {metric:.5g}")
+            print_or_drop(console, f"{number}  {_format_params(trial.params)}  validation {metric:.5g}")
             return metric
 
-        stop.on_request(lambda: console.print("stopping; the best trial so far is kept"))
+        stop.on_request(lambda: print_or_drop(console, "stopping; the best trial so far is kept"))
         study.optimize(
             objective,
             n_trials=trials or config.tune.trials,

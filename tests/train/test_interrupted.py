@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lstmstream.train.dataset import prepare_dataset
 from lstmstream.train.run import train
 from lstmstream.train.sole import sole_training
 from lstmstream.train.tune import tune
-from tests.train.histories import config_for, write_config
+from tests.train.histories import LSTMSTREAM, config_for, write_config
 
 pytestmark = pytest.mark.torch
 
@@ -61,6 +62,18 @@ def test_a_disk_that_is_full_at_the_end_costs_no_training(
     assert not (tmp_path / "card-fraud.checkpoint").exists()
 
 
+def test_a_log_on_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    file = write_config(tmp_path, tune={"trials": 1, "hidden": [4, 4]}, training={"epochs": 1})
+    for name, made in (("train", "card-fraud.html"), ("tune", "train.tuned.yaml")):
+        with Path("/dev/full").open("w") as full_log:
+            done = subprocess.run(
+                [*LSTMSTREAM, name, str(file)], stdout=subprocess.PIPE, stderr=full_log, check=False, timeout=180
+            )
+        assert done.returncode == 0
+        assert made.encode() in done.stdout
+        assert (tmp_path / made).exists()
+
+
 def test_a_training_that_replaces_a_checkpoint_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +106,18 @@ def test_a_signal_before_the_first_epoch_ends_it(
         tune(write_config(tmp_path))
     assert not read
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "train.yaml"]
+
+
+def test_the_model_to_fine_tune_is_not_written_over(tmp_path: Path) -> None:
+    file, model = write_config(tmp_path), tmp_path / "card-fraud.onnx"
+    train(file)
+    content = model.read_bytes()
+    (tmp_path / "link.onnx").symlink_to(model)
+    for init in (model, tmp_path / "link.onnx"):
+        with pytest.raises(CannotServe, match=r"--init .*onnx: is also the model file that is written; name another"):
+            train(file, init=str(init))
+    assert model.read_bytes() == content
+    assert train(file, init=str(model), out=tmp_path / "second.onnx") == 0
 
 
 def test_resuming_without_a_checkpoint_is_refused_before_the_data_are_read(
