@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from prometheus_client import CollectorRegistry
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 _OPEN_LABELS = {"topic", "partition"}  # whose values come and go; those of others are known from the start
 
