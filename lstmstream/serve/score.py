@@ -24,6 +24,7 @@ from lstmstream.records import Headers
 from lstmstream.row_progress import RowProgress
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model
+from lstmstream.serve.model_checks import threshold_warning
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.score_chain import configs_to_score, make_engines, process
@@ -90,7 +91,7 @@ def score_file(
         refused = [RefusedRows(name, kept=dead_letters, place=rows.place) for _ in engines]
         unseen = UnseenFields(name, rows.sought_fields)
         features = FeaturesWithoutValues(name, step.card)
-        for note in rows.notes:
+        for note in filter(None, [*rows.notes, *map(threshold_warning, configs, (one.card for _, one in loaded))]):
             say(note)
         predictions = _standard_output() if out == "-" else _opened("--out", Path(out), files)
         letters = None if dead_letters is None else _opened("--dead-letters", dead_letters, files)
