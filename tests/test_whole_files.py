@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lstmstream.whole_files import whole_file, write_whole
+from lstmstream.whole_files import check_replaceable, whole_file, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -53,14 +53,12 @@ def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_what_is_in_dev_is_not_replaced(tmp_path: Path) -> None:
-    for name in ("/dev/null", "/dev/stdout", "/dev/not-there"):
-        with pytest.raises(OSError, match="device or a pipe"):
-            write_whole(name, b"x")
-    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    """Asked only: a write that went wrong would take the device from every program on the machine."""
     link = tmp_path / "link"
     link.symlink_to("/dev/null")
-    with pytest.raises(OSError, match="device or a pipe"):
-        write_whole(link, b"x")
+    for path in (Path("/dev/null"), Path("/dev/stdout"), Path("/dev/not-there"), Path("/proc/self/fd/1"), link):
+        with pytest.raises(FileExistsError, match="device or a pipe"):
+            check_replaceable(path)
 
 
 def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
