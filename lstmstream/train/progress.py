@@ -185,4 +185,5 @@ class ConsoleProgress:
 
     def on_stop_requested(self) -> None:
         """Prints what a signal has caused."""
-        self.print("stopping; the best epoch so far is kept")
+        kept = "the best epoch so far is kept" if self._result.best_epoch else "no epoch is complete yet"
+        self.print(f"stopping; {kept}")

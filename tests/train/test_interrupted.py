@@ -17,6 +17,7 @@ from lstmstream.train import run
 from lstmstream.train.dataset import prepare_dataset
 from lstmstream.train.run import train
 from lstmstream.train.sole import sole_training
+from lstmstream.train.trainer import Trainer
 from lstmstream.train.tune import tune
 from tests.train.histories import LSTMSTREAM, config_for, write_config
 
@@ -118,6 +119,21 @@ def test_the_model_to_fine_tune_is_not_written_over(tmp_path: Path) -> None:
             train(file, init=str(init))
     assert model.read_bytes() == content
     assert train(file, init=str(model), out=tmp_path / "second.onnx") == 0
+
+
+def test_a_signal_within_the_first_epoch_promises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epoch = Trainer._train_epoch
+
+    def interrupted(*arguments: Any) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return epoch(*arguments)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    with pytest.raises(CannotServe, match="stopped before the first epoch was complete"):
+        train(write_config(tmp_path))
+    assert "stopping; no epoch is complete yet" in capsys.readouterr().err
 
 
 def test_resuming_without_a_checkpoint_is_refused_before_the_data_are_read(
