@@ -353,15 +353,28 @@ class Trainer:
         assert self.checkpoint is not None
         check_exists(self.checkpoint)
         try:
-            saved: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            saved: Any = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
             raise CannotServe(
-                f"--resume: {self.checkpoint} cannot be read ({error}); start without --resume"
+                f"--resume: {self.checkpoint} cannot be read: it is damaged, or not a checkpoint ({reason}); start"
+                " without --resume"
             ) from error
-        if saved.get("settings_digest") != self.settings_digest:
+        if not isinstance(saved, dict) or saved.get("settings_digest") != self.settings_digest:
             raise CannotServe(
                 f"--resume: {self.checkpoint} was written with other data or settings; start without --resume"
             )
+        try:
+            self._restore(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CannotServe(
+                f"--resume: {self.checkpoint} was written by another version of lstmstream"
+                f" ({type(error).__name__}); start without --resume"
+            ) from error
+        return len(self.result.history)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Takes what `_save_checkpoint` wrote. Raises what a checkpoint of another form leads to."""
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.scheduler is not None:
@@ -373,7 +386,6 @@ class Trainer:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
         for name, value in saved["result"].items():
             setattr(self.result, name, value)
-        return len(self.result.history)
 
 
 def check_exists(checkpoint: Path) -> None:
