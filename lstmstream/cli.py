@@ -45,6 +45,7 @@ NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, 
 
 def main() -> NoReturn:
     """Run the command and exit with its exit code."""
+    _open_closed_streams()
     completions.answer_shells()
     try:
         code = app(standalone_mode=False, prog_name=NAME)
@@ -72,6 +73,20 @@ def main() -> NoReturn:
             fail(*filter(None, [error.format_message()]))  # without arguments the help text is the message
         raise
     sys.exit(code or 0)
+
+
+def _open_closed_streams() -> None:
+    """Give what was closed, as by `2>&-`, to the null device: else the next file has its number, and gets the messages.
+
+    `sys.stdout` stays None, so that a command whose result goes there can refuse.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def fail(*problems: str) -> NoReturn:

@@ -31,7 +31,7 @@ from lstmstream.serve.identity import state_identity
 from lstmstream.serve.score_input import KeyAndTime, bare_config, event_batch, field_roles, with_key_and_time
 from lstmstream.serve.state_records import pack_states, unpack_key, unpack_state
 from lstmstream.serve.state_view import state_parts
-from lstmstream.whole_file import named
+from lstmstream.whole_file import check_replaceable, whole_file
 
 BATCH_ROWS = 4096
 _PARTITION = 0
@@ -198,19 +198,18 @@ class Scorer:
             return None if row is None or not slab.steps[row] else view_state(self._card, slab.get(row))
 
     def save(self, path: str | Path) -> None:
-        """Write all states to a file, for `load`. The file is replaced as a whole."""
+        """Write all states to a file, for `load`. The file is replaced as a whole. Raises OSError."""
         with self._turn:
             slab = self._engine.scorer.states.slabs[_PARTITION]
             rows = slab.index.rows()
             rows = rows[slab.steps[rows] > 0]
             keys, values = pack_states(slab, rows, self._identity.digest, 0)
             scored = self._rows
-        unfinished = Path(f"{path}.tmp")
-        with named(unfinished), unfinished.open("wb") as file:
+        check_replaceable(Path(path))
+        with whole_file(Path(path)) as file:
             file.write(_MAGIC + orjson.dumps({**self._identity._asdict(), "rows": scored}) + b"\n")
             for part in (part for pair in zip(keys, values, strict=True) for part in pair):
                 file.write(len(part or b"").to_bytes(4, "little") + (part or b""))
-        unfinished.replace(path)
 
     def load(self, path: str | Path) -> None:
         """Take the states from a file that `save` wrote; those of now are forgotten.

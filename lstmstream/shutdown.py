@@ -24,6 +24,10 @@ class ShutdownSignal:
         if self._requested:
             callback()
 
+    def interrupt(self) -> None:
+        """Let a signal raise KeyboardInterrupt, until `on_request` names what else it does. For the main thread."""
+        self.on_request(_raise_interrupt)
+
     @property
     def requested(self) -> bool:
         """Whether a signal has come."""
@@ -39,3 +43,7 @@ class ShutdownSignal:
         self._requested = True
         if self._callback is not None:
             self._callback()
+
+
+def _raise_interrupt() -> None:
+    raise KeyboardInterrupt

@@ -25,10 +25,11 @@ def whole_file(path: Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
     """A file to write; it takes the place of the one of before at the end, and after an error that one is as it was.
 
     `keep`: after an error what was written stays beside it, as NAME.part. Terminals, pipes and devices are written as
-    they are, and so is a file in a folder that nothing can be created in. Raises OSError with the file's name.
+    they are, since a file in their place would be there for every program on the machine; and so is a file in a folder
+    that nothing can be created in. Raises OSError with the file's name.
     """
     target = path.resolve()
-    if path.exists() and not (path.is_file() and os.access(target.parent, os.W_OK)):
+    if _is_device(path) or (path.is_file() and not os.access(target.parent, os.W_OK)):
         with growing_file(path) as file:
             yield file
         return
@@ -45,6 +46,27 @@ def whole_file(path: Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
             if isinstance(error, OSError) and str(error.filename) == str(part):
                 raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is no use in a device or a pipe, which are refused. Raises OSError with the file's name."""
+    check_replaceable(path)
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OSError with the file's name where something is there that is not a file."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if _is_device(path):
+        raise FileExistsError(errno.EEXIST, "Is a device or a pipe, not a regular file", str(path))
+
+
+def _is_device(path: Path) -> bool:
+    folder = path.parent.resolve()
+    in_system = folder == Path("/dev") or folder.is_relative_to("/proc")  # /dev/stdout may be a link to a file
+    return in_system or (path.exists() and not path.is_file())
 
 
 @contextmanager

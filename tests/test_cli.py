@@ -178,3 +178,22 @@ def test_ctrl_c_while_modules_are_loaded_is_no_traceback(ignored: bool, code: in
         [sys.executable, "-c", before + INTERRUPTED], capture_output=True, text=True, check=False, timeout=180
     )
     assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_streams_that_are_closed(tmp_path: Path) -> None:
+    """As by `2>&-` in a crontab: the result is there, and what cannot be written anywhere is refused."""
+    events, out = tmp_path / "events.jsonl", tmp_path / "out.jsonl"
+    events.write_text('{"customer":"a","time":1,"amount":1,"distance_km":1,"merchant":"fuel","entry":"chip"}\n' * 3)
+    score = f"{sys.executable} -m lstmstream score builtin:demo {events}"
+
+    def shell(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False, timeout=180)
+
+    done = shell(f"{score} >&-")
+    assert (done.returncode, done.stderr) == (2, "lstmstream: --out: standard output is closed; name a file\n")
+    for closed in ("2>&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        out.unlink(missing_ok=True)
+        assert shell(f"{score} --out {out} {closed}").returncode == 0
+        assert out.read_text().count("\n") == 3
+    done = shell(f"{sys.executable} -m lstmstream evaluate builtin:demo {events} --target entry 2>&-")
+    assert done.returncode == 2

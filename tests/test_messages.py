@@ -314,7 +314,7 @@ def test_an_option_of_the_training(changes: str, message: str, tmp_path: Path) -
             "m.onnx",
             b"",
             (
-                "model FOLDER/m.onnx: is not an ONNX file (it has no graph); "
+                "model FOLDER/m.onnx: is not an ONNX file: it is empty; "
                 "give a file written by lstmstream train or import"
             ),
         ),

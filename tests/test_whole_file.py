@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from lstmstream.whole_file import named, remedy_of, whole_file
+from lstmstream.whole_file import check_replaceable, named, remedy_of, whole_file, write_whole
 from tests.file_limit import limited_files
 
 
@@ -96,3 +97,26 @@ def test_devices_and_pipes_are_written_as_they_are(tmp_path: Path) -> None:
     assert os.read(reader, 10) == b"x"
     os.close(reader)
     assert names(tmp_path) == {"pipe"}
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match=r"device or a pipe, not a regular file.*pipe"):
+        write_whole(pipe, b"x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names(tmp_path) == {"pipe"}
+
+
+def test_what_is_in_dev_is_refused(tmp_path: Path) -> None:
+    """Asked only: a write that went wrong would take the device from every program on the machine."""
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    for path in (Path("/dev/null"), Path("/dev/stdout"), Path("/dev/not-there"), Path("/proc/self/fd/1"), link):
+        with pytest.raises(FileExistsError, match="device or a pipe"):
+            check_replaceable(path)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        write_whole(tmp_path, b"x")

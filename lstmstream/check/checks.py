@@ -28,6 +28,7 @@ from lstmstream.serve.config_warnings import config_warnings
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model, make_engine, open_reader
 from lstmstream.serve.identity import state_identity
+from lstmstream.serve.model_checks import threshold_warning
 from lstmstream.serve.step import OnnxStep
 from lstmstream.serve.topic_settings import check_settings, roles
 from lstmstream.serve.topics import owned_topics, partition_problems
@@ -96,6 +97,8 @@ def check_model(config: Config) -> Iterator[Check | OnnxStep]:
     threshold = config.output.threshold if config.output.threshold is not None else card.threshold
     if threshold is None:
         yield warning("model", "it has no threshold, so nothing is an alert; set output.threshold to have alerts")
+    if doubt := threshold_warning(config, card):
+        yield warning("model", doubt)
     yield step
 
 

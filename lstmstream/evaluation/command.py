@@ -62,12 +62,15 @@ def evaluate(
     card = loaded.card
     fields: dict[str, Any] = card.training.get("fields", {})
     label = _label_field(card, fields, target)
+    key = key or fields.get("key")
+    if label is not None and label == key:
+        raise CannotServe(f"--target {label}: is the key too, which would tell the label; name another field")
     if not any(char in data for char in "*?[") and not Path(data).exists():
         raise CannotServe(f"{data}: no such file")
     events = load_events_for_card(
         resolve_paths([data], Path(), option="DATA"),
         card,
-        key=key or fields.get("key"),
+        key=key,
         timestamp=timestamp or fields.get("timestamp"),
         target=label,
         silent=SilentEvents.model_validate(fields.get("silent") or {}).mark,

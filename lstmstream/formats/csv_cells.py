@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from lstmstream.errors import CannotServe
-from lstmstream.formats.csv_form import CsvForm, CsvOptions, Source, ragged_row
+from lstmstream.formats.csv_form import CsvForm, CsvOptions, Source, not_utf8, ragged_row
 from lstmstream.formats.files import table_kind
 
 _INT64_LIMIT = 2**63
@@ -30,7 +30,7 @@ _HELD = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a '|'"}
 _ADVICE = {  # by words of polars' message, whose own advice is for its callers
     "not properly escaped": "close each quote, and write a quote inside quotes twice",
     _RAGGED: "a row has more cells than the header; put quotes around text that holds the delimiter",
-    "utf-8": "save it as UTF-8",
+    "utf-8": "save it as UTF-8 (such as by iconv -f WINDOWS-1252 -t UTF-8)",
     "empty CSV": "its first line must name the columns",
     "unexpected end of file": "the file was cut off: fetch it again",
 }
@@ -44,6 +44,8 @@ def read_error(path: Path, error: Exception, form: CsvForm | None = None) -> Can
     if form is not None and advice is _ADVICE[_RAGGED]:
         first_line = ragged_row(path, form) or first_line
         advice = f"put quotes around text that holds {_HELD.get(form.delimiter, 'the delimiter')}"
+    if advice is _ADVICE["utf-8"]:
+        first_line = not_utf8(path) or first_line
     return CannotServe(f"{path}: cannot be read as {table_kind(path)}: {first_line}; {advice}")
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
 
 from lstmstream.errors import CannotServe
 from lstmstream.formats.files import text_start
@@ -29,6 +29,7 @@ DELIMITERS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}  # that are look
 _START_BYTES = 65_536
 _COMPARED_ROWS = 20
 _LISTED_CELLS = 6
+_NOT_IN_CP1252 = {b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d"}
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)*")
 
 
@@ -201,13 +202,31 @@ def ragged_row(path: Path, form: CsvForm) -> str | None:
     return None
 
 
+def not_utf8(path: Path) -> str | None:
+    """Where the first byte is that is not of UTF-8, and what it most likely means; None where there is none."""
+    with _bytes(path) as file, suppress(OSError, EOFError):
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = line[error.start : error.start + 1]
+                meant = f" ({byte.decode('cp1252')!r} in Windows-1252)" if byte not in _NOT_IN_CP1252 else ""
+                return f"line {number} has the byte 0x{byte.hex()}{meant}, which is not UTF-8"
+    return None
+
+
 def _opened(path: Path) -> IO[str]:
-    """The text of a file, plain or compressed by gzip; nothing of others."""
+    """The text of a file, plain or compressed by gzip; nothing of others. What is not UTF-8 is replaced."""
+    return io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", errors="replace", newline="")
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    """The bytes of `_opened`."""
     with path.open("rb") as file:
         packed = compression(file.read(6))
     if packed == GZIP:
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return io.StringIO() if packed else path.open(encoding="utf-8-sig", newline="")
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    return io.BytesIO() if packed else path.open("rb")
 
 
 def _reader(file: IO[str], form: CsvForm) -> Any:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lstmstream.errors import Fatal
 from lstmstream.formats.csv_form import FROM_FILE, CsvOptions
 from lstmstream.formats.values import label_text
 from lstmstream.history.fields import Chunk, Fields
@@ -22,7 +24,6 @@ from lstmstream.history.read import order_note, read_chunks
 from lstmstream.model.card import Card, Feature
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.serve.decode import category_code
-from lstmstream.whole_file import named
 
 RAM_BYTES = 1_000_000_000  # of sorted rows; more than that is sorted on disk
 SLICE_ROWS = 262_144  # rows that a pass over all events processes at a time
@@ -300,6 +301,18 @@ def _sorted(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return rows
 
 
+@contextmanager
+def disk_of(folder: str) -> Iterator[None]:
+    """Raises Fatal where a temporary file cannot be written to `folder`, and says where else it could be."""
+    try:
+        yield
+    except OSError as error:
+        raise Fatal(
+            f"{Path(folder).parent}: the events do not fit there ({error.strerror or error}); make room, or set the"
+            " variable TMPDIR to a folder on another disk"
+        ) from error
+
+
 class _Spool:
     """Rows in files, one file for each bucket of keys."""
 
@@ -317,13 +330,13 @@ class _Spool:
             order = np.argsort(buckets, kind="stable")
             bounds = np.searchsorted(buckets[order], np.arange(_BUCKETS + 1))
             for bucket in np.flatnonzero(np.diff(bounds)).tolist():
-                with named(self._file(bucket)), self._file(bucket).open("ab") as file:
+                with disk_of(self.folder.name), self._file(bucket).open("ab") as file:
                     file.write(rows[order[bounds[bucket] : bounds[bucket + 1]]].tobytes())
 
     def sorted(self) -> np.ndarray[Any, Any]:
         """All rows sorted, as a writable memory map; the bucket files are removed."""
         result = Path(self.folder.name) / "rows"
-        with named(result), result.open("wb") as out:
+        with disk_of(self.folder.name), result.open("wb") as out:
             for bucket in range(_BUCKETS):
                 if self._file(bucket).exists():
                     _sorted(np.fromfile(self._file(bucket), self._kind)).tofile(out)

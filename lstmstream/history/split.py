@@ -148,6 +148,9 @@ def coverage(events: Events, split: Split, label: int, by: Literal["time", "key"
 def _remedy(name: str, options: SplitOptions, events: Events) -> str:
     """What to change where a split is empty."""
     remedy = "change the fractions or dates under split, or add more data"
+    times = events.timestamp
+    if options.by == "time" and len(times) > 1 and times.min() == times.max():
+        remedy = f"all events have the time {format_iso(int(times.min()))}: check data.timestamp, or set split.by: key"
     if options.by == "key":
         remedy = f"the data have {len(events.keys)} key(s): change the fractions or training.seed, or add more keys"
     return remedy + (", or do without a test split (split.test: 0)" if name == "test" else "")

@@ -16,6 +16,7 @@ from lstmstream.config.schema import Kafka
 from lstmstream.errors import CannotServe
 from lstmstream.formats.event_reader import EventReader
 from lstmstream.formats.json_documents import ABSENT, Document, locate
+from lstmstream.history.events import disk_of
 from lstmstream.history.fields import Fields
 from lstmstream.model.card import Card, Feature, StateSpec
 from lstmstream.serve.decode import Decoder
@@ -69,9 +70,11 @@ def fetch_topic(
                 first_rejected = first_rejected or f"{source.topic}[{partition}]@{offset}: {letter.message}"
             rejected += len(dead_letters)
             count += len(observations.index)
-            for place, row in enumerate(observations.index.tolist()):
-                timestamp = int(observations.timestamps[place])
-                out.write(_line(documents[row], records.keys[row], timestamp, fields))
+            with disk_of(str(file.parent)):
+                for place, row in enumerate(observations.index.tolist()):
+                    timestamp = int(observations.timestamps[place])
+                    out.write(_line(documents[row], records.keys[row], timestamp, fields))
+                out.flush()
     if not count:
         reason = f" that can be read (first: {first_rejected})" if first_rejected else ""
         raise CannotServe(f"data.topic: {source.topic!r} has no event between data.start and data.end{reason}")

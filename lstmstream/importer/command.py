@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -34,16 +35,18 @@ from lstmstream.importer.progress import ImportProgress
 from lstmstream.importer.report import ConvertedModel, Mode, report, state_line
 from lstmstream.importer.state_pairs import StatePairing, find_pairing, named_alike
 from lstmstream.importer.step_form import POSITION_DEPENDENT, Missing, StepGraph, to_step
-from lstmstream.importer.trial import GrowthCheck, write_checked
+from lstmstream.importer.trial import GrowthCheck, check_out, write_checked
+from lstmstream.importer.weight_files import check_is_weights, read_content
 from lstmstream.importer.weights import UNSEEN_IN_WEIGHTS, read_weights
 from lstmstream.importer.window import check_window, to_window
 from lstmstream.model import CARD_KEY
 from lstmstream.model.card import Card
+from lstmstream.model.foreign_files import recognise
 from lstmstream.model.onnx_proto import FLOAT, quote_untrusted
 from lstmstream.train.export import OUTPUTS
 
 Task = Literal["anomaly", "classify", "forecast"]
-_WEIGHTS = {".pt", ".pth", ".bin", ".safetensors"}
+_WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 _HDF5 = b"\x89HDF\r\n\x1a\n"  # the signature
 
 
@@ -91,10 +94,15 @@ def import_model(
     data on which both modes are run. `constants` (input=value) fix inputs, `states` (input=output) pair them.
     `allow_growth` accepts a state that grows without bound. `examples` are inputs of the original with its outputs.
     """
+    if threshold is not None and not isfinite(threshold):
+        raise CannotServe(f"import: --threshold {threshold}: must be a finite number")
+    if not (name is None or name.strip()) or not version.strip():
+        raise CannotServe("import: --name and --version: must not be empty; name the model")
     names = parse_features(features)
     pairs = None if examples is None else read_examples(examples)
     if mode not in {"step", "window"} or missing not in {"zero", "error"}:
         raise CannotServe(f"import: --mode {mode} --missing {missing}: should be step or window, zero or error")
+    check_out(out)
     for what, read in (("model to import", file), ("layout", layout), ("examples", examples), ("data", compare)):
         if read is not None and out.exists() and read.exists() and out.samefile(read):
             raise CannotServe(f"import: --out {out}: is also the file of the {what}; name another file")
@@ -114,7 +122,9 @@ def import_model(
                 file, layout, out, mode, (name or file.stem, version, task, threshold), names, pairs, progress
             )
     if layout is not None:
-        raise CannotServe(f"import {file}: --layout is for files of weights ({', '.join(sorted(_WEIGHTS))})")
+        found = recognise(read_content(file))
+        kind = "" if found is None else f"; this is {found.what}: {found.remedy}"
+        raise CannotServe(f"import {file}: --layout is for files of weights ({', '.join(sorted(_WEIGHTS))}){kind}")
     if compare is not None and names is not None and names.arrays:
         raise CannotServe(f"import: --compare cannot read arrays ({', '.join(names.arrays)}); import without it")
     options = ImportOptions(
@@ -397,7 +407,11 @@ def _import_weights(
 ) -> int:
     """`card_of`: name, version, task and threshold of the card."""
     if layout is None:
-        raise CannotServe(f"import {file}: weights alone do not describe the model; describe it with --layout YAML")
+        check_is_weights(file, read_content(file))
+        raise CannotServe(
+            f"import {file}: weights alone do not describe the model; describe it with --layout YAML, or export the"
+            " model to ONNX, and import that"
+        )
     if mode == "window":
         raise CannotServe(f"import {file}: --mode window needs the graph; export the model to ONNX and import that")
     if names is not None and (names.scaled or names.arrays):

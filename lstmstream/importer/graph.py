@@ -24,6 +24,7 @@ from lstmstream.errors import CannotServe
 from lstmstream.importer.external_data import embed_external_data
 from lstmstream.importer.float32 import to_float32
 from lstmstream.model import onnx_proto
+from lstmstream.model.foreign_files import SAVED_MODEL, recognise, recognise_folder
 from lstmstream.model.onnx_proto import quote_untrusted
 
 Array = NDArray[Any]
@@ -134,13 +135,23 @@ def read_onnx(path: Path) -> SourceGraph:
     try:
         size = path.stat().st_size if path.is_file() else -1
         if size < 0:
-            raise CannotServe(f"import {path}: {'not a regular file' if path.exists() else 'no such file'}")
+            raise _no_file(path)
         if size > MAX_FILE_BYTES:
             raise CannotServe(f"import {path}: {size} bytes, at most {MAX_FILE_BYTES} are accepted")
+        if path.name == "saved_model.pb":
+            remedy = SAVED_MODEL.remedy.replace("FOLDER", str(path.parent))
+            raise CannotServe(f"import {path}: is the graph of {SAVED_MODEL.what}; {remedy}")
         content = path.read_bytes()
     except (OSError, MemoryError) as error:
         raise CannotServe(f"import {path}: cannot be read ({printable(error)})") from error
     return parse_checked(content, str(path), folder=path.parent)
+
+
+def _no_file(path: Path) -> CannotServe:
+    if path.is_dir() and (found := recognise_folder(path)) is not None:
+        return CannotServe(f"import {path}: is {found.what}; {found.remedy.replace('FOLDER', str(path))}")
+    what = "a folder; give the model's file" if path.is_dir() else "not a regular file"
+    return CannotServe(f"import {path}: {what if path.exists() else 'no such file'}")
 
 
 def parse_checked(content: bytes, file: str, *, folder: Path | None = None) -> SourceGraph:
@@ -157,7 +168,9 @@ def parse_checked(content: bytes, file: str, *, folder: Path | None = None) -> S
         problems = [_with_remedy(problem) for problem in onnx_proto.safety_problems(wire)]
         clean = b"" if problems else onnx_proto.serialise(wire)
     except ValueError as error:
-        raise CannotServe(f"import {file}: {error}") from error
+        found = recognise(content)
+        remedy = "" if found is None else f"; {found.remedy}"
+        raise CannotServe(f"import {file}: {error}{remedy}") from error
     if problems:
         shown = [f"import {file}: {problem}" for problem in problems[:10]]
         raise CannotServe(

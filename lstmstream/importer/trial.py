@@ -13,7 +13,7 @@ from lstmstream.model import load_model, write_model
 from lstmstream.model.card import Card
 from lstmstream.serve.growth import find_growth
 from lstmstream.serve.step import OnnxStep
-from lstmstream.whole_file import remedy_of
+from lstmstream.whole_file import check_replaceable, remedy_of
 
 _WALKED_EVENTS = 2048  # in search of a state that grows without bound
 
@@ -26,8 +26,7 @@ def write_checked(
     With `growth` a state that grows without bound is refused too, and with `examples` a model that does not reproduce
     them. Returns the card with its fingerprint, and lines for the report.
     """
-    if not out.parent.is_dir():
-        raise CannotServe(f"--out {out}: the folder {out.parent} does not exist")
+    check_out(out)
     trial = out.with_name(f".{out.name}.{os.getpid()}.trial")
     try:
         card = write_model(trial, content, card)
@@ -43,6 +42,16 @@ def write_checked(
     finally:
         trial.unlink(missing_ok=True)
     return card, lines
+
+
+def check_out(out: Path) -> None:
+    """Raises CannotServe where no model file can be written to `out`. Known before the model is converted."""
+    if not out.parent.is_dir():
+        raise CannotServe(f"--out {out}: the folder {out.parent} does not exist")
+    try:
+        check_replaceable(out)
+    except OSError as error:
+        raise CannotServe(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 @dataclass(frozen=True, slots=True)

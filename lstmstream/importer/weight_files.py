@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lstmstream.errors import CannotServe
 from lstmstream.extras import require
 from lstmstream.importer.graph import printable
+from lstmstream.model.foreign_files import SCRIPT, WEIGHTS, recognise
 from lstmstream.model.onnx_proto import quote_untrusted
 
 Array = NDArray[np.float32]
@@ -98,6 +99,18 @@ def _torch_tensors(file: Path, content: bytes) -> dict[str, Array]:
     return tensors
 
 
+def check_is_weights(file: Path, content: bytes) -> None:
+    """Raises CannotServe where a file with the suffix of weights holds a program, or another kind of file."""
+    found = recognise(content)
+    if found == SCRIPT:
+        raise CannotServe(
+            f"import {file}: is TorchScript, a program with its weights; save the weights alone:"
+            ' torch.save(torch.jit.load("model.pt").state_dict(), "weights.pt")'
+        )
+    if found is not None and found not in WEIGHTS:
+        raise CannotServe(f"import {file}: is {found.what}; {found.remedy}")
+
+
 def _torch_state_dict(file: Path, content: bytes) -> dict[str, Any]:
     """The tensors of the file as torch has loaded them."""
     import torch  # noqa: PLC0415
@@ -106,11 +119,7 @@ def _torch_state_dict(file: Path, content: bytes) -> dict[str, Any]:
         if zipfile.is_zipfile(io.BytesIO(content)):  # torch unpacks members without a limit
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 _check_size(file, sum(member.file_size for member in archive.infolist()))
-                if any("/code/" in name for name in archive.namelist()):
-                    raise CannotServe(
-                        f"import {file}: is TorchScript, a program with its weights; save the weights alone:"
-                        ' torch.save(torch.jit.load("model.pt").state_dict(), "weights.pt")'
-                    )
+            check_is_weights(file, content)
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except CannotServe:
         raise

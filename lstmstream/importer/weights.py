@@ -134,7 +134,8 @@ def read_weights(file: Path, layout: Path, names: tuple[str, ...] | None) -> Imp
         network = _network(tensors, described, names or tuple(field.name for field in fields))
         model = build(network)
     except (ValueError, KeyError) as error:
-        raise CannotServe(f"import {file}: {str(error).strip(chr(39))}; fix {layout.name}") from error
+        hint = _prefixes(tensors, described)
+        raise CannotServe(f"import {file}: {str(error).strip(chr(39))}; {hint}fix {layout.name}") from error
     _check_all_described(file, tensors, described, len(network.layers))
     gap = _check_against_torch(file, tensors, described, network, model)
     cells = [f"{described.cell.upper()}, {layer.hidden} hidden" for layer in network.layers]
@@ -182,6 +183,20 @@ def _network(tensors: dict[str, Array], described: WeightsLayout, names: tuple[s
     return NetworkSpec(
         FeatureEncoder(numbers, limit=_NO_LIMIT), layers, DenseHead(weight, bias, described.head.activation)
     )
+
+
+def _prefixes(tensors: dict[str, Array], described: WeightsLayout) -> str:
+    """What the file has where the layout names a prefix that it does not have, such as `module.lstm.` for `lstm.`."""
+    first, texts = "weight_ih_l0", []
+    recurrent = [name.removesuffix(first) for name in tensors if name.endswith(first)]
+    if described.layers not in recurrent and recurrent:
+        texts.append(f"layers: {' or '.join(map(quote_untrusted, recurrent[:4]))}")
+    linear = [
+        name.removesuffix("weight") for name, value in tensors.items() if name.endswith("weight") and value.ndim == 2
+    ]
+    if described.head.linear not in linear and linear:
+        texts.append(f"head.linear: {' or '.join(map(quote_untrusted, linear[:4]))}")
+    return f"the file has {', '.join(texts)}; " if texts else ""
 
 
 def _check_all_described(file: Path, tensors: dict[str, Array], described: WeightsLayout, layers: int) -> None:

@@ -102,7 +102,7 @@ def read_sample(topic: str, servers: Sequence[str], name: str, records: int, wir
         "model": "builtin:demo",
         "kafka": wire.kafka(servers),
         "input": {"topic": topic, **wire.options()},
-        "output": {"topic": f"{topic}.predictions"},
+        "output": {"topic": f"{name}.predictions"},
     }
     config = validate(Config, tree, Path.cwd())
     reader = open_reader(config)
@@ -165,8 +165,13 @@ split: {{by: time, validation: 0.15, test: 0.15}}
 
 
 def _watched(found: Proposal) -> list[str]:
-    """The numbers for `builtin:anomaly`, whose names a comma would end."""
-    return [name for name in found.numbers if "," not in name][:MAX_CHANNELS]
+    """The numbers for `builtin:anomaly`."""
+    return [name for name in found.numbers if _can_be_watched(name)][:MAX_CHANNELS]
+
+
+def _can_be_watched(name: str) -> bool:
+    """Whether `builtin:anomaly:NAME,NAME` can name it: a comma ends a name, and spaces around one are left out."""
+    return "," not in name and name == name.strip() and "\0" not in name
 
 
 def _documents(sample: RecordBatch) -> tuple[list[Document], int]:
@@ -195,8 +200,9 @@ def _report(found: Proposal, events: int, bad: int, stream: Path, train: Path) -
     for name, reason in found.reasons.items():
         print(f"{_shown(name)} is left out: {reason}")
     for name in found.numbers:
-        if "," in name:
-            print(f"{_shown(name)} is in train.yaml only: its comma would end the name in builtin:anomaly:")
+        if not _can_be_watched(name):
+            what = "its comma would end the name" if "," in name else "the spaces around it would be left out"
+            print(f"{_shown(name)} is in train.yaml only: {what} in builtin:anomaly:")
     for name, count in found.texts.items():
         print(f"{name} is text in {count:,} of them: such events become dead letters")
     print(f"\n{stream} and {train} are written. Now: lstmstream check {stream}", file=sys.stderr)

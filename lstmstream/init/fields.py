@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from lstmstream.config.types import is_field
@@ -50,7 +51,7 @@ class Profile:
             self.booleans += 1
         elif isinstance(value, int | float):
             self.numbers += 1
-            self.whole += value == int(value)
+            self.whole += isfinite(value) and value == int(value)  # 1e400, of which a dead letter is made
             self.rises &= self._last is None or value > self._last
             self._last = float(value)
         elif isinstance(value, str):

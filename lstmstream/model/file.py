@@ -22,7 +22,7 @@ from lstmstream.model import onnx_proto
 from lstmstream.model.card import FORMAT, Card, is_finite
 from lstmstream.model.channels import has_channels, with_channels
 from lstmstream.model.onnx_proto import FLOAT, INT64, quote_untrusted
-from lstmstream.whole_file import named
+from lstmstream.whole_file import write_whole
 
 CARD_KEY = "lstmstream"  # of the file's metadata_props
 MAX_BYTES = 2**31 - 1  # what protobuf can read; a caller may set less
@@ -90,7 +90,8 @@ def write_model(path: str | Path, content: bytes, card: Card) -> Card:
     """Write the ONNX model `content` with its card to `path`, atomically; equal input gives equal bytes.
 
     Doc strings, producer names and other metadata are dropped. Returns the card with its fingerprint. Raises
-    CannotServe for whatever `load_model` would refuse, and OSError if the file cannot be written.
+    CannotServe for whatever `load_model` would refuse, and OSError, which names the path, if the file cannot be
+    written.
     """
     path = Path(path)
     try:
@@ -106,15 +107,7 @@ def write_model(path: str | Path, content: bytes, card: Card) -> Card:
         raise CannotServe(f"model {path}: {error}") from error
     except CannotServe as error:
         raise CannotServe(*_with_path(path, error.problems)) from error
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with named(path), unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, content)
     return card
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, EncodeError
 
+from lstmstream.model.foreign_files import recognise
+
 Proto = Any  # classes made at run time have no static type
 
 # name, number, type; "*" marks a repeated field, "#" a packed one. Functions and training graphs are read as opaque
@@ -163,13 +165,18 @@ def parse(content: bytes) -> Proto:
         model.ParseFromString(content)
         model.DiscardUnknownFields()
     except (DecodeError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"is not an ONNX file ({type(error).__name__})") from error
+        raise _not_onnx(content, type(error).__name__) from error
     for located in walk(model):
         if not _is_text(located):
-            raise ValueError(f"is not an ONNX file ({located.where or 'a text'} is not UTF-8)")
+            raise _not_onnx(content, f"{located.where or 'a text'} is not UTF-8")
     if not model.HasField("graph"):
-        raise ValueError("is not an ONNX file (it has no graph)")
+        raise _not_onnx(content, "it has no graph")
     return model
+
+
+def _not_onnx(content: bytes, reason: str) -> ValueError:
+    found = recognise(content)
+    return ValueError("is not an ONNX file" + (f" ({reason})" if found is None else f": it is {found.what}"))
 
 
 def serialise(model: Proto) -> bytes:

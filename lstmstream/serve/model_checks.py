@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lstmstream.config import Config
 from lstmstream.errors import CannotServe
 from lstmstream.model import Card, with_all_outputs
+from lstmstream.model.file import BUILTIN
 from lstmstream.records import Floats
 from lstmstream.serve.step_model import StepInput
 
@@ -24,6 +26,21 @@ if TYPE_CHECKING:
 GPU_TOLERANCE = 1e-5
 CHECKED_BATCHES = ((0, 1), (1, 3), (2, 7), (5, 64))  # (first row, rows)
 CHECKED_ROWS = 5 + 64
+
+
+def threshold_warning(config: Config, card: Card) -> str | None:
+    """What is wrong with a threshold above every score that the model can have; None where nothing is known to be.
+
+    Of models that this package made the scores are known: probabilities, and anomaly scores, which are scaled to 1.
+    """
+    threshold = card.threshold if config.output.threshold is None else config.output.threshold
+    made_here = config.model.startswith(BUILTIN) or "fields" in card.training
+    if threshold is None or threshold <= 1 or not made_here or card.task not in {"classify", "anomaly"}:
+        return None
+    return (
+        f"output.threshold: {threshold:g} is above every score of model {card.name}, which are from 0 to 1, so that"
+        " nothing is an alert; set it to at most 1"
+    )
 
 
 def warm_up(step: OnnxStep) -> None:

@@ -21,6 +21,7 @@ from lstmstream.serve.http import Guard, HttpServer, daemon_routes
 from lstmstream.serve.live import Live
 from lstmstream.serve.live_feed import Feed
 from lstmstream.serve.metrics import Metrics
+from lstmstream.serve.model_checks import threshold_warning
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.recent_scores import RecentScores
@@ -100,6 +101,8 @@ def _serve(config: Config, shutdown: ShutdownSignal, worker: Worker | None, prof
                 "threshold": threshold,
             },
         )
+        if doubt := threshold_warning(config, card):
+            log.warning("%s", doubt)
         if growth := find_growth(step, seconds=GROWTH_S):
             log.warning(
                 "model %s: %s. Its keys start with a fresh state each time (state.reset_after_failures); import it with"

@@ -23,6 +23,7 @@ from lstmstream.records import Headers
 from lstmstream.row_progress import RowProgress
 from lstmstream.serve.engine import Result
 from lstmstream.serve.factory import load_step_model
+from lstmstream.serve.model_checks import threshold_warning
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.profile import Profile, Totals
 from lstmstream.serve.score_chain import configs_to_score, make_engines, process
@@ -89,9 +90,9 @@ def score_file(
         refused = [RefusedRows(name, kept=dead_letters, place=rows.place) for _ in engines]
         unseen = UnseenFields(name, rows.sought_fields)
         features = FeaturesWithoutValues(name, step.card)
-        for note in rows.notes:
+        for note in filter(None, [*rows.notes, *map(threshold_warning, configs, (one.card for _, one in loaded))]):
             say(note)
-        predictions = sys.stdout.buffer if out == "-" else _opened("--out", Path(out), files, rows)
+        predictions = _standard_output() if out == "-" else _opened("--out", Path(out), files, rows)
         letters = None if dead_letters is None else _opened("--dead-letters", dead_letters, files, rows)
         enriched = None if events is None else _opened("--events", events, files, rows)
         files_of = [_Files(None, letters, enriched if number == 0 else None) for number in range(len(engines))]
@@ -166,6 +167,12 @@ def _same_file(one: Path, other: Path) -> bool:
     if one.exists() and other.exists():
         return one.is_file() and one.samefile(other)
     return one.resolve() == other.resolve()
+
+
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise CannotServe("--out: standard output is closed; name a file")
+    return sys.stdout.buffer
 
 
 def _opened(option: str, path: Path, files: ExitStack, rows: ScoreInput) -> IO[bytes]:

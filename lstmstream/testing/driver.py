@@ -17,7 +17,7 @@ import orjson
 
 from lstmstream.config import Config, load_config
 from lstmstream.config.diagnostics import validate
-from lstmstream.errors import TryAgain
+from lstmstream.errors import CannotServe, TryAgain
 from lstmstream.scorer import KeyState, view_state
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.daemon import Daemon
@@ -27,10 +27,12 @@ from lstmstream.serve.metrics import Metrics
 from lstmstream.serve.observers import StageTimer
 from lstmstream.serve.phase import Phase
 from lstmstream.serve.startup import make_observers, start_daemon
+from lstmstream.testing import arguments
 from lstmstream.transport.memory import FAULT_POINTS, LogRecord, MemoryBroker, MemoryTransport
 from lstmstream.transport.partitioner import partition_of
 
 CALL_S = 0.001  # of a call to the broker, on the driver's clock
+KILLED = -9  # as Python names the exit of a process by SIGKILL
 MAX_ROUNDS = 100_000  # of the daemon's loop, until everything that was piped in is answered
 
 
@@ -81,13 +83,17 @@ class TestDriver:
         *,
         partitions: int = 1,
         start: datetime = datetime(2026, 1, 1, tzinfo=UTC),
+        stage: str | None = None,
     ) -> None:
         """`config`: a YAML file, or its content; the `kafka` section may be left out. `start`: the clock's first time.
 
-        `partitions` of the input topic. Raises CannotServe where the daemon could not start.
+        `partitions` of the input topic. `stage`: the one to run of a file with `stages`. A time without a zone is in
+        UTC. Raises CannotServe where the daemon could not start.
         """
-        self._config = _load(config)
-        self._now_s = start.timestamp()
+        self._config = _load(config, stage)
+        if partitions < 1:
+            raise ValueError(f"partitions is {partitions}; a topic has 1 or more")
+        self._now_s = (start if start.tzinfo is not None else start.replace(tzinfo=UTC)).timestamp()
         self._faults: list[str] = []
         self._crash_at: str | None = None
         self._broker = MemoryBroker(clock=lambda: self._now_s)
@@ -113,15 +119,18 @@ class TestDriver:
     ) -> None:
         """Write one record to the input topic and let the daemon process it.
 
-        `value`: an event, or the bytes of a record's value. `timestamp`: of the record, in milliseconds if a number;
-        the clock's time if None. Without `partition` the record goes where a Kafka producer would send it: by murmur2
-        of the key, or to partition 0 without a key.
+        `value`: an event, or the bytes of a record's value. `timestamp`: of the record, in milliseconds if a number,
+        in UTC if a time without a zone; the clock's time if None. Without `partition` the record goes where a Kafka
+        producer would send it: by murmur2 of the key, or to partition 0 without a key. Raises TypeError and ValueError
+        for what is none of these.
         """
         self._append(value, key, timestamp, partition, headers)
         self.run()
 
     def pipe_all(self, values: Iterable[Mapping[str, Any] | bytes | None], key: str | bytes | None = None) -> None:
         """Write many records first, so that they are processed in batches."""
+        if isinstance(values, Mapping | bytes | str):
+            raise TypeError("pipe_all takes several values; give one to pipe, or put it into a list")
         for value in values:
             self._append(value, key, None, None, None)
         self.run()
@@ -135,13 +144,18 @@ class TestDriver:
         headers: Mapping[str, bytes | None] | None,
     ) -> None:
         topic = self._config.input.topic
-        raw = value if value is None or isinstance(value, bytes) else orjson.dumps(value)
-        record_key = key.encode() if isinstance(key, str) else key
+        count = len(self._broker.topics[topic].logs)
+        raw_key = arguments.record_key(key)
         if partition is None:
-            count = len(self._broker.topics[topic].logs)
-            partition = 0 if record_key is None else partition_of(record_key, count)
-        at_ms = int(timestamp.timestamp() * 1000) if isinstance(timestamp, datetime) else timestamp
-        self._broker.append(topic, partition, record_key, raw, at_ms, list((headers or {}).items()))
+            partition = 0 if raw_key is None else partition_of(raw_key, count)
+        self._broker.append(
+            topic,
+            arguments.checked_partition(partition, count, topic),
+            raw_key,
+            arguments.record_value(value),
+            arguments.record_time(timestamp),
+            arguments.record_headers(headers),
+        )
 
     # -- records out
 
@@ -179,7 +193,7 @@ class TestDriver:
 
     def advance(self, seconds: float) -> None:
         """Let time pass; then the daemon does what is due, such as writing states after `state.checkpoint_interval`."""
-        self._now_s += seconds
+        self._now_s += arguments.checked_seconds(seconds)
         if self._daemon is not None:
             self._round()
         self.run()
@@ -200,9 +214,11 @@ class TestDriver:
         return None
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of a metric of the daemon, 0 if it was never counted. Counters continue over a restart."""
-        found = self._metrics.registry.get_sample_value(name, labels)
-        return 0.0 if found is None else found
+        """The value of a metric of the daemon, 0 if it was never counted. Counters continue over a restart.
+
+        Raises ValueError for a metric, or labels, that the daemon does not have.
+        """
+        return arguments.metric_value(self._metrics.registry, name, labels)
 
     @property
     def running(self) -> bool:
@@ -217,6 +233,8 @@ class TestDriver:
         The points: connect, describe, poll, begin, commit, committed (the transaction went through, and the answer was
         lost), recover, committed_offset, read, and others: `lstmstream.transport.memory.FAULT_POINTS`.
         """
+        if times < 0:
+            raise ValueError(f"times is {times}; give how many calls are to fail")
         self._faults += [_known(point)] * times
 
     def crash_at(self, point: str) -> None:
@@ -231,10 +249,14 @@ class TestDriver:
             self._broker.leave(transport.member_id)
 
     def stop(self) -> int:
-        """Stop the daemon as SIGTERM does; its exit code."""
+        """Stop the daemon as SIGTERM does; its exit code, which is -9 if a `crash_at` kills it meanwhile."""
         daemon = self._running()
         self._daemon = None
-        code = daemon.drain()
+        try:
+            code = daemon.drain()
+        except _Crash:
+            self.crash()
+            return KILLED
         daemon.close()
         return code
 
@@ -247,15 +269,18 @@ class TestDriver:
         clock = Clock(monotonic_s=lambda: self._now_s, wall_s=lambda: self._now_s, sleep=self._sleep)
         timer = StageTimer(clock.monotonic_s)
         health = Health(stall_after=self._config.http.stall_after, clock=clock.monotonic_s)
-        self._daemon = start_daemon(
-            self._config,
-            self._step,
-            self._transport,
-            make_observers(self._config, self._step.card, self._metrics, health, timer, clock),
-            timer,
-            clock=clock,
-            stopping=lambda: False,
-        )
+        try:
+            self._daemon = start_daemon(
+                self._config,
+                self._step,
+                self._transport,
+                make_observers(self._config, self._step.card, self._metrics, health, timer, clock),
+                timer,
+                clock=clock,
+                stopping=lambda: False,
+            )
+        except _Crash:
+            self.crash()
         self.run()
 
     # -- the loop
@@ -308,11 +333,21 @@ class TestDriver:
             self.stop()
 
 
-def _load(config: Config | Mapping[str, Any] | str | Path) -> Config:
+def _load(config: Config | Mapping[str, Any] | str | Path, stage: str | None) -> Config:
+    if isinstance(config, str | Path):
+        try:
+            return load_config(Path(config), stage=stage)
+        except CannotServe as error:
+            advice = "choose one of them with --stage NAME (dead-letter: --stage-name)"
+            raise CannotServe(
+                *(problem.replace(advice, "choose one with stage=") for problem in error.problems)
+            ) from None
+    if stage is not None or (isinstance(config, Mapping) and "stages" in config):
+        raise CannotServe("stages: can only be taken from a YAML file; give its path, and one of the stages as stage=")
     if isinstance(config, Config):
         return config
-    if isinstance(config, str | Path):
-        return load_config(Path(config))
+    if not isinstance(config, Mapping):
+        raise TypeError(f"a configuration is the path of a YAML file, or its content, not a {type(config).__name__}")
     return validate(Config, {"kafka": {"bootstrap_servers": "memory:9092"}, **config}, Path())
 
 

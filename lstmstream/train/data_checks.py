@@ -1,7 +1,7 @@
 """Checks of the data before training: what makes training impossible or pointless, and what would mislead.
 
 `errors` lists the former, `warnings` the latter, one sentence for each problem. `check_scale` and `check_memory` raise.
-Apart from missing labels, only the training split is looked at.
+Apart from missing labels and the range of numbers, only the training split is looked at.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 from lstmstream.errors import CannotServe
 from lstmstream.formats.timestamps import unlikely_times
 from lstmstream.history.events import Events, row_slices
-from lstmstream.history.split import NONE, TRAIN, Split
+from lstmstream.history.split import NONE, TRAIN, VALIDATION, Split
 from lstmstream.records import Bools, Floats, Ints
 from lstmstream.train.batching import MAX_BATCH
 from lstmstream.train.export import FeatureEncoder
 from lstmstream.train.export.checks import MAX_SCALE
 from lstmstream.train.export.named_cells import NAMED_CELLS
 from lstmstream.train.leaks import leak_warnings
+from lstmstream.train.new_values import values_out_of_range
 from lstmstream.train.precision import coarse_numbers, constant_note
 from lstmstream.train.schema import TrainConfig
 from lstmstream.wording import counted
@@ -51,13 +52,16 @@ def warnings(events: Events, split: Split, config: TrainConfig) -> list[str]:
     """A sentence for each thing in the data that is allowed and likely to be a mistake."""
     training = split.rows(TRAIN)
     sample = training[:: max(1, len(training) // MAX_SAMPLE_ROWS)]
+    validation = split.rows(VALIDATION)
+    coarse = dict(coarse_numbers(events, sample, config))
     return [
         *events.notes,
         *_unsorted_rows(events),
         *_unlikely_times(events, config),
         *_short_sequences(events, config),
         *_constant_features(events, sample, training, config),
-        *coarse_numbers(events, sample, config),
+        *coarse.values(),
+        *values_out_of_range(events, sample, validation[:: max(1, len(validation) // MAX_SAMPLE_ROWS)], config, coarse),
         *leak_warnings(events, split, config, sample),
         *_missing_labels(events, config),
         *_similar_values(events, config),

@@ -17,11 +17,12 @@ from lstmstream.train.schema import TrainConfig
 
 MIN_SPREAD = 8  # in spacings of float32: with a smaller standard deviation a feature has only a few distinct values
 MIN_STEP = 4  # in spacings: a smaller typical change from event to event is mostly rounding
+MIN_SCALE = 1e-30  # a smaller standard deviation cannot be scaled to 1
 LARGE = 1e5  # a column that is constant at such a value may have varied before it was rounded
 
 
-def coarse_numbers(events: Events, sample: Ints, config: TrainConfig) -> Iterator[str]:
-    """A sentence for each number of `features.numbers` that float32 cannot resolve at the rows `sample` [n].
+def coarse_numbers(events: Events, sample: Ints, config: TrainConfig) -> Iterator[tuple[int, str]]:
+    """The column of each number of `features.numbers` that float32 cannot resolve at the rows `sample` [n]; a sentence.
 
     Columns without two different values are left out: `data_checks` names them as constant.
     """
@@ -34,16 +35,24 @@ def coarse_numbers(events: Events, sample: Ints, config: TrainConfig) -> Iterato
         if _is_coarse(values, pairs, magnitude):
             spacing = f"{_spacing(magnitude):g}"
             multiple = f"; as it is, its forecast is a multiple of {spacing}" if column in targets else ""
-            yield (
+            text = (
                 f"{number.name} changes by less than float32 can tell apart: at values like {magnitude:.3g} its steps"
                 f" are {spacing}. Use the difference from the previous event, or subtract a fixed offset, in these data"
                 f" and in the stream{multiple}"
             )
+            yield column, text
         elif number.log and _is_coarse(_log(values), _log(pairs), float(np.log1p(magnitude))):
-            yield (
+            text = (
                 f"{number.name} changes by less than float32 can tell apart after log: true, because its values near"
                 f" {magnitude:.3g} differ little; leave out log: true for it"
             )
+            yield column, text
+        elif 0 < _spread(values) <= MIN_SCALE:
+            text = (
+                f"{number.name} has values so small (up to {np.nanmax(np.abs(values)):.3g}) that float32 cannot scale"
+                " them, so nothing can be learned from it; use other units, in these data and in the stream"
+            )
+            yield column, text
 
 
 def constant_note(value: float) -> str:
@@ -54,6 +63,12 @@ def constant_note(value: float) -> str:
         f" (float32 values are {_spacing(value):g} apart there, and smaller changes are lost: if it does change,"
         " subtract a fixed offset before training and in the stream)"
     )
+
+
+def _spread(values: Doubles) -> float:
+    """The standard deviation of the values that are not missing."""
+    known = values[~np.isnan(values)]
+    return float(known.std()) if len(known) else 0.0
 
 
 def _is_coarse(values: Doubles, pairs: Doubles, magnitude: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -75,6 +76,17 @@ def summary_json(report: Report, out: Path) -> str:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
 
 
+def print_or_drop(console: Console, text: str) -> None:
+    """Prints a line as it is. Where it cannot be written, as to a log on a full disk, all lines from here on are lost.
+
+    A line of progress that nobody can read is no reason to end a training of hours.
+    """
+    try:
+        console.print(Text(text))
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
+
+
 class ConsoleProgress:
     """Shows data, epochs and warnings on standard error."""
 
@@ -90,7 +102,7 @@ class ConsoleProgress:
 
     def print(self, text: str) -> None:
         """Prints a line as it is: text from data and configuration is no markup."""
-        self._console.print(Text(text))
+        print_or_drop(self._console, text)
 
     def show_dataset(self) -> None:
         """Prints the sizes of the splits, and the warnings about the data."""
@@ -173,4 +185,5 @@ class ConsoleProgress:
 
     def on_stop_requested(self) -> None:
         """Prints what a signal has caused."""
-        self.print("stopping; the best epoch so far is kept")
+        kept = "the best epoch so far is kept" if self._result.best_epoch else "no epoch is complete yet"
+        self.print(f"stopping; {kept}")

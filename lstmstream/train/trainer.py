@@ -38,6 +38,7 @@ from lstmstream.wording import counted
 
 EVAL_BATCH = 512  # keys, or windows, at once where no gradient is needed
 MIN_POSITIVES = 50  # in the validation split, for `monitor: auto`: with fewer, average precision may keep a first epoch
+STOPPED_EARLY = "training: stopped before the first epoch was complete; there is no model to keep"
 
 EpochMetrics = dict[str, float]  # epoch, train_loss, validation_loss, metric, learning_rate, seconds
 
@@ -158,7 +159,7 @@ class Trainer:
         result.stop_reason = self._stop_reason(stopped=should_stop())
         if not result.weights:
             if should_stop():
-                raise CannotServe("training: stopped before the first epoch was complete; there is no model to keep")
+                raise CannotServe(STOPPED_EARLY)
             raise CannotServe(
                 "training: the loss is not finite; use a smaller training.learning_rate, noise or weight_decay, or"
                 " log: true for numbers with a wide range"
@@ -350,18 +351,30 @@ class Trainer:
         Raises CannotServe where there is no checkpoint, or one of other data or settings.
         """
         assert self.checkpoint is not None
-        if not self.checkpoint.is_file():
-            raise CannotServe(f"--resume: {self.checkpoint} does not exist; start without --resume")
+        check_exists(self.checkpoint)
         try:
-            saved: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            saved: Any = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
             raise CannotServe(
-                f"--resume: {self.checkpoint} cannot be read ({error}); start without --resume"
+                f"--resume: {self.checkpoint} cannot be read: it is damaged, or not a checkpoint ({reason}); start"
+                " without --resume"
             ) from error
-        if saved.get("settings_digest") != self.settings_digest:
+        if not isinstance(saved, dict) or saved.get("settings_digest") != self.settings_digest:
             raise CannotServe(
                 f"--resume: {self.checkpoint} was written with other data or settings; start without --resume"
             )
+        try:
+            self._restore(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CannotServe(
+                f"--resume: {self.checkpoint} was written by another version of lstmstream"
+                f" ({type(error).__name__}); start without --resume"
+            ) from error
+        return len(self.result.history)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Takes what `_save_checkpoint` wrote. Raises what a checkpoint of another form leads to."""
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.scheduler is not None:
@@ -373,7 +386,12 @@ class Trainer:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
         for name, value in saved["result"].items():
             setattr(self.result, name, value)
-        return len(self.result.history)
+
+
+def check_exists(checkpoint: Path) -> None:
+    """Raises CannotServe where there is no checkpoint to resume from."""
+    if not checkpoint.is_file():
+        raise CannotServe(f"--resume: {checkpoint} does not exist; start without --resume")
 
 
 def _to_python(state: Any) -> Any:

@@ -6,6 +6,7 @@ The test split is never used. The result is a training configuration, with which
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -19,17 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from lstmstream.config.yaml_file import read_yaml
-from lstmstream.errors import CannotServe
+from lstmstream.errors import CannotServe, Fatal
 from lstmstream.shutdown import ShutdownSignal
 from lstmstream.train.data_checks import check_memory
 from lstmstream.train.dataset import Dataset, prepare_dataset
 from lstmstream.train.factory import make_network, make_trainer
+from lstmstream.train.progress import print_or_drop
 from lstmstream.train.schema import TrainConfig, Tune, load_training, validate_training
 from lstmstream.train.trainer import EpochMetrics
-from lstmstream.whole_file import whole_file
+from lstmstream.whole_file import check_replaceable, remedy_of, write_whole
 from lstmstream.wording import counted
 
 MAX_LISTED = 10  # of the best trials
+STOPPED = "stopped before the first trial was complete"
 Params = Mapping[str, float | int]  # option to value
 _SECTIONS = {
     "learning_rate": "training", "weight_decay": "training", "batch": "training", "steps": "training",
@@ -42,17 +45,34 @@ def tune(path: Path, *, trials: int | None = None, out: Path | None = None, as_j
     """Searches within the bounds of section `tune` of the configuration at `path`. Returns the exit code.
 
     The best settings go to `out`, by default `<file>.tuned.yaml` beside it. `as_json`: the best trials are printed as
-    JSON, not as a table. Raises CannotServe for faults of
-    configuration and data, and where no trial has a result.
+    JSON, not as a table. Raises CannotServe for faults of configuration and data, and where no trial has a result.
     """
     stop = ShutdownSignal()
+    stop.interrupt()  # until there is a trial to keep
     config = load_training(path)
     out = out or path.with_suffix(".tuned.yaml")
     _check_bounds(config)
-    if out.parent.resolve() != path.parent.resolve():
-        raise CannotServe(
-            f"{out}: must be in the folder of {path}, because the paths in it are relative to that folder"
-        )
+    _check_out(out, path)
+    try:
+        study = _search(config, stop, trials)
+    except KeyboardInterrupt:
+        raise CannotServe(f"tune: {STOPPED}; there are no settings to write") from None
+    if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials):
+        reason = STOPPED if stop.requested else "no trial has a result (see above)"
+        raise CannotServe(f"tune: {reason}; there are no settings to write")
+    _write_config(out, read_yaml(path), study.best_params, config)
+    best = _best_trials(study)
+    if as_json:
+        found = [{"trial": one.number + 1, "validation": one.value, **one.params} for one in best]
+        print(json.dumps({"config": str(out), "trials": len(study.trials), "best": found}))
+    else:
+        _print_table(best)
+        print(f"{out}: the best of {counted(len(study.trials), 'trial')}; now: lstmstream train {out}")
+    return 0
+
+
+def _search(config: TrainConfig, stop: ShutdownSignal, trials: int | None) -> optuna.Study:
+    """All trials, or those until a signal."""
     console = Console(stderr=True, highlight=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -67,30 +87,44 @@ def tune(path: Path, *, trials: int | None = None, out: Path | None = None, as_j
             try:
                 metric = run_trial(trial, dataset, stop)
             except CannotServe as error:  # its loss was not finite, or it was stopped early: the other trials count
-                console.print(f"{number}  {_format_params(trial.params)}  {error}")
+                print_or_drop(console, f"{number}  {_format_params(trial.params)}  {error}")
                 raise optuna.TrialPruned from error
-            console.print(f"{number}  {_format_params(trial.params)}  validation {metric:.5g}")
+            print_or_drop(console, f"{number}  {_format_params(trial.params)}  validation {metric:.5g}")
             return metric
 
+        stop.on_request(lambda: print_or_drop(console, "stopping; the best trial so far is kept"))
         study.optimize(
             objective,
             n_trials=trials or config.tune.trials,
             callbacks=[lambda study, _trial: study.stop() if stop.requested else None],
         )
-    if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials):
-        reason = "no trial has a result (see above)"
-        if stop.requested:
-            reason = "stopped before the first trial was complete"
-        raise CannotServe(f"tune: {reason}; there are no settings to write")
-    _write_config(out, read_yaml(path), study.best_params, config)
-    best = _best_trials(study)
-    if as_json:
-        found = [{"trial": one.number + 1, "validation": one.value, **one.params} for one in best]
-        print(json.dumps({"config": str(out), "trials": len(study.trials), "best": found}))
-    else:
-        _print_table(best)
-        print(f"{out}: the best of {counted(len(study.trials), 'trial')}; now: lstmstream train {out}")
-    return 0
+    return study
+
+
+def _check_out(out: Path, path: Path) -> None:
+    """Raises CannotServe where the settings cannot be written to `out`; known before the first trial."""
+    if out.parent.resolve() != path.parent.resolve():
+        raise CannotServe(
+            f"{out}: must be in the folder of {path}, because the paths in it are relative to that folder"
+        )
+    try:
+        check_replaceable(out)
+        with tempfile.TemporaryFile(dir=out.parent):
+            there = out.exists()
+    except OSError as error:
+        raise CannotServe(f"--out {out}: cannot be written ({error.strerror}); name another file") from error
+    if there and out.samefile(path):
+        raise CannotServe(f"--out {out}: is the configuration itself; name another file")
+    if there and not _is_training(out):
+        raise CannotServe(f"--out {out}: is there already, and is not a configuration for training; name another file")
+
+
+def _is_training(file: Path) -> bool:
+    """Whether it is such a file as is written here."""
+    try:
+        return {"name", "task", "data"} <= read_yaml(file).keys()
+    except CannotServe:
+        return False
 
 
 def _check_bounds(config: TrainConfig) -> None:
@@ -143,13 +177,17 @@ def with_params(config: TrainConfig, params: Params) -> TrainConfig:
 
 
 def _write_config(out: Path, tree: dict[str, Any], params: Params, config: TrainConfig) -> None:
-    """Writes the configuration file's tree with these values; numbers have four significant digits."""
+    """Writes the configuration file's tree with these values; numbers have four digits, within the bounds."""
     for name, value in params.items():
-        section = tree.get(_SECTIONS[name])
-        tree[_SECTIONS[name]] = {**(section or {}), name: float(f"{value:.4g}") if isinstance(value, float) else value}
+        low, high = config.tune.bounds[name]
+        rounded = min(max(float(f"{value:.4g}"), low), high) if isinstance(value, float) else value
+        tree[_SECTIONS[name]] = {**(tree.get(_SECTIONS[name]) or {}), name: rounded}
     validate_training(tree, config.folder)  # a file that cannot be loaded must not be written
-    with whole_file(out) as file:
-        file.write(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
+    try:
+        write_whole(out, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
+    except OSError as error:
+        why = f"cannot be written ({error.strerror}){remedy_of(error)}"
+        raise Fatal(f"{out}: {why}. The best settings are {_format_params(params)}") from error
 
 
 def _best_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -72,6 +72,9 @@ def _target_conflicts(config: TrainConfig) -> Iterator[Conflict]:
     if config.task == "classify":
         if target.field is None:
             yield Conflict(("target.field", "task"), "is missing; name the field that holds the label")
+        if target.field is not None and target.field == config.data.key:
+            text = f"{target.field} is data.key too, and a label that the key tells needs no model; name another field"
+            yield Conflict(("target.field", "data.key"), text)
         if target.fields:
             text = "is for forecasts; for task: classify, name the label in target.field"
             yield Conflict(("target.fields", "task"), text)
@@ -140,6 +143,9 @@ def _threshold_conflicts(config: TrainConfig) -> Iterator[Conflict]:
         yield Conflict(("threshold.alerts_per_day", "threshold.rule"), text)
     if threshold.rule == "value" and threshold.value is None:
         yield Conflict(("threshold.value", "threshold.rule"), "is missing; write the lowest score that is an alert")
+    if config.task != "forecast" and threshold.value is not None and threshold.value > 1:
+        text = f"{threshold.value:g} is above every score of task: {config.task}, which are from 0 to 1; lower it"
+        yield Conflict(("threshold.value", "task"), text)
     given = {
         "alerts_per_day": threshold.alerts_per_day is not None,
         "value": threshold.value is not None,

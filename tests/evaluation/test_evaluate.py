@@ -320,6 +320,7 @@ def test_earlier_events_only_fill_the_states(tmp_path: Path, capsys: pytest.Capt
         ({"target": "fraud", "classes": ["0", "1"]}, ["x"], {}, "field 'fraud' is never one of '0', '1'"),
         ({"target": "fraud"}, [None], {}, "no event has a label"),
         ({"target": "fraud"}, [0, 1], {"key": "card"}, "field 'card'"),
+        ({"target": "fraud"}, [0, 1], {"key": "fraud"}, "--target fraud: is the key too, which would tell the label"),
         ({"target": "class"}, [0, 1], {}, "field 'class'"),
     ],
 )

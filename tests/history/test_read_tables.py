@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import json
 import re
 from decimal import Decimal
@@ -151,7 +152,16 @@ def test_a_row_with_a_cell_in_any_column_is_an_event(tmp_path: Path) -> None:
         (b'k,t,n,c\na,1,1,"x\nb,1,1,x\n', "; close each quote, and write a quote inside quotes twice"),
         (b"k,t,n,c\na,1,1,5,x\n", ": line 2 has 5 cells, and the header 4; put quotes around text that holds a comma"),
         (b"", "cannot be read as csv: empty CSV; its first line must name the columns"),
-        (b"k,t,n,c\n\xe9,1,1,x\n", "; save it as UTF-8"),
+        (
+            b'k,t,n,c\n"a\nb",1,1,x\nMichel\xe9,1,1,x\n\xe9,1,1,x\n',
+            ": line 4 has the byte 0xe9 ('\u00e9' in Windows-1252), which is not UTF-8; save it as UTF-8 (",
+        ),
+        (b"k,t,n,c\n\x81,1,1,x\n", ": line 2 has the byte 0x81, which is not UTF-8; save it as UTF-8"),
+        (
+            gzip.compress(b"k,t,n,c\na,1,1,\xdf\n"),
+            ": line 2 has the byte 0xdf ('\u00df' in Windows-1252)",
+        ),
+        (b"k,t,n,c\na,n/a,1,\xe9\n", ": line 2 has the byte 0xe9 "),
     ],
 )
 def test_what_is_not_valid_csv_is_one_line(tmp_path: Path, content: bytes, what: str) -> None:

@@ -217,3 +217,31 @@ def test_a_folder_that_is_a_file(world: VerifyWorld, tmp_path: Path) -> None:
     world.broker.append(INPUT, 0, b"k", b'{"v":1.5}', NOW_MS, [])
     with pytest.raises(CannotServe, match="taken: is a file; give the folder"):
         run(tmp_path / "taken")
+
+
+def test_numbers_that_no_float_holds(world: VerifyWorld, tmp_path: Path) -> None:
+    """As JSON may have them; the daemon makes a dead letter of such an event."""
+    for number in range(60):
+        event = orjson.dumps({"sensor": f"s{number % 5}", "at": NOW_MS + 1000 * number, "v": number % 17 + 0.5})
+        huge = b"1e400" if number % 2 else b"-" + b"9" * 400
+        world.broker.append(INPUT, 0, None, event[:-1] + b',"huge":%b}' % huge, NOW_MS, [])
+    assert run(tmp_path) == 0
+    assert load_config(tmp_path / "stream.yaml").model.startswith("builtin:anomaly:v")
+
+
+def test_a_name_with_spaces_around_it_is_not_shortened(
+    world: VerifyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(60):
+        event = {"sensor": f"s{number % 5}", "at": NOW_MS + 1000 * number, "v": number % 17 + 0.5, " v": number + 0.5}
+        world.broker.append(INPUT, 0, None, orjson.dumps(event), NOW_MS, [])
+    assert run(tmp_path) == 0
+    assert load_config(tmp_path / "stream.yaml").model == "builtin:anomaly:v"
+    assert [number.name for number in load_training(tmp_path / "train.yaml").features.numbers] == ["v", " v"]
+    assert "' v' is in train.yaml only: the spaces around it would be left out in" in capsys.readouterr().out
+
+
+def test_a_topic_may_have_a_longer_name_than_the_stream(world: VerifyWorld, tmp_path: Path) -> None:
+    topic = "t" * 249
+    with pytest.raises(CannotServe, match=f"topic '{topic}' does not exist"):
+        init(tmp_path, topic=topic, servers=["127.0.0.1:9092"], name="short", records=10, force=False)

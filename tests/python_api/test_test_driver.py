@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from kafka.partitioner.default import murmur2
@@ -139,3 +142,142 @@ def test_what_cannot_start_says_why() -> None:
 def test_an_unknown_fault_point_is_refused(driver: TestDriver) -> None:
     with pytest.raises(ValueError, match=FAULT_POINTS[0]):
         driver.fail_next("lunch")
+
+
+# --- a mistake in a test does not look like a daemon that does nothing ------------------------------------------------
+
+
+@pytest.mark.parametrize("point", FAULT_POINTS)
+def test_a_crash_at_any_point_is_survived(point: str) -> None:
+    """Also at those that a start or a stop comes to: the test goes on, and the records that wait are answered."""
+    with TestDriver(CONFIG) as driver:
+        driver.pipe(event("c1", 1))
+        driver.crash_at(point)
+        driver.pipe(event("c1", 2))
+        if driver.running and driver.stop() == 0:
+            driver.restart()
+        while not driver.running:
+            driver.restart()
+        driver.pipe(event("c1", 3))
+        while not driver.running:
+            driver.restart()
+        assert [p.value["steps"] for p in driver.read_predictions()] == [1, 2, 3]
+
+
+def test_a_daemon_that_is_killed_at_its_stop_says_so(driver: TestDriver) -> None:
+    driver.pipe(event("c1", 1))
+    driver.crash_at("commit")
+    assert driver.stop() == -9
+    assert not driver.running
+    driver.restart()
+    assert driver.state("c1") is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        (
+            "lstmstream_prediction_total",
+            {},
+            "there is no metric 'lstmstream_prediction_total'; did you mean lstmstream_pr",
+        ),
+        ("lstmstream_predictions", {}, "did you mean lstmstream_predictions_total"),
+        ("lstmstream_dead_letters_total", {}, "has other labels: stage='decode' or stage='late'"),
+        ("lstmstream_dead_letters_total", {"step": "decode"}, "has other labels: stage='decode'"),
+        (
+            "lstmstream_dead_letters_total",
+            {"stage": "dekode"},
+            "has no stage='dekode'; there are decode, late, publish",
+        ),
+    ],
+)
+def test_a_metric_that_is_not_there_is_not_0(
+    driver: TestDriver, name: str, labels: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        driver.metric(name, **labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"value": '{"customer": "c1"}'}, r"not of type str; of JSON text pipe text\.encode\(\)"),
+        ({"value": [1]}, "not of type list"),
+        (
+            {"value": {"amount": {1}}},
+            r"cannot be written as JSON: Type is not JSON serializable: set; pipe the bytes of the",
+        ),
+        ({"value": {"amount": 2**70}}, "cannot be written as JSON: Integer exceeds 64-bit range"),
+        ({"value": {}, "key": 5}, "a record key is text, bytes or None, not of type int; 5 as text is '5'"),
+        ({"value": {}, "timestamp": "2026-01-01"}, "not of type str"),
+        ({"value": {}, "timestamp": 1767225600.5}, "whole milliseconds since 1970, not of type float"),
+        ({"value": {}, "headers": {"a": "b"}}, "header 'a': 'b': its name is text, and its value bytes or None"),
+        ({"value": {}, "headers": [("a", b"b")]}, "headers are a mapping of names to bytes, not of type list"),
+    ],
+)
+def test_what_is_no_record_is_a_type_error(driver: TestDriver, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        driver.pipe(**arguments)
+    assert not driver.read_dead_letters()
+
+
+@pytest.mark.parametrize("partition", [-1, 3])
+def test_a_partition_that_is_not_there_is_refused(driver: TestDriver, partition: int) -> None:
+    with pytest.raises(ValueError, match=f"partition {partition}: topic 'in' has the partitions 0 to 2"):
+        driver.pipe(event("c1", 1), partition=partition)
+
+
+def test_one_event_is_not_taken_for_several(driver: TestDriver) -> None:
+    with pytest.raises(TypeError, match="pipe_all takes several values; give one to pipe"):
+        driver.pipe_all(event("c1", 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_time_does_not_go_back(driver: TestDriver, seconds: float) -> None:
+    before = driver.now
+    with pytest.raises(ValueError, match="time passes by a number of seconds, 0 or more"):
+        driver.advance(seconds)
+    assert driver.now == before
+
+
+def test_a_time_without_a_zone_is_in_utc_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is in an event; a test must not depend on where it runs."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        with TestDriver(CONFIG, start=datetime(2026, 3, 1)) as driver:
+            assert driver.now.replace(second=0, microsecond=0) == datetime(2026, 3, 1, tzinfo=UTC)
+            driver.pipe(event("c1", 1), timestamp=datetime(2026, 3, 1))
+            assert driver.read_predictions()[0].value["timestamp"] == "2026-03-01T00:00:00.000Z"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_numbers_of_numpy_and_decimals_are_numbers(driver: TestDriver) -> None:
+    for amount in (np.float64(12.5), np.float32(12.5), Decimal("12.5"), 12.5):
+        driver.pipe({"customer": "c1", "amount": amount, "channel": "web"})
+    assert [p.value["steps"] for p in driver.read_predictions()] == [1, 2, 3, 4]
+
+
+def test_what_is_no_configuration_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="is the path of a YAML file, or its content, not a NoneType"):
+        TestDriver(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="partitions is 0; a topic has 1 or more"):
+        TestDriver(CONFIG, partitions=0)
+    with TestDriver(CONFIG) as driver, pytest.raises(ValueError, match="times is -1"):
+        driver.fail_next("poll", -1)
+
+
+def test_a_stage_of_a_file_is_chosen(tmp_path: Path) -> None:
+    shared = {"name": "t", "kafka": {"bootstrap_servers": "nowhere:9092"}}
+    first = {key: value for key, value in CONFIG.items() if key != "name"}
+    path = tmp_path / "two.yaml"
+    path.write_bytes(orjson.dumps({**shared, "stages": [{"name": "only", **first}]}))
+    with TestDriver(path, stage="only") as driver:
+        driver.pipe(event("c1", 1))
+        assert len(driver.read_predictions()) == 1
+    with pytest.raises(CannotServe, match="has the stages only; choose one with stage="):
+        TestDriver(path)
+    with pytest.raises(CannotServe, match="stages: can only be taken from a YAML file; give its path"):
+        TestDriver(orjson.loads(path.read_bytes()))

@@ -232,7 +232,10 @@ def test_blank_rows_of_csv_are_no_events(tmp_path: Path, monkeypatch: pytest.Mon
             "line 3 has 6 cells, and the header 5; put quotes around text that holds a comma",
         ),
         (b"", "empty CSV; its first line must name the columns"),
-        (b"id,amount,%b\n\xe9,1\n" % OTHERS.encode(), "save it as UTF-8"),
+        (
+            b"id,amount,%b\n\xe9,1\n" % OTHERS.encode(),
+            "line 2 has the byte 0xe9 ('\u00e9' in Windows-1252)",
+        ),
     ],
 )
 def test_what_is_not_valid_csv_is_one_line(tmp_path: Path, capfd: Any, content: bytes, what: str) -> None:

@@ -114,6 +114,11 @@ def test_an_empty_split(tmp_path: Path) -> None:
     )
 
 
+def test_a_split_of_events_at_one_time(tmp_path: Path) -> None:
+    with pytest.raises(CannotServe, match=r"; all events have the time 2020-09-13.*Z: check data"):
+        Data(tmp_path, frame_of(time=[START_S] * ROWS))
+
+
 def test_a_split_without_labels(tmp_path: Path) -> None:
     late = [i % 2 if i < 200 else None for i in range(ROWS)]
     assert Data(tmp_path, frame_of(fraud=late)).errors() == [
@@ -273,6 +278,45 @@ def test_numbers_that_float32_cannot_tell_apart(tmp_path: Path, amount: np.ndarr
     found = Data(tmp_path, frame_of(amount=amount), features={"numbers": numbers}).warnings()
     assert len(found) == bool(beginning), found
     assert "".join(found).startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        (
+            np.arange(ROWS),
+            "amount lies outside the range of the training split (0 to 279) in 100% of the validation",
+        ),
+        (-np.arange(ROWS), "amount lies outside the range of the training split (-279 to 0) in 100% of the validation"),
+        (
+            np.where(np.arange(ROWS) < 310, WAVE, WAVE + 2000),
+            "(0 to 500) in 50% of the validation",
+        ),
+        (np.where(np.arange(ROWS) < 311, WAVE, WAVE + 2000), ""),
+        (np.where(np.arange(ROWS) % 20 == 0, np.arange(ROWS), np.nan), ""),  # three values
+    ],
+)
+def test_numbers_that_leave_the_range_of_training(tmp_path: Path, amount: np.ndarray, message: str) -> None:
+    found = Data(tmp_path, frame_of(amount=amount)).warnings()
+    assert len(found) == bool(message), found
+    assert message in "".join(found)
+
+
+def test_the_timestamp_as_a_number(tmp_path: Path) -> None:
+    times = [1_000_000 + 60 * i for i in range(ROWS)]
+    features = {"numbers": ["amount", "age", "time"]}
+    found = [text for text in Data(tmp_path, frame_of(time=times), features=features).warnings() if "outside" in text]
+    assert len(found) == 1
+    assert found[0].endswith("It is data.timestamp: leave it out, and use features.elapsed, hour_of_day or day_of_week")
+
+
+def test_numbers_that_are_too_small_to_be_scaled(tmp_path: Path) -> None:
+    (warning,) = Data(tmp_path, frame_of(amount=WAVE * 1e-40)).warnings()
+    assert warning == (
+        "amount has values so small (up to 5e-38) that float32 cannot scale them, so nothing can be learned from it;"
+        " use other units, in these data and in the stream"
+    )
+    assert Data(tmp_path, frame_of(amount=WAVE * 1e-30)).warnings() == []
 
 
 def test_a_forecast_of_coarse_numbers(tmp_path: Path) -> None:

@@ -299,6 +299,14 @@ ANOMALY = "task: anomaly, target: {field: null}"
             f"{{{FORECAST}, threshold: {{rule: f1}}}}",
             ["threshold.rule: f1 does not apply to forecasts; write rule: value, or remove it"],
         ),
+        (
+            "threshold: {rule: value, value: 50}",
+            ["threshold.value: 50 is above every score of task: classify, which are from 0 to 1; lower it"],
+        ),
+        (
+            "data: {key: fraud}",
+            ["target.field: fraud is data.key too, and a label that the key tells needs no model; name another field"],
+        ),
         ("features: {numbers: []}", ["features: is empty; list at least one of numbers or categories"]),
         ("features: {numbers: [a, b, a]}", ["features.numbers: a is listed twice; keep one"]),
         ("features: {categories: [a, {name: a, width: 2}]}", ["features.categories: a is listed twice; keep one"]),

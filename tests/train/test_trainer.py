@@ -121,8 +121,19 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     for one in (scaled, resplit):
         with pytest.raises(CannotServe, match="other data or settings"):
             make_trainer(make_network(one), one, checkpoint).resume()
-    checkpoint.write_bytes(b"no checkpoint")
-    with pytest.raises(CannotServe, match="cannot be read"):
+    whole = checkpoint.read_bytes()
+    for content in (b"no checkpoint", b"", whole[: len(whole) // 2]):
+        checkpoint.write_bytes(content)
+        with pytest.raises(CannotServe, match=r"cannot be read: it is damaged, or not a checkpoint \(.+\); start"):
+            trainer.resume()
+    checkpoint.write_bytes(whole)
+    saved = torch.load(checkpoint, weights_only=True)
+    for name in ("augment_generator", "optimizer", "result"):
+        torch.save({key: value for key, value in saved.items() if key != name}, checkpoint)
+        with pytest.raises(CannotServe, match="was written by another version of lstmstream"):
+            trainer.resume()
+    torch.save([saved], checkpoint)
+    with pytest.raises(CannotServe, match="other data or settings"):
         trainer.resume()
 
 

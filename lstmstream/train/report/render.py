@@ -18,13 +18,12 @@ from lstmstream.train.report import plots
 from lstmstream.train.report.markup import page
 from lstmstream.train.report.plots import Plot
 from lstmstream.train.report.report import Report
-from lstmstream.whole_file import whole_file
+from lstmstream.whole_file import write_whole
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Writes the report as an HTML file. Raises OSError."""
-    with whole_file(Path(path)) as file:
-        file.write(render(report).encode())
+    """Writes the report as an HTML file, whole or not at all. Raises OSError."""
+    write_whole(Path(path), render(report).encode())
 
 
 def render(report: Report) -> str:
