@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
@@ -15,6 +15,12 @@ from benchmarks.throughput.workload import LOG_LEVEL
 
 REQUEST_S = 15.0
 
+# For a moment after a topic was made, on a busy machine for longer.
+_OF_NEW_TOPICS = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 _LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
@@ -43,6 +49,17 @@ class Topics:
 
     def committed_ends(self, name: str) -> Mapping[int, int]:
         """The same by partition."""
+        deadline = time.monotonic() + REQUEST_S
+        while True:
+            try:
+                return self._ask_ends(name)
+            except KafkaException as error:
+                new = error.args[0].code() in _OF_NEW_TOPICS
+                if not new or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def _ask_ends(self, name: str) -> Mapping[int, int]:
         latest = {TopicPartition(name, number): _LATEST for number in range(self._partitions)}
         futures = self._admin.list_offsets(
             latest, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_S
