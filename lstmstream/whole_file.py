@@ -37,8 +37,9 @@ def whole_file(path: Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
     try:
         with growing_file(part) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with named(part):
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(target)
     except BaseException as error:
         if not keep:

@@ -69,6 +69,21 @@ def test_an_error_of_a_write_names_the_file(tmp_path: Path) -> None:
     assert failed.value.filename == str(tmp_path / "other")
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_disk_that_says_only_at_the_end_that_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    file = tmp_path / "f"
+    with pytest.raises(OSError, match="No space left") as failed, whole_file(file, keep=keep) as out:
+        out.write(b"x")
+    assert failed.value.filename == (f"{file}.part" if keep else str(file))
+    assert not file.exists()
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     file = tmp_path / "no" / "f"
     with pytest.raises(FileNotFoundError) as failed, whole_file(file):
