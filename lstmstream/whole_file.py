@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter, FileIO
@@ -62,6 +63,12 @@ def check_replaceable(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if _is_device(path):
         raise FileExistsError(errno.EEXIST, "Is a device or a pipe, not a regular file", str(path))
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError where the file could not be written now, before there is anything to write."""
+    check_replaceable(path)
+    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _is_device(path: Path) -> bool:

@@ -23,7 +23,6 @@ from lstmstream.serve.decode import Decoder
 from lstmstream.transport.schema_registry import read_patiently
 from lstmstream.transport.security import security_settings
 from lstmstream.transport.topic_reader import read_topic
-from lstmstream.whole_file import growing_file
 
 KEY, TIMESTAMP = "record key", "record timestamp"  # fields of the file that hold the record's own
 
@@ -53,7 +52,7 @@ def fetch_topic(
     card = Card("history", "1", "classify", (*numbers, *categories), StateSpec(1, (0.0,), ()), ())
     decoder = Decoder(card, key=fields.key, timestamp=fields.timestamp, silent=fields.silent)
     rejected, first_rejected, count = 0, "", 0
-    with growing_file(file) as out:
+    with file.open("wb") as out:
         for raw in read_topic(
             kafka.bootstrap_servers,
             source.topic,

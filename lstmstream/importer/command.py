@@ -41,13 +41,12 @@ from lstmstream.importer.weights import UNSEEN_IN_WEIGHTS, read_weights
 from lstmstream.importer.window import check_window, to_window
 from lstmstream.model import CARD_KEY
 from lstmstream.model.card import Card
-from lstmstream.model.foreign_files import recognise
+from lstmstream.model.foreign_files import HDF5, recognise
 from lstmstream.model.onnx_proto import FLOAT, quote_untrusted
 from lstmstream.train.export import OUTPUTS
 
 Task = Literal["anomaly", "classify", "forecast"]
 _WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
-_HDF5 = b"\x89HDF\r\n\x1a\n"  # the signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +212,7 @@ def _open(file: Path) -> tuple[SourceGraph, dict[str, Any]]:
 def _is_hdf5(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
-            return opened.read(len(_HDF5)) == _HDF5
+            return opened.read(len(HDF5)) == HDF5
     except OSError:  # the next reader of the file says what is wrong
         return False
 

@@ -40,9 +40,10 @@ _SAFETENSORS = ForeignFile(
     "a safetensors file", "give it the suffix .safetensors, and describe its weights by --layout"
 )
 WEIGHTS = (_STATE_DICT, _PICKLED, _SAFETENSORS)  # the forms in which weights come; torch before 1.6 wrote pickles
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how such a file begins
 _COMPRESSED = ("gzip", b"\x1f\x8b"), ("zstd", b"\x28\xb5\x2f\xfd"), ("bzip2", b"BZh"), ("xz", b"\xfd7zXZ")
 _BY_START: tuple[tuple[bytes, ForeignFile], ...] = (
-    (b"\x89HDF\r\n\x1a\n", ForeignFile("an HDF5 file, as of Keras 2", "load it in Keras 3, and save it as .keras")),
+    (HDF5, ForeignFile("an HDF5 file, as of Keras 2", "load it in Keras 3, and save it as .keras")),
     (b"GGUF", ForeignFile("a GGUF file of a language model", "only recurrent models can be imported")),
     (b"\x93NUMPY", ForeignFile("an array of numpy", _EXPORT)),
     *((start, ForeignFile(f"compressed by {by}", "unpack it first")) for by, start in _COMPRESSED),

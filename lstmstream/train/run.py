@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from lstmstream.train.report.render import write_report
 from lstmstream.train.schema import TrainConfig, config_text, load_training
 from lstmstream.train.sole import sole_training
 from lstmstream.train.trainer import STOPPED_EARLY, check_exists
-from lstmstream.whole_file import check_replaceable
+from lstmstream.whole_file import check_writable
 
 
 def train(
@@ -108,9 +107,7 @@ def _output_path(config: TrainConfig, out: Path | None) -> Path:
         if path.with_suffix(suffix).is_dir():
             raise CannotServe(f"{path.with_suffix(suffix)}: is a folder; choose another path with --out")
     try:
-        check_replaceable(path)
-        with tempfile.TemporaryFile(dir=path.parent):
-            path.exists()
+        check_writable(path)
     except OSError as error:
         raise CannotServe(f"{path}: {error.strerror or error}; choose another path with --out") from error
     return path

@@ -6,7 +6,6 @@ The test split is never used. The result is a training configuration, with which
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -28,7 +27,7 @@ from lstmstream.train.factory import make_network, make_trainer
 from lstmstream.train.progress import print_or_drop
 from lstmstream.train.schema import TrainConfig, Tune, load_training, validate_training
 from lstmstream.train.trainer import EpochMetrics
-from lstmstream.whole_file import check_replaceable, remedy_of, write_whole
+from lstmstream.whole_file import check_writable, remedy_of, write_whole
 from lstmstream.wording import counted
 
 MAX_LISTED = 10  # of the best trials
@@ -108,9 +107,8 @@ def _check_out(out: Path, path: Path) -> None:
             f"{out}: must be in the folder of {path}, because the paths in it are relative to that folder"
         )
     try:
-        check_replaceable(out)
-        with tempfile.TemporaryFile(dir=out.parent):
-            there = out.exists()
+        check_writable(out)
+        there = out.exists()
     except OSError as error:
         raise CannotServe(f"--out {out}: cannot be written ({error.strerror}); name another file") from error
     if there and out.samefile(path):
