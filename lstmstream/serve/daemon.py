@@ -268,10 +268,12 @@ class Daemon:
             self._sweeper.sweep()
         self._old_models.tick(self._partitions.running())
         self._housekeeping.tick(polled)
+        idle = not len(polled.records)
         if self._snapshots is not None:
-            self._snapshots.tick(self._partitions.running(), busy=bool(self._partitions.restoring()))
+            restoring = bool(self._partitions.restoring())
+            self._snapshots.tick(self._partitions.running(), restoring=restoring, idle=idle)
         if self._standbys is not None:
-            self._standbys.tick(polled.membership, self._partitions)
+            self._standbys.tick(polled.membership, self._partitions, idle=idle)
 
     def _poll(self) -> PollResult:
         """What the broker has, up to the limit of a batch.
@@ -301,7 +303,10 @@ class Daemon:
     def _poll_timeout_s(self) -> float:
         if self._committer.in_background:
             return 0.0  # if there is nothing to do meanwhile, its end is the next thing
-        return POLL_TIMEOUT_RESTORING_S if self._partitions.restoring() else POLL_TIMEOUT_S
+        if self._partitions.restoring():
+            return POLL_TIMEOUT_RESTORING_S
+        beside = (self._snapshots, self._standbys)
+        return min([POLL_TIMEOUT_S, *(work.rest_s for work in beside if work is not None)])
 
     def _handle_rebalance(self, polled: PollResult) -> None:
         """Close partitions that were revoked, begin to restore those that were assigned; the others go on."""

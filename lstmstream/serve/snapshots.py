@@ -1,7 +1,7 @@
 """Local snapshots of the states (`state.dir`): written beside the work, used at the next start. See docs/snapshots.md.
 
 A snapshot is made from the state topic: the one before, and what the topic got since. The loop reads these records, a
-few milliseconds at a time and at most a tenth of its time, since the transport belongs to its thread; they stay bytes.
+few milliseconds at a time (loop_share.py), since the transport belongs to its thread; they stay bytes.
 Everything that takes longer (unpacking, checksums, the disk) is on a thread of its own. One partition at a time.
 
 Nothing depends on a snapshot: whatever is wrong with it or with the disk is a warning, and the topic is read.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from lstmstream.errors import LstmstreamError
 from lstmstream.serve.clock import Clock
 from lstmstream.serve.failure_log import FailureLog
+from lstmstream.serve.loop_share import SLICE_S, LoopShare
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotHead, SnapshotRefused
@@ -31,8 +33,6 @@ LOOK_INTERVAL_S = 60.0  # so often a partition is looked at
 MAX_AGE_S = 900.0  # of the snapshot of a partition that changes
 MIN_NEW_RECORDS = 10_000  # a snapshot is renewed before that age where the topic got so many records since,
 NEW_FRACTION = 1 / 8  # and so many for each state that it holds
-SLICE_S = 0.02  # of the loop, for reading
-LOOP_FRACTION = 0.1  # of the loop's time
 TAIL_BYTES = 64 << 20  # records that are held in memory, or if that is more,
 TAIL_FRACTION = 1 / 4  # of the snapshot that they go to
 STUCK_S = 120.0  # without a record: a transaction of somebody else hangs
@@ -83,23 +83,28 @@ class Snapshots:
         self._failures = FailureLog(log, clock.monotonic_s)
         self._current: _SnapshotInProgress | None = None
         self._look_at_s: dict[int, float] = {}  # clock time, by partition
-        self._next_s = 0.0
+        self._share = LoopShare(clock.monotonic_s)
         self._stopping = False
 
-    def tick(self, running: Iterable[Partition], *, busy: bool) -> None:
-        """A little work. `busy`: something is being restored, which comes first."""
-        now_s = self._clock.monotonic_s()
-        if busy and self._current is not None and self._current.job is None:
+    @property
+    def rest_s(self) -> float:
+        """Seconds until it reads on; infinity while there is nothing to read."""
+        reads = self._current is not None and self._current.job is None
+        return self._share.rest_s if reads else math.inf
+
+    def tick(self, running: Iterable[Partition], *, restoring: bool, idle: bool) -> None:
+        """A little work. `restoring`: something is, which comes first. `idle`: no events came in this round."""
+        began_s = self._clock.monotonic_s()
+        if restoring and self._current is not None and self._current.job is None:
             self._drop()  # a reader that is not read from for long would be taken for one that hangs
-        if busy or self._stopping or now_s < self._next_s:
+        if restoring or self._stopping or self._share.rest_s:
             return
         partitions = {partition.number: partition for partition in running}
         try:
             self._work(partitions)
         except (LstmstreamError, SnapshotRefused, OSError, MemoryError) as error:  # no fault of the stream
             self._give_up(error)
-        took_s = self._clock.monotonic_s() - now_s
-        self._next_s = now_s + took_s / LOOP_FRACTION
+        self._share.rest(began_s, idle=idle)
 
     def _work(self, partitions: dict[int, Partition]) -> None:
         current = self._current

@@ -11,6 +11,7 @@ Nothing depends on a standby: where anything about it is doubtful it is dropped,
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from lstmstream.config import Config
 from lstmstream.errors import CannotServe, LstmstreamError, TryAgain
 from lstmstream.serve.checkpoint import StateTopic
 from lstmstream.serve.failure_log import FailureLog
+from lstmstream.serve.loop_share import SLICE_S, LoopShare
 from lstmstream.serve.observers import Observer
 from lstmstream.serve.partition import Partition, Partitions
 from lstmstream.serve.restore_errors import RestoreErrors
@@ -32,8 +34,6 @@ MEMBERS_INTERVAL_S = 60.0  # for a look at who has which partitions; an assignme
 UNSETTLED_INTERVAL_S = 2.0  # after a rebalance, until the broker says who has what
 NEWS_INTERVAL_S = 5.0  # for a look at what is new in the state topic
 RETRY_S = 30.0  # after a failure
-SLICE_S = 0.02  # of the loop
-LOOP_FRACTION = 0.1  # of the loop's time
 STUCK_S = 120.0  # without a record, though committed ones are there
 
 log = logging.getLogger(__name__)
@@ -133,12 +133,20 @@ class Standbys:
         self._token: object = None  # of the membership under which the members were looked at
         self._members_s = 0.0  # clock time of the next look at them
         self._news_s = 0.0  # and at the ends of the state topic
-        self._next_s = 0.0
+        self._share = LoopShare(clock)
 
     # -- beside the work
 
-    def tick(self, membership: Membership, partitions: Partitions) -> None:
-        """A little work, unless something is being restored: that comes first, and what is followed may be for it."""
+    @property
+    def rest_s(self) -> float:
+        """Seconds until it reads on; infinity while there is nothing to read."""
+        return self._share.rest_s if self._reading is not None or self._waiting else math.inf
+
+    def tick(self, membership: Membership, partitions: Partitions, *, idle: bool) -> None:
+        """A little work, unless something is being restored: that comes first, and what is followed may be for it.
+
+        `idle`: no events came in this round.
+        """
         now_s = self._clock()
         if membership.token != self._token:
             self._token = membership.token
@@ -146,7 +154,7 @@ class Standbys:
         if partitions.restoring():
             self._stop_reading()  # a reader that is not read from for long would be taken for one that hangs
             return
-        if now_s < self._next_s or not membership.valid:
+        if self._share.rest_s or not membership.valid:
             return
         try:
             self._work(now_s, membership.member_id, partitions)
@@ -156,7 +164,7 @@ class Standbys:
             for number in list(self._followed):
                 self._drop(number)
             self._give_up("they are dropped", error)
-        self._next_s = max(self._next_s, now_s + (self._clock() - now_s) / LOOP_FRACTION)
+        self._share.rest(now_s, idle=idle)
 
     def _work(self, now_s: float, member_id: str, partitions: Partitions) -> None:
         for number in self._followed.keys() & partitions.running_numbers():
@@ -300,7 +308,7 @@ class Standbys:
         """For a while."""
         self._stop_reading()
         self._waiting.clear()
-        self._next_s = self._clock() + RETRY_S
+        self._share.pause(RETRY_S)
         self._failures.note(f"states of other members cannot be followed, {what}", error)
         self._tell()
 

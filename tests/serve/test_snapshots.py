@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from lstmstream.records import RecordBatch
-from lstmstream.serve import snapshot_merge, snapshots
+from lstmstream.serve import loop_share, snapshot_merge, snapshots
 from lstmstream.serve.config_warnings import config_warnings, unwritable_snapshots
-from lstmstream.serve.daemon import Daemon
+from lstmstream.serve.daemon import POLL_TIMEOUT_S, Daemon
 from lstmstream.serve.snapshot_file import SnapshotFile, SnapshotHead, SnapshotRefused, SnapshotWriter, other_records
 from lstmstream.serve.state_records import ENTITY_KEY, FLOOR, floor_key, pack_key
-from lstmstream.transport.memory import MemoryReader
+from lstmstream.transport.memory import MemoryReader, MemoryTransport
+from lstmstream.transport.ports import PollResult
 from tests.serve.memory_world import INPUT, PARTITIONS, STATES, FakeStep, World, card
 from tests.serve.restore_world import rows_of
 
@@ -550,7 +551,7 @@ def test_a_partition_that_is_lost_meanwhile_is_given_up(world: World) -> None:
         world.now_s += 1
         world.step(first)
     world.now_s += 5
-    making.tick([], busy=False)
+    making.tick([], restoring=False, idle=False)
     assert making._current is None
     world.start()
     world.settle()
@@ -596,7 +597,8 @@ def test_incidents_are_in_it(tmp_path: Path) -> None:
     assert sum(map(len, incidents.values())) == len(KEYS)
 
 
-def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World) -> None:
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World, idle: bool) -> None:
     """By the clock of the world, in which a call to the broker takes time."""
     daemon = world.start()
     produce(world, 90)
@@ -608,11 +610,34 @@ def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World) 
     world.watch = lambda point: reads.append(world.now_s) if point == "read" else None
     while not files(world):
         world.now_s += 0.001
-        making.tick(daemon._partitions.running(), busy=False)
+        making.tick(daemon._partitions.running(), restoring=False, idle=idle)
     assert len(reads) > 4
     spent_s = len(reads) * world.call_s
-    assert spent_s <= (reads[-1] - reads[0]) * snapshots.LOOP_FRACTION + 2 * snapshots.SLICE_S
-    assert spent_s > snapshots.SLICE_S
+    fraction = loop_share.IDLE_FRACTION if idle else loop_share.BUSY_FRACTION
+    assert spent_s > loop_share.SLICE_S
+    assert spent_s == pytest.approx((reads[-1] - reads[0]) * fraction, abs=2 * loop_share.SLICE_S)
+
+
+def test_a_poll_waits_no_longer_than_the_rest_between_two_slices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = world.start()
+    produce(world, 90)
+    world.settle()
+    let_it_write(world, daemon, seconds=30)
+    world.broker.read_records = 1
+    making, waits_s, inner = daemon._snapshots, dict[bool, set[float]](), MemoryTransport.poll
+    assert making is not None
+
+    def poll(self: MemoryTransport, timeout_s: float, max_events: int) -> PollResult:
+        reads = making._current is not None and making._current.job is None
+        waits_s.setdefault(reads, set()).add(timeout_s)
+        return inner(self, timeout_s, max_events)
+
+    monkeypatch.setattr(MemoryTransport, "poll", poll)
+    while not files(world):
+        world.now_s += 0.001
+        world.step(daemon)
+    assert waits_s[False] == {POLL_TIMEOUT_S}
+    assert max(waits_s[True]) < 4 * loop_share.SLICE_S
 
 
 def test_one_that_turns_out_to_be_damaged_late_leaves_nothing_behind(
@@ -681,8 +706,8 @@ def test_two_processes_share_a_folder(world: World) -> None:
     running = [partition for daemon in (first, second) for partition in daemon._partitions.running()]
     for _ in range(40):
         world.now_s += 5
-        writer.tick(running, busy=False)
-        second._snapshots.tick(running, busy=False)  # type: ignore[union-attr]
+        writer.tick(running, restoring=False, idle=False)
+        second._snapshots.tick(running, restoring=False, idle=False)  # type: ignore[union-attr]
     assert {path.name.split("-")[0] for path in files(world)} == set(map(str, range(PARTITIONS)))
     assert not list(folder(world).glob(".*"))
     for daemon in list(world.daemons):
@@ -832,6 +857,6 @@ def test_the_figures_of_a_partition_that_went_meanwhile_stay_away(world: World) 
     labels = {"topic": INPUT, "partition": str(number)}
     for _ in range(3):
         world.now_s += 5
-        making.tick([], busy=False)
+        making.tick([], restoring=False, idle=False)
     assert [path for path in files(world) if path.name.startswith(f"{number}-")]
     assert world.metric(daemon, "state_snapshot_bytes", **labels) == 0

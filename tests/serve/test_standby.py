@@ -15,7 +15,7 @@ import pytest
 from lstmstream.config import Config
 from lstmstream.errors import TryAgain
 from lstmstream.records import RecordBatch
-from lstmstream.serve import snapshots, standby
+from lstmstream.serve import loop_share, snapshots, standby
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.erasure_records import pack_request
 from lstmstream.serve.standby import followed_partitions
@@ -313,7 +313,7 @@ def test_a_partition_that_has_come_but_is_not_known_to_have_come_is_kept(world: 
     world.kill(first)
     for _ in range(200):
         world.now_s += 1
-        second._standbys.tick(polled, second._partitions)
+        second._standbys.tick(polled, second._partitions, idle=False)
     assert followed(second) == lost
     take_over(world, second)
     assert sources(world, second)["standby"] == len(lost)
@@ -774,7 +774,8 @@ def test_whatever_call_of_a_takeover_fails(how: str) -> None:
     assert used
 
 
-def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World) -> None:
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World, idle: bool) -> None:
     """By the clock of the world, in which a call to the broker takes time."""
     _first, second = world.start(), world.start()
     world.settle()
@@ -789,11 +790,12 @@ def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World) 
     world.watch = lambda point: reads.append(world.now_s) if point == "read" else None
     for _ in range(30_000):
         world.now_s += 0.001
-        following.tick(membership, second._partitions)
+        following.tick(membership, second._partitions, idle=idle)
     assert len(reads) > 4
     spent_s = len(reads) * world.call_s
-    assert spent_s > standby.SLICE_S
-    assert spent_s <= (reads[-1] - reads[0]) * standby.LOOP_FRACTION + 2 * standby.SLICE_S
+    fraction = loop_share.IDLE_FRACTION if idle else loop_share.BUSY_FRACTION
+    assert spent_s > loop_share.SLICE_S
+    assert spent_s == pytest.approx((reads[-1] - reads[0]) * fraction, abs=2 * loop_share.SLICE_S)
 
 
 def test_while_something_is_restored_nothing_is_followed(world: World) -> None:
@@ -811,12 +813,12 @@ def test_while_something_is_restored_nothing_is_followed(world: World) -> None:
     world.watch = calls.append
     for _ in range(100):
         world.now_s += 1
-        following.tick(membership, second._partitions)
+        following.tick(membership, second._partitions, idle=False)
     assert not calls
     second._partitions.restoring = restoring  # type: ignore[method-assign]
     for _ in range(100):
         world.now_s += 1
-        following.tick(membership, second._partitions)
+        following.tick(membership, second._partitions, idle=False)
     assert "read" in calls
 
 
