@@ -130,9 +130,9 @@ class KeyTable(Mapping[Key, int]):
     def add_all(self, keys: list[Key]) -> Ints:
         """New rows [N] for keys that are all different, and have none."""
         count = min(len(keys), len(self._free))
-        again = self._free[len(self._free) - count :][::-1]
+        again = np.array(self._free[len(self._free) - count :][::-1], dtype=np.int64)
         end = self.used_rows + len(keys) - count
-        rows = np.array([*again, *range(self.used_rows, end)], dtype=np.int64)
+        rows = np.concatenate([again, np.arange(self.used_rows, end)])
         self._table.insert_all(keys, rows)
         del self._free[len(self._free) - count :]
         self.used_rows = end

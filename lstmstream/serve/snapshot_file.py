@@ -14,12 +14,13 @@ from __future__ import annotations
 import os
 import struct
 from base64 import b64decode, b64encode
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self, cast
 
 import numpy as np
 import orjson
@@ -39,6 +40,7 @@ _DIGEST_BYTES = 32
 _MAX_HEAD_BYTES = 256 << 20  # what is larger is damaged
 _NULL = -1  # the length of a null key
 _SYNC_BYTES = 32 << 20
+_AHEAD_BYTES = 8 << 20  # of blocks that are read beside those in use; fewer, and loop and thread wait for each other
 _NUMBERS = 5  # origin, last offset, steps, last timestamp, failures
 
 
@@ -144,10 +146,11 @@ class SnapshotFile:
     """Reads a snapshot. Head and end are checked when it is opened, each block when it is read."""
 
     def __init__(self, path: Path, executor: Executor | None = None) -> None:
-        """`executor` reads the next block while one is in use. Raises SnapshotRefused, OSError."""
+        """`executor` reads the next blocks while some are in use. Raises SnapshotRefused, OSError."""
         self.path = path
         self._executor = executor
-        self._ahead: Future[Block] | None = None
+        self._read: deque[Block] = deque()  # and not used yet
+        self._ahead: Future[list[Block]] | None = None
         self._file = path.open("rb", buffering=0)
         try:
             self.bytes = os.fstat(self._file.fileno()).st_size
@@ -189,13 +192,26 @@ class SnapshotFile:
             if self._seen != self.states:
                 raise SnapshotRefused(f"it has {self._seen} states where its end says {self.states}")
             return None
-        block = self._read_block(self._next) if self._ahead is None else self._ahead.result()
+        if self._executor is None:
+            self._read.append(self._read_block(self._next))
+        elif not self._read:
+            self._read += self._read_blocks(self._next) if self._ahead is None else self._ahead.result()
+            first, self._ahead = self._next + len(self._read), None
+            if first < self._blocks:
+                self._ahead = self._executor.submit(self._read_blocks, first)
+        block = self._read.popleft()
         self._next += 1
         self._seen += len(block.keys)
-        self._ahead = None
-        if self._executor is not None and self._next < self._blocks:
-            self._ahead = self._executor.submit(self._read_block, self._next)
         return block
+
+    def _read_blocks(self, first: int) -> list[Block]:
+        """From this one on, as many as are read ahead at once."""
+        blocks, end = [], self._file.tell() + _AHEAD_BYTES
+        for number in range(first, self._blocks):
+            blocks.append(self._read_block(number))
+            if self._file.tell() >= end:
+                break
+        return blocks
 
     def close(self) -> None:
         """Free it."""
@@ -260,6 +276,9 @@ class SnapshotFile:
 
 
 def _keys(key_bytes: Ints, joined: bytes) -> list[Key]:
+    size = int(key_bytes[0]) if len(key_bytes) else 0
+    if size > 0 and (key_bytes == size).all():  # as of many topics, in a sixth of the time
+        return cast("list[Key]", np.frombuffer(joined, f"V{size}").tolist())
     ends = np.concatenate([[0], np.cumsum(np.maximum(key_bytes, 0))]).tolist()
     keys: list[Key] = [joined[start:end] for start, end in pairwise(ends)]
     for at in np.flatnonzero(key_bytes == _NULL).tolist():
