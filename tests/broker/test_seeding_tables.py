@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -26,43 +25,13 @@ from tests.broker.harness import (
     committed_offsets,
     create_topics,
     end_offsets,
-    produce,
     read_all,
     write_config,
 )
+from tests.broker.older_events import COLUMNS, NOW_MS, PARTITIONS, Event, events, to_topic, write_lines
 from tests.broker.test_states import state_command
 from tests.broker.test_verify import verify
 from tests.models import random_model
-
-NOW_MS = 1_700_000_000_000
-PARTITIONS = 3
-Event = dict[str, Any]
-
-
-def events(count: int) -> list[Event]:
-    """In the order of time, with some that are late and some silences."""
-    source, now_ms, found = random.Random(5), NOW_MS, []
-    for n in range(count):
-        now_ms += 5_000_000 if source.random() < 0.01 else source.choice([1, 700, 20_000])
-        key = f"k{source.randrange(25)}"
-        found.append({"id": key, "ts": now_ms, "amount": round(source.uniform(-5, 50), 2), "n": n})
-    return found
-
-
-def to_topic(broker: str, topic: str, found: Sequence[Event]) -> None:
-    produce(
-        broker,
-        topic,
-        (
-            (e["id"].encode(), json.dumps(e).encode(), e["ts"], partition_of(e["id"].encode(), PARTITIONS))
-            for e in found
-        ),
-    )
-
-
-def write_lines(path: Path, found: Sequence[Event]) -> Path:
-    path.write_text("".join(json.dumps(event) + "\n" for event in found))
-    return path
 
 
 def lstmstream(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -146,19 +115,17 @@ def test_states_built_from_history_go_on_in_the_topic(broker: str, topic_prefix:
     files = [str(write_lines(tmp_path / "h1.jsonl", found[:300]))]
     pl.DataFrame(found[300:half]).write_parquet(tmp_path / "h2.parquet")
     files.append(str(tmp_path / "h2.parquet"))
-    columns = ["--key", "id", "--timestamp", "ts"]
-    done = state_command("build", str(config), *files, *columns)
+    done = state_command("build", str(config), *files, *COLUMNS)
     assert done.returncode == 0, done.stderr
     serve(broker, name, config, tmp_path / "log1", found[half:])
     wanted = {n: one for n, one in oracle(config, found, tmp_path).items() if n >= half}
     assert answers(broker, f"{name}.out") == wanted
     assert any(one[-1] for one in wanted.values())
     history = [argument for file in files for argument in ("--history", file)]
-    code, summary, said = verify(config, *history, *columns)
+    code, summary, said = verify(config, *history, *COLUMNS)
     assert (code, summary["predictions"]) == (0, len(found) - half), said
 
 
-COLUMNS = ["--key", "id", "--timestamp", "ts"]
 HALF, BEFORE_EXPORT = 350, 500
 
 

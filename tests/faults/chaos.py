@@ -53,6 +53,7 @@ GAP_S = (2.0, 8.0)  # between faults: shorter, and the group is never at rest fo
 FREEZE_S = (3.0, 30.0)
 BROKER_FREEZE_S = (3.0, 15.0)
 BROKER_AWAY_S = (0.0, 10.0)
+POWER_S = 120.0
 
 
 @dataclass
@@ -101,6 +102,7 @@ class Faults:
         self, seed: int, trial: Trial, fleet: Fleet, broker: DevBroker, outcome: Outcome, *, kinds: dict[str, int]
     ) -> None:
         self._source, self._config, self._models = random.Random(seed), trial.config, deque(trial.models)
+        self._servers = trial.servers
         self._rollout: list[Worker] = []  # that still have to be started again
         self._fleet, self._broker, self._outcome, self._kinds = fleet, broker, outcome, kinds
         self._threads: list[Thread] = []
@@ -108,8 +110,12 @@ class Faults:
         self._broker_struck = 0.0  # when it was last seen away
         self._erasing = False
 
-    def strike_until(self, deadline: float) -> None:
-        """Faults at random until then; ended daemons are started again. All faults are over at the return."""
+    def strike(self, seconds: float) -> None:
+        """Faults at random for so long; ended daemons are started again. All faults are over at the return.
+
+        At the end some that cannot miss, since a seed may have begun with such that do little.
+        """
+        deadline = time.monotonic() + seconds
         try:
             if CHANGES.keys() & self._kinds.keys():
                 self._change_model()  # however short the run is, each model has answered something
@@ -123,6 +129,12 @@ class Faults:
         finally:
             for thread in self._threads:
                 thread.join(120)
+        if ERASURES.keys() & self._kinds.keys():
+            self._begin("erase", self._erase, "erase", self._source.random())
+        if seconds:
+            self._cut_power()
+        for thread in self._threads:
+            thread.join(120)
 
     def _choose(self) -> None:
         (kind,) = self._source.choices(list(self._kinds), list(self._kinds.values()))
@@ -146,6 +158,28 @@ class Faults:
             worker = idle[int(number * len(idle))]
             worker.busy = True
             self._begin(kind, self._strike_worker, kind, worker, share)
+
+    def _cut_power(self) -> None:
+        """All daemons die at once, at a moment when a transaction is open."""
+        print(f"{time.strftime('%H:%M:%S')} cut_power", flush=True)
+        self._outcome.struck["cut_power"] += 1
+        workers, deadline = self._fleet.workers, time.monotonic() + POWER_S
+        with harness.admin(self._servers) as client:
+            while True:
+                self._fleet.look()
+                for worker in workers:
+                    worker.daemon.freeze()
+                time.sleep(0.02)  # what they sent last arrives
+                if harness.in_transaction(client, f"{NAME}.out", partitions=PARTITIONS):
+                    break
+                for worker in workers:
+                    worker.daemon.thaw()
+                assert time.monotonic() < deadline, f"no transaction was seen open within {POWER_S:g} s"
+                time.sleep(self._source.uniform(0.005, 0.05))
+        for worker in workers:
+            worker.daemon.kill9()
+        for worker in workers:
+            worker.start_again()
 
     def _change_model(self) -> None:
         """The configuration names the next model from now on: for who is struck, and for the others by a rollout."""
@@ -275,7 +309,7 @@ def run(
             fleet.wait_ready()
             trial.begin()
             fleet.wait(lambda: trial.load.written > 0, "given events")
-            Faults(seed, trial, fleet, broker, outcome, kinds=kinds).strike_until(time.monotonic() + seconds)
+            Faults(seed, trial, fleet, broker, outcome, kinds=kinds).strike(seconds)
             trial.settle(fleet.wait)
             outcome.findings += fleet.stop()
             for end in fleet.ends():
