@@ -4,6 +4,7 @@
     python -m tests.mutations --list               # what would be broken
     python -m tests.mutations --only remedy:       # those whose names begin so
     python -m tests.mutations --only lstmstream/serve/committer.py --skip-slow
+    python -m tests.mutations --part 1/2           # the other half: 2/2
 
 Each mutant is tested in a copy of the working tree. A survivor is either explained in EXPLAINED or lacks a test; with
 survivors that nobody has explained the exit code is 1.
@@ -483,11 +484,13 @@ def _run_pytest(folder: Path, output: Path, arguments: list[str]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="those whose names begin so")
+    parser.add_argument("--part", default="1/1", help="K/N: each N-th of these, for N runs side by side")
     parser.add_argument("--list", action="store_true", help="name them, and break nothing")
     parser.add_argument("--skip-slow", action="store_true", help="without the schedules")
     parser.add_argument("--slow-first", action="store_true", help="ask the schedules first: what do they notice alone?")
     given = parser.parse_args()
-    mutants = [mutant for mutant in all_mutants() if mutant.name.startswith(given.only)]
+    part, parts_of_all = map(int, given.part.split("/"))
+    mutants = [mutant for mutant in all_mutants() if mutant.name.startswith(given.only)][part - 1 :: parts_of_all]
     if given.list:
         print("\n".join(mutant.name for mutant in mutants))
         return 0
