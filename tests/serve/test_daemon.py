@@ -204,6 +204,8 @@ def test_what_is_read_between_two_generations_is_read_again(delivery: str) -> No
     world = World(delivery=delivery)
     daemon = _settled(world)
     fill(world, 30)
+    world.settle()  # what was sought at the start has come
+    fill(world, 30)
     world.rejoin(daemon)
     world.step(daemon)
     assert world.unanswered() == 30
