@@ -324,6 +324,7 @@ REMEDIES = [
 # Survivors that change nothing that may be relied on, with the reason.
 _INDEPENDENT = "none of the two knows the other, and neither fails: their order is free"
 EXPLAINED = {
+    "`self._refusals.note(result, error) self._batch_limit.on_refused(events)`": _INDEPENDENT,
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",

@@ -129,7 +129,11 @@ def test_what_keys_have_left_behind_is_no_state(monkeypatch: pytest.MonkeyPatch)
     assert any(len(homes) > 1 for homes in world.homes().values())
     reader = StateTopicReader(world.config(), card(), PatientBroker(SeedTransport(world.broker, INPUT)))
     found = [(key, one.partition) for one in reader.read() for key in one.slab.index.keys_at(one.rows)]
-    assert sorted(found) == [(key, partition_of(key, MORE)) for key in sorted(KEYS)]
+    homes = [(key, partition_of(key, MORE)) for key in sorted(KEYS)]
+    assert sorted(found) == homes
+    daemon = world.start()
+    world.settle()
+    assert sorted((key, number) for number, slab in daemon.states.slabs.items() for key in slab.index) == homes
 
 
 def test_the_daemon_names_the_command() -> None:
