@@ -23,8 +23,9 @@ class LoopShare:
 
     def rest(self, began_s: float, *, idle: bool) -> None:
         """After a slice that began at that clock time. `idle`: no events came in this round of the loop."""
-        took_s = self._clock() - began_s
-        self._next_s = max(self._next_s, began_s + took_s / (IDLE_FRACTION if idle else BUSY_FRACTION))
+        now_s = self._clock()
+        share_s = (now_s - began_s) / (IDLE_FRACTION if idle else BUSY_FRACTION)
+        self._next_s = max(self._next_s, began_s + share_s, now_s + SLICE_S)  # one that finds nothing must not spin
 
     def pause(self, seconds: float) -> None:
         """No slice for so long."""

@@ -149,7 +149,7 @@ class SnapshotFile:
         """`executor` reads the next blocks while some are in use. Raises SnapshotRefused, OSError."""
         self.path = path
         self._executor = executor
-        self._read: deque[Block] = deque()  # and not used yet
+        self._unused: deque[Block] = deque()  # that were read
         self._ahead: Future[list[Block]] | None = None
         self._file = path.open("rb", buffering=0)
         try:
@@ -193,13 +193,13 @@ class SnapshotFile:
                 raise SnapshotRefused(f"it has {self._seen} states where its end says {self.states}")
             return None
         if self._executor is None:
-            self._read.append(self._read_block(self._next))
-        elif not self._read:
-            self._read += self._read_blocks(self._next) if self._ahead is None else self._ahead.result()
-            first, self._ahead = self._next + len(self._read), None
+            self._unused.append(self._read_block(self._next))
+        elif not self._unused:
+            self._unused += self._read_blocks(self._next) if self._ahead is None else self._ahead.result()
+            first, self._ahead = self._next + len(self._unused), None
             if first < self._blocks:
                 self._ahead = self._executor.submit(self._read_blocks, first)
-        block = self._read.popleft()
+        block = self._unused.popleft()
         self._next += 1
         self._seen += len(block.keys)
         return block

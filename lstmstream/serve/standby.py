@@ -154,7 +154,10 @@ class Standbys:
         if partitions.restoring():
             self._stop_reading()  # a reader that is not read from for long would be taken for one that hangs
             return
-        if self._share.rest_s or not membership.valid:
+        if self._share.rest_s:
+            return
+        if not membership.valid:
+            self._share.rest(now_s, idle=idle)
             return
         try:
             self._work(now_s, membership.member_id, partitions)

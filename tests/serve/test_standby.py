@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -796,6 +797,27 @@ def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World, 
     fraction = loop_share.IDLE_FRACTION if idle else loop_share.BUSY_FRACTION
     assert spent_s > loop_share.SLICE_S
     assert spent_s == pytest.approx((reads[-1] - reads[0]) * fraction, abs=2 * loop_share.SLICE_S)
+
+
+def test_out_of_the_group_it_does_not_ask_for_the_loop_at_once(world: World) -> None:
+    """There is something to read, and nothing is read until the member is in its group again: the loop would spin."""
+    _first, second = world.start(), world.start()
+    world.settle()
+    for number in range(90):
+        world.produce(b"k%d" % number, b'{"amount": 3}')
+    world.settle()
+    let_follow(world, _first, seconds=60)
+    following, membership = second._standbys, second._membership
+    assert following is not None
+    assert membership is not None
+    world.broker.read_records = 1
+    while following.rest_s == math.inf:
+        world.now_s += 0.1
+        following.tick(membership, second._partitions, idle=True)
+    for _ in range(3):
+        world.now_s += 1
+        following.tick(membership._replace(valid=False), second._partitions, idle=True)
+        assert following.rest_s > loop_share.SLICE_S / 2
 
 
 def test_while_something_is_restored_nothing_is_followed(world: World) -> None:
