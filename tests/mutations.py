@@ -247,11 +247,8 @@ REMEDIES = [
     (
         "the committed offset is looked up after the end of the state topic",
         "lstmstream/serve/restore.py",
-        "        self._load.begin()\n",
-        (
-            "        self._load.begin()\n"
-            "        self._committed = self._context.transport.committed_offsets([number]).get(number)\n"
-        ),
+        "        number = self.partition.number\n        self._committed = ",
+        "        number = self.partition.number\n        self._load._begin()\n        self._committed = ",
     ),
     (
         "a restore goes on although the group's offset has moved",
@@ -325,6 +322,10 @@ REMEDIES = [
 _INDEPENDENT = "none of the two knows the other, and neither fails: their order is free"
 EXPLAINED = {
     "`self._refusals.note(result, error) self._batch_limit.on_refused(events)`": _INDEPENDENT,
+    "`self._engine.rollback() self._observer.on_abort()`": _INDEPENDENT,
+    "`self._batch_limit.on_failure(events, took_s) self._write_limit.on_failure(writes, took_s)`": _INDEPENDENT,
+    "`self._use(self._states.adopt(self.number, other._states)) self.erasures, other.erasures": _INDEPENDENT,
+    "`self.slab.stream_time.begin(origin, NEVER)` → `pass`": "of offsets before the first event no time is asked for",
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",

@@ -194,8 +194,6 @@ class Restore:
         self._committed = self._context.transport.committed_offsets([number]).get(number)
         if self._committed is not None and is_unfinished_seed(self._committed.metadata):
             raise self._errors.seed_unfinished()
-        self.close()
-        self._load.begin()
         self.phase = RestorePhase.LOAD
 
     def _open_reader(self, topic: str, start: int, end: int) -> None:

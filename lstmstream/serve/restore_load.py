@@ -16,7 +16,7 @@ from lstmstream.transport.ports import LogReader
 
 
 class StateLoad:
-    """`begin`, then `read` until it says that all is there."""
+    """`read`, once the group's offset is known, until it says that all is there."""
 
     def __init__(self, partition: Partition, context: RestoreContext, errors: RestoreErrors) -> None:
         self._partition = partition
@@ -35,31 +35,10 @@ class StateLoad:
         snapshot = 0 if self._snapshot is None else self._snapshot.remaining
         return snapshot if self._reader is None else snapshot + max(0, self._reader.end - self._reader.position)
 
-    def begin(self) -> None:
-        """From what leaves the least of the state topic to read; how far that goes is fixed here."""
-        transport, topic = self._context.transport, self._context.checkpointer.topic.name
-        number = self._partition.number
-        # Up to the high watermark, not the last stable offset (KAFKA-10167): the reader waits for pending transactions.
-        start, end = transport.offset_range(topic, number)
-        self.close()
-        self.from_snapshot = self.from_standby = None
-        self.records = 0
-        standby = self._find_sources(number, start, end)
-        if standby is not None:
-            start, self.from_standby = standby.offset, standby.states
-        elif self._snapshot is not None:
-            start, self.from_snapshot = self._snapshot.head.offset, self._snapshot.states
-        self._reader = transport.open_reader(topic, number, start, end)
-        self._partition.erasures.begin(end)
-        self._partition.begin_states(0)
-        if standby is not None:
-            self.states = standby.hand_over(self._partition)
-            self._partition.erasures.read_to = end
-
     def read(self, deadline_s: float) -> bool:
         """Some of it, until about that clock time; whether all is there."""
         if self._reader is None:
-            self.begin()
+            self._begin()
         if self._snapshot is not None:
             self._read_snapshot(self._snapshot)
             return False
@@ -84,6 +63,27 @@ class StateLoad:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+
+    def _begin(self) -> None:
+        """From what leaves the least of the state topic to read; how far that goes is fixed here."""
+        transport, topic = self._context.transport, self._context.checkpointer.topic.name
+        number = self._partition.number
+        # Up to the high watermark, not the last stable offset (KAFKA-10167): the reader waits for pending transactions.
+        start, end = transport.offset_range(topic, number)
+        self.close()
+        self.from_snapshot = self.from_standby = None
+        self.records = 0
+        standby = self._find_sources(number, start, end)
+        if standby is not None:
+            start, self.from_standby = standby.offset, standby.states
+        elif self._snapshot is not None:
+            start, self.from_snapshot = self._snapshot.head.offset, self._snapshot.states
+        self._reader = transport.open_reader(topic, number, start, end)
+        self._partition.erasures.begin(end)
+        self._partition.begin_states(0)
+        if standby is not None:
+            self.states = standby.hand_over(self._partition)
+            self._partition.erasures.read_to = end
 
     def _nothing(self) -> StateLoader:
         return StateLoader(self._partition, self._context.checkpointer.identity.digest, self._errors)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmstream.errors import Fatal, OwnershipLost, TryAgain
-from lstmstream.serve.batch_limit import BatchLimit
+from lstmstream.errors import Fatal, OutcomeUnknown, OwnershipLost, TryAgain
+from lstmstream.serve.batch_limit import CAREFUL_COMMITS, PROMPT_S, BatchLimit
 from lstmstream.serve.checkpoint import Checkpointer, CheckpointPlan, StateTopic
 from lstmstream.serve.committer import COMMIT_TIMEOUT_S, INITIAL_COMMIT_TIMEOUT_S, LOOP_S, Committer, PendingTransaction
 from lstmstream.serve.engine import Result
@@ -229,6 +229,42 @@ def test_nothing_is_submitted_while_another_transaction_is_pending() -> None:
     with pytest.raises(AssertionError, match="not known"):
         world.committer.submit_plan(world.checkpointer.initial_plan(0, 0), MEMBERSHIP)
     assert world.broker.commits == []
+
+
+@pytest.mark.parametrize(("error", "asks_again"), [(TryAgain("no"), False), (OutcomeUnknown("lost"), True)])
+def test_offsets_are_asked_for_again_only_where_the_transaction_may_have_been_committed(
+    error: TryAgain, asks_again: bool
+) -> None:
+    world = World()
+    world.broker.before = fails(error)
+    with pytest.raises(TryAgain):
+        world.submit(b"a")
+    assert world.committer.looks_aborted(world.broker.offsets) is asks_again
+    world.committer.resolve(world.broker.offsets)
+    assert not world.committer.looks_aborted(world.broker.offsets)
+
+
+def test_after_a_failure_fewer_states_are_written_and_then_more_again() -> None:
+    world = World()
+    world.submit(*[b"%d" % number for number in range(40)])
+    empty, written = world.engine.process(batch([])), list[int]()
+
+    def fail_late() -> None:
+        world.now_s += PROMPT_S
+        raise TryAgain("too much at once")
+
+    world.broker.before = fail_late
+    with pytest.raises(TryAgain):
+        world.committer.submit(empty, MEMBERSHIP, flush=True)
+    world.committer.resolve(world.broker.offsets)
+    world.broker.before = lambda: None
+    for number in range(CAREFUL_COMMITS + 1):
+        if number:  # all are dirty again
+            world.submit(*[b"%d" % number for number in range(40)])
+        world.committer.submit(world.engine.process(batch([])), MEMBERSHIP, flush=True)
+        written.append(sum(map(len, world.broker.commits[-1]["states"])) - 1)  # without the floor
+    assert written[0] == 20
+    assert written[-1] == 40
 
 
 @pytest.mark.parametrize("error", [OwnershipLost("taken"), Fatal("no")])
