@@ -45,6 +45,7 @@ FAST = [  # in the order in which they are likely to notice
     *("tests/transport/test_kafka_transport.py", "tests/serve/test_erasure.py", "tests/serve/test_key_limit.py"),
     *("tests/serve/test_expiry.py", "tests/serve/test_limited_erasure.py", "tests/serve/test_abandoned.py"),
     *("tests/transport/test_protocol.py", "tests/states/test_repartition.py"),
+    *("tests/verify/test_alerts.py", "tests/verify/test_expiry.py"),
 ]
 LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
 FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
@@ -320,12 +321,15 @@ REMEDIES = [
 
 # Survivors that change nothing that may be relied on, with the reason.
 _INDEPENDENT = "none of the two knows the other, and neither fails: their order is free"
+_NO_TIME_BEFORE = "the time before the first event is that of a new slab too, and nobody asks where it begins"
 EXPLAINED = {
     "`self._refusals.note(result, error) self._batch_limit.on_refused(events)`": _INDEPENDENT,
     "`self._engine.rollback() self._observer.on_abort()`": _INDEPENDENT,
     "`self._batch_limit.on_failure(events, took_s) self._write_limit.on_failure(writes, took_s)`": _INDEPENDENT,
     "`self._use(self._states.adopt(self.number, other._states)) self.erasures, other.erasures": _INDEPENDENT,
-    "`self.slab.stream_time.begin(origin, NEVER)` → `pass`": "of offsets before the first event no time is asked for",
+    "`self.partition.begin_states(origin) self._alerts.begin(origin)`": _INDEPENDENT,
+    "`self.slab.stream_time.begin(origin, NEVER)` → `pass`": _NO_TIME_BEFORE,
+    "`self._use(self._states.open(self.number)) self.slab.stream_time.begin(origin, NEVER)`": _NO_TIME_BEFORE,
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
