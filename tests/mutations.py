@@ -45,7 +45,7 @@ FAST = [  # in the order in which they are likely to notice
     *("tests/transport/test_kafka_transport.py", "tests/serve/test_erasure.py", "tests/serve/test_key_limit.py"),
     *("tests/serve/test_expiry.py", "tests/serve/test_limited_erasure.py", "tests/serve/test_abandoned.py"),
     *("tests/transport/test_protocol.py", "tests/states/test_repartition.py"),
-    *("tests/verify/test_alerts.py", "tests/verify/test_expiry.py"),
+    *("tests/verify/test_alerts.py", "tests/verify/test_expiry.py", "tests/serve/test_standby.py"),
 ]
 LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
 FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
