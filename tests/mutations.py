@@ -45,7 +45,8 @@ FAST = [  # in the order in which they are likely to notice
     *("tests/transport/test_kafka_transport.py", "tests/serve/test_erasure.py", "tests/serve/test_key_limit.py"),
     *("tests/serve/test_expiry.py", "tests/serve/test_limited_erasure.py", "tests/serve/test_abandoned.py"),
     *("tests/transport/test_protocol.py", "tests/states/test_repartition.py"),
-    *("tests/verify/test_alerts.py", "tests/verify/test_expiry.py", "tests/serve/test_standby.py"),
+    *("tests/serve/test_rebuild.py", "tests/verify/test_alerts.py", "tests/verify/test_expiry.py"),
+    "tests/serve/test_standby.py",
 ]
 LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
 FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
@@ -328,6 +329,9 @@ EXPLAINED = {
     "`self._batch_limit.on_failure(events, took_s) self._write_limit.on_failure(writes, took_s)`": _INDEPENDENT,
     "`self._use(self._states.adopt(self.number, other._states)) self.erasures, other.erasures": _INDEPENDENT,
     "`self.partition.begin_states(origin) self._alerts.begin(origin)`": _INDEPENDENT,
+    "`self._load.forget() self.close()`": _INDEPENDENT,
+    "restore.py:200: `self.close()` → `pass`": "at the end of each phase its reader is closed too",
+    "`self._load.forget()` → `pass`": "it frees memory; a restore that begins again forgets it too",
     "`self.slab.stream_time.begin(origin, NEVER)` → `pass`": _NO_TIME_BEFORE,
     "`self._use(self._states.open(self.number)) self.slab.stream_time.begin(origin, NEVER)`": _NO_TIME_BEFORE,
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
