@@ -250,7 +250,7 @@ REMEDIES = [
         "the committed offset is looked up after the end of the state topic",
         "lstmstream/serve/restore.py",
         "        number = self.partition.number\n        self._committed = ",
-        "        number = self.partition.number\n        self._load._begin()\n        self._committed = ",
+        "        number = self.partition.number\n        self._load._open()\n        self._committed = ",
     ),
     (
         "a restore goes on although the group's offset has moved",

@@ -38,7 +38,7 @@ class StateLoad:
     def read(self, deadline_s: float) -> bool:
         """Some of it, until about that clock time; whether all is there."""
         if self._reader is None:
-            self._begin()
+            self._open()
         if self._snapshot is not None:
             self._read_snapshot(self._snapshot)
             return False
@@ -64,7 +64,7 @@ class StateLoad:
             self._reader.close()
             self._reader = None
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         """From what leaves the least of the state topic to read; how far that goes is fixed here."""
         transport, topic = self._context.transport, self._context.checkpointer.topic.name
         number = self._partition.number
