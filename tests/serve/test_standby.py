@@ -775,19 +775,25 @@ def test_whatever_call_of_a_takeover_fails(how: str) -> None:
     assert used
 
 
-@pytest.mark.parametrize("idle", [False, True])
-def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World, idle: bool) -> None:
-    """By the clock of the world, in which a call to the broker takes time."""
-    _first, second = world.start(), world.start()
+def follower_of_much(world: World) -> Daemon:
+    """It has states of another member to follow, which come one by one."""
+    first, second = world.start(), world.start()
     world.settle()
     for number in range(90):
         world.produce(b"k%d" % number, b'{"amount": 3}')
     world.settle()
-    let_follow(world, _first, seconds=60)
-    following, membership, reads = second._standbys, second._membership, list[float]()
+    let_follow(world, first, seconds=60)
+    world.broker.read_records = 1
+    return second
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World, idle: bool) -> None:
+    """By the clock of the world, in which a call to the broker takes time."""
+    second, reads = follower_of_much(world), list[float]()
+    following, membership = second._standbys, second._membership
     assert following is not None
     assert membership is not None
-    world.broker.read_records = 1
     world.watch = lambda point: reads.append(world.now_s) if point == "read" else None
     for _ in range(30_000):
         world.now_s += 0.001
@@ -801,16 +807,10 @@ def test_a_slice_is_short_and_the_rest_of_the_time_is_the_streams(world: World, 
 
 def test_out_of_the_group_it_does_not_ask_for_the_loop_at_once(world: World) -> None:
     """There is something to read, and nothing is read until the member is in its group again: the loop would spin."""
-    _first, second = world.start(), world.start()
-    world.settle()
-    for number in range(90):
-        world.produce(b"k%d" % number, b'{"amount": 3}')
-    world.settle()
-    let_follow(world, _first, seconds=60)
+    second = follower_of_much(world)
     following, membership = second._standbys, second._membership
     assert following is not None
     assert membership is not None
-    world.broker.read_records = 1
     while following.rest_s == math.inf:
         world.now_s += 0.1
         following.tick(membership, second._partitions, idle=True)
