@@ -89,13 +89,17 @@ class Snapshots:
     @property
     def rest_s(self) -> float:
         """Seconds until it reads on; infinity while there is nothing to read."""
-        reads = self._current is not None and self._current.job is None
-        return self._share.rest_s if reads else math.inf
+        return self._share.rest_s if self._reads else math.inf
+
+    @property
+    def _reads(self) -> bool:
+        """Whether records are being read; else there is nothing to read, or a file is being written."""
+        return self._current is not None and self._current.job is None
 
     def tick(self, running: Iterable[Partition], *, restoring: bool, idle: bool) -> None:
         """A little work. `restoring`: something is, which comes first. `idle`: no events came in this round."""
         began_s = self._clock.monotonic_s()
-        if restoring and self._current is not None and self._current.job is None:
+        if restoring and self._reads:
             self._drop()  # a reader that is not read from for long would be taken for one that hangs
         if restoring or self._stopping or self._share.rest_s:
             return

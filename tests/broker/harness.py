@@ -183,6 +183,16 @@ class RunningDaemon:
         """Let it go on."""
         self._process.send_signal(signal.SIGCONT)
 
+    def freeze_when(self, condition: Callable[[], bool]) -> None:
+        """Stop it at a moment when `condition` holds: it gets no further while that is looked at."""
+        while True:
+            self.freeze()
+            if condition():
+                return
+            self.thaw()
+            time.sleep(0.02)
+            assert self.exit_code is None, f"it has ended\n{self.last_words()}"
+
     def kill9(self) -> None:
         """End it at once, if it still runs."""
         self._process.kill()
@@ -333,6 +343,14 @@ def end_offsets(servers: str, topic: str, *, partitions: int) -> dict[int, int]:
     """The high watermark of each partition: behind committed, aborted and open transactions alike."""
     with admin(servers) as client:
         return _ends(client, topic, partitions, IsolationLevel.READ_UNCOMMITTED)
+
+
+def written_states(servers: str, name: str, *, partitions: int) -> int:
+    """Offsets of the state topic that are taken, by whatever transactions; 0 while there is no such topic."""
+    with admin(servers) as client:
+        if f"{name}.state" not in client.list_topics():
+            return 0
+    return sum(end_offsets(servers, f"{name}.state", partitions=partitions).values())
 
 
 def in_transaction(client: Any, topic: str, *, partitions: int) -> bool:

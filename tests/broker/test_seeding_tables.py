@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,11 @@ from lstmstream.serve.identity import state_identity
 from lstmstream.transport.partitioner import partition_of
 from tests.broker.harness import (
     RunningDaemon,
-    admin,
     committed_offsets,
     create_topics,
-    end_offsets,
     read_all,
     write_config,
+    written_states,
 )
 from tests.broker.older_events import COLUMNS, NOW_MS, PARTITIONS, Event, events, to_topic, write_lines
 from tests.broker.test_states import state_command
@@ -210,18 +207,9 @@ def test_an_import_that_was_killed_is_done_again(broker: str, topic_prefix: str,
     found = [{"id": f"k{n}", "ts": NOW_MS, "amount": 1.0, "n": n} for n in range(60)]
     to_topic(broker, f"{name}.in", found)
     command = [sys.executable, "-m", "lstmstream", "state", "import", str(config), str(tmp_path / "states.parquet")]
-    importing = subprocess.Popen(command)
-    try:
-        while True:
-            importing.send_signal(signal.SIGSTOP)  # it gets no further while the broker is asked
-            if written(broker, name):
-                break
-            importing.send_signal(signal.SIGCONT)
-            time.sleep(0.01)
-            assert importing.poll() is None, "it has ended"
-    finally:
-        importing.kill()
-        importing.wait()
+    with RunningDaemon(config, tmp_path / "import.log", command=command) as importing:
+        importing.freeze_when(lambda: written_states(broker, name, partitions=PARTITIONS) > 0)
+        importing.kill9()
     with RunningDaemon(config, tmp_path / "log1") as daemon:
         assert daemon.wait_end() == 2
         assert "was stopped before it had written all" in daemon.last_words()
@@ -230,11 +218,3 @@ def test_an_import_that_was_killed_is_done_again(broker: str, topic_prefix: str,
     assert "of an unfinished import or build will not count" in done.stderr or "150,000 states" in done.stderr
     serve(broker, name, config, tmp_path / "log2", found)
     assert {one[2] for one in answers(broker, f"{name}.out").values()} == {42}
-
-
-def written(broker: str, name: str) -> bool:
-    """Whether the state topic is there, and has something."""
-    with admin(broker) as client:
-        if f"{name}.state" not in client.list_topics():
-            return False
-    return any(end_offsets(broker, f"{name}.state", partitions=PARTITIONS).values())

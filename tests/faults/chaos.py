@@ -127,12 +127,15 @@ class Faults:
                     time.sleep(0.05)
                 self._choose()
         finally:
-            for thread in self._threads:
-                thread.join(120)
+            self._wait()
         if ERASURES.keys() & self._kinds.keys():
             self._begin("erase", self._erase, "erase", self._source.random())
         if seconds:
             self._cut_power()
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until the faults that have begun are over."""
         for thread in self._threads:
             thread.join(120)
 

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from lstmstream.dev.broker import DevBroker
-from tests.broker.harness import RunningDaemon, admin, committed_offsets, create_topics, end_offsets, write_config
+from tests.broker.harness import (
+    RunningDaemon,
+    admin,
+    committed_offsets,
+    create_topics,
+    end_offsets,
+    write_config,
+    written_states,
+)
 from tests.broker.older_events import COLUMNS, PARTITIONS, Event, events, to_topic, write_lines
 from tests.broker.test_verify import verify
 from tests.faults.judge import open_transactions
@@ -66,23 +74,14 @@ class Builds:
                 assert time.monotonic() < deadline, "the group has members still"
                 time.sleep(0.2)
 
-    def written(self) -> int:
-        """Records of the state topic, those of builds that did not get to their end included."""
-        with admin(self.servers) as client:
-            if f"{NAME}.state" not in client.list_topics():  # the first build makes it
-                return 0
-        return sum(end_offsets(self.servers, f"{NAME}.state", partitions=PARTITIONS).values())
-
     def freeze_in_the_middle(self, build: RunningDaemon, share: float) -> None:
         """Stop it where it stands, once it has written more than this share of the states."""
-        before = self.written()
-        while True:
-            build.freeze()
-            if self.written() - before > share * KEYS:
-                return
-            build.thaw()
-            time.sleep(0.02)
-            assert build.exit_code is None, build.last_words()
+        before = self._written()
+        build.freeze_when(lambda: self._written() - before > share * KEYS)
+
+    def _written(self) -> int:
+        """Those of builds that did not get to their end included."""
+        return written_states(self.servers, NAME, partitions=PARTITIONS)
 
 
 @pytest.fixture

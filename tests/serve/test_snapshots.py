@@ -628,8 +628,7 @@ def test_a_poll_waits_no_longer_than_the_rest_between_two_slices(world: World, m
     assert making is not None
 
     def poll(self: MemoryTransport, timeout_s: float, max_events: int) -> PollResult:
-        reads = making._current is not None and making._current.job is None
-        waits_s.setdefault(reads, set()).add(timeout_s)
+        waits_s.setdefault(making._reads, set()).add(timeout_s)
         return inner(self, timeout_s, max_events)
 
     monkeypatch.setattr(MemoryTransport, "poll", poll)
