@@ -46,7 +46,7 @@ FAST = [  # in the order in which they are likely to notice
     *("tests/serve/test_expiry.py", "tests/serve/test_limited_erasure.py", "tests/serve/test_abandoned.py"),
     *("tests/transport/test_protocol.py", "tests/states/test_repartition.py"),
     *("tests/serve/test_rebuild.py", "tests/verify/test_alerts.py", "tests/verify/test_expiry.py"),
-    "tests/serve/test_standby.py",
+    *("tests/serve/test_standby.py", "tests/serve/test_old_models.py"),
 ]
 LEFT_OUT = ("TestAtLeastOnce", "any_schedule", "any_history", "memory_of_a_replay", "those_of_a_dict", "of_a_stop_grow")
 FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
@@ -467,7 +467,7 @@ def noticed_by(folder: Path, files: list[str], *options: str) -> str | None:
         time.sleep(0.02)
     if status == 0:
         return None
-    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output.read_text(errors="replace"), re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (tests/.+?)(?: - |$)", output.read_text(errors="replace"), re.MULTILINE)
     if found is None:
         raise RuntimeError(output.read_text(errors="replace"))
     return found[1]

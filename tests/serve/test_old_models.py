@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lstmstream.serve import checkpoint, old_models
+from lstmstream.serve import checkpoint, old_models, restore
 from lstmstream.serve.daemon import Daemon
 from lstmstream.serve.state_records import FLOOR, Floor, key_kind, unpack_floor
 from lstmstream.transport.memory import LogRecord
@@ -246,12 +246,17 @@ def test_a_model_that_has_only_just_come_back_has_answered(monkeypatch: pytest.M
     assert in_memory(world) == list(books.kept)
 
 
-def test_what_is_left_of_an_earlier_life_is_deleted_before_the_next() -> None:
-    """Its floor record is gone, as after `state repartition`, and its states are not."""
+@pytest.mark.parametrize("fault", [None, "begin", "commit", "committed"])
+def test_what_is_left_of_an_earlier_life_is_deleted_before_the_next(
+    fault: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its floor record is gone, as after `state repartition`, and its states are not. A part may fail at first."""
+    monkeypatch.setattr(restore, "CLEARED_AT_ONCE", 15)
     world = World(**RULES | {"on_model_change": "reset"})
     serve(world, OLD, 80)
     key = next(key for key in newest(world) if key[:1] == FLOOR)
     world.broker.append("t.state", 0, key, None)
+    world.faults += [] if fault is None else [fault]
     daemon = world.start(model(OLD))
     world.settle()
     assert states(world, OLD) == 0
