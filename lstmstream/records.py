@@ -131,11 +131,11 @@ class RecordBatch:
 
     def first_offsets(self) -> dict[int, int]:
         """The offset of the first record, by partition."""
-        return {p: int(self.offsets[self.partitions == p][0]) for p in partition_numbers(self.partitions)}
+        return {p: int(self.offsets[row]) for p, row in first_rows(self.partitions).items()}
 
     def next_offsets(self) -> dict[int, int]:
         """The offset after the last record, by partition."""
-        return {p: int(self.offsets[self.partitions == p][-1]) + 1 for p in partition_numbers(self.partitions)}
+        return {p: int(self.offsets[-1 - row]) + 1 for p, row in first_rows(self.partitions[::-1]).items()}
 
     def min_timestamp_ms(self) -> dict[int, int]:
         """The least timestamp, by partition; one where no record has any counts as the latest there is."""
@@ -163,6 +163,13 @@ def partition_numbers(partitions: Ints) -> list[int]:
     """Those that occur in [N], ascending. Faster than to sort them; none is negative."""
     numbers: list[int] = np.flatnonzero(np.bincount(partitions)).tolist()
     return numbers
+
+
+def first_rows(partitions: Ints) -> dict[int, int]:
+    """Where each partition occurs first in [N], by partition, ascending. It looks at where one follows another only."""
+    starts = np.flatnonzero(np.diff(partitions, prepend=-2))  # which no partition is
+    numbers, at = np.unique(partitions[starts], return_index=True)
+    return dict(zip(numbers.tolist(), starts[at].tolist(), strict=True))
 
 
 def concatenate(batches: Sequence[RecordBatch]) -> RecordBatch:

@@ -1,10 +1,16 @@
-/* Events to columns: the Python class Decoder, used by lstmstream/serve/compiled_decode.py. Included by codec.c. */
+/* Events to columns: the Python class Decoder, used by lstmstream/serve/compiled_decode.py. Included by codec.c.
+ *
+ * Events are read without Python's lock, so that the threads of Kafka's clients go on meanwhile. What needs Python takes
+ * it: a category's text that comes for the first time, what is not usual, and what is declined.
+ */
 
 enum { NUMBER, CATEGORY, TIME, KEY, INNER, GUARD, TEXT, KINDS };
 enum { NOT_WANTED = -1, DECLINED = -2 };
 
 typedef struct {
     PyObject *name; /* UTF-8 bytes */
+    const char *text_of_name;
+    Py_ssize_t length_of_name;
     int object;     /* in which it is: 0 is the event, others are fields of the kind INNER */
     int kind;
     int column;   /* of numbers or categories; of INNER the number of the object */
@@ -32,6 +38,11 @@ typedef struct { /* a text in the event: without a start it is absent, without a
     const char *start, *end;
 } Span;
 
+typedef struct { /* a key, until it is made; `made` where it has escapes */
+    Span text;
+    PyObject *made;
+} Key;
+
 typedef struct {
     PyObject_HEAD
     Field *fields;
@@ -41,7 +52,6 @@ typedef struct {
     Guess guesses[GUESSES];
     PyObject *codes; /* a tuple of callables, text to code */
     Code *known_codes; /* [categories, CODES] */
-    Span *texts;       /* [texts] of the event that is read */
     PyObject *timestamp_ms;
     PyObject *loads; /* bytes of JSON to a value, for strings with escapes */
     Py_ssize_t max_bytes;
@@ -54,9 +64,25 @@ typedef struct { /* the event that is read */
     float *x;
     int64_t *categories, *time;
     char *absent;
-    PyObject *key;
+    Key *key;
+    Span *texts; /* [texts] */
     int kinds, member, required, odd_keys; /* required: how many of the fields that each event must have */
+    PyThreadState *unlocked; /* NULL while this thread has Python's lock */
+    int times_taken;
 } Event;
+
+#define MOST_TAKEN 32 /* whoever lets it go may wait for it for 5 ms: a batch that wants it so often keeps it */
+
+static void take_lock(Event *event)
+{
+    if (event->unlocked != NULL) PyEval_RestoreThread(event->unlocked);
+    event->unlocked = NULL;
+}
+
+static void let_lock_go(Event *event)
+{
+    if (event->times_taken++ < MOST_TAKEN) event->unlocked = PyEval_SaveThread();
+}
 
 static uint32_t hash_text(const char *text, Py_ssize_t length, uint32_t seed)
 {
@@ -71,9 +97,9 @@ static int look_up(const Decoder *self, int object, const char *text, Py_ssize_t
     for (;; slot++) {
         int field = self->slots[slot & (uint32_t)(self->n_slots - 1)];
         if (field < 0) return NOT_WANTED;
-        PyObject *name = self->fields[field].name;
-        if (self->fields[field].object == object && PyBytes_Size(name) == length
-            && memcmp(PyBytes_AsString(name), text, (size_t)length) == 0)
+        const Field *found = &self->fields[field];
+        if (found->object == object && found->length_of_name == length
+            && memcmp(found->text_of_name, text, (size_t)length) == 0)
             return field;
     }
 }
@@ -147,6 +173,21 @@ static PyObject *unescaped(const Decoder *self, const char *text, Py_ssize_t len
     return found;
 }
 
+/* Asks Python for the code of a category; -1 with an error set. */
+static int ask_code(const Decoder *self, int column, const char *text, Py_ssize_t length, int kinds, int64_t *found)
+{
+    PyObject *code = NULL, *key = unescaped(self, text, length, kinds);
+    if (key != NULL) {
+        PyObject *callable = PyTuple_GetItem(self->codes, column);
+        code = callable == NULL ? NULL : PyObject_CallFunctionObjArgs(callable, key, NULL);
+        Py_DECREF(key);
+    }
+    if (code == NULL) return -1;
+    *found = PyLong_AsLongLong(code);
+    Py_DECREF(code);
+    return *found == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
 /* The code of a category. Escapes may stand in `text`, as in what is remembered. */
 static int code_of(Event *event, int column, const char *text, Py_ssize_t length, int kinds)
 {
@@ -158,16 +199,11 @@ static int code_of(Event *event, int column, const char *text, Py_ssize_t length
             return 0;
         }
     }
-    PyObject *code = NULL, *key = unescaped(event->self, text, length, kinds);
-    if (key != NULL) {
-        PyObject *callable = PyTuple_GetItem(event->self->codes, column);
-        code = callable == NULL ? NULL : PyObject_CallFunctionObjArgs(callable, key, NULL);
-        Py_DECREF(key);
-    }
-    if (code == NULL) return -1;
-    int64_t number = PyLong_AsLongLong(code);
-    Py_DECREF(code);
-    if (number == -1 && PyErr_Occurred()) return -1;
+    int64_t number;
+    take_lock(event);
+    int failed = ask_code(event->self, column, text, length, kinds, &number);
+    let_lock_go(event);
+    if (failed) return -1;
     event->categories[column] = number;
     if (known != NULL) {
         known->length = (unsigned char)(length + 1);
@@ -175,6 +211,17 @@ static int code_of(Event *event, int column, const char *text, Py_ssize_t length
         memcpy(known->text, text, (size_t)length);
     }
     return 0;
+}
+
+/* A key with escapes. -1 with an error set. */
+static int make_key(Event *event, const char *text, Py_ssize_t length, int kinds)
+{
+    take_lock(event);
+    PyObject *found = unescaped(event->self, text, length, kinds);
+    event->key->made = found == NULL ? NULL : PyUnicode_AsUTF8String(found);
+    Py_XDECREF(found);
+    let_lock_go(event);
+    return event->key->made == NULL ? -1 : 0;
 }
 
 /* A key, a category, or both. */
@@ -200,24 +247,30 @@ static int read_text(Event *event, const Field *field)
         event->odd_keys |= kinds & ESCAPED;
         event->odd_keys |= memchr(start, '.', (size_t)length) != NULL;
         event->odd_keys |= (length == 4 || length == 5) && strchr("tTfF", *start) != NULL;
-        if (kinds & ESCAPED) {
-            PyObject *text = unescaped(event->self, start, length, kinds);
-            event->key = text == NULL ? NULL : PyUnicode_AsUTF8String(text);
-            Py_XDECREF(text);
-        } else {
-            event->key = PyBytes_FromStringAndSize(start, length);
-        }
-        if (event->key == NULL) return -1;
+        if (!(kinds & ESCAPED)) event->key->text = (Span){start, stop};
+        else if (make_key(event, start, length, kinds) < 0) return -1;
     }
     if (field->kind != CATEGORY) return 0;
     event->absent[field->column] = 0;
     return code_of(event, field->column, start, length, kinds);
 }
 
+/* Milliseconds as Python has them; the reference to `value` is taken. -1 with an error set. */
+static int ask_time(const Decoder *self, PyObject *value, int64_t *found)
+{
+    if (value == NULL) return -1;
+    PyObject *ms = PyObject_CallFunctionObjArgs(self->timestamp_ms, value, NULL);
+    Py_DECREF(value);
+    if (ms == NULL) return -1;
+    *found = PyLong_AsLongLong(ms);
+    Py_DECREF(ms);
+    return *found == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
 static int read_time(Event *event)
 {
     const char *start = event->at;
-    PyObject *value, *ms;
+    int failed;
     if (*start == '"') {
         int kinds = 0;
         const char *stop = string_end(++start, event->end, &kinds);
@@ -225,7 +278,8 @@ static int read_time(Event *event)
         event->kinds |= kinds;
         event->at = stop + 1;
         if (iso_ms(start, stop - start, event->time) == 0) return 0;
-        value = PyUnicode_DecodeUTF8(start, stop - start, NULL);
+        take_lock(event);
+        failed = ask_time(event->self, PyUnicode_DecodeUTF8(start, stop - start, NULL), event->time);
     } else {
         Number number;
         double nearest;
@@ -233,22 +287,18 @@ static int read_time(Event *event)
         event->at = number.end;
         if (epoch_ms(&number, event->time) == 0) return 0;
         if (number.whole || nearest_double(&number, &nearest) < 0) return -1;
-        value = PyFloat_FromDouble(nearest);
+        take_lock(event);
+        failed = ask_time(event->self, PyFloat_FromDouble(nearest), event->time);
     }
-    if (value == NULL) return -1;
-    ms = PyObject_CallFunctionObjArgs(event->self->timestamp_ms, value, NULL);
-    Py_DECREF(value);
-    if (ms == NULL) return -1;
-    *event->time = PyLong_AsLongLong(ms);
-    Py_DECREF(ms);
-    return *event->time == -1 && PyErr_Occurred() ? -1 : 0;
+    let_lock_go(event);
+    return failed;
 }
 
 /* The value of the field has been read, and ends here. */
 static void note_text(Event *event, const Field *field, const char *start)
 {
     int kinds = memchr(start, '\\', (size_t)(event->at - start)) != NULL ? ESCAPED : 0;
-    event->self->texts[field->text] = (Span){start, is_written_so(start, event->at, kinds) ? event->at : NULL};
+    event->texts[field->text] = (Span){start, is_written_so(start, event->at, kinds) ? event->at : NULL};
 }
 
 static int read_object(Event *event, int object)
@@ -297,25 +347,18 @@ static int read_object(Event *event, int object)
 }
 
 /* 0, or -1 where it is declined or a Python error is set. */
-static int read_event(Event *event, PyObject *value)
+static int read_event(Event *event, const char *start, const char *end)
 {
     Decoder *self = event->self;
-    const char *start = PyBytes_AsString(value);
     event->at = skip_space(start);
-    event->end = start + PyBytes_Size(value);
+    event->end = end;
     event->kinds = event->member = event->required = 0;
     self->row++;
     for (int i = 0; i < self->n_numbers; i++) event->x[i] = NAN;
     for (int i = 0; i < self->n_categories; i++) event->categories[i] = 0, event->absent[i] = 1;
-    for (int i = 0; i < self->n_texts; i++) self->texts[i] = (Span){NULL, NULL};
     if (read_object(event, 0) < 0 || skip_space(event->at) != event->end) return -1;
     if (event->required != self->n_required) return -1;
-    if (event->kinds & NOT_ASCII) {
-        PyObject *text = PyUnicode_DecodeUTF8(start, event->end - start, NULL);
-        if (text == NULL) return -1;
-        Py_DECREF(text);
-    }
-    return 0;
+    return event->kinds & NOT_ASCII && !is_utf8(start, end) ? -1 : 0;
 }
 
 #define DECLINED_SHARE 16 /* a batch in which more than one of so many events is declined is declined as a whole */
@@ -342,59 +385,119 @@ static int decline(PyObject *declined, Py_ssize_t row, Py_ssize_t count)
     return -failed;
 }
 
-/* A list of None for each text; NULL where there is no memory. */
-static PyObject *new_columns(int n_columns, Py_ssize_t rows)
+typedef struct { /* what is read of a batch before it becomes objects */
+    Span *values; /* [N] without a start where the event is declined */
+    Key *keys;    /* [N] */
+    Span *texts;  /* [N, texts] */
+} Batch;
+
+static int open_batch(Batch *batch, const Decoder *self, Py_ssize_t count)
 {
-    PyObject *columns = PyList_New(n_columns);
-    for (int i = 0; columns != NULL && i < n_columns; i++) {
-        PyObject *column = PyList_New(rows);
-        for (Py_ssize_t row = 0; column != NULL && row < rows; row++) PyList_SetItem(column, row, Py_NewRef(Py_None));
+    batch->values = PyMem_Calloc((size_t)count + 1, sizeof(Span));
+    batch->keys = PyMem_Calloc((size_t)count + 1, sizeof(Key));
+    batch->texts = PyMem_Calloc((size_t)count * (size_t)self->n_texts + 1, sizeof(Span));
+    if (batch->values != NULL && batch->keys != NULL && batch->texts != NULL) return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+static void close_batch(Batch *batch, Py_ssize_t count)
+{
+    for (Py_ssize_t row = 0; batch->keys != NULL && row < count; row++) Py_XDECREF(batch->keys[row].made);
+    PyMem_Free(batch->values);
+    PyMem_Free(batch->keys);
+    PyMem_Free(batch->texts);
+}
+
+/* Where the values are that are to be read. */
+static int find_values(const Decoder *self, PyObject *values, PyObject *record_keys, Span *found)
+{
+    for (Py_ssize_t row = 0; row < PyTuple_Size(values); row++) {
+        PyObject *value = PyTuple_GetItem(values, row), *record_key = PyList_GetItem(record_keys, row);
+        if (value == NULL || record_key == NULL) return -1;
+        Py_ssize_t size = size_of(value, record_key);
+        if (size < 0 || size > self->max_bytes) continue;
+        found[row].start = PyBytes_AsString(value);
+        found[row].end = found[row].start + PyBytes_Size(value);
+    }
+    return 0;
+}
+
+/* All events. -1 where too many are declined, or an error is set. */
+static int read_values(Event *event, const Batch *batch, Py_ssize_t count, const Py_buffer *buffers, PyObject *declined)
+{
+    const Decoder *self = event->self;
+    int failed = 0;
+    let_lock_go(event);
+    for (Py_ssize_t row = 0; row < count && !failed; row++) {
+        Key *key = &batch->keys[row];
+        Span *texts = batch->texts + row * self->n_texts;
+        event->x = (float *)buffers[0].buf + row * self->n_numbers;
+        event->categories = (int64_t *)buffers[1].buf + row * self->n_categories;
+        event->absent = (char *)buffers[2].buf + row * self->n_categories;
+        event->time = (int64_t *)buffers[3].buf + row;
+        event->key = key;
+        event->texts = texts;
+        Span *value = &batch->values[row];
+        if (value->start != NULL && read_event(event, value->start, value->end) == 0) continue;
+        value->start = NULL;
+        for (int i = 0; i < self->n_texts; i++) texts[i] = (Span){"", NULL}; /* left to Python code */
+        take_lock(event);
+        failed = decline(declined, row, count);
+        let_lock_go(event);
+    }
+    take_lock(event);
+    return failed;
+}
+
+/* The list of keys; None where the event is declined. */
+static PyObject *make_keys(const Decoder *self, const Batch *batch, Py_ssize_t count)
+{
+    PyObject *keys = PyList_New(self->has_key ? count : 0);
+    for (Py_ssize_t row = 0; keys != NULL && self->has_key && row < count; row++) {
+        const Key *key = &batch->keys[row];
+        PyObject *made;
+        if (batch->values[row].start == NULL) made = Py_NewRef(Py_None);
+        else if (key->made != NULL) made = Py_NewRef(key->made);
+        else made = PyBytes_FromStringAndSize(key->text.start, key->text.end - key->text.start);
+        if (made == NULL || PyList_SetItem(keys, row, made) < 0) Py_CLEAR(keys);
+    }
+    return keys;
+}
+
+/* A list of texts for each column: None where it is left to Python code, nothing where the event has none. */
+static PyObject *make_texts(const Decoder *self, const Batch *batch, Py_ssize_t count)
+{
+    PyObject *columns = PyList_New(self->n_texts);
+    for (int i = 0; columns != NULL && i < self->n_texts; i++) {
+        PyObject *column = PyList_New(count);
+        for (Py_ssize_t row = 0; column != NULL && row < count; row++) {
+            const Span *span = &batch->texts[row * self->n_texts + i];
+            PyObject *text = span->start != NULL && span->end == NULL
+                                 ? Py_NewRef(Py_None)
+                                 : PyBytes_FromStringAndSize(span->start, span->end - span->start);
+            if (text == NULL || PyList_SetItem(column, row, text) < 0) Py_CLEAR(column);
+        }
         if (column == NULL || PyList_SetItem(columns, i, column) < 0) Py_CLEAR(columns);
     }
     return columns;
 }
 
-/* Puts the texts of the event that was read into their columns. */
-static int keep_texts(const Decoder *self, PyObject *columns, Py_ssize_t row)
-{
-    for (int i = 0; i < self->n_texts; i++) {
-        const Span *span = &self->texts[i];
-        if (span->start != NULL && span->end == NULL) continue;
-        PyObject *text = PyBytes_FromStringAndSize(span->start, span->end - span->start);
-        if (text == NULL || PyList_SetItem(PyList_GetItem(columns, i), row, text) < 0) return -1;
-    }
-    return 0;
-}
-
 static PyObject *read_events(Decoder *self, PyObject *values, PyObject *record_keys, Py_buffer *buffers)
 {
-    Py_ssize_t count = PyList_Size(values);
-    PyObject *keys = PyList_New(self->has_key ? count : 0), *declined = PyList_New(0), *found = NULL;
-    PyObject *texts = new_columns(self->n_texts, count);
+    Py_ssize_t count = PyTuple_Size(values);
+    PyObject *declined = PyList_New(0), *keys = NULL, *texts = NULL, *found = NULL;
     Event event = {.self = self};
-    int failed = keys == NULL || declined == NULL || texts == NULL;
-    for (Py_ssize_t i = 0; i < count && !failed; i++) {
-        PyObject *value = PyList_GetItem(values, i), *record_key = PyList_GetItem(record_keys, i);
-        if (value == NULL || record_key == NULL) break; /* an error is set */
-        Py_ssize_t size = size_of(value, record_key);
-        event.x = (float *)buffers[0].buf + i * self->n_numbers;
-        event.categories = (int64_t *)buffers[1].buf + i * self->n_categories;
-        event.absent = (char *)buffers[2].buf + i * self->n_categories;
-        event.time = (int64_t *)buffers[3].buf + i;
-        event.key = NULL;
-        Py_INCREF(value); /* Python code that is called may change the list */
-        if (size < 0 || size > self->max_bytes || read_event(&event, value) < 0) {
-            Py_CLEAR(event.key);
-            failed = decline(declined, i, count) < 0;
-        } else {
-            failed = keep_texts(self, texts, i) < 0;
-        }
-        Py_DECREF(value);
-        if (self->has_key) failed |= PyList_SetItem(keys, i, event.key != NULL ? event.key : Py_NewRef(Py_None)) < 0;
+    Batch batch = {NULL, NULL, NULL};
+    int failed = declined == NULL || open_batch(&batch, self, count) < 0
+                 || find_values(self, values, record_keys, batch.values) < 0;
+    if (!failed) {
+        failed = read_values(&event, &batch, count, buffers, declined);
+        if (failed && !PyErr_Occurred()) found = Py_NewRef(Py_None);
     }
-    if (!PyErr_Occurred())
-        found = failed ? Py_NewRef(Py_None)
-                       : Py_BuildValue("(OOOO)", keys, event.odd_keys ? Py_True : Py_False, declined, texts);
+    if (!failed && (keys = make_keys(self, &batch, count)) != NULL && (texts = make_texts(self, &batch, count)) != NULL)
+        found = Py_BuildValue("(OOOO)", keys, event.odd_keys ? Py_True : Py_False, declined, texts);
+    close_batch(&batch, count);
     Py_XDECREF(keys);
     Py_XDECREF(texts);
     Py_XDECREF(declined);
@@ -410,7 +513,8 @@ static PyObject *Decoder_decode(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOOOOO", &values, &record_keys, &arrays[0], &arrays[1], &arrays[2], &arrays[3]))
         return NULL;
     if (!PyList_Check(values) || !PyList_Check(record_keys) || self->busy) Py_RETURN_NONE;
-    Py_ssize_t count = PyList_Size(values);
+    if ((values = PyList_AsTuple(values)) == NULL) return NULL; /* other threads run, and may change the list */
+    Py_ssize_t count = PyTuple_Size(values);
     Py_ssize_t widths[4] = {self->n_numbers * 4, self->n_categories * 8, self->n_categories, 8 * self->has_time};
     self->busy = 1;
     for (; held < 4; held++) {
@@ -423,6 +527,7 @@ static PyObject *Decoder_decode(PyObject *object, PyObject *args)
     }
     if (!PyErr_Occurred()) found = read_events(self, values, record_keys, buffers);
     while (held > 0) PyBuffer_Release(&buffers[--held]);
+    Py_DECREF(values);
     self->busy = 0;
     return found;
 }
@@ -447,6 +552,8 @@ static int read_fields(Decoder *self, PyObject *fields)
             return -1;
         Py_INCREF(name);
         field->name = name;
+        field->text_of_name = PyBytes_AsString(name);
+        field->length_of_name = PyBytes_Size(name);
         int columns = field->kind == NUMBER ? self->n_numbers : self->n_categories, last = field->column + 1;
         if (field->kind == NUMBER && field->size > 1) last = field->column + field->size;
         int has_columns = field->kind == NUMBER || field->kind == CATEGORY;
@@ -495,9 +602,8 @@ static PyObject *Decoder_new(PyTypeObject *type, PyObject *args, PyObject *optio
     self->n_categories = (int)PyTuple_Size(codes);
     self->max_bytes = max_bytes;
     self->known_codes = PyMem_Calloc((size_t)self->n_categories * CODES + 1, sizeof(Code));
-    self->texts = PyMem_Calloc((size_t)n_texts + 1, sizeof(Span));
-    if (self->known_codes == NULL || self->texts == NULL) PyErr_NoMemory();
-    if (self->known_codes == NULL || self->texts == NULL || read_fields(self, fields) < 0) {
+    if (self->known_codes == NULL) PyErr_NoMemory();
+    if (self->known_codes == NULL || read_fields(self, fields) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -512,7 +618,6 @@ static void Decoder_dealloc(PyObject *object)
     PyMem_Free(self->fields);
     PyMem_Free(self->slots);
     PyMem_Free(self->known_codes);
-    PyMem_Free(self->texts);
     Py_XDECREF(self->codes);
     Py_XDECREF(self->timestamp_ms);
     Py_XDECREF(self->loads);

@@ -12,6 +12,28 @@ static inline const char *skip_space(const char *at)
 
 static inline int is_digit(char sign) { return sign >= '0' && sign <= '9'; }
 
+/* Whether this is UTF-8 as Python decodes it: The Unicode Standard, table 3-7. */
+static int is_utf8(const char *text, const char *end)
+{
+    const unsigned char *at = (const unsigned char *)text, *stop = (const unsigned char *)end;
+    while (at < stop) {
+        unsigned char lead = *at++, least = 0x80, most = 0xBF; /* of the second byte */
+        int more;
+        if (lead < 0x80) continue;
+        if (lead < 0xC2 || lead > 0xF4) return 0;
+        more = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+        if (lead == 0xE0) least = 0xA0;      /* less is longer than need be */
+        else if (lead == 0xED) most = 0x9F;  /* more is half a surrogate pair */
+        else if (lead == 0xF0) least = 0x90;
+        else if (lead == 0xF4) most = 0x8F;  /* more is beyond U+10FFFF */
+        if (stop - at < more || *at < least || *at > most) return 0;
+        for (int i = 1; i < more; i++)
+            if ((at[i] & 0xC0) != 0x80) return 0;
+        at += more;
+    }
+    return 1;
+}
+
 static int hex4(const char *at)
 {
     int unit = 0;

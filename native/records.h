@@ -140,13 +140,16 @@ static Py_ssize_t content_size(const Record *record, Py_ssize_t row)
 
 static PyObject *write_records(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *deltas, *keys, *values, *headers, *found = NULL;
+    PyObject *deltas, *keys, *values, *headers, *kept[3] = {NULL, NULL, NULL}, *found = NULL;
     if (!PyArg_ParseTuple(args, "OOOO", &deltas, &keys, &values, &headers)) return NULL;
     if (!PyList_Check(deltas) || !PyList_Check(keys) || !PyList_Check(values) || !PyList_Check(headers)) Py_RETURN_NONE;
     Py_ssize_t count = PyList_Size(deltas), total = 0, row;
     if (PyList_Size(keys) != count || PyList_Size(values) != count || PyList_Size(headers) != count) Py_RETURN_NONE;
     Record *records = PyMem_Calloc((size_t)count + 1, sizeof(Record));
     if (records == NULL) return PyErr_NoMemory();
+    /* Other threads run while the bytes are copied, and may change the lists. */
+    kept[0] = PyList_AsTuple(keys), kept[1] = PyList_AsTuple(values), kept[2] = PyList_AsTuple(headers);
+    if (kept[0] == NULL || kept[1] == NULL || kept[2] == NULL) goto end;
     for (row = 0; row < count; row++) { /* calls no Python code, so the lists stay as they are */
         Record *record = &records[row];
         PyObject *delta = PyList_GetItem(deltas, row);
@@ -164,6 +167,7 @@ static PyObject *write_records(PyObject *Py_UNUSED(module), PyObject *args)
         found = Py_NewRef(Py_None);
     } else if ((found = PyBytes_FromStringAndSize(NULL, total)) != NULL) {
         char *at = PyBytes_AsString(found);
+        Py_BEGIN_ALLOW_THREADS
         for (row = 0; row < count; row++) {
             const Record *record = &records[row];
             at = write_varint(at, zigzag(record->size));
@@ -175,7 +179,10 @@ static PyObject *write_records(PyObject *Py_UNUSED(module), PyObject *args)
             if (record->headers_length < 0) *at++ = 0;
             else at = (char *)memcpy(at, record->headers, (size_t)record->headers_length) + record->headers_length;
         }
+        Py_END_ALLOW_THREADS
     }
+end:
+    for (int i = 0; i < 3; i++) Py_XDECREF(kept[i]);
     PyMem_Free(records);
     return found;
 }

@@ -6,16 +6,16 @@
 static const double POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22}; /* all exact */
 
-/* The nearest double, as Python has it; -1 where that fails. */
+/* The nearest double, as Python has it; -1 where that fails. Called with Python's lock or without. */
 static int nearest_double(const Number *number, double *found)
 {
     char *stop;
+    PyGILState_STATE lock = PyGILState_Ensure();
     *found = PyOS_string_to_double(number->start, &stop, NULL);
-    if (PyErr_Occurred()) {
-        PyErr_Clear();
-        return -1;
-    }
-    return stop == number->end ? 0 : -1;
+    int failed = PyErr_Occurred() != NULL;
+    if (failed) PyErr_Clear();
+    PyGILState_Release(lock);
+    return failed || stop != number->end ? -1 : 0;
 }
 
 /* The nearest double, rounded to float32. -1 where it is not finite. */

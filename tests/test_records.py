@@ -28,3 +28,15 @@ def test_a_part_of_a_batch_has_the_chosen_records(rows: list[int]) -> None:
     assert part.headers == [batch.headers[row] for row in rows]
     assert part.sizes().tolist() == [len(keys[row] or b"") + row + 2 * (row == 1) for row in rows]
     assert concatenate([part, batch]).offsets.tolist() == [*part.offsets.tolist(), *batch.offsets.tolist()]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3))))
+def test_the_first_and_the_next_offset_of_each_partition(runs: list[tuple[int, int]]) -> None:
+    """One partition after the other, or in turns."""
+    partitions = np.array([number for number, count in runs for _ in range(count)], np.int64)
+    offsets = np.arange(len(partitions)) + 5
+    nothing: list[bytes | None] = [None] * len(partitions)
+    batch = RecordBatch("t", partitions, offsets, offsets, nothing, nothing, [()] * len(partitions))
+    of_each = {number: offsets[partitions == number].tolist() for number in sorted(set(partitions.tolist()))}
+    assert list(batch.first_offsets().items()) == [(number, found[0]) for number, found in of_each.items()]
+    assert list(batch.next_offsets().items()) == [(number, found[-1] + 1) for number, found in of_each.items()]

@@ -184,9 +184,10 @@ class Decoder:
         features = len(self._number_places) + len(self._category_places)
         missing, unknown = np.zeros(features, np.int64), np.zeros(features, np.int64)
         nan, column = np.isnan(observations.x), 0
-        for place, (_, _, size) in zip(self._number_places, self._numbers, strict=True):
-            missing[place] = np.count_nonzero(nan[:, column : column + size].all(axis=1))
-            column += size
+        if nan.any():
+            for place, (_, _, size) in zip(self._number_places, self._numbers, strict=True):
+                missing[place] = np.count_nonzero(nan[:, column : column + size].all(axis=1))
+                column += size
         missing[self._category_places] = absent.sum(axis=0)
         unknown[self._category_places] = (observations.categories == 0).sum(axis=0) - absent.sum(axis=0)
         return FieldCounts(missing, unknown)

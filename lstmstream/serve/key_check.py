@@ -111,13 +111,16 @@ class KeyCheck(Observer):
         for number, (rows, offsets) in changed.items():
             start = self._turn * share % len(rows)
             chosen = np.unique(np.arange(start, start + min(share, len(rows))) % len(rows))
-            for at, key in zip(chosen.tolist(), slabs[number].index.keys_at(rows[chosen]), strict=True):
-                if key is None or key in self._known:
-                    continue
-                other = next((n for n, slab in slabs.items() if n != number and key in slab.index), None)
-                if other is not None and len(self._known) < MAX_REMEMBERED:
+            keys = slabs[number].index.keys_at(rows[chosen])
+            other_of = np.full(len(keys), -1)
+            for other, slab in reversed(slabs.items()):
+                if other != number:
+                    other_of[slab.index.find_all(keys)[0] >= 0] = other
+            for at in np.flatnonzero(other_of >= 0).tolist():
+                key = keys[at]
+                if key is not None and key not in self._known and len(self._known) < MAX_REMEMBERED:
                     self._known.add(key)
-                    yield _Twice(number, int(offsets[at]), other)
+                    yield _Twice(number, int(offsets[chosen[at]]), int(other_of[at]))
 
     def _may_warn(self, about: str) -> bool:
         now_s = self._clock()

@@ -8,7 +8,11 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +181,29 @@ def test_any_bytes_anywhere(inserted: bytes, at: int) -> None:
 
 
 @needs_codec
+def test_text_is_utf8_where_python_says_so() -> None:
+    """All sequences of up to four bytes at the bounds of what may follow what."""
+    module = codec.load()
+    assert module is not None
+    made = module.Decoder([(b"c", 0, 0, 0, 0, 0, -1)], 1, 0, (), int, json.loads, 1000)
+    arrays = [np.zeros(1, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
+    bounds = bytes.fromhex("41 7f 80 8f 90 9f a0 bf c0 c1 c2 df e0 e1 ec ed ee ef f0 f1 f3 f4 f5 ff")
+    texts = [bytes(text) for length in (1, 2, 3) for text in product(bounds, repeat=length)]
+    texts += [bytes((lead, *rest)) for lead in b"\xf0\xf1\xf3\xf4" for rest in product(bounds, repeat=3)]
+    found = [made.decode([b'{"c":1,"other":"%b"}' % text], [None], *arrays) is not None for text in texts]
+    assert found == [is_utf8(text) for text in texts]
+    assert sum(found) > 500
+
+
+def is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@needs_codec
 def test_nothing_is_kept_of_batches() -> None:
     one, source = decoder(), random.Random(5)
     plain_ones = [plain(id=f"é{i}" * 9, channel=f"é{i}" * 9) for i in range(500)]
@@ -269,6 +296,67 @@ def test_a_decoder_that_is_called_by_itself_declines() -> None:
     assert made.decode(*arguments) == ([], False, [], [[b'"x"']])
     assert inner == [None]
     assert arrays[1].tolist() == [3]
+
+
+@needs_codec
+def test_lists_that_change_meanwhile_do_no_harm() -> None:
+    """Other threads run while a batch is read, as this function does."""
+
+    def code(text: str) -> int:
+        values.clear()
+        keys.clear()
+        return len(text)
+
+    module = codec.load()
+    assert module is not None
+    made = module.Decoder([(b"c", 0, 1, 0, 0, 0, 0)], 0, 1, (code,), int, json.loads, 1000)
+    values = [b'{"c":"%b"}' % (b"x" * length) for length in range(30, 60)]  # too long to be remembered
+    keys: list[bytes | None] = [b"key"] * len(values)
+    arrays = [np.zeros(len(values), kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
+    _, _, declined, (texts,) = made.decode(values, keys, *arrays)
+    assert declined == []
+    assert texts == [b'"%b"' % (b"x" * length) for length in range(30, 60)]
+    assert arrays[1].tolist() == list(range(30, 60))
+
+
+def _reading() -> Callable[[], object]:
+    compiled, count = decoder()._fast._compiled, 2_000
+    assert compiled is not None
+    arrays = [np.zeros(count * 9, kind) for kind in (np.float32, np.int64, np.bool_, np.int64)]
+    return partial(compiled._decode, [plain()] * count, [None] * count, *arrays)
+
+
+def _writing() -> Callable[[], object]:
+    module, count = codec.load(), 2_000
+    assert module is not None
+    return partial(module.write_records, [0] * count, [b"key"] * count, [b"x" * 1_000] * count, [None] * count)
+
+
+@needs_codec
+@pytest.mark.parametrize("make_work", [_reading, _writing])
+def test_other_threads_run_meanwhile(make_work: Callable[[], Callable[[], object]]) -> None:
+    """The lock is let go: Python itself would take it away from a thread after an hour only."""
+    work, begun, ran = make_work(), threading.Event(), threading.Event()
+
+    def run() -> None:
+        begun.wait()
+        ran.set()
+
+    other = threading.Thread(target=run)
+    other.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    try:
+        begun.set()
+        for _ in range(1_000):
+            if ran.is_set():
+                break
+            assert work() is not None
+        seen = ran.is_set()
+    finally:
+        sys.setswitchinterval(before)
+        other.join()
+    assert seen
 
 
 @needs_codec
