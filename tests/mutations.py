@@ -6,8 +6,9 @@
     python -m tests.mutations --only lstmstream/serve/committer.py --skip-slow
     python -m tests.mutations --part 1/2           # the other half: 2/2
 
-Each mutant is tested in a copy of the working tree. A survivor is either explained in EXPLAINED or lacks a test; with
-survivors that nobody has explained the exit code is 1.
+Each mutant is tested in a copy of the working tree, by those tests that run its lines, which a first run without a
+mutant finds out. A survivor is either explained in EXPLAINED or lacks a test; with survivors that nobody has explained
+the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +34,11 @@ import prometheus_client
 import pydantic
 import pytest
 
+from tests.covering_tests import CoveringTests, record
+
 ROOT = Path(__file__).parent.parent
 GENERATED = tuple(f"lstmstream/serve/{name}.py" for name in ("committer", "partition", "restore", "seeks"))
-FAST = [  # in the order in which they are likely to notice
+FAST = [
     *("tests/serve/test_committer.py", "tests/serve/test_in_doubt.py", "tests/serve/test_restore_choice.py"),
     *("tests/serve/test_restore_retries.py", "tests/serve/test_daemon.py", "tests/serve/test_overlap.py"),
     *("tests/serve/test_restore.py", "tests/serve/test_offsets_without_records.py", "tests/serve/test_wrong_state.py"),
@@ -79,6 +82,11 @@ class Mutant(NamedTuple):
     start: int  # characters
     end: int
     text: str  # in their place
+
+    def lines(self, source: str) -> range:
+        """Of `source`, which it changes."""
+        first = 1 + source.count("\n", 0, self.start)
+        return range(first, first + 1 + source.count("\n", self.start, self.end))
 
     def apply(self, source: str) -> str:
         return source[: self.start] + self.text + source[self.end :]
@@ -336,6 +344,7 @@ EXPLAINED = {
     "`self._use(self._states.open(self.number)) self.slab.stream_time.begin(origin, NEVER)`": _NO_TIME_BEFORE,
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
+    "`known_start <= start <= known_end` → `known_start <= start < known_end`": "where the two are one, both give it",
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
     "partition.py:117: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
 }  # by what is changed
@@ -473,7 +482,19 @@ def noticed_by(folder: Path, files: list[str], *options: str) -> str | None:
     return found[1]
 
 
-def _run_pytest(folder: Path, output: Path, arguments: list[str]) -> int:
+def find_covering_tests(folder: Path, files: Collection[str]) -> CoveringTests:
+    """Raises RuntimeError where a test fails without any mutant."""
+    output = folder / "mutant.log"
+    child = os.fork()
+    if not child:
+        os._exit(_run_pytest(folder, output, [*OPTIONS, "-k", FAST_LEFT_OUT, *FAST], recorded=files))
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError(output.read_text(errors="replace"))
+    return CoveringTests(folder, files)
+
+
+def _run_pytest(folder: Path, output: Path, arguments: list[str], recorded: Collection[str] = ()) -> int:
+    """`recorded`: files for whose lines it is noted which tests run them."""
     with output.open("w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
@@ -484,7 +505,7 @@ def _run_pytest(folder: Path, output: Path, arguments: list[str]) -> int:
     os.environ["LSTMSTREAM_SCHEDULES"] = SCHEDULES
     sys.dont_write_bytecode = True  # two mutants may have one length, and come within one second
     try:
-        return int(pytest.main(arguments))
+        return record(folder, recorded, arguments) if recorded else int(pytest.main(arguments))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -508,11 +529,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutations-") as name:
         folder = Path(name)
         copy_tree(folder)
+        covering = find_covering_tests(folder, {mutant.file for mutant in mutants})
         for number, mutant in enumerate(mutants, 1):
             file, began_s = folder / mutant.file, time.monotonic()
             source = file.read_text(encoding="utf-8")
             file.write_text(mutant.apply(source), encoding="utf-8")
-            parts = [(FAST, ["-k", FAST_LEFT_OUT]), *([] if given.skip_slow else [(SLOW, [])])]
+            fast = covering.of(mutant.file, mutant.lines(source))
+            parts = [(fast or FAST, ["-k", FAST_LEFT_OUT]), *([] if given.skip_slow else [(SLOW, [])])]
             found = None
             for files, options in reversed(parts) if given.slow_first else parts:
                 found = found or noticed_by(folder, files, *options)

@@ -134,6 +134,7 @@ class SlowLog:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.opened: list[tuple[int, int]] = []
+        self.closed = 0
         self.position = self.end = 0
 
     def resume(self, partition: int, offset: int) -> None:
@@ -150,7 +151,7 @@ class SlowLog:
         return RecordBatch.empty("in")
 
     def close(self) -> None:
-        pass
+        self.closed += 1
 
 
 def test_a_long_stretch_is_read_in_several_looks() -> None:
@@ -163,5 +164,20 @@ def test_a_long_stretch_is_read_in_several_looks() -> None:
     seeks.resume(0, 5)
     seeks.check({0: 50}, {0: 51}, {0: 5}, [0])
     assert slow.opened == [(5, 50), (35, 50)]
+    assert slow.closed == 2
+    seeks.resume(0, 5)
+    seeks.check({0: 50}, {0: 51}, {0: 5}, [0])
+    assert len(slow.opened) == 2, "all of it is known"
     seeks.check({0: 90}, {0: 91}, {0: 51}, [0])
     assert len(slow.opened) == 2, "only the first records after a seek are looked at"
+
+
+def test_a_client_that_waits_where_it_was_told_may_still_go_on_elsewhere() -> None:
+    """Its position proves nothing before it gives records: the library may not have made its seek yet."""
+    slow = SlowLog()
+    seeks = Seeks(slow, "in", lambda: slow.now_s)  # type: ignore[arg-type]
+    seeks.resume(0, 5)
+    seeks.check({}, {0: 5}, {}, [0])
+    assert slow.opened == []
+    seeks.check({0: 8}, {0: 9}, {0: 5}, [0])
+    assert slow.opened == [(5, 8)]
