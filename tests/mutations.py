@@ -331,6 +331,8 @@ REMEDIES = [
 # Survivors that change nothing that may be relied on, with the reason.
 _INDEPENDENT = "none of the two knows the other, and neither fails: their order is free"
 _NO_TIME_BEFORE = "the time before the first event is that of a new slab too, and nobody asks where it begins"
+_A_MOMENT = "a limit of time, and no moment of it matters"
+
 EXPLAINED = {
     "`self._refusals.note(result, error) self._batch_limit.on_refused(events)`": _INDEPENDENT,
     "`self._engine.rollback() self._observer.on_abort()`": _INDEPENDENT,
@@ -344,6 +346,18 @@ EXPLAINED = {
     "`self._use(self._states.open(self.number)) self.slab.stream_time.begin(origin, NEVER)`": _NO_TIME_BEFORE,
     "`self._engine.commit() self._refusals.on_commit(plan.offsets)`": _INDEPENDENT,
     "`self._refusals.on_commit(plan.offsets) self._observer.on_commit(": _INDEPENDENT,
+    "`self._warnings.of_rebuild(self._context.checkpointer.identity, origin, committed) self.close()`": _INDEPENDENT,
+    "`self._run(self._committed.offset, floor=self._replay_from, floor_position=self._floor_position) #": _INDEPENDENT,
+    "`self.partition.dirty.enqueue_marked(-np.inf, self._min_timestamp_ms) self._context.checkpointer.add_to_budget(": (
+        _INDEPENDENT
+    ),
+    "`self.close() self.partition.run(position=position, floor=floor,": _INDEPENDENT,
+    "`self._doubted_since_s is not None and self.phase is RestorePhase.CHOOSE` → `": (
+        "only the tests' clock asks, which then goes on by as much as the restore waits"
+    ),
+    "restore.py:420: `self.close()` → `pass`": "the next phase closes it before it opens a reader of its own",
+    "seeks.py:57: `reached > sought` → `reached >= sought`": "there is nothing to be read in between",
+    "seeks.py:79: `self._clock() > give_up_s` → `self._clock() >= give_up_s`": _A_MOMENT,
     "`known_start <= start <= known_end` → `known_start <= start < known_end`": "where the two are one, both give it",
     "the committed offset is looked up after the end of the state topic": "whoever writes behind that end is fenced",
     "partition.py:117: `self.oldest()` → `pass`": "it frees memory; `Checkpointer.due` does the same in each round",
