@@ -56,6 +56,7 @@ FAST_LEFT_OUT = " and ".join(f"not {name}" for name in LEFT_OUT)
 SLOW = ["tests/serve/test_schedules.py"]
 SCHEDULES = "60"
 LIMIT_S = 300
+TEST_LIMIT_S = 90  # of one test, which a mutant may keep from its end
 OPTIONS = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
 
 IMPORTED = (np, onnxruntime, prometheus_client, pydantic)  # once, for all that is forked
@@ -355,6 +356,7 @@ EXPLAINED = {
     "`self._doubted_since_s is not None and self.phase is RestorePhase.CHOOSE` → `": (
         "only the tests' clock asks, which then goes on by as much as the restore waits"
     ),
+    "`floor.offset < floor.rebuilt_to` → ": "one that has come so far says -1 in its place",
     "restore.py:420: `self.close()` → `pass`": "the next phase closes it before it opens a reader of its own",
     "seeks.py:57: `reached > sought` → `reached >= sought`": "there is nothing to be read in between",
     "seeks.py:79: `self._clock() > give_up_s` → `self._clock() >= give_up_s`": _A_MOMENT,
@@ -477,7 +479,7 @@ def noticed_by(folder: Path, files: list[str], *options: str) -> str | None:
     output = folder / "mutant.log"
     child = os.fork()
     if not child:
-        os._exit(_run_pytest(folder, output, [*OPTIONS, *options, *files]))
+        os._exit(_run_pytest(folder, output, [*OPTIONS, f"--timeout={TEST_LIMIT_S}", *options, *files]))
     limit_s = time.monotonic() + LIMIT_S
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
