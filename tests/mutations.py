@@ -356,6 +356,10 @@ EXPLAINED = {
     "`self._doubted_since_s is not None and self.phase is RestorePhase.CHOOSE` → `": (
         "only the tests' clock asks, which then goes on by as much as the restore waits"
     ),
+    "`self._warnings.of_reset(ours, others) self._start_empty(membership, committed)`": "it is said before or after",
+    "`now_s - self._doubted_since_s >= DOUBT_S` → ": _A_MOMENT,
+    '`log.error("skipped, the states do not contain it: %s", error.problem) #': _INDEPENDENT,
+    "restore.py:422: `committed > self._answered` → ": "a gap without offsets is passed over at once",
     "`floor.offset < floor.rebuilt_to` → ": "one that has come so far says -1 in its place",
     "restore.py:420: `self.close()` → `pass`": "the next phase closes it before it opens a reader of its own",
     "seeks.py:57: `reached > sought` → `reached >= sought`": "there is nothing to be read in between",

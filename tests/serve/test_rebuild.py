@@ -74,6 +74,18 @@ def test_an_input_without_times_and_records_starts_empty() -> None:
     assert world.steps(b"a")[-1] == 1
 
 
+def test_a_time_of_zero_is_a_time() -> None:
+    """As a producer gives that knows no better."""
+    world = World(**REPLAY, state={"replay": "10s"})
+    daemon = world.start(model(OLD))
+    for _ in range(5):
+        world.broker.append("in", 0, b"a", b'{"amount": 3}', 0)
+    world.settle()
+    world.stop(daemon)
+    serve(world, NEW, 1)
+    assert world.steps(b"a")[-1] == 6
+
+
 def test_where_it_began_stays_fixed() -> None:
     """Whatever `state.replay` says later, and however much of the input is there then."""
     world = World(**REPLAY, state={"replay": "10s"})
