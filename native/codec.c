@@ -27,6 +27,7 @@
 #define INTERFACE 6 /* as lstmstream/codec.py has it: another one is not used */
 
 #include "json.h"
+#include "lock.h"
 #include "values.h"
 
 #include "members.h"

@@ -8,9 +8,8 @@ enum { NUMBER, CATEGORY, TIME, KEY, INNER, GUARD, TEXT, KINDS };
 enum { NOT_WANTED = -1, DECLINED = -2 };
 
 typedef struct {
-    PyObject *name; /* UTF-8 bytes */
-    const char *text_of_name;
-    Py_ssize_t length_of_name;
+    PyObject *bytes; /* of the name, UTF-8 */
+    Name name;
     int object;     /* in which it is: 0 is the event, others are fields of the kind INNER */
     int kind;
     int column;   /* of numbers or categories; of INNER the number of the object */
@@ -67,22 +66,8 @@ typedef struct { /* the event that is read */
     Key *key;
     Span *texts; /* [texts] */
     int kinds, member, required, odd_keys; /* required: how many of the fields that each event must have */
-    PyThreadState *unlocked; /* NULL while this thread has Python's lock */
-    int times_taken;
+    Lock lock;
 } Event;
-
-#define MOST_TAKEN 32 /* whoever lets it go may wait for it for 5 ms: a batch that wants it so often keeps it */
-
-static void take_lock(Event *event)
-{
-    if (event->unlocked != NULL) PyEval_RestoreThread(event->unlocked);
-    event->unlocked = NULL;
-}
-
-static void let_lock_go(Event *event)
-{
-    if (event->times_taken++ < MOST_TAKEN) event->unlocked = PyEval_SaveThread();
-}
 
 static uint32_t hash_text(const char *text, Py_ssize_t length, uint32_t seed)
 {
@@ -98,8 +83,8 @@ static int look_up(const Decoder *self, int object, const char *text, Py_ssize_t
         int field = self->slots[slot & (uint32_t)(self->n_slots - 1)];
         if (field < 0) return NOT_WANTED;
         const Field *found = &self->fields[field];
-        if (found->object == object && found->length_of_name == length
-            && memcmp(found->text_of_name, text, (size_t)length) == 0)
+        if (found->object == object && found->name.length == (size_t)length
+            && memcmp(found->name.text, text, (size_t)length) == 0)
             return field;
     }
 }
@@ -143,7 +128,7 @@ static int read_numbers(Event *event, const Field *field)
         event->at = at;
         if (read_number(at, &number) < 0) return -1;
         event->at = number.end;
-        return to_float(&number, found);
+        return to_float(&number, found, &event->lock);
     }
     if (*at != '[') return -1;
     for (int i = 0; i < field->size; i++) {
@@ -152,7 +137,7 @@ static int read_numbers(Event *event, const Field *field)
             if (strncmp(at, "null", 4) != 0) return -1;
             at += 4;
         } else {
-            if (read_number(at, &number) < 0 || to_float(&number, found + i) < 0) return -1;
+            if (read_number(at, &number) < 0 || to_float(&number, found + i, &event->lock) < 0) return -1;
             at = number.end;
         }
         at = skip_space(at);
@@ -200,9 +185,9 @@ static int code_of(Event *event, int column, const char *text, Py_ssize_t length
         }
     }
     int64_t number;
-    take_lock(event);
+    take_lock(&event->lock);
     int failed = ask_code(event->self, column, text, length, kinds, &number);
-    let_lock_go(event);
+    let_lock_go(&event->lock);
     if (failed) return -1;
     event->categories[column] = number;
     if (known != NULL) {
@@ -216,11 +201,11 @@ static int code_of(Event *event, int column, const char *text, Py_ssize_t length
 /* A key with escapes. -1 with an error set. */
 static int make_key(Event *event, const char *text, Py_ssize_t length, int kinds)
 {
-    take_lock(event);
+    take_lock(&event->lock);
     PyObject *found = unescaped(event->self, text, length, kinds);
     event->key->made = found == NULL ? NULL : PyUnicode_AsUTF8String(found);
     Py_XDECREF(found);
-    let_lock_go(event);
+    let_lock_go(&event->lock);
     return event->key->made == NULL ? -1 : 0;
 }
 
@@ -278,7 +263,7 @@ static int read_time(Event *event)
         event->kinds |= kinds;
         event->at = stop + 1;
         if (iso_ms(start, stop - start, event->time) == 0) return 0;
-        take_lock(event);
+        take_lock(&event->lock);
         failed = ask_time(event->self, PyUnicode_DecodeUTF8(start, stop - start, NULL), event->time);
     } else {
         Number number;
@@ -286,11 +271,11 @@ static int read_time(Event *event)
         if (read_number(start, &number) < 0) return -1;
         event->at = number.end;
         if (epoch_ms(&number, event->time) == 0) return 0;
-        if (number.whole || nearest_double(&number, &nearest) < 0) return -1;
-        take_lock(event);
+        if (number.whole || nearest_double(&number, &nearest, &event->lock) < 0) return -1;
+        take_lock(&event->lock);
         failed = ask_time(event->self, PyFloat_FromDouble(nearest), event->time);
     }
-    let_lock_go(event);
+    let_lock_go(&event->lock);
     return failed;
 }
 
@@ -428,25 +413,22 @@ static int read_values(Event *event, const Batch *batch, Py_ssize_t count, const
 {
     const Decoder *self = event->self;
     int failed = 0;
-    let_lock_go(event);
+    let_lock_go(&event->lock);
     for (Py_ssize_t row = 0; row < count && !failed; row++) {
-        Key *key = &batch->keys[row];
-        Span *texts = batch->texts + row * self->n_texts;
         event->x = (float *)buffers[0].buf + row * self->n_numbers;
         event->categories = (int64_t *)buffers[1].buf + row * self->n_categories;
         event->absent = (char *)buffers[2].buf + row * self->n_categories;
         event->time = (int64_t *)buffers[3].buf + row;
-        event->key = key;
-        event->texts = texts;
+        event->key = &batch->keys[row];
+        event->texts = batch->texts + row * self->n_texts;
         Span *value = &batch->values[row];
         if (value->start != NULL && read_event(event, value->start, value->end) == 0) continue;
         value->start = NULL;
-        for (int i = 0; i < self->n_texts; i++) texts[i] = (Span){"", NULL}; /* left to Python code */
-        take_lock(event);
+        take_lock(&event->lock);
         failed = decline(declined, row, count);
-        let_lock_go(event);
+        let_lock_go(&event->lock);
     }
-    take_lock(event);
+    take_lock(&event->lock);
     return failed;
 }
 
@@ -473,9 +455,8 @@ static PyObject *make_texts(const Decoder *self, const Batch *batch, Py_ssize_t 
         PyObject *column = PyList_New(count);
         for (Py_ssize_t row = 0; column != NULL && row < count; row++) {
             const Span *span = &batch->texts[row * self->n_texts + i];
-            PyObject *text = span->start != NULL && span->end == NULL
-                                 ? Py_NewRef(Py_None)
-                                 : PyBytes_FromStringAndSize(span->start, span->end - span->start);
+            int is_read = batch->values[row].start != NULL && (span->start == NULL || span->end != NULL);
+            PyObject *text = is_read ? PyBytes_FromStringAndSize(span->start, span->end - span->start) : Py_NewRef(Py_None);
             if (text == NULL || PyList_SetItem(column, row, text) < 0) Py_CLEAR(column);
         }
         if (column == NULL || PyList_SetItem(columns, i, column) < 0) Py_CLEAR(columns);
@@ -551,9 +532,8 @@ static int read_fields(Decoder *self, PyObject *fields)
                               &field->size, &field->is_key, &field->text))
             return -1;
         Py_INCREF(name);
-        field->name = name;
-        field->text_of_name = PyBytes_AsString(name);
-        field->length_of_name = PyBytes_Size(name);
+        field->bytes = name;
+        field->name = (Name){PyBytes_AsString(name), (size_t)PyBytes_Size(name)};
         int columns = field->kind == NUMBER ? self->n_numbers : self->n_categories, last = field->column + 1;
         if (field->kind == NUMBER && field->size > 1) last = field->column + field->size;
         int has_columns = field->kind == NUMBER || field->kind == CATEGORY;
@@ -614,7 +594,7 @@ static void Decoder_dealloc(PyObject *object)
 {
     Decoder *self = (Decoder *)object;
     PyTypeObject *type = Py_TYPE(object);
-    for (int i = 0; self->fields != NULL && i < self->n_fields; i++) Py_XDECREF(self->fields[i].name);
+    for (int i = 0; self->fields != NULL && i < self->n_fields; i++) Py_XDECREF(self->fields[i].bytes);
     PyMem_Free(self->fields);
     PyMem_Free(self->slots);
     PyMem_Free(self->known_codes);

@@ -6,20 +6,20 @@
 static const double POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22}; /* all exact */
 
-/* The nearest double, as Python has it; -1 where that fails. Called with Python's lock or without. */
-static int nearest_double(const Number *number, double *found)
+/* The nearest double, as Python has it; -1 where that fails. */
+static int nearest_double(const Number *number, double *found, Lock *lock)
 {
     char *stop;
-    PyGILState_STATE lock = PyGILState_Ensure();
+    take_lock(lock);
     *found = PyOS_string_to_double(number->start, &stop, NULL);
     int failed = PyErr_Occurred() != NULL;
     if (failed) PyErr_Clear();
-    PyGILState_Release(lock);
+    let_lock_go(lock);
     return failed || stop != number->end ? -1 : 0;
 }
 
 /* The nearest double, rounded to float32. -1 where it is not finite. */
-static int to_float(const Number *number, float *found)
+static int to_float(const Number *number, float *found, Lock *lock)
 {
     double value = (double)number->digits;
     int exponent = number->exponent, sure = 0;
@@ -47,7 +47,7 @@ static int to_float(const Number *number, float *found)
         }
     }
     if (!sure) {
-        if (nearest_double(number, &value) < 0) return -1;
+        if (nearest_double(number, &value, lock) < 0) return -1;
         value = fabs(value);
     }
     *found = (float)(number->negative ? -value : value);
